@@ -1,0 +1,27 @@
+"""whence opens trained PyTorch networks: why this output, and what does it take a concept to be?"""
+
+from importlib.metadata import version as _version
+
+from whence import errors as errors
+from whence.explain import explain as explain, explain_targets as explain_targets
+from whence.explanation import Explanation as Explanation
+from whence.lrp import presets as presets
+from whence.lrp.composites import Composite as Composite, input_layer as input_layer
+from whence.lrp.conservation import Conservation as Conservation
+from whence.lrp.mode import relevance_rules as relevance_rules
+from whence.lrp.rules import (
+    AlphaBeta as AlphaBeta,
+    Constant as Constant,
+    Epsilon as Epsilon,
+    Flat as Flat,
+    Gamma as Gamma,
+    Gradient as Gradient,
+    Identity as Identity,
+    WSquare as WSquare,
+    ZBox as ZBox,
+    ZPlus as ZPlus,
+)
+from whence.methods.gradients import GradientTimesInput as GradientTimesInput, Sensitivity as Sensitivity
+from whence.methods.lrp import LRP as LRP
+
+__version__ = _version("whence")

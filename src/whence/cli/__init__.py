@@ -1,0 +1,36 @@
+"""The command line: `whence explain`, `whence models`. One file a command."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from whence.cli.explain import explain
+from whence.cli.models import models
+from whence.errors import WhenceError
+
+app = typer.Typer(
+    help="Open trained networks: why this output?", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+app.command()(explain)
+app.command()(models)
+
+
+@app.callback()
+def root() -> None:
+    """Open trained networks: why this output?"""
+
+
+def main() -> None:
+    """Run the command line; the library's errors end it with one line and exit code 2."""
+    try:
+        app()
+    except WhenceError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escaped(str(error))}")
+        sys.exit(2)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

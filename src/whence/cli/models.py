@@ -1,0 +1,27 @@
+"""`whence models`: what can be named after --model."""
+
+from typing import Annotated
+
+import typer
+from rich.columns import Columns
+from rich.console import Console
+
+
+def models(
+    contains: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+) -> None:
+    """List the models that --model takes by name."""
+    from whence.models.registry import available
+
+    console = Console(highlight=False)
+    for source, names in available().items():
+        matching = [name for name in names if contains.lower() in name.lower()]
+        prefix = "" if source == "bundled" else f"{source}:"
+        if not names:
+            console.print(f"[bold]{source}[/]: not installed")
+        elif matching:
+            shown = matching if contains or len(matching) <= 100 else matching[:20]
+            more = f", {len(matching) - len(shown)} more: whence models PART" if len(shown) < len(matching) else ""
+            console.print(f"[bold]{source}[/] ({len(matching)}{more})")
+            console.print(Columns([prefix + name for name in shown], padding=(0, 2)))
+    console.print("\nAny other: [bold]FILE.py:FACTORY[/], a function in a Python file that returns the model.")

@@ -1,0 +1,85 @@
+"""explain(): model + input + target + method -> Explanation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from whence.errors import RuleError
+from whence.explanation import Explanation
+from whence.inputs import Inputs, Nest, check_model
+from whence.methods.gradients import GradientTimesInput, Sensitivity
+from whence.methods.lrp import LRP
+from whence.methods.passes import Task
+from whence.targets import Target
+
+
+class Method(Protocol):
+    """A way to explain: a frozen dataclass with a short name."""
+
+    @property
+    def name(self) -> str: ...
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        """One explanation for each target of the task."""
+        ...
+
+
+METHODS: dict[str, Callable[[], Method]] = {m.name: m for m in (LRP, GradientTimesInput, Sensitivity)}
+
+
+def explain(
+    model: Callable[..., Any],
+    inputs: Nest,
+    target: Target = None,
+    *,
+    method: Method | str | None = None,
+    layers: Sequence[str] = (),
+) -> Explanation:
+    """Why this output? Relevance of every input feature for the target output of each sample.
+
+    >>> e = whence.explain(model, x, target=483)
+    >>> e.relevance          # like x
+    >>> e.conservation       # output = relevance + absorbed, to rounding
+
+    `model` is any callable made of torch functions, in eval mode if it is a module; it is left as it was. `inputs` is a
+    tensor `[N, …]`, a tuple of them, or a dict that is passed as keyword arguments. `target` is None (the arg max), a class,
+    one class a sample, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
+    fit most networks if not given. `layers` names modules whose outputs' relevance is wanted too.
+
+    Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
+    """
+    return next(explain_targets(model, inputs, [target], method=method, layers=layers))
+
+
+def explain_targets(
+    model: Callable[..., Any],
+    inputs: Nest,
+    targets: Sequence[Target],
+    *,
+    method: Method | str | None = None,
+    layers: Sequence[str] = (),
+) -> Iterator[Explanation]:
+    """Explanations of several targets of the same inputs: one forward pass for all, one backward pass each.
+
+    >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
+    """
+    check_model(model)
+    task = Task(model, Inputs.of(inputs), list(targets), _names(layers))
+    return named(method).explanations(task)
+
+
+def named(method: Method | str | None) -> Method:
+    """The method itself, by its short name, or the default."""
+    if method is None:
+        return LRP()
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+        return METHODS[method]()
+    if not hasattr(method, "explanations"):
+        raise RuleError(f"{method!r} is no method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
+    if isinstance(method, type):
+        raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
+    return method
+
+
+def _names(layers: Sequence[str]) -> tuple[str, ...]:
+    return (layers,) if isinstance(layers, str) else tuple(layers)

@@ -1,0 +1,137 @@
+"""What comes back from an explanation."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import WhenceError
+from whence.inputs import Nest
+from whence.lrp.conservation import Conservation
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """Relevance of every input feature of a batch, with the account of where it came from.
+
+    >>> e = whence.explain(model, x, target=3)
+    >>> e.relevance.shape == x.shape, e.output, e.conservation
+    >>> e.save("heat.png")              # or .html, .npz, .safetensors
+    >>> e[0]                            # the first sample alone
+
+    `relevance` has the structure, shapes and dtype of the input; `layers` holds the relevance at the outputs of the layers
+    asked for (a tuple where a layer ran more than once).
+    """
+
+    relevance: Nest
+    output: Tensor  # [N]
+    target: Any  # class indices [N], or the target function
+    conservation: Conservation
+    layers: dict[str, Any] = field(default_factory=dict)
+    inputs: Nest = None
+    method: Any = None
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    def __getitem__(self, index: int | slice) -> "Explanation":
+        """One sample or a slice of them, still as a batch."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"sample {index} of an explanation of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
+        c = self.conservation
+        absorbed = None if c.absorbed is None else c.absorbed[index]
+        account = Conservation(
+            c.output[index], c.relevance[index], absorbed, {name: amount[index] for name, amount in c.by_layer.items()}
+        )
+        target = self.target[index] if isinstance(self.target, Tensor) else self.target
+        return replace(
+            self,
+            relevance=_each(lambda t: t[index], self.relevance),
+            output=self.output[index],
+            target=target,
+            conservation=account,
+            layers=_each(lambda t: t[index], self.layers),
+            inputs=_each(lambda t: t[index], self.inputs),
+        )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(list(t.shape)) for t in tensors(self.relevance).values())
+        return f"Explanation of {shapes} by {self.method!r}\n  target {self.target_names()}\n  {self.conservation!r}"
+
+    def target_names(self) -> list[str]:
+        """A word for the target of each sample."""
+        if isinstance(self.target, Tensor):
+            return [str(i) for i in self.target.tolist()]
+        return [getattr(self.target, "__name__", "function")] * len(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a picture (.png, .jpg, .pdf, .svg), a page (.html) or the numbers (.npz, .safetensors); returns the path."""
+        path = Path(path)
+        writers = {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}
+        if path.suffix in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
+            from whence.show import heatmaps
+
+            heatmaps.figure(self).savefig(path)
+        elif path.suffix in writers:
+            writers[path.suffix](path)
+        else:
+            raise WhenceError(f"cannot save as {path.name!r}: choose .png, .jpg, .pdf, .svg, .html, .npz or .safetensors")
+        return path
+
+    def show(self) -> None:
+        """Show the picture: inline in a notebook, else in the system's image viewer."""
+        from whence.show import heatmaps
+
+        heatmaps.show(self)
+
+    def _repr_png_(self) -> bytes:
+        from whence.show import heatmaps
+
+        return heatmaps.png(self)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Everything as named tensors: what `.npz` and `.safetensors` hold."""
+        named = tensors(self.relevance, "relevance") | tensors(self.layers, "layers") | {"output": self.output}
+        if isinstance(self.target, Tensor):
+            named["target"] = self.target
+        if self.conservation.absorbed is not None:
+            named["absorbed"] = self.conservation.absorbed
+        return {name: t.detach().cpu().contiguous() for name, t in named.items()}
+
+    def _save_npz(self, path: Path) -> None:
+        import numpy as np
+
+        np.savez_compressed(path, **{name: t.float().numpy() if t.dtype == torch.bfloat16 else t.numpy() for name, t in self.numbers().items()})
+
+    def _save_safetensors(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self.numbers(), path, {"method": repr(self.method)})
+
+    def _save_page(self, path: Path) -> None:
+        from whence.show import report
+
+        path.write_text(report.page(self), encoding="utf-8")
+
+
+def tensors(nest: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors of a nest by name: "relevance", "relevance.1", "layers.features.28"."""
+    if isinstance(nest, Tensor):
+        return {name: nest}
+    items = nest.items() if isinstance(nest, dict) else enumerate(nest or ())
+    found: dict[str, Tensor] = {}
+    for key, value in items:
+        found |= tensors(value, f"{name}.{key}")
+    return found
+
+
+def _each(change: Any, nest: Any) -> Any:
+    if isinstance(nest, Tensor):
+        return change(nest)
+    if isinstance(nest, dict):
+        return {key: _each(change, value) for key, value in nest.items()}
+    return nest if nest is None else tuple(_each(change, value) for value in nest)

@@ -1,0 +1,96 @@
+"""What goes into a model: a tensor, a tuple of tensors, or a dict of keyword arguments."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import InputError, ModelError, TrainingModeError, WhenceError
+
+Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The parts of an input in order, and how to put things of the same number together in the same structure."""
+
+    parts: tuple[Any, ...]
+    names: tuple[str, ...] | None = None  # of a dict
+    single: bool = False
+
+    @classmethod
+    def of(cls, inputs: Nest) -> "Inputs":
+        """Checked inputs: something to explain, finite, not empty, one batch size.
+
+        >>> Inputs.of({"pixels": torch.rand(2, 3, 8, 8)}).batch_size
+        2
+        """
+        if isinstance(inputs, Tensor):
+            found = cls((inputs,), single=True)
+        elif isinstance(inputs, Mapping):
+            found = cls(tuple(inputs.values()), tuple(map(str, inputs)))
+        elif isinstance(inputs, list | tuple):
+            found = cls(tuple(inputs))
+        else:
+            raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}")
+        found._check()
+        return found
+
+    @property
+    def explained(self) -> tuple[int, ...]:
+        """The positions of the floating-point tensors: those that relevance is given to."""
+        return tuple(i for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.is_floating_point())
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.parts[self.explained[0]])
+
+    def together(self, values: dict[int, Any]) -> Nest:
+        """Values of the explained parts in the structure of the inputs; None for the others."""
+        if self.single:
+            return values[0]
+        filled = tuple(values.get(i) for i in range(len(self.parts)))
+        return filled if self.names is None else dict(zip(self.names, filled, strict=True))
+
+    def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
+        """The model's outputs, its own complaints about the input turned into one clear line."""
+        try:
+            return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
+        except (WhenceError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
+            raise ModelError(f"the model cannot run on an input of shape {shapes}: {first_line(error)}") from error
+
+    def _check(self) -> None:
+        if not self.explained:
+            given = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in self.parts) or "nothing"
+            raise InputError(f"nothing to explain in inputs of {given}; images must be floating point: x.float() / 255")
+        for i in self.explained:
+            x = self.parts[i]
+            if x.dim() == 0 or x.numel() == 0:
+                raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
+            if len(x) != self.batch_size:
+                raise InputError(f"inputs disagree about the batch size: {self.batch_size} and {len(x)}")
+            if not torch.isfinite(x).all():
+                raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
+
+
+def check_model(model: object) -> None:
+    """A callable, and in eval mode throughout if it is a module."""
+    if not callable(model):
+        raise ModelError(f"a model must be callable, not {type(model).__name__}")
+    if not isinstance(model, torch.nn.Module):
+        return
+    training = next((name or "the model" for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        raise TrainingModeError(f"{training!r} is in training mode; call model.eval() before explaining")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
+            raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,69 @@
+"""Where relevance went: what reached the input, and what biases, ε and shifts absorbed, layer by layer."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """`output = relevance + absorbed`, measured for each sample.
+
+    >>> whence.explain(model, x, method=whence.LRP()).conservation
+    Conservation: output 9.41 = relevance 9.37 + absorbed 0.04 (error 2e-07)
+
+    `absorbed` is summed up on the way back from what each layer kept; it is None where the method cannot measure it, and
+    `by_layer` is then empty. `error` is |output − relevance − absorbed| / |output|.
+    """
+
+    output: Tensor  # [N]
+    relevance: Tensor  # [N]
+    absorbed: Tensor | None = None  # [N]
+    by_layer: dict[str, Tensor] = field(default_factory=dict)  # module path -> [N]
+
+    @property
+    def error(self) -> Tensor:
+        accounted = self.relevance if self.absorbed is None else self.relevance + self.absorbed
+        return (self.output - accounted).abs() / self.output.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
+
+    def __repr__(self) -> str:
+        lines = []
+        for i in range(len(self.output)):
+            absorbed = "" if self.absorbed is None else f" + absorbed {self.absorbed[i]:.4g}"
+            equals = "=" if self.error[i] < 1e-3 else "≠"
+            lines.append(
+                f"output {self.output[i]:.4g} {equals} relevance {self.relevance[i]:.4g}{absorbed} (error {self.error[i]:.0e})"
+            )
+        return "Conservation: " + "\n              ".join(lines)
+
+
+class Meter:
+    """Collects what each layer absorbs while relevance returns."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.absorbed: dict[str, Tensor] = {}
+
+    def add(self, path: str, amount: Tensor) -> None:
+        """`amount` [batch, …] was absorbed at `path`; a batch folded into the first dimension (windows) is unfolded."""
+        if amount.shape[0] % self.batch_size:
+            raise ValueError(f"cannot tell the {self.batch_size} samples apart in {tuple(amount.shape)}")
+        per_sample = amount.reshape(self.batch_size, -1).sum(1)
+        earlier = self.absorbed.get(path)
+        self.absorbed[path] = per_sample if earlier is None else earlier + per_sample
+
+    def read(self) -> dict[str, Tensor]:
+        """What was absorbed since the last reading."""
+        absorbed, self.absorbed = self.absorbed, {}
+        return absorbed
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a·b of each sample, `[batch]`, without a product in memory."""
+    return torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1))
+
+
+def total(a: Tensor) -> Tensor:
+    """Σ a of each sample, `[batch]`."""
+    return a.reshape(len(a), -1).sum(1)

@@ -1,0 +1,158 @@
+"""The linear maps that rules act on: z = L_w(a) + b, with L replaceable in its weight and transposable."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class LinearMap(Protocol):
+    """A map linear in `a` and in `weight`; the bias runs along one dimension of the output."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """L_weight(a) + bias."""
+        ...
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """L_weightᵀ(s), of the input's `shape`."""
+        ...
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        """⟨s, bias⟩ along the output's channels: what the bias takes, `[batch, …]`."""
+        ...
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Self | None":
+        """This map followed by `scale · z + shift` along dimension `dim` of an output of `rank`; None if not of this form."""
+        ...
+
+
+def positive_contributions(linear: LinearMap, a: Tensor, nonnegative: bool) -> Tensor:
+    """P + b⁺: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
+    bias = None if linear.bias is None else linear.bias.clamp(min=0)
+    up = linear.weight.clamp(min=0)
+    if nonnegative:
+        return linear.apply(a, up, bias)
+    rising = linear.apply(a.clamp(min=0), up, bias)
+    return rising.add_(linear.apply(a.clamp(max=0), linear.weight.clamp(max=0)))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """`F.linear`: weight [out, in], the bias along the last dimension."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(a, weight, bias)
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        return s @ weight
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        return s @ bias
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Dense | None":
+        if dim != rank - 1:
+            return None
+        return Dense(self.weight * scale[:, None], _folded_bias(self.bias, scale, shift))
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """`F.conv1d` to `F.conv_transpose3d`: the bias along dimension 1, or 0 of an unbatched output."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.convolution(
+            a, weight, bias, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+        )
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        # the input itself is not read where only its gradient is asked for: an empty tensor of its shape will do
+        input_gradient, _, _ = torch.ops.aten.convolution_backward(
+            s, s.new_empty(1).expand(shape), weight, None, self.stride, self.padding, self.dilation, self.transposed,
+            self.output_padding, self.groups, [True, False, False],
+        )  # fmt: skip
+        return input_gradient
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        return s.flatten(2).sum(2) @ bias
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Convolution | None":
+        if dim != 1:
+            return None
+        if self.transposed:  # weight [in, out / groups, …], outputs numbered group by group
+            grouped = self.weight.unflatten(0, (self.groups, -1))
+            weight = grouped * scale.view(self.groups, 1, -1, *[1] * (self.weight.dim() - 2))
+            weight = weight.flatten(0, 1)
+        else:
+            weight = self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1))
+        return replace(self, weight=weight, bias=_folded_bias(self.bias, scale, shift))
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """z = w · a + b along dimension 1: batch norm that follows no linear map."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        z = a * self._along(weight, a)
+        return z if bias is None else z.add_(self._along(bias, a))
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        return s * self._along(weight, s)
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        return s.reshape(*s.shape[:2], -1).sum(2) @ bias
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Diagonal | None":
+        return Diagonal(self.weight * scale, _folded_bias(self.bias, scale, shift)) if dim == 1 else None
+
+    @staticmethod
+    def _along(vector: Tensor, a: Tensor) -> Tensor:
+        return vector.view(-1, *[1] * (a.dim() - 2))
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    """Any other torch function with one constant factor (matmul, bmm, einsum, …); it has no bias of its own."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    weight: Tensor
+    bias: None = None
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.function(a, weight)
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        with torch.enable_grad():
+            a = s.new_zeros(shape, requires_grad=True)
+            return torch.autograd.grad(self.function(a, weight), a, s)[0]
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        raise NotImplementedError("a bilinear map has no bias")
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> None:
+        return None
+
+
+def _folded_bias(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    return shift if bias is None else torch.addcmul(shift, scale, bias)

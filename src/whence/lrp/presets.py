@@ -1,0 +1,63 @@
+"""Published rule sets. Each is a `Composite` that one's own rules can be put in front of:
+
+>>> whence.LRP({"features.0": whence.Flat()} | whence.presets.epsilon_plus())
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whence.lrp.composites import Composite, Selector, input_layer
+from whence.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+DENSE = (F.linear, torch.matmul, torch.addmm)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
+    """γ on convolutions, ε on dense layers: the default, right for inputs of any range."""
+    return _composite((CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
+
+
+def epsilon_plus(epsilon: float = 1e-6) -> Composite:
+    """z⁺ on convolutions, ε on dense layers (Kohlbrenner et al. 2020)."""
+    return _composite((CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
+    """As `epsilon_plus`, flat at the layer that touches the input."""
+    return _composite((input_layer, Flat()), (CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
+    """αβ with (2, 1) on convolutions, ε on dense layers (Lapuschkin et al. 2017)."""
+    return _composite((CONVOLUTIONS, AlphaBeta(2, 1)), (DENSE, Epsilon(epsilon)))
+
+
+def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
+    """z^B between the pixel bounds at the input, γ on convolutions, ε on dense layers (Montavon et al. 2019)."""
+    return _composite((input_layer, ZBox(low, high)), (CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
+
+
+def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ in every ReLU layer, at the input z^B between bounds if there
+    are any, else w² for unbounded real input."""
+    first = WSquare() if low is None or high is None else ZBox(low, high)
+    return _composite((input_layer, first), (CONVOLUTIONS + DENSE, ZPlus()))
+
+
+def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Composite:
+    """The course sheet's rules for torchvision's VGG-16: z^B at the pixels, γ from 1 down to 0.01 with depth, LRP-0 on top."""
+    centre, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    falling = {(2,): 1.0, (5, 7): 10**-0.5, (10, 12, 14): 0.1, (17, 19, 21): 10**-1.5, (24, 26, 28): 0.01}
+    middle = [(tuple(f"features.{i}" for i in layers), Gamma(gamma)) for layers, gamma in falling.items()]
+    return _composite(
+        ("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", Epsilon(0))
+    )
+
+
+def _composite(*entries: tuple[Selector, Rule]) -> Composite:
+    return Composite(entries)

@@ -1,0 +1,224 @@
+"""The rules of layer-wise relevance propagation, each as two shares.
+
+A linear map gives `z = L_w(a) + b`, with P the sum of its positive contributions and N that of its negative ones, so that
+z = P + N + b. A rule says how much of the relevance R = g · z of each output returns along all contributions (`whole`) and
+how much along the positive ones alone (`positive`):
+
+    R_in = a · L_wᵀ(whole) + a⁺ · L_w⁺ᵀ(positive) + a⁻ · L_w⁻ᵀ(positive)
+
+and every rule here satisfies R = whole · z + positive · (P + b⁺), up to its ε: what does not reach the input is what the
+biases and ε absorb. The three rules at the end are not proportional to the input and belong to the layer that touches it.
+
+Elementwise passes cost as much as convolutions in a network such as ResNet-50, so the rules count them: the arguments
+`positive` of `shares` and `denominator` of `ratio` are overwritten.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torch.nn import functional as F
+
+from whence.errors import RuleError
+
+if TYPE_CHECKING:
+    from whence.lrp.linear import LinearMap
+
+Shares = tuple[Tensor | None, Tensor]  # (whole, positive)
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """LRP-ε: R_j = Σ_k a_j w_jk / (z_k + ε sign z_k) · R_k. `Epsilon(0)` is LRP-0 (Bach et al. 2015, eq. 58).
+
+    >>> whence.LRP({torch.nn.Linear: whence.Epsilon(0.1)})
+
+    ε is in units of the layer's output z.
+    """
+
+    epsilon: float = 1e-6
+
+    def __post_init__(self):
+        _require(self.epsilon >= 0, f"Epsilon({self.epsilon}): ε must not be negative")
+
+    def share(self, g: Tensor, z: Tensor, rectified: bool) -> Tensor:
+        """R / (z + ε sign z) = g |z| / (|z| + ε) = g − g ε / (|z| + ε), the whole share; the positive one is none."""
+        if self.epsilon == 0:
+            return g.masked_fill(z == 0, 0) if rectified else g
+        denominator = torch.add(z if rectified else z.abs(), self.epsilon)
+        return torch.addcdiv(g, g, denominator, value=-self.epsilon, out=denominator)
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """LRP-γ, generalised to outputs of both signs: contributions of the output's own sign weigh 1 + γ
+    (Montavon et al. 2019, §10.2.3; Andéol et al. 2021 for z < 0).
+
+    >>> whence.LRP({"features.*": whence.Gamma(0.25)})
+
+    γ = 0 is LRP-0; γ → ∞ is the z⁺ rule where z > 0.
+    """
+
+    gamma: float = 0.25
+
+    def __post_init__(self):
+        _require(self.gamma >= 0, f"Gamma({self.gamma}): γ must not be negative")
+
+    def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
+        # |p| = |z| + γ(P + b⁺) where z ≥ 0, and |z + γ(N + b⁻)| = (1 + γ)|z| + γ(P + b⁺) where z < 0
+        own = F.leaky_relu(z, -(1 + self.gamma))
+        p = torch.add(own, positive, alpha=self.gamma, out=positive).clamp_(min=torch.finfo(z.dtype).tiny)
+        return own.div_(p).mul_(g), torch.div(z, p, out=p).mul_(g).mul_(self.gamma)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        return torch.add(weight, weight.clamp(min=0), alpha=self.gamma)
+
+    def merges(self, nonnegative: bool, rectified: bool) -> bool:
+        return nonnegative and rectified
+
+
+@dataclass(frozen=True)
+class AlphaBeta:
+    """LRP-αβ: R_j = Σ_k (α (a_j w_jk)⁺ / Σ⁺ − β (a_j w_jk)⁻ / Σ⁻) R_k with α − β = 1 (Bach et al. 2015, eq. 60).
+
+    >>> whence.LRP({torch.nn.Conv2d: whence.AlphaBeta(2, 1)})
+
+    α R is relevance along the positive contributions, −β R counter-relevance along the negative ones.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+
+    def __post_init__(self):
+        _require(self.beta >= 0, f"AlphaBeta({self.alpha}, {self.beta}): β must not be negative")
+        _require(
+            abs(self.alpha - self.beta - 1) < 1e-9, f"AlphaBeta({self.alpha}, {self.beta}): α − β must be 1, as in (2, 1)"
+        )
+
+    def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
+        relevance = g * z
+        against = ratio(relevance, negative_part(z, positive)).mul_(self.beta)
+        return -against, ratio(relevance, positive).mul_(self.alpha).add_(against)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        return weight.clamp(min=0)
+
+    def merges(self, nonnegative: bool, rectified: bool) -> bool:
+        return nonnegative and self.beta == 0
+
+
+@dataclass(frozen=True)
+class ZPlus:
+    """The z⁺ rule: only positive contributions carry relevance; deep Taylor decomposition of a ReLU layer
+    (Montavon et al. 2017, eq. 11) and the same as `AlphaBeta(1, 0)`.
+
+    >>> whence.LRP({torch.nn.Conv2d: whence.ZPlus()})
+    """
+
+    def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
+        return None, ratio(g * z, positive)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        return weight.clamp(min=0)
+
+    def merges(self, nonnegative: bool, rectified: bool) -> bool:
+        return nonnegative
+
+
+@dataclass(frozen=True)
+class ZBox:
+    """The z^B rule for inputs between two bounds, such as pixels (Montavon et al. 2017, eq. 14):
+    R_i = Σ_j (x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻) / Σ_i(…) · R_j. The bias takes no part.
+
+    >>> low, high = (0 - mean) / std, (1 - mean) / std                     # [3, 1, 1]
+    >>> whence.LRP({"features.0": whence.ZBox(low, high)})
+
+    Bounds are numbers or tensors that broadcast against the layer's input.
+    """
+
+    low: float | Tensor
+    high: float | Tensor
+
+    def __post_init__(self):
+        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        _require(bool((low < high).all()), "ZBox(low, high): every low must be below its high")
+
+    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor) -> Tensor:
+        low, high = (torch.as_tensor(bound).to(a).expand_as(a[:1]) for bound in (self.low, self.high))
+        up, down = linear.weight.clamp(min=0), linear.weight.clamp(max=0)
+        z = linear.apply(a, linear.weight).sub_(linear.apply(low, up) + linear.apply(high, down))
+        share = ratio(relevance, z)
+        whole, rising = (linear.transpose(share, weight, a.shape) for weight in (linear.weight, up))
+        return a * whole - low * rising - high * (whole - rising)
+
+
+@dataclass(frozen=True)
+class WSquare:
+    """The w² rule for unbounded real inputs: R_i = Σ_j w_ij² / Σ_i w_ij² · R_j (Montavon et al. 2017, eq. 9).
+
+    >>> whence.LRP({"0": whence.WSquare()})
+
+    The bias takes no part.
+    """
+
+    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor) -> Tensor:
+        return _by_weight(linear, linear.weight.square(), a, relevance)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The flat rule: every connected input gets the same share (Lapuschkin et al. 2017).
+
+    >>> whence.LRP({"conv1": whence.Flat()})
+    """
+
+    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor) -> Tensor:
+        return _by_weight(linear, torch.ones_like(linear.weight), a, relevance)
+
+
+SplitRule = Gamma | AlphaBeta | ZPlus
+LinearRule = Epsilon | SplitRule
+InputRule = ZBox | WSquare | Flat
+
+
+@dataclass(frozen=True)
+class Identity:
+    """For an activation with f(0) = 0: relevance passes unchanged, as through x · (f(x)/x) with the quotient constant."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """For a gate or a statistic: its value counts, no relevance enters it."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The function's own gradient; what it fails to conserve is counted as absorbed."""
+
+
+FunctionRule = Identity | Constant | Gradient
+Rule = LinearRule | InputRule | FunctionRule
+
+
+def ratio(relevance: Tensor, denominator: Tensor) -> Tensor:
+    """relevance / denominator, and 0 where nothing contributed: there is nobody to give it to. Overwrites `denominator`."""
+    return torch.div(relevance, denominator, out=denominator).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def negative_part(z: Tensor, positive: Tensor) -> Tensor:
+    """N + b⁻ = z − (P + b⁺), and 0 where the difference is only rounding: a filter with no negative contribution."""
+    negative = z - positive
+    rounding = 100 * torch.finfo(z.dtype).eps
+    return negative.masked_fill_(negative.abs() <= rounding * positive, 0.0)
+
+
+def _by_weight(linear: "LinearMap", weight: Tensor, a: Tensor, relevance: Tensor) -> Tensor:
+    total = linear.apply(torch.ones_like(a[:1]), weight)
+    return linear.transpose(ratio(relevance, total.expand_as(relevance).clone()), weight, a.shape)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise RuleError(message)

@@ -1,0 +1,99 @@
+"""Which module is running: the stack of module calls, for selectors, error messages and inner layers."""
+
+import difflib
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+from whence.errors import OpaqueError, SelectorError
+
+
+Tap = Callable[[Tensor], None]
+
+
+class Scope:
+    """Follows the module calls of one thread while entered; nothing is attached to the model.
+
+    Hooks on all modules of the process are registered on entering and removed on leaving; calls of other threads pass by.
+    """
+
+    def __init__(self, model: object, taps: dict[str, Tap] | None = None):
+        self._modules = dict(model.named_modules(remove_duplicate=False)) if isinstance(model, nn.Module) else {}
+        self._names: dict[int, list[str]] = {}
+        for name, module in self._modules.items():
+            self._names.setdefault(id(module), []).append(name)
+        self._taps: dict[int, Tap] = {}
+        self.tap(taps or {})
+        self._stack: list[nn.Module] = []
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "Scope":
+        self._thread = threading.get_ident()
+        with ExitStack() as undo:
+            undo.callback(self._stack.clear)
+            undo.callback(global_hooks.register_module_forward_pre_hook(self._enter_module).remove)
+            undo.callback(global_hooks.register_module_forward_hook(self._leave_module, always_call=True).remove)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._undo.close()
+
+    def tap(self, taps: dict[str, Tap]) -> None:
+        """Call each tap with the output of the module it is named after."""
+        for name, tap in taps.items():
+            if name not in self._modules:
+                raise SelectorError(f"no layer '{name}' in the model{suggestion(name, self._modules)}")
+            self._taps[id(self._modules[name])] = tap
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The running modules, outermost first."""
+        return self._stack
+
+    def names(self, module: nn.Module) -> list[str]:
+        """All paths of a module; more than one where it is shared, none where it is not a part of the model."""
+        return self._names.get(id(module), [])
+
+    @property
+    def known_names(self) -> list[str]:
+        return list(self._modules)
+
+    @property
+    def path(self) -> str:
+        """The path of the innermost running module, in words where it has none."""
+        for module in reversed(self._stack):
+            if names := self.names(module):
+                return names[0] or "(model)"
+        return type(self._stack[-1]).__name__ if self._stack else "(model)"
+
+    def _enter_module(self, module: nn.Module, args: tuple) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        self._stack.append(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise OpaqueError(
+                f"module '{self.path}' is scripted or traced and hides its functions; explain the original nn.Module"
+            )
+
+    def _leave_module(self, module: nn.Module, args: tuple, output: object) -> None:
+        if threading.get_ident() != self._thread or not self._stack or self._stack[-1] is not module:
+            return
+        self._stack.pop()
+        tap = self._taps.get(id(module))
+        if tap is None or output is None:
+            return
+        if not isinstance(output, Tensor):
+            raise SelectorError(f"layer '{self.names(module)[0]}' gives no single tensor but {type(output).__name__}")
+        with torch._C.DisableTorchFunction():
+            tap(output)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A closing hint with the nearest known names."""
+    near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)
+    return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

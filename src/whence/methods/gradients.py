@@ -1,0 +1,78 @@
+"""Methods made of plain gradients: sensitivity analysis and gradient × input."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from whence.explanation import Explanation
+from whence.lrp.conservation import Conservation
+from whence.lrp.mode import ConstantParameters
+from whence.lrp.scope import Scope
+from whence.methods.passes import Gradients, Taps, Task, gradients, leaves
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Squared partial derivatives, R_i = (∂f/∂x_i)²: what changes the output most, not what made it
+    (Simonyan et al. 2014; Montavon et al. 2018, eq. 4).
+
+    >>> whence.explain(model, x, target=3, method=whence.Sensitivity()).relevance
+
+    ΣR is the squared norm of the gradient, in (output / input)²; it does not add up to the output.
+    """
+
+    name: ClassVar[str] = "sensitivity"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _plain(self, task, lambda value, gradient: gradient.square())
+
+
+@dataclass(frozen=True)
+class GradientTimesInput:
+    """R_i = x_i · ∂f/∂x_i (Shrikumar et al. 2016): Taylor decomposition at the root 0.
+
+    >>> whence.explain(model, x, target=3, method="gradient_times_input").relevance
+
+    Exact, ΣR = f(x), where f(tx) = t f(x): ReLU networks without biases.
+    """
+
+    name: ClassVar[str] = "gradient_times_input"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _plain(self, task, lambda value, gradient: value * gradient)
+
+
+def _plain(method, task: Task, relevance) -> Iterator[Explanation]:
+    taps = Taps(task.layers)
+    scope = Scope(task.model, taps.callbacks())
+    for found, _ in gradients(task, leaves(task.inputs), (scope, ConstantParameters()), taps):
+        scores = {i: relevance(*pair) for i, pair in found.inputs.items()}
+        conservation = Conservation(found.output, sum(per_sample(r) for r in scores.values()))  # type: ignore[arg-type]
+        yield explanation(method, task, found, scores, {k: [relevance(*p) for p in v] for k, v in found.layers.items()}, conservation)
+
+
+def explanation(
+    method: object,
+    task: Task,
+    found: Gradients,
+    scores: dict[int, Tensor],
+    layers: dict[str, list[Tensor]],
+    conservation: Conservation,
+) -> Explanation:
+    """The explanation in the structure of the inputs; a layer called more than once gives a tuple."""
+    return Explanation(
+        relevance=task.inputs.together(scores),
+        output=found.output,
+        target=found.target,
+        conservation=conservation,
+        layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in layers.items()},
+        inputs=task.inputs.together({i: task.inputs.parts[i] for i in task.inputs.explained}),
+        method=method,
+    )
+
+
+def per_sample(relevance: Tensor) -> Tensor:
+    """Σ over all but the first dimension, `[N]`."""
+    return relevance.reshape(len(relevance), -1).sum(1)

@@ -1,0 +1,75 @@
+"""Layer-wise relevance propagation as a method beside the others."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar
+
+from torch import Tensor
+
+from whence.errors import RuleError
+from whence.explanation import Explanation
+from whence.lrp import presets
+from whence.lrp.composites import Composite, Selector
+from whence.lrp.conservation import Conservation
+from whence.lrp.mode import RelevanceMode, Unknown
+from whence.lrp.rules import Rule
+from whence.lrp.scope import Scope
+from whence.methods.gradients import explanation, per_sample
+from whence.methods.passes import Taps, Task, gradients, leaves
+
+
+@dataclass(frozen=True)
+class LRP:
+    """Layer-wise relevance propagation (Bach et al. 2015) by rules for the layers of any network.
+
+    >>> whence.LRP()                                              # rules that fit most networks
+    >>> whence.LRP(whence.presets.epsilon_plus())
+    >>> whence.LRP({
+    ...     "features.0": whence.ZBox(low, high),                 # module path, shell globs allowed
+    ...     torch.nn.Conv2d: whence.Gamma(0.25),                  # module class
+    ...     torch.nn.functional.linear: whence.Epsilon(1e-6),     # torch function, wherever it is called
+    ... })
+
+    `rules` is an ordered mapping, first match wins; linear maps without a match get `Epsilon()`. A path or class selects
+    everything that runs inside. `unknown` says what happens at a function that is neither linear nor known: "error",
+    "warn" (and use its gradient) or "gradient".
+    """
+
+    rules: Mapping[Selector, Rule] | Composite | None = None
+    unknown: Unknown = "error"
+
+    name: ClassVar[str] = "lrp"
+
+    def __post_init__(self):
+        Composite.of(self._rules)
+        if self.unknown not in ("error", "warn", "gradient"):
+            raise RuleError(f"unknown={self.unknown!r}; choose 'error', 'warn' or 'gradient'")
+
+    @property
+    def _rules(self) -> Mapping[Selector, Rule] | Composite:
+        return presets.epsilon_gamma() if self.rules is None else self.rules
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        taps = Taps(task.layers)
+        sources = leaves(task.inputs)
+        scope = Scope(task.model, {})
+        mode = RelevanceMode(Composite.of(self._rules), scope, self.unknown, sources)
+        scope.tap(taps.callbacks(mode.pin))
+        companions = [c for c in mode.companions if c is not None]
+        checked = False
+        for found, written in gradients(task, sources, (scope, mode), taps, companions, mode.what_blocks):
+            if not checked:
+                mode.matcher.check_all_matched()
+                checked = True
+            scores = {i: x * g for i, (x, g) in found.inputs.items()}
+            if written:
+                scores = {i: r + w for (i, r), w in zip(scores.items(), written, strict=True)}
+            layers = {name: [a * g for a, g in calls] for name, calls in found.layers.items()}
+            yield explanation(self, task, found, scores, layers, self._conservation(found.output, scores, mode))
+
+    @staticmethod
+    def _conservation(output: Tensor, scores: dict[int, Tensor], mode: RelevanceMode) -> Conservation:
+        by_layer = mode.meter.read()
+        absorbed = reduce(Tensor.add, by_layer.values(), output.new_zeros(len(output)))
+        return Conservation(output, reduce(Tensor.add, map(per_sample, scores.values())), absorbed, by_layer)

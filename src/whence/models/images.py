@@ -1,0 +1,78 @@
+"""From a picture file to a model's input, and the bounds its pixels then lie between."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from whence.errors import LoadError
+from whence.inputs import first_line
+from whence.lrp.presets import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the shorter side, crop the centre, scale to [0, 1], normalise by channel."""
+
+    size: tuple[int, int] | None  # None: as the picture is
+    channels: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: int | None = None  # of the shorter side, before cropping
+
+    @classmethod
+    def imagenet(cls, size: int = 224, resize: int = 256) -> "Preprocessing":
+        return cls((size, size), 3, IMAGENET_MEAN, IMAGENET_STD, resize)
+
+    def read(self, path: str | Path) -> Tensor:
+        """The picture as a batch of one, `[1, C, H, W]`."""
+        image = read_image(path).convert("L" if self.channels == 1 else "RGB")
+        if self.size is not None:
+            image = _fit(image, self.size, self.resize)
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+        pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+        return self.normalise(pixels)[None].contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] as the model wants them."""
+        return (pixels - _column(self.mean)) / _column(self.std) if self.mean else pixels
+
+    @property
+    def bounds_known(self) -> bool:
+        """Whether the model states how its pixels are scaled."""
+        return self.size is not None
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """What black and white pixels become: the box of the z^B rule."""
+        count = max(len(self.mean), 1)
+        return self.normalise(torch.zeros(count, 1, 1)), self.normalise(torch.ones(count, 1, 1))
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """A picture from a file; one clear error where it is none."""
+    if not Path(path).is_file():
+        raise LoadError(f"no file {path}")
+    try:
+        image = Image.open(path)
+        image.load()
+    except UnidentifiedImageError as error:
+        raise LoadError(f"{path} is not an image that Pillow can read") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
+    return image
+
+
+def _fit(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
+    height, width = size
+    ratio = max((resize or height) / min(image.size), height / image.height, width / image.width)
+    image = image.resize((max(width, round(image.width * ratio)), max(height, round(image.height * ratio))), Image.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)

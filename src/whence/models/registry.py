@@ -1,0 +1,151 @@
+"""Models by name: `digits`, `torchvision:NAME`, `timm:NAME`, `FILE.py:FACTORY`."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from whence.errors import LoadError, MissingPackageError
+from whence.inputs import first_line
+from whence.lrp.scope import suggestion
+from whence.models.digits import digits
+from whence.models.images import Preprocessing
+from whence.models.weights_files import load_weights
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be explained, and how its inputs are made and its classes called."""
+
+    name: str
+    model: Callable[..., Any]
+    preprocessing: Preprocessing
+    classes: Sequence[str] = ()
+    trained: bool = True
+
+    def class_name(self, index: int) -> str:
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+
+def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
+    """The model of a name, in eval mode.
+
+    >>> load_model("digits").model
+    >>> load_model("torchvision:squeezenet1_0", "squeezenet.npz")
+    >>> load_model("torchvision:resnet50", "DEFAULT")            # torchvision downloads its own weights
+    >>> load_model("my_networks.py:make_net", "net.safetensors")
+
+    Without `weights`, torchvision and timm models have random ones, and `trained` says so.
+    """
+    source, _, rest = name.partition(":")
+    if name == "digits":
+        loaded = LoadedModel("digits", digits(), Preprocessing((28, 28), channels=1), [str(d) for d in range(10)])
+    elif source in ("torchvision", "timm") and rest:
+        loaded = {"torchvision": _torchvision, "timm": _timm}[source](rest, weights)
+    elif ".py:" in name:
+        loaded = _factory(*name.rsplit(":", 1))
+    elif source == "hf":
+        raise LoadError("hf: models are not supported yet; write a Python factory and pass it as FILE.py:FACTORY")
+    else:
+        raise LoadError(f"no model {name!r}; choose digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY (see `whence models`)")
+    if weights is not None and not _downloads(weights):
+        if not isinstance(loaded.model, nn.Module):
+            raise LoadError(f"{name} is no torch.nn.Module; weights cannot be loaded into it")
+        load_weights(loaded.model, weights)
+        loaded = replace(loaded, trained=True)
+    if isinstance(loaded.model, nn.Module):
+        loaded.model.eval()
+    return loaded
+
+
+def available() -> dict[str, list[str]]:
+    """All names by source; a source whose package is missing has none."""
+    found = {"bundled": ["digits"], "torchvision": [], "timm": []}
+    for source, names in (("torchvision", "torchvision.models"), ("timm", "timm")):
+        try:
+            found[source] = sorted(_import(names, source).list_models())
+        except MissingPackageError:
+            continue
+    return found
+
+
+def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
+    models = _import("torchvision.models", "torchvision")
+    if name not in models.list_models():
+        raise LoadError(f"torchvision has no model {name!r}{suggestion(name, models.list_models())}")
+    published = models.get_model_weights(name)
+    preset = published.DEFAULT if len(published) else None
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    try:
+        model = models.get_model(name, weights=str(weights)) if _downloads(weights) else models.get_model(name, weights=None, **extra)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise LoadError(f"torchvision cannot give {name} with weights {weights}: {first_line(error)}") from error
+    if extra and not _downloads(weights):
+        model.aux_logits = False
+        for auxiliary in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(model, auxiliary):
+                setattr(model, auxiliary, None)
+    transforms = preset.transforms() if preset is not None else None
+    size = transforms.crop_size[0] if transforms is not None and hasattr(transforms, "crop_size") else 224
+    preprocessing = Preprocessing.imagenet(size, transforms.resize_size[0] if hasattr(transforms, "resize_size") else size)
+    classes = preset.meta.get("categories", ()) if preset is not None else ()
+    return LoadedModel(f"torchvision:{name}", model, preprocessing, classes, trained=_downloads(weights))
+
+
+def _timm(name: str, weights: str | Path | None) -> LoadedModel:
+    timm = _import("timm", "timm")
+    try:
+        model = timm.create_model(name, pretrained=_downloads(weights))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise LoadError(f"timm cannot make {name!r}: {first_line(error)}{suggestion(name, timm.list_models())}") from error
+    config = timm.data.resolve_model_data_config(model)
+    channels, height, width = config["input_size"]
+    resize = round(height / config["crop_pct"])
+    preprocessing = Preprocessing((height, width), channels, tuple(config["mean"]), tuple(config["std"]), resize)
+    return LoadedModel(f"timm:{name}", model, preprocessing, trained=_downloads(weights))
+
+
+def _factory(file: str, function: str) -> LoadedModel:
+    path = Path(file)
+    if not path.is_file():
+        raise LoadError(f"no file {file} to take the model {function} from")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise LoadError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from error
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise LoadError(f"{file} has no function {function!r}{suggestion(function, known)}")
+    model = factory if isinstance(factory, nn.Module) else factory()
+    if not callable(model):
+        raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
+    return LoadedModel(f"{file}:{function}", model, Preprocessing(None))
+
+
+def _downloads(weights: str | Path | None) -> bool:
+    """Whether `weights` is the name of published weights rather than a file: DEFAULT, IMAGENET1K_V1."""
+    return isinstance(weights, str) and weights.isupper() and not Path(weights).suffix and weights.replace("_", "").isalnum()
+
+
+def _import(module: str, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            hint = "whence[vision]" if package == "torchvision" else package
+            raise MissingPackageError(f"{package} is not installed; pip install '{hint}'") from error
+        raise MissingPackageError(f"{package} cannot be imported: {first_line(error)}") from error
+    except RuntimeError as error:
+        fits = f"install a {package} that fits torch {torch.__version__}"
+        raise MissingPackageError(f"{package} cannot be imported: {first_line(error)}; {fits}") from error

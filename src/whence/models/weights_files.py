@@ -1,0 +1,79 @@
+"""Reading weights from files and fitting them into a model."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import LoadError
+from whence.inputs import first_line
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state dict from .safetensors, .npz or a weights-only .pt/.pth/.bin into `model`, every key matched.
+
+    >>> load_weights(torchvision.models.squeezenet1_0(), "squeezenet.npz")
+    """
+    path = Path(path)
+    state = read_state(path)
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [f"{k} {list(state[k].shape)} for {list(own[k].shape)}" for k in own.keys() & state.keys() if state[k].shape != own[k].shape]
+    problems = [
+        f"{label} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(wrong)))
+        if keys
+    ]
+    if problems:
+        raise LoadError(f"{path.name} does not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The named tensors in a file."""
+    if not path.is_file():
+        raise LoadError(f"no weights file {path}")
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_torch, ".pth": _read_torch, ".bin": _read_torch}
+    if path.suffix not in readers:
+        raise LoadError(f"{path.name}: weights must be .safetensors, .npz, .pt, .pth or .bin")
+    state = readers[path.suffix](path)
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise LoadError(f"{path.name} holds no state dict of named tensors; save model.state_dict()")
+    return dict(state)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise LoadError(f"{path.name} is no readable safetensors file: {first_line(error)}") from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise LoadError(f"{path.name} is no readable .npz of arrays: {first_line(error)}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise LoadError(
+            f"{path.name} is not a weights-only file and could run code when loaded; save model.state_dict() as .safetensors"
+        ) from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise LoadError(f"{path.name} is no readable torch file: {first_line(error)}") from error

@@ -1,0 +1,126 @@
+"""Pictures of relevance: red for relevance, blue for counter-relevance, white for none, on a symmetric scale."""
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from whence.errors import WhenceError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from whence.explanation import Explanation
+
+COLOURS = "seismic"
+MOST_SAMPLES = 16
+
+
+def figure(explanation: "Explanation") -> Figure:
+    """A row for each sample and input: the input, its heatmap, and one over the other; bars for plain vectors."""
+    rows = _rows(explanation)
+    if all(relevance.dim() == 1 for _, relevance, _ in rows):
+        return _bars(rows)
+    drawn = Figure(figsize=(9.6, 3.35 * len(rows)), dpi=120, layout="constrained")
+    FigureCanvasAgg(drawn)
+    for axes, (x, relevance, title) in zip(drawn.subplots(len(rows), 3, squeeze=False), rows, strict=True):
+        heat = as_map(relevance)
+        limit = scale(heat)
+        picture = as_picture(x)
+        axes[0].imshow(picture, cmap="gray")
+        shown = axes[1].imshow(heat, cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+        overlay(axes[2], picture, heat, limit)
+        for axis, heading in zip(axes, ("input", title, "overlay"), strict=True):
+            axis.set_title(heading, fontsize=9)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        bar = drawn.colorbar(shown, ax=axes[2], fraction=0.05, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+    return drawn
+
+
+def png(explanation: "Explanation") -> bytes:
+    """The figure as PNG bytes."""
+    buffer = BytesIO()
+    figure(explanation).savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def show(explanation: "Explanation") -> None:
+    """Inline in a notebook, else in the system's image viewer."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        inline = None
+    else:
+        inline = get_ipython()
+    if inline is not None:
+        from IPython.display import display
+
+        display(explanation)
+        return
+    from PIL import Image
+
+    Image.open(BytesIO(png(explanation))).show()
+
+
+def as_map(relevance: Tensor) -> Tensor:
+    """Relevance of one sample as a map [H, W], channels summed: relevance adds up over what is not shown."""
+    relevance = relevance.detach().float().cpu()
+    if relevance.dim() == 3:
+        return relevance.sum(0)
+    if relevance.dim() <= 2:
+        return torch.atleast_2d(relevance)
+    raise WhenceError(f"cannot draw relevance of shape {tuple(relevance.shape)} a sample; save it as .npz or .safetensors")
+
+
+def as_picture(x: Tensor) -> Tensor:
+    """One input as a picture in [0, 1]: [H, W], or [H, W, 3] where it has three channels."""
+    x = x.detach().float().cpu()
+    x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
+    if x.dim() == 3 and len(x) == 3:
+        return x.permute(1, 2, 0)
+    return x.mean(0) if x.dim() == 3 else torch.atleast_2d(x)
+
+
+def scale(heat: Tensor) -> float:
+    """The symmetric limit of the colours. On photos the largest thousandth of pixels may saturate, or the rest pales."""
+    magnitude = heat.abs().flatten()
+    limit = torch.quantile(magnitude, 0.999) if 4096 <= len(magnitude) <= 2**24 else magnitude.max()
+    return float(limit) or float(magnitude.max()) or 1.0
+
+
+def overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
+    """The heatmap over a pale grey input, as opaque as it is relevant."""
+    grey = picture.mean(2) if picture.dim() == 3 else picture
+    axis.imshow(0.55 + 0.45 * grey, cmap="gray", vmin=0, vmax=1)
+    opacity = (heat.abs() / limit).clamp(max=1).sqrt()
+    axis.imshow(heat, cmap=COLOURS, vmin=-limit, vmax=limit, alpha=opacity.numpy(), interpolation="nearest")
+
+
+def _rows(explanation: "Explanation") -> list[tuple[Tensor, Tensor, str]]:
+    from whence.explanation import tensors
+
+    parts = list(zip(tensors(explanation.inputs).values(), tensors(explanation.relevance).values(), strict=True))
+    names, account = explanation.target_names(), explanation.conservation
+    rows = []
+    for i in range(min(len(explanation), MOST_SAMPLES)):
+        title = f"target {names[i]}:  f = {account.output[i]:.4g},  ΣR = {account.relevance[i]:.4g}"
+        rows += [(x[i], relevance[i], title) for x, relevance in parts]
+    return rows
+
+
+def _bars(rows: list[tuple[Tensor, Tensor, str]]) -> Figure:
+    drawn = Figure(figsize=(7, 2.6 * len(rows)), dpi=120, layout="constrained")
+    FigureCanvasAgg(drawn)
+    for (axis,), (_, relevance, title) in zip(drawn.subplots(len(rows), 1, squeeze=False), rows, strict=True):
+        values = relevance.detach().float().cpu().numpy()
+        axis.bar(range(len(values)), values, color=["#c00000" if v > 0 else "#0000c0" for v in values])
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("feature", fontsize=8)
+        axis.set_ylabel("relevance", fontsize=8)
+    return drawn

@@ -1,0 +1,28 @@
+"""An explanation as one self-contained HTML page."""
+
+from base64 import b64encode
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from whence.show import heatmaps
+
+if TYPE_CHECKING:
+    from whence.explanation import Explanation
+
+
+def page(explanation: "Explanation") -> str:
+    """The page: the account of each sample, the picture, and where relevance was absorbed."""
+    templates = Environment(loader=PackageLoader("whence.show"), autoescape=select_autoescape())
+    account = explanation.conservation
+    absorbed = [None] * len(explanation) if account.absorbed is None else account.absorbed.tolist()
+    samples = zip(
+        explanation.target_names(), account.output.tolist(), account.relevance.tolist(), absorbed, account.error.tolist(), strict=True
+    )
+    layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
+    return templates.get_template("explanation.html").render(
+        method=repr(explanation.method),
+        samples=list(samples),
+        layers=[(name, amount.tolist()) for name, amount in layers],
+        picture=b64encode(heatmaps.png(explanation)).decode(),
+    )
