@@ -1,7 +1,7 @@
 """The linear maps that rules act on: z = L_w(a) + b, with L replaceable in its weight and transposable."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import torch
@@ -25,7 +25,7 @@ class LinearMap(Protocol):
         ...
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        """⟨s, bias⟩ along the output's channels: what the bias takes, `[batch, …]`."""
+        """⟨s, bias⟩ of each sample: what the bias takes, `[batch]`."""
         ...
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Self | None":
@@ -57,7 +57,7 @@ class Dense:
         return s @ weight
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        return s @ bias
+        return (s @ bias).reshape(len(s), -1).sum(1)
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Dense | None":
         if dim != rank - 1:
@@ -77,13 +77,19 @@ class Convolution:
     transposed: bool
     output_padding: list[int]
     groups: int
+    single_sides: list[int] = field(default_factory=list)  # padded beforehand, as F.pad has it
 
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        a = F.pad(a, self.single_sides) if self.single_sides else a
         return torch.convolution(
             a, weight, bias, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        if self.single_sides:
+            within = replace(self, single_sides=[])
+            padded = torch.Size(F.pad(s.new_empty(1).expand(shape), self.single_sides).shape)
+            return F.pad(within.transpose(s, weight, padded), [-side for side in self.single_sides])
         # the input itself is not read where only its gradient is asked for: an empty tensor of its shape will do
         input_gradient, _, _ = torch.ops.aten.convolution_backward(
             s, s.new_empty(1).expand(shape), weight, None, self.stride, self.padding, self.dilation, self.transposed,

@@ -89,6 +89,10 @@ class RelevanceMode(TorchFunctionMode):
 
     # what treatments ask for
 
+    def follow(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """A function that a treatment calls as if the model had."""
+        return self.__torch_function__(function, (), args)
+
     def knowledge(self, t: Tensor) -> Knowledge:
         known = self._known.get(t, NOTHING)
         return known if known.version == t._version else NOTHING
@@ -127,9 +131,10 @@ class RelevanceMode(TorchFunctionMode):
     def step(self, link: Link, value: Callable[[], Tensor]) -> Tensor:
         """Hang the node of a step on its input; the result remembers the link."""
         back = self._propagation(link)
-        out = Node.apply(value, back, link.source, link.companion)
-        self._remember(out, link, back)  # type: ignore[arg-type]
-        return out  # type: ignore[return-value]
+        out: Tensor = Node.apply(value, back, link.source, link.companion)  # type: ignore[assignment]
+        back.remember(self.save(out))
+        self.remember(out, link)
+        return out
 
     def overwriting_step(self, link: Link, value: Callable[[], Tensor], target: Tensor) -> Tensor:
         """As `step`, where `value` overwrites `target`, the output that the link was remembered by."""
@@ -138,8 +143,13 @@ class RelevanceMode(TorchFunctionMode):
         target.detach_()  # off the way back: the new node stands in for the one that made it
         self._cells.before_overwriting(target)
         OverwritingNode.apply(value, back, target, link.source, link.companion)
-        self._remember(target, link, back)
+        back.remember(self.save(target))
+        self.remember(target, link)
         return target
+
+    def remember(self, out: Tensor, link: Link) -> None:
+        """Let consumers of `out` take over the linear map it came from."""
+        self._known[out] = Knowledge(out._version, link.step.rectified, link)
 
     def constant(self, call: Call) -> Any:
         """The call's value with no way back."""
@@ -164,10 +174,6 @@ class RelevanceMode(TorchFunctionMode):
         rule = link.step.rule
         reads_input = not isinstance(rule, Epsilon)
         return Propagation(link.step, link.source.shape, self.save(link.source) if reads_input else None, self.meter)
-
-    def _remember(self, out: Tensor, link: Link, back: Propagation) -> None:
-        back.remember(self.save(out))
-        self._known[out] = Knowledge(out._version, link.step.rectified, link)
 
     def _treat(self, call: Call) -> Any:
         treatment = operations.TREATMENTS.get(call.name)

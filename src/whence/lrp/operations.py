@@ -17,6 +17,7 @@ from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
+    from whence.lrp.propagation import Link
 
 Treatment = Callable[["RelevanceMode", Call], Any]
 
@@ -31,8 +32,8 @@ def plain(mode: "RelevanceMode", call: Call) -> Any:
 
 def affine(mode: "RelevanceMode", call: Call) -> Any:
     """Linear in its data up to an offset, f(x) = Lx + f(0): the gradient is right and the offset absorbs."""
-    if call.name in ("add", "sub", "rsub") and len(call.data) == 1 and (out := _folded(mode, call)) is not None:
-        return out
+    if call.name == "add" and (link := _folded(mode, call)) is not None:
+        return mode.step(link, call.run)
     if _all_data(call):
         return call.run()
     at_zero = _at_zero(call)
@@ -73,9 +74,9 @@ def convolution(mode: "RelevanceMode", call: Call) -> Tensor:
     if x.dim() < weight.dim():
         return _unbatched(mode, call, x)
     rank = weight.dim() - 2
-    source, padding = _padded(x, weight, padding, _each(dilation, rank))
-    linear = Convolution(weight, bias, _each(stride, rank), _each(padding, rank), _each(dilation, rank), False, [0] * rank, groups)
-    return mode.linear(call, source, linear)
+    both, single = _padding(weight, padding, _each(dilation, rank))
+    linear = Convolution(weight, bias, _each(stride, rank), both, _each(dilation, rank), False, [0] * rank, groups, single)
+    return mode.linear(call, x, linear)
 
 
 def transposed_convolution(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -142,11 +143,15 @@ def rectify(mode: "RelevanceMode", call: Call) -> Tensor:
 
 
 def scale(mode: "RelevanceMode", call: Call) -> Any:
-    """A product: with constants a part of the linear map before it, of two that depend on the input halved."""
+    """A product: halved where both factors depend on the input, else the gradient is right. The scaled output of a linear
+    map is that of a scaled map, should a shift or a ReLU follow (FrozenBatchNorm)."""
     if len(call.data) > 1:
         return product(mode, call)
-    folded = _folded(mode, call) if call.name == "mul" else None
-    return call.run() if folded is None else folded
+    link = _folded(mode, call)
+    out = call.run()
+    if link is not None:
+        mode.remember(out, link)
+    return out
 
 
 # everything else ----------------------------------------------------------------------------------------------------------
@@ -267,9 +272,9 @@ def _all_data(call: Call) -> bool:
     return False
 
 
-def _folded(mode: "RelevanceMode", call: Call) -> Tensor | None:
-    """`linear(x) · c` and `linear(x) + c` for c along the channels (FrozenBatchNorm, layer scale) as one linear map."""
-    if call.overwrites or call.kwargs or len(call.args) != 2 or call.name not in ("add", "mul"):
+def _folded(mode: "RelevanceMode", call: Call) -> "Link | None":
+    """`linear(x) · c` and `linear(x) + c` for c along the channels (FrozenBatchNorm) as one linear map."""
+    if call.overwrites or call.kwargs or len(call.args) != 2 or len(call.data) != 1:
         return None
     (x,) = call.data
     constant = call.args[1] if call.args[0] is x else call.args[0]
@@ -282,27 +287,30 @@ def _folded(mode: "RelevanceMode", call: Call) -> Tensor | None:
     vector, (dim,) = constant.flatten(), along
     one, zero = torch.ones_like(vector), torch.zeros_like(vector)
     step = link.step.folded(*((vector, zero) if call.name == "mul" else (one, vector)), dim, x.dim())
-    return None if step is None else mode.step(replace(link, step=step), call.run)
+    return None if step is None else replace(link, step=step)
 
 
-def _padded(x: Tensor, weight: Tensor, padding: Any, dilation: list[int]) -> tuple[Tensor, Any]:
-    """Padding given as a word, in numbers; where 'same' is uneven the input is padded beforehand."""
+def _padding(weight: Tensor, padding: Any, dilation: list[int]) -> tuple[list[int], list[int]]:
+    """Padding in numbers: of both sides alike, and before that of single sides, where 'same' is uneven."""
+    rank = weight.dim() - 2
     if not isinstance(padding, str):
-        return x, padding
+        return _each(padding, rank), []
     if padding == "valid":
-        return x, 0
+        return [0] * rank, []
     totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if all(total % 2 == 0 for total in totals):
-        return x, [total // 2 for total in totals]
-    sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-    return F.pad(x, sides), 0
+        return [total // 2 for total in totals], []
+    return [0] * rank, [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
 
 
 def _unbatched(mode: "RelevanceMode", call: Call, x: Tensor) -> Tensor:
-    batched = replace(call, function=lambda *args, **kwargs: call.run().unsqueeze(0))
-    args = tuple(x.unsqueeze(0) if a is x else a for a in call.args)
-    kwargs = {k: x.unsqueeze(0) if v is x else v for k, v in call.kwargs.items()}
-    return TREATMENTS[call.name](mode, replace(batched, args=args, kwargs=kwargs)).squeeze(0)
+    """A single sample without a batch dimension, as a batch of one."""
+    batch = mode.follow(torch.unsqueeze, x, 0)
+    args = tuple(batch if a is x else a for a in call.args)
+    kwargs = {k: batch if v is x else v for k, v in call.kwargs.items()}
+    function = lambda *args, **kwargs: call.run().unsqueeze(0)  # noqa: E731 - the very call, for a value equal to the bit
+    one = TREATMENTS[call.name](mode, Call(function, call.name, args, kwargs, (batch,)))
+    return mode.follow(torch.squeeze, one, 0)
 
 
 def _each(value: Any, rank: int) -> list[int]:

@@ -70,19 +70,20 @@ class Propagation:
         return returned
 
     def _whole(self, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
-        """The whole share alone; where z ≥ 0, ε takes what a bias of ε would take."""
-        linear, rectified = self._step.linear, self._step.rectified
-        share = rule.share(g, z, rectified)
-        taken = rule.epsilon if linear.bias is None else linear.bias + rule.epsilon * rectified
-        if rectified and isinstance(taken, float):
-            absorbed = total(share) * taken
-        else:
-            absorbed = 0.0 if linear.bias is None else linear.bias_share(share, taken)
-        if rule.epsilon and not rectified:
-            absorbed = absorbed + dot(g, z) - dot(share, z)
-        if isinstance(absorbed, Tensor):
-            self._meter.add(self._step.path, absorbed)
+        linear = self._step.linear
+        share = rule.share(g, z, self._step.rectified)
+        if rule.epsilon or linear.bias is not None:
+            self._meter.add(self._step.path, self._absorbed_whole(rule.epsilon, g, z, share))
         return linear.transpose(share, linear.weight, self._shape)
+
+    def _absorbed_whole(self, epsilon: float, g: Tensor, z: Tensor, share: Tensor) -> Tensor:
+        """R − Σ share · (z − b): what the bias takes and, where z ≥ 0, ε as a part of it."""
+        linear, bias = self._step.linear, self._step.linear.bias
+        if bias is None:
+            return total(share) * epsilon if self._step.rectified else dot(g, z) - dot(share, z)
+        if self._step.rectified or not epsilon:
+            return linear.bias_share(share, bias + epsilon)
+        return linear.bias_share(share, bias) + dot(g, z) - dot(share, z)
 
     def _shared(self, rule: SplitRule, g: Tensor, z: Tensor) -> Tensor:
         a = self._read_input()

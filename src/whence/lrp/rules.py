@@ -146,7 +146,7 @@ class ZBox:
         _require(bool((low < high).all()), "ZBox(low, high): every low must be below its high")
 
     def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor) -> Tensor:
-        low, high = (torch.as_tensor(bound).to(a).expand_as(a[:1]) for bound in (self.low, self.high))
+        low, high = (_bound(bound, a) for bound in (self.low, self.high))
         up, down = linear.weight.clamp(min=0), linear.weight.clamp(max=0)
         z = linear.apply(a, linear.weight).sub_(linear.apply(low, up) + linear.apply(high, down))
         share = ratio(relevance, z)
@@ -212,6 +212,17 @@ def negative_part(z: Tensor, positive: Tensor) -> Tensor:
     negative = z - positive
     rounding = 100 * torch.finfo(z.dtype).eps
     return negative.masked_fill_(negative.abs() <= rounding * positive, 0.0)
+
+
+def _bound(bound: float | Tensor, a: Tensor) -> Tensor:
+    """The bound for one sample of `a`, or for each."""
+    bound = torch.as_tensor(bound).to(a)
+    for samples in (a[:1], a):
+        try:
+            return bound.expand_as(samples)
+        except RuntimeError:
+            continue
+    raise RuleError(f"ZBox bounds of shape {tuple(bound.shape)} do not broadcast against the layer's input {tuple(a.shape)}")
 
 
 def _by_weight(linear: "LinearMap", weight: Tensor, a: Tensor, relevance: Tensor) -> Tensor:
