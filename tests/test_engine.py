@@ -1,0 +1,413 @@
+"""What the function mode sees, refuses and keeps right: the situations other libraries get wrong in silence."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import whence
+from whence import LRP, Constant, Epsilon, Flat, Gamma, Gradient, Identity, ZBox, ZPlus
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def first(y):
+    return y[:, 0]
+
+
+def sums(e):
+    return e.relevance.flatten(1).sum(1)
+
+
+# the rows of zennit's single-operation probes
+
+
+def test_a_module_used_twice_equals_separate_copies():
+    layer, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 4)
+    method = LRP({nn.Linear: Gamma(0.3)})
+    shared = whence.explain(nn.Sequential(layer, nn.ReLU(), layer).eval(), x, first, method=method)
+    copies = whence.explain(nn.Sequential(layer, nn.ReLU(), other).eval(), x, first, method=method)
+    assert torch.allclose(shared.relevance, copies.relevance, rtol=1e-12)
+
+
+def test_a_functional_residual_is_not_doubled():
+    layer = nn.Linear(4, 4, bias=False)
+    e = whence.explain(lambda x: x + F.relu(layer(x)), torch.randn(2, 4), first, method=LRP({F.linear: Epsilon(0)}))
+    assert torch.allclose(sums(e), e.output, rtol=1e-12)
+
+
+@pytest.mark.parametrize("spelling", [nn.GELU(), F.gelu, torch.nn.functional.gelu, lambda x: F.gelu(x, approximate="tanh")])
+def test_an_activation_passes_relevance_unchanged_however_it_is_called(spelling):
+    x = torch.randn(2, 4)
+    e = whence.explain(spelling, x, first)
+    assert torch.allclose(sums(e), e.output, rtol=1e-12)
+
+
+def test_an_activation_is_right_at_zero():
+    x = torch.zeros(1, 3).requires_grad_()
+    with whence.relevance_rules({}):
+        y = F.silu(x)
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[0.5] * 3]  # the limit of silu(x)/x
+
+
+def test_a_module_with_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4, bias=False), nn.Linear(5, 4, bias=False)
+
+        def forward(self, x, y, scale=1.0):
+            return F.relu(self.a(x) + scale * self.b(y))
+
+    model = Two().eval()
+    x, y = torch.randn(2, 3), torch.randn(2, 5)
+    e = whence.explain(model, (x, y), first, method=LRP({nn.Linear: Epsilon(0)}))
+    assert isinstance(e.relevance, tuple)
+    assert torch.allclose(e.relevance[0].sum(1) + e.relevance[1].sum(1), e.output, rtol=1e-12)
+    named = whence.explain(model, {"x": x, "y": y}, first, method=LRP({nn.Linear: Epsilon(0)}))
+    assert torch.equal(named.relevance["y"], e.relevance[1])
+
+
+def test_a_user_tensor_as_a_constant_input_gets_no_relevance():
+    e = whence.explain(lambda x, i: x[:, i], (torch.randn(2, 5), torch.tensor([1, 2])), lambda y: y.sum(1))
+    assert e.relevance[1] is None
+
+
+# overwriting
+
+
+def test_values_that_are_overwritten_later_are_kept():
+    layer = nn.Linear(4, 4)
+    x = torch.randn(2, 4)
+
+    def out_of_place(x):
+        y = layer(x)
+        return F.linear(torch.relu(y + x) * 2, layer.weight)
+
+    def in_place(x):
+        y = layer(x)
+        y += x
+        y.relu_()
+        y.mul_(2)
+        return F.linear(y, layer.weight)
+
+    for rule in (Gamma(0.25), Epsilon(0.1), ZPlus()):
+        a, b = (whence.explain(f, x, first, method=LRP({F.linear: rule})) for f in (out_of_place, in_place))
+        assert torch.allclose(a.relevance, b.relevance, rtol=1e-10)
+
+
+def test_views_that_are_overwritten():
+    layer = nn.Linear(4, 4, bias=False)
+
+    def model(x):
+        y = layer(x)
+        z = layer(y.view(2, 4))
+        y[:, :2].relu_()
+        y[:, 2:] = 0
+        return z + y
+
+    e = whence.explain(model, torch.randn(2, 4), first, method=LRP({F.linear: Gamma(0.5)}))
+    assert torch.allclose(sums(e), e.output, rtol=1e-10)
+
+
+def test_the_users_input_is_not_overwritten():
+    x = torch.randn(2, 4)
+    before = x.clone()
+    e = whence.explain(lambda v: v.mul_(2).sub_(1), x, first)
+    assert torch.equal(x, before)
+    assert torch.allclose(e.conservation.absorbed, torch.tensor(-1.0))
+
+
+def test_an_overwritten_gate_is_constant():
+    e = whence.explain(lambda x: x * (x * 2).sigmoid_(), torch.randn(2, 3), first)
+    assert torch.allclose(sums(e), e.output, rtol=1e-12)
+
+
+# products, statistics, winners
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x * x.roll(1, 1), lambda x: x**3, lambda x: x.square(), lambda x: x / (1 + x.abs()), lambda x: F.normalize(x),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5), lambda x: F.rms_norm(x, (3,)), lambda x: x @ x.mT @ x,
+        lambda x: torch.einsum("ni,nj->nij", x, x).sum(2), lambda x: torch.maximum(x, x.roll(1, 1)), lambda x: x.amax(1, True),
+        lambda x: x.sort(1).values, lambda x: torch.stack(x.unbind(1), 1), lambda x: x.clamp(-1, 1), lambda x: F.hardtanh(x),
+        lambda x: torch.where(x > 0, x, 2 * x), lambda x: x - x.mean(1, keepdim=True), lambda x: F.layer_norm(x, (3,)),
+        lambda x: x.norm(dim=1, keepdim=True), lambda x: sum(t for t in x.split(1, 1)), lambda x: F.softsign(x),
+    ],
+)  # fmt: skip
+def test_functions_that_conserve(model):
+    e = whence.explain(model, torch.randn(3, 3), first)
+    assert torch.allclose(sums(e), e.output, rtol=1e-9)
+    assert torch.allclose(e.conservation.error, torch.zeros(3), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x + 1, lambda x: 2 - x, lambda x: torch.cat([x, torch.ones(3, 2)], 1), lambda x: F.pad(x, (1, 1), value=2.0),
+        lambda x: x.masked_fill(x > 0.5, 3.0), lambda x: torch.where(x > 0, x, torch.tensor(0.7)), lambda x: torch.clamp(x, min=0.5),
+        lambda x: torch.maximum(x, torch.tensor(0.3)), lambda x: F.layer_norm(x, (3,), None, torch.ones(3)), lambda x: x.softmax(1),
+        lambda x: x.index_fill(1, torch.tensor([0]), 5.0), lambda x: torch.log_softmax(x, 1), lambda x: x.clamp_min(0.2),
+    ],
+)  # fmt: skip
+def test_what_constants_and_softmax_take_is_measured(model):
+    e = whence.explain(model, torch.randn(3, 3), first)
+    assert torch.allclose(sums(e) + e.conservation.absorbed, e.output, rtol=1e-9)
+
+
+# refusals
+
+
+def test_an_unknown_function_is_named_with_its_module_and_a_cure():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.i0(x)
+
+    model = nn.Sequential(nn.Linear(3, 3), Odd()).eval()
+    with pytest.raises(whence.errors.UnknownFunctionError, match=r"'special_i0' in '1' .* Identity\(\)"):
+        whence.explain(model, torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("rule", [Identity(), Gradient()])
+def test_an_unknown_function_can_be_given_a_rule(rule):
+    model = lambda x: torch.special.i1(x)  # noqa: E731
+    for selector in (torch.special.i1, "*"):
+        if selector == "*":
+            continue
+        e = whence.explain(model, torch.randn(2, 3), first, method=LRP({selector: rule}))
+        assert torch.allclose(sums(e) + e.conservation.absorbed, e.output, rtol=1e-9)
+
+
+def test_the_own_gradient_can_be_asked_for_everywhere():
+    model, x = (lambda x: torch.special.i1(x)), torch.randn(2, 3)
+    plain = whence.explain(model, x, first, method="gradient_times_input").relevance
+    assert torch.allclose(whence.explain(model, x, first, method=LRP(unknown="gradient")).relevance, plain)
+    with pytest.warns(UserWarning, match="special_i1"):
+        whence.explain(model, x, first, method=LRP(unknown="warn"))
+
+
+def test_a_gate_before_the_output_is_explained_in_words():
+    with pytest.raises(whence.errors.ModelError, match=r"sigmoid in .* held constant .* logits"):
+        whence.explain(lambda x: torch.sigmoid(x), torch.randn(2, 3), first)
+
+
+def test_a_gate_can_be_given_another_rule():
+    e = whence.explain(lambda x: torch.sigmoid(x), torch.randn(2, 3), first, method=LRP({torch.sigmoid: Gradient()}))
+    assert e.conservation.error.max() < 1e-9
+
+
+def test_a_known_function_can_be_held_constant():
+    model = lambda x: torch.tanh(x) * x  # noqa: E731
+    e = whence.explain(model, torch.randn(2, 3), first, method=LRP({torch.tanh: Constant()}))
+    assert torch.allclose(sums(e), e.output)
+
+
+class Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+def test_an_autograd_function_is_opaque():
+    with pytest.raises(whence.errors.OpaqueError, match="HiddenBackward"):
+        whence.explain(lambda x: Hidden.apply(x) + 1, torch.randn(2, 3), first)
+
+
+def test_a_tensor_from_outside_the_rules_is_opaque():
+    x = torch.randn(1, 3, requires_grad=True)
+    y = x * 2
+    with whence.relevance_rules({}), pytest.raises(whence.errors.OpaqueError, match="MulBackward"):
+        y + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_traced_and_exported_modules_are_opaque():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval(), torch.randn(2, 3)
+    for opaque in (torch.jit.script(model), torch.jit.trace(model, x)):
+        with pytest.raises(whence.errors.OpaqueError, match="original"):
+            whence.explain(opaque, x)
+    with pytest.raises(whence.errors.ModelError):
+        whence.explain(torch.export.export(model, (x,)).module(), x)
+
+
+# selectors
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 3)).eval()
+
+
+def test_selectors_by_path_glob_class_function_and_order():
+    model, x = net(), torch.randn(2, 1, 6, 6)
+    explained = [
+        whence.explain(model, x, method=LRP(rules)).relevance
+        for rules in (
+            {"0": Gamma(1), "2": Gamma(1)},
+            {"[02]": Gamma(1)},
+            {nn.Conv2d: Gamma(1)},
+            {F.conv2d: Gamma(1), nn.Linear: Epsilon()},
+            {nn.Conv2d: Gamma(1), "*": Epsilon()},
+            {(nn.Conv2d, nn.Linear): Gamma(1)},
+        )
+    ]
+    assert all(torch.equal(r, explained[0]) for r in explained[:5])
+    assert not torch.allclose(explained[5], explained[0])
+
+
+def test_a_path_selects_everything_inside():
+    model = nn.Sequential()
+    model.add_module("body", net())
+    x = torch.randn(1, 1, 6, 6)
+    assert torch.equal(*(whence.explain(model.eval(), x, method=LRP({s: Gamma(1)})).relevance for s in ("body", "body.*")))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"3": Gamma()}, r"'3' matched no linear map"),
+        ({"feature.0": Gamma()}, r"'feature.0' matched no"),
+        ({nn.Conv3d: Gamma()}, "Conv3d matched no"),
+        ({F.conv1d: Gamma()}, "conv1d matched no"),
+        ({"*": Gamma(), "0": Epsilon()}, r"'0' matched no linear map of the model that no earlier selector took"),
+        ({"0": Identity()}, "matched no nonlinear function"),
+        ({int: Gamma()}, "int is no torch.nn.Module class"),
+        ({3: Gamma()}, "3 is neither"),
+    ],
+)
+def test_a_selector_that_matches_nothing_is_an_error(rules, message):
+    with pytest.raises(whence.errors.SelectorError, match=message):
+        whence.explain(net(), torch.randn(1, 1, 6, 6), method=LRP(rules))
+
+
+def test_a_mistyped_layer_is_suggested():
+    with pytest.raises(whence.errors.SelectorError, match="did you mean 'body'"):
+        model = nn.Sequential()
+        model.add_module("body", net())
+        whence.explain(model.eval(), torch.randn(1, 1, 6, 6), layers=["bod"])
+
+
+def test_rules_of_the_input_layer_belong_there():
+    with pytest.raises(whence.errors.RuleError, match="touches the input"):
+        whence.explain(net(), torch.randn(1, 1, 6, 6), method=LRP({"2": Flat()}))
+
+
+def test_rules_in_front_of_a_preset():
+    model, x = net(), torch.rand(1, 1, 6, 6)
+    a = whence.explain(model, x, method=LRP({"0": ZBox(0, 1)} | whence.presets.epsilon_gamma()))
+    b = whence.explain(model, x, method=LRP(whence.presets.epsilon_gamma_box(0, 1)))
+    assert torch.equal(a.relevance, b.relevance)
+
+
+def test_the_pixel_box_behind_a_normalisation_inside_the_model():
+    """The input reaches the first convolution shifted, scaled, cut and padded: relevance still lands on it whole."""
+    convolution = nn.Conv2d(3, 4, 3)
+    mean, std = torch.rand(3, 1, 1), torch.rand(3, 1, 1) + 0.5
+
+    def model(x):
+        x = F.pad((x - mean) / std, (1, 1, 1, 1))
+        x = torch.cat([x[:, :1], x[:, 1:]], 1)
+        return convolution(x).flatten(1)
+
+    box = ZBox(((0 - mean) / std).amin(), ((1 - mean) / std).amax())
+    x = torch.rand(2, 3, 5, 5)
+    e = whence.explain(model, x, first, method=LRP({F.conv2d: box}))
+    assert torch.allclose(sums(e), e.output, rtol=1e-10)
+
+
+# layers, targets, loops
+
+
+def test_relevance_at_inner_layers_adds_up():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, bias=False), nn.ReLU(inplace=True),
+                          nn.Flatten(), nn.Linear(16, 3, bias=False)).eval()  # fmt: skip
+    x = torch.randn(2, 1, 6, 6)
+    without = whence.explain(model, x, method=LRP({nn.Conv2d: Gamma(0.5), nn.Linear: Epsilon(0)}))
+    e = whence.explain(model, x, method=LRP({nn.Conv2d: Gamma(0.5), nn.Linear: Epsilon(0)}), layers=["0", "1", "2", "3"])
+    assert torch.allclose(e.relevance, without.relevance, rtol=1e-9, atol=1e-12)
+    for name, channels in (("0", 4), ("1", 4), ("2", 4), ("3", 4)):
+        assert e.layers[name].shape[1] == channels
+        assert torch.allclose(e.layers[name].flatten(1).sum(1), e.output, rtol=1e-9)
+    assert torch.allclose(e.layers["0"], e.layers["1"], atol=1e-12)  # a ReLU passes relevance on
+
+
+def test_a_layer_that_runs_twice_gives_both():
+    layer = nn.Linear(3, 3, bias=False)
+    model = nn.Sequential(layer, nn.ReLU(), layer).eval()
+    e = whence.explain(model, torch.randn(2, 3), layers=["0"], method=LRP({nn.Linear: Epsilon(0)}))
+    assert len(e.layers["0"]) == 2
+    assert all(torch.allclose(r.sum(1), e.output, rtol=1e-9) for r in e.layers["0"])
+
+
+def test_several_targets_share_one_forward():
+    calls = []
+    model = net()
+    x = torch.randn(2, 1, 6, 6)
+    counted = lambda v: calls.append(1) or model(v)  # noqa: E731
+    targets = [0, 1, [2, 0], None, first]
+    together = list(whence.explain_targets(counted, x, targets, method=LRP({F.conv2d: Gamma()})))
+    assert len(calls) == 1
+    for e, target in zip(together, targets, strict=True):
+        alone = whence.explain(model, x, target, method=LRP({F.conv2d: Gamma()}))
+        assert torch.allclose(e.relevance, alone.relevance, rtol=1e-12)
+        assert torch.allclose(e.conservation.absorbed, alone.conservation.absorbed, rtol=1e-9)
+
+
+def test_relevance_rules_in_ones_own_loop():
+    model, x = net(), torch.randn(2, 1, 6, 6, requires_grad=True)
+    with whence.relevance_rules({nn.Conv2d: Gamma(0.25)}, model):
+        logits = model(x)
+    (g,) = torch.autograd.grad(logits[:, 1].sum(), x)
+    e = whence.explain(model, x, 1, method=LRP({nn.Conv2d: Gamma(0.25)}))
+    assert torch.allclose(x * g, e.relevance, rtol=1e-12)
+    with whence.relevance_rules({nn.Conv2d: Gamma(0.25)}, model):
+        (inside,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    assert torch.equal(inside, g)
+    (plain,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    assert not torch.allclose(plain, g)
+
+
+def test_relevance_rules_refuse_what_they_cannot_say():
+    with pytest.raises(whence.errors.RuleError, match="gradient"), whence.relevance_rules({F.conv2d: ZBox(0, 1)}):
+        pass
+    with pytest.raises(whence.errors.RuleError, match="pass the model"), whence.relevance_rules({"0": Gamma()}):
+        pass
+    with pytest.raises(whence.errors.SelectorError, match="matched no"), whence.relevance_rules({F.conv2d: Gamma()}):
+        pass
+
+
+# the battery every method passes
+
+BATTERY = [LRP(), LRP(whence.presets.epsilon_plus()), LRP(whence.presets.epsilon_gamma_box(-5, 5)), "gradient_times_input", "sensitivity"]
+
+
+@pytest.mark.parametrize("method", BATTERY, ids=str)
+def test_battery(method):
+    model, x = net(), torch.randn(4, 1, 6, 6).clamp(-4, 4)
+    e = whence.explain(model, x, [0, 1, 2, 1], method=method)
+    assert e.relevance.shape == x.shape
+    assert e.relevance.dtype == x.dtype
+    assert not e.relevance.requires_grad
+    again = whence.explain(model, x, [0, 1, 2, 1], method=method)
+    assert torch.equal(e.relevance, again.relevance)
+    for i in range(4):  # each sample by itself
+        alone = whence.explain(model, x[i : i + 1], [[0, 1, 2, 1][i]], method=method)
+        assert torch.allclose(alone.relevance, e[i].relevance, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(alone.conservation.relevance, e[i].conservation.relevance, rtol=1e-9)
+    single = whence.explain(model.float(), x.float(), [0, 1, 2, 1], method=method)
+    assert single.relevance.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(whence.explain(model, x.float(), [0, 1, 2, 1], method=method).relevance, single.relevance)
+
+
+def test_a_single_sample_without_batch_inside_the_model():
+    convolution = nn.Conv2d(1, 2, 3, bias=False)
+    e = whence.explain(lambda x: torch.stack([convolution(v) for v in x]).flatten(1), torch.randn(2, 1, 5, 5), first)
+    assert torch.allclose(sums(e), e.output, rtol=1e-4)
