@@ -38,7 +38,7 @@ def test_a_functional_residual_is_not_doubled():
     assert torch.allclose(sums(e), e.output, rtol=1e-12)
 
 
-@pytest.mark.parametrize("spelling", [nn.GELU(), F.gelu, torch.nn.functional.gelu, lambda x: F.gelu(x, approximate="tanh")])
+@pytest.mark.parametrize("spelling", [nn.GELU().eval(), F.gelu, torch.nn.functional.gelu, lambda x: F.gelu(x, approximate="tanh")])
 def test_an_activation_passes_relevance_unchanged_however_it_is_called(spelling):
     x = torch.randn(2, 4)
     e = whence.explain(spelling, x, first)
@@ -132,7 +132,7 @@ def test_an_overwritten_gate_is_constant():
     "model",
     [
         lambda x: x * x.roll(1, 1), lambda x: x**3, lambda x: x.square(), lambda x: x / (1 + x.abs()), lambda x: F.normalize(x),
-        lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5), lambda x: F.rms_norm(x, (3,)), lambda x: x @ x.mT @ x,
+        lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5), lambda x: F.rms_norm(x, (3,)),
         lambda x: torch.einsum("ni,nj->nij", x, x).sum(2), lambda x: torch.maximum(x, x.roll(1, 1)), lambda x: x.amax(1, True),
         lambda x: x.sort(1).values, lambda x: torch.stack(x.unbind(1), 1), lambda x: x.clamp(-1, 1), lambda x: F.hardtanh(x),
         lambda x: torch.where(x > 0, x, 2 * x), lambda x: x - x.mean(1, keepdim=True), lambda x: F.layer_norm(x, (3,)),
@@ -168,18 +168,15 @@ def test_an_unknown_function_is_named_with_its_module_and_a_cure():
             return torch.special.i0(x)
 
     model = nn.Sequential(nn.Linear(3, 3), Odd()).eval()
-    with pytest.raises(whence.errors.UnknownFunctionError, match=r"'special_i0' in '1' .* Identity\(\)"):
+    with pytest.raises(whence.errors.UnknownFunctionError, match=r"'special_i0' in '1' .*whence.Identity\(\)"):
         whence.explain(model, torch.randn(1, 3))
 
 
 @pytest.mark.parametrize("rule", [Identity(), Gradient()])
 def test_an_unknown_function_can_be_given_a_rule(rule):
     model = lambda x: torch.special.i1(x)  # noqa: E731
-    for selector in (torch.special.i1, "*"):
-        if selector == "*":
-            continue
-        e = whence.explain(model, torch.randn(2, 3), first, method=LRP({selector: rule}))
-        assert torch.allclose(sums(e) + e.conservation.absorbed, e.output, rtol=1e-9)
+    e = whence.explain(model, torch.randn(2, 3), first, method=LRP({torch.special.i1: rule}))
+    assert torch.allclose(sums(e) + e.conservation.absorbed, e.output, rtol=1e-9)
 
 
 def test_the_own_gradient_can_be_asked_for_everywhere():
@@ -411,3 +408,4 @@ def test_a_single_sample_without_batch_inside_the_model():
     convolution = nn.Conv2d(1, 2, 3, bias=False)
     e = whence.explain(lambda x: torch.stack([convolution(v) for v in x]).flatten(1), torch.randn(2, 1, 5, 5), first)
     assert torch.allclose(sums(e), e.output, rtol=1e-4)
+    assert e.conservation.error.max() < 1e-9

@@ -39,24 +39,39 @@ class Conservation:
 
 
 class Meter:
-    """Collects what each layer absorbs while relevance returns."""
+    """Collects what each layer absorbs while relevance returns; idle for a batch size of 0."""
 
     def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self.absorbed: dict[str, Tensor] = {}
+        self._batch_size = batch_size
+        self._absorbed: dict[str, Tensor] = {}
+        self._mixed: dict[str, Tensor] = {}
 
     def add(self, path: str, amount: Tensor) -> None:
         """`amount` [batch, …] was absorbed at `path`; a batch folded into the first dimension (windows) is unfolded."""
-        if amount.shape[0] % self.batch_size:
-            raise ValueError(f"cannot tell the {self.batch_size} samples apart in {tuple(amount.shape)}")
-        per_sample = amount.reshape(self.batch_size, -1).sum(1)
-        earlier = self.absorbed.get(path)
-        self.absorbed[path] = per_sample if earlier is None else earlier + per_sample
+        if not self._batch_size:
+            return
+        told_apart = amount.dim() > 0 and amount.shape[0] % self._batch_size == 0
+        found, part = (self._absorbed, amount.reshape(self._batch_size, -1).sum(1)) if told_apart else (self._mixed, amount.sum())
+        earlier = found.get(path)
+        found[path] = part if earlier is None else earlier + part
 
-    def read(self) -> dict[str, Tensor]:
-        """What was absorbed since the last reading."""
-        absorbed, self.absorbed = self.absorbed, {}
-        return absorbed
+    def read(self, output: Tensor, relevance: Tensor) -> Conservation:
+        """The account since the last reading.
+
+        Where a network takes the samples of a batch apart or mixes them, what such a layer absorbed is known only in sum.
+        It is then shared out so that the samples balance as far as the sum does.
+        """
+        by_layer, mixed = self._absorbed, self._mixed
+        self._absorbed, self._mixed = {}, {}
+        absorbed = sum(by_layer.values(), torch.zeros_like(output))
+        if mixed:
+            in_sum = torch.stack(list(mixed.values())).sum()
+            gap = output - relevance - absorbed
+            shared_out = gap + (in_sum - gap.sum()) / len(gap)
+            for path, amount in mixed.items():
+                by_layer[path] = by_layer.get(path, 0) + shared_out * (amount / in_sum)
+            absorbed = absorbed + shared_out
+        return Conservation(output, relevance, absorbed, by_layer)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -21,7 +22,7 @@ from whence.lrp.composites import Composite, Matcher, Selector
 from whence.lrp.conservation import Meter
 from whence.lrp.functions import Call, constant_parameters, depends, function_name, overwrites, tensors
 from whence.lrp.linear import LinearMap
-from whence.lrp.propagation import Link, Propagation, Step
+from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, Rule
 from whence.lrp.saved import Cells, Node, OverwritingNode, Saved
 from whence.lrp.scope import Scope
@@ -36,7 +37,7 @@ class Knowledge:
     version: int
     nonnegative: bool = False
     link: Link | None = None  # the linear map it came from
-    companion: Tensor | None = None  # zeros that went the same way from the input
+    companion: Companion | None = None
 
 
 NOTHING = Knowledge(-1)
@@ -59,11 +60,14 @@ class RelevanceMode(TorchFunctionMode):
         self.scope = scope
         self.unknown = unknown
         self.meter = Meter(len(inputs[0]) if inputs else 0)
-        self.companions = [torch.zeros_like(x, requires_grad=True) if self.matcher.writes_to_input else None for x in inputs]
+        self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs if self.matcher.writes_to_input]
         self.last_constant: str | None = None
         self._cells = Cells()
+        # what native functions keep for their gradients goes through the cells as well
+        self.saving = saved_tensors_hooks(self._cells.save, lambda cell: cell.value)
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        for x, companion in zip(inputs, self.companions, strict=True):
+        for i, x in enumerate(inputs):
+            companion = Companion(self.written[i]) if self.written else None
             self._known[x] = Knowledge(x._version, bool((x.detach() >= 0).all()), None, companion)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -125,13 +129,14 @@ class RelevanceMode(TorchFunctionMode):
         """A linear map with the rule the user has for it."""
         companion = self.knowledge(source).companion
         rule = self.matcher.linear_rule(call.name, companion is not None) or Epsilon()
-        step = Step(linear, rule, self.scope.path, self.knowledge(source).nonnegative)
-        return self.step(Link(source, companion, source._version, step), call.run)
+        zeros, present = (None, None) if companion is None else (companion.zeros, companion.present)
+        step = Step(linear, rule, self.scope.path, self.knowledge(source).nonnegative, present=present)
+        return self.step(Link(source, zeros, source._version, step), call.run)
 
     def step(self, link: Link, value: Callable[[], Tensor]) -> Tensor:
         """Hang the node of a step on its input; the result remembers the link."""
         back = self._propagation(link)
-        out: Tensor = Node.apply(value, back, link.source, link.companion)  # type: ignore[assignment]
+        out: Tensor = Node.apply(value, back, link.source, link.zeros)  # type: ignore[assignment]
         back.remember(self.save(out))
         self.remember(out, link)
         return out
@@ -142,7 +147,7 @@ class RelevanceMode(TorchFunctionMode):
         del self._known[target]
         target.detach_()  # off the way back: the new node stands in for the one that made it
         self._cells.before_overwriting(target)
-        OverwritingNode.apply(value, back, target, link.source, link.companion)
+        OverwritingNode.apply(value, back, target, link.source, link.zeros)
         back.remember(self.save(target))
         self.remember(target, link)
         return target
@@ -165,8 +170,7 @@ class RelevanceMode(TorchFunctionMode):
     def absorb(self, out: Tensor, amount: Callable[[Tensor], Tensor]) -> None:
         """Count `amount(g)` [batch, …] as absorbed here when the gradient g of `out` comes by."""
         path, meter = self.scope.path, self.meter
-        if meter.batch_size:
-            out.register_hook(lambda g: meter.add(path, amount(g)))
+        out.register_hook(lambda g: meter.add(path, amount(g)) if g is not None else None)
 
     # the inside
 
@@ -221,7 +225,7 @@ class RelevanceMode(TorchFunctionMode):
         """What the outputs will be known by from the inputs."""
         companion = None
         if self.matcher.writes_to_input:
-            companion = operations.companion(call, {id(t): self.knowledge(t).companion for t in call.data})
+            companion = operations.companion(call, lambda t: self.knowledge(t).companion)
         return Knowledge(0, operations.stays_nonnegative(call, lambda t: self.knowledge(t).nonnegative), None, companion)
 
     def _learn(self, t: Tensor, inherited: Knowledge) -> None:
@@ -260,7 +264,7 @@ def relevance_rules(
     optional = tuple(entry for entry in composite.entries if not isinstance(entry[1], InputRule))
     scope = Scope(model)
     mode = RelevanceMode(Composite(optional, composite.required), scope, unknown)
-    with scope, mode:
+    with scope, mode.saving, mode:
         yield mode
     mode.matcher.check_all_matched()
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from whence.lrp.conservation import dot
 from whence.lrp.functions import Call, mapped, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
+from whence.lrp.propagation import Companion
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -176,7 +177,7 @@ def product(mode: "RelevanceMode", call: Call) -> Tensor:
     """Each of n factors that depend on the input takes an equal part (AttnLRP, proposition 3.2)."""
     factors = len(call.data)
     out = call.run()
-    out.register_hook(lambda g: g / factors)
+    _divide_gradient(out, factors)
     return out
 
 
@@ -198,7 +199,7 @@ def power(mode: "RelevanceMode", call: Call) -> Any:
     if call.overwrites:
         mode.before_overwriting(call.args[0])
     out = call.run()
-    out.register_hook(lambda g: g / exponent)
+    _divide_gradient(out, exponent)
     return out
 
 
@@ -258,6 +259,10 @@ def _bind(call: Call, names: str, **defaults: Any) -> list[Any]:
     keys = names.split()
     given = dict(zip(keys, call.args, strict=False)) | {("input" if k == "self" else k): v for k, v in call.kwargs.items()}
     return [given[key] if key in given else defaults[key] for key in keys]
+
+
+def _divide_gradient(out: Tensor, divisor: float) -> None:
+    out.register_hook(lambda g: None if g is None else g / divisor)
 
 
 def _all_data(call: Call) -> bool:
@@ -445,17 +450,25 @@ def stays_nonnegative(call: Call, nonnegative: Callable[[Tensor], bool]) -> bool
     return all(nonnegative(t) for t in tensors((call.args, call.kwargs)) if t.is_floating_point())
 
 
-def companion(call: Call, companions: dict[int, Tensor | None]) -> Tensor | None:
-    """The zeros beside the result, if the result is the input moved about, shifted or scaled value by value."""
-    known = {key: zeros for key, zeros in companions.items() if zeros is not None}
-    if len(known) != len(companions):
+def companion(call: Call, of: Callable[[Tensor], Companion | None]) -> Companion | None:
+    """What goes beside the result, if the result is the input moved about, padded, shifted or scaled value by value."""
+    known = {id(t): c for t in call.data if (c := of(t)) is not None}
+    if len(known) != len({id(t) for t in call.data}):
         return None
     if call.name in ("add", "sub", "rsub", "mul", "div") and len(call.data) == 1:
-        (zeros,) = known.values()
-        others = [t.shape for t in tensors((call.args, call.kwargs))]
-        return zeros if torch.broadcast_shapes(*others) == zeros.shape else None
-    if call.name in (*MOVES_VALUES, "cat", "stack", "pad") and not call.overwrites:
-        out = call.run_with(known)
-        return out if isinstance(out, Tensor) else None
-    return None
-
+        (beside,) = known.values()
+        shapes = [t.shape for t in tensors((call.args, call.kwargs))]
+        return beside if torch.broadcast_shapes(*shapes) == beside.zeros.shape else None
+    pads = call.name in ("cat", "stack", "pad")
+    if call.overwrites or not (pads or call.name in MOVES_VALUES):
+        return None
+    zeros = call.run_with({key: c.zeros for key, c in known.items()})
+    if not isinstance(zeros, Tensor):
+        return None
+    if not pads and all(c.present is None for c in known.values()):
+        return Companion(zeros)
+    with torch.no_grad():
+        ones = {key: torch.ones_like(c.zeros) if c.present is None else c.present for key, c in known.items()}
+        values = {id(t): torch.zeros_like(t) for t in tensors((call.args, call.kwargs)) if t.is_floating_point()}
+        present = call.run_with(values | ones) - call.run_with(values | {key: torch.zeros_like(c.zeros) for key, c in known.items()})
+    return Companion(zeros, None if bool((present == 1).all()) else present)

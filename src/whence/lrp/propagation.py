@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """Beside a tensor that is the input moved about: zeros that rules of the input layer write relevance to."""
+
+    zeros: Tensor
+    present: Tensor | None = None  # 1 where a value is the input's and 0 where it was padded; None: all are
+
+
+@dataclass(frozen=True)
 class Step:
     """A linear map, its rule, and what is known of its input and output."""
 
@@ -23,6 +31,7 @@ class Step:
     path: str
     nonnegative: bool = False  # the input is known not to be negative
     rectified: bool = False  # a ReLU follows: R = 0 where z < 0
+    present: Tensor | None = None  # which values are the explained input's, for rules of the input layer
 
     def folded(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Step | None":
         """The step whose output is scaled and shifted along `dim`, where its map can take that in."""
@@ -35,7 +44,7 @@ class Link:
     """What the output of a linear map remembers of its origin, so that a consumer can take the step over."""
 
     source: Tensor  # the input, with its graph
-    companion: Tensor | None  # zeros beside the input, for rules that write relevance there
+    zeros: Tensor | None  # of the companion
     version: int  # of the input when the map read it
     step: Step
 
@@ -65,7 +74,7 @@ class Propagation:
         return self._shared(rule, g, z), None
 
     def _distributed(self, rule: InputRule, relevance: Tensor) -> Tensor:
-        returned = rule.distribute(self._step.linear, self._read_input(), relevance)
+        returned = rule.distribute(self._step.linear, self._read_input(), relevance, self._step.present)
         self._meter.add(self._step.path, total(relevance) - total(returned))
         return returned
 

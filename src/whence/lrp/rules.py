@@ -9,6 +9,7 @@ how much along the positive ones alone (`positive`):
 and every rule here satisfies R = whole · z + positive · (P + b⁺), up to its ε: what does not reach the input is what the
 biases and ε absorb. The three rules at the end are not proportional to the input and belong to the layer that touches it.
 
+Of the input, `present` is 1 where it is the user's and 0 where the network padded it before the map; None: all is the user's.
 Elementwise passes cost as much as convolutions in a network such as ResNet-50, so the rules count them: the arguments
 `positive` of `shares` and `denominator` of `ratio` are overwritten.
 """
@@ -145,8 +146,8 @@ class ZBox:
         low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
         _require(bool((low < high).all()), "ZBox(low, high): every low must be below its high")
 
-    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor) -> Tensor:
-        low, high = (_bound(bound, a) for bound in (self.low, self.high))
+    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
+        low, high = (_bound(bound, a, present) for bound in (self.low, self.high))
         up, down = linear.weight.clamp(min=0), linear.weight.clamp(max=0)
         z = linear.apply(a, linear.weight).sub_(linear.apply(low, up) + linear.apply(high, down))
         share = ratio(relevance, z)
@@ -163,8 +164,8 @@ class WSquare:
     The bias takes no part.
     """
 
-    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor) -> Tensor:
-        return _by_weight(linear, linear.weight.square(), a, relevance)
+    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
+        return _by_weight(linear, linear.weight.square(), a, relevance, present)
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,8 @@ class Flat:
     >>> whence.LRP({"conv1": whence.Flat()})
     """
 
-    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor) -> Tensor:
-        return _by_weight(linear, torch.ones_like(linear.weight), a, relevance)
+    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
+        return _by_weight(linear, torch.ones_like(linear.weight), a, relevance, present)
 
 
 SplitRule = Gamma | AlphaBeta | ZPlus
@@ -214,20 +215,21 @@ def negative_part(z: Tensor, positive: Tensor) -> Tensor:
     return negative.masked_fill_(negative.abs() <= rounding * positive, 0.0)
 
 
-def _bound(bound: float | Tensor, a: Tensor) -> Tensor:
-    """The bound for one sample of `a`, or for each."""
+def _bound(bound: float | Tensor, a: Tensor, present: Tensor | None) -> Tensor:
+    """The bound for one sample of `a`, or for each; padding is no pixel and has none."""
     bound = torch.as_tensor(bound).to(a)
     for samples in (a[:1], a):
         try:
-            return bound.expand_as(samples)
+            return bound.expand_as(samples) if present is None else bound.expand_as(samples) * present[: len(samples)]
         except RuntimeError:
             continue
     raise RuleError(f"ZBox bounds of shape {tuple(bound.shape)} do not broadcast against the layer's input {tuple(a.shape)}")
 
 
-def _by_weight(linear: "LinearMap", weight: Tensor, a: Tensor, relevance: Tensor) -> Tensor:
-    total = linear.apply(torch.ones_like(a[:1]), weight)
-    return linear.transpose(ratio(relevance, total.expand_as(relevance).clone()), weight, a.shape)
+def _by_weight(linear: "LinearMap", weight: Tensor, a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
+    present = torch.ones_like(a[:1]) if present is None else present
+    share = ratio(relevance, linear.apply(present, weight).expand_as(relevance).clone())
+    return present * linear.transpose(share, weight, a.shape)
 
 
 def _require(holds: bool, message: str) -> None:

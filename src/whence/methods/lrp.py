@@ -11,7 +11,6 @@ from whence.errors import RuleError
 from whence.explanation import Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite, Selector
-from whence.lrp.conservation import Conservation
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
 from whence.lrp.scope import Scope
@@ -56,9 +55,8 @@ class LRP:
         scope = Scope(task.model, {})
         mode = RelevanceMode(Composite.of(self._rules), scope, self.unknown, sources)
         scope.tap(taps.callbacks(mode.pin))
-        companions = [c for c in mode.companions if c is not None]
         checked = False
-        for found, written in gradients(task, sources, (scope, mode), taps, companions, mode.what_blocks):
+        for found, written in gradients(task, sources, (scope, mode.saving, mode), taps, mode.written, mode.what_blocks):
             if not checked:
                 mode.matcher.check_all_matched()
                 checked = True
@@ -66,10 +64,5 @@ class LRP:
             if written:
                 scores = {i: r + w for (i, r), w in zip(scores.items(), written, strict=True)}
             layers = {name: [a * g for a, g in calls] for name, calls in found.layers.items()}
-            yield explanation(self, task, found, scores, layers, self._conservation(found.output, scores, mode))
-
-    @staticmethod
-    def _conservation(output: Tensor, scores: dict[int, Tensor], mode: RelevanceMode) -> Conservation:
-        by_layer = mode.meter.read()
-        absorbed = reduce(Tensor.add, by_layer.values(), output.new_zeros(len(output)))
-        return Conservation(output, reduce(Tensor.add, map(per_sample, scores.values())), absorbed, by_layer)
+            relevance = reduce(Tensor.add, map(per_sample, scores.values()))
+            yield explanation(self, task, found, scores, layers, mode.meter.read(found.output, relevance))

@@ -94,9 +94,7 @@ def gradients(
             with entered(*contexts):
                 values, resolved = select(outputs, target, inputs.batch_size)
             _check_output(values, blocked)
-            found = torch.autograd.grad(
-                values.sum(), [*sources, *extras], retain_graph=not last, allow_unused=True
-            )
+            found = _backward(values.sum(), [*sources, *extras], keep_graph=not last)
             found = [torch.zeros_like(s) if g is None else g for s, g in zip([*sources, *extras], found, strict=True)]
             pairs = {i: (s.detach(), g) for i, s, g in zip(inputs.explained, sources, found, strict=False)}
             yield Gradients(values.detach(), resolved, pairs, taps.read()), found[len(sources) :]
@@ -109,6 +107,15 @@ def entered(*contexts: AbstractContextManager) -> Iterator[None]:
         for context in contexts:
             undo.enter_context(context)
         yield
+
+
+def _backward(value: Tensor, sources: list[Tensor], keep_graph: bool) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(value, sources, retain_graph=keep_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ModelError("the model overwrites a value its gradient needs; run that part out of place, or use LRP") from error
 
 
 def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
