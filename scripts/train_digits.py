@@ -34,9 +34,7 @@ def read_mnist(folder: Path, split: str) -> tuple[Tensor, Tensor]:
         images, labels = data["images"], data["labels"]
     else:
         prefix = {"train": "train", "test": "t10k"}[split]
-        images, labels = (
-            read_idx(next(folder.rglob(f"{prefix}-{kind}-ubyte*"))) for kind in ("images-idx3", "labels-idx1")
-        )
+        images, labels = (read_idx(next(folder.rglob(f"{prefix}-{kind}-ubyte*"))) for kind in ("images-idx3", "labels-idx1"))
     return torch.tensor(images[:, None]), torch.tensor(labels.astype(np.int64))
 
 

@@ -1,5 +1,6 @@
 """Fixtures and options of the whole suite."""
 
+import contextlib
 import os
 from datetime import date
 from pathlib import Path
@@ -11,10 +12,8 @@ from hypothesis import HealthCheck, settings
 # A CUDA build of torchvision beside a CPU build of torch imports only once its operators are declared.
 _torchvision_operators = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
-    try:
+    with contextlib.suppress(RuntimeError):  # a torchvision that fits has them
         _torchvision_operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # a torchvision that fits has them
-        pass
 
 ALL = os.environ.get("WHENCE_TEST_ALL") == "1"
 

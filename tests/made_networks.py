@@ -57,7 +57,10 @@ class Made(nn.Module):
         convolution = CONVOLUTIONS[d]
         if kind == "conv":
             groups, bias, norm = detail
-            return {"conv": convolution(c, c, 3, padding=1, groups=groups, bias=bias), **({"norm": NORMS[d](c)} if norm else {})}
+            return {
+                "conv": convolution(c, c, 3, padding=1, groups=groups, bias=bias),
+                **({"norm": NORMS[d](c)} if norm else {}),
+            }
         if kind == "transposed":
             return {"conv": TRANSPOSED[d](c, c, 3, padding=1)}
         if kind in ("residual", "residual_", "shared", "twice_read", "overwritten"):
@@ -75,7 +78,9 @@ class Made(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.parts["stem"](x)
         for i, (kind, detail) in enumerate(self.plan.steps):
-            x = self.step(x, kind, detail, lambda name, v, i=i: self.parts[f"{i}_{name}"](v) if f"{i}_{name}" in self.parts else v)
+            x = self.step(
+                x, kind, detail, lambda name, v, i=i: self.parts[f"{i}_{name}"](v) if f"{i}_{name}" in self.parts else v
+            )
         return self.head(x.flatten(2).mean(2))
 
     def step(self, x: Tensor, kind: str, detail: Any, run: Any) -> Tensor:

@@ -38,7 +38,9 @@ def test_a_functional_residual_is_not_doubled():
     assert torch.allclose(sums(e), e.output, rtol=1e-12)
 
 
-@pytest.mark.parametrize("spelling", [nn.GELU().eval(), F.gelu, torch.nn.functional.gelu, lambda x: F.gelu(x, approximate="tanh")])
+@pytest.mark.parametrize(
+    "spelling", [nn.GELU().eval(), F.gelu, torch.nn.functional.gelu, lambda x: F.gelu(x, approximate="tanh")]
+)
 def test_an_activation_passes_relevance_unchanged_however_it_is_called(spelling):
     x = torch.randn(2, 4)
     e = whence.explain(spelling, x, first)
@@ -149,8 +151,10 @@ def test_functions_that_conserve(model):
     "model",
     [
         lambda x: x + 1, lambda x: 2 - x, lambda x: torch.cat([x, torch.ones(3, 2)], 1), lambda x: F.pad(x, (1, 1), value=2.0),
-        lambda x: x.masked_fill(x > 0.5, 3.0), lambda x: torch.where(x > 0, x, torch.tensor(0.7)), lambda x: torch.clamp(x, min=0.5),
-        lambda x: torch.maximum(x, torch.tensor(0.3)), lambda x: F.layer_norm(x, (3,), None, torch.ones(3)), lambda x: x.softmax(1),
+        lambda x: x.masked_fill(x > 0.5, 3.0), lambda x: torch.where(x > 0, x, torch.tensor(0.7)),
+        lambda x: torch.clamp(x, min=0.5),
+        lambda x: torch.maximum(x, torch.tensor(0.3)), lambda x: F.layer_norm(x, (3,), None, torch.ones(3)),
+        lambda x: x.softmax(1),
         lambda x: x.index_fill(1, torch.tensor([0]), 5.0), lambda x: torch.log_softmax(x, 1), lambda x: x.clamp_min(0.2),
     ],
 )  # fmt: skip
@@ -285,9 +289,9 @@ def test_a_selector_that_matches_nothing_is_an_error(rules, message):
 
 
 def test_a_mistyped_layer_is_suggested():
+    model = nn.Sequential()
+    model.add_module("body", net())
     with pytest.raises(whence.errors.SelectorError, match="did you mean 'body'"):
-        model = nn.Sequential()
-        model.add_module("body", net())
         whence.explain(model.eval(), torch.randn(1, 1, 6, 6), layers=["bod"])
 
 
@@ -323,7 +327,8 @@ def test_the_pixel_box_behind_a_normalisation_inside_the_model():
 
 
 def test_relevance_at_inner_layers_adds_up():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, bias=False), nn.ReLU(inplace=True),
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(inplace=True),
+                          nn.Conv2d(4, 4, 3, bias=False), nn.ReLU(inplace=True),
                           nn.Flatten(), nn.Linear(16, 3, bias=False)).eval()  # fmt: skip
     x = torch.randn(2, 1, 6, 6)
     without = whence.explain(model, x, method=LRP({nn.Conv2d: Gamma(0.5), nn.Linear: Epsilon(0)}))
@@ -382,7 +387,13 @@ def test_relevance_rules_refuse_what_they_cannot_say():
 
 # the battery every method passes
 
-BATTERY = [LRP(), LRP(whence.presets.epsilon_plus()), LRP(whence.presets.epsilon_gamma_box(-5, 5)), "gradient_times_input", "sensitivity"]
+BATTERY = [
+    LRP(),
+    LRP(whence.presets.epsilon_plus()),
+    LRP(whence.presets.epsilon_gamma_box(-5, 5)),
+    "gradient_times_input",
+    "sensitivity",
+]
 
 
 @pytest.mark.parametrize("method", BATTERY, ids=str)

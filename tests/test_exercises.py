@@ -32,7 +32,9 @@ def test_b_linear_model():
 
 
 def test_b_gradient_times_input_is_exact_without_biases():
-    model = nn.Sequential(nn.Linear(6, 9, bias=False), nn.ReLU(), nn.Linear(9, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False))
+    model = nn.Sequential(
+        nn.Linear(6, 9, bias=False), nn.ReLU(), nn.Linear(9, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False)
+    )
     x = torch.randn(5, 6)
     e = whence.explain(model.eval(), x, method=GradientTimesInput())
     assert torch.allclose(e.relevance.sum(1), model(x).max(1).values, rtol=1e-12)
@@ -174,7 +176,9 @@ def sheet_layer(layer: nn.Module, a: Tensor, gamma: float) -> Tensor:
 def sheet_vgg(model: nn.Module, x: Tensor, target: int) -> Tensor:
     centre = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     spread = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-    x, low, high = (t.detach().requires_grad_() for t in (x, ((0 - centre) / spread).expand_as(x), ((1 - centre) / spread).expand_as(x)))
+    x, low, high = (
+        t.detach().requires_grad_() for t in (x, ((0 - centre) / spread).expand_as(x), ((1 - centre) / spread).expand_as(x))
+    )
     gammas = {2: 0.0} | dict.fromkeys([5, 7], -0.5) | dict.fromkeys([10, 12, 14], -1.0)
     gammas |= dict.fromkeys([17, 19, 21], -1.5) | dict.fromkeys([24, 26, 28], -2.0)
     first = model.features[0]

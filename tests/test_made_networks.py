@@ -1,22 +1,28 @@
 """Random networks: values untouched, relevance conserved with what is absorbed, equal to the output where nothing can be."""
 
-import conftest
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from made_networks import Plan, build, plans
 from torch.nn import functional as F
 
+import conftest
 import whence
+from made_networks import Plan, build, plans
 from whence import LRP, Epsilon, presets
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 ABSORBING = {"shift", "pad"}  # steps that add constants by themselves
 RULES = st.sampled_from(
-    [presets.epsilon_gamma(), presets.epsilon_plus(), presets.epsilon_alpha2_beta1(), presets.epsilon_plus_flat(),
-     presets.epsilon_gamma_box(-9.0, 9.0), presets.deep_taylor()]  # fmt: skip
+    [
+        presets.epsilon_gamma(),
+        presets.epsilon_plus(),
+        presets.epsilon_alpha2_beta1(),
+        presets.epsilon_plus_flat(),
+        presets.epsilon_gamma_box(-9.0, 9.0),
+        presets.deep_taylor(),
+    ]
 )
 
 
@@ -40,7 +46,7 @@ def test_without_biases_relevance_is_the_output(plan, seed):
     if any(kind in ABSORBING for kind, _ in plan.steps):
         plan = Plan(plan.dimensions, plan.channels, plan.stem_bias, tuple(s for s in plan.steps if s[0] not in ABSORBING))
     model = build(plan, seed, biases=False)
-    zero = whence.Composite(((F.linear, Epsilon(0)), (F.batch_norm, Epsilon(0)), *(((c, Epsilon(0))) for c in presets.CONVOLUTIONS)))
+    zero = whence.Composite((((F.linear, *presets.CONVOLUTIONS), Epsilon(0)),))
     e = explained(model, picture(plan), zero)
     flow = e.relevance.abs().flatten(1).sum(1) + 1  # an output may be the rounding of zero
     assert ((e.relevance.flatten(1).sum(1) - e.output).abs() <= 1e-6 * e.output.abs() + 1e-13 * flow).all()

@@ -18,7 +18,9 @@ from whence import LRP, Gamma, presets
 class Small(nn.Module):
     def __init__(self, during: Callable[[torch.Tensor], None] = lambda x: None):
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU()
+        )
         self.head = nn.Linear(4, 5)
         self.during = during
         self.eval()

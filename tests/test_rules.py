@@ -1,14 +1,14 @@
 """Every rule on every linear map against the message-by-message oracle."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from layers import LAYERS, make
 from torch import nn
 from torch.nn import functional as F
 
+import oracles
 import whence
+from layers import LAYERS, make
 from whence import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -72,7 +72,9 @@ def test_input_rules_equal_the_messages(name):
         assert e.conservation.error.max() < 1e-9
 
 
-@pytest.mark.parametrize("convolution", [nn.Conv2d(3, 4, 3, groups=1), nn.ConvTranspose2d(4, 6, 2, groups=2)], ids=["conv", "transposed"])
+@pytest.mark.parametrize(
+    "convolution", [nn.Conv2d(3, 4, 3, groups=1), nn.ConvTranspose2d(4, 6, 2, groups=2)], ids=["conv", "transposed"]
+)
 @pytest.mark.parametrize("rule", [Epsilon(0.25), Gamma(2), AlphaBeta(2, 1), ZPlus()], ids=repr)
 def test_batch_norm_is_folded_into_the_map_before_it(convolution, rule):
     convolution = convolution.double()
@@ -108,7 +110,9 @@ def test_a_filter_without_negative_contributions_has_none():
     x = torch.rand(1, 64, 10, 10, dtype=torch.float32)
     model = nn.Sequential(nn.ReLU(), layer, nn.ReLU()).eval()
     e = whence.explain(model, x, lambda z: z.flatten(1).sum(1), method=whence.LRP({nn.Conv2d: AlphaBeta(2, 1)}))
-    exact = whence.explain(model.double(), x.double(), lambda z: z.flatten(1).sum(1), method=whence.LRP({nn.Conv2d: AlphaBeta(2, 1)}))
+    exact = whence.explain(
+        model.double(), x.double(), lambda z: z.flatten(1).sum(1), method=whence.LRP({nn.Conv2d: AlphaBeta(2, 1)})
+    )
     assert torch.allclose(e.relevance.double(), exact.relevance, rtol=1e-4, atol=1e-4 * exact.relevance.abs().max())
 
 

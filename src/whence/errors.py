@@ -1,16 +1,16 @@
 """Everything whence raises on purpose. Each message says what was given, what was expected and what to do.
 
-    WhenceError
-    ├── ModelError              the model cannot be explained as it stands
-    │   ├── TrainingModeError   dropout and batch norm would disturb the explanation
-    │   ├── OpaqueError         a scripted, exported or hand-written autograd part cannot be seen into
-    │   └── UnknownFunctionError  a torch function on the path has no known treatment
-    ├── InputError              inputs of the wrong kind, shape or content
-    ├── TargetError             a target that is not there
-    ├── RuleError               a rule or method configured against its definition
-    ├── SelectorError           a selector or layer name that matches nothing
-    ├── LoadError               a model, weights or image file that cannot be read
-    └── MissingPackageError     an optional package is not installed
+WhenceError
+├── ModelError              the model cannot be explained as it stands
+│   ├── TrainingModeError   dropout and batch norm would disturb the explanation
+│   ├── OpaqueError         a scripted, exported or hand-written autograd part cannot be seen into
+│   └── UnknownFunctionError  a torch function on the path has no known treatment
+├── InputError              inputs of the wrong kind, shape or content
+├── TargetError             a target that is not there
+├── RuleError               a rule or method configured against its definition
+├── SelectorError           a selector or layer name that matches nothing
+├── LoadError               a model, weights or image file that cannot be read
+└── MissingPackageError     an optional package is not installed
 """
 
 

@@ -1,7 +1,7 @@
 """explain(): model + input + target + method -> Explanation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from whence.errors import RuleError
 from whence.explanation import Explanation
@@ -15,14 +15,14 @@ from whence.targets import Target
 class Method(Protocol):
     """A way to explain: a frozen dataclass with a short name."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+
     def explanations(self, task: Task) -> Iterator[Explanation]:
         """One explanation for each target of the task."""
         ...
 
 
-METHODS: dict[str, Callable[[], Method]] = {m.name: m for m in (LRP, GradientTimesInput, Sensitivity)}
+METHODS: dict[str, type[Method]] = {"lrp": LRP, "gradient_times_input": GradientTimesInput, "sensitivity": Sensitivity}
 
 
 def explain(

@@ -105,7 +105,10 @@ class Explanation:
     def _save_npz(self, path: Path) -> None:
         import numpy as np
 
-        np.savez_compressed(path, **{name: t.float().numpy() if t.dtype == torch.bfloat16 else t.numpy() for name, t in self.numbers().items()})
+        arrays: dict[str, Any] = {
+            name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in self.numbers().items()
+        }
+        np.savez_compressed(path, **arrays)
 
     def _save_safetensors(self, path: Path) -> None:
         from safetensors.torch import save_file

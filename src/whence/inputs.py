@@ -88,7 +88,7 @@ def check_model(model: object) -> None:
     if training is not None:
         raise TrainingModeError(f"{training!r} is in training mode; call model.eval() before explaining")
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(parameter):
             raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
 
 

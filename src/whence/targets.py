@@ -23,7 +23,9 @@ def select(outputs: Any, target: Target, batch_size: int) -> tuple[Tensor, Any]:
         return _check_values(target(outputs), batch_size), target
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
-        raise TargetError(f"the model returns {type(outputs).__name__}; pass target=lambda outputs: … that gives one value a sample")
+        raise TargetError(
+            f"the model returns {type(outputs).__name__}; pass target=lambda outputs: … that gives one value a sample"
+        )
     if logits.dim() != 2 or len(logits) != batch_size:
         raise TargetError(
             f"the model's output has shape {tuple(logits.shape)}, not [N, classes] with N = {batch_size}; pass "
@@ -50,5 +52,7 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
 def _check_values(values: Any, batch_size: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (batch_size,):
         given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise TargetError(f"the target function gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]")
+        raise TargetError(
+            f"the target function gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]"
+        )
     return values

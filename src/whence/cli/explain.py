@@ -29,7 +29,9 @@ def explain(
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
     sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path("heat.png"),
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path(
+        "heat.png"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
     """Why this output? Writes a heatmap that adds up to the prediction."""
@@ -39,7 +41,11 @@ def explain(
     loaded = load_model(model, weights)
     x = _input(input, loaded, sample)
     if chosen is None:
-        fitting = "epsilon_gamma_box" if loaded.preprocessing.bounds_known and not (input and input.suffix == '.npy') else "epsilon_gamma"
+        fitting = (
+            "epsilon_gamma_box"
+            if loaded.preprocessing.bounds_known and not (input and input.suffix == ".npy")
+            else "epsilon_gamma"
+        )
         chosen = LRP(_preset(rules or fitting, loaded))
     explanation = run(loaded.model, x, target, method=chosen)
     if not out.parent.is_dir():
@@ -65,7 +71,9 @@ def _preset(name: str, loaded: Any) -> Composite:
     if name not in BOUNDED:
         return getattr(presets, name)()
     if not loaded.preprocessing.bounds_known:
-        raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose epsilon_gamma or another")
+        raise RuleError(
+            f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose epsilon_gamma or another"
+        )
     return getattr(presets, name)(*loaded.preprocessing.bounds)
 
 
@@ -77,7 +85,9 @@ def _input(path: Path | None, loaded: Any, sample: int) -> Tensor:
 
         images, _ = digit_samples()
         if not 0 <= sample < len(images):
-            raise InputError(f"--sample {sample} is out of range: there are {len(images)} bundled digits, 0 to {len(images) - 1}")
+            raise InputError(
+                f"--sample {sample} is out of range: there are {len(images)} bundled digits, 0 to {len(images) - 1}"
+            )
         return images[sample : sample + 1]
     if path.suffix == ".npy":
         return _read_array(path)
@@ -118,12 +128,19 @@ def _print(report: dict[str, Any]) -> None:
         Console(stderr=True, soft_wrap=True).print(
             f"[yellow]warning:[/] {report['model']} has random weights; pass --weights FILE, or --weights DEFAULT to download"
         )
-    table = Table(box=None, pad_edge=False, title=f"{report['model']} on {report['input']}, explained by {report['method']}", title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=f"{report['model']} on {report['input']}, explained by {report['method']}",
+        title_justify="left",
+    )
     for heading in ("target", "output", "relevance", "absorbed", "error"):
         table.add_column(heading, justify="left" if heading == "target" else "right")
     for i, target in enumerate(report["target"]):
         name = str(target["index"]) if target["name"] == str(target["index"]) else f"{target['index']} {target['name']}"
         absorbed = "not measured" if report["absorbed"] is None else f"{report['absorbed'][i]:.4g}"
-        table.add_row(name, f"{report['output'][i]:.4g}", f"{report['relevance'][i]:.4g}", absorbed, f"{report['error'][i]:.0e}")
+        table.add_row(
+            name, f"{report['output'][i]:.4g}", f"{report['relevance'][i]:.4g}", absorbed, f"{report['error'][i]:.0e}"
+        )
     console.print(table)
     console.print(f"output = relevance + absorbed; the picture lies in [bold]{report['picture']}[/]")

@@ -25,7 +25,7 @@ input_layer = InputLayer()
 Selector = str | type[nn.Module] | Callable[..., Any] | InputLayer | tuple[Any, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Composite:
     """Selectors and rules in order. Entries of a user's own mapping must match something; those of a preset need not.
 
@@ -34,6 +34,9 @@ class Composite:
 
     entries: tuple[tuple[Selector, Rule], ...] = ()
     required: int = 0  # the first so many entries must match
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{describe(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
 
     @classmethod
     def of(cls, rules: "Mapping[Selector, Rule] | Composite") -> "Composite":
@@ -129,6 +132,8 @@ def _check_selector(selector: Selector) -> None:
         for one in selector:
             _check_selector(one)
     elif isinstance(selector, type) and not issubclass(selector, nn.Module):
-        raise SelectorError(f"selector {selector.__name__} is no torch.nn.Module class; give a path, a module class or a torch function")
+        raise SelectorError(
+            f"selector {selector.__name__} is no torch.nn.Module class; give a path, a module class or a torch function"
+        )
     elif not (isinstance(selector, str | InputLayer) or callable(selector)):
         raise SelectorError(f"selector {selector!r} is neither a module path, a module class nor a torch function")

@@ -51,7 +51,9 @@ class Meter:
         if not self._batch_size:
             return
         told_apart = amount.dim() > 0 and amount.shape[0] % self._batch_size == 0
-        found, part = (self._absorbed, amount.reshape(self._batch_size, -1).sum(1)) if told_apart else (self._mixed, amount.sum())
+        found, part = (
+            (self._absorbed, amount.reshape(self._batch_size, -1).sum(1)) if told_apart else (self._mixed, amount.sum())
+        )
         earlier = found.get(path)
         found[path] = part if earlier is None else earlier + part
 

@@ -41,7 +41,7 @@ def overwrites(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     name = getattr(function, "__name__", "")
     dunder = name.startswith("__") and name.endswith("__")
     if dunder:
-        return name.startswith("__i") and name[3:-2] in {"add", "sub", "mul", "truediv", "div", "pow"} or name == "__setitem__"
+        return name == "__setitem__" or (name.startswith("__i") and name.strip("_") in SYNONYMS)
     return name.endswith("_") or bool(kwargs.get("inplace"))
 
 
@@ -61,6 +61,13 @@ class Call:
     @property
     def overwrites(self) -> bool:
         return overwrites(self.function, self.kwargs)
+
+    def bind(self, names: str, **defaults: Any) -> list[Any]:
+        """The arguments in the order of `names`, by position, keyword (`self` for `input`) or default."""
+        keys = names.split()
+        by_keyword = {("input" if key == "self" else key): value for key, value in self.kwargs.items()}
+        given = dict(zip(keys, self.args, strict=False)) | by_keyword
+        return [given[key] if key in given else defaults[key] for key in keys]
 
     def run_with(self, replacement: dict[int, Tensor]) -> Any:
         """The same call with tensors replaced by identity: {id(old): new}."""

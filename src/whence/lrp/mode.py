@@ -17,13 +17,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import OpaqueError, RuleError, UnknownFunctionError
-from whence.lrp import operations
+from whence.lrp import inheritance, operations, treatments
 from whence.lrp.composites import Composite, Matcher, Selector
 from whence.lrp.conservation import Meter
 from whence.lrp.functions import Call, constant_parameters, depends, function_name, overwrites, tensors
 from whence.lrp.linear import LinearMap
 from whence.lrp.propagation import Companion, Link, Propagation, Step
-from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, Rule
+from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
 from whence.lrp.saved import Cells, Node, OverwritingNode, Saved
 from whence.lrp.scope import Scope
 
@@ -41,6 +41,7 @@ class Knowledge:
 
 
 NOTHING = Knowledge(-1)
+DEFAULT_RULE = Epsilon()
 
 
 class ConstantParameters(TorchFunctionMode):
@@ -89,17 +90,19 @@ class RelevanceMode(TorchFunctionMode):
         """For an error message: what may have cut the output off from the input."""
         if self.last_constant is None:
             return "; a detach, an integer or a no_grad may cut it off"
-        return f"; {self.last_constant} is held constant as a gate or statistic. Explain the value before it (the logits), or give it a rule"
+        held = f"{self.last_constant} is held constant as a gate or statistic"
+        return f"; {held}. Explain the value before it (the logits), or give it a rule"
 
     # what treatments ask for
 
     def follow(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """A function that a treatment calls as if the model had."""
-        return self.__torch_function__(function, (), args)
+        result: Any = self.__torch_function__(function, (), args)
+        return result
 
     def knowledge(self, t: Tensor) -> Knowledge:
-        known = self._known.get(t, NOTHING)
-        return known if known.version == t._version else NOTHING
+        known = self._known.get(t)
+        return known if known is not None and known.version == t._version else NOTHING
 
     def save(self, t: Tensor) -> Saved:
         return self._cells.save(t)
@@ -125,10 +128,10 @@ class RelevanceMode(TorchFunctionMode):
         self._cells.before_overwriting(target)
         return OverwritingNode.apply(lambda: fresh, back, target, *sources[1:])  # type: ignore[return-value]
 
-    def linear(self, call: Call, source: Tensor, linear: LinearMap) -> Tensor:
+    def linear(self, call: Call, source: Tensor, linear: LinearMap, default: LinearRule = DEFAULT_RULE) -> Tensor:
         """A linear map with the rule the user has for it."""
         companion = self.knowledge(source).companion
-        rule = self.matcher.linear_rule(call.name, companion is not None) or Epsilon()
+        rule = self.matcher.linear_rule(call.name, companion is not None) or default
         zeros, present = (None, None) if companion is None else (companion.zeros, companion.present)
         step = Step(linear, rule, self.scope.path, self.knowledge(source).nonnegative, present=present)
         return self.step(Link(source, zeros, source._version, step), call.run)
@@ -181,16 +184,14 @@ class RelevanceMode(TorchFunctionMode):
 
     def _treat(self, call: Call) -> Any:
         treatment = operations.TREATMENTS.get(call.name)
-        if treatment in operations.RELEVANCE_FOLLOWS_THE_GRADIENT:
-            if call.overwrites:
-                self._cells.before_overwriting(call.args[0])
-            return treatment(self, call)
-        if treatment in operations.LINEAR:
-            return treatment(self, call)
-        rule = self.matcher.function_rule(call.name) if treatment or call.overwrites else None
+        if treatment in operations.RELEVANCE_FOLLOWS_THE_GRADIENT and call.overwrites:
+            self._cells.before_overwriting(call.args[0])
+        if treatment is None and not call.overwrites:
+            return self._untabled(call)
+        rule = None if treatment in operations.WITHOUT_FUNCTION_RULES else self.matcher.function_rule(call.name)
         if rule is not None:
             return RULED[type(rule)](self, call)
-        return treatment(self, call) if treatment else self._untabled(call)
+        return self._untabled(call) if treatment is None else treatment(self, call)
 
     def _untabled(self, call: Call) -> Any:
         out = call.run()
@@ -210,13 +211,13 @@ class RelevanceMode(TorchFunctionMode):
             raise UnknownFunctionError(message)
         if self.unknown == "warn":
             warnings.warn(message, stacklevel=2)
-        return operations.own_gradient(self, call)
+        return treatments.own_gradient(self, call)
 
     def _check_visible(self, call: Call) -> None:
         for t in call.data:
-            if t not in self._known and not t.is_leaf:
+            if t not in self._known and t.grad_fn is not None:
                 raise OpaqueError(
-                    f"'{call.name}' in '{self.scope.path}' reads a tensor made by {t.grad_fn.name()}, which whence did not see: "  # type: ignore[union-attr]
+                    f"'{call.name}' in '{self.scope.path}' reads a tensor made by {t.grad_fn.name()}, which whence did not see: "
                     "an autograd.Function, a compiled extension, or a part run outside the rules; detach it if it is no part "
                     "of the explanation, or write it in torch functions"
                 )
@@ -225,8 +226,8 @@ class RelevanceMode(TorchFunctionMode):
         """What the outputs will be known by from the inputs."""
         companion = None
         if self.matcher.writes_to_input:
-            companion = operations.companion(call, lambda t: self.knowledge(t).companion)
-        return Knowledge(0, operations.stays_nonnegative(call, lambda t: self.knowledge(t).nonnegative), None, companion)
+            companion = inheritance.companion(call, lambda t: self.knowledge(t).companion)
+        return Knowledge(0, inheritance.stays_nonnegative(call, lambda t: self.knowledge(t).nonnegative), None, companion)
 
     def _learn(self, t: Tensor, inherited: Knowledge) -> None:
         known = self.knowledge(t)
@@ -235,9 +236,9 @@ class RelevanceMode(TorchFunctionMode):
 
 
 RULED: dict[type, Callable[[RelevanceMode, Call], Any]] = {
-    Identity: operations.identity,
+    Identity: treatments.identity,
     Constant: RelevanceMode.constant,
-    Gradient: operations.own_gradient,
+    Gradient: treatments.own_gradient,
 }
 
 
@@ -272,4 +273,3 @@ def relevance_rules(
 def _spelling(call: Call) -> str:
     module = getattr(call.function, "__module__", None) or "torch.Tensor"
     return f"{'torch' if module.startswith('torch._') else module}.{getattr(call.function, '__name__', call.name)}"
-

@@ -54,9 +54,7 @@ def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[flo
     centre, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
     falling = {(2,): 1.0, (5, 7): 10**-0.5, (10, 12, 14): 0.1, (17, 19, 21): 10**-1.5, (24, 26, 28): 0.01}
     middle = [(tuple(f"features.{i}" for i in layers), Gamma(gamma)) for layers, gamma in falling.items()]
-    return _composite(
-        ("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", Epsilon(0))
-    )
+    return _composite(("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", Epsilon(0)))
 
 
 def _composite(*entries: tuple[Selector, Rule]) -> Composite:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
 from torch.nn import functional as F
 
 from whence.errors import RuleError
@@ -94,9 +93,7 @@ class AlphaBeta:
 
     def __post_init__(self):
         _require(self.beta >= 0, f"AlphaBeta({self.alpha}, {self.beta}): β must not be negative")
-        _require(
-            abs(self.alpha - self.beta - 1) < 1e-9, f"AlphaBeta({self.alpha}, {self.beta}): α − β must be 1, as in (2, 1)"
-        )
+        _require(abs(self.alpha - self.beta - 1) < 1e-9, f"AlphaBeta({self.alpha}, {self.beta}): α − β must be 1, as in (2, 1)")
 
     def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
         relevance = g * z

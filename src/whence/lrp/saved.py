@@ -27,9 +27,7 @@ class Saved:
     @property
     def value(self) -> Tensor:
         if self._value._version != self._version:
-            raise ModelError(
-                "a hidden activation was overwritten where whence could not see it; run that part out of place"
-            )
+            raise ModelError("a hidden activation was overwritten where whence could not see it; run that part out of place")
         return self._value
 
     def copy(self) -> None:

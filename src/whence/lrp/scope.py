@@ -11,7 +11,6 @@ from torch.nn.modules import module as global_hooks
 
 from whence.errors import OpaqueError, SelectorError
 
-
 Tap = Callable[[Tensor], None]
 
 

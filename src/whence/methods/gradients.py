@@ -50,7 +50,9 @@ def _plain(method, task: Task, relevance) -> Iterator[Explanation]:
     for found, _ in gradients(task, leaves(task.inputs), (scope, ConstantParameters()), taps):
         scores = {i: relevance(*pair) for i, pair in found.inputs.items()}
         conservation = Conservation(found.output, sum(per_sample(r) for r in scores.values()))  # type: ignore[arg-type]
-        yield explanation(method, task, found, scores, {k: [relevance(*p) for p in v] for k, v in found.layers.items()}, conservation)
+        yield explanation(
+            method, task, found, scores, {k: [relevance(*p) for p in v] for k, v in found.layers.items()}, conservation
+        )
 
 
 def explanation(

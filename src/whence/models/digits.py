@@ -2,7 +2,6 @@
 
 from importlib import resources
 
-import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -47,4 +46,4 @@ def digit_samples() -> tuple[Tensor, Tensor]:
 
 
 def _bundled(name: str) -> bytes:
-    return resources.files(__package__).joinpath("weights", name).read_bytes()
+    return resources.files("whence.models").joinpath("weights", name).read_bytes()

@@ -57,19 +57,21 @@ def read_image(path: str | Path) -> Image.Image:
     if not Path(path).is_file():
         raise LoadError(f"no file {path}")
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
+            return image
     except UnidentifiedImageError as error:
         raise LoadError(f"{path} is not an image that Pillow can read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
-    return image
 
 
 def _fit(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
     height, width = size
     ratio = max((resize or height) / min(image.size), height / image.height, width / image.width)
-    image = image.resize((max(width, round(image.width * ratio)), max(height, round(image.height * ratio))), Image.Resampling.BILINEAR)
+    image = image.resize(
+        (max(width, round(image.width * ratio)), max(height, round(image.height * ratio))), Image.Resampling.BILINEAR
+    )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -53,7 +53,9 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     elif source == "hf":
         raise LoadError("hf: models are not supported yet; write a Python factory and pass it as FILE.py:FACTORY")
     else:
-        raise LoadError(f"no model {name!r}; choose digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY (see `whence models`)")
+        raise LoadError(
+            f"no model {name!r}; choose digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY (see `whence models`)"
+        )
     if weights is not None and not _downloads(weights):
         if not isinstance(loaded.model, nn.Module):
             raise LoadError(f"{name} is no torch.nn.Module; weights cannot be loaded into it")
@@ -83,7 +85,11 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
     preset = published.DEFAULT if len(published) else None
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     try:
-        model = models.get_model(name, weights=str(weights)) if _downloads(weights) else models.get_model(name, weights=None, **extra)
+        model = (
+            models.get_model(name, weights=str(weights))
+            if _downloads(weights)
+            else models.get_model(name, weights=None, **extra)
+        )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise LoadError(f"torchvision cannot give {name} with weights {weights}: {first_line(error)}") from error
     if extra and not _downloads(weights):
@@ -92,8 +98,8 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
             if hasattr(model, auxiliary):
                 setattr(model, auxiliary, None)
     transforms = preset.transforms() if preset is not None else None
-    size = transforms.crop_size[0] if transforms is not None and hasattr(transforms, "crop_size") else 224
-    preprocessing = Preprocessing.imagenet(size, transforms.resize_size[0] if hasattr(transforms, "resize_size") else size)
+    size, resize = (getattr(transforms, name, [224])[0] for name in ("crop_size", "resize_size"))
+    preprocessing = Preprocessing.imagenet(size, resize)
     classes = preset.meta.get("categories", ()) if preset is not None else ()
     return LoadedModel(f"torchvision:{name}", model, preprocessing, classes, trained=_downloads(weights))
 

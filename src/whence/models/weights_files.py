@@ -1,6 +1,7 @@
 """Reading weights from files and fitting them into a model."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     state = read_state(path)
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [f"{k} {list(state[k].shape)} for {list(own[k].shape)}" for k in own.keys() & state.keys() if state[k].shape != own[k].shape]
+    wrong = [
+        f"{k} {list(state[k].shape)} for {list(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if state[k].shape != own[k].shape
+    ]
     problems = [
         f"{label} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
         for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(wrong)))
@@ -36,7 +41,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The named tensors in a file."""
     if not path.is_file():
         raise LoadError(f"no weights file {path}")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_torch, ".pth": _read_torch, ".bin": _read_torch}
+    readers = {
+        ".safetensors": _read_safetensors,
+        ".npz": _read_npz,
+        ".pt": _read_torch,
+        ".pth": _read_torch,
+        ".bin": _read_torch,
+    }
     if path.suffix not in readers:
         raise LoadError(f"{path.name}: weights must be .safetensors, .npz, .pt, .pth or .bin")
     state = readers[path.suffix](path)
@@ -70,7 +81,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of pickles that it then refuses
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise LoadError(
             f"{path.name} is not a weights-only file and could run code when loaded; save model.state_dict() as .safetensors"

@@ -17,7 +17,12 @@ def page(explanation: "Explanation") -> str:
     account = explanation.conservation
     absorbed = [None] * len(explanation) if account.absorbed is None else account.absorbed.tolist()
     samples = zip(
-        explanation.target_names(), account.output.tolist(), account.relevance.tolist(), absorbed, account.error.tolist(), strict=True
+        explanation.target_names(),
+        account.output.tolist(),
+        account.relevance.tolist(),
+        absorbed,
+        account.error.tolist(),
+        strict=True,
     )
     layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
     return templates.get_template("explanation.html").render(

@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-all check format benchmarks clean
+
+demo: $(VENV)/.installed
+	@mkdir -p demo
+	@$(BIN)/whence explain --out demo/heat.png
+
+test: $(VENV)/.developer check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/.developer check
+	WHENCE_TEST_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.developer
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(VENV)/.developer
+	$(BIN)/python benchmarks/lrp.py
+
+clean:
+	rm -rf $(VENV) demo
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('whence needs Python 3.11 or newer' if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.installed
+	$(INSTALL) --group dev --editable ".[vision]"
+	@touch $@

@@ -1,0 +1,51 @@
+"""What the result of a call is known by from its arguments: that it is not negative, and what goes beside it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from whence.lrp.functions import Call, tensors
+from whence.lrp.operations import KEEPS_SIGN, MOVES_VALUES, NONNEGATIVE
+from whence.lrp.propagation import Companion
+
+
+def stays_nonnegative(call: Call, nonnegative: Callable[[Tensor], bool]) -> bool:
+    """Whether the result is known not to be negative."""
+    if call.name in NONNEGATIVE:
+        return True
+    if call.name in ("hardtanh", "clamp", "clamp_min"):
+        low = call.bind("input min_val" if call.name == "hardtanh" else "input min", min_val=-1.0, min=None)[1]
+        return isinstance(low, int | float) and low >= 0
+    if call.name not in KEEPS_SIGN or call.kwargs.get("mode") == "bicubic":
+        return False
+    numbers = [n for n in (*call.args, *call.kwargs.values()) if isinstance(n, int | float)]
+    if call.name in ("add", "mul", "div", "where", "masked_fill", "pad") and any(n < 0 for n in numbers):
+        return False
+    return all(nonnegative(t) for t in tensors((call.args, call.kwargs)) if t.is_floating_point())
+
+
+def companion(call: Call, of: Callable[[Tensor], Companion | None]) -> Companion | None:
+    """What goes beside the result, if the result is the input moved about, padded, shifted or scaled value by value."""
+    known = {id(t): c for t in call.data if (c := of(t)) is not None}
+    if len(known) != len({id(t) for t in call.data}):
+        return None
+    if call.name in ("add", "sub", "rsub", "mul", "div") and len(call.data) == 1:
+        (beside,) = known.values()
+        shapes = [t.shape for t in tensors((call.args, call.kwargs))]
+        return beside if torch.broadcast_shapes(*shapes) == beside.zeros.shape else None
+    pads = call.name in ("cat", "stack", "pad")
+    if call.overwrites or not (pads or call.name in MOVES_VALUES):
+        return None
+    zeros = call.run_with({key: c.zeros for key, c in known.items()})
+    if not isinstance(zeros, Tensor):
+        return None
+    if not pads and all(c.present is None for c in known.values()):
+        return Companion(zeros)
+    with torch.no_grad():
+        ones = {key: torch.ones_like(c.zeros) if c.present is None else c.present for key, c in known.items()}
+        values = {id(t): torch.zeros_like(t) for t in tensors((call.args, call.kwargs)) if t.is_floating_point()}
+        present = call.run_with(values | ones) - call.run_with(
+            values | {key: torch.zeros_like(c.zeros) for key, c in known.items()}
+        )
+    return Companion(zeros, None if bool((present == 1).all()) else present)

@@ -1,0 +1,377 @@
+"""How relevance passes a torch function: each treatment gets the mode and a call, and returns the call's value with the
+right way back. Which function gets which treatment stands in `operations.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whence.lrp.conservation import dot
+from whence.lrp.functions import Call, mapped, tensors
+from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
+from whence.lrp.rules import Epsilon
+
+if TYPE_CHECKING:
+    from whence.lrp.mode import RelevanceMode
+    from whence.lrp.propagation import Link
+
+PLAIN_RULE = Epsilon(0)  # LRP-0, the gradient
+
+# relevance follows the gradient ----------------------------------------------------------------------------------------
+
+
+def plain(mode: "RelevanceMode", call: Call) -> Any:
+    """Linear or positively homogeneous in its data: by Euler, Σ x · ∂f = f, the gradient is right."""
+    return call.run()
+
+
+def affine(mode: "RelevanceMode", call: Call) -> Any:
+    """Linear in its data up to an offset, f(x) = Lx + f(0): the gradient is right and the offset absorbs."""
+    if call.name == "add" and (link := _folded(mode, call)) is not None:
+        return mode.step(link, call.run)
+    if _all_data(call):
+        return call.run()
+    at_zero = _at_zero(call)
+    out = call.run()
+    out = call.args[0] if out is None else out
+    mode.absorb(out, lambda g: g * at_zero())
+    return out
+
+
+def winner(mode: "RelevanceMode", call: Call) -> Any:
+    """The larger or smaller of data and constants: relevance follows the winner, constants that win absorb."""
+    if sum(1 for _ in tensors((call.args, call.kwargs))) == len(call.data) and call.name not in (
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+    ):
+        return call.run()
+    data = mode.save(call.data[0])
+    out = call.run()
+    kept = mode.save(out)
+    mode.absorb(out, lambda g: g * kept.value.masked_fill(kept.value == data.value, 0))
+    return out
+
+
+# linear maps with a constant weight: the rules act on them ----------------------------------------------------------------
+
+
+def dense(mode: "RelevanceMode", call: Call) -> Tensor:
+    x, weight, bias = call.bind("input weight bias", bias=None)
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return product(mode, call)
+    return mode.linear(call, x, Dense(weight, bias))
+
+
+def convolution(mode: "RelevanceMode", call: Call) -> Tensor:
+    names = "input weight bias stride padding dilation groups"
+    x, weight, bias, stride, padding, dilation, groups = call.bind(names, bias=None, stride=1, padding=0, dilation=1, groups=1)
+    if weight.requires_grad:
+        return product(mode, call)
+    if x.dim() < weight.dim():
+        return _unbatched(mode, call, x, convolution)
+    rank = weight.dim() - 2
+    both, single = _padding(weight, padding, _each(dilation, rank))
+    linear = Convolution(weight, bias, _each(stride, rank), both, _each(dilation, rank), False, [0] * rank, groups, single)
+    return mode.linear(call, x, linear)
+
+
+def transposed_convolution(mode: "RelevanceMode", call: Call) -> Tensor:
+    names = "input weight bias stride padding output_padding groups dilation"
+    x, weight, bias, stride, padding, output_padding, groups, dilation = call.bind(
+        names, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+    )
+    if weight.requires_grad:
+        return product(mode, call)
+    if x.dim() < weight.dim():
+        return _unbatched(mode, call, x, transposed_convolution)
+    rank = weight.dim() - 2
+    linear = Convolution(
+        weight,
+        bias,
+        _each(stride, rank),
+        _each(padding, rank),
+        _each(dilation, rank),
+        True,
+        _each(output_padding, rank),
+        groups,
+    )
+    return mode.linear(call, x, linear)
+
+
+def bilinear(mode: "RelevanceMode", call: Call) -> Tensor:
+    """matmul and its kin: a linear map where one factor is constant, a product where both depend on the input."""
+    factors = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
+    if len(call.data) != 1 or len(factors) != 2:
+        return product(mode, call)
+    (data,) = call.data
+    if call.name in ("matmul", "mm") and factors[0] is data and factors[1].dim() == 2:
+        return mode.linear(call, data, Dense(factors[1].mT, None))
+    constant = next(t for t in factors if t is not data)
+    return mode.linear(call, data, Bilinear(lambda a, w: call.run_with({id(data): a, id(constant): w}), constant))
+
+
+def addmm(mode: "RelevanceMode", call: Call) -> Tensor:
+    """bias + x @ weight with a constant bias and weight, as dense layers are sometimes written."""
+    bias, x, weight, beta, alpha = call.bind("input mat1 mat2 beta alpha", beta=1, alpha=1)
+    if len(call.data) > 1 or not x.requires_grad or bias.dim() != 1:
+        return mode.unknown_function(call)
+    return mode.linear(call, x, Dense(weight.mT * alpha, bias * beta))
+
+
+def batch_norm(mode: "RelevanceMode", call: Call) -> Tensor:
+    """Folded into the linear map it follows; a diagonal map by itself. Batch statistics count as constants."""
+    x, mean, var, weight, bias, training, _, eps = call.bind(
+        "input running_mean running_var weight bias training momentum eps",
+        weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
+    )  # fmt: skip
+    if training or mean is None:
+        var, mean = torch.var_mean(x.detach(), [d for d in range(x.dim()) if d != 1], correction=0)
+    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+    shift = -mean * scale if bias is None else bias - mean * scale
+    if (link := mode.link(x)) is not None and (step := link.step.folded(scale, shift, 1, x.dim())) is not None:
+        return mode.step(replace(link, step=step), call.run)
+    return mode.linear(call, x, Diagonal(scale, shift), PLAIN_RULE)  # one input an output: only the shift absorbs
+
+
+def rectify(mode: "RelevanceMode", call: Call) -> Tensor:
+    """ReLU: its gradient is right; after a linear map it takes the map's node over, since R = 0 at z < 0 makes that cheaper."""
+    (x,) = call.data
+    link = mode.link(x)
+    if link is None or (call.overwrites and x._is_view()):
+        if call.overwrites:
+            mode.before_overwriting(x)
+        return call.run()
+    link = replace(link, step=replace(link.step, rectified=True))
+    return mode.overwriting_step(link, call.run, x) if call.overwrites else mode.step(link, call.run)
+
+
+def scale(mode: "RelevanceMode", call: Call) -> Any:
+    """A product: halved where both factors depend on the input, else the gradient is right. The scaled output of a linear
+    map is that of a scaled map, should a shift or a ReLU follow (FrozenBatchNorm)."""
+    if len(call.data) > 1:
+        return product(mode, call)
+    link = _folded(mode, call)
+    out = call.run()
+    if link is not None:
+        mode.remember(out, link)
+    return out
+
+
+# everything else ----------------------------------------------------------------------------------------------------------
+
+
+def identity(mode: "RelevanceMode", call: Call) -> Tensor:
+    """An activation with f(0) = 0, as x · (f(x)/x) with the quotient constant: R passes unchanged (AttnLRP, eq. 9)."""
+    (x,) = call.data
+    before, after = mode.save(x), []
+    slope = _slope_at_zero(call)
+
+    def back(g: Tensor) -> tuple[Tensor]:
+        quotient = after[0].value / before.value
+        return (quotient.nan_to_num_(nan=slope, posinf=slope, neginf=slope).mul_(g),)
+
+    out = mode.node(call, call.run, back, x)
+    after.append(mode.save(out))
+    return out
+
+
+def product(mode: "RelevanceMode", call: Call) -> Tensor:
+    """Each of n factors that depend on the input takes an equal part (AttnLRP, proposition 3.2)."""
+    factors = len(call.data)
+    out = call.run()
+    _divide_gradient(out, factors)
+    return out
+
+
+def quotient(mode: "RelevanceMode", call: Call) -> Any:
+    """a / b: the denominator is a statistic."""
+    numerator = call.args[0]
+    if not numerator.requires_grad:
+        return mode.constant(call)
+    if call.overwrites:
+        mode.before_overwriting(numerator)
+    return call.run_with({id(t): t.detach() for t in call.data if t is not numerator})
+
+
+def power(mode: "RelevanceMode", call: Call) -> Any:
+    """xⁿ is homogeneous of degree n: the gradient divided by n; a statistic where n ≤ 0."""
+    exponent = {"square": 2.0}.get(call.name) or call.bind("input exponent")[1]
+    if not isinstance(exponent, int | float) or exponent <= 0:
+        return mode.constant(call)
+    if call.overwrites:
+        mode.before_overwriting(call.args[0])
+    out = call.run()
+    _divide_gradient(out, exponent)
+    return out
+
+
+def clamp(mode: "RelevanceMode", call: Call) -> Any:
+    _, low, high = call.bind("input min max", min=None, max=None)
+    if isinstance(low, Tensor) or isinstance(high, Tensor) or (low or 0) > 0 or (high is not None and high < 0):
+        return winner(mode, call)
+    return identity(mode, call)
+
+
+def statistic(mode: "RelevanceMode", call: Call) -> Any:
+    """A gate or a statistic: constant."""
+    return mode.constant(call)
+
+
+def layer_norm(mode: "RelevanceMode", call: Call) -> Tensor:
+    x, shape, weight, bias, eps = call.bind("input normalized_shape weight bias eps", weight=None, bias=None, eps=1e-5)
+    return _standardise(mode, call, x, (*x.shape[: x.dim() - len(shape)], -1), weight, bias, eps)
+
+
+def group_norm(mode: "RelevanceMode", call: Call) -> Tensor:
+    x, groups, weight, bias, eps = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
+    return _standardise(mode, call, x, (len(x), groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
+
+
+def instance_norm(mode: "RelevanceMode", call: Call) -> Tensor:
+    x, mean, var, weight, bias, own_statistics, momentum, eps = call.bind(
+        "input running_mean running_var weight bias use_input_stats momentum eps",
+        running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5,
+    )  # fmt: skip
+    if not own_statistics:
+        plain_call = replace(call, args=(x, mean, var, weight, bias, False, momentum, eps), kwargs={}, function=F.batch_norm)
+        return batch_norm(mode, plain_call)
+    return _standardise(mode, call, x, (*x.shape[:2], -1), _channelwise(weight, x), _channelwise(bias, x), eps)
+
+
+def own_gradient(mode: "RelevanceMode", call: Call) -> Any:
+    """The function's own gradient, what it does not conserve measured as absorbed."""
+    aliases = {id(t): t.view_as(t) for t in call.data}
+    values = {key: mode.save(alias) for key, alias in aliases.items()}
+    if call.overwrites:
+        mode.before_overwriting(call.args[0])
+    out = call.run_with(aliases)
+    for key, alias in aliases.items():
+        mode.absorb(alias, lambda g, value=values[key]: -dot(g, value.value))
+    for t in tensors(out):
+        if t.requires_grad:
+            saved = mode.save(t)
+            mode.absorb(t, lambda g, saved=saved: dot(g, saved.value))
+    return out
+
+
+# helpers ------------------------------------------------------------------------------------------------------------------
+
+
+def _divide_gradient(out: Tensor, divisor: float) -> None:
+    out.register_hook(lambda g: None if g is None else g / divisor)
+
+
+def _all_data(call: Call) -> bool:
+    """Whether nothing but data enters: no constant tensor, no number to add, no padding value."""
+    if call.name in ("add", "sub", "cat", "stack", "lerp", "addcmul", "index_add", "scatter_add"):
+        numbers = call.args if call.name in ("add", "sub") else ()
+        floats = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
+        return all(t.requires_grad for t in floats) and not any(isinstance(n, int | float) for n in numbers)
+    if call.name == "pad":
+        _, _, mode, value = call.bind("input pad mode value", mode="constant", value=None)
+        return mode != "constant" or not value
+    return False
+
+
+def _folded(mode: "RelevanceMode", call: Call) -> "Link | None":
+    """`linear(x) · c` and `linear(x) + c` for c along the channels (FrozenBatchNorm) as one linear map."""
+    if call.overwrites or call.kwargs or len(call.args) != 2 or len(call.data) != 1:
+        return None
+    (x,) = call.data
+    constant = call.args[1] if call.args[0] is x else call.args[0]
+    if (link := mode.link(x)) is None or not isinstance(constant, Tensor) or constant.numel() == 1:
+        return None
+    aligned = (1,) * (x.dim() - constant.dim()) + tuple(constant.shape)
+    along = [d for d, size in enumerate(aligned) if size > 1]
+    if len(along) != 1 or len(aligned) != x.dim() or aligned[along[0]] != x.shape[along[0]]:
+        return None
+    vector, (dim,) = constant.flatten(), along
+    one, zero = torch.ones_like(vector), torch.zeros_like(vector)
+    step = link.step.folded(*((vector, zero) if call.name == "mul" else (one, vector)), dim, x.dim())
+    return None if step is None else replace(link, step=step)
+
+
+def _padding(weight: Tensor, padding: Any, dilation: list[int]) -> tuple[list[int], list[int]]:
+    """Padding in numbers: of both sides alike, and before that of single sides, where 'same' is uneven."""
+    rank = weight.dim() - 2
+    if not isinstance(padding, str):
+        return _each(padding, rank), []
+    if padding == "valid":
+        return [0] * rank, []
+    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return [total // 2 for total in totals], []
+    return [0] * rank, [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+
+
+def _unbatched(mode: "RelevanceMode", call: Call, x: Tensor, treatment: Callable) -> Tensor:
+    """A single sample without a batch dimension, as a batch of one."""
+    batch = mode.follow(torch.unsqueeze, x, 0)
+    args = tuple(batch if a is x else a for a in call.args)
+    kwargs = {k: batch if v is x else v for k, v in call.kwargs.items()}
+    function = lambda *args, **kwargs: call.run().unsqueeze(0)  # noqa: E731 - the very call, for a value equal to the bit
+    one = treatment(mode, Call(function, call.name, args, kwargs, (batch,)))
+    return mode.follow(torch.squeeze, one, 0)
+
+
+def _each(value: Any, rank: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * rank if len(values) == 1 else values
+
+
+def _channelwise(vector: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if vector is None else vector.view(-1, *[1] * (x.dim() - 2))
+
+
+def _standardise(
+    mode: "RelevanceMode",
+    call: Call,
+    x: Tensor,
+    grouped: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """(x − mean)/std · weight + bias over the last dimension of `grouped`, the standard deviation constant (AttnLRP, 3.4)."""
+    saved = mode.save(x)
+
+    def back(g: Tensor) -> tuple[Tensor]:
+        spread = (saved.value.reshape(grouped).var(-1, keepdim=True, correction=0) + eps).rsqrt()
+        centred = (g if weight is None else g * weight).reshape(grouped) * spread
+        return ((centred - centred.mean(-1, keepdim=True)).reshape(x_shape),)
+
+    x_shape = x.shape
+    out = mode.node(call, call.run, back, x)
+    if bias is not None:
+        mode.absorb(out, lambda g: g * bias)
+    return out
+
+
+def _slope_at_zero(call: Call) -> float:
+    """f'(0), the limit of f(x)/x; 0 for functions of whole rows, where a zero input has no relevance to pass."""
+    if call.name in ("local_response_norm", "normalize", "rms_norm"):
+        return 0.0
+    with torch.enable_grad():
+        zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(call.run_with({id(t): zero.clone() for t in call.data}), zero)[0].item()
+
+
+def _at_zero(call: Call) -> Callable[[], Tensor]:
+    """The call's value with zeros for all data: the offset of an affine function."""
+    zeros = {id(t): t.new_zeros(()).expand(t.shape) for t in call.data}
+    if call.overwrites and not call.args[0].requires_grad:
+        zeros[id(call.args[0])] = call.args[0].clone()
+    args, kwargs = mapped(lambda t: zeros.get(id(t), t), call.args, call.kwargs)
+
+    def value() -> Tensor:
+        target = (args[0].clone(memory_format=torch.contiguous_format), *args[1:]) if call_overwrites else args
+        out = function(*target, **kwargs)
+        return target[0] if out is None else out
+
+    function, call_overwrites = call.function, call.overwrites  # not the call: its target holds the graph
+    return value

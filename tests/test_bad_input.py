@@ -1,0 +1,280 @@
+"""Each first error of a user: one clear line of the library's own hierarchy that says what to do."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import whence
+from whence import LRP, Epsilon, errors
+from whence.models import registry
+from whence.models.images import Preprocessing
+from whence.models.weights_files import load_weights
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).eval()
+
+
+X = torch.rand(2, 1, 6, 6)
+
+
+def refused(error, message, *args, **kwargs):
+    with pytest.raises(error, match=message) as caught:
+        whence.explain(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_training_mode():
+    refused(errors.TrainingModeError, r"call model.eval\(\)", net().train(), X)
+    model = net()
+    model[1].train()
+    refused(errors.TrainingModeError, "'1' is in training mode", model, X)
+
+
+@pytest.mark.parametrize("target", [3, -1, [0, 5]])
+def test_target_out_of_range(target):
+    refused(errors.TargetError, "classes 0 to 2", net(), X, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [([0, 1, 2], "each of the 2 samples"), (torch.tensor([[0], [1]]), "has shape"), (0.5, "class index"),
+     (torch.tensor(True), "class index"), (lambda y: y, r"gave \(2, 3\)"), (lambda y: 3, "gave int"),
+     (lambda y: y.sum(), r"gave \(\)")],
+)  # fmt: skip
+def test_target_of_the_wrong_form(target, message):
+    refused(errors.TargetError, message, net(), X, target)
+
+
+def test_wrong_input_shape_and_type():
+    refused(errors.ModelError, r"input of shape \(2, 3, 6, 6\)", net(), torch.rand(2, 3, 6, 6))
+    refused(errors.InputError, "not str", net(), "photo.jpg")
+    refused(errors.InputError, r"x.float\(\) / 255", net(), torch.zeros(2, 1, 6, 6, dtype=torch.uint8))
+    refused(errors.InputError, "nothing to explain", net(), ())
+    refused(errors.InputError, "batch size: 2 and 3", lambda a, b: a, (torch.rand(2, 3), torch.rand(3, 3)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinite_input(value):
+    x = X.clone()
+    x[1, 0, 2, 2] = value
+    refused(errors.InputError, "nan_to_num", net(), x)
+
+
+def test_empty_batch_and_scalar():
+    refused(errors.InputError, "empty", net(), X[:0])
+    refused(errors.InputError, "empty", lambda x: x, torch.tensor(1.0))
+
+
+def test_nan_output():
+    refused(errors.ModelError, "NaN or infinite", lambda x: (x * float("inf")).flatten(1), X)
+
+
+def test_output_that_is_not_classes():
+    refused(errors.TargetError, r"not \[N, classes\]", lambda x: x, X)
+    refused(errors.TargetError, "returns dict", lambda x: {"y": x}, X)
+
+
+def test_models_and_methods_that_are_none():
+    refused(errors.ModelError, "must be callable, not int", 3, X)
+    refused(errors.RuleError, "no method 'lrb'", net(), X, method="lrb")
+    refused(errors.RuleError, r"write LRP\(\)", net(), X, method=LRP)
+    refused(errors.RuleError, "is no method", net(), X, method=3)
+
+
+def test_output_cut_off_from_the_input():
+    refused(errors.ModelError, "does not depend on the input", lambda x: x.detach().flatten(1), X)
+    refused(errors.ModelError, "does not depend on the input", torch.no_grad()(net()), X)
+
+
+def test_a_lazy_model():
+    refused(errors.ModelError, "uninitialised", nn.Sequential(nn.LazyLinear(3)).eval(), X)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [([1], "mapping"), ({"0": Epsilon}, "with parentheses"), ({"0": 0.25}, "not a rule"), ({"0": None}, "not a rule")],
+)
+def test_rules_of_the_wrong_form(rules, message):
+    with pytest.raises(errors.RuleError, match=message):
+        LRP(rules)
+
+
+def test_bounds_that_do_not_fit():
+    refused(
+        errors.RuleError,
+        "do not broadcast",
+        net(),
+        X,
+        method=LRP({"0": whence.ZBox(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))}),
+    )
+
+
+def test_an_unknown_choice_for_unknown():
+    with pytest.raises(errors.RuleError, match="'error', 'warn' or 'gradient'"):
+        LRP(unknown="ignore")
+
+
+def test_layers():
+    refused(errors.SelectorError, "no layer '7'", net(), X, layers=["7"])
+
+    class Skips(nn.Sequential):
+        def forward(self, x):
+            return self[3](self[2](self[0](x)))
+
+    refused(errors.ModelError, "was not called", Skips(*net()).eval(), X, layers=["1"])
+
+
+def test_saving_as_something_else(tmp_path):
+    with pytest.raises(errors.WhenceError, match="choose"):
+        whence.explain(net(), X).save(tmp_path / "heat.gif")
+
+
+# files
+
+
+def test_weights_that_do_not_fit_name_the_first_keys(tmp_path):
+    torch.save(
+        {**{f"layer{i}.weight": torch.zeros(1) for i in range(5)}, "0.weight": torch.zeros(2, 1, 5, 5)}, tmp_path / "w.pt"
+    )
+    with pytest.raises(
+        errors.LoadError,
+        match=r"missing 0.bias.*unexpected layer0.weight, .* and 2 more.*\[2, 1, 5, 5\] for \[2, 1, 3, 3\]",
+    ):
+        load_weights(net(), tmp_path / "w.pt")
+
+
+class Sneaky:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pt", pickle.dumps(Sneaky()), "not a weights-only file|no readable"),
+        ("w.pt", b"nonsense", "not a weights-only file|no readable"),
+        ("w.npz", b"nonsense", "no readable .npz"),
+        ("w.safetensors", b"nonsense", "no readable safetensors"),
+        ("w.h5", b"", "must be .safetensors"),
+    ],
+)
+def test_unreadable_weights(tmp_path, name, content, message, capsys):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(errors.LoadError, match=message):
+        load_weights(net(), tmp_path / name)
+    assert "run" not in capsys.readouterr().out
+
+
+def test_a_pickled_module_is_refused_and_a_list_is_no_state(tmp_path):
+    torch.save(net(), tmp_path / "module.pt")
+    with pytest.raises(errors.LoadError, match="could run code"):
+        load_weights(net(), tmp_path / "module.pt")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(errors.LoadError, match="no state dict"):
+        load_weights(net(), tmp_path / "list.pt")
+    with pytest.raises(errors.LoadError, match="no weights file"):
+        load_weights(net(), tmp_path / "none.pt")
+
+
+def test_every_weights_format_is_read(tmp_path):
+    from safetensors.torch import save_file
+
+    state = net().state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pt")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "checkpoint.pth")
+    np.savez(tmp_path / "w.npz", **{k: v.numpy() for k, v in state.items()})
+    for name in ("w.safetensors", "w.pt", "checkpoint.pth", "w.npz"):
+        model = net()
+        load_weights(model, tmp_path / name)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_images(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(errors.LoadError, match="not an image"):
+        Preprocessing.imagenet().read(tmp_path / "text.jpg")
+    with pytest.raises(errors.LoadError, match="no file"):
+        Preprocessing.imagenet().read(tmp_path / "none.jpg")
+    from PIL import Image
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    with pytest.raises(errors.LoadError, match="cut"):
+        Preprocessing.imagenet().read(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet", "no model 'resnet'"),
+        ("torchvision:resnet5", "did you mean 'resnet50'"),
+        ("none.py:net", "no file none.py"),
+        ("hf:bert", "not supported yet"),
+    ],
+)
+def test_models_that_are_not_there(name, message):
+    with pytest.raises(errors.LoadError, match=message):
+        registry.load_model(name)
+
+
+def test_model_files(tmp_path):
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "fine.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\ndef wrong(): return 3")
+    with pytest.raises(errors.LoadError, match="cannot be run: ModuleNotFoundError"):
+        registry.load_model(f"{tmp_path}/broken.py:net")
+    with pytest.raises(errors.LoadError, match="no function 'mak'; did you mean 'make'"):
+        registry.load_model(f"{tmp_path}/fine.py:mak")
+    with pytest.raises(errors.LoadError, match="gave int, not a model"):
+        registry.load_model(f"{tmp_path}/fine.py:wrong")
+    assert not registry.load_model(f"{tmp_path}/fine.py:make").model.training
+
+
+def test_a_missing_package_names_the_install_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(errors.MissingPackageError, match="pip install 'timm'"):
+        registry.load_model("timm:resnet18")
+
+
+# the command line: exit code 2 and one line
+
+
+def whence_command(*args: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "whence", *args], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("explain", "none.jpg"), "no file none.jpg"),
+        (("explain", "text.jpg"), "not an image"),
+        (("explain", "--target", "10"), "classes 0 to 9"),
+        (("explain", "--sample", "99"), "out of range"),
+        (("explain", "--method", "gradcom"), "no method 'gradcom'"),
+        (("explain", "--rules", "gamma"), "choose from epsilon_gamma"),
+        (("explain", "--model", "nothing"), "no model 'nothing'"),
+        (("explain", "--model", "fine.py:make"), "nothing to explain"),
+        (("explain", "--out", "heat.gif"), "choose .png"),
+        (("explain", "--out", "nowhere/heat.png"), "no folder nowhere"),
+        (("explain", "--weights", "text.jpg"), "weights must be"),
+        (("explain", "bytes.npy", "--model", "fine.py:make"), "floating point"),
+        (("explain", "text.npy", "--model", "fine.py:make"), "no readable .npy"),
+    ],
+)
+def test_command_line(tmp_path, args, message):
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "text.npy").write_text("no array")
+    np.save(tmp_path / "bytes.npy", np.zeros((1, 2), np.uint8))
+    (tmp_path / "fine.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)")
+    done = whence_command(*args, cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert message in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+    assert "Traceback" not in done.stderr
