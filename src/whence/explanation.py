@@ -39,7 +39,7 @@ class Explanation:
     def __getitem__(self, index: int | slice) -> "Explanation":
         """One sample or a slice of them, still as a batch."""
         if isinstance(index, int):
-            if not -len(self) <= index < len(self):
+            if not -len(self) <= index < len(self):  # iteration ends here
                 raise IndexError(f"sample {index} of an explanation of {len(self)}")
             index = slice(index % len(self), index % len(self) + 1)
         c = self.conservation

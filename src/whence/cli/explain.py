@@ -143,4 +143,6 @@ def _print(report: dict[str, Any]) -> None:
             name, f"{report['output'][i]:.4g}", f"{report['relevance'][i]:.4g}", absorbed, f"{report['error'][i]:.0e}"
         )
     console.print(table)
-    console.print(f"output = relevance + absorbed; the picture lies in [bold]{report['picture']}[/]")
+    if report["absorbed"] is not None:
+        console.print("output = relevance + absorbed (by biases, ε and shifts)")
+    console.print(f"the picture lies in [bold]{report['picture']}[/]")

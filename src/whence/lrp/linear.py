@@ -32,6 +32,10 @@ class LinearMap(Protocol):
         """This map followed by `scale · z + shift` along dimension `dim` of an output of `rank`; None if not of this form."""
         ...
 
+    def unfolded(self) -> "Self":
+        """With the scale multiplied into the weight; put off until the way back, and let go after it."""
+        ...
+
 
 def positive_contributions(linear: LinearMap, a: Tensor, nonnegative: bool) -> Tensor:
     """P + b⁺: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
@@ -49,6 +53,7 @@ class Dense:
 
     weight: Tensor
     bias: Tensor | None
+    scale: Tensor | None = None  # still to be multiplied into the weight
 
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(a, weight, bias)
@@ -62,7 +67,10 @@ class Dense:
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Dense | None":
         if dim != rank - 1:
             return None
-        return Dense(self.weight * scale[:, None], _folded_bias(self.bias, scale, shift))
+        return replace(self, scale=_product(self.scale, scale), bias=_folded_bias(self.bias, scale, shift))
+
+    def unfolded(self) -> "Dense":
+        return self if self.scale is None else replace(self, weight=self.weight * self.scale[:, None], scale=None)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Convolution:
     output_padding: list[int]
     groups: int
     single_sides: list[int] = field(default_factory=list)  # padded beforehand, as F.pad has it
+    scale: Tensor | None = None  # still to be multiplied into the weight
 
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         a = F.pad(a, self.single_sides) if self.single_sides else a
@@ -103,13 +112,17 @@ class Convolution:
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Convolution | None":
         if dim != 1:
             return None
-        if self.transposed:  # weight [in, out / groups, …], outputs numbered group by group
-            grouped = self.weight.unflatten(0, (self.groups, -1))
-            weight = grouped * scale.view(self.groups, 1, -1, *[1] * (self.weight.dim() - 2))
-            weight = weight.flatten(0, 1)
-        else:
-            weight = self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1))
-        return replace(self, weight=weight, bias=_folded_bias(self.bias, scale, shift))
+        return replace(self, scale=_product(self.scale, scale), bias=_folded_bias(self.bias, scale, shift))
+
+    def unfolded(self) -> "Convolution":
+        if self.scale is None:
+            return self
+        ones = [1] * (self.weight.dim() - 2)
+        if not self.transposed:
+            return replace(self, weight=self.weight * self.scale.view(-1, 1, *ones), scale=None)
+        # weight [in, out / groups, …], outputs numbered group by group
+        grouped = self.weight.unflatten(0, (self.groups, -1)) * self.scale.view(self.groups, 1, -1, *ones)
+        return replace(self, weight=grouped.flatten(0, 1), scale=None)
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,9 @@ class Diagonal:
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Diagonal | None":
         return Diagonal(self.weight * scale, _folded_bias(self.bias, scale, shift)) if dim == 1 else None
+
+    def unfolded(self) -> "Diagonal":
+        return self
 
     @staticmethod
     def _along(vector: Tensor, a: Tensor) -> Tensor:
@@ -158,6 +174,13 @@ class Bilinear:
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> None:
         return None
+
+    def unfolded(self) -> "Bilinear":
+        return self
+
+
+def _product(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first * second
 
 
 def _folded_bias(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from whence.lrp.functions import Call, constant_parameters, depends, function_na
 from whence.lrp.linear import LinearMap
 from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
-from whence.lrp.saved import Cells, Node, OverwritingNode, Saved
+from whence.lrp.saved import Back, Cells, Node, OverwritingNode, Saved
 from whence.lrp.scope import Scope
 
 Unknown = Literal["error", "warn", "gradient"]
@@ -119,14 +119,14 @@ class RelevanceMode(TorchFunctionMode):
         """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
         self._known[t] = replace(self.knowledge(t), version=t._version, link=None)
 
-    def node(self, call: Call, value: Callable[[], Tensor], back: Callable[[Tensor], tuple], *sources: Tensor | None) -> Tensor:
-        """`value()` with `back` for a gradient, written into the call's target where the call overwrites one."""
+    def node(self, call: Call, back: Back, source: Tensor) -> Tensor:
+        """The call's value, `back(g, value, source)` for a gradient; written into its target where the call overwrites one."""
         if not call.overwrites:
-            return Node.apply(value, back, *sources)  # type: ignore[return-value]
-        target = call.args[0]
-        fresh = call.run_with({id(target): target.detach().clone()})
-        self._cells.before_overwriting(target)
-        return OverwritingNode.apply(lambda: fresh, back, target, *sources[1:])  # type: ignore[return-value]
+            return Node.apply(call.run, back, (source.detach(),), source)  # type: ignore[return-value]
+        before = source.detach().clone()
+        fresh = call.run_with({id(source): before.clone()})
+        self._cells.before_overwriting(source)
+        return OverwritingNode.apply(lambda: fresh, back, (before,), source)  # type: ignore[return-value]
 
     def linear(self, call: Call, source: Tensor, linear: LinearMap, default: LinearRule = DEFAULT_RULE) -> Tensor:
         """A linear map with the rule the user has for it."""
@@ -138,22 +138,14 @@ class RelevanceMode(TorchFunctionMode):
 
     def step(self, link: Link, value: Callable[[], Tensor]) -> Tensor:
         """Hang the node of a step on its input; the result remembers the link."""
-        back = self._propagation(link)
-        out: Tensor = Node.apply(value, back, link.source, link.zeros)  # type: ignore[assignment]
-        back.remember(self.save(out))
-        self.remember(out, link)
-        return out
+        return self._hang(Node, link, value)
 
     def overwriting_step(self, link: Link, value: Callable[[], Tensor], target: Tensor) -> Tensor:
         """As `step`, where `value` overwrites `target`, the output that the link was remembered by."""
-        back = self._propagation(link)
         del self._known[target]
         target.detach_()  # off the way back: the new node stands in for the one that made it
         self._cells.before_overwriting(target)
-        OverwritingNode.apply(value, back, target, link.source, link.zeros)
-        back.remember(self.save(target))
-        self.remember(target, link)
-        return target
+        return self._hang(OverwritingNode, link, value, target)
 
     def remember(self, out: Tensor, link: Link) -> None:
         """Let consumers of `out` take over the linear map it came from."""
@@ -177,10 +169,12 @@ class RelevanceMode(TorchFunctionMode):
 
     # the inside
 
-    def _propagation(self, link: Link) -> Propagation:
-        rule = link.step.rule
-        reads_input = not isinstance(rule, Epsilon)
-        return Propagation(link.step, link.source.shape, self.save(link.source) if reads_input else None, self.meter)
+    def _hang(self, node: type[torch.autograd.Function], link: Link, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
+        back = Propagation(link.step, link.source.shape, self.meter)
+        kept = (link.source.detach(),) if back.reads_input else ()
+        out: Tensor = node.apply(value, back, kept, *target, link.source, link.zeros)  # type: ignore[assignment]
+        self.remember(out, link)
+        return out
 
     def _treat(self, call: Call) -> Any:
         treatment = operations.TREATMENTS.get(call.name)
@@ -217,9 +211,9 @@ class RelevanceMode(TorchFunctionMode):
         for t in call.data:
             if t not in self._known and t.grad_fn is not None:
                 raise OpaqueError(
-                    f"'{call.name}' in '{self.scope.path}' reads a tensor made by {t.grad_fn.name()}, which whence did not see: "
-                    "an autograd.Function, a compiled extension, or a part run outside the rules; detach it if it is no part "
-                    "of the explanation, or write it in torch functions"
+                    f"'{call.name}' in '{self.scope.path}' reads a tensor made by {t.grad_fn.name()}, which whence did not "
+                    "see: an autograd.Function, a compiled extension, or a part run outside the rules; detach it if it is no "
+                    "part of the explanation, or write it in torch functions"
                 )
 
     def _inherit(self, call: Call) -> Knowledge:

@@ -1,7 +1,6 @@
 """One linear map on the way back: relevance in at its output, out at its input."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,9 +8,6 @@ from torch import Tensor
 from whence.lrp.conservation import Meter, dot, total
 from whence.lrp.linear import LinearMap, positive_contributions
 from whence.lrp.rules import Epsilon, InputRule, LinearRule, SplitRule, ratio
-
-if TYPE_CHECKING:
-    from whence.lrp.saved import Saved
 
 
 @dataclass(frozen=True)
@@ -49,80 +45,72 @@ class Link:
     step: Step
 
 
+@dataclass(frozen=True)
 class Propagation:
     """The backward of one step: from g = R/z at the output to g = R/a at the input."""
 
-    __slots__ = ("_input", "_meter", "_output", "_shape", "_step")
+    step: Step
+    shape: torch.Size  # of the input
+    meter: Meter
 
-    def __init__(self, step: Step, shape: torch.Size, input: "Saved | None", meter: Meter):
-        self._step = step
-        self._shape = shape
-        self._input = input
-        self._meter = meter
+    @property
+    def reads_input(self) -> bool:
+        """Whether the input's values are needed, not only its shape."""
+        return not isinstance(self.step.rule, Epsilon)
 
-    def remember(self, output: "Saved") -> None:
-        self._output = output
-
-    def __call__(self, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rule, z = self._step.rule, self._output.value
-        if isinstance(rule, InputRule):
-            return None, self._distributed(rule, g * z)
+    def __call__(self, g: Tensor, z: Tensor, *inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rule, linear = self.step.rule, self.step.linear.unfolded()
         if isinstance(rule, Epsilon):
-            return self._whole(rule, g, z), None
-        if rule.merges(self._step.nonnegative, self._step.rectified):
-            return self._merged(rule, g, z), None
-        return self._shared(rule, g, z), None
+            return self._whole(linear, rule, g, z), None
+        (a,) = inputs
+        if isinstance(rule, InputRule):
+            return None, self._distributed(linear, rule, g * z, a)
+        if rule.merges(self.step.nonnegative, self.step.rectified):
+            return self._merged(linear, rule, g, z, a), None
+        return self._shared(linear, rule, g, z, a), None
 
-    def _distributed(self, rule: InputRule, relevance: Tensor) -> Tensor:
-        returned = rule.distribute(self._step.linear, self._read_input(), relevance, self._step.present)
-        self._meter.add(self._step.path, total(relevance) - total(returned))
+    def _distributed(self, linear: LinearMap, rule: InputRule, relevance: Tensor, a: Tensor) -> Tensor:
+        returned = rule.distribute(linear, a, relevance, self.step.present)
+        self.meter.add(self.step.path, total(relevance) - total(returned))
         return returned
 
-    def _whole(self, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
-        linear = self._step.linear
-        share = rule.share(g, z, self._step.rectified)
+    def _whole(self, linear: LinearMap, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
+        share = rule.share(g, z, self.step.rectified)
         if rule.epsilon or linear.bias is not None:
-            self._meter.add(self._step.path, self._absorbed_whole(rule.epsilon, g, z, share))
-        return linear.transpose(share, linear.weight, self._shape)
+            self.meter.add(self.step.path, self._absorbed_whole(linear, rule.epsilon, g, z, share))
+        return linear.transpose(share, linear.weight, self.shape)
 
-    def _absorbed_whole(self, epsilon: float, g: Tensor, z: Tensor, share: Tensor) -> Tensor:
+    def _absorbed_whole(self, linear: LinearMap, epsilon: float, g: Tensor, z: Tensor, share: Tensor) -> Tensor:
         """R − Σ share · (z − b): what the bias takes and, where z ≥ 0, ε as a part of it."""
-        linear, bias = self._step.linear, self._step.linear.bias
+        bias = linear.bias
         if bias is None:
-            return total(share) * epsilon if self._step.rectified else dot(g, z) - dot(share, z)
-        if self._step.rectified or not epsilon:
+            return total(share) * epsilon if self.step.rectified else dot(g, z) - dot(share, z)
+        if self.step.rectified or not epsilon:
             return linear.bias_share(share, bias + epsilon)
         return linear.bias_share(share, bias) + dot(g, z) - dot(share, z)
 
-    def _shared(self, rule: SplitRule, g: Tensor, z: Tensor) -> Tensor:
-        a = self._read_input()
-        positive = positive_contributions(self._step.linear, a, self._step.nonnegative)
-        returned = self._transposed(a, *rule.shares(g, z, positive))
-        self._meter.add(self._step.path, dot(g, z) - dot(a, returned))
+    def _shared(self, linear: LinearMap, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+        whole, positive = rule.shares(g, z, positive_contributions(linear, a, self.step.nonnegative))
+        returned = self._transposed(linear, a, whole, positive)
+        self.meter.add(self.step.path, dot(g, z) - dot(a, returned))
         return returned
 
-    def _merged(self, rule: SplitRule, g: Tensor, z: Tensor) -> Tensor:
+    def _merged(self, linear: LinearMap, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         """Where a ≥ 0 and R = 0 at z < 0 both shares are proportional: one modified weight serves both ways."""
-        linear, a = self._step.linear, self._read_input()
         weight = rule.merged(linear.weight)
         bias = None if linear.bias is None else rule.merged(linear.bias)
         share = ratio(z, linear.apply(a, weight, bias)).mul_(g)
-        returned = linear.transpose(share, weight, self._shape)
-        if not self._step.rectified:  # relevance of outputs without a positive contribution is lost: count it
-            self._meter.add(self._step.path, dot(g, z) - dot(a, returned))
+        returned = linear.transpose(share, weight, self.shape)
+        if not self.step.rectified:  # relevance of outputs without a positive contribution is lost: count it
+            self.meter.add(self.step.path, dot(g, z) - dot(a, returned))
         elif bias is not None:
-            self._meter.add(self._step.path, linear.bias_share(share, bias))
+            self.meter.add(self.step.path, linear.bias_share(share, bias))
         return returned
 
-    def _read_input(self) -> Tensor:
-        assert self._input is not None
-        return self._input.value
-
-    def _transposed(self, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
+    def _transposed(self, linear: LinearMap, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
         """L_wᵀ(whole) + 1[a>0] L_w⁺ᵀ(positive) + 1[a<0] L_w⁻ᵀ(positive)."""
-        linear, shape = self._step.linear, self._shape
-        returned = linear.transpose(positive, linear.weight.clamp(min=0), shape)
-        if not self._step.nonnegative:
-            falling = linear.transpose(positive, linear.weight.clamp(max=0), shape)
+        returned = linear.transpose(positive, linear.weight.clamp(min=0), self.shape)
+        if not self.step.nonnegative:
+            falling = linear.transpose(positive, linear.weight.clamp(max=0), self.shape)
             returned = torch.where(a < 0, falling, returned)
-        return returned if whole is None else returned.add_(linear.transpose(whole, linear.weight, shape))
+        return returned if whole is None else returned.add_(linear.transpose(whole, linear.weight, self.shape))

@@ -1,8 +1,8 @@
 """Values kept for the way back, and the autograd nodes that use them.
 
 Autograd's own saved tensors refuse a value that the network overwrites later (`out += identity`), and plain inference may
-overwrite freely. So values are held in cells, and the mode asks the cells on a storage to copy themselves just before the
-network writes to it.
+overwrite freely. So what autograd saves is held in cells, by its hooks for saved tensors, and the mode asks the cells on a
+storage to copy themselves just before the network writes to it.
 """
 
 from collections import defaultdict
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from whence.errors import ModelError
+
+Back = Callable[..., tuple[Tensor | None, ...]]  # (g, value, *kept) -> gradients of the sources
 
 
 class Saved:
@@ -57,37 +59,48 @@ class Cells:
 
 
 class Node(torch.autograd.Function):
-    """The value of `value()`, and `back` in place of its gradient."""
+    """The value of `value()`, and `back(g, value, *kept)` in place of its gradient.
+
+    What is kept goes through autograd, which lets it go as soon as the way back is done with it.
+    """
 
     @staticmethod
-    def forward(ctx, value: Callable[[], Tensor], back: Callable[[Tensor], tuple], *sources: Tensor | None):
-        ctx.back = back
+    def forward(ctx, value: Callable[[], Tensor], back: Back, kept: tuple[Tensor, ...], *sources: Tensor | None):
+        out = value()
+        ctx.back, ctx.inputs_before_sources = back, 3
         ctx.set_materialize_grads(False)
-        return value()
+        ctx.save_for_backward(out, *kept)
+        return out
 
     @staticmethod
     def backward(ctx, g: Tensor | None):
-        return None, None, *(ctx.back(g) if g is not None else [None] * (len(ctx.needs_input_grad) - 2))
+        return _returned(ctx, g)
 
 
 class OverwritingNode(torch.autograd.Function):
-    """As `Node`, where `value()` has to end up in `target` itself."""
+    """As `Node`, where the value has to end up in `target` itself."""
 
     @staticmethod
-    def forward(ctx, value: Callable[[], Tensor], back: Callable[[Tensor], tuple], target: Tensor, *sources: Tensor | None):
-        ctx.back = back
-        ctx.own = target.requires_grad  # else the history of `target` was cut and only `sources` are asked
+    def forward(
+        ctx, value: Callable[[], Tensor], back: Back, kept: tuple[Tensor, ...], target: Tensor, *sources: Tensor | None
+    ):
+        # a target whose history was cut is no source; else it is the one
+        ctx.back, ctx.inputs_before_sources = back, 3 if target.requires_grad else 4
         ctx.set_materialize_grads(False)
         target.copy_(value())
         ctx.mark_dirty(target)
+        ctx.save_for_backward(target, *kept)
         return target
 
     @staticmethod
     def backward(ctx, g: Tensor | None):
-        if g is None:
-            return (None,) * len(ctx.needs_input_grad)
-        returned = ctx.back(g)
-        return (None, None, *returned) if ctx.own else (None, None, None, *returned)
+        return _returned(ctx, g)
+
+
+def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
+    if g is None:
+        return (None,) * len(ctx.needs_input_grad)
+    return (None,) * ctx.inputs_before_sources + ctx.back(g, *ctx.saved_tensors)
 
 
 def _same_view(a: Tensor, b: Tensor) -> bool:

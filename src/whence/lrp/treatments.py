@@ -167,17 +167,12 @@ def scale(mode: "RelevanceMode", call: Call) -> Any:
 
 def identity(mode: "RelevanceMode", call: Call) -> Tensor:
     """An activation with f(0) = 0, as x · (f(x)/x) with the quotient constant: R passes unchanged (AttnLRP, eq. 9)."""
-    (x,) = call.data
-    before, after = mode.save(x), []
     slope = _slope_at_zero(call)
 
-    def back(g: Tensor) -> tuple[Tensor]:
-        quotient = after[0].value / before.value
-        return (quotient.nan_to_num_(nan=slope, posinf=slope, neginf=slope).mul_(g),)
+    def back(g: Tensor, value: Tensor, x: Tensor) -> tuple[Tensor]:
+        return ((value / x).nan_to_num_(nan=slope, posinf=slope, neginf=slope).mul_(g),)
 
-    out = mode.node(call, call.run, back, x)
-    after.append(mode.save(out))
-    return out
+    return mode.node(call, back, *call.data)
 
 
 def product(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -338,15 +333,13 @@ def _standardise(
     eps: float,
 ) -> Tensor:
     """(x − mean)/std · weight + bias over the last dimension of `grouped`, the standard deviation constant (AttnLRP, 3.4)."""
-    saved = mode.save(x)
 
-    def back(g: Tensor) -> tuple[Tensor]:
-        spread = (saved.value.reshape(grouped).var(-1, keepdim=True, correction=0) + eps).rsqrt()
+    def back(g: Tensor, value: Tensor, x: Tensor) -> tuple[Tensor]:
+        spread = (x.reshape(grouped).var(-1, keepdim=True, correction=0) + eps).rsqrt()
         centred = (g if weight is None else g * weight).reshape(grouped) * spread
-        return ((centred - centred.mean(-1, keepdim=True)).reshape(x_shape),)
+        return ((centred - centred.mean(-1, keepdim=True)).reshape(x.shape),)
 
-    x_shape = x.shape
-    out = mode.node(call, call.run, back, x)
+    out = mode.node(call, back, x)
     if bias is not None:
         mode.absorb(out, lambda g: g * bias)
     return out

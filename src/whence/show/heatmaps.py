@@ -30,8 +30,8 @@ def figure(explanation: "Explanation") -> Figure:
         heat = as_map(relevance)
         limit = scale(heat)
         picture = as_picture(x)
-        axes[0].imshow(picture, cmap="gray")
-        shown = axes[1].imshow(heat, cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+        axes[0].imshow(picture.numpy(), cmap="gray")
+        shown = axes[1].imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
         overlay(axes[2], picture, heat, limit)
         for axis, heading in zip(axes, ("input", title, "overlay"), strict=True):
             axis.set_title(heading, fontsize=9)
@@ -96,9 +96,9 @@ def scale(heat: Tensor) -> float:
 def overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
     """The heatmap over a pale grey input, as opaque as it is relevant."""
     grey = picture.mean(2) if picture.dim() == 3 else picture
-    axis.imshow(0.55 + 0.45 * grey, cmap="gray", vmin=0, vmax=1)
+    axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
     opacity = (heat.abs() / limit).clamp(max=1).sqrt()
-    axis.imshow(heat, cmap=COLOURS, vmin=-limit, vmax=limit, alpha=opacity.numpy(), interpolation="nearest")
+    axis.imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, alpha=opacity.numpy(), interpolation="nearest")
 
 
 def _rows(explanation: "Explanation") -> list[tuple[Tensor, Tensor, str]]:
