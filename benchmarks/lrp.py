@@ -3,10 +3,9 @@
     python benchmarks/lrp.py            # prints the table and writes benchmarks/results/lrp.md
 
 Ratios to the plain gradient × input (parameters frozen, its cheapest form). zennit runs the same composites with its own
-canonizers. Peak memory is measured in a child process each, above model and input.
+canonizers. Best of several rounds, all ways in turn within a round; peak memory is the allocator's, above model and input.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -69,12 +68,13 @@ def ways(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 def measure(name: str) -> list[str]:
     model, x = network(name), torch.randn(BATCH, 3, SIDE, SIDE)
-    times = peers.seconds(ways(model, x), ROUNDS)
-    memory = {way: peers.peak_mebibytes(__file__, name, way) for way in times}
-    base = "gradient × input"
+    compared = ways(model, x)
+    times = peers.seconds(compared, ROUNDS)
+    memory = {label: peers.peak_mebibytes(way) for label, way in compared.items()}
+    t, m = times["gradient × input"], memory["gradient × input"]
     return [
-        f"| {name} | {way} | {times[way] / times[base]:.2f} | {memory[way] / memory[base]:.2f} | {times[way]:.2f} | {memory[way]:.0f} |"
-        for way in times
+        f"| {name} | {label} | {times[label] / t:.2f} | {memory[label] / m:.2f} | {times[label]:.2f} | {memory[label]:.0f} |"
+        for label in compared
     ]
 
 
@@ -88,11 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        model = network(sys.argv[1])
-        way = ways(model, torch.randn(BATCH, 3, SIDE, SIDE))[sys.argv[2]]
-        with torch.no_grad():
-            model(torch.randn(1, 3, SIDE, SIDE))  # threads and kernels are there before counting begins
-        print(peers.own_peak(way))
-    else:
-        main()
+    main()

@@ -1,15 +1,15 @@
-"""What benchmarks share: peers that import, timing by turns, peak memory by child process, tables with versions."""
+"""What benchmarks share: peers that import, timing by turns, peak memory, tables with versions."""
 
 import contextlib
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,26 +34,18 @@ def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     return best
 
 
-def peak_mebibytes(script: str, *args: str) -> float:
-    """What a child process prints last: its own peak memory above what it held before, in MiB."""
-    done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, check=True)
-    return float(done.stdout.strip().splitlines()[-1])
+def peak_mebibytes(way: Callable[[], object]) -> float:
+    """The most that torch's CPU allocator held at once during `way`, above what it held before, in MiB.
 
-
-def own_peak(way: Callable[[], object]) -> float:
-    """Peak resident memory of `way` above what was resident before it, in MiB (Linux)."""
-    clear = Path("/proc/self/clear_refs")
-    clear.write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
-    way()
-    return _resident("VmHWM") - before
+    As `torch.cuda.max_memory_allocated` counts: resident memory would add what malloc keeps of freed tensors.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        way()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held) / 2**20
 
 
 def versions(*packages: str) -> str:
     names = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
     return f"{names}; {platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
-
-
-def _resident(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
