@@ -11,6 +11,8 @@ from whence.errors import WhenceError
 from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".html", ".npz", ".safetensors")
+
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
@@ -32,6 +34,7 @@ class Explanation:
     layers: dict[str, Any] = field(default_factory=dict)
     inputs: Nest = None
     method: Any = None
+    classes: tuple[str, ...] = ()  # names of the classes, for pictures and pages
 
     def __len__(self) -> int:
         return len(self.output)
@@ -65,21 +68,17 @@ class Explanation:
     def target_names(self) -> list[str]:
         """A word for the target of each sample."""
         if isinstance(self.target, Tensor):
-            return [str(i) for i in self.target.tolist()]
+            return [self.classes[i] if i < len(self.classes) else str(i) for i in self.target.tolist()]
         return [getattr(self.target, "__name__", "function")] * len(self)
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .jpg, .pdf, .svg), a page (.html) or the numbers (.npz, .safetensors); returns the path."""
         path = Path(path)
-        writers = {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}
-        if path.suffix in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
-            from whence.show import heatmaps
-
-            heatmaps.figure(self).savefig(path)
-        elif path.suffix in writers:
-            writers[path.suffix](path)
-        else:
-            raise WhenceError(f"cannot save as {path.name!r}: choose .png, .jpg, .pdf, .svg, .html, .npz or .safetensors")
+        if path.suffix not in SUFFIXES:
+            raise WhenceError(f"cannot save as {path.name!r}: choose {', '.join(SUFFIXES)}")
+        {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}.get(
+            path.suffix, self._save_picture
+        )(path)
         return path
 
     def show(self) -> None:
@@ -101,6 +100,11 @@ class Explanation:
         if self.conservation.absorbed is not None:
             named["absorbed"] = self.conservation.absorbed
         return {name: t.detach().cpu().contiguous() for name, t in named.items()}
+
+    def _save_picture(self, path: Path) -> None:
+        from whence.show import heatmaps
+
+        heatmaps.figure(self).savefig(path)
 
     def _save_npz(self, path: Path) -> None:
         import numpy as np

@@ -1,8 +1,9 @@
 """`whence explain`: a picture or a bundled digit, a model, a heatmap."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from whence.errors import InputError, LoadError, RuleError
 from whence.explain import METHODS, explain as run
-from whence.explanation import Explanation
+from whence.explanation import SUFFIXES, Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite
 from whence.methods.lrp import LRP
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
 
 PRESETS = ("epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "deep_taylor")
 BOUNDED = ("epsilon_gamma_box", "deep_taylor")
@@ -37,47 +41,44 @@ def explain(
     """Why this output? Writes a heatmap that adds up to the prediction."""
     from whence.models.registry import load_model
 
-    chosen = _method(method, rules)
+    _check(method, rules, out)
     loaded = load_model(model, weights)
     x = _input(input, loaded, sample)
-    if chosen is None:
-        fitting = (
-            "epsilon_gamma_box"
-            if loaded.preprocessing.bounds_known and not (input and input.suffix == ".npy")
-            else "epsilon_gamma"
-        )
-        chosen = LRP(_preset(rules or fitting, loaded))
-    explanation = run(loaded.model, x, target, method=chosen)
-    if not out.parent.is_dir():
-        raise LoadError(f"no folder {out.parent} to write {out.name} into")
+    is_picture = input is None or input.suffix != ".npy"
+    chosen = LRP(_rules(rules, loaded, is_picture)) if method == "lrp" else METHODS[method]()
+    explanation = replace(run(loaded.model, x, target, method=chosen), classes=tuple(loaded.classes))
     explanation.save(out)
     report = _report(explanation, loaded, input, sample, out)
     if as_json:
         print(json.dumps(report))
-        return
-    _print(report)
+    else:
+        _print(report)
 
 
-def _method(name: str, rules: str | None) -> Any:
-    """The method by name; None for LRP, whose rules depend on the model."""
-    if name not in METHODS:
-        raise RuleError(f"no method {name!r}; choose from {', '.join(METHODS)}")
-    if rules is not None and (name != "lrp" or rules not in PRESETS):
+def _check(method: str, rules: str | None, out: Path) -> None:
+    """What can be refused before the model is loaded."""
+    if method not in METHODS:
+        raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+    if rules is not None and (method != "lrp" or rules not in PRESETS):
         raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
-    return None if name == "lrp" else METHODS[name]()
+    if not out.parent.is_dir():
+        raise LoadError(f"no folder {out.parent} to write {out.name} into")
+    if out.suffix not in SUFFIXES:
+        raise LoadError(f"cannot save as {out.name!r}: choose {', '.join(SUFFIXES)}")
 
 
-def _preset(name: str, loaded: Any) -> Composite:
+def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
+    """The preset of that name; if none is given z^B at the pixels where their bounds are known."""
+    bounded = is_picture and loaded.preprocessing.bounds_known
+    name = name or ("epsilon_gamma_box" if bounded else "epsilon_gamma")
     if name not in BOUNDED:
         return getattr(presets, name)()
-    if not loaded.preprocessing.bounds_known:
-        raise RuleError(
-            f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose epsilon_gamma or another"
-        )
+    if not bounded:
+        raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose another")
     return getattr(presets, name)(*loaded.preprocessing.bounds)
 
 
-def _input(path: Path | None, loaded: Any, sample: int) -> Tensor:
+def _input(path: Path | None, loaded: "LoadedModel", sample: int) -> Tensor:
     if path is None:
         if loaded.name != "digits":
             raise InputError(f"nothing to explain: pass an image, as in `whence explain photo.jpg --model {loaded.name}`")
@@ -105,7 +106,7 @@ def _read_array(path: Path) -> Tensor:
         raise LoadError(f"{path} is no readable .npy array") from error
 
 
-def _report(explanation: Explanation, loaded: Any, input: Path | None, sample: int, out: Path) -> dict[str, Any]:
+def _report(explanation: Explanation, loaded: "LoadedModel", input: Path | None, sample: int, out: Path) -> dict[str, Any]:
     account = explanation.conservation
     absorbed = None if account.absorbed is None else account.absorbed.tolist()
     return {

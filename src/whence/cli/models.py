@@ -5,6 +5,9 @@ from typing import Annotated
 import typer
 from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
+
+MOST = 100  # names of one source that are listed without being asked for
 
 
 def models(
@@ -15,13 +18,14 @@ def models(
 
     console = Console(highlight=False)
     for source, names in available().items():
+        if isinstance(names, str):
+            console.print(f"[bold]{source}[/]: {escape(names)}")
+            continue
         matching = [name for name in names if contains.lower() in name.lower()]
-        prefix = "" if source == "bundled" else f"{source}:"
-        if not names:
-            console.print(f"[bold]{source}[/]: not installed")
-        elif matching:
-            shown = matching if contains or len(matching) <= 100 else matching[:20]
-            more = f", {len(matching) - len(shown)} more: whence models PART" if len(shown) < len(matching) else ""
+        shown = matching if contains or len(matching) <= MOST else matching[:20]
+        more = f", {len(matching) - len(shown)} more: whence models PART" if len(shown) < len(matching) else ""
+        if matching:
             console.print(f"[bold]{source}[/] ({len(matching)}{more})")
+            prefix = "" if source == "bundled" else f"{source}:"
             console.print(Columns([prefix + name for name in shown], padding=(0, 2)))
     console.print("\nAny other: [bold]FILE.py:FACTORY[/], a function in a Python file that returns the model.")

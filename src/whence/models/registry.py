@@ -66,14 +66,14 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     return loaded
 
 
-def available() -> dict[str, list[str]]:
-    """All names by source; a source whose package is missing has none."""
-    found = {"bundled": ["digits"], "torchvision": [], "timm": []}
-    for source, names in (("torchvision", "torchvision.models"), ("timm", "timm")):
+def available() -> dict[str, list[str] | str]:
+    """All names by source; for a source that cannot be used, the reason."""
+    found: dict[str, list[str] | str] = {"bundled": ["digits"]}
+    for source, module in (("torchvision", "torchvision.models"), ("timm", "timm")):
         try:
-            found[source] = sorted(_import(names, source).list_models())
-        except MissingPackageError:
-            continue
+            found[source] = sorted(_import(module, source).list_models())
+        except MissingPackageError as error:
+            found[source] = str(error)
     return found
 
 

@@ -108,7 +108,7 @@ def _rows(explanation: "Explanation") -> list[tuple[Tensor, Tensor, str]]:
     names, account = explanation.target_names(), explanation.conservation
     rows = []
     for i in range(min(len(explanation), MOST_SAMPLES)):
-        title = f"target {names[i]}:  f = {account.output[i]:.4g},  ΣR = {account.relevance[i]:.4g}"
+        title = f"{names[i]}:  f = {account.output[i]:.4g},  ΣR = {account.relevance[i]:.4g}"
         rows += [(x[i], relevance[i], title) for x, relevance in parts]
     return rows
 
