@@ -420,3 +420,20 @@ def test_a_single_sample_without_batch_inside_the_model():
     e = whence.explain(lambda x: torch.stack([convolution(v) for v in x]).flatten(1), torch.randn(2, 1, 5, 5), first)
     assert torch.allclose(sums(e), e.output, rtol=1e-4)
     assert e.conservation.error.max() < 1e-9
+
+
+def test_the_callers_grad_mode_is_left_alone():
+    model, x = net(), torch.randn(1, 1, 6, 6)
+    with torch.no_grad():
+        for e in whence.explain_targets(model, x, [0, 1]):
+            assert not torch.is_grad_enabled()
+            assert not e.relevance.requires_grad
+
+
+def test_inference_mode_and_its_tensors():
+    model, x = net(), torch.randn(1, 1, 6, 6)
+    expected = whence.explain(model, x, 1).relevance
+    with torch.inference_mode():
+        made_here = x.clone()
+        assert torch.equal(whence.explain(model, made_here, 1).relevance, expected)
+    assert torch.equal(whence.explain(model, made_here, 1).relevance, expected)

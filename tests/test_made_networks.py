@@ -61,3 +61,30 @@ def test_with_biases_relevance_and_what_was_absorbed_is_the_output(plan, seed, r
     flow = account.relevance.abs() + sum(a.abs() for a in account.by_layer.values())  # rounding grows with what flows
     difference = account.output - account.relevance - account.absorbed
     assert (difference.abs() <= 1e-6 * account.output.abs() + 1e-11 * flow).all(), account
+
+
+def without_knowledge_of_signs(patch):
+    from whence.lrp import inheritance, mode
+
+    patch.setattr(inheritance, "stays_nonnegative", lambda call, nonnegative: False)
+    plain = mode.Knowledge
+    patch.setattr(mode, "Knowledge", lambda version, nonnegative=False, *rest: plain(version, False, *rest))
+
+
+def without_relus_taking_over(patch):
+    from whence.lrp import operations, treatments
+
+    patch.setitem(operations.TREATMENTS, "relu", treatments.plain)
+
+
+@pytest.mark.parametrize("without", [without_knowledge_of_signs, without_relus_taking_over])
+@settings(max_examples=2000 if conftest.ALL else 150)
+@given(plans(), st.integers(0, 2**16), RULES)
+def test_what_makes_it_cheap_does_not_change_relevance(without, plan, seed, rules):
+    model, x = build(plan, seed, biases=True), picture(plan)
+    cheap = whence.explain(model, x, method=LRP(rules)).relevance
+    with pytest.MonkeyPatch.context() as patch:
+        without(patch)
+        plain = whence.explain(model, x, method=LRP(rules)).relevance
+    flow = plain.abs().flatten(1).sum(1).clamp(min=1e-6)
+    assert ((cheap - plain).abs().flatten(1).amax(1) <= 1e-7 * flow).all()

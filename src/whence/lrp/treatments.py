@@ -44,11 +44,8 @@ def affine(mode: "RelevanceMode", call: Call) -> Any:
 
 def winner(mode: "RelevanceMode", call: Call) -> Any:
     """The larger or smaller of data and constants: relevance follows the winner, constants that win absorb."""
-    if sum(1 for _ in tensors((call.args, call.kwargs))) == len(call.data) and call.name not in (
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-    ):
+    constants = [t for t in tensors((call.args, call.kwargs)) if not t.requires_grad]
+    if not constants and not call.name.startswith("clamp"):
         return call.run()
     data = mode.save(call.data[0])
     out = call.run()

@@ -68,7 +68,9 @@ class Taps:
 
 def leaves(inputs: Inputs) -> list[Tensor]:
     """The explained inputs as leaves of their own graph; the user's tensors stay as they are."""
-    return [inputs.parts[i].detach().requires_grad_() for i in inputs.explained]
+    with differentiating():
+        parts = [inputs.parts[i] for i in inputs.explained]
+        return [(x.clone() if x.is_inference() else x).detach().requires_grad_() for x in parts]
 
 
 def gradients(
@@ -84,20 +86,25 @@ def gradients(
     `blocked` says, for the error message, what may have cut the path from input to output.
     """
     inputs = task.inputs
-    with torch.enable_grad():
-        with entered(*contexts):
-            given = list(inputs.parts)
-            for i, source in zip(inputs.explained, sources, strict=True):
-                given[i] = source.clone()  # a network may overwrite what it is given
-            outputs = inputs.call(task.model, tuple(given))
-        for last, target in _with_last(task.targets):
-            with entered(*contexts):
-                values, resolved = select(outputs, target, inputs.batch_size)
-            _check_output(values, blocked)
-            found = _backward(values.sum(), [*sources, *extras], keep_graph=not last)
-            found = [torch.zeros_like(s) if g is None else g for s, g in zip([*sources, *extras], found, strict=True)]
-            pairs = {i: (s.detach(), g) for i, s, g in zip(inputs.explained, sources, found, strict=False)}
-            yield Gradients(values.detach(), resolved, pairs, taps.read()), found[len(sources) :]
+    with entered(differentiating(), *contexts):
+        given = list(inputs.parts)
+        for i, source in zip(inputs.explained, sources, strict=True):
+            given[i] = source.clone()  # a network may overwrite what it is given
+        outputs = inputs.call(task.model, tuple(given))
+    for last, target in _with_last(task.targets):
+        with entered(differentiating(), *contexts):
+            values, resolved = select(outputs, target, inputs.batch_size)
+        _check_output(values, blocked)
+        found = _backward(values, [*sources, *extras], keep_graph=not last)
+        pairs = {i: (s.detach(), g) for i, s, g in zip(inputs.explained, sources, found, strict=False)}
+        yield Gradients(values.detach(), resolved, pairs, taps.read()), found[len(sources) :]
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Gradients on, also within the caller's `no_grad` or `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager
@@ -109,13 +116,16 @@ def entered(*contexts: AbstractContextManager) -> Iterator[None]:
         yield
 
 
-def _backward(value: Tensor, sources: list[Tensor], keep_graph: bool) -> tuple[Tensor | None, ...]:
+def _backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[Tensor]:
+    """Gradients of Σ values at the sources, zeros where a source plays no part."""
     try:
-        return torch.autograd.grad(value, sources, retain_graph=keep_graph, allow_unused=True)
+        with differentiating():
+            found = torch.autograd.grad(values.sum(), sources, retain_graph=keep_graph, allow_unused=True)
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
         raise ModelError("the model overwrites a value its gradient needs; run that part out of place, or use LRP") from error
+    return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, found, strict=True)]
 
 
 def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
