@@ -100,6 +100,22 @@ def test_values_that_are_overwritten_later_are_kept():
         assert torch.allclose(a.relevance, b.relevance, rtol=1e-10)
 
 
+@pytest.mark.parametrize("rule", [Gamma(0.25), Epsilon(0.1)], ids=repr)
+def test_an_input_overwritten_before_the_relu_is_not_taken_for_the_maps_input(rule):
+    layer = nn.Linear(4, 4)
+
+    def in_place(x):
+        a = x * 2
+        z = layer(a)
+        a.add_(1)
+        return F.relu(z) + a
+
+    x = torch.randn(2, 4)
+    expected = whence.explain(lambda x: F.relu(layer(x * 2)) + (x * 2 + 1), x, first, method=LRP({F.linear: rule}))
+    e = whence.explain(in_place, x, first, method=LRP({F.linear: rule}))
+    assert torch.allclose(e.relevance, expected.relevance, rtol=1e-10)
+
+
 def test_views_that_are_overwritten():
     layer = nn.Linear(4, 4, bias=False)
 
