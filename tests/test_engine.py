@@ -1,12 +1,13 @@
 """What the function mode sees, refuses and keeps right: the situations other libraries get wrong in silence."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import whence
-from whence import LRP, Constant, Epsilon, Flat, Gamma, Gradient, Identity, ZBox, ZPlus
+from whence import LRP, AlphaBeta, Constant, Epsilon, Flat, Gamma, Gradient, Identity, ZBox, ZPlus
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -453,3 +454,189 @@ def test_inference_mode_and_its_tensors():
         made_here = x.clone()
         assert torch.equal(whence.explain(model, made_here, 1).relevance, expected)
     assert torch.equal(whence.explain(model, made_here, 1).relevance, expected)
+
+
+# what a reviewer broke
+
+
+def test_nothing_is_folded_through_a_relu():
+    """conv → ReLU → BN, ReLU → scale → shift: what follows a ReLU does not belong to the map before it."""
+    linear, norm = nn.Linear(4, 4), nn.BatchNorm1d(4).eval()
+    for t in (norm.running_mean, norm.weight, norm.bias):
+        nn.init.normal_(t)
+    c = torch.randn(4)
+    x = torch.randn(3, 4)
+    for after in (norm, lambda y: y * c + c, lambda y: y + c, lambda y: F.relu(norm(y))):
+        for rule in (Epsilon(0), Gamma(0.5), ZPlus()):
+            method = LRP({F.linear: rule})
+            plainly, apart = (
+                whence.explain(lambda x, cut=cut, after=after: linear(after(cut(F.relu(linear(x))))), x, first, method=method)
+                for cut in (lambda y: y, lambda y: y.flip(1).flip(1))
+            )
+            assert torch.allclose(plainly.relevance, apart.relevance, rtol=1e-9, atol=1e-12)
+            assert plainly.conservation.error.max() < 1e-9
+        e = whence.explain(lambda x, after=after: after(F.relu(linear(x))), x, first, method=LRP({F.linear: Epsilon(0)}))
+        plain = whence.explain(lambda x, after=after: after(F.relu(linear(x))), x, first, method="gradient_times_input")
+        assert torch.allclose(e.relevance, plain.relevance, rtol=1e-9)
+
+
+def test_a_negative_scale_after_a_relu_is_not_taken_for_nonnegative():
+    linear, method = nn.Linear(4, 4), LRP({F.linear: Gamma(0.5)})
+    x = torch.randn(3, 4)
+    for c in (torch.tensor([-1, 2, -1, 1]), torch.tensor([-1.0, 2, -1, 1]), np.float32(-1), -1):
+        e = whence.explain(lambda x, c=c: linear(F.relu(linear(x)) * c), x, first, method=method)
+        hidden = lambda x, c=c: (F.relu(linear(x)) * c).flip(1).neg().neg().flip(1)  # noqa: E731
+        apart = whence.explain(lambda x, hidden=hidden: linear(hidden(x)), x, first, method=method)
+        assert torch.allclose(e.relevance, apart.relevance, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["erfinv_", "lgamma_", "digamma_", "sinc_", "acos_", "cumprod_", "addcmul_"])
+def test_an_unknown_overwriting_function_is_refused_before_it_writes(name):
+    more = {"cumprod_": (1,), "addcmul_": (torch.ones(1), torch.ones(1))}.get(name, ())
+    with pytest.raises(whence.errors.UnknownFunctionError, match=name.strip("_")):
+        whence.explain(lambda x: getattr(x * 0.5, name)(*more), torch.rand(2, 3), first)
+    e = whence.explain(lambda x: getattr(x * 0.5, name)(*more), torch.rand(2, 3), first, method=LRP(unknown="gradient"))
+    assert e.conservation.error.max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "overwrite",
+    [
+        lambda v, x: v.mul_(x), lambda v, x: v.pow_(2), lambda v, x: v.add_(1), lambda v, x: v.masked_fill_(v > 0.5, 3.0),
+        lambda v, x: v.clamp_(min=0.5), lambda v, x: v.sub_(0.5).div_(0.2), lambda v, x: v.tanh_(), lambda v, x: v.relu_(),
+        lambda v, x: v.copy_(x), lambda v, x: v.add_(x), lambda v, x: v.clamp_(-1, 1),
+        lambda v, x: v.div_(1 + x.abs()),
+    ],
+)  # fmt: skip
+def test_overwritten_views_and_wholes_equal_their_copies(overwrite):
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+
+    def view(x):
+        y = layer(x) * 1.0
+        overwrite(y[:, :2], x[:, :2])
+        return layer(y)
+
+    def whole(x):
+        y = layer(x) * 1.0
+        left = y[:, :2].clone()
+        overwrite(left, x[:, :2])
+        return layer(torch.cat([left, y[:, 2:]], 1))
+
+    a, b = (whence.explain(f, x, first, method=LRP({F.linear: Gamma(0.25)})) for f in (view, whole))
+    assert torch.allclose(a.relevance, b.relevance, rtol=1e-9, atol=1e-12)
+    assert a.conservation.error.max() < 1e-9
+    assert b.conservation.error.max() < 1e-9
+
+
+def test_a_gate_written_into_a_part_of_a_tensor_is_refused():
+    def model(x):
+        y = x * 2
+        y[:, :2].sigmoid_()
+        return y * x
+
+    with pytest.raises(whence.errors.ModelError, match="sigmoid .* overwrites a part"):
+        whence.explain(model, torch.randn(2, 4), first)
+
+
+def test_a_buffer_that_is_filled_by_views():
+    def model(x):
+        buffer = torch.zeros(2, 4)
+        buffer[:, :2].copy_(x[:, :2])
+        return buffer * 2
+
+    e = whence.explain(model, torch.randn(2, 4), first)
+    assert torch.allclose(sums(e), e.output)
+
+
+def test_overwriting_under_no_grad_is_refused():
+    def model(x):
+        y = x * 2
+        with torch.no_grad():
+            y.mul_(3)
+        return y
+
+    with pytest.raises(whence.errors.ModelError, match="under no_grad"):
+        whence.explain(model, torch.randn(2, 3), first)
+
+
+def test_other_leaves_and_attributes_of_parameters_are_left_as_they_are():
+    w = torch.randn(4, 4, requires_grad=True)
+    e = whence.explain(lambda x: x @ w, torch.randn(2, 4), first, method=LRP({torch.matmul: Epsilon(0)}))
+    assert torch.allclose(sums(e), e.output)
+    layer = nn.Linear(4, 4)
+    e = whence.explain(lambda x: layer(x) if layer.weight.requires_grad else 7 * x, torch.ones(1, 4), first)
+    assert torch.equal(e.output, layer(torch.ones(1, 4))[:, 0].detach())
+
+
+def test_weights_that_the_network_makes():
+    bias, x = torch.randn(4), torch.randn(1, 4)
+    e = whence.explain(lambda x: F.linear(x, x.mT @ x, bias), x, first)
+    assert e.conservation.error.max() < 1e-9
+    with pytest.raises(whence.errors.UnknownFunctionError):
+        whence.explain(lambda x: F.linear(x, torch.eye(4), x[0]), x, first)
+
+
+def test_constants_overwritten_later_count_as_they_were():
+    def model(x):
+        buffer = torch.ones(4)
+        y = x + buffer
+        buffer.zero_()
+        return y
+
+    assert whence.explain(model, torch.randn(2, 4), first).conservation.error.max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x + torch.tensor([1, 2, 3]), lambda x: x + (x > 0), lambda x: torch.add(input=x, other=1.0),
+        lambda x: x.clamp(min=x.flip(1) - 1), lambda x: torch.clamp(x, x - 1, x + 1), lambda x: x / x * x,
+        lambda x: x ** torch.tensor(2.0),
+        lambda x: torch.stack([torch.ones(4, 3) @ v for v in x]), lambda x: (torch.ones(3, 3) @ x.T).T,
+    ],
+)  # fmt: skip
+def test_constants_of_every_kind_are_accounted_for(model):
+    e = whence.explain(model, torch.randn(3, 3), first)
+    assert torch.allclose(sums(e) + e.conservation.absorbed, e.output, rtol=1e-9)
+
+
+def test_samples_that_are_not_in_the_first_dimension_balance():
+    layer = nn.Linear(4, 4)
+    e = whence.explain(
+        lambda x: layer(x.transpose(0, 1)).sum(0), torch.randn(2, 4, 4), first, method=LRP({nn.Linear: Gamma(0.25)})
+    )
+    assert e.conservation.error.max() < 1e-9
+    single = whence.explain(lambda x: torch.stack([layer(v) for v in x]), torch.randn(3, 4), first)
+    assert single.conservation.error.max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", [Epsilon(1e-6), Gamma(0.25), AlphaBeta(2, 1)], ids=repr)
+def test_half_precision_is_near_the_exact_answer(rule, dtype):
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    x = torch.rand(4, 16)
+    exact = whence.explain(model.double(), x.double(), 1, method=LRP({nn.Linear: rule})).relevance
+    half = whence.explain(model.to(dtype), x.to(dtype), 1, method=LRP({nn.Linear: rule})).relevance
+    assert half.dtype == dtype
+    tolerance = 0.3 if dtype == torch.bfloat16 else 0.03
+    assert (half.double() - exact).norm() < tolerance * exact.norm()
+
+
+def test_one_explanation_at_a_time():
+    model, x = net(), torch.randn(1, 1, 6, 6)
+    with whence.relevance_rules({}), pytest.raises(whence.errors.ModelError, match="already under way"):
+        whence.explain(model, x, method="gradient_times_input")
+    whence.explain(model, x)
+
+
+def test_a_shared_module_is_read_off_under_either_name():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = self.b = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.b(x)
+
+    e = whence.explain(Twice().eval(), torch.randn(1, 3), layers=["a", "b"])
+    assert torch.equal(e.layers["a"], e.layers["b"])

@@ -24,8 +24,9 @@ class Conservation:
 
     @property
     def error(self) -> Tensor:
-        accounted = self.relevance if self.absorbed is None else self.relevance + self.absorbed
-        return (self.output - accounted).abs() / self.output.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
+        absorbed = torch.zeros_like(self.output) if self.absorbed is None else self.absorbed
+        rounding = torch.finfo(self.output.dtype).eps * (self.relevance.abs() + absorbed.abs() + 1)
+        return (self.output - self.relevance - absorbed).abs() / torch.maximum(self.output.abs(), rounding)
 
     def __repr__(self) -> str:
         lines = []
@@ -50,6 +51,7 @@ class Meter:
         """`amount` [batch, …] was absorbed at `path`; a batch folded into the first dimension (windows) is unfolded."""
         if not self._batch_size:
             return
+        amount = amount.detach()
         told_apart = amount.dim() > 0 and amount.shape[0] % self._batch_size == 0
         found, part = (
             (self._absorbed, amount.reshape(self._batch_size, -1).sum(1)) if told_apart else (self._mixed, amount.sum())
@@ -60,19 +62,19 @@ class Meter:
     def read(self, output: Tensor, relevance: Tensor) -> Conservation:
         """The account since the last reading.
 
-        Where a network takes the samples of a batch apart or mixes them, what such a layer absorbed is known only in sum.
-        It is then shared out so that the samples balance as far as the sum does.
+        Where a network takes the samples of a batch apart, mixes them, or holds them elsewhere than in the first dimension,
+        what a layer absorbed is known only in sum. It is then shared out so that the samples balance as far as the sum does.
         """
         by_layer, mixed = self._absorbed, self._mixed
         self._absorbed, self._mixed = {}, {}
+        for path, amount in mixed.items():
+            by_layer[path] = by_layer.get(path, 0) + amount / len(output)
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
-        if mixed:
-            in_sum = torch.stack(list(mixed.values())).sum()
-            gap = output - relevance - absorbed
-            shared_out = gap + (in_sum - gap.sum()) / len(gap)
-            for path, amount in mixed.items():
-                by_layer[path] = by_layer.get(path, 0) + shared_out * (amount / in_sum)
-            absorbed = absorbed + shared_out
+        gap = output - relevance - absorbed
+        flow = output.abs() + relevance.abs() + absorbed.abs()
+        rounding = 1000 * torch.finfo(output.dtype).eps * flow
+        if gap.sum().abs() <= rounding.sum() and (gap.abs() > rounding).any():
+            absorbed = absorbed + gap - gap.mean()
         return Conservation(output, relevance, absorbed, by_layer)
 
 

@@ -1,7 +1,7 @@
 """Torch functions as a function mode meets them: one name for all spellings, and what a call reads and writes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 REFLECTED = {"__radd__": "add", "__rmul__": "mul", "__rsub__": "rsub", "__rdiv__": "rdiv", "__rtruediv__": "rdiv",
              "__rpow__": "rpow", "__rmatmul__": "rmatmul"}  # fmt: skip
+VALUES = {"T", "H", "mT", "mH", "data", "real", "imag"}  # properties that are tensors themselves
 SYNONYMS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "idiv": "div", "ipow": "pow",
             "truediv": "div", "divide": "div", "true_divide": "div", "multiply": "mul", "subtract": "sub",
             "negative": "neg", "absolute": "abs", "concat": "cat", "concatenate": "cat", "movedim": "moveaxis",
@@ -28,7 +29,7 @@ def function_name(function: Callable[..., Any]) -> str:
     if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return f"torch.ops.{function}"
     name = getattr(function, "__name__", type(function).__name__)
-    if name == "__get__":  # a property of Tensor, such as x.mT
+    if name in ("__get__", "__set__"):  # a property of Tensor, such as x.mT
         return function.__self__.__name__  # type: ignore[attr-defined]
     if name in REFLECTED:
         return REFLECTED[name]
@@ -54,13 +55,21 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     data: tuple[Tensor, ...]  # the tensors that depend on the input
+    overwrites: bool = False  # the first argument
 
     def run(self) -> Any:
         return self.function(*self.args, **self.kwargs)
 
-    @property
-    def overwrites(self) -> bool:
-        return overwrites(self.function, self.kwargs)
+    def out_of_place(self) -> "Call":
+        """The same call, its result in a tensor of its own."""
+        function = self.function
+
+        def on_a_copy(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            copy = target.clone()
+            function(copy, *args, **kwargs)
+            return copy
+
+        return replace(self, function=on_a_copy, overwrites=False)
 
     def bind(self, names: str, **defaults: Any) -> list[Any]:
         """The arguments in the order of `names`, by position, keyword (`self` for `input`) or default."""
@@ -78,6 +87,21 @@ class Call:
 def constant_parameters(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Arguments with every `nn.Parameter` read as a constant: nothing on the user's model has to be frozen and restored."""
     return mapped(lambda t: t.detach() if isinstance(t, nn.Parameter) else t, args, kwargs)
+
+
+def asks_about(function: Callable[..., Any]) -> bool:
+    """Whether the call reads or sets an attribute of a tensor, other than its values moved about (x.mT)."""
+    return getattr(function, "__name__", "") in ("__get__", "__set__") and function_name(function) not in VALUES
+
+
+def spelling(function: Callable[..., Any]) -> str:
+    """How a user can name the function as a selector."""
+    name = getattr(function, "__name__", "")
+    prefix, _, rest = name.partition("_")
+    places = [("torch", torch), ("torch.nn.functional", torch.nn.functional), ("torch.Tensor", Tensor)]
+    if prefix in ("special", "fft", "linalg") and rest:
+        places, name = [(f"torch.{prefix}", getattr(torch, prefix))], rest
+    return next((f"{where}.{name}" for where, holder in places if name and hasattr(holder, name)), "that_function")
 
 
 def mapped(change: Callable[[Tensor], Any], args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -1,12 +1,13 @@
 """What the result of a call is known by from its arguments: that it is not negative, and what goes beside it."""
 
 from collections.abc import Callable
+from numbers import Number
 
 import torch
 from torch import Tensor
 
 from whence.lrp.functions import Call, tensors
-from whence.lrp.operations import KEEPS_SIGN, MOVES_VALUES, NONNEGATIVE
+from whence.lrp.operations import ARITHMETIC, KEEPS_SIGN, MOVES_VALUES, NONNEGATIVE
 from whence.lrp.propagation import Companion
 
 
@@ -19,10 +20,11 @@ def stays_nonnegative(call: Call, nonnegative: Callable[[Tensor], bool]) -> bool
         return isinstance(low, int | float) and low >= 0
     if call.name not in KEEPS_SIGN or call.kwargs.get("mode") == "bicubic":
         return False
-    numbers = [n for n in (*call.args, *call.kwargs.values()) if isinstance(n, int | float)]
-    if call.name in ("add", "mul", "div", "where", "masked_fill", "pad") and any(n < 0 for n in numbers):
-        return False
-    return all(nonnegative(t) for t in tensors((call.args, call.kwargs)) if t.is_floating_point())
+    operands = list(tensors((call.args, call.kwargs)))
+    if call.name not in ARITHMETIC:
+        return all(nonnegative(t) for t in operands if t.is_floating_point())
+    numbers = [n for n in (*call.args, *call.kwargs.values()) if isinstance(n, Number)]
+    return all(n >= 0 for n in numbers) and all(nonnegative(t) for t in operands if t.dtype != torch.bool)  # type: ignore
 
 
 def companion(call: Call, of: Callable[[Tensor], Companion | None]) -> Companion | None:

@@ -4,6 +4,7 @@ Forward values are the plain ones. After the forward, one ordinary backward pass
 every tensor a, so that its relevance is a · g.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,21 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.errors import OpaqueError, RuleError, UnknownFunctionError
+from whence.errors import ModelError, OpaqueError, RuleError, UnknownFunctionError
 from whence.lrp import inheritance, operations, treatments
 from whence.lrp.composites import Composite, Matcher, Selector
 from whence.lrp.conservation import Meter
-from whence.lrp.functions import Call, constant_parameters, depends, function_name, overwrites, tensors
+from whence.lrp.functions import (
+    Call,
+    asks_about,
+    constant_parameters,
+    depends,
+    function_name,
+    mapped,
+    overwrites,
+    spelling,
+    tensors,
+)
 from whence.lrp.linear import LinearMap
 from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
@@ -44,15 +55,35 @@ NOTHING = Knowledge(-1)
 DEFAULT_RULE = Epsilon()
 
 
-class ConstantParameters(TorchFunctionMode):
+class GradientMode(TorchFunctionMode):
+    """One at a time in a thread: a gradient modified twice would be neither of the two."""
+
+    _entered = threading.local()
+
+    def __enter__(self):
+        if getattr(self._entered, "mode", None) is not None:
+            raise ModelError(
+                "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
+            )
+        self._entered.mode = self
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        self._entered.mode = None
+        return super().__exit__(*exception)
+
+
+class ConstantParameters(GradientMode):
     """Plain gradients with respect to the input, parameters read as constants."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if asks_about(function):
+            return function(*args, **(kwargs or {}))
         args, kwargs = constant_parameters(args, kwargs or {})
         return function(*args, **kwargs)
 
 
-class RelevanceMode(TorchFunctionMode):
+class RelevanceMode(GradientMode):
     """Gradients modified by the rules while entered. `explain` and `relevance_rules` are made of it."""
 
     def __init__(self, rules: Composite, scope: Scope, unknown: Unknown = "error", inputs: Sequence[Tensor] = ()):
@@ -63,6 +94,7 @@ class RelevanceMode(TorchFunctionMode):
         self.meter = Meter(len(inputs[0]) if inputs else 0)
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs if self.matcher.writes_to_input]
         self.last_constant: str | None = None
+        self._inputs_known = bool(inputs)
         self._cells = Cells()
         # what native functions keep for their gradients goes through the cells as well
         self.saving = saved_tensors_hooks(self._cells.save, lambda cell: cell.value)
@@ -72,13 +104,16 @@ class RelevanceMode(TorchFunctionMode):
             self._known[x] = Knowledge(x._version, bool((x.detach() >= 0).all()), None, companion)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        args, kwargs = constant_parameters(args, kwargs or {})
+        if asks_about(function):
+            return function(*args, **(kwargs or {}))
+        args, kwargs = mapped(self._constant, args, kwargs or {})
         data = depends(args, kwargs)
+        writes = overwrites(function, kwargs)
         if not data or not torch.is_grad_enabled():
-            if overwrites(function, kwargs) and isinstance(args[0], Tensor):
-                self._cells.before_overwriting(args[0])
+            if writes and isinstance(args[0], Tensor):
+                self._overwrite_unseen(args[0], function)
             return function(*args, **kwargs)
-        call = Call(function, function_name(function), args, kwargs, data)
+        call = Call(function, function_name(function), args, kwargs, data, writes)
         self._check_visible(call)
         inherited = self._inherit(call)
         out = self._treat(call)
@@ -120,13 +155,8 @@ class RelevanceMode(TorchFunctionMode):
         self._known[t] = replace(self.knowledge(t), version=t._version, link=None)
 
     def node(self, call: Call, back: Back, source: Tensor) -> Tensor:
-        """The call's value, `back(g, value, source)` for a gradient; written into its target where the call overwrites one."""
-        if not call.overwrites:
-            return Node.apply(call.run, back, (source.detach(),), source)  # type: ignore[return-value]
-        before = source.detach().clone()
-        fresh = call.run_with({id(source): before.clone()})
-        self._cells.before_overwriting(source)
-        return OverwritingNode.apply(lambda: fresh, back, (before,), source)  # type: ignore[return-value]
+        """The call's value, and `back(g, value, source)` for a gradient."""
+        return Node.apply(call.run, back, (source.detach(),), source)  # type: ignore[return-value]
 
     def linear(self, call: Call, source: Tensor, linear: LinearMap, default: LinearRule = DEFAULT_RULE) -> Tensor:
         """A linear map with the rule the user has for it."""
@@ -149,18 +179,12 @@ class RelevanceMode(TorchFunctionMode):
 
     def remember(self, out: Tensor, link: Link) -> None:
         """Let consumers of `out` take over the linear map it came from."""
-        self._known[out] = Knowledge(out._version, link.step.rectified, link)
+        self._known[out] = Knowledge(out._version, False, link)
 
     def constant(self, call: Call) -> Any:
         """The call's value with no way back."""
         self.last_constant = f"{call.name} in '{self.scope.path}'"
-        detached = {id(t): t.detach() for t in call.data}
-        if not call.overwrites:
-            return call.run_with(detached)
-        target = call.args[0]
-        fresh = call.run_with(detached | {id(target): target.detach().clone()})
-        self._cells.before_overwriting(target)
-        return (target if target._is_view() else target.detach_()).copy_(fresh)
+        return call.run_with({id(t): t.detach() for t in call.data})
 
     def absorb(self, out: Tensor, amount: Callable[[Tensor], Tensor]) -> None:
         """Count `amount(g)` [batch, …] as absorbed here when the gradient g of `out` comes by."""
@@ -173,19 +197,44 @@ class RelevanceMode(TorchFunctionMode):
         back = Propagation(link.step, link.source.shape, self.meter)
         kept = (link.source.detach(),) if back.reads_input else ()
         out: Tensor = node.apply(value, back, kept, *target, link.source, link.zeros)  # type: ignore[assignment]
-        self.remember(out, link)
+        if link.step.rectified:  # nobody takes a ReLU over: what follows it does not follow the map
+            self._known[out] = Knowledge(out._version, True)
+        else:
+            self.remember(out, link)
         return out
 
     def _treat(self, call: Call) -> Any:
         treatment = operations.TREATMENTS.get(call.name)
-        if treatment in operations.RELEVANCE_FOLLOWS_THE_GRADIENT and call.overwrites:
-            self._cells.before_overwriting(call.args[0])
-        if treatment is None and not call.overwrites:
+        if not call.overwrites or treatment is treatments.rectify:
+            return self._pass(call)
+        target = call.args[0]
+        if call.name in operations.LEAVES_VALUES or (target.is_leaf and target.requires_grad):
+            return call.run()
+        if treatments.gradient_alone(call, treatment):
+            self._cells.before_overwriting(target)
+            return call.run()
+        return self._write_back(target, self._pass(call.out_of_place()))
+
+    def _write_back(self, target: Tensor, value: Tensor) -> Tensor:
+        """Let `target` hold `value` with its way back, as an in-place function would."""
+        if target._is_view() and target.requires_grad and not value.requires_grad:
+            raise ModelError(
+                f"{self.last_constant} overwrites a part of a tensor with a gate or statistic; run it out of place"
+            )
+        self._cells.before_overwriting(target)
+        if target.requires_grad and not target._is_view():
+            target.detach_()  # what it held before leads on through `value` alone
+        target.copy_(value)
+        if target._base is not None:
+            self._learn(target._base, NOTHING)
+        return target
+
+    def _pass(self, call: Call) -> Any:
+        treatment = operations.TREATMENTS.get(call.name)
+        if treatment is None:
             return self._untabled(call)
         rule = None if treatment in operations.WITHOUT_FUNCTION_RULES else self.matcher.function_rule(call.name)
-        if rule is not None:
-            return RULED[type(rule)](self, call)
-        return self._untabled(call) if treatment is None else treatment(self, call)
+        return treatment(self, call) if rule is None else RULED[type(rule)](self, call)
 
     def _untabled(self, call: Call) -> Any:
         out = call.run()
@@ -198,7 +247,7 @@ class RelevanceMode(TorchFunctionMode):
         """What the caller wants done with a function that may not be linear and has no rule."""
         message = (
             f"'{call.name}' in '{self.scope.path}' is not known to be linear and has no rule; give it one, such as "
-            f"LRP({{{_spelling(call)}: whence.Identity()}}) (activation with f(0) = 0), whence.Constant() (gate, statistic) or "
+            f"LRP({{{spelling(call.function)}: whence.Identity()}}) (activation with f(0) = 0), whence.Constant() (gate, statistic) or "
             "whence.Gradient(), or pass LRP(unknown='gradient')"
         )
         if self.unknown == "error":
@@ -206,6 +255,20 @@ class RelevanceMode(TorchFunctionMode):
         if self.unknown == "warn":
             warnings.warn(message, stacklevel=2)
         return treatments.own_gradient(self, call)
+
+    def _constant(self, t: Tensor) -> Tensor:
+        """Parameters are constants, and so is any other leaf where the explained inputs are known."""
+        other_leaf = self._inputs_known and t.requires_grad and t.grad_fn is None and t not in self._known
+        return t.detach() if other_leaf or isinstance(t, torch.nn.Parameter) else t
+
+    def _overwrite_unseen(self, target: Tensor, function: Callable[..., Any]) -> None:
+        """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
+        if target.requires_grad and function_name(function) not in operations.LEAVES_VALUES:
+            raise ModelError(
+                f"'{function_name(function)}' in '{self.scope.path}' overwrites a value that depends on the input under no_grad, "
+                "where relevance cannot follow; run it outside no_grad or out of place"
+            )
+        self._cells.before_overwriting(target)
 
     def _check_visible(self, call: Call) -> None:
         for t in call.data:
@@ -227,6 +290,8 @@ class RelevanceMode(TorchFunctionMode):
         known = self.knowledge(t)
         if known is NOTHING:
             self._known[t] = replace(inherited, version=t._version)
+        elif inherited.nonnegative and not known.nonnegative:
+            self._known[t] = replace(known, nonnegative=True)
 
 
 RULED: dict[type, Callable[[RelevanceMode, Call], Any]] = {
@@ -262,8 +327,3 @@ def relevance_rules(
     with scope, mode.saving, mode:
         yield mode
     mode.matcher.check_all_matched()
-
-
-def _spelling(call: Call) -> str:
-    module = getattr(call.function, "__module__", None) or "torch.Tensor"
-    return f"{'torch' if module.startswith('torch._') else module}.{getattr(call.function, '__name__', call.name)}"

@@ -47,9 +47,9 @@ MOVES_VALUES = _words("""
 """)
 
 PLAIN = _words("""
-    neg positive sum mean nanmean nansum cumsum diff avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    neg positive sum mean nanmean nansum cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample upsample_nearest upsample_bilinear dropout dropout1d
-    dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout max_pool1d max_pool2d max_pool3d
+    dropout2d dropout3d feature_dropout max_pool1d max_pool2d max_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool1d
     max_unpool2d max_unpool3d amax amin aminmax topk sort median nanmedian kthvalue cummax cummin abs leaky_relu prelu
     rrelu lp_pool1d lp_pool2d lp_pool3d norm vector_norm linalg_vector_norm trace
@@ -71,6 +71,7 @@ ACTIVATIONS = _words("""
 
 STATISTICS = _words("""
     sigmoid hardsigmoid softplus exp exp2 erf rsqrt sqrt reciprocal rdiv std var std_mean var_mean logsigmoid cos cosh
+    floor ceil round trunc sign sgn
 """)
 
 TREATMENTS: dict[str, Treatment] = (
@@ -99,18 +100,12 @@ TREATMENTS: dict[str, Treatment] = (
     }
 )
 
-RELEVANCE_FOLLOWS_THE_GRADIENT = frozenset({plain, affine, winner, product, scale})
-WITHOUT_FUNCTION_RULES = RELEVANCE_FOLLOWS_THE_GRADIENT | {
-    dense,
-    addmm,
-    convolution,
-    transposed_convolution,
-    bilinear,
-    batch_norm,
-    rectify,
-}
+WITHOUT_FUNCTION_RULES = frozenset({
+    plain, affine, winner, product, scale, dense, addmm, convolution, transposed_convolution, bilinear, batch_norm, rectify,
+})  # fmt: skip
+
+LEAVES_VALUES = frozenset(_words("requires_grad detach share_memory"))  # end in an underscore and overwrite nothing
 
 NONNEGATIVE = frozenset(_words("relu relu6 sigmoid hardsigmoid softmax exp exp2 abs softplus square"))
-KEEPS_SIGN = {*MOVES_VALUES, *PLAIN, "mul", "div", "add", "maximum", "where", "masked_fill", "cat", "stack", "pad"} - {
-    "neg", "diff"
-}  # fmt: skip
+ARITHMETIC = frozenset(_words("add mul div maximum where masked_fill cat stack pad"))
+KEEPS_SIGN = (ARITHMETIC | frozenset(MOVES_VALUES + PLAIN)) - {"neg"}

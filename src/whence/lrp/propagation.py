@@ -31,7 +31,7 @@ class Step:
 
     def folded(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Step | None":
         """The step whose output is scaled and shifted along `dim`, where its map can take that in."""
-        linear = self.linear.scaled(scale, shift, dim, rank)
+        linear = None if self.rectified else self.linear.scaled(scale, shift, dim, rank)
         return None if linear is None else replace(self, linear=linear)
 
 
@@ -71,7 +71,8 @@ class Propagation:
 
     def _distributed(self, linear: LinearMap, rule: InputRule, relevance: Tensor, a: Tensor) -> Tensor:
         returned = rule.distribute(linear, a, relevance, self.step.present)
-        self.meter.add(self.step.path, total(relevance) - total(returned))
+        self.meter.add(self.step.path, total(relevance))
+        self.meter.add(self.step.path, -total(returned))
         return returned
 
     def _whole(self, linear: LinearMap, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class Propagation:
     def _shared(self, linear: LinearMap, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         whole, positive = rule.shares(g, z, positive_contributions(linear, a, self.step.nonnegative))
         returned = self._transposed(linear, a, whole, positive)
-        self.meter.add(self.step.path, dot(g, z) - dot(a, returned))
+        self._absorb_difference(g, z, a, returned)
         return returned
 
     def _merged(self, linear: LinearMap, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
@@ -102,10 +103,15 @@ class Propagation:
         share = ratio(z, linear.apply(a, weight, bias)).mul_(g)
         returned = linear.transpose(share, weight, self.shape)
         if not self.step.rectified:  # relevance of outputs without a positive contribution is lost: count it
-            self.meter.add(self.step.path, dot(g, z) - dot(a, returned))
+            self._absorb_difference(g, z, a, returned)
         elif bias is not None:
             self.meter.add(self.step.path, linear.bias_share(share, bias))
         return returned
+
+    def _absorb_difference(self, g: Tensor, z: Tensor, a: Tensor, returned: Tensor) -> None:
+        """What came in and did not go out. Apart: input and output may hold the samples in different places."""
+        self.meter.add(self.step.path, dot(g, z))
+        self.meter.add(self.step.path, -dot(a, returned))
 
     def _transposed(self, linear: LinearMap, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
         """L_wᵀ(whole) + 1[a>0] L_w⁺ᵀ(positive) + 1[a<0] L_w⁻ᵀ(positive)."""

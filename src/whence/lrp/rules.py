@@ -15,6 +15,7 @@ Elementwise passes cost as much as convolutions in a network such as ResNet-50, 
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,7 @@ class Epsilon:
     epsilon: float = 1e-6
 
     def __post_init__(self):
+        _require_number("Epsilon", self.epsilon)
         _require(self.epsilon >= 0, f"Epsilon({self.epsilon}): ε must not be negative")
 
     def share(self, g: Tensor, z: Tensor, rectified: bool) -> Tensor:
@@ -48,6 +50,8 @@ class Epsilon:
         if self.epsilon == 0:
             return g.masked_fill(z == 0, 0) if rectified else g
         denominator = torch.add(z if rectified else z.abs(), self.epsilon)
+        if z.dtype.itemsize < 4:  # half precision rounds ε itself: what cancels below would not
+            return torch.div(z if rectified else z.abs(), denominator, out=denominator).nan_to_num_(nan=0.0).mul_(g)
         return torch.addcdiv(g, g, denominator, value=-self.epsilon, out=denominator)
 
 
@@ -64,6 +68,7 @@ class Gamma:
     gamma: float = 0.25
 
     def __post_init__(self):
+        _require_number("Gamma", self.gamma)
         _require(self.gamma >= 0, f"Gamma({self.gamma}): γ must not be negative")
 
     def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
@@ -92,6 +97,7 @@ class AlphaBeta:
     beta: float = 1.0
 
     def __post_init__(self):
+        _require_number("AlphaBeta", self.alpha, self.beta)
         _require(self.beta >= 0, f"AlphaBeta({self.alpha}, {self.beta}): β must not be negative")
         _require(abs(self.alpha - self.beta - 1) < 1e-9, f"AlphaBeta({self.alpha}, {self.beta}): α − β must be 1, as in (2, 1)")
 
@@ -141,7 +147,12 @@ class ZBox:
 
     def __post_init__(self):
         low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
-        _require(bool((low < high).all()), "ZBox(low, high): every low must be below its high")
+        try:
+            below = bool((low < high).all())
+        except RuntimeError:
+            shapes = f"{tuple(low.shape)} and {tuple(high.shape)}"
+            raise RuleError(f"ZBox(low, high): bounds of shape {shapes} do not go together") from None
+        _require(below, "ZBox(low, high): every low must be below its high")
 
     def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
         low, high = (_bound(bound, a, present) for bound in (self.low, self.high))
@@ -208,7 +219,7 @@ def ratio(relevance: Tensor, denominator: Tensor) -> Tensor:
 def negative_part(z: Tensor, positive: Tensor) -> Tensor:
     """N + b⁻ = z − (P + b⁺), and 0 where the difference is only rounding: a filter with no negative contribution."""
     negative = z - positive
-    rounding = 100 * torch.finfo(z.dtype).eps
+    rounding = min(100 * torch.finfo(z.dtype).eps, 0.02)  # the bound is for half precision
     return negative.masked_fill_(negative.abs() <= rounding * positive, 0.0)
 
 
@@ -227,6 +238,11 @@ def _by_weight(linear: "LinearMap", weight: Tensor, a: Tensor, relevance: Tensor
     present = torch.ones_like(a[:1]) if present is None else present
     share = ratio(relevance, linear.apply(present, weight).expand_as(relevance).clone())
     return present * linear.transpose(share, weight, a.shape)
+
+
+def _require_number(rule: str, *values: float) -> None:
+    for value in values:
+        _require(isinstance(value, int | float) and isfinite(value), f"{rule}({value!r}): a finite number is needed")
 
 
 def _require(holds: bool, message: str) -> None:

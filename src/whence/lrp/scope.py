@@ -25,7 +25,7 @@ class Scope:
         self._names: dict[int, list[str]] = {}
         for name, module in self._modules.items():
             self._names.setdefault(id(module), []).append(name)
-        self._taps: dict[int, Tap] = {}
+        self._taps: dict[int, list[Tap]] = {}
         self.tap(taps or {})
         self._stack: list[nn.Module] = []
         self._undo = ExitStack()
@@ -47,7 +47,7 @@ class Scope:
         for name, tap in taps.items():
             if name not in self._modules:
                 raise SelectorError(f"no layer '{name}' in the model{suggestion(name, self._modules)}")
-            self._taps[id(self._modules[name])] = tap
+            self._taps.setdefault(id(self._modules[name]), []).append(tap)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -83,13 +83,14 @@ class Scope:
         if threading.get_ident() != self._thread or not self._stack or self._stack[-1] is not module:
             return
         self._stack.pop()
-        tap = self._taps.get(id(module))
-        if tap is None or output is None:
+        taps = self._taps.get(id(module), [])
+        if not taps or output is None:
             return
         if not isinstance(output, Tensor):
             raise SelectorError(f"layer '{self.names(module)[0]}' gives no single tensor but {type(output).__name__}")
         with torch._C.DisableTorchFunction():
-            tap(output)
+            for tap in taps:
+                tap(output)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ right way back. Which function gets which treatment stands in `operations.py`.
 
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from whence.lrp.conservation import dot
 from whence.lrp.functions import Call, mapped, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
 from whence.lrp.rules import Epsilon
+from whence.lrp.saved import Saved
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -33,13 +35,17 @@ def affine(mode: "RelevanceMode", call: Call) -> Any:
     """Linear in its data up to an offset, f(x) = Lx + f(0): the gradient is right and the offset absorbs."""
     if call.name == "add" and (link := _folded(mode, call)) is not None:
         return mode.step(link, call.run)
-    if _all_data(call):
+    if _only_data(call):
         return call.run()
-    at_zero = _at_zero(call)
+    at_zero = _at_zero(mode, call)
     out = call.run()
-    out = call.args[0] if out is None else out
     mode.absorb(out, lambda g: g * at_zero())
     return out
+
+
+def gradient_alone(call: Call, treatment: Callable[..., Any] | None) -> bool:
+    """Whether autograd's own gradient is all there is to it, so that the call may overwrite its target as it does."""
+    return treatment is plain or (treatment is affine and _only_data(call)) or (treatment is scale and len(call.data) == 1)
 
 
 def winner(mode: "RelevanceMode", call: Call) -> Any:
@@ -47,10 +53,15 @@ def winner(mode: "RelevanceMode", call: Call) -> Any:
     constants = [t for t in tensors((call.args, call.kwargs)) if not t.requires_grad]
     if not constants and not call.name.startswith("clamp"):
         return call.run()
-    data = mode.save(call.data[0])
+    data = [mode.save(t) for t in call.data]
     out = call.run()
     kept = mode.save(out)
-    mode.absorb(out, lambda g: g * kept.value.masked_fill(kept.value == data.value, 0))
+
+    def constants_that_won(g: Tensor) -> Tensor:
+        won_by_data = torch.stack([kept.value == d.value.expand_as(kept.value) for d in data]).any(0)
+        return g * kept.value.masked_fill(won_by_data, 0)
+
+    mode.absorb(out, constants_that_won)
     return out
 
 
@@ -59,16 +70,18 @@ def winner(mode: "RelevanceMode", call: Call) -> Any:
 
 def dense(mode: "RelevanceMode", call: Call) -> Tensor:
     x, weight, bias = call.bind("input weight bias", bias=None)
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
-        return product(mode, call)
+    if weight.requires_grad or _depends(bias):
+        return _made_weight(mode, call, bias, dim=-1)
+    if x.dim() == 1:
+        return _unbatched(mode, call, x, dense)
     return mode.linear(call, x, Dense(weight, bias))
 
 
 def convolution(mode: "RelevanceMode", call: Call) -> Tensor:
     names = "input weight bias stride padding dilation groups"
     x, weight, bias, stride, padding, dilation, groups = call.bind(names, bias=None, stride=1, padding=0, dilation=1, groups=1)
-    if weight.requires_grad:
-        return product(mode, call)
+    if weight.requires_grad or _depends(bias):
+        return _made_weight(mode, call, bias, dim=1)
     if x.dim() < weight.dim():
         return _unbatched(mode, call, x, convolution)
     rank = weight.dim() - 2
@@ -82,8 +95,8 @@ def transposed_convolution(mode: "RelevanceMode", call: Call) -> Tensor:
     x, weight, bias, stride, padding, output_padding, groups, dilation = call.bind(
         names, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
     )
-    if weight.requires_grad:
-        return product(mode, call)
+    if weight.requires_grad or _depends(bias):
+        return _made_weight(mode, call, bias, dim=1)
     if x.dim() < weight.dim():
         return _unbatched(mode, call, x, transposed_convolution)
     rank = weight.dim() - 2
@@ -106,6 +119,8 @@ def bilinear(mode: "RelevanceMode", call: Call) -> Tensor:
     if len(call.data) != 1 or len(factors) != 2:
         return product(mode, call)
     (data,) = call.data
+    if data.dim() == 1:
+        return _unbatched(mode, call, data, bilinear) if call.name == "matmul" and factors[0] is data else product(mode, call)
     if call.name in ("matmul", "mm") and factors[0] is data and factors[1].dim() == 2:
         return mode.linear(call, data, Dense(factors[1].mT, None))
     constant = next(t for t in factors if t is not data)
@@ -126,6 +141,8 @@ def batch_norm(mode: "RelevanceMode", call: Call) -> Tensor:
         "input running_mean running_var weight bias training momentum eps",
         weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
     )  # fmt: skip
+    if _depends(weight) or _depends(bias):
+        return mode.unknown_function(call)
     if training or mean is None:
         var, mean = torch.var_mean(x.detach(), [d for d in range(x.dim()) if d != 1], correction=0)
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
@@ -182,21 +199,20 @@ def product(mode: "RelevanceMode", call: Call) -> Tensor:
 
 def quotient(mode: "RelevanceMode", call: Call) -> Any:
     """a / b: the denominator is a statistic."""
-    numerator = call.args[0]
-    if not numerator.requires_grad:
+    numerator, denominator, rounding = call.bind("input other rounding_mode", rounding_mode=None)
+    if rounding is not None or not numerator.requires_grad:
         return mode.constant(call)
-    if call.overwrites:
-        mode.before_overwriting(numerator)
-    return call.run_with({id(t): t.detach() for t in call.data if t is not numerator})
+    return call.function(numerator, denominator.detach() if isinstance(denominator, Tensor) else denominator)
 
 
 def power(mode: "RelevanceMode", call: Call) -> Any:
     """xⁿ is homogeneous of degree n: the gradient divided by n; a statistic where n ≤ 0."""
-    exponent = {"square": 2.0}.get(call.name) or call.bind("input exponent")[1]
-    if not isinstance(exponent, int | float) or exponent <= 0:
+    exponent = 2.0 if call.name == "square" else call.bind("input exponent")[1]
+    if isinstance(exponent, Tensor) and exponent.numel() == 1 and not exponent.requires_grad:
+        exponent = exponent.item()
+    if not isinstance(exponent, Real) or exponent <= 0:
         return mode.constant(call)
-    if call.overwrites:
-        mode.before_overwriting(call.args[0])
+    exponent = float(exponent)
     out = call.run()
     _divide_gradient(out, exponent)
     return out
@@ -239,8 +255,6 @@ def own_gradient(mode: "RelevanceMode", call: Call) -> Any:
     """The function's own gradient, what it does not conserve measured as absorbed."""
     aliases = {id(t): t.view_as(t) for t in call.data}
     values = {key: mode.save(alias) for key, alias in aliases.items()}
-    if call.overwrites:
-        mode.before_overwriting(call.args[0])
     out = call.run_with(aliases)
     for key, alias in aliases.items():
         mode.absorb(alias, lambda g, value=values[key]: -dot(g, value.value))
@@ -258,21 +272,37 @@ def _divide_gradient(out: Tensor, divisor: float) -> None:
     out.register_hook(lambda g: None if g is None else g / divisor)
 
 
-def _all_data(call: Call) -> bool:
-    """Whether nothing but data enters: no constant tensor, no number to add, no padding value."""
-    if call.name in ("add", "sub", "cat", "stack", "lerp", "addcmul", "index_add", "scatter_add"):
-        numbers = call.args if call.name in ("add", "sub") else ()
-        floats = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
-        return all(t.requires_grad for t in floats) and not any(isinstance(n, int | float) for n in numbers)
+def _only_data(call: Call) -> bool:
+    """Whether an affine function has nothing but data to add: no constant tensor, no number, no padding value."""
     if call.name == "pad":
         _, _, mode, value = call.bind("input pad mode value", mode="constant", value=None)
         return mode != "constant" or not value
+    if call.name in ("add", "sub"):
+        return all(isinstance(t, Tensor) and t.requires_grad for t in call.bind("input other"))
+    if call.name in ("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "copy"):
+        return all(t.requires_grad for t in tensors((call.args, call.kwargs)))
     return False
+
+
+def _depends(t: Tensor | None) -> bool:
+    return t is not None and t.requires_grad
+
+
+def _made_weight(mode: "RelevanceMode", call: Call, bias: Tensor | None, dim: int) -> Tensor:
+    """A layer whose weight the network computes itself: a product, and a constant bias absorbs."""
+    if _depends(bias):
+        return mode.unknown_function(call)
+    out = product(mode, call)
+    if bias is not None:
+        shape = [-1 if d == dim % out.dim() else 1 for d in range(out.dim())]
+        factors = len(call.data)  # by which `product` has divided g before it comes by
+        mode.absorb(out, lambda g: g * factors * bias.view(shape))
+    return out
 
 
 def _folded(mode: "RelevanceMode", call: Call) -> "Link | None":
     """`linear(x) · c` and `linear(x) + c` for c along the channels (FrozenBatchNorm) as one linear map."""
-    if call.overwrites or call.kwargs or len(call.args) != 2 or len(call.data) != 1:
+    if call.kwargs or len(call.args) != 2 or len(call.data) != 1:
         return None
     (x,) = call.data
     constant = call.args[1] if call.args[0] is x else call.args[0]
@@ -330,6 +360,8 @@ def _standardise(
     eps: float,
 ) -> Tensor:
     """(x − mean)/std · weight + bias over the last dimension of `grouped`, the standard deviation constant (AttnLRP, 3.4)."""
+    if _depends(weight) or _depends(bias):
+        return mode.unknown_function(call)
 
     def back(g: Tensor, value: Tensor, x: Tensor) -> tuple[Tensor]:
         spread = (x.reshape(grouped).var(-1, keepdim=True, correction=0) + eps).rsqrt()
@@ -351,17 +383,18 @@ def _slope_at_zero(call: Call) -> float:
         return torch.autograd.grad(call.run_with({id(t): zero.clone() for t in call.data}), zero)[0].item()
 
 
-def _at_zero(call: Call) -> Callable[[], Tensor]:
-    """The call's value with zeros for all data: the offset of an affine function."""
+def _at_zero(mode: "RelevanceMode", call: Call) -> Callable[[], Tensor]:
+    """The call's value with zeros for all data, its constants as they are now: the offset of an affine function."""
+    constants = {id(t): mode.save(t) for t in tensors((call.args, call.kwargs)) if not t.requires_grad}
     zeros = {id(t): t.new_zeros(()).expand(t.shape) for t in call.data}
-    if call.overwrites and not call.args[0].requires_grad:
-        zeros[id(call.args[0])] = call.args[0].clone()
-    args, kwargs = mapped(lambda t: zeros.get(id(t), t), call.args, call.kwargs)
+    # no tensor of the graph is held: the result's own graph will hold this
+    args, kwargs = mapped(lambda t: zeros.get(id(t), constants.get(id(t))), call.args, call.kwargs)
+    function = call.function
+    return lambda: function(*_read(args), **dict(zip(kwargs, _read(list(kwargs.values())), strict=True)))
 
-    def value() -> Tensor:
-        target = (args[0].clone(memory_format=torch.contiguous_format), *args[1:]) if call_overwrites else args
-        out = function(*target, **kwargs)
-        return target[0] if out is None else out
 
-    function, call_overwrites = call.function, call.overwrites  # not the call: its target holds the graph
-    return value
+def _read(nest: Any) -> Any:
+    """Saved values in a nest of arguments, read back."""
+    if type(nest) in (list, tuple):
+        return type(nest)(_read(v) for v in nest)
+    return nest.value if isinstance(nest, Saved) else nest
