@@ -45,7 +45,8 @@ def test_target_out_of_range(target):
 @pytest.mark.parametrize(
     ("target", "message"),
     [([0, 1, 2], "each of the 2 samples"), (torch.tensor([[0], [1]]), "has shape"), (0.5, "class index"),
-     (torch.tensor(True), "class index"), (lambda y: y, r"gave \(2, 3\)"), (lambda y: 3, "gave int"),
+     (torch.tensor(True), "class index"), ("cat", "no class index"), ([0, None], "no class index"), (2**70, "no class index"),
+     (lambda y: y, r"gave \(2, 3\)"), (lambda y: 3, "gave int"),
      (lambda y: y.sum(), r"gave \(\)")],
 )  # fmt: skip
 def test_target_of_the_wrong_form(target, message):
@@ -70,6 +71,28 @@ def test_nan_and_infinite_input(value):
 def test_empty_batch_and_scalar():
     refused(errors.InputError, "empty", net(), X[:0])
     refused(errors.InputError, "empty", lambda x: x, torch.tensor(1.0))
+
+
+def test_sparse_and_meta_inputs():
+    refused(errors.InputError, "sparse", net(), torch.eye(3).to_sparse())
+    refused(errors.InputError, "meta device", net(), X.to("meta"))
+
+
+def test_whatever_the_model_raises_is_told_in_one_line():
+    for error in (AssertionError("wrong size"), KeyError("x"), AttributeError("none")):
+
+        def fails(x, error=error):
+            raise error
+
+        refused(errors.ModelError, f"input of shape .*{type(error).__name__}", fails, X)
+
+
+def test_lists_of_targets_and_names_of_layers():
+    with pytest.raises(errors.TargetError, match="must be a list"):
+        whence.explain_targets(net(), X, 3)
+    refused(errors.SelectorError, "module path", net(), X, layers=[0])
+    with pytest.raises(errors.RuleError, match="both bounds"):
+        whence.presets.deep_taylor(0)
 
 
 def test_nan_output():
@@ -104,6 +127,17 @@ def test_a_lazy_model():
 def test_rules_of_the_wrong_form(rules, message):
     with pytest.raises(errors.RuleError, match=message):
         LRP(rules)
+
+
+@pytest.mark.parametrize("make", [lambda: Epsilon("a"), lambda: Epsilon(float("inf")), lambda: whence.Gamma(None)])
+def test_rules_with_no_number(make):
+    with pytest.raises(errors.RuleError, match="finite number"):
+        make()
+
+
+def test_bounds_that_do_not_go_together():
+    with pytest.raises(errors.RuleError, match="do not go together"):
+        whence.ZBox(torch.zeros(3), torch.ones(4))
 
 
 def test_bounds_that_do_not_fit():

@@ -534,7 +534,7 @@ def test_a_gate_written_into_a_part_of_a_tensor_is_refused():
         y[:, :2].sigmoid_()
         return y * x
 
-    with pytest.raises(whence.errors.ModelError, match="sigmoid .* overwrites a part"):
+    with pytest.raises(whence.errors.ModelError, match=r"sigmoid .* overwrites a part"):
         whence.explain(model, torch.randn(2, 4), first)
 
 

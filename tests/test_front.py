@@ -113,6 +113,7 @@ def test_samples_of_an_explanation(explanation):
     assert torch.equal(second.layers["0"], explanation.layers["0"][1:])
     assert torch.equal(explanation[-1].output, explanation.output[1:])
     assert len(explanation[0:2]) == 2
+    assert len(explanation[np.int64(1)]) == 1
     assert len(list(explanation)) == 2
     with pytest.raises(IndexError):
         explanation[2]

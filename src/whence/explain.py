@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
-from whence.errors import RuleError
+from torch import Tensor
+
+from whence.errors import RuleError, SelectorError, TargetError
 from whence.explanation import Explanation
 from whence.inputs import Inputs, Nest, check_model
 from whence.methods.gradients import GradientTimesInput, Sensitivity
@@ -62,6 +64,8 @@ def explain_targets(
     >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
     """
     check_model(model)
+    if isinstance(targets, int | str | Tensor) or callable(targets):
+        raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
     task = Task(model, Inputs.of(inputs), list(targets), _names(layers))
     return named(method).explanations(task)
 
@@ -82,4 +86,8 @@ def named(method: Method | str | None) -> Method:
 
 
 def _names(layers: Sequence[str]) -> tuple[str, ...]:
-    return (layers,) if isinstance(layers, str) else tuple(layers)
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    for name in names:
+        if not isinstance(name, str):
+            raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
+    return names

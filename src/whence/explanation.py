@@ -1,5 +1,6 @@
 """What comes back from an explanation."""
 
+import operator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Explanation:
 
     def __getitem__(self, index: int | slice) -> "Explanation":
         """One sample or a slice of them, still as a batch."""
-        if isinstance(index, int):
+        if not isinstance(index, slice):
+            index = operator.index(index)
             if not -len(self) <= index < len(self):  # iteration ends here
                 raise IndexError(f"sample {index} of an explanation of {len(self)}")
             index = slice(index % len(self), index % len(self) + 1)
@@ -76,6 +78,8 @@ class Explanation:
         path = Path(path)
         if path.suffix not in SUFFIXES:
             raise WhenceError(f"cannot save as {path.name!r}: choose {', '.join(SUFFIXES)}")
+        if not path.parent.is_dir():
+            raise WhenceError(f"no folder {path.parent} to save {path.name} into")
         {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}.get(
             path.suffix, self._save_picture
         )(path)

@@ -60,9 +60,10 @@ class Inputs:
             return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
         except (WhenceError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:
             shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
-            raise ModelError(f"the model cannot run on an input of shape {shapes}: {first_line(error)}") from error
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError(f"the model cannot run on an input of shape {shapes}: {problem}") from error
 
     def _check(self) -> None:
         if not self.explained:
@@ -70,6 +71,10 @@ class Inputs:
             raise InputError(f"nothing to explain in inputs of {given}; images must be floating point: x.float() / 255")
         for i in self.explained:
             x = self.parts[i]
+            if x.layout != torch.strided or x.is_meta:
+                raise InputError(
+                    f"the input is {'on the meta device' if x.is_meta else 'sparse'}; pass a dense tensor with values"
+                )
             if x.dim() == 0 or x.numel() == 0:
                 raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
             if len(x) != self.batch_size:

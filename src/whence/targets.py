@@ -39,7 +39,10 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
     count, classes = logits.shape
     if target is None:
         return logits.detach().argmax(1)
-    indices = torch.as_tensor(target, device=logits.device)
+    try:
+        indices = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TargetError(f"target {target!r} is no class index, nor one for each sample") from error
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TargetError(f"a target must be a class index, not {indices.dtype}")
     if indices.dim() > 1 or (indices.dim() == 1 and len(indices) != count):

@@ -25,7 +25,7 @@ def main() -> None:
     """Run the command line; the library's errors end it with one line and exit code 2."""
     try:
         app()
-    except WhenceError as error:
+    except (WhenceError, OSError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escaped(str(error))}")
         sys.exit(2)
 

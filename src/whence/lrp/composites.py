@@ -129,6 +129,8 @@ def describe(selector: Selector) -> str:
 
 def _check_selector(selector: Selector) -> None:
     if isinstance(selector, tuple):
+        if not selector:
+            raise SelectorError("an empty tuple selects nothing")
         for one in selector:
             _check_selector(one)
     elif isinstance(selector, type) and not issubclass(selector, nn.Module):

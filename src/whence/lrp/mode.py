@@ -245,10 +245,10 @@ class RelevanceMode(GradientMode):
 
     def unknown_function(self, call: Call) -> Any:
         """What the caller wants done with a function that may not be linear and has no rule."""
+        example = f"LRP({{{spelling(call.function)}: whence.Identity()}})"
         message = (
-            f"'{call.name}' in '{self.scope.path}' is not known to be linear and has no rule; give it one, such as "
-            f"LRP({{{spelling(call.function)}: whence.Identity()}}) (activation with f(0) = 0), whence.Constant() (gate, statistic) or "
-            "whence.Gradient(), or pass LRP(unknown='gradient')"
+            f"'{call.name}' in '{self.scope.path}' is not known to be linear and has no rule; give it one, such as {example} "
+            "(activation with f(0) = 0), whence.Constant() (gate, statistic) or whence.Gradient(), or pass LRP(unknown='gradient')"
         )
         if self.unknown == "error":
             raise UnknownFunctionError(message)
@@ -264,9 +264,10 @@ class RelevanceMode(GradientMode):
     def _overwrite_unseen(self, target: Tensor, function: Callable[..., Any]) -> None:
         """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
         if target.requires_grad and function_name(function) not in operations.LEAVES_VALUES:
+            name = f"'{function_name(function)}' in '{self.scope.path}'"
             raise ModelError(
-                f"'{function_name(function)}' in '{self.scope.path}' overwrites a value that depends on the input under no_grad, "
-                "where relevance cannot follow; run it outside no_grad or out of place"
+                f"{name} overwrites a value that depends on the input under no_grad, where relevance cannot follow; "
+                "run it outside no_grad or out of place"
             )
         self._cells.before_overwriting(target)
 

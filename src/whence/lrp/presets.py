@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whence.errors import RuleError
 from whence.lrp.composites import Composite, Selector, input_layer
 from whence.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
 
@@ -45,6 +46,8 @@ def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float 
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ in every ReLU layer, at the input z^B between bounds if there
     are any, else w² for unbounded real input."""
+    if (low is None) != (high is None):
+        raise RuleError("deep_taylor(low, high) needs both bounds or neither")
     first = WSquare() if low is None or high is None else ZBox(low, high)
     return _composite((input_layer, first), (CONVOLUTIONS + DENSE, ZPlus()))
 

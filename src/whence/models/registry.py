@@ -100,6 +100,9 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
     transforms = preset.transforms() if preset is not None else None
     size, resize = (getattr(transforms, name, [224])[0] for name in ("crop_size", "resize_size"))
     preprocessing = Preprocessing.imagenet(size, resize)
+    if extra:  # published for inputs in [−1, 1], which they make themselves of ImageNet's normalisation
+        model.transform_input = False
+        preprocessing = replace(preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3)
     classes = preset.meta.get("categories", ()) if preset is not None else ()
     return LoadedModel(f"torchvision:{name}", model, preprocessing, classes, trained=_downloads(weights))
 
@@ -133,7 +136,10 @@ def _factory(file: str, function: str) -> LoadedModel:
     if not callable(factory):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise LoadError(f"{file} has no function {function!r}{suggestion(function, known)}")
-    model = factory if isinstance(factory, nn.Module) else factory()
+    try:
+        model = factory if isinstance(factory, nn.Module) else factory()
+    except Exception as error:
+        raise LoadError(f"{file}:{function}() failed: {type(error).__name__}: {first_line(error)}") from error
     if not callable(model):
         raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None))
