@@ -585,6 +585,15 @@ def test_constants_overwritten_later_count_as_they_were():
 
     assert whence.explain(model, torch.randn(2, 4), first).conservation.error.max() < 1e-9
 
+    def weight(x):
+        w = torch.eye(4)
+        y = F.linear(x, w)
+        w.mul_(3)
+        return y
+
+    with pytest.raises(whence.errors.ModelError, match="was overwritten after its use"):
+        whence.explain(weight, torch.randn(2, 4), first)
+
 
 @pytest.mark.parametrize(
     "model",

@@ -13,6 +13,9 @@ WhenceError
 └── MissingPackageError     an optional package is not installed
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class WhenceError(Exception):
     """The root of the hierarchy: `except whence.errors.WhenceError` catches them all."""
@@ -56,3 +59,14 @@ class LoadError(WhenceError):
 
 class MissingPackageError(WhenceError, ImportError):
     """An optional package is not installed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A closing hint with the nearest known names, or nothing."""
+    near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)
+    return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import InputError, ModelError, TrainingModeError, WhenceError
+from whence.errors import InputError, ModelError, TrainingModeError, WhenceError, first_line
 
 Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
 
@@ -95,7 +95,3 @@ def check_model(model: object) -> None:
     for name, parameter in model.named_parameters():
         if torch.nn.parameter.is_lazy(parameter):
             raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from whence.errors import RuleError, SelectorError
+from whence.errors import RuleError, SelectorError, suggestion
 from whence.lrp.functions import function_name
 from whence.lrp.rules import FunctionRule, InputRule, LinearRule, Rule
-from whence.lrp.scope import Scope, suggestion
+from whence.lrp.scope import Scope
 
 
 class InputLayer:

@@ -69,6 +69,7 @@ class Call:
             function(copy, *args, **kwargs)
             return copy
 
+        on_a_copy.__name__ = getattr(function, "__name__", "")
         return replace(self, function=on_a_copy, overwrites=False)
 
     def bind(self, names: str, **defaults: Any) -> list[Any]:

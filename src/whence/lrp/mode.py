@@ -194,7 +194,7 @@ class RelevanceMode(GradientMode):
     # the inside
 
     def _hang(self, node: type[torch.autograd.Function], link: Link, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
-        back = Propagation(link.step, link.source.shape, self.meter)
+        back = Propagation(link.step, link.source.shape, self.meter, link.step.linear.weight._version)
         kept = (link.source.detach(),) if back.reads_input else ()
         out: Tensor = node.apply(value, back, kept, *target, link.source, link.zeros)  # type: ignore[assignment]
         if link.step.rectified:  # nobody takes a ReLU over: what follows it does not follow the map
@@ -248,7 +248,8 @@ class RelevanceMode(GradientMode):
         example = f"LRP({{{spelling(call.function)}: whence.Identity()}})"
         message = (
             f"'{call.name}' in '{self.scope.path}' is not known to be linear and has no rule; give it one, such as {example} "
-            "(activation with f(0) = 0), whence.Constant() (gate, statistic) or whence.Gradient(), or pass LRP(unknown='gradient')"
+            "(activation with f(0) = 0), whence.Constant() (gate, statistic) or whence.Gradient(), or pass "
+            "LRP(unknown='gradient')"
         )
         if self.unknown == "error":
             raise UnknownFunctionError(message)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from whence.errors import ModelError
 from whence.lrp.conservation import Meter, dot, total
 from whence.lrp.linear import LinearMap, positive_contributions
 from whence.lrp.rules import Epsilon, InputRule, LinearRule, SplitRule, ratio
@@ -52,6 +53,7 @@ class Propagation:
     step: Step
     shape: torch.Size  # of the input
     meter: Meter
+    weight_version: int
 
     @property
     def reads_input(self) -> bool:
@@ -59,6 +61,8 @@ class Propagation:
         return not isinstance(self.step.rule, Epsilon)
 
     def __call__(self, g: Tensor, z: Tensor, *inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.step.linear.weight._version != self.weight_version:
+            raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
         rule, linear = self.step.rule, self.step.linear.unfolded()
         if isinstance(rule, Epsilon):
             return self._whole(linear, rule, g, z), None

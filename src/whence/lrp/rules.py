@@ -49,7 +49,7 @@ class Epsilon:
         """R / (z + ε sign z) = g |z| / (|z| + ε) = g − g ε / (|z| + ε), the whole share; the positive one is none."""
         if self.epsilon == 0:
             return g.masked_fill(z == 0, 0) if rectified else g
-        denominator = torch.add(z if rectified else z.abs(), self.epsilon)
+        denominator = torch.add(z, self.epsilon) if rectified else z.abs().add_(self.epsilon)
         if z.dtype.itemsize < 4:  # half precision rounds ε itself: what cancels below would not
             return torch.div(z if rectified else z.abs(), denominator, out=denominator).nan_to_num_(nan=0.0).mul_(g)
         return torch.addcdiv(g, g, denominator, value=-self.epsilon, out=denominator)

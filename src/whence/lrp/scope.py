@@ -1,15 +1,14 @@
 """Which module is running: the stack of module calls, for selectors, error messages and inner layers."""
 
-import difflib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from whence.errors import OpaqueError, SelectorError
+from whence.errors import OpaqueError, SelectorError, suggestion
 
 Tap = Callable[[Tensor], None]
 
@@ -91,9 +90,3 @@ class Scope:
         with torch._C.DisableTorchFunction():
             for tap in taps:
                 tap(output)
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """A closing hint with the nearest known names."""
-    near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)
-    return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 from torch import Tensor
 
 from whence.explanation import Explanation
-from whence.lrp.conservation import Conservation
+from whence.lrp.conservation import Conservation, total
 from whence.lrp.mode import ConstantParameters
 from whence.lrp.scope import Scope
-from whence.methods.passes import Gradients, Taps, Task, gradients, leaves
+from whence.methods.passes import Taps, Task, explanation, gradients, leaves
 
 
 @dataclass(frozen=True)
@@ -49,32 +50,7 @@ def _plain(method, task: Task, relevance) -> Iterator[Explanation]:
     scope = Scope(task.model, taps.callbacks())
     for found, _ in gradients(task, leaves(task.inputs), (scope, ConstantParameters()), taps):
         scores = {i: relevance(*pair) for i, pair in found.inputs.items()}
-        conservation = Conservation(found.output, sum(per_sample(r) for r in scores.values()))  # type: ignore[arg-type]
+        conservation = Conservation(found.output, reduce(Tensor.add, map(total, scores.values())))
         yield explanation(
             method, task, found, scores, {k: [relevance(*p) for p in v] for k, v in found.layers.items()}, conservation
         )
-
-
-def explanation(
-    method: object,
-    task: Task,
-    found: Gradients,
-    scores: dict[int, Tensor],
-    layers: dict[str, list[Tensor]],
-    conservation: Conservation,
-) -> Explanation:
-    """The explanation in the structure of the inputs; a layer called more than once gives a tuple."""
-    return Explanation(
-        relevance=task.inputs.together(scores),
-        output=found.output,
-        target=found.target,
-        conservation=conservation,
-        layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in layers.items()},
-        inputs=task.inputs.together({i: task.inputs.parts[i] for i in task.inputs.explained}),
-        method=method,
-    )
-
-
-def per_sample(relevance: Tensor) -> Tensor:
-    """Σ over all but the first dimension, `[N]`."""
-    return relevance.reshape(len(relevance), -1).sum(1)

@@ -11,11 +11,11 @@ from whence.errors import RuleError
 from whence.explanation import Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite, Selector
+from whence.lrp.conservation import total
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
 from whence.lrp.scope import Scope
-from whence.methods.gradients import explanation, per_sample
-from whence.methods.passes import Taps, Task, gradients, leaves
+from whence.methods.passes import Taps, Task, explanation, gradients, leaves
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ class LRP:
             if written:
                 scores = {i: r + w for (i, r), w in zip(scores.items(), written, strict=True)}
             layers = {name: [a * g for a, g in calls] for name, calls in found.layers.items()}
-            relevance = reduce(Tensor.add, map(per_sample, scores.values()))
+            relevance = reduce(Tensor.add, map(total, scores.values()))
             yield explanation(self, task, found, scores, layers, mode.meter.read(found.output, relevance))

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from whence.errors import ModelError, RuleError
+from whence.explanation import Explanation
 from whence.inputs import Inputs
+from whence.lrp.conservation import Conservation
 from whence.targets import Target, select
 
 
@@ -140,3 +142,23 @@ def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
 def _with_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
     remaining = list(targets)
     return ((i == len(remaining) - 1, target) for i, target in enumerate(remaining))
+
+
+def explanation(
+    method: object,
+    task: Task,
+    found: Gradients,
+    scores: dict[int, Tensor],
+    layers: dict[str, list[Tensor]],
+    conservation: Conservation,
+) -> Explanation:
+    """The explanation in the structure of the inputs; a layer called more than once gives a tuple."""
+    return Explanation(
+        relevance=task.inputs.together(scores),
+        output=found.output,
+        target=found.target,
+        conservation=conservation,
+        layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in layers.items()},
+        inputs=task.inputs.together({i: task.inputs.parts[i] for i in task.inputs.explained}),
+        method=method,
+    )

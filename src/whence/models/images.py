@@ -8,8 +8,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from whence.errors import LoadError
-from whence.inputs import first_line
+from whence.errors import LoadError, first_line
 from whence.lrp.presets import IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.errors import LoadError, MissingPackageError
-from whence.inputs import first_line
-from whence.lrp.scope import suggestion
+from whence.errors import LoadError, MissingPackageError, first_line, suggestion
 from whence.models.digits import digits
 from whence.models.images import Preprocessing
 from whence.models.weights_files import load_weights

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.errors import LoadError
-from whence.inputs import first_line
+from whence.errors import LoadError, first_line
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
