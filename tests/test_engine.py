@@ -572,8 +572,13 @@ def test_weights_that_the_network_makes():
     bias, x = torch.randn(4), torch.randn(1, 4)
     e = whence.explain(lambda x: F.linear(x, x.mT @ x, bias), x, first)
     assert e.conservation.error.max() < 1e-9
-    with pytest.raises(whence.errors.UnknownFunctionError):
-        whence.explain(lambda x: F.linear(x, torch.eye(4), x[0]), x, first)
+    for model in (
+        lambda x: F.linear(x, torch.eye(4), x[0]),
+        lambda x: F.rms_norm(x, (4,), x[0]),
+        lambda x: F.layer_norm(x, (4,), x[0]),
+    ):
+        with pytest.raises(whence.errors.UnknownFunctionError):
+            whence.explain(model, x, first)
 
 
 def test_constants_overwritten_later_count_as_they_were():

@@ -181,6 +181,8 @@ def scale(mode: "RelevanceMode", call: Call) -> Any:
 
 def identity(mode: "RelevanceMode", call: Call) -> Tensor:
     """An activation with f(0) = 0, as x · (f(x)/x) with the quotient constant: R passes unchanged (AttnLRP, eq. 9)."""
+    if len(call.data) != 1:
+        return mode.unknown_function(call)
     slope = _slope_at_zero(call)
 
     def back(g: Tensor, value: Tensor, x: Tensor) -> tuple[Tensor]:
