@@ -116,6 +116,17 @@ def test_a_filter_without_negative_contributions_has_none():
     assert torch.allclose(e.relevance.double(), exact.relevance, rtol=1e-4, atol=1e-4 * exact.relevance.abs().max())
 
 
+@pytest.mark.parametrize("rule", [AlphaBeta(2, 1), ZPlus(), Gamma(0.25)], ids=repr)
+@pytest.mark.parametrize("size", [1e-300, 1e-302, 1e-305, 1e-308])
+def test_negligible_contributions_do_not_overflow(rule, size):
+    x = torch.tensor([[size, -3.0, 2e-1]])
+    w = torch.tensor([[1.0, 2.0, -1.0], [2.0, -1.0, 0.5]])
+    g = torch.tensor([1e6, 2.0])
+    e = whence.explain(lambda x: F.linear(x, w), x, lambda z: (z * g).sum(1), method=whence.LRP({F.linear: rule}))
+    assert torch.isfinite(e.relevance).all()
+    assert e.conservation.error.max() < 1e-9
+
+
 @pytest.mark.parametrize("rule", [Epsilon(0), Epsilon(1e-6), Gamma(0.25), AlphaBeta(2, 1), ZPlus(), ZBox(0, 1)], ids=repr)
 def test_zero_input_has_zero_relevance_and_no_nan(rule):
     model = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.Tanh(), nn.Conv2d(3, 2, 3, bias=False), nn.Flatten()).eval()

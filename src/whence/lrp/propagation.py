@@ -104,7 +104,7 @@ class Propagation:
         """Where a ≥ 0 and R = 0 at z < 0 both shares are proportional: one modified weight serves both ways."""
         weight = rule.merged(linear.weight)
         bias = None if linear.bias is None else rule.merged(linear.bias)
-        share = ratio(z, linear.apply(a, weight, bias)).mul_(g)
+        share = ratio(z, linear.apply(a, weight, bias), bounded=self.step.rectified).mul_(g)
         returned = linear.transpose(share, weight, self.shape)
         if not self.step.rectified:  # relevance of outputs without a positive contribution is lost: count it
             self._absorb_difference(g, z, a, returned)

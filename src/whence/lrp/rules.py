@@ -211,8 +211,15 @@ FunctionRule = Identity | Constant | Gradient
 Rule = LinearRule | InputRule | FunctionRule
 
 
-def ratio(relevance: Tensor, denominator: Tensor) -> Tensor:
-    """relevance / denominator, and 0 where nothing contributed: there is nobody to give it to. Overwrites `denominator`."""
+def ratio(relevance: Tensor, denominator: Tensor, bounded: bool = False) -> Tensor:
+    """relevance / denominator, and 0 where nothing contributed: there is nobody to give it to. Overwrites `denominator`.
+
+    Where the quotient is not bounded by itself, contributions so small that it could overflow count as none: SiLU leaves
+    values of 1e-300.
+    """
+    tiny = torch.finfo(denominator.dtype).tiny
+    if not bounded:
+        denominator = F.hardshrink(denominator, tiny**0.75 if tiny < 1e-30 else tiny)
     return torch.div(relevance, denominator, out=denominator).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
