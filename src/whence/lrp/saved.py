@@ -78,14 +78,13 @@ class Node(torch.autograd.Function):
 
 
 class OverwritingNode(torch.autograd.Function):
-    """As `Node`, where the value has to end up in `target` itself."""
+    """As `Node`, where the value has to end up in `target` itself, whose own history was cut before."""
 
     @staticmethod
     def forward(
         ctx, value: Callable[[], Tensor], back: Back, kept: tuple[Tensor, ...], target: Tensor, *sources: Tensor | None
     ):
-        # a target whose history was cut is no source; else it is the one
-        ctx.back, ctx.inputs_before_sources = back, 3 if target.requires_grad else 4
+        ctx.back, ctx.inputs_before_sources = back, 4
         ctx.set_materialize_grads(False)
         target.copy_(value())
         ctx.mark_dirty(target)
