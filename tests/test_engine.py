@@ -596,8 +596,10 @@ def test_constants_overwritten_later_count_as_they_were():
         w.mul_(3)
         return y
 
+    x = torch.randn(2, 4)
+    assert torch.equal(whence.explain(weight, x, first).relevance[:, 0], x[:, 0])
     with pytest.raises(whence.errors.ModelError, match="was overwritten after its use"):
-        whence.explain(weight, torch.randn(2, 4), first)
+        whence.explain(weight, torch.randn(2, 4), first, method=LRP({F.linear: Epsilon()}))
 
 
 @pytest.mark.parametrize(
@@ -624,16 +626,14 @@ def test_samples_that_are_not_in_the_first_dimension_balance():
     assert single.conservation.error.max() < 1e-9
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rule", [Epsilon(1e-6), Gamma(0.25), AlphaBeta(2, 1)], ids=repr)
-def test_half_precision_is_near_the_exact_answer(rule, dtype):
+@pytest.mark.parametrize("rule", [Epsilon(0), Epsilon(1e-6), Gamma(0.25), AlphaBeta(2, 1)], ids=repr)
+def test_half_precision_is_near_the_exact_answer(rule):
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
     x = torch.rand(4, 16)
     exact = whence.explain(model.double(), x.double(), 1, method=LRP({nn.Linear: rule})).relevance
-    half = whence.explain(model.to(dtype), x.to(dtype), 1, method=LRP({nn.Linear: rule})).relevance
-    assert half.dtype == dtype
-    tolerance = 0.3 if dtype == torch.bfloat16 else 0.03
-    assert (half.double() - exact).norm() < tolerance * exact.norm()
+    half = whence.explain(model.bfloat16(), x.bfloat16(), 1, method=LRP({nn.Linear: rule})).relevance
+    assert half.dtype == torch.bfloat16
+    assert (half.double() - exact).norm() < 0.3 * exact.norm()
 
 
 def test_one_explanation_at_a_time():

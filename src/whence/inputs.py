@@ -44,8 +44,20 @@ class Inputs:
         return tuple(i for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.is_floating_point())
 
     @property
+    def ids(self) -> dict[int, Tensor]:
+        """The integer tensors by position: those that are looked up in a table get one score an id."""
+        wanted = (torch.int32, torch.int64)
+        return {
+            i: part for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.dtype in wanted and part.dim()
+        }
+
+    @property
     def batch_size(self) -> int:
-        return len(self.parts[self.explained[0]])
+        return len(self.parts[min([*self.explained, *self.ids])])
+
+    def named(self, name: str) -> Any:
+        """The part of a dict of that name, or None."""
+        return dict(zip(self.names or (), self.parts, strict=False)).get(name)
 
     def together(self, values: dict[int, Any]) -> Nest:
         """Values of the explained parts in the structure of the inputs; None for the others."""
@@ -66,10 +78,10 @@ class Inputs:
             raise ModelError(f"the model cannot run on an input of shape {shapes}: {problem}") from error
 
     def _check(self) -> None:
-        if not self.explained:
+        if not self.explained and not self.ids:
             given = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in self.parts) or "nothing"
             raise InputError(f"nothing to explain in inputs of {given}; images must be floating point: x.float() / 255")
-        for i in self.explained:
+        for i in (*self.explained, *self.ids):
             x = self.parts[i]
             if x.layout != torch.strided or x.is_meta:
                 raise InputError(
@@ -77,10 +89,17 @@ class Inputs:
                 )
             if x.dim() == 0 or x.numel() == 0:
                 raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
+        for i in self.explained:
+            x = self.parts[i]
             if len(x) != self.batch_size:
                 raise InputError(f"inputs disagree about the batch size: {self.batch_size} and {len(x)}")
             if not torch.isfinite(x).all():
                 raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
+            if x.dtype == torch.float16:
+                raise InputError("the input is in float16, whose range relevance can leave; use bfloat16 or float32")
+        mask = self.named("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.bool().any(1).all():
+            raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")
 
 
 def check_model(model: object) -> None:

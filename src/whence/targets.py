@@ -1,38 +1,129 @@
 """Which output is explained."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from whence.errors import TargetError
+from whence.inputs import Inputs
 
-Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
+Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
 
 
-def select(outputs: Any, target: Target, batch_size: int) -> tuple[Tensor, Any]:
-    """The explained value of each sample `[N]`, and the target it stands for: class indices `[N]` or the callable.
+@dataclass(frozen=True)
+class Logit:
+    """The logit of a class or token; of a token at a position of the sequence; less that of another.
 
-    `target` is None for the arg max, a class, one class for each sample, or a function from outputs to `[N]`.
+    >>> whence.Logit(281, rather_than=207)         # why this class rather than that one
+    >>> whence.Logit(42)                           # token 42 as the next one
+    >>> whence.Logit(position=5)                   # the likeliest token after position 5
 
-    >>> select(torch.tensor([[1.0, 3.0]]), None, 1)
+    `index` and `rather_than` are one class or token for all samples or one for each; `index` None is the arg max. A negative
+    `position` counts from the last token that the attention mask leaves.
+    """
+
+    index: Index = None
+    rather_than: Index = None
+    position: int = -1
+
+    def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Logit]":
+        rows = self._rows(logits, inputs)
+        samples = torch.arange(len(rows), device=rows.device)
+        index = _indices(self.index, rows)
+        if self.rather_than is None:
+            return rows[samples, index], replace(self, index=index)
+        other = _indices(self.rather_than, rows)
+        return rows[samples, index] - rows[samples, other], replace(self, index=index, rather_than=other)
+
+    def words(self, name: Callable[[int], str], sample: int) -> str:
+        named = [name(int(i[sample])) for i in (self.index, self.rather_than) if isinstance(i, Tensor)]
+        return " rather than ".join(named)
+
+    def _rows(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        if logits.dim() == 2:
+            if self.position != -1:
+                raise TargetError(f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions")
+            return logits
+        length = logits.shape[1]
+        if not -length <= self.position < length:
+            raise TargetError(f"position {self.position} is beyond the sequence of {length} tokens")
+        if self.position >= 0:
+            return logits[:, self.position]
+        last = _last_attended(logits, inputs)
+        if int(last.min()) + self.position + 1 < 0:
+            raise TargetError(f"position {self.position} is beyond the shortest text of {int(last.min()) + 1} tokens")
+        return logits[torch.arange(len(logits), device=logits.device), last + self.position + 1]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The sum of the logits of the tokens that stand at `start` to `stop` − 1, each as predicted from those before it.
+
+    >>> whence.explain(model, ids, target=whence.Span(10, 20))        # why did the model write this passage
+    """
+
+    start: int
+    stop: int | None = None  # the end of the sequence
+
+    def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Span]":
+        ids = next((t for t in reversed(inputs.ids.values()) if t.shape == logits.shape[:2]), None)
+        if logits.dim() != 3 or ids is None:
+            raise TargetError(f"a span needs logits [N, T, vocabulary] and token ids [N, T], not {tuple(logits.shape)}")
+        positions = range(*slice(self.start, self.stop).indices(ids.shape[1]))
+        if not positions or positions.start < 1 or (self.stop or 0) > ids.shape[1]:
+            raise TargetError(
+                f"the span from {self.start} to {self.stop} has no prediction in a sequence of {ids.shape[1]} tokens; "
+                "choose 1 ≤ start < stop ≤ length"
+            )
+        standing = ids[:, positions.start : positions.stop].long().to(logits.device)
+        predicted = logits[:, positions.start - 1 : positions.stop - 1]
+        return predicted.gather(2, standing[..., None]).sum((1, 2)), self
+
+    def words(self, name: Callable[[int], str], sample: int) -> str:
+        return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
+
+
+Target = Index | Logit | Span | Callable[[Any], Tensor]
+
+
+def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
+    """The explained value of each sample `[N]`, and the target it stands for: class or token indices `[N]`, or the target
+    itself with its indices filled in, or the function.
+
+    >>> select(torch.tensor([[1.0, 3.0]]), None, Inputs.of(torch.zeros(1, 2)))
     (tensor([3.]), tensor([1]))
     """
+    batch_size = inputs.batch_size
     if callable(target):
         return _check_values(target(outputs), batch_size), target
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
+        fields = f" with {', '.join(outputs.keys())} and no logits" if hasattr(outputs, "keys") else ""
         raise TargetError(
-            f"the model returns {type(outputs).__name__}; pass target=lambda outputs: … that gives one value a sample"
+            f"the model returns {type(outputs).__name__}{fields}; load it with a head (AutoModelFor…) or pass target=lambda "
+            "outputs: … that gives one value a sample"
         )
-    if logits.dim() != 2 or len(logits) != batch_size:
+    if logits.dim() not in (2, 3) or len(logits) != batch_size:
         raise TargetError(
-            f"the model's output has shape {tuple(logits.shape)}, not [N, classes] with N = {batch_size}; pass "
-            "target=lambda outputs: … that gives one value a sample"
+            f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
+            f"N = {batch_size}; pass target=lambda outputs: … that gives one value a sample"
         )
-    indices = _indices(target, logits)
-    return logits[torch.arange(batch_size, device=logits.device), indices], indices
+    if isinstance(target, Logit | Span):
+        return target.select(logits, inputs)
+    values, resolved = Logit(target).select(logits, inputs)
+    return values, resolved.index
+
+
+def _last_attended(logits: Tensor, inputs: Inputs) -> Tensor:
+    """The position of the last token that is no padding, `[N]`."""
+    masks = (inputs.named(name) for name in ("decoder_attention_mask", "attention_mask"))
+    mask = next((m for m in masks if isinstance(m, Tensor) and m.shape == logits.shape[:2]), None)
+    if mask is None or (inputs.named("decoder_input_ids") is not None and inputs.named("decoder_attention_mask") is None):
+        return torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
+    return (mask.bool() * torch.arange(mask.shape[1], device=mask.device)).argmax(1).to(logits.device)
 
 
 def _indices(target: Any, logits: Tensor) -> Tensor:

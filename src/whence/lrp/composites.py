@@ -9,7 +9,7 @@ from torch import nn
 
 from whence.errors import RuleError, SelectorError, suggestion
 from whence.lrp.functions import function_name
-from whence.lrp.rules import FunctionRule, InputRule, LinearRule, Rule
+from whence.lrp.rules import Constant, FunctionRule, InputRule, LinearRule, Rule
 from whence.lrp.scope import Scope
 
 
@@ -69,8 +69,8 @@ class Matcher:
     def writes_to_input(self) -> bool:
         return any(isinstance(rule, InputRule) for _, rule in self.composite.entries)
 
-    def linear_rule(self, function: str, touches_input: bool) -> LinearRule | InputRule | None:
-        rule = self._find(function, touches_input, LinearRule | InputRule)
+    def linear_rule(self, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
+        rule = self._find(function, touches_input, LinearRule | InputRule | Constant)
         if isinstance(rule, InputRule) and not touches_input:
             raise RuleError(
                 f"{type(rule).__name__} belongs to the layer that touches the input, but '{self.scope.path}' reads hidden "
@@ -111,6 +111,8 @@ class Matcher:
             return any(self._matches(one, function, touches_input) for one in selector)
         if isinstance(selector, InputLayer):
             return touches_input
+        if selector == "*":  # also what runs in no module
+            return True
         if isinstance(selector, str):
             paths = (name for module in self.scope.modules for name in self.scope.names(module))
             return any(fnmatch.fnmatchcase(path, selector) for path in paths)

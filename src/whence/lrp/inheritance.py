@@ -1,14 +1,47 @@
 """What the result of a call is known by from its arguments: that it is not negative, and what goes beside it."""
 
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Number
 
 import torch
 from torch import Tensor
 
 from whence.lrp.functions import Call, tensors
-from whence.lrp.operations import ARITHMETIC, KEEPS_SIGN, MOVES_VALUES, NONNEGATIVE
+from whence.lrp.operations import ARITHMETIC, CASTS, KEEPS_SIGN, MOVES_VALUES, NONNEGATIVE, POINTWISE
 from whence.lrp.propagation import Companion
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The tensor that another is a function of, value by value."""
+
+    tensor: weakref.ref[Tensor]
+    proportional: bool  # the function is a constant factor
+
+
+def origin_of(t: Tensor, known: Origin | None) -> Origin:
+    """Everything is a function of itself."""
+    return Origin(weakref.ref(t), True) if known is None else known
+
+
+def origin(call: Call, of: Callable[[Tensor], Origin | None]) -> Origin | None:
+    """Of which one tensor the result is a function, value by value."""
+    combines = call.name in ("add", "sub", "rsub", "mul", "div")
+    if not combines and call.name not in POINTWISE:
+        return None
+    found = [origin_of(t, of(t)) for t in call.data]
+    source = found[0].tensor()
+    if source is None or any(o.tensor() is not source for o in found):
+        return None
+    if not combines:
+        keeps_scale = call.name in CASTS
+    elif call.name in ("mul", "div"):
+        keeps_scale = len(call.data) == 1 and call.data[0] is call.args[0] if call.name == "div" else len(call.data) == 1
+    else:
+        keeps_scale = len(call.data) == 2
+    return Origin(found[0].tensor, keeps_scale and all(o.proportional for o in found))
 
 
 def stays_nonnegative(call: Call, nonnegative: Callable[[Tensor], bool]) -> bool:

@@ -32,10 +32,12 @@ from whence.lrp.functions import (
     spelling,
     tensors,
 )
+from whence.lrp.inheritance import Origin
 from whence.lrp.linear import LinearMap
+from whence.lrp.lookups import Lookups
 from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
-from whence.lrp.saved import Back, Cells, Node, OverwritingNode, Saved
+from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved
 from whence.lrp.scope import Scope
 
 Unknown = Literal["error", "warn", "gradient"]
@@ -49,6 +51,7 @@ class Knowledge:
     nonnegative: bool = False
     link: Link | None = None  # the linear map it came from
     companion: Companion | None = None
+    origin: Origin | None = None  # the one tensor it is a function of, value by value
 
 
 NOTHING = Knowledge(-1)
@@ -60,41 +63,63 @@ class GradientMode(TorchFunctionMode):
 
     _entered = threading.local()
 
+    def __init__(self):
+        super().__init__()
+        self._outer: list[GradientMode | None] = []
+
     def __enter__(self):
-        if getattr(self._entered, "mode", None) is not None:
+        outer = getattr(self._entered, "mode", None)
+        if outer not in (None, self):
             raise ModelError(
                 "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
             )
+        self._outer.append(outer)
         self._entered.mode = self
         return super().__enter__()
 
     def __exit__(self, *exception):
-        self._entered.mode = None
+        self._entered.mode = self._outer.pop()
         return super().__exit__(*exception)
 
 
 class ConstantParameters(GradientMode):
     """Plain gradients with respect to the input, parameters read as constants."""
 
+    def __init__(self, lookups: Lookups):
+        super().__init__()
+        self.lookups = lookups
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if asks_about(function):
             return function(*args, **(kwargs or {}))
-        args, kwargs = constant_parameters(args, kwargs or {})
-        return function(*args, **kwargs)
+        out = self.lookups.run(function, *constant_parameters(args, kwargs or {}))
+        if function is torch.nn.functional.batch_norm and out.requires_grad:
+            out.register_hook(torch.Tensor.contiguous)  # else torch 2.13 can compute a wrong gradient on CPU, in eval mode
+        return out
 
 
 class RelevanceMode(GradientMode):
     """Gradients modified by the rules while entered. `explain` and `relevance_rules` are made of it."""
 
-    def __init__(self, rules: Composite, scope: Scope, unknown: Unknown = "error", inputs: Sequence[Tensor] = ()):
+    def __init__(
+        self,
+        rules: Composite,
+        scope: Scope,
+        unknown: Unknown = "error",
+        inputs: Sequence[Tensor] = (),
+        lookups: Lookups | None = None,
+        batch_size: int = 0,
+    ):
         super().__init__()
         self.matcher = Matcher(rules, scope)
         self.scope = scope
+        scope.leaving = self._opaque_module
         self.unknown = unknown
-        self.meter = Meter(len(inputs[0]) if inputs else 0)
+        self.lookups = lookups
+        self.meter = Meter(batch_size)
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs if self.matcher.writes_to_input]
         self.last_constant: str | None = None
-        self._inputs_known = bool(inputs)
+        self._inputs_known = batch_size > 0
         self._cells = Cells()
         # what native functions keep for their gradients goes through the cells as well
         self.saving = saved_tensors_hooks(self._cells.save, lambda cell: cell.value)
@@ -112,7 +137,7 @@ class RelevanceMode(GradientMode):
         if not data or not torch.is_grad_enabled():
             if writes and isinstance(args[0], Tensor):
                 self._overwrite_unseen(args[0], function)
-            return function(*args, **kwargs)
+            return self._without_data(function, args, kwargs)
         call = Call(function, function_name(function), args, kwargs, data, writes)
         self._check_visible(call)
         inherited = self._inherit(call)
@@ -135,6 +160,10 @@ class RelevanceMode(GradientMode):
         result: Any = self.__torch_function__(function, (), args)
         return result
 
+    def see(self, t: Tensor) -> None:
+        """A tensor that a treatment made of what the mode has seen is seen too."""
+        self._learn(t, NOTHING)
+
     def knowledge(self, t: Tensor) -> Knowledge:
         known = self._known.get(t)
         return known if known is not None and known.version == t._version else NOTHING
@@ -154,14 +183,39 @@ class RelevanceMode(GradientMode):
         """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
         self._known[t] = replace(self.knowledge(t), version=t._version, link=None)
 
-    def node(self, call: Call, back: Back, source: Tensor) -> Tensor:
-        """The call's value, and `back(g, value, source)` for a gradient."""
-        return Node.apply(call.run, back, (source.detach(),), source)  # type: ignore[return-value]
+    def gate(self, call: Call) -> Tensor | None:
+        """Of a product x · h(x) of a value (or a multiple of it) and a function of the same value, the second factor."""
+        if len(call.data) != 2 or call.data[0] is call.data[1]:
+            return None
+        a, b = call.data
+        first, second = inheritance.origin_of(a, self.knowledge(a).origin), inheritance.origin_of(b, self.knowledge(b).origin)
+        if first.tensor() is not second.tensor() or not (first.proportional or second.proportional):
+            return None
+        return b if first.proportional else a
 
-    def linear(self, call: Call, source: Tensor, linear: LinearMap, default: LinearRule = DEFAULT_RULE) -> Tensor:
-        """A linear map with the rule the user has for it."""
+    def node(self, source: Tensor, value: Callable[[], Tensor], back: Back, keep: Keep) -> Tensor:
+        """A value made of `source`, and `back(g, *keep(value))` for its gradient."""
+        return Node.apply(value, back, keep, source)  # type: ignore[return-value]
+
+    def watched(self, t: Tensor, back: Back) -> Tensor:
+        """The same tensor, and `back(g, t)` for its gradient."""
+        alias = self.node(t, lambda: t.detach(), back, lambda value: (value,))
+        self._known[alias] = replace(self.knowledge(t), version=alias._version, link=None)
+        return alias
+
+    def linear(
+        self, call: Call, source: Tensor, linear: LinearMap, default: LinearRule = DEFAULT_RULE, native: bool = False
+    ) -> Tensor:
+        """A linear map with the rule the user has for it. `native`: autograd's own gradient is the transposed map."""
         companion = self.knowledge(source).companion
         rule = self.matcher.linear_rule(call.name, companion is not None) or default
+        if isinstance(rule, Constant):
+            return self.constant(call)
+        if native and rule == Epsilon(0):
+            out = call.run()
+            if linear.bias is not None:
+                self.absorb(out, lambda g: linear.bias_share(g, linear.bias))  # type: ignore[arg-type]
+            return out
         zeros, present = (None, None) if companion is None else (companion.zeros, companion.present)
         step = Step(linear, rule, self.scope.path, self.knowledge(source).nonnegative, present=present)
         return self.step(Link(source, zeros, source._version, step), call.run)
@@ -195,12 +249,21 @@ class RelevanceMode(GradientMode):
 
     def _hang(self, node: type[torch.autograd.Function], link: Link, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
         back = Propagation(link.step, link.source.shape, self.meter, link.step.linear.weight._version)
-        kept = (link.source.detach(),) if back.reads_input else ()
-        out: Tensor = node.apply(value, back, kept, *target, link.source, link.zeros)  # type: ignore[assignment]
+        source = link.source.detach()
+        keep = lambda z: back.kept(z, source)  # noqa: E731
+        out: Tensor = node.apply(value, back, keep, *target, link.source, link.zeros)  # type: ignore[assignment]
         if link.step.rectified:  # nobody takes a ReLU over: what follows it does not follow the map
             self._known[out] = Knowledge(out._version, True)
         else:
             self.remember(out, link)
+        return out
+
+    def _without_data(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        if self.lookups is None:
+            return function(*args, **kwargs)
+        out = self.lookups.run(function, args, kwargs)
+        if isinstance(out, Tensor) and out.requires_grad and out.is_leaf:
+            self.see(out)
         return out
 
     def _treat(self, call: Call) -> Any:
@@ -272,21 +335,44 @@ class RelevanceMode(GradientMode):
             )
         self._cells.before_overwriting(target)
 
+    def _unseen(self, t: Tensor) -> bool:
+        return t not in self._known and t.grad_fn is not None
+
     def _check_visible(self, call: Call) -> None:
         for t in call.data:
-            if t not in self._known and t.grad_fn is not None:
+            if not self._unseen(t):
+                continue
+            maker = t.grad_fn.name()  # type: ignore[union-attr]
+            if maker.startswith("CheckpointFunction"):
                 raise OpaqueError(
-                    f"'{call.name}' in '{self.scope.path}' reads a tensor made by {t.grad_fn.name()}, which whence did not "
-                    "see: an autograd.Function, a compiled extension, or a part run outside the rules; detach it if it is no "
-                    "part of the explanation, or write it in torch functions"
+                    f"'{call.name}' in '{self.scope.path}' follows reentrant checkpointing, which hides what runs inside; "
+                    "use checkpoint(…, use_reentrant=False)"
                 )
+            raise OpaqueError(
+                f"'{call.name}' in '{self.scope.path}' reads a tensor made by {maker}, which whence did not see: an "
+                "autograd.Function, a compiled extension, or a part run outside the rules; give the module that makes it a "
+                "rule, such as LRP({'its.path': whence.Identity()} | …), detach it, or write it in torch functions"
+            )
+
+    def _opaque_module(self, args: tuple, output: object) -> Tensor | None:
+        """The output of a module whose inside cannot be seen, by the rule there is for the module."""
+        if not isinstance(output, Tensor) or not output.requires_grad or not self._unseen(output):
+            return None
+        rule, data = self.matcher.function_rule(""), depends(args, {})
+        if rule is None or len(data) != 1:
+            return None
+        seen = treatments.opaque(self, data[0], output, rule)
+        if seen.requires_grad:
+            self.see(seen)
+        return seen
 
     def _inherit(self, call: Call) -> Knowledge:
         """What the outputs will be known by from the inputs."""
         companion = None
         if self.matcher.writes_to_input:
             companion = inheritance.companion(call, lambda t: self.knowledge(t).companion)
-        return Knowledge(0, inheritance.stays_nonnegative(call, lambda t: self.knowledge(t).nonnegative), None, companion)
+        nonnegative = inheritance.stays_nonnegative(call, lambda t: self.knowledge(t).nonnegative)
+        return Knowledge(0, nonnegative, None, companion, inheritance.origin(call, lambda t: self.knowledge(t).origin))
 
     def _learn(self, t: Tensor, inherited: Knowledge) -> None:
         known = self.knowledge(t)

@@ -6,8 +6,10 @@ Functions go by the one name that all their spellings share (`functions.function
 from collections.abc import Callable
 from typing import Any
 
+from whence.lrp.attention import scaled_dot_product_attention, written_out
+from whence.lrp.recurrent import cell, recurrent
 from whence.lrp.treatments import (
-    addmm,
+    added_product,
     affine,
     batch_norm,
     bilinear,
@@ -18,13 +20,16 @@ from whence.lrp.treatments import (
     identity,
     instance_norm,
     layer_norm,
+    normalize,
     own_gradient,
     plain,
     power,
     product,
     quotient,
     rectify,
+    rms_norm,
     scale,
+    softmax,
     statistic,
     transposed_convolution,
     winner,
@@ -43,7 +48,8 @@ MOVES_VALUES = _words("""
     float gather getitem half bfloat16 hsplit index_select masked_select moveaxis narrow native_channel_shuffle permute
     pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice split
     split_with_sizes squeeze swapaxes t take take_along_dim tensor_split tile to transpose tril triu type type_as unbind
-    unflatten unfold unsafe_chunk unsafe_split unsqueeze view view_as vsplit real fold im2col col2im meshgrid
+    unflatten unfold view_as_complex view_as_real unsafe_chunk unsafe_split unsqueeze view view_as vsplit real fold
+    im2col col2im meshgrid pack_padded_sequence
 """)
 
 PLAIN = _words("""
@@ -58,15 +64,16 @@ PLAIN = _words("""
 AFFINE = _words("""
     add sub rsub cat stack hstack vstack dstack column_stack pad where masked_fill masked_scatter setitem copy fill zero
     index_put index_fill index_add index_copy scatter scatter_add
+    pad_packed_sequence
 """)
 
 WINNERS = _words("maximum minimum max min fmax fmin clamp_min clamp_max")
 
-MATMULS = _words("matmul mm bmm mv rmatmul dot inner outer einsum tensordot")
+MATMULS = _words("matmul mm bmm mv rmatmul dot inner outer einsum tensordot grouped_mm")
 
 ACTIVATIONS = _words("""
     relu6 hardtanh silu gelu mish hardswish tanh elu celu selu softsign tanhshrink softshrink hardshrink sin tan asin
-    atan arctan asinh arcsinh sinh expm1 log1p local_response_norm normalize rms_norm
+    atan arctan asinh arcsinh sinh expm1 log1p local_response_norm
 """)  # f(0) = 0
 
 STATISTICS = _words("""
@@ -83,10 +90,10 @@ TREATMENTS: dict[str, Treatment] = (
     | dict.fromkeys(MATMULS, bilinear)
     | dict.fromkeys(ACTIVATIONS, identity)
     | dict.fromkeys(STATISTICS, statistic)
-    | dict.fromkeys(["softmax", "log_softmax", "softmin", "logsumexp"], own_gradient)
+    | dict.fromkeys(["log_softmax", "softmin", "logsumexp"], own_gradient)
+    | dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv"], added_product)
     | {
         "linear": dense,
-        "addmm": addmm,
         "batch_norm": batch_norm,
         "relu": rectify,
         "mul": scale,
@@ -94,18 +101,35 @@ TREATMENTS: dict[str, Treatment] = (
         "pow": power,
         "square": power,
         "clamp": clamp,
+        "softmax": softmax,
+        "scaled_dot_product_attention": scaled_dot_product_attention,
+        "multi_head_attention_forward": written_out,
+        "lstm": recurrent,
+        "gru": recurrent,
+        "rnn_tanh": recurrent,
+        "rnn_relu": recurrent,
+        "lstm_cell": cell,
+        "gru_cell": cell,
+        "rnn_tanh_cell": cell,
+        "rnn_relu_cell": cell,
         "layer_norm": layer_norm,
+        "rms_norm": rms_norm,
+        "normalize": normalize,
         "group_norm": group_norm,
         "instance_norm": instance_norm,
     }
 )
 
 WITHOUT_FUNCTION_RULES = frozenset({
-    plain, affine, winner, product, scale, dense, addmm, convolution, transposed_convolution, bilinear, batch_norm, rectify,
+    plain, affine, winner, product, scale, dense, added_product, convolution, transposed_convolution, bilinear, batch_norm,
+    rectify,
 })  # fmt: skip
 
 LEAVES_VALUES = frozenset(_words("requires_grad detach share_memory"))  # end in an underscore and overwrite nothing
 
 NONNEGATIVE = frozenset(_words("relu relu6 sigmoid hardsigmoid softmax exp exp2 abs softplus square"))
 ARITHMETIC = frozenset(_words("add mul div maximum where masked_fill cat stack pad"))
+CASTS = frozenset(_words("to float double half bfloat16 type_as neg clone contiguous"))
+ACROSS_VALUES = frozenset(_words("local_response_norm std var std_mean var_mean"))
+POINTWISE = (CASTS | frozenset(ACTIVATIONS + STATISTICS + _words("relu pow square clamp abs"))) - ACROSS_VALUES
 KEEPS_SIGN = (ARITHMETIC | frozenset(MOVES_VALUES + PLAIN)) - {"neg"}

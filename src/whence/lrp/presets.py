@@ -11,15 +11,19 @@ from torch.nn import functional as F
 
 from whence.errors import RuleError
 from whence.lrp.composites import Composite, Selector, input_layer
-from whence.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
+from whence.lrp.rules import AlphaBeta, Constant, Epsilon, Flat, Gamma, Identity, Rule, WSquare, ZBox, ZPlus
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 DENSE = (F.linear, torch.matmul, torch.addmm)
+DENSE_LAYERS = (F.linear, torch.addmm)
+STATE_SPACE_GATES = ("x_proj", "*.x_proj", "dt_proj", "*.dt_proj")
+OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
+LRP_0 = ("*", Epsilon(0))  # whatever other linear maps there are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
-    """γ on convolutions, ε on dense layers: the default, right for inputs of any range."""
+    """γ on convolutions, ε on dense layers, right for inputs of any range."""
     return _composite((CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
 
 
@@ -58,6 +62,33 @@ def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[flo
     falling = {(2,): 1.0, (5, 7): 10**-0.5, (10, 12, 14): 0.1, (17, 19, 21): 10**-1.5, (24, 26, 28): 0.01}
     middle = [(tuple(f"features.{i}" for i in layers), Gamma(gamma)) for layers, gamma in falling.items()]
     return _composite(("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", Epsilon(0)))
+
+
+def attn_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
+    """AttnLRP (Achtibat et al. 2024): softmax by its own gradient, products halved. The default, for networks of any kind.
+
+    γ = 0 is LRP-0, the gradient, and costs no more than that. On language models leave it so; on vision transformers γ on
+    the dense layers too (0.01 to 1) makes heatmaps calmer.
+
+    In state-space models step sizes, B and C are constant (MambaLRP, Rezaei Jafari et al. 2024).
+    """
+    return _composite(
+        (STATE_SPACE_GATES, Constant()),
+        (OPAQUE_ACTIVATIONS, Identity()),
+        (CONVOLUTIONS, _gamma(conv_gamma)),
+        (DENSE_LAYERS, _gamma(gamma)),
+        LRP_0,
+    )
+
+
+def cp_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
+    """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
+    and none is lost in a softmax: without biases, ΣR is the output."""
+    return Composite(((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries))
+
+
+def _gamma(gamma: float) -> Gamma | Epsilon:
+    return Gamma(gamma) if gamma else Epsilon(0)
 
 
 def _composite(*entries: tuple[Selector, Rule]) -> Composite:

@@ -55,23 +55,31 @@ class Propagation:
     meter: Meter
     weight_version: int
 
-    @property
-    def reads_input(self) -> bool:
-        """Whether the input's values are needed, not only its shape."""
-        return not isinstance(self.step.rule, Epsilon)
+    def kept(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+        """What the way back needs of output and input; only their shapes where the rule is the gradient."""
+        if not isinstance(self.step.rule, Epsilon):
+            return z, a
+        return (z,) if self.step.rule.epsilon or self.step.rectified else ()
 
-    def __call__(self, g: Tensor, z: Tensor, *inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(self, g: Tensor, *kept: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.step.linear.weight._version != self.weight_version:
             raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
         rule, linear = self.step.rule, self.step.linear.unfolded()
+        if not kept:
+            return self._transposed_alone(linear, g), None
         if isinstance(rule, Epsilon):
-            return self._whole(linear, rule, g, z), None
-        (a,) = inputs
+            return self._whole(linear, rule, g, *kept), None
+        z, a = kept
         if isinstance(rule, InputRule):
             return None, self._distributed(linear, rule, g * z, a)
         if rule.merges(self.step.nonnegative, self.step.rectified):
             return self._merged(linear, rule, g, z, a), None
         return self._shared(linear, rule, g, z, a), None
+
+    def _transposed_alone(self, linear: LinearMap, g: Tensor) -> Tensor:
+        if linear.bias is not None:
+            self.meter.add(self.step.path, linear.bias_share(g, linear.bias))
+        return linear.transpose(g, linear.weight, self.shape)
 
     def _distributed(self, linear: LinearMap, rule: InputRule, relevance: Tensor, a: Tensor) -> Tensor:
         returned = rule.distribute(linear, a, relevance, self.step.present)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from whence.errors import ModelError
 
-Back = Callable[..., tuple[Tensor | None, ...]]  # (g, value, *kept) -> gradients of the sources
+Back = Callable[..., tuple[Tensor | None, ...]]  # (g, *kept) -> gradients of the sources
+Keep = Callable[[Tensor], tuple[Tensor, ...]]  # value -> kept
 
 
 class Saved:
@@ -59,17 +60,17 @@ class Cells:
 
 
 class Node(torch.autograd.Function):
-    """The value of `value()`, and `back(g, value, *kept)` in place of its gradient.
+    """The value of `value()`, and `back(g, *kept)` in place of its gradient.
 
-    What is kept goes through autograd, which lets it go as soon as the way back is done with it.
+    What `keep(value)` gives goes through autograd, which lets it go as soon as the way back is done with it.
     """
 
     @staticmethod
-    def forward(ctx, value: Callable[[], Tensor], back: Back, kept: tuple[Tensor, ...], *sources: Tensor | None):
+    def forward(ctx, value: Callable[[], Tensor], back: Back, keep: Keep, *sources: Tensor | None):
         out = value()
         ctx.back, ctx.inputs_before_sources = back, 3
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(out, *kept)
+        ctx.save_for_backward(*keep(out))
         return out
 
     @staticmethod
@@ -81,19 +82,21 @@ class OverwritingNode(torch.autograd.Function):
     """As `Node`, where the value has to end up in `target` itself, whose own history was cut before."""
 
     @staticmethod
-    def forward(
-        ctx, value: Callable[[], Tensor], back: Back, kept: tuple[Tensor, ...], target: Tensor, *sources: Tensor | None
-    ):
+    def forward(ctx, value: Callable[[], Tensor], back: Back, keep: Keep, target: Tensor, *sources: Tensor | None):
         ctx.back, ctx.inputs_before_sources = back, 4
         ctx.set_materialize_grads(False)
         target.copy_(value())
         ctx.mark_dirty(target)
-        ctx.save_for_backward(target, *kept)
+        ctx.save_for_backward(*keep(target))
         return target
 
     @staticmethod
     def backward(ctx, g: Tensor | None):
         return _returned(ctx, g)
+
+
+def keep_nothing(value: Tensor) -> tuple[Tensor, ...]:
+    return ()
 
 
 def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:

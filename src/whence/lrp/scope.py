@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.modules import module as global_hooks
 from whence.errors import OpaqueError, SelectorError, suggestion
 
 Tap = Callable[[Tensor], None]
+Leaving = Callable[[tuple, object], object]  # (args, output) of the module that ends -> another output, or None
 
 
 class Scope:
@@ -26,6 +28,7 @@ class Scope:
             self._names.setdefault(id(module), []).append(name)
         self._taps: dict[int, list[Tap]] = {}
         self.tap(taps or {})
+        self.leaving: Leaving = lambda args, output: None
         self._stack: list[nn.Module] = []
         self._undo = ExitStack()
 
@@ -34,7 +37,8 @@ class Scope:
         with ExitStack() as undo:
             undo.callback(self._stack.clear)
             undo.callback(global_hooks.register_module_forward_pre_hook(self._enter_module).remove)
-            undo.callback(global_hooks.register_module_forward_hook(self._leave_module, always_call=True).remove)
+            leave: Any = self._leave_module
+            undo.callback(global_hooks.register_module_forward_hook(leave, always_call=True).remove)
             self._undo = undo.pop_all()
         return self
 
@@ -78,15 +82,24 @@ class Scope:
                 f"module '{self.path}' is scripted or traced and hides its functions; explain the original nn.Module"
             )
 
-    def _leave_module(self, module: nn.Module, args: tuple, output: object) -> None:
+    def _leave_module(self, module: nn.Module, args: tuple, output: object) -> object:
         if threading.get_ident() != self._thread or not self._stack or self._stack[-1] is not module:
-            return
+            return None
+        with torch._C.DisableTorchFunction():
+            changed = self.leaving(args, output) if output is not None else None
         self._stack.pop()
         taps = self._taps.get(id(module), [])
-        if not taps or output is None:
-            return
-        if not isinstance(output, Tensor):
-            raise SelectorError(f"layer '{self.names(module)[0]}' gives no single tensor but {type(output).__name__}")
-        with torch._C.DisableTorchFunction():
-            for tap in taps:
-                tap(output)
+        if taps and output is not None:
+            read = self._single(module, output if changed is None else changed)
+            with torch._C.DisableTorchFunction():
+                for tap in taps:
+                    tap(read)
+        return changed
+
+    def _single(self, module: nn.Module, output: object) -> Tensor:
+        """The tensor to read off: the output, or the first of a tuple or of named outputs (hidden states come first)."""
+        first = next(iter(output.values()), None) if isinstance(output, dict) else output
+        first = first[0] if isinstance(first, list | tuple) and first else first
+        if not isinstance(first, Tensor):
+            raise SelectorError(f"layer '{self.names(module)[0]}' gives no tensor but {type(output).__name__}")
+        return first

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.lrp.conservation import dot
+from whence.lrp.conservation import dot, total
 from whence.lrp.functions import Call, mapped, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
-from whence.lrp.rules import Epsilon
-from whence.lrp.saved import Saved
+from whence.lrp.rules import Constant, Epsilon, FunctionRule, Identity
+from whence.lrp.saved import Saved, keep_nothing
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -39,7 +39,7 @@ def affine(mode: "RelevanceMode", call: Call) -> Any:
         return call.run()
     at_zero = _at_zero(mode, call)
     out = call.run()
-    mode.absorb(out, lambda g: g * at_zero())
+    mode.absorb(out, lambda g: g * _unmasked(at_zero()))
     return out
 
 
@@ -74,7 +74,7 @@ def dense(mode: "RelevanceMode", call: Call) -> Tensor:
         return _made_weight(mode, call, bias, dim=-1)
     if x.dim() == 1:
         return _unbatched(mode, call, x, dense)
-    return mode.linear(call, x, Dense(weight, bias))
+    return mode.linear(call, x, Dense(weight, bias), native=True)
 
 
 def convolution(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -87,7 +87,7 @@ def convolution(mode: "RelevanceMode", call: Call) -> Tensor:
     rank = weight.dim() - 2
     both, single = _padding(weight, padding, _each(dilation, rank))
     linear = Convolution(weight, bias, _each(stride, rank), both, _each(dilation, rank), False, [0] * rank, groups, single)
-    return mode.linear(call, x, linear)
+    return mode.linear(call, x, linear, native=True)
 
 
 def transposed_convolution(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -110,7 +110,7 @@ def transposed_convolution(mode: "RelevanceMode", call: Call) -> Tensor:
         _each(output_padding, rank),
         groups,
     )
-    return mode.linear(call, x, linear)
+    return mode.linear(call, x, linear, native=True)
 
 
 def bilinear(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -122,17 +122,22 @@ def bilinear(mode: "RelevanceMode", call: Call) -> Tensor:
     if data.dim() == 1:
         return _unbatched(mode, call, data, bilinear) if call.name == "matmul" and factors[0] is data else product(mode, call)
     if call.name in ("matmul", "mm") and factors[0] is data and factors[1].dim() == 2:
-        return mode.linear(call, data, Dense(factors[1].mT, None))
+        return mode.linear(call, data, Dense(factors[1].mT, None), native=True)
     constant = next(t for t in factors if t is not data)
-    return mode.linear(call, data, Bilinear(lambda a, w: call.run_with({id(data): a, id(constant): w}), constant))
+    return mode.linear(call, data, Bilinear(lambda a, w: call.run_with({id(data): a, id(constant): w}), constant), native=True)
 
 
-def addmm(mode: "RelevanceMode", call: Call) -> Tensor:
-    """bias + x @ weight with a constant bias and weight, as dense layers are sometimes written."""
-    bias, x, weight, beta, alpha = call.bind("input mat1 mat2 beta alpha", beta=1, alpha=1)
-    if len(call.data) > 1 or not x.requires_grad or bias.dim() != 1:
-        return mode.unknown_function(call)
-    return mode.linear(call, x, Dense(weight.mT * alpha, bias * beta))
+def added_product(mode: "RelevanceMode", call: Call) -> Tensor:
+    """β · offset + α · a @ b: a dense layer where offset and b are constant, else a product and an offset that absorbs."""
+    offset, a, b, beta, alpha = call.bind("input batch1 batch2 beta alpha", beta=1, alpha=1)
+    if call.name == "addmm" and len(call.data) == 1 and a.requires_grad and offset.dim() == 1:
+        return mode.linear(call, a, Dense(b.mT * alpha, offset * beta), native=True)
+    if not (a.requires_grad and b.requires_grad):
+        return affine(mode, call)
+    out = call.run_with({id(t): mode.watched(t, _half) for t in (a, b)})
+    if not offset.requires_grad:
+        mode.absorb(out, lambda g: g * offset * beta)
+    return out
 
 
 def batch_norm(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -183,16 +188,20 @@ def identity(mode: "RelevanceMode", call: Call) -> Tensor:
     """An activation with f(0) = 0, as x · (f(x)/x) with the quotient constant: R passes unchanged (AttnLRP, eq. 9)."""
     if len(call.data) != 1:
         return mode.unknown_function(call)
-    slope = _slope_at_zero(call)
+    (x,) = call.data
+    slope, source = _slope_at_zero(call), x.detach()
 
-    def back(g: Tensor, value: Tensor, x: Tensor) -> tuple[Tensor]:
-        return ((value / x).nan_to_num_(nan=slope, posinf=slope, neginf=slope).mul_(g),)
+    def quotient(value: Tensor) -> tuple[Tensor]:
+        return (torch.div(value, source).nan_to_num_(nan=slope, posinf=slope, neginf=slope),)
 
-    return mode.node(call, back, *call.data)
+    return mode.node(x, call.run, _times, quotient)
 
 
 def product(mode: "RelevanceMode", call: Call) -> Tensor:
-    """Each of n factors that depend on the input takes an equal part (AttnLRP, proposition 3.2)."""
+    """Each of n factors that depend on the input takes an equal part (AttnLRP, proposition 3.2). A value times a function
+    of itself, x · h(x), is an activation that the network writes out (GELU by tanh, x · sigmoid(x)): h(x) is constant."""
+    if call.name == "mul" and (gate := mode.gate(call)) is not None:
+        return call.run_with({id(gate): gate.detach()})
     factors = len(call.data)
     out = call.run()
     _divide_gradient(out, factors)
@@ -232,9 +241,47 @@ def statistic(mode: "RelevanceMode", call: Call) -> Any:
     return mode.constant(call)
 
 
+def softmax(mode: "RelevanceMode", call: Call) -> Tensor:
+    """The softmax's own gradient (AttnLRP, proposition 3.1): R_in = x (R − s ΣR) does not conserve, the rest is absorbed."""
+    x, dim = call.data[0], call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
+    if not isinstance(dim, int):
+        return own_gradient(mode, call)
+    path = mode.scope.path
+
+    def back(g: Tensor, s: Tensor) -> tuple[Tensor]:
+        relevance = g * s
+        returned = torch.addcmul(relevance, s, relevance.sum(dim, keepdim=True), value=-1)
+        # Σ x · g over a row, without x: x = log s + const, and the gradient sums to 0
+        log = s.log().nan_to_num_(neginf=0.0)
+        mode.meter.add(path, total(relevance) - dot(log, returned))
+        return (returned.to(x_dtype),)
+
+    x_dtype = x.dtype
+    return mode.node(x, call.run, back, _itself)
+
+
 def layer_norm(mode: "RelevanceMode", call: Call) -> Tensor:
     x, shape, weight, bias, eps = call.bind("input normalized_shape weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(mode, call, x, (*x.shape[: x.dim() - len(shape)], -1), weight, bias, eps)
+
+
+def rms_norm(mode: "RelevanceMode", call: Call) -> Tensor:
+    """x / rms(x) · weight, the root mean square constant (AttnLRP, proposition 3.4)."""
+    x, shape, weight, eps = call.bind("input normalized_shape weight eps", weight=None, eps=None)
+    if _depends(weight):
+        return mode.unknown_function(call)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    dims = list(range(-len(shape), 0))
+    spread = (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
+    back = _times if weight is None else lambda g, spread: (g * weight * spread,)
+    return mode.node(x, call.run, back, lambda value: (spread,))
+
+
+def normalize(mode: "RelevanceMode", call: Call) -> Tensor:
+    """x / ‖x‖, the norm constant."""
+    x, p, dim, eps = call.bind("input p dim eps", p=2.0, dim=1, eps=1e-12)
+    norm = torch.linalg.vector_norm(x.detach(), p, dim, keepdim=True).clamp_min(eps)
+    return mode.node(x, call.run, lambda g, norm: (g / norm,), lambda value: (norm,))
 
 
 def group_norm(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -267,7 +314,42 @@ def own_gradient(mode: "RelevanceMode", call: Call) -> Any:
     return out
 
 
+def opaque(mode: "RelevanceMode", x: Tensor, output: Tensor, rule: FunctionRule) -> Tensor:
+    """What a module of hidden functions made of `x`."""
+    value, source, path = output.detach(), x.detach(), mode.scope.path
+    if isinstance(rule, Constant):
+        mode.last_constant = f"'{path}'"
+        return value
+    if isinstance(rule, Identity):
+        return mode.node(x, lambda: value, _times, lambda value: (torch.div(value, source).nan_to_num_(0.0, 0.0, 0.0),))
+
+    def back(g: Tensor) -> tuple[Tensor]:
+        returned = torch.autograd.grad(output, x, g, retain_graph=True)[0]
+        mode.meter.add(path, dot(g, value))
+        mode.meter.add(path, -dot(returned, source))
+        return (returned,)
+
+    return mode.node(x, lambda: value, back, keep_nothing)
+
+
 # helpers ------------------------------------------------------------------------------------------------------------------
+
+
+def _unmasked(offset: Tensor) -> Tensor:
+    """Without −∞: what is masked so has weight 0 in a softmax."""
+    return offset.masked_fill(offset.isneginf(), 0) if offset.is_floating_point() else offset
+
+
+def _times(g: Tensor, factor: Tensor) -> tuple[Tensor]:
+    return (g * factor,)
+
+
+def _half(g: Tensor, value: Tensor) -> tuple[Tensor]:
+    return (g / 2,)
+
+
+def _itself(value: Tensor) -> tuple[Tensor]:
+    return (value,)
 
 
 def _divide_gradient(out: Tensor, divisor: float) -> None:
@@ -340,6 +422,7 @@ def _unbatched(mode: "RelevanceMode", call: Call, x: Tensor, treatment: Callable
     kwargs = {k: batch if v is x else v for k, v in call.kwargs.items()}
     function = lambda *args, **kwargs: call.run().unsqueeze(0)  # noqa: E731 - the very call, for a value equal to the bit
     one = treatment(mode, Call(function, call.name, args, kwargs, (batch,)))
+    mode.see(one)
     return mode.follow(torch.squeeze, one, 0)
 
 
@@ -365,12 +448,15 @@ def _standardise(
     if _depends(weight) or _depends(bias):
         return mode.unknown_function(call)
 
-    def back(g: Tensor, value: Tensor, x: Tensor) -> tuple[Tensor]:
-        spread = (x.reshape(grouped).var(-1, keepdim=True, correction=0) + eps).rsqrt()
-        centred = (g if weight is None else g * weight).reshape(grouped) * spread
-        return ((centred - centred.mean(-1, keepdim=True)).reshape(x.shape),)
+    def spread(value: Tensor) -> tuple[Tensor]:
+        return ((x.detach().reshape(grouped).var(-1, keepdim=True, correction=0) + eps).rsqrt(),)
 
-    out = mode.node(call, back, x)
+    def back(g: Tensor, spread: Tensor) -> tuple[Tensor]:
+        centred = (g if weight is None else g * weight).reshape(grouped) * spread
+        return (centred.sub_(centred.mean(-1, keepdim=True)).reshape(shape),)
+
+    shape = x.shape
+    out = mode.node(x, call.run, back, spread)
     if bias is not None:
         mode.absorb(out, lambda g: g * bias)
     return out
@@ -378,7 +464,7 @@ def _standardise(
 
 def _slope_at_zero(call: Call) -> float:
     """f'(0), the limit of f(x)/x; 0 for functions of whole rows, where a zero input has no relevance to pass."""
-    if call.name in ("local_response_norm", "normalize", "rms_norm"):
+    if call.name == "local_response_norm":
         return 0.0
     with torch.enable_grad():
         zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)

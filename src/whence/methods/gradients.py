@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import ClassVar
 
-from torch import Tensor
-
 from whence.explanation import Explanation
-from whence.lrp.conservation import Conservation, total
+from whence.lrp.conservation import Conservation
+from whence.lrp.lookups import Lookups
 from whence.lrp.mode import ConstantParameters
 from whence.lrp.scope import Scope
-from whence.methods.passes import Taps, Task, explanation, gradients, leaves
+from whence.methods.passes import Taps, Task, explanation, gradients, leaves, summed
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,11 @@ class GradientTimesInput:
 
 
 def _plain(method, task: Task, relevance) -> Iterator[Explanation]:
-    taps = Taps(task.layers)
-    scope = Scope(task.model, taps.callbacks())
-    for found, _ in gradients(task, leaves(task.inputs), (scope, ConstantParameters()), taps):
-        scores = {i: relevance(*pair) for i, pair in found.inputs.items()}
-        conservation = Conservation(found.output, reduce(Tensor.add, map(total, scores.values())))
+    taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
+    contexts = Scope(task.model, taps.callbacks()), ConstantParameters(lookups)
+    for found in gradients(task, leaves(task.inputs), lookups, contexts, taps):
+        scores = found.scores(relevance)
+        conservation = Conservation(found.output, summed(scores))
         yield explanation(
             method, task, found, scores, {k: [relevance(*p) for p in v] for k, v in found.layers.items()}, conservation
         )

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import ClassVar
 
-from torch import Tensor
+import torch
 
 from whence.errors import RuleError
 from whence.explanation import Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite, Selector
-from whence.lrp.conservation import total
+from whence.lrp.lookups import Lookups
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
 from whence.lrp.scope import Scope
-from whence.methods.passes import Taps, Task, explanation, gradients, leaves
+from whence.methods.passes import Taps, Task, explanation, gradients, leaves, summed
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,21 @@ class LRP:
 
     @property
     def _rules(self) -> Mapping[Selector, Rule] | Composite:
-        return presets.epsilon_gamma() if self.rules is None else self.rules
+        return presets.attn_lrp() if self.rules is None else self.rules
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        taps = Taps(task.layers)
-        sources = leaves(task.inputs)
-        scope = Scope(task.model, {})
-        mode = RelevanceMode(Composite.of(self._rules), scope, self.unknown, sources)
+        taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
+        sources, scope = leaves(task.inputs), Scope(task.model, {})
+        mode = RelevanceMode(Composite.of(self._rules), scope, self.unknown, sources, lookups, task.inputs.batch_size)
         scope.tap(taps.callbacks(mode.pin))
+        contexts = (scope, mode.saving, mode)
         checked = False
-        for found, written in gradients(task, sources, (scope, mode.saving, mode), taps, mode.written, mode.what_blocks):
+        for found in gradients(task, sources, lookups, contexts, taps, mode.written, mode.what_blocks):
             if not checked:
                 mode.matcher.check_all_matched()
                 checked = True
-            scores = {i: x * g for i, (x, g) in found.inputs.items()}
-            if written:
-                scores = {i: r + w for (i, r), w in zip(scores.items(), written, strict=True)}
+            scores = found.scores(torch.mul)
+            for i, written in zip(found.inputs, found.extras, strict=False):
+                scores[i] = scores[i] + written
             layers = {name: [a * g for a, g in calls] for name, calls in found.layers.items()}
-            relevance = reduce(Tensor.add, map(total, scores.values()))
-            yield explanation(self, task, found, scores, layers, mode.meter.read(found.output, relevance))
+            yield explanation(self, task, found, scores, layers, mode.meter.read(found.output, summed(scores)))

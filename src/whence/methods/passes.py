@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.errors import ModelError, RuleError
+from whence.errors import InputError, ModelError, RuleError
 from whence.explanation import Explanation
 from whence.inputs import Inputs
-from whence.lrp.conservation import Conservation
+from whence.lrp.conservation import Conservation, total
+from whence.lrp.lookups import Lookups
 from whence.targets import Target, select
 
 
@@ -25,14 +27,26 @@ class Task:
     layers: tuple[str, ...] = ()
 
 
+Pair = tuple[Tensor, Tensor]  # a value and the gradient there
+
+
 @dataclass(frozen=True)
 class Gradients:
-    """The result of one backward pass: explained values, and value and gradient at inputs and layers."""
+    """The result of one backward pass: explained values, and value and gradient at inputs, look-ups and layers."""
 
     output: Tensor  # [N]
     target: Any
-    inputs: dict[int, tuple[Tensor, Tensor]]
-    layers: dict[str, list[tuple[Tensor, Tensor]]]
+    inputs: dict[int, Pair]
+    lookups: Lookups
+    looked_up: list[Pair]
+    layers: dict[str, list[Pair]]
+    extras: list[Tensor]
+
+    def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
+        """The relevance of every explained input: like it, or one score an id."""
+        wide = [(e.float(), g.float()) if e.dtype.itemsize < 4 else (e, g) for e, g in self.looked_up]
+        of_ids = self.lookups.scores([relevance(*pair) for pair in wide])
+        return {i: relevance(*pair) for i, pair in self.inputs.items()} | of_ids
 
 
 @dataclass
@@ -78,12 +92,13 @@ def leaves(inputs: Inputs) -> list[Tensor]:
 def gradients(
     task: Task,
     sources: list[Tensor],
+    lookups: Lookups,
     contexts: tuple[AbstractContextManager, ...],
     taps: Taps,
     extras: Sequence[Tensor] = (),
     blocked: Callable[[], str] = lambda: "",
-) -> Iterator[tuple[Gradients, list[Tensor]]]:
-    """One forward within `contexts`, then for each target the gradients at `sources` and at `extras`.
+) -> Iterator[Gradients]:
+    """One forward within `contexts`, then for each target the gradients at `sources`, at what was looked up and at `extras`.
 
     `blocked` says, for the error message, what may have cut the path from input to output.
     """
@@ -93,13 +108,22 @@ def gradients(
         for i, source in zip(inputs.explained, sources, strict=True):
             given[i] = source.clone()  # a network may overwrite what it is given
         outputs = inputs.call(task.model, tuple(given))
+    vectors = [lookup.vectors for lookup in lookups.found]
+    if not sources and not vectors:
+        raise InputError("nothing to explain: no integer input was looked up in a table; images must be floating point")
     for last, target in _with_last(task.targets):
         with entered(differentiating(), *contexts):
-            values, resolved = select(outputs, target, inputs.batch_size)
+            values, resolved = select(outputs, target, inputs)
         _check_output(values, blocked)
-        found = _backward(values, [*sources, *extras], keep_graph=not last)
-        pairs = {i: (s.detach(), g) for i, s, g in zip(inputs.explained, sources, found, strict=False)}
-        yield Gradients(values.detach(), resolved, pairs, taps.read()), found[len(sources) :]
+        found = _backward(values, [*sources, *vectors, *extras], keep_graph=not last)
+        at_inputs, at_vectors, at_extras = _parted(found, len(sources), len(vectors))
+        pairs = {i: (s.detach(), g) for i, s, g in zip(inputs.explained, sources, at_inputs, strict=True)}
+        looked_up = [(v.detach(), g) for v, g in zip(vectors, at_vectors, strict=True)]
+        yield Gradients(values.detach(), resolved, pairs, lookups, looked_up, taps.read(), at_extras)
+
+
+def _parted(items: list[Tensor], first: int, second: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return items[:first], items[first : first + second], items[first + second :]
 
 
 @contextmanager
@@ -144,6 +168,12 @@ def _with_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
     return ((i == len(remaining) - 1, target) for i, target in enumerate(remaining))
 
 
+def summed(scores: dict[int, Tensor]) -> Tensor:
+    """Σ R of each sample over all of its inputs, `[N]`."""
+    first, *others = (total(score) for score in scores.values())
+    return reduce(lambda a, b: a + b.to(a), others, first)
+
+
 def explanation(
     method: object,
     task: Task,
@@ -159,6 +189,6 @@ def explanation(
         target=found.target,
         conservation=conservation,
         layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in layers.items()},
-        inputs=task.inputs.together({i: task.inputs.parts[i] for i in task.inputs.explained}),
+        inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,
     )

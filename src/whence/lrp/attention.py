@@ -1,0 +1,64 @@
+"""Attention: the fused kernel kept with its gradients shared out, and the composite that hides its parts written out."""
+
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from whence.lrp.conservation import dot
+from whence.lrp.functions import Call
+from whence.lrp.rules import Constant
+
+if TYPE_CHECKING:
+    from whence.lrp.mode import RelevanceMode
+
+
+def scaled_dot_product_attention(mode: "RelevanceMode", call: Call) -> Tensor:
+    """softmax(q kᵀ) v by the kernel the model chose (AttnLRP, propositions 3.1 and 3.3 in the gradient form).
+
+    Two products follow each other, the scores q kᵀ and their softmax times v, and each halves what it shares: a quarter of
+    the gradient goes to q and k, half of it to v. Where the softmax is constant (CP-LRP) all of it goes to v.
+    """
+    names = ("query", "key", "value", "attn_mask")
+    given = dict(zip(names, call.bind(" ".join(names), attn_mask=None), strict=True))
+    data = {name: t for name, t in given.items() if isinstance(t, Tensor) and t.requires_grad}
+    if isinstance(mode.matcher.function_rule("softmax"), Constant):
+        return _with(call, given | {name: t.detach() for name, t in data.items() if name != "value"})
+    scores = data.keys() - {"value"}
+    if not scores:
+        return call.run()
+    path, meter = mode.scope.path, mode.meter
+    in_scores, in_output = max(len(scores - {"attn_mask"}), 1), 2 if "value" in data else 1
+
+    def to_scores(g: Tensor, t: Tensor) -> tuple[Tensor]:
+        g = g / (in_scores * in_output)
+        meter.add(path, -dot(g, t))
+        return (g,)
+
+    def to_mask(g: Tensor, mask: Tensor) -> tuple[Tensor]:
+        return (g / in_output,)
+
+    def to_value(g: Tensor, v: Tensor) -> tuple[Tensor]:
+        g = g / in_output
+        meter.add(path, dot(g, v))  # as much went to the scores; what they do not pass on is absorbed
+        return (g,)
+
+    backs = {"query": to_scores, "key": to_scores, "attn_mask": to_mask, "value": to_value}
+    return _with(call, given | {name: mode.watched(t, backs[name]) for name, t in data.items()})
+
+
+def _with(call: Call, tensors: dict[str, Any]) -> Tensor:
+    others = {name: value for name, value in call.kwargs.items() if name not in tensors}
+    return call.function(*tensors.values(), *call.args[len(tensors) :], **others)
+
+
+def written_out(mode: "RelevanceMode", call: Call) -> Any:
+    """A composite of torch, run from its own source so that the mode sees the functions it is made of."""
+    function = call.function
+    unchecked = {name: lambda *args: False for name in function.__globals__ if name.startswith("has_torch_function")}
+    visible = FunctionType(
+        function.__code__, function.__globals__ | unchecked, function.__name__, function.__defaults__, function.__closure__
+    )
+    visible.__kwdefaults__ = function.__kwdefaults__
+    with mode:
+        return visible(*call.args, **call.kwargs)
