@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError, ModelError, TrainingModeError, WhenceError, first_line
+from whence.lrp.scope import refuse_hidden
 
 Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
 
@@ -108,6 +109,8 @@ def check_model(model: object) -> None:
         raise ModelError(f"a model must be callable, not {type(model).__name__}")
     if not isinstance(model, torch.nn.Module):
         return
+    for name, module in model.named_modules():
+        refuse_hidden(module, name or "(model)")
     training = next((name or "the model" for name, module in model.named_modules() if module.training), None)
     if training is not None:
         raise TrainingModeError(f"{training!r} is in training mode; call model.eval() before explaining")

@@ -38,13 +38,13 @@ class Lookups:
             self._places[t] = torch.arange(start, start + t.numel(), device=t.device).view(t.shape)
             start += t.numel()
 
-    def run(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        """The call's value; that of a look-up is a leaf of its own."""
+    def run(self, function: Callable[..., Any], args: tuple, kwargs: dict, record: bool = True) -> Any:
+        """The call's value; that of a look-up is a leaf of its own, to be found in the record."""
         known = {id(t): places for t in tensors((args, kwargs)) if (places := self._places.get(t)) is not None}
         if not known:
             return function(*args, **kwargs)
         call = Call(function, function_name(function), args, kwargs, ())
-        if call.name in TABLES and (found := self._look_up(call, known)) is not None:
+        if call.name in TABLES and (found := self._look_up(call, known, record)) is not None:
             return found
         out = call.run()
         self._follow(call, known, out)
@@ -67,7 +67,7 @@ class Lookups:
         )
         return {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
 
-    def _look_up(self, call: Call, known: dict[int, Tensor]) -> Tensor | None:
+    def _look_up(self, call: Call, known: dict[int, Tensor], record: bool) -> Tensor | None:
         table, ids = _table_and_ids(call)
         if not isinstance(table, Tensor) or not table.is_floating_point() or id(ids) not in known:
             return None
@@ -84,7 +84,8 @@ class Lookups:
         if not torch.is_grad_enabled():
             return vectors
         vectors = vectors.detach().requires_grad_()
-        self.found.append(Lookup(vectors, known[id(ids)]))
+        if record:
+            self.found.append(Lookup(vectors, known[id(ids)]))
         return vectors
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:

@@ -7,7 +7,7 @@ every tensor a, so that its relevance is a · g.
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
 from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved
 from whence.lrp.scope import Scope
+from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, Reenterable, computing_again
 
 Unknown = Literal["error", "warn", "gradient"]
 
@@ -63,9 +64,12 @@ class GradientMode(TorchFunctionMode):
 
     _entered = threading.local()
 
-    def __init__(self):
+    def __init__(self, scope: Scope):
         super().__init__()
+        self.scope = scope
+        self.recomputing = False  # a checkpointed part, on the way back
         self._outer: list[GradientMode | None] = []
+        self._around = ExitStack()
 
     def __enter__(self):
         outer = getattr(self._entered, "mode", None)
@@ -73,26 +77,50 @@ class GradientMode(TorchFunctionMode):
             raise ModelError(
                 "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
             )
+        if outer is None and not self.recomputing:
+            for context in (EAGERLY, CHECKPOINTS_CARRIED, computing_again(self._again)):
+                self._around.enter_context(context)
         self._outer.append(outer)
         self._entered.mode = self
         return super().__enter__()
 
     def __exit__(self, *exception):
         self._entered.mode = self._outer.pop()
+        if self._entered.mode is None and not self.recomputing:
+            self._around.close()
         return super().__exit__(*exception)
+
+    def pin(self, t: Tensor) -> None:
+        """Let the gradient at `t` be read off."""
+
+    def _again(self, function: Callable[..., Any], args: tuple) -> tuple[Callable[..., Any], AbstractContextManager]:
+        """A checkpointed function, and the context to compute it again in."""
+        return function, self._recomputation(list(self.scope.modules))
+
+    def _recomputation(self, modules: list[torch.nn.Module]) -> AbstractContextManager:
+        return Reenterable(lambda: self._recomputed(modules))
+
+    @contextmanager
+    def _recomputed(self, modules: list[torch.nn.Module]) -> Iterator[None]:
+        before, self.recomputing = self.recomputing, True
+        try:
+            with self.scope.resumed(modules, self.pin), self:
+                yield
+        finally:
+            self.recomputing = before
 
 
 class ConstantParameters(GradientMode):
     """Plain gradients with respect to the input, parameters read as constants."""
 
-    def __init__(self, lookups: Lookups):
-        super().__init__()
+    def __init__(self, scope: Scope, lookups: Lookups):
+        super().__init__(scope)
         self.lookups = lookups
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if asks_about(function):
             return function(*args, **(kwargs or {}))
-        out = self.lookups.run(function, *constant_parameters(args, kwargs or {}))
+        out = self.lookups.run(function, *constant_parameters(args, kwargs or {}), record=not self.recomputing)
         if function is torch.nn.functional.batch_norm and out.requires_grad:
             out.register_hook(torch.Tensor.contiguous)  # else torch 2.13 can compute a wrong gradient on CPU, in eval mode
         return out
@@ -110,9 +138,8 @@ class RelevanceMode(GradientMode):
         lookups: Lookups | None = None,
         batch_size: int = 0,
     ):
-        super().__init__()
+        super().__init__(scope)
         self.matcher = Matcher(rules, scope)
-        self.scope = scope
         scope.leaving = self._opaque_module
         self.unknown = unknown
         self.lookups = lookups
@@ -181,7 +208,7 @@ class RelevanceMode(GradientMode):
 
     def pin(self, t: Tensor) -> None:
         """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
-        self._known[t] = replace(self.knowledge(t), version=t._version, link=None)
+        self._known[t] = replace(self.knowledge(t), version=t._version, link=None, origin=None)
 
     def gate(self, call: Call) -> Tensor | None:
         """Of a product x · h(x) of a value (or a multiple of it) and a function of the same value, the second factor."""
@@ -195,7 +222,7 @@ class RelevanceMode(GradientMode):
 
     def node(self, source: Tensor, value: Callable[[], Tensor], back: Back, keep: Keep) -> Tensor:
         """A value made of `source`, and `back(g, *keep(value))` for its gradient."""
-        return Node.apply(value, back, keep, source)  # type: ignore[return-value]
+        return Node.apply(value, back, self._kept(keep), source)  # type: ignore[return-value]
 
     def watched(self, t: Tensor, back: Back) -> Tensor:
         """The same tensor, and `back(g, t)` for its gradient."""
@@ -250,7 +277,7 @@ class RelevanceMode(GradientMode):
     def _hang(self, node: type[torch.autograd.Function], link: Link, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
         back = Propagation(link.step, link.source.shape, self.meter, link.step.linear.weight._version)
         source = link.source.detach()
-        keep = lambda z: back.kept(z, source)  # noqa: E731
+        keep = self._kept(lambda z: back.kept(z, source))
         out: Tensor = node.apply(value, back, keep, *target, link.source, link.zeros)  # type: ignore[assignment]
         if link.step.rectified:  # nobody takes a ReLU over: what follows it does not follow the map
             self._known[out] = Knowledge(out._version, True)
@@ -261,10 +288,29 @@ class RelevanceMode(GradientMode):
     def _without_data(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         if self.lookups is None:
             return function(*args, **kwargs)
-        out = self.lookups.run(function, args, kwargs)
+        out = self.lookups.run(function, args, kwargs, record=not self.recomputing)
         if isinstance(out, Tensor) and out.requires_grad and out.is_leaf:
             self.see(out)
         return out
+
+    def _kept(self, keep: Keep) -> Keep:
+        """Of a part computed again, torch keeps the tensors themselves, beside the cells: a copy is safe from overwriting."""
+        return (lambda value: tuple(t.clone() for t in keep(value))) if self.recomputing else keep
+
+    def _again(self, function: Callable[..., Any], args: tuple) -> tuple[Callable[..., Any], AbstractContextManager]:
+        """What is known of the arguments is known again; what came before them is out of reach then, and so is now."""
+        for t in tensors(args):
+            if t.requires_grad:
+                self.pin(t)
+        known = [self._known.get(t) for t in tensors(args)]
+
+        def with_knowledge(*args: Any, **kwargs: Any) -> Any:
+            for t, knowledge in zip(tensors((args, kwargs)), known, strict=True):
+                if knowledge is not None:
+                    self._known[t] = replace(knowledge, version=t._version)
+            return function(*args, **kwargs)
+
+        return with_knowledge, self._recomputation(list(self.scope.modules))
 
     def _treat(self, call: Call) -> Any:
         treatment = operations.TREATMENTS.get(call.name)
@@ -354,14 +400,14 @@ class RelevanceMode(GradientMode):
                 "rule, such as LRP({'its.path': whence.Identity()} | …), detach it, or write it in torch functions"
             )
 
-    def _opaque_module(self, args: tuple, output: object) -> Tensor | None:
+    def _opaque_module(self, module: torch.nn.Module, args: tuple, output: object) -> Tensor | None:
         """The output of a module whose inside cannot be seen, by the rule there is for the module."""
         if not isinstance(output, Tensor) or not output.requires_grad or not self._unseen(output):
             return None
         rule, data = self.matcher.function_rule(""), depends(args, {})
         if rule is None or len(data) != 1:
             return None
-        seen = treatments.opaque(self, data[0], output, rule)
+        seen = treatments.opaque(self, module, args, data[0], output.detach(), rule)
         if seen.requires_grad:
             self.see(seen)
         return seen

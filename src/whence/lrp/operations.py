@@ -49,7 +49,7 @@ MOVES_VALUES = _words("""
     pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice split
     split_with_sizes squeeze swapaxes t take take_along_dim tensor_split tile to transpose tril triu type type_as unbind
     unflatten unfold view_as_complex view_as_real unsafe_chunk unsafe_split unsqueeze view view_as vsplit real fold
-    im2col col2im meshgrid pack_padded_sequence
+    im2col col2im meshgrid pack_padded_sequence pad_packed_sequence
 """)
 
 PLAIN = _words("""
@@ -64,7 +64,6 @@ PLAIN = _words("""
 AFFINE = _words("""
     add sub rsub cat stack hstack vstack dstack column_stack pad where masked_fill masked_scatter setitem copy fill zero
     index_put index_fill index_add index_copy scatter scatter_add
-    pad_packed_sequence
 """)
 
 WINNERS = _words("maximum minimum max min fmax fmin clamp_min clamp_max")

@@ -95,10 +95,6 @@ class OverwritingNode(torch.autograd.Function):
         return _returned(ctx, g)
 
 
-def keep_nothing(value: Tensor) -> tuple[Tensor, ...]:
-    return ()
-
-
 def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     if g is None:
         return (None,) * len(ctx.needs_input_grad)

@@ -1,8 +1,8 @@
 """Which module is running: the stack of module calls, for selectors, error messages and inner layers."""
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules import module as global_hooks
 from whence.errors import OpaqueError, SelectorError, suggestion
 
 Tap = Callable[[Tensor], None]
-Leaving = Callable[[tuple, object], object]  # (args, output) of the module that ends -> another output, or None
+Leaving = Callable[[nn.Module, tuple, object], object]  # (module, args, output) at its end -> another output, or None
 
 
 class Scope:
@@ -22,15 +22,17 @@ class Scope:
     """
 
     def __init__(self, model: object, taps: dict[str, Tap] | None = None):
-        self._modules = dict(model.named_modules(remove_duplicate=False)) if isinstance(model, nn.Module) else {}
+        modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
+        self._modules = {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
         self._names: dict[int, list[str]] = {}
         for name, module in self._modules.items():
             self._names.setdefault(id(module), []).append(name)
         self._taps: dict[int, list[Tap]] = {}
         self.tap(taps or {})
-        self.leaving: Leaving = lambda args, output: None
+        self.leaving: Leaving = lambda module, args, output: None
         self._stack: list[nn.Module] = []
         self._undo = ExitStack()
+        self._entered = False
 
     def __enter__(self) -> "Scope":
         self._thread = threading.get_ident()
@@ -40,10 +42,23 @@ class Scope:
             leave: Any = self._leave_module
             undo.callback(global_hooks.register_module_forward_hook(leave, always_call=True).remove)
             self._undo = undo.pop_all()
+        self._entered = True
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._entered = False
         self._undo.close()
+
+    @contextmanager
+    def resumed(self, modules: list[nn.Module], tap: Tap) -> Iterator[None]:
+        """Within these modules again, for a part that is computed again on the way back; `tap` stands in for all taps."""
+        taps, before = self._taps, list(self._stack)
+        with nullcontext() if self._entered else self:
+            self._stack[:], self._taps = modules, {module: [tap] for module in taps}
+            try:
+                yield
+            finally:
+                self._stack[:], self._taps = before, taps
 
     def tap(self, taps: dict[str, Tap]) -> None:
         """Call each tap with the output of the module it is named after."""
@@ -77,16 +92,13 @@ class Scope:
         if threading.get_ident() != self._thread:
             return
         self._stack.append(module)
-        if isinstance(module, torch.jit.ScriptModule):
-            raise OpaqueError(
-                f"module '{self.path}' is scripted or traced and hides its functions; explain the original nn.Module"
-            )
+        refuse_hidden(module, self.path)
 
     def _leave_module(self, module: nn.Module, args: tuple, output: object) -> object:
         if threading.get_ident() != self._thread or not self._stack or self._stack[-1] is not module:
             return None
         with torch._C.DisableTorchFunction():
-            changed = self.leaving(args, output) if output is not None else None
+            changed = self.leaving(module, args, output) if output is not None else None
         self._stack.pop()
         taps = self._taps.get(id(module), [])
         if taps and output is not None:
@@ -103,3 +115,17 @@ class Scope:
         if not isinstance(first, Tensor):
             raise SelectorError(f"layer '{self.names(module)[0]}' gives no tensor but {type(output).__name__}")
         return first
+
+
+def refuse_hidden(module: nn.Module, path: str) -> None:
+    """Raise for modules that run without calling torch functions, or call others than were written."""
+    made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if _exported(module) else None
+    if made:
+        raise OpaqueError(f"module '{path}' is {made} and hides its functions; explain the original nn.Module")
+
+
+def _exported(module: nn.Module) -> bool:
+    """Whether torch.export made the module: its graph calls operators, with decompositions and constants of their own."""
+    if not isinstance(module, torch.fx.GraphModule):
+        return False
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)

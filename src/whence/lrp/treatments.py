@@ -8,14 +8,14 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whence.lrp.conservation import dot, total
 from whence.lrp.functions import Call, mapped, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
 from whence.lrp.rules import Constant, Epsilon, FunctionRule, Identity
-from whence.lrp.saved import Saved, keep_nothing
+from whence.lrp.saved import Saved
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -314,22 +314,26 @@ def own_gradient(mode: "RelevanceMode", call: Call) -> Any:
     return out
 
 
-def opaque(mode: "RelevanceMode", x: Tensor, output: Tensor, rule: FunctionRule) -> Tensor:
-    """What a module of hidden functions made of `x`."""
-    value, source, path = output.detach(), x.detach(), mode.scope.path
+def opaque(mode: "RelevanceMode", module: nn.Module, args: tuple, x: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
+    """What a module of hidden functions made of `x`, the one of its `args` that depends on the input."""
+    source, path = x.detach(), mode.scope.path
     if isinstance(rule, Constant):
         mode.last_constant = f"'{path}'"
         return value
     if isinstance(rule, Identity):
         return mode.node(x, lambda: value, _times, lambda value: (torch.div(value, source).nan_to_num_(0.0, 0.0, 0.0),))
+    others = tuple(None if arg is x else arg for arg in args)
 
-    def back(g: Tensor) -> tuple[Tensor]:
-        returned = torch.autograd.grad(output, x, g, retain_graph=True)[0]
+    def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
+        with torch.enable_grad():
+            leaf = source.detach().requires_grad_()
+            again = module.forward(*(leaf if arg is None else arg for arg in others))
+            (returned,) = torch.autograd.grad(again, leaf, g)
         mode.meter.add(path, dot(g, value))
         mode.meter.add(path, -dot(returned, source))
         return (returned,)
 
-    return mode.node(x, lambda: value, back, keep_nothing)
+    return mode.node(x, lambda: value, back, lambda value: (source, value))
 
 
 # helpers ------------------------------------------------------------------------------------------------------------------

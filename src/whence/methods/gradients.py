@@ -45,8 +45,8 @@ class GradientTimesInput:
 
 def _plain(method, task: Task, relevance) -> Iterator[Explanation]:
     taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
-    contexts = Scope(task.model, taps.callbacks()), ConstantParameters(lookups)
-    for found in gradients(task, leaves(task.inputs), lookups, contexts, taps):
+    scope = Scope(task.model, taps.callbacks())
+    for found in gradients(task, leaves(task.inputs), lookups, (scope, ConstantParameters(scope, lookups)), taps):
         scores = found.scores(relevance)
         conservation = Conservation(found.output, summed(scores))
         yield explanation(

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
-from whence.errors import InputError, ModelError, RuleError
+from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.explanation import Explanation
 from whence.inputs import Inputs
 from whence.lrp.conservation import Conservation, total
@@ -147,6 +148,8 @@ def _backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[T
     try:
         with differentiating():
             found = torch.autograd.grad(values.sum(), sources, retain_graph=keep_graph, allow_unused=True)
+    except CheckpointError as error:
+        raise ModelError(f"a checkpointed part did not compute the same again: {first_line(error)}") from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
