@@ -1,3 +1,4 @@
+# ruff: noqa: C408
 """Transformers of the libraries people use, built small and random; what is additive and not the input can be zeroed."""
 
 import contextlib
@@ -95,8 +96,9 @@ def hugging_face(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     return makers[name](), inputs.get(name, text)()
 
 
-FAMILIES = ("gpt2 gpt_neox opt bloom llama mistral qwen2 qwen3 gemma2 gemma3 phi3 mixtral qwen3_moe falcon mamba bert distilbert "
-            "roberta electra deberta_v2 albert t5 whisper vit clip").split()  # fmt: skip
+FAMILIES = ["gpt2", "gpt_neox", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral",
+            "qwen3_moe", "falcon", "mamba", "bert", "distilbert", "roberta", "electra", "deberta_v2", "albert", "t5", "whisper",
+            "vit", "clip"]  # fmt: skip
 
 TORCHVISION = {"vit_b_16": 224, "swin_t": 64, "swin_v2_t": 64, "maxvit_t": 224, "convnext_tiny": 64}
 TIMM = {"vit_tiny_patch16_224": 224, "deit_tiny_distilled_patch16_224": 224, "beit_base_patch16_224": 224,
@@ -109,7 +111,9 @@ def vision(name: str) -> tuple[nn.Module, Tensor]:
     if name in TORCHVISION:
         from torchvision.models import get_model
 
-        return get_model(name, weights=None, num_classes=10), torch.randn(1, 3, TORCHVISION[name], TORCHVISION[name])
+        return get_model(name, weights=None, num_classes=10).to(torch.get_default_dtype()), torch.randn(
+            1, 3, TORCHVISION[name], TORCHVISION[name]
+        )
     import timm
 
     return timm.create_model(name, num_classes=10), torch.randn(1, 3, TIMM[name], TIMM[name])

@@ -23,5 +23,6 @@ from whence.lrp.rules import (
 )
 from whence.methods.gradients import GradientTimesInput as GradientTimesInput, Sensitivity as Sensitivity
 from whence.methods.lrp import LRP as LRP
+from whence.targets import Logit as Logit, Span as Span
 
 __version__ = _version("whence")

@@ -1,5 +1,6 @@
 """explain(): model + input + target + method -> Explanation."""
 
+import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from whence.errors import RuleError, SelectorError, TargetError
 from whence.explanation import Explanation
 from whence.inputs import Inputs, Nest, check_model
+from whence.lrp.scope import module_names
 from whence.methods.gradients import GradientTimesInput, Sensitivity
 from whence.methods.lrp import LRP
 from whence.methods.passes import Task
@@ -42,9 +44,11 @@ def explain(
     >>> e.conservation       # output = relevance + absorbed, to rounding
 
     `model` is any callable made of torch functions, in eval mode if it is a module; it is left as it was. `inputs` is a
-    tensor `[N, …]`, a tuple of them, or a dict that is passed as keyword arguments. `target` is None (the arg max), a class,
-    one class a sample, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
-    fit most networks if not given. `layers` names modules whose outputs' relevance is wanted too.
+    tensor `[N, …]`, a tuple of them, or a dict that is passed as keyword arguments; token ids `[N, T]` get a score each.
+    `target` is None (the arg max), a class, one class a sample, a `Logit` (of a token at a position, rather than another)
+    or `Span` of a text, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
+    fit most networks if not given. `layers` names modules whose outputs' relevance is wanted too, with * for any one part
+    of a path: "model.layers.*".
 
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
@@ -66,7 +70,7 @@ def explain_targets(
     check_model(model)
     if isinstance(targets, int | str | Tensor) or callable(targets):
         raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
-    task = Task(model, Inputs.of(inputs), list(targets), _names(layers))
+    task = Task(model, Inputs.of(inputs), list(targets), _names(layers, model))
     return named(method).explanations(task)
 
 
@@ -85,9 +89,21 @@ def named(method: Method | str | None) -> Method:
     return method
 
 
-def _names(layers: Sequence[str]) -> tuple[str, ...]:
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
-    for name in names:
+def _names(layers: Sequence[str], model: object) -> tuple[str, ...]:
+    """Module paths, with patterns such as "model.layers.*" written out: a * stands for one part between dots."""
+    names: dict[str, None] = {}
+    for name in (layers,) if isinstance(layers, str) else layers:
         if not isinstance(name, str):
             raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
-    return names
+        if "*" not in name:
+            names[name] = None
+            continue
+        found = [path for path in module_names(model) if _matches(path.split("."), name.split("."))]
+        if not found:
+            raise SelectorError(f"no layer of the model matches '{name}'")
+        names |= dict.fromkeys(found)
+    return tuple(names)
+
+
+def _matches(path: list[str], pattern: list[str]) -> bool:
+    return len(path) == len(pattern) and all(map(fnmatch.fnmatchcase, path, pattern))

@@ -22,8 +22,7 @@ class Scope:
     """
 
     def __init__(self, model: object, taps: dict[str, Tap] | None = None):
-        modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
-        self._modules = {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
+        self._modules = module_names(model)
         self._names: dict[int, list[str]] = {}
         for name, module in self._modules.items():
             self._names.setdefault(id(module), []).append(name)
@@ -115,6 +114,12 @@ class Scope:
         if not isinstance(first, Tensor):
             raise SelectorError(f"layer '{self.names(module)[0]}' gives no tensor but {type(output).__name__}")
         return first
+
+
+def module_names(model: object) -> dict[str, nn.Module]:
+    """All modules by path, compiled ones by the path of the original."""
+    modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
+    return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
 
 
 def refuse_hidden(module: nn.Module, path: str) -> None:

@@ -136,7 +136,7 @@ def added_product(mode: "RelevanceMode", call: Call) -> Tensor:
         return affine(mode, call)
     out = call.run_with({id(t): mode.watched(t, _half) for t in (a, b)})
     if not offset.requires_grad:
-        mode.absorb(out, lambda g: g * offset * beta)
+        mode.absorb(out, lambda g: g * _unmasked(offset) * beta)
     return out
 
 
@@ -195,6 +195,18 @@ def identity(mode: "RelevanceMode", call: Call) -> Tensor:
         return (torch.div(value, source).nan_to_num_(nan=slope, posinf=slope, neginf=slope),)
 
     return mode.node(x, call.run, _times, quotient)
+
+
+def glu(mode: "RelevanceMode", call: Call) -> Tensor:
+    """a · σ(b) of the two halves of the input, the gate constant."""
+    x, dim = call.bind("input dim", dim=-1)
+    gate = x.detach().chunk(2, dim)[1].sigmoid()
+
+    def back(g: Tensor, gate: Tensor) -> tuple[Tensor]:
+        passed = g * gate
+        return (torch.cat([passed, torch.zeros_like(passed)], dim),)
+
+    return mode.node(x, call.run, back, lambda value: (gate,))
 
 
 def product(mode: "RelevanceMode", call: Call) -> Tensor:
