@@ -31,9 +31,10 @@ def test_the_test_above_can_fail():
 def test_the_front_exports_what_the_contract_names():
     names = {"explain", "explain_targets", "relevance_rules", "presets", "errors", "Explanation", "Conservation", "Composite",
              "LRP", "GradientTimesInput", "Sensitivity", "Epsilon", "Gamma", "AlphaBeta", "ZPlus", "ZBox", "WSquare", "Flat",
-             "Identity", "Constant", "Gradient", "input_layer"}  # fmt: skip
+             "Identity", "Constant", "Gradient", "input_layer", "Logit", "Span", "Generation",
+             "explain_generation"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
-    modules = {"explanation", "inputs", "targets", "lrp", "methods", "models", "show", "cli"}
+    modules = {"explanation", "inputs", "targets", "lrp", "methods", "models", "show", "cli", "generation"}
     assert names <= public
     assert public - names <= modules
 

@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from whence import errors as errors
 from whence.explain import explain as explain, explain_targets as explain_targets
 from whence.explanation import Explanation as Explanation
+from whence.generation import Generation as Generation, explain_generation as explain_generation
 from whence.lrp import presets as presets
 from whence.lrp.composites import Composite as Composite, input_layer as input_layer
 from whence.lrp.conservation import Conservation as Conservation

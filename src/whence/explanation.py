@@ -1,6 +1,7 @@
 """What comes back from an explanation."""
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from whence.errors import WhenceError
 from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
+from whence.targets import Logit, Span
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".html", ".npz", ".safetensors")
 
@@ -35,7 +37,8 @@ class Explanation:
     layers: dict[str, Any] = field(default_factory=dict)
     inputs: Nest = None
     method: Any = None
-    classes: tuple[str, ...] = ()  # names of the classes, for pictures and pages
+    classes: Sequence[str] | Mapping[int, str] = ()  # names of the classes or tokens, for pictures and pages
+    tokens: dict[str, list[list[str]]] = field(default_factory=dict)  # of inputs of token ids, by their names
 
     def __len__(self) -> int:
         return len(self.output)
@@ -52,7 +55,7 @@ class Explanation:
         account = Conservation(
             c.output[index], c.relevance[index], absorbed, {name: amount[index] for name, amount in c.by_layer.items()}
         )
-        target = self.target[index] if isinstance(self.target, Tensor) else self.target
+        target = self.target[index] if isinstance(self.target, Tensor | Logit) else self.target
         return replace(
             self,
             relevance=_each(lambda t: t[index], self.relevance),
@@ -61,6 +64,7 @@ class Explanation:
             conservation=account,
             layers=_each(lambda t: t[index], self.layers),
             inputs=_each(lambda t: t[index], self.inputs),
+            tokens={name: rows[index] for name, rows in self.tokens.items()},
         )
 
     def __repr__(self) -> str:
@@ -70,8 +74,31 @@ class Explanation:
     def target_names(self) -> list[str]:
         """A word for the target of each sample."""
         if isinstance(self.target, Tensor):
-            return [self.classes[i] if i < len(self.classes) else str(i) for i in self.target.tolist()]
+            return [self._name(i) for i in self.target.tolist()]
+        if isinstance(self.target, Logit | Span):
+            return [self.target.words(self._name, i) for i in range(len(self))]
         return [getattr(self.target, "__name__", "function")] * len(self)
+
+    def with_tokens(self, tokenizer: Any) -> "Explanation":
+        """The same with token ids as words, for pictures, pages and the terminal; `tokenizer` is Hugging Face's."""
+        from whence.models.texts import tokens
+
+        named = tensors(self.inputs)
+        texts = {name: t for name, t in named.items() if not t.is_floating_point() and ("input_ids" in name or len(named) == 1)}
+        words = {name: [tokens(tokenizer, row.tolist()) for row in t] for name, t in texts.items()}
+        if self.classes or not isinstance(self.target, Tensor | Logit):
+            return replace(self, tokens=words)
+        target = self.target if isinstance(self.target, Logit) else Logit(self.target)
+        ids = sorted({i for t in (target.index, target.rather_than) if isinstance(t, Tensor) for i in t.tolist()})
+        return replace(self, tokens=words, classes=dict(zip(ids, tokens(tokenizer, ids), strict=True)))
+
+    def tokens_of(self, sample: int) -> list[str]:
+        """The words of one sample's first text; none before `with_tokens`."""
+        return next((rows[sample] for rows in self.tokens.values()), [])
+
+    def _name(self, index: int) -> str:
+        known = index in self.classes if isinstance(self.classes, Mapping) else index < len(self.classes)
+        return self.classes[index] if known else str(index)
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .jpg, .pdf, .svg), a page (.html) or the numbers (.npz, .safetensors); returns the path."""

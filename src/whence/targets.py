@@ -38,6 +38,11 @@ class Logit:
         other = _indices(self.rather_than, rows)
         return rows[samples, index] - rows[samples, other], replace(self, index=index, rather_than=other)
 
+    def __getitem__(self, samples: slice) -> "Logit":
+        """The same for some of the samples, once its indices are filled in."""
+        index, other = (i[samples] if isinstance(i, Tensor) and i.dim() else i for i in (self.index, self.rather_than))
+        return replace(self, index=index, rather_than=other)
+
     def words(self, name: Callable[[int], str], sample: int) -> str:
         named = [name(int(i[sample])) for i in (self.index, self.rather_than) if isinstance(i, Tensor)]
         return " rather than ".join(named)

@@ -1,4 +1,4 @@
-"""`whence explain`: a picture or a bundled digit, a model, a heatmap."""
+"""`whence explain`: a picture, a text or a bundled digit, a model, a heatmap."""
 
 import json
 from dataclasses import replace
@@ -11,25 +11,33 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from whence.errors import InputError, LoadError, RuleError
+from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
 from whence.explain import METHODS, explain as run
-from whence.explanation import SUFFIXES, Explanation
+from whence.explanation import SUFFIXES, Explanation, tensors
 from whence.lrp import presets
 from whence.lrp.composites import Composite
 from whence.methods.lrp import LRP
+from whence.targets import Logit
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
-PRESETS = ("epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "deep_taylor")
+PRESETS = ("attn_lrp", "cp_lrp", "epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat",
+           "epsilon_alpha2_beta1", "deep_taylor")  # fmt: skip
 BOUNDED = ("epsilon_gamma_box", "deep_taylor")
 
 
 def explain(
-    input: Annotated[Path | None, typer.Argument(help="An image, or a .npy batch; a bundled digit if not given.")] = None,
-    model: Annotated[str, typer.Option(help="digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")] = "digits",
+    input: Annotated[
+        str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="digits, torchvision:NAME, timm:NAME, hf:FOLDER or FILE.py:FACTORY.")] = "digits",
     weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
-    target: Annotated[int | None, typer.Option(help="The class to explain; the predicted one if not given.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class or token to explain, by number or name; the likeliest if not given.")
+    ] = None,
+    rather_than: Annotated[str | None, typer.Option(help="Explain why the target rather than this class or token.")] = None,
+    position: Annotated[int, typer.Option(help="The token after which a language model predicts; -1 is the last.")] = -1,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
     sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
@@ -44,15 +52,17 @@ def explain(
     _check(method, rules, out)
     loaded = load_model(model, weights)
     x = _input(input, loaded, sample)
-    is_picture = input is None or input.suffix != ".npy"
-    chosen = LRP(_rules(rules, loaded, is_picture)) if method == "lrp" else METHODS[method]()
-    explanation = replace(run(loaded.model, x, target, method=chosen), classes=tuple(loaded.classes))
+    chosen = LRP(_rules(rules, loaded, _is_picture(input, loaded))) if method == "lrp" else METHODS[method]()
+    explained = Logit(_named(target, loaded), _named(rather_than, loaded), position)
+    explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
+    if loaded.text is not None:
+        explanation = explanation.with_tokens(loaded.text.tokenizer)
     explanation.save(out)
     report = _report(explanation, loaded, input, sample, out)
     if as_json:
         print(json.dumps(report))
     else:
-        _print(report)
+        _print(report, explanation)
 
 
 def _check(method: str, rules: str | None, out: Path) -> None:
@@ -70,7 +80,7 @@ def _check(method: str, rules: str | None, out: Path) -> None:
 def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
     """The preset of that name; if none is given z^B at the pixels where their bounds are known."""
     bounded = is_picture and loaded.preprocessing.bounds_known
-    name = name or ("epsilon_gamma_box" if bounded else "epsilon_gamma")
+    name = name or ("epsilon_gamma_box" if bounded else "attn_lrp")
     if name not in BOUNDED:
         return getattr(presets, name)()
     if not bounded:
@@ -78,10 +88,30 @@ def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composi
     return getattr(presets, name)(*loaded.preprocessing.bounds)
 
 
-def _input(path: Path | None, loaded: "LoadedModel", sample: int) -> Tensor:
-    if path is None:
+def _is_picture(input: str | None, loaded: "LoadedModel") -> bool:
+    return loaded.text is None and not (input or "").endswith(".npy")
+
+
+def _named(index: str | None, loaded: "LoadedModel") -> int | None:
+    """A class or token by its number or its name."""
+    if index is None:
+        return None
+    if index.lstrip("-").isdigit():
+        return int(index)
+    names = [name.lower() for name in loaded.classes]
+    if index.lower() in names:
+        return names.index(index.lower())
+    if loaded.text is not None and not names:
+        return loaded.text.token_id(index)
+    raise TargetError(f"{loaded.name} has no class {index!r}{suggestion(index, loaded.classes)}")
+
+
+def _input(given: str | None, loaded: "LoadedModel", sample: int) -> Any:
+    if given is None:
         if loaded.name != "digits":
-            raise InputError(f"nothing to explain: pass an image, as in `whence explain photo.jpg --model {loaded.name}`")
+            what = "an image" if loaded.text is None else "a text"
+            example = "photo.jpg" if loaded.text is None else "'a sentence'"
+            raise InputError(f"nothing to explain: pass {what}, as in `whence explain {example} --model {loaded.name}`")
         from whence.models.digits import digit_samples
 
         images, _ = digit_samples()
@@ -90,9 +120,9 @@ def _input(path: Path | None, loaded: "LoadedModel", sample: int) -> Tensor:
                 f"--sample {sample} is out of range: there are {len(images)} bundled digits, 0 to {len(images) - 1}"
             )
         return images[sample : sample + 1]
-    if path.suffix == ".npy":
-        return _read_array(path)
-    return loaded.preprocessing.read(path)
+    if loaded.text is not None:
+        return loaded.text.read(given)
+    return _read_array(Path(given)) if given.endswith(".npy") else loaded.preprocessing.read(given)
 
 
 def _read_array(path: Path) -> Tensor:
@@ -106,33 +136,49 @@ def _read_array(path: Path) -> Tensor:
         raise LoadError(f"{path} is no readable .npy array") from error
 
 
-def _report(explanation: Explanation, loaded: "LoadedModel", input: Path | None, sample: int, out: Path) -> dict[str, Any]:
-    account = explanation.conservation
+def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+    account, target = explanation.conservation, explanation.target
     absorbed = None if account.absorbed is None else account.absorbed.tolist()
+    texts = {"tokens": explanation.tokens_of(0), "scores": _scores(explanation)} if explanation.tokens else {}
     return {
         "model": loaded.name,
         "trained": loaded.trained,
-        "input": f"bundled digit {sample}" if input is None else str(input),
+        "input": f"bundled digit {sample}" if input is None else input,
         "method": type(explanation.method).__name__,
-        "target": [{"index": int(t), "name": loaded.class_name(int(t))} for t in explanation.target],
+        "target": [
+            {"index": i, "name": name} for i, name in zip(target.index.tolist(), explanation.target_names(), strict=True)
+        ],
         "output": account.output.tolist(),
         "relevance": account.relevance.tolist(),
         "absorbed": absorbed,
         "error": account.error.tolist(),
         "picture": str(out),
+        **texts,
     }
 
 
-def _print(report: dict[str, Any]) -> None:
+def _scores(explanation: Explanation) -> list[float]:
+    """Relevance of the tokens of the first text."""
+    name = next(iter(explanation.tokens))
+    return tensors(explanation.relevance)[name][0].tolist()
+
+
+def _print(report: dict[str, Any], explanation: Explanation) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not report["trained"]:
         Console(stderr=True, soft_wrap=True).print(
             f"[yellow]warning:[/] {report['model']} has random weights; pass --weights FILE, or --weights DEFAULT to download"
         )
+    if explanation.tokens:
+        from whence.show import tokens
+
+        console.print(tokens.terminal(report["tokens"], torch.tensor(report["scores"])))
+        console.print()
+    named = "a text" if explanation.tokens else report["input"]
     table = Table(
         box=None,
         pad_edge=False,
-        title=f"{report['model']} on {report['input']}, explained by {report['method']}",
+        title=f"{report['model']} on {named}, explained by {report['method']}",
         title_justify="left",
     )
     for heading in ("target", "output", "relevance", "absorbed", "error"):

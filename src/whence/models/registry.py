@@ -1,4 +1,4 @@
-"""Models by name: `digits`, `torchvision:NAME`, `timm:NAME`, `FILE.py:FACTORY`."""
+"""Models by name: `digits`, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER`, `FILE.py:FACTORY`."""
 
 import importlib
 import importlib.util
@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from whence.errors import LoadError, MissingPackageError, first_line, suggestion
+from whence.models import hugging_face
 from whence.models.digits import digits
 from whence.models.images import Preprocessing
+from whence.models.texts import Text
 from whence.models.weights_files import load_weights
 
 
@@ -26,6 +28,7 @@ class LoadedModel:
     preprocessing: Preprocessing
     classes: Sequence[str] = ()
     trained: bool = True
+    text: Text | None = None  # of models that read texts
 
     def class_name(self, index: int) -> str:
         return self.classes[index] if index < len(self.classes) else str(index)
@@ -37,6 +40,7 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     >>> load_model("digits").model
     >>> load_model("torchvision:squeezenet1_0", "squeezenet.npz")
     >>> load_model("torchvision:resnet50", "DEFAULT")            # torchvision downloads its own weights
+    >>> load_model("hf:distilbert-base-uncased-finetuned-sst-2-english").text
     >>> load_model("my_networks.py:make_net", "net.safetensors")
 
     Without `weights`, torchvision and timm models have random ones, and `trained` says so.
@@ -48,11 +52,12 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
         loaded = {"torchvision": _torchvision, "timm": _timm}[source](rest, weights)
     elif ".py:" in name:
         loaded = _factory(*name.rsplit(":", 1))
-    elif source == "hf":
-        raise LoadError("hf: models are not supported yet; write a Python factory and pass it as FILE.py:FACTORY")
+    elif source == "hf" and rest:
+        loaded = _hugging_face(rest)
     else:
         raise LoadError(
-            f"no model {name!r}; choose digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY (see `whence models`)"
+            f"no model {name!r}; choose digits, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY "
+            "(see `whence models`)"
         )
     if weights is not None and not _downloads(weights):
         if not isinstance(loaded.model, nn.Module):
@@ -118,6 +123,11 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
     return LoadedModel(f"timm:{name}", model, preprocessing, trained=_downloads(weights))
 
 
+def _hugging_face(name: str) -> LoadedModel:
+    model, pictures, text, classes = hugging_face.load(_import("transformers", "transformers"), name)
+    return LoadedModel(f"hf:{name}", model, pictures or Preprocessing(None), classes, text=text)
+
+
 def _factory(file: str, function: str) -> LoadedModel:
     path = Path(file)
     if not path.is_file():
@@ -153,7 +163,7 @@ def _import(module: str, package: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            hint = "whence[vision]" if package == "torchvision" else package
+            hint = {"torchvision": "whence[vision]", "transformers": "whence[text]"}.get(package, package)
             raise MissingPackageError(f"{package} is not installed; pip install '{hint}'") from error
         raise MissingPackageError(f"{package} cannot be imported: {first_line(error)}") from error
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """Pictures of relevance: red for relevance, blue for counter-relevance, white for none, on a symmetric scale."""
 
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from whence.errors import WhenceError
+from whence.show import tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
     from whence.explanation import Explanation
 
@@ -19,27 +22,51 @@ COLOURS = "seismic"
 MOST_SAMPLES = 16
 
 
+@dataclass(frozen=True)
+class Row:
+    """One input of one sample."""
+
+    x: Tensor
+    relevance: Tensor
+    title: str
+    tokens: list[str] | None = None  # of a text
+
+    @property
+    def height(self) -> float:
+        return 3.35 if self.tokens is None else tokens.height(self.tokens)
+
+
 def figure(explanation: "Explanation") -> Figure:
-    """A row for each sample and input: the input, its heatmap, and one over the other; bars for plain vectors."""
+    """A row for each sample and input: the input, its heatmap, and one over the other; a text with coloured tokens; bars for
+    plain vectors."""
     rows = _rows(explanation)
-    if all(relevance.dim() == 1 for _, relevance, _ in rows):
+    if all(row.relevance.dim() == 1 and row.tokens is None for row in rows):
         return _bars(rows)
-    drawn = Figure(figsize=(9.6, 3.35 * len(rows)), dpi=120, layout="constrained")
+    heights = [row.height for row in rows]
+    columns = max(tokens.width(row.tokens) if row.tokens else tokens.CHARACTERS for row in rows)
+    drawn = Figure(figsize=(max(9.6 * columns / tokens.CHARACTERS, 4.0), sum(heights)), dpi=120, layout="constrained")
     FigureCanvasAgg(drawn)
-    for axes, (x, relevance, title) in zip(drawn.subplots(len(rows), 3, squeeze=False), rows, strict=True):
-        heat = as_map(relevance)
-        limit = scale(heat)
-        picture = as_picture(x)
-        axes[0].imshow(picture.numpy(), cmap="gray")
-        shown = axes[1].imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
-        overlay(axes[2], picture, heat, limit)
-        for axis, heading in zip(axes, ("input", title, "overlay"), strict=True):
-            axis.set_title(heading, fontsize=9)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        bar = drawn.colorbar(shown, ax=axes[2], fraction=0.05, pad=0.02)
-        bar.ax.tick_params(labelsize=7)
+    parts = drawn.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, row in zip(parts, rows, strict=True):
+        if row.tokens is not None:
+            tokens.draw(part.subplots(), row.tokens, row.relevance.float().cpu(), row.title, columns)
+        else:
+            _maps(part, row)
     return drawn
+
+
+def _maps(part: "SubFigure", row: Row) -> None:
+    heat = as_map(row.relevance)
+    limit, picture, axes = scale(heat), as_picture(row.x), part.subplots(1, 3)
+    axes[0].imshow(picture.numpy(), cmap="gray")
+    shown = axes[1].imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+    overlay(axes[2], picture, heat, limit)
+    for axis, heading in zip(axes, ("input", row.title, "overlay"), strict=True):
+        axis.set_title(heading, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    bar = part.colorbar(shown, ax=axes[2], fraction=0.05, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
 
 
 def png(explanation: "Explanation") -> bytes:
@@ -101,26 +128,33 @@ def overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
     axis.imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, alpha=opacity.numpy(), interpolation="nearest")
 
 
-def _rows(explanation: "Explanation") -> list[tuple[Tensor, Tensor, str]]:
+def _rows(explanation: "Explanation") -> list[Row]:
     from whence.explanation import tensors
 
-    parts = list(zip(tensors(explanation.inputs).values(), tensors(explanation.relevance).values(), strict=True))
+    inputs, relevance = tensors(explanation.inputs), tensors(explanation.relevance)
+    texts = {name for name, t in inputs.items() if not t.is_floating_point()}
+    if any(name in explanation.tokens for name in texts):  # ids of other kinds, such as segments, are no text
+        texts, left_out = texts & explanation.tokens.keys(), texts - explanation.tokens.keys()
+        inputs = {name: t for name, t in inputs.items() if name not in left_out}
     names, account = explanation.target_names(), explanation.conservation
     rows = []
     for i in range(min(len(explanation), MOST_SAMPLES)):
         title = f"{names[i]}:  f = {account.output[i]:.4g},  ΣR = {account.relevance[i]:.4g}"
-        rows += [(x[i], relevance[i], title) for x, relevance in parts]
+        for name, x in inputs.items():
+            words = explanation.tokens.get(name)
+            ids = [f" {int(t)}" for t in x[i].flatten()] if name in texts else None
+            rows.append(Row(x[i], relevance[name][i], title, ids if words is None else words[i]))
     return rows
 
 
-def _bars(rows: list[tuple[Tensor, Tensor, str]]) -> Figure:
+def _bars(rows: list[Row]) -> Figure:
     drawn = Figure(figsize=(7, 2.6 * len(rows)), dpi=120, layout="constrained")
     FigureCanvasAgg(drawn)
-    for (axis,), (_, relevance, title) in zip(drawn.subplots(len(rows), 1, squeeze=False), rows, strict=True):
-        values = relevance.detach().float().cpu().numpy()
+    for (axis,), row in zip(drawn.subplots(len(rows), 1, squeeze=False), rows, strict=True):
+        values = row.relevance.detach().float().cpu().numpy()
         axis.bar(range(len(values)), values, color=["#c00000" if v > 0 else "#0000c0" for v in values])
         axis.axhline(0, color="black", linewidth=0.6)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(row.title, fontsize=9)
         axis.set_xlabel("feature", fontsize=8)
         axis.set_ylabel("relevance", fontsize=8)
     return drawn

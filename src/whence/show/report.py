@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from whence.show import heatmaps
+from whence.show import heatmaps, tokens
 
 if TYPE_CHECKING:
     from whence.explanation import Explanation
@@ -29,5 +29,24 @@ def page(explanation: "Explanation") -> str:
         method=repr(explanation.method),
         samples=list(samples),
         layers=[(name, amount.tolist()) for name, amount in layers],
-        picture=b64encode(heatmaps.png(explanation)).decode(),
+        texts=_texts(explanation),
+        picture=b64encode(heatmaps.png(explanation)).decode() if _has_pictures(explanation) else None,
     )
+
+
+def _has_pictures(explanation: "Explanation") -> bool:
+    from whence.explanation import tensors
+
+    return not explanation.tokens or any(t.is_floating_point() for t in tensors(explanation.inputs).values())
+
+
+def _texts(explanation: "Explanation") -> list[tuple[str, list]]:
+    """The texts of each sample as styled tokens."""
+    from whence.explanation import tensors
+
+    relevance, names = tensors(explanation.relevance), explanation.target_names()
+    return [
+        (names[i], tokens.styled(rows[i], relevance[name][i].float().cpu()))
+        for i in range(len(explanation))
+        for name, rows in explanation.tokens.items()
+    ]

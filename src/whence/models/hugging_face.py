@@ -1,0 +1,74 @@
+"""Models of Hugging Face's transformers, from a folder or by name, with the reader that belongs to them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from whence.errors import LoadError, first_line
+from whence.models.images import Preprocessing
+from whence.models.texts import Text
+
+HEADS = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForImageClassification": "AutoModelForImageClassification",
+}
+
+
+def load(transformers: Any, name: str) -> tuple[nn.Module, Preprocessing | None, Text | None, list[str]]:
+    """The model, its reader of pictures or of texts, and the names of its classes."""
+    try:
+        with _quiet(transformers.utils.logging):
+            return _load(transformers, name)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        where = "" if os.path.isdir(name) else "; is it a folder made by save_pretrained, or is the network there?"
+        raise LoadError(f"transformers cannot load {name!r}: {first_line(_cause(error))}{where}") from error
+
+
+def _load(transformers: Any, name: str) -> tuple[nn.Module, Preprocessing | None, Text | None, list[str]]:
+    config = transformers.AutoConfig.from_pretrained(name)
+    architecture = (config.architectures or ["?"])[0]
+    loader = next((loader for ending, loader in HEADS.items() if architecture.endswith(ending)), None)
+    if loader is None:
+        raise LoadError(f"hf:{name} is a {architecture}; the command line takes {', '.join(HEADS)}; explain others from Python")
+    model = getattr(transformers, loader).from_pretrained(name)
+    if loader == "AutoModelForImageClassification":
+        return model, _pictures(transformers, name), None, _classes(config)
+    text = Text(transformers.AutoTokenizer.from_pretrained(name))
+    return model, None, text, _classes(config) if "Classification" in loader else []
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No progress bars nor notes on standard error; the user's settings return."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was wrong in the first place: transformers imports its parts when they are asked for."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
+
+
+def _classes(config: Any) -> list[str]:
+    return [config.id2label[i] for i in range(len(config.id2label))]
+
+
+def _pictures(transformers: Any, name: str) -> Preprocessing:
+    settings, _ = transformers.image_processing_utils.BaseImageProcessor.get_image_processor_dict(name)
+    size = settings.get("crop_size") if settings.get("do_center_crop") else settings["size"]
+    side = size.get("shortest_edge") or size["height"]
+    normalised = settings.get("do_normalize", True)
+    mean, std = (tuple(settings[key]) if normalised else () for key in ("image_mean", "image_std"))
+    return Preprocessing((side, size.get("width", side)), 3, mean, std, settings["size"].get("shortest_edge", side))
