@@ -98,7 +98,7 @@ def _names(layers: Sequence[str], model: object) -> tuple[str, ...]:
         if "*" not in name:
             names[name] = None
             continue
-        found = [path for path in module_names(model) if _matches(path.split("."), name.split("."))]
+        found = [path for path in module_names(model) if path and _matches(path.split("."), name.split("."))]
         if not found:
             raise SelectorError(f"no layer of the model matches '{name}'")
         names |= dict.fromkeys(found)
