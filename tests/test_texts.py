@@ -245,7 +245,7 @@ def test_the_story_goes_on_and_is_explained(stories):
     assert tokenizer.decode(written.ids[0, 1:]).strip() == "Once upon a time, there was a little girl named Lily."
     assert all(e.conservation.error.max() < 1e-4 for e in written)
     named = written.explanations[12]
-    assert named.target_names() == [" named"]
+    assert named.target_names() == ["named"]
     scores = dict(zip(named.tokens_of(0), named.relevance[0].tolist(), strict=True))
     assert max(scores, key=scores.get) == "l"  # of "girl": what came just before
 
@@ -256,7 +256,7 @@ def test_her_comes_from_lily_and_his_from_tim(stories):
     inputs = {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
     her, his = (tokenizer.convert_tokens_to_ids(f"▁{word}") for word in ("her", "his"))
     e = whence.explain(model, inputs, Logit(her, rather_than=his)).with_tokens(tokenizer)
-    assert e.target_names() == [" her rather than  his"]
+    assert e.target_names() == ["her rather than his"]
     scores = list(zip(e.tokens_of(0), e.relevance["input_ids"][0].tolist(), strict=True))
     strongest = sorted(scores, key=lambda pair: -abs(pair[1]))[:3]
     assert {word for word, _ in strongest} == {" Lily", " Tim"}
@@ -301,7 +301,7 @@ def test_the_command_line_reads_texts(stories, tmp_path):
     assert (tmp_path / "why.html").is_file()
     done = command("explain", text, *model, "--target", "Lily", "--rather-than", "Tim", "--json", cwd=tmp_path)
     report = json.loads(done.stdout)
-    assert report["target"][0]["name"] == " Lily rather than  Tim"
+    assert report["target"][0]["name"] == "Lily rather than Tim"
     assert report["tokens"][1:3] == [" Once", " upon"]
     assert abs(sum(report["scores"]) - report["relevance"][0]) < 1e-3
     assert done.stderr == ""

@@ -90,7 +90,8 @@ class Explanation:
             return replace(self, tokens=words)
         target = self.target if isinstance(self.target, Logit) else Logit(self.target)
         ids = sorted({i for t in (target.index, target.rather_than) if isinstance(t, Tensor) for i in t.tolist()})
-        return replace(self, tokens=words, classes=dict(zip(ids, tokens(tokenizer, ids), strict=True)))
+        names = [word.strip() or word for word in tokens(tokenizer, ids)]
+        return replace(self, tokens=words, classes=dict(zip(ids, names, strict=True)))
 
     def tokens_of(self, sample: int) -> list[str]:
         """The words of one sample's first text; none before `with_tokens`."""
