@@ -22,7 +22,6 @@ import peers
 peers.declare_torchvision_operators()
 
 import transformers  # noqa: E402
-
 import whence  # noqa: E402
 from whence import LRP, presets  # noqa: E402
 
@@ -70,6 +69,11 @@ def plain_picture(model: nn.Module, x: Tensor) -> Tensor:
     return x.detach() * g
 
 
+def by_checkpoints(model: nn.Module, ids: Tensor) -> object:
+    with whence.checkpointed(model, "model.layers.*"):
+        return whence.explain(model, {"input_ids": ids}, method=LRP(RULES["whence attn_lrp"]))
+
+
 def measured(name: str, ways: dict[str, Callable[[], object]]) -> list[str]:
     for way in ways.values():
         way()  # first calls load kernels
@@ -85,7 +89,8 @@ def measured(name: str, ways: dict[str, Callable[[], object]]) -> list[str]:
 def ours_and_plain() -> list[str]:
     model, ids = llama(), torch.randint(0, 1000, (1, TOKENS))
     of_text = {"gradient × input": lambda: plain_text(model, ids)} | {
-        label: lambda rules=rules: whence.explain(model, {"input_ids": ids}, method=LRP(rules)) for label, rules in RULES.items()
+        label: lambda rules=rules: whence.explain(model, {"input_ids": ids}, method=LRP(rules))
+        for label, rules in RULES.items()
     }
     network, x = vision_transformer(), torch.randn(BATCH, 3, SIDE, SIDE)
     of_pictures = {"gradient × input": lambda: plain_picture(network, x)} | {
@@ -137,7 +142,9 @@ def by_lxt_in_the_same_process() -> tuple[list[str], list[str]]:
 
     ids, agreement = torch.randint(0, 100, (1, 24)), []
     models = {family: small(family) for family in FAMILIES}
-    ours = {family: whence.explain(model, {"input_ids": ids}, method=LRP(presets.attn_lrp())) for family, model in models.items()}
+    ours = {
+        family: whence.explain(model, {"input_ids": ids}, method=LRP(presets.attn_lrp())) for family, model in models.items()
+    }
     big, long = llama(), torch.randint(0, 1000, (1, TOKENS))
     before = peers.seconds({"gradient × input": lambda: plain_text(big, long)}, ROUNDS)["gradient × input"]
     for family, model in models.items():
@@ -163,8 +170,8 @@ def main() -> None:
     text = "\n".join(
         [
             "# Transformers\n",
-            f"{peers.versions('transformers', 'torchvision', 'lxt')}; Llama: 8 layers, d = 512, {TOKENS} tokens; ViT: batch {BATCH} "
-            f"at {SIDE}².\n",
+            f"{peers.versions('transformers', 'torchvision', 'lxt')}; Llama: 8 layers, d = 512, {TOKENS} tokens; "
+            f"ViT: batch {BATCH} at {SIDE}².\n",
             *head, *rows, *lxt_rows, "", "## Agreement with LXT's efficient form\n", *second, *agreement, "",
         ]
     )  # fmt: skip

@@ -251,7 +251,7 @@ def test_images(tmp_path):
         ("resnet", "no model 'resnet'"),
         ("torchvision:resnet5", "did you mean 'resnet50'"),
         ("none.py:net", "no file none.py"),
-        ("hf:bert", "not supported yet"),
+        ("hf:bert", "transformers cannot load 'bert'"),
     ],
 )
 def test_models_that_are_not_there(name, message):
@@ -292,7 +292,7 @@ def whence_command(*args: str, cwd: Path) -> subprocess.CompletedProcess:
         (("explain", "--target", "10"), "classes 0 to 9"),
         (("explain", "--sample", "99"), "out of range"),
         (("explain", "--method", "gradcom"), "no method 'gradcom'"),
-        (("explain", "--rules", "gamma"), "choose from epsilon_gamma"),
+        (("explain", "--rules", "gamma"), "choose from attn_lrp"),
         (("explain", "--model", "nothing"), "no model 'nothing'"),
         (("explain", "--model", "fine.py:make"), "nothing to explain"),
         (("explain", "--out", "heat.gif"), "choose .png"),

@@ -1,5 +1,6 @@
 """Checkpointed, compiled, scripted, exported, split and half-precision models."""
 
+import contextlib
 import copy
 import threading
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils import checkpoint
 
+import transformer_zoo
 import whence
 from whence import LRP, Gamma, errors, presets
 
@@ -98,6 +100,61 @@ def test_torch_is_left_as_it_was_with_threads_and_failures():
     assert getattr(checkpoint, "_checkpoint_without_reentrant_generator") is before  # noqa: B009
 
 
+def test_checkpointed_layers_hold_less_and_are_left_alone():
+    model, x = Checkpointed(None), torch.randn(2, 4, 6, 6)
+    expected = whence.explain(model, x, 1).relevance
+    kept = []
+    for context in (contextlib.nullcontext(), whence.checkpointed(model, "blocks.*")):
+        with context, whence.relevance_rules({}) as mode:
+            values = model(x.clone().requires_grad_())
+            kept.append(sum(len(cells) for cells in mode._cells._by_storage.values()))
+            del values
+    assert kept[1] < kept[0] / 2
+    with whence.checkpointed(model, "blocks.*"):
+        torch.testing.assert_close(whence.explain(model, x, 1).relevance, expected)
+    with pytest.raises(ZeroDivisionError), whence.checkpointed(model, "blocks.?"):
+        raise ZeroDivisionError
+    assert all("forward" not in vars(block) for block in model.blocks)
+    with (
+        pytest.raises(errors.SelectorError, match="no layer of the model matches 'layers"),
+        whence.checkpointed(model, "layers.*"),
+    ):
+        pass
+
+
+def test_long_texts_of_real_models_can_be_checkpointed():
+    pytest.importorskip("transformers")
+    model, inputs = transformer_zoo.hugging_face("llama")
+    inputs["use_cache"] = False
+    expected = whence.explain(model.eval(), inputs, layers=["model.layers.*"])
+    with whence.checkpointed(model, "model.layers.*"):
+        e = whence.explain(model, inputs, layers=["model.layers.*"])
+    torch.testing.assert_close(e.relevance["input_ids"], expected.relevance["input_ids"])
+    torch.testing.assert_close(e.layers, expected.layers)
+
+
+def test_split_and_offloaded_models():
+    """Hooks of accelerate move weights in before a layer runs and out after it."""
+    accelerate = pytest.importorskip("accelerate")
+    pytest.importorskip("transformers")
+    model, inputs = transformer_zoo.hugging_face("llama")
+    expected = whence.explain(model.eval(), inputs)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)
+    e = whence.explain(model, inputs)
+    torch.testing.assert_close(e.relevance["input_ids"], expected.relevance["input_ids"])
+    assert e.conservation.error.max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+def test_bfloat16_transformers_are_near_float32(family):
+    pytest.importorskip("transformers")
+    model, inputs = transformer_zoo.hugging_face(family)
+    transformer_zoo.randomised(model, additive=True)
+    exact = whence.explain(model, inputs, 1).relevance["input_ids"]
+    half = whence.explain(model.bfloat16(), inputs, 1)
+    assert (half.relevance["input_ids"] - exact).norm() < 0.15 * exact.norm()
+
+
 def test_reentrant_checkpointing_is_refused():
     with pytest.raises(errors.OpaqueError, match="use_reentrant=False"):
         whence.explain(Checkpointed(True), torch.randn(2, 4, 6, 6))
@@ -144,7 +201,7 @@ def test_scripted_and_exported_modules_are_refused():
 
 def test_float16_is_refused_with_a_reason():
     model = nn.Sequential(nn.Linear(4, 3)).half().eval()
-    with pytest.raises(errors.InputError, match="float16, whose range relevance can leave; use bfloat16 or float32"):
+    with pytest.raises(errors.InputError, match="float16, whose range is too narrow"):
         whence.explain(model, torch.randn(1, 4).half())
 
 

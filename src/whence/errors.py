@@ -16,6 +16,8 @@ WhenceError
 import difflib
 from collections.abc import Iterable
 
+TOO_NARROW = "whose range is too narrow for the gradients that relevance is made of"
+
 
 class WhenceError(Exception):
     """The root of the hierarchy: `except whence.errors.WhenceError` catches them all."""

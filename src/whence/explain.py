@@ -1,6 +1,5 @@
 """explain(): model + input + target + method -> Explanation."""
 
-import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -9,7 +8,7 @@ from torch import Tensor
 from whence.errors import RuleError, SelectorError, TargetError
 from whence.explanation import Explanation
 from whence.inputs import Inputs, Nest, check_model
-from whence.lrp.scope import module_names
+from whence.lrp.scope import matching_names
 from whence.methods.gradients import GradientTimesInput, Sensitivity
 from whence.methods.lrp import LRP
 from whence.methods.passes import Task
@@ -98,12 +97,8 @@ def _names(layers: Sequence[str], model: object) -> tuple[str, ...]:
         if "*" not in name:
             names[name] = None
             continue
-        found = [path for path in module_names(model) if path and _matches(path.split("."), name.split("."))]
+        found = matching_names(model, name)
         if not found:
             raise SelectorError(f"no layer of the model matches '{name}'")
         names |= dict.fromkeys(found)
     return tuple(names)
-
-
-def _matches(path: list[str], pattern: list[str]) -> bool:
-    return len(path) == len(pattern) and all(map(fnmatch.fnmatchcase, path, pattern))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import InputError, ModelError, TrainingModeError, WhenceError, first_line
+from whence.errors import TOO_NARROW, InputError, ModelError, TrainingModeError, WhenceError, first_line
 from whence.lrp.scope import refuse_hidden
 
 Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
@@ -97,7 +97,7 @@ class Inputs:
             if not torch.isfinite(x).all():
                 raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
             if x.dtype == torch.float16:
-                raise InputError("the input is in float16, whose range relevance can leave; use bfloat16 or float32")
+                raise InputError(f"the input is in float16, {TOO_NARROW}; use bfloat16 or float32")
         mask = self.named("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.bool().any(1).all():
             raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")

@@ -90,6 +90,13 @@ def constant_parameters(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return mapped(lambda t: t.detach() if isinstance(t, nn.Parameter) else t, args, kwargs)
 
 
+def the_parameter_itself(out: Any, given: Any, read: Any) -> Any:
+    """`parameter.to(device)` is the parameter where it already is there, and no constant read of it: some put it back."""
+    if not isinstance(out, Tensor):
+        return out
+    return next((t for t, constant in zip(tensors(given), tensors(read), strict=True) if constant is out), out)
+
+
 def asks_about(function: Callable[..., Any]) -> bool:
     """Whether the call reads or sets an attribute of a tensor, other than its values moved about (x.mT)."""
     return getattr(function, "__name__", "") in ("__get__", "__set__") and function_name(function) not in VALUES

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.errors import InputError, ModelError
+from whence.errors import TOO_NARROW, InputError, ModelError
 from whence.lrp.functions import Call, function_name, tensors
 from whence.lrp.operations import MOVES_VALUES
 
@@ -38,17 +38,30 @@ class Lookups:
             self._places[t] = torch.arange(start, start + t.numel(), device=t.device).view(t.shape)
             start += t.numel()
 
-    def run(self, function: Callable[..., Any], args: tuple, kwargs: dict, record: bool = True) -> Any:
-        """The call's value; that of a look-up is a leaf of its own, to be found in the record."""
+    def run(
+        self,
+        function: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+        record: bool = True,
+        see: Callable[[Tensor], None] = lambda found: None,
+    ) -> Any:
+        """The call's value; what is looked up is a leaf of its own, which `see` is shown and the record gets."""
         known = {id(t): places for t in tensors((args, kwargs)) if (places := self._places.get(t)) is not None}
         if not known:
             return function(*args, **kwargs)
         call = Call(function, function_name(function), args, kwargs, ())
-        if call.name in TABLES and (found := self._look_up(call, known, record)) is not None:
-            return found
-        out = call.run()
-        self._follow(call, known, out)
-        return out
+        lookup = self._look_up(call, known) if call.name in TABLES else None
+        if lookup is None:
+            out = call.run()
+            self._follow(call, known, out)
+            return out
+        if torch.is_grad_enabled():
+            lookup.vectors.requires_grad_()
+            see(lookup.vectors)
+            if record:
+                self.found.append(lookup)
+        return lookup.vectors
 
     def scores(self, relevance: Sequence[Tensor]) -> dict[int, Tensor]:
         """One score an id, from the relevance of each of the found vectors: summed over its numbers and its look-ups."""
@@ -67,26 +80,16 @@ class Lookups:
         )
         return {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
 
-    def _look_up(self, call: Call, known: dict[int, Tensor], record: bool) -> Tensor | None:
+    def _look_up(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
         table, ids = _table_and_ids(call)
         if not isinstance(table, Tensor) or not table.is_floating_point() or id(ids) not in known:
             return None
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-            raise InputError(
-                f"id {wrong} is out of the vocabulary of {len(table)}: use the tokenizer that belongs to the model"
-            )
+            raise InputError(f"id {wrong} is out of the vocabulary of {len(table)}; use the model's own tokenizer")
         if table.dtype == torch.float16:
-            raise ModelError(
-                "the model is in float16, whose range relevance leaves unseen; use model.bfloat16() or model.float()"
-            )
-        vectors = call.run()
-        if not torch.is_grad_enabled():
-            return vectors
-        vectors = vectors.detach().requires_grad_()
-        if record:
-            self.found.append(Lookup(vectors, known[id(ids)]))
-        return vectors
+            raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
+        return Lookup(call.run().detach(), known[id(ids)])
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
         """Ids that are moved about, merged, or changed in place of one another keep their places."""

@@ -31,6 +31,7 @@ from whence.lrp.functions import (
     overwrites,
     spelling,
     tensors,
+    the_parameter_itself,
 )
 from whence.lrp.inheritance import Origin
 from whence.lrp.linear import LinearMap
@@ -120,7 +121,10 @@ class ConstantParameters(GradientMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if asks_about(function):
             return function(*args, **(kwargs or {}))
-        out = self.lookups.run(function, *constant_parameters(args, kwargs or {}), record=not self.recomputing)
+        given = args, kwargs or {}
+        args, kwargs = constant_parameters(*given)
+        out = self.lookups.run(function, args, kwargs, record=not self.recomputing)
+        out = the_parameter_itself(out, given, (args, kwargs))
         if function is torch.nn.functional.batch_norm and out.requires_grad:
             out.register_hook(torch.Tensor.contiguous)  # else torch 2.13 can compute a wrong gradient on CPU, in eval mode
         return out
@@ -142,7 +146,7 @@ class RelevanceMode(GradientMode):
         self.matcher = Matcher(rules, scope)
         scope.leaving = self._opaque_module
         self.unknown = unknown
-        self.lookups = lookups
+        self.lookups = lookups or Lookups({})
         self.meter = Meter(batch_size)
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs if self.matcher.writes_to_input]
         self.last_constant: str | None = None
@@ -158,13 +162,15 @@ class RelevanceMode(GradientMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if asks_about(function):
             return function(*args, **(kwargs or {}))
-        args, kwargs = mapped(self._constant, args, kwargs or {})
+        given = args, kwargs or {}
+        args, kwargs = mapped(self._constant, *given)
         data = depends(args, kwargs)
         writes = overwrites(function, kwargs)
         if not data or not torch.is_grad_enabled():
             if writes and isinstance(args[0], Tensor):
                 self._overwrite_unseen(args[0], function)
-            return self._without_data(function, args, kwargs)
+            out = self.lookups.run(function, args, kwargs, record=not self.recomputing, see=self.see)
+            return the_parameter_itself(out, given, (args, kwargs))
         call = Call(function, function_name(function), args, kwargs, data, writes)
         self._check_visible(call)
         inherited = self._inherit(call)
@@ -283,14 +289,6 @@ class RelevanceMode(GradientMode):
             self._known[out] = Knowledge(out._version, True)
         else:
             self.remember(out, link)
-        return out
-
-    def _without_data(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        if self.lookups is None:
-            return function(*args, **kwargs)
-        out = self.lookups.run(function, args, kwargs, record=not self.recomputing)
-        if isinstance(out, Tensor) and out.requires_grad and out.is_leaf:
-            self.see(out)
         return out
 
     def _kept(self, keep: Keep) -> Keep:

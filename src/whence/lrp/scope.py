@@ -1,5 +1,6 @@
 """Which module is running: the stack of module calls, for selectors, error messages and inner layers."""
 
+import fnmatch
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -120,6 +121,13 @@ def module_names(model: object) -> dict[str, nn.Module]:
     """All modules by path, compiled ones by the path of the original."""
     modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
     return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
+
+
+def matching_names(model: object, pattern: str) -> list[str]:
+    """The paths that a pattern such as "model.layers.*" means: a * stands for one part between dots, or for some of it."""
+    parts = pattern.split(".")
+    paths = {name: name.split(".") for name in module_names(model) if name}
+    return [name for name, path in paths.items() if len(path) == len(parts) and all(map(fnmatch.fnmatchcase, path, parts))]
 
 
 def refuse_hidden(module: nn.Module, path: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from whence.lrp.conservation import dot, total
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from whence.lrp.propagation import Link
 
 PLAIN_RULE = Epsilon(0)  # LRP-0, the gradient
+SLOPES: dict[tuple[str, str], float] = {}  # of activations at 0, by name and settings
 
 # relevance follows the gradient ----------------------------------------------------------------------------------------
 
@@ -482,9 +484,14 @@ def _slope_at_zero(call: Call) -> float:
     """f'(0), the limit of f(x)/x; 0 for functions of whole rows, where a zero input has no relevance to pass."""
     if call.name == "local_response_norm":
         return 0.0
-    with torch.enable_grad():
-        zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-        return torch.autograd.grad(call.run_with({id(t): zero.clone() for t in call.data}), zero)[0].item()
+    settings = [a for a in (*call.args, *call.kwargs.items()) if not any(a is t for t in call.data)]
+    key = (call.name, repr(settings))
+    if key not in SLOPES:
+        with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):  # of no concern to a checkpoint's count
+            zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+            out = call.run_with({id(t): zero.clone() for t in call.data})
+            SLOPES[key] = torch.autograd.grad(out, zero)[0].item()
+    return SLOPES[key]
 
 
 def _at_zero(mode: "RelevanceMode", call: Call) -> Callable[[], Tensor]:
