@@ -72,7 +72,7 @@ class Meter:
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
         gap = output - relevance - absorbed
         flow = output.abs() + relevance.abs() + absorbed.abs()
-        rounding = 1000 * torch.finfo(output.dtype).eps * flow
+        rounding = max(1000 * torch.finfo(output.dtype).eps, 1e-6) * flow  # float64 networks may compute in parts in float32
         if gap.sum().abs() <= rounding.sum() and (gap.abs() > rounding).any():
             absorbed = absorbed + gap - gap.mean()
         return Conservation(output, relevance, absorbed, by_layer)

@@ -14,7 +14,7 @@ from whence.lrp.operations import MOVES_VALUES
 
 TABLES = ("embedding", "getitem", "index_select")
 MOVES = frozenset(MOVES_VALUES) | {"cat", "stack"}
-KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "int", "long"})
+KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
 NOWHERE = -1
 
 
@@ -56,12 +56,14 @@ class Lookups:
             out = call.run()
             self._follow(call, known, out)
             return out
-        if torch.is_grad_enabled():
-            lookup.vectors.requires_grad_()
-            see(lookup.vectors)
-            if record:
-                self.found.append(lookup)
-        return lookup.vectors
+        if not torch.is_grad_enabled():
+            return lookup.vectors
+        lookup.vectors.requires_grad_()
+        if record:
+            self.found.append(lookup)
+        given = lookup.vectors.clone()  # a network may overwrite what it looks up
+        see(given)
+        return given
 
     def scores(self, relevance: Sequence[Tensor]) -> dict[int, Tensor]:
         """One score an id, from the relevance of each of the found vectors: summed over its numbers and its look-ups."""
@@ -100,6 +102,9 @@ class Lookups:
             moved = call.run_with(others | known)
             for t, places in zip(tensors(out), tensors(moved), strict=True):
                 self._places[t] = places
+        elif call.name == "pad":
+            ids, pad, mode, _ = call.bind("input pad mode value", mode="constant", value=0)
+            self._places[out] = torch.nn.functional.pad(known[id(ids)], pad, mode, NOWHERE if mode == "constant" else None)
         elif call.name in KEEPS_PLACES:
             places = next(iter(known.values()))
             if len(known) == 1 and out.shape == places.shape:

@@ -167,7 +167,7 @@ class RelevanceMode(GradientMode):
         data = depends(args, kwargs)
         writes = overwrites(function, kwargs)
         if not data or not torch.is_grad_enabled():
-            if writes and isinstance(args[0], Tensor):
+            if writes and args and isinstance(args[0], Tensor):
                 self._overwrite_unseen(args[0], function)
             out = self.lookups.run(function, args, kwargs, record=not self.recomputing, see=self.see)
             return the_parameter_itself(out, given, (args, kwargs))

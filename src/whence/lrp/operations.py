@@ -31,6 +31,7 @@ from whence.lrp.treatments import (
     rms_norm,
     scale,
     softmax,
+    solution,
     statistic,
     transposed_convolution,
     winner,
@@ -59,7 +60,8 @@ PLAIN = _words("""
     dropout2d dropout3d feature_dropout max_pool1d max_pool2d max_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool1d
     max_unpool2d max_unpool3d amax amin aminmax topk sort median nanmedian kthvalue cummax cummin abs leaky_relu prelu
-    rrelu lp_pool1d lp_pool2d lp_pool3d norm vector_norm linalg_vector_norm trace
+    fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
+    fft_fftshift fft_ifftshift rrelu lp_pool1d lp_pool2d lp_pool3d norm vector_norm linalg_vector_norm trace
 """)
 
 AFFINE = _words("""
@@ -78,7 +80,7 @@ ACTIVATIONS = _words("""
 
 STATISTICS = _words("""
     sigmoid hardsigmoid softplus exp exp2 erf rsqrt sqrt reciprocal rdiv std var std_mean var_mean logsigmoid cos cosh
-    floor ceil round trunc sign sgn
+    floor ceil round trunc sign sgn inverse linalg_inv
 """)
 
 TREATMENTS: dict[str, Treatment] = (
@@ -98,6 +100,8 @@ TREATMENTS: dict[str, Treatment] = (
         "relu": rectify,
         "mul": scale,
         "div": quotient,
+        "linalg_solve": solution,
+        "linalg_solve_triangular": solution,
         "pow": power,
         "square": power,
         "clamp": clamp,

@@ -68,6 +68,7 @@ class Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Callable[[], Tensor], back: Back, keep: Keep, *sources: Tensor | None):
         out = value()
+        out = out.detach() if out._is_view() else out  # torch refuses to overwrite views that a Function made
         ctx.back, ctx.inputs_before_sources = back, 3
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*keep(out))

@@ -230,6 +230,12 @@ def quotient(mode: "RelevanceMode", call: Call) -> Any:
     return call.function(numerator, denominator.detach() if isinstance(denominator, Tensor) else denominator)
 
 
+def solution(mode: "RelevanceMode", call: Call) -> Any:
+    """A⁻¹ b, a quotient of matrices: A is a statistic."""
+    a, b = call.bind("A B")
+    return mode.constant(call) if not b.requires_grad else call.run_with({id(a): a.detach()})
+
+
 def power(mode: "RelevanceMode", call: Call) -> Any:
     """xⁿ is homogeneous of degree n: the gradient divided by n; a statistic where n ≤ 0."""
     exponent = 2.0 if call.name == "square" else call.bind("input exponent")[1]
