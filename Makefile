@@ -25,7 +25,9 @@ format: $(VENV)/.developer
 	$(BIN)/ruff format .
 
 benchmarks: $(VENV)/.developer
+	$(INSTALL) --group peers
 	$(BIN)/python benchmarks/lrp.py
+	$(BIN)/python benchmarks/transformers.py
 
 clean:
 	rm -rf $(VENV) demo
@@ -38,5 +40,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.installed
-	$(INSTALL) --group dev --editable ".[vision]"
+	$(INSTALL) --group dev --editable ".[vision,text]"
 	@touch $@

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # A CUDA build of torchvision beside a CPU build of torch imports only once its operators are declared.
 _torchvision_operators = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
