@@ -654,3 +654,60 @@ def test_a_shared_module_is_read_off_under_either_name():
 
     e = whence.explain(Twice().eval(), torch.randn(1, 3), layers=["a", "b"])
     assert torch.equal(e.layers["a"], e.layers["b"])
+
+
+def test_batch_norm_passes_gradients_of_other_strides():
+    """torch 2.13 computes a wrong gradient on CPU where that of the output is channels-last in a batch of one."""
+    norm, x = nn.BatchNorm2d(8).eval(), torch.randn(1, 8, 4, 4)
+    norm.running_var.uniform_(0.5, 1.5)
+    scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+    weights = torch.randn(16, 8)
+    model = lambda x: (norm(x).flatten(2).transpose(1, 2) * weights).sum(1)  # noqa: E731
+    expected = x[0, 2] * scale[2] * weights[:, 2].view(4, 4)
+    for method in (None, "gradient_times_input"):
+        e = whence.explain(model, x, 2, method=method)
+        torch.testing.assert_close(e.relevance[0, 2], expected)
+
+
+def test_outputs_that_are_views_can_be_overwritten():
+    weight, layer = torch.randn(5, 4), nn.Linear(4, 4)
+    x = torch.randn(2, 3, 4)
+    makers = {
+        "constant factor": lambda x: torch.einsum("bij,kj->bik", x, weight),
+        "two factors": lambda x: torch.einsum("bid,bjd->bij", layer(x), layer(x)),
+        "dense": lambda x: layer(x),
+        "made weight": lambda x: F.linear(x, layer(x)[0], torch.ones(3)),
+    }
+    changes = [lambda y: y.mul_(2), lambda y: y.relu_(), lambda y: y.add_(y.detach()), lambda y: y[..., :2].mul_(2),
+               lambda y: y.div_(3), lambda y: F.silu(y, inplace=True)]  # fmt: skip
+    for name, make in makers.items():
+        for rules in ({"*": Epsilon(0)}, {"*": Epsilon(1e-3)}):
+            for i, change in enumerate(changes):
+
+                def model(x, make=make, change=change):
+                    y = make(x)
+                    change(y)
+                    return y.sum(1)
+
+                def apart(x, make=make, change=change):
+                    y = make(x).clone()
+                    change(y)
+                    return y.sum(1)
+
+                ours, theirs = (whence.explain(m, x, 1, method=LRP(rules)) for m in (model, apart))
+                torch.testing.assert_close(ours.relevance, theirs.relevance, msg=f"{name} {i}")
+                account = ours.conservation
+                torch.testing.assert_close(account.relevance + account.absorbed, account.output, msg=f"{name} {i}")
+
+
+@pytest.mark.parametrize("method", [None, "gradient_times_input"])
+def test_layers_that_are_overwritten_keep_their_relevance(method):
+    def net(activation):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), activation, nn.Linear(5, 3), nn.Flatten()).eval()
+
+    x = torch.randn(2, 3, 4)
+    for kind in (nn.ReLU, nn.SiLU):
+        ours, theirs = (whence.explain(net(kind(inplace=i)), x, 1, method=method, layers=["0", "1"]) for i in (True, False))
+        torch.testing.assert_close(ours.layers, theirs.layers)
+        assert method or ours.conservation.error.max() < 1e-9

@@ -125,7 +125,8 @@ def test_the_representation_is_readable(explanation):
     assert "[2, 3, 8, 8] by LRP" in text
     assert "output" in text
     assert "= relevance" in text
-    assert "Gamma(gamma=0.25)" in repr(whence.presets.epsilon_gamma())
+    assert repr(whence.presets.epsilon_gamma(gamma=0.5)) == "presets.epsilon_gamma(gamma=0.5)"
+    assert repr({"a": whence.Flat()} | whence.presets.cp_lrp()) == "{'a': Flat()} | presets.cp_lrp()"
 
 
 def test_versions_agree():

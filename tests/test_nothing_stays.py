@@ -43,6 +43,7 @@ def state(model: nn.Module) -> dict:
         "attributes": [sorted(vars(m)) for m in model.modules()],
         "hooks": [[list(getattr(m, h)) for h in hooks] for m in model.modules()],
         "global": [len(global_hooks._global_forward_hooks), len(global_hooks._global_forward_pre_hooks)],
+        "any_global": bool(global_hooks._has_any_global_hook()),
         "parameter_attributes": [sorted(vars(p)) for p in model.parameters()],
         "modes": torch._C._len_torch_function_stack(),
     }

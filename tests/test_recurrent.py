@@ -193,3 +193,14 @@ def test_initial_state_is_an_input_like_any_other():
     e = whence.explain(lambda x, h, c: layer(x, (h, c))[0][:, -1], (x, h, c), target=0)
     assert abs(sum(r.sum() for r in e.relevance) - e.output) < 1e-12
     assert all(r.abs().sum() > 0 for r in e.relevance)
+
+
+def test_last_states_of_packed_sequences():
+    layer, x, lengths = nn.LSTM(4, 5, bidirectional=True, batch_first=True), torch.randn(4, 6, 4), torch.tensor([6, 4, 4, 1])
+    packed = lambda x: pack_padded_sequence(x, lengths, batch_first=True)  # noqa: E731
+    _, (h, c) = layer(packed(x))
+    for i, state in enumerate((h, c)):
+        for side in range(2):
+            e = whence.explain(lambda x, i=i, side=side: layer(packed(x))[1][i][side], x, target=2)
+            torch.testing.assert_close(e.output, state[side, :, 2].detach())
+            assert e.conservation.error.max() < 1e-10

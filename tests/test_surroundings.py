@@ -67,6 +67,24 @@ def test_checkpointing_changes_nothing(method):
             torch.testing.assert_close(mine.conservation.by_layer, theirs.conservation.by_layer, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_map_outside_is_not_taken_over_inside_a_checkpoint():
+    conv, norm, x = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval(), torch.randn(2, 3, 5, 5)
+    norm.running_mean.normal_()
+
+    def model(x, use):
+        y = conv(x)
+        inside = lambda y: F.relu(norm(y)) * torch.tanh(y)  # noqa: E731
+        y = checkpoint.checkpoint(inside, y, use_reentrant=False) if use else inside(y)
+        return y.mean((2, 3))
+
+    method = LRP({F.conv2d: Gamma(0.25), F.batch_norm: whence.Epsilon(1e-3)})
+    carried = whence.explain(lambda x: model(x, True), x, 0, method=method)
+    account = carried.conservation
+    torch.testing.assert_close(account.relevance + account.absorbed, account.output)
+    torch.testing.assert_close(carried.output, whence.explain(lambda x: model(x, False), x, 0).output)
+
+
 def test_checkpointing_within_relevance_rules():
     model, x = Checkpointed(False), torch.randn(2, 4, 6, 6, requires_grad=True)
     expected = whence.explain(model, x, 1, method=LRP({nn.Conv2d: Gamma(0.5)})).relevance

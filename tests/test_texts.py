@@ -94,6 +94,18 @@ def test_ids_looked_up_twice_get_both_and_others_get_none():
     torch.testing.assert_close(e.relevance[2], positions.weight[where][..., 0].detach())
 
 
+def test_what_was_looked_up_can_be_overwritten():
+    table = nn.Embedding(11, 3)
+
+    def model(ids):
+        x = table(ids)
+        x *= 2
+        return x.sum(1)
+
+    ids = torch.tensor([[1, 4]])
+    torch.testing.assert_close(whence.explain(model, ids, 0).relevance, 2 * table.weight[ids][..., 0].detach())
+
+
 def test_padding_changes_nothing():
     model, text = Language(), torch.tensor([[1, 4, 6]])
     alone = whence.explain(model, {"input_ids": text})

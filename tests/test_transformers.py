@@ -77,6 +77,15 @@ def test_vision_transformers_conserve_and_balance(name):
         assert e.conservation.error.max() <= 1e-6, e.conservation
 
 
+def test_state_spaces_hold_their_steps_and_gates_constant():
+    """MambaLRP: Δ, B and C are constant, so nothing reaches the projections they come from."""
+    model, x = language("mamba", additive=True)
+    with pytest.raises(whence.errors.ModelError, match="does not depend on the input"):
+        whence.explain(model, x, layers=["backbone.layers.0.mixer.x_proj"])
+    halved = whence.explain(model, x, method=LRP({F.linear: Epsilon(0)}), layers=["backbone.layers.0.mixer.x_proj"])
+    assert halved.layers["backbone.layers.0.mixer.x_proj"].abs().sum() > 0
+
+
 def test_grouped_experts_in_float32():
     pytest.importorskip("transformers")
     model, x = zoo.hugging_face("mixtral")

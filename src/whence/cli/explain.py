@@ -191,5 +191,5 @@ def _print(report: dict[str, Any], explanation: Explanation) -> None:
         )
     console.print(table)
     if report["absorbed"] is not None:
-        console.print("output = relevance + absorbed (by biases, ε and shifts)")
+        console.print("output = relevance + absorbed (by biases, ε, shifts and softmaxes)")
     console.print(f"the picture lies in [bold]{report['picture']}[/]")

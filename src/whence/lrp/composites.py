@@ -34,9 +34,10 @@ class Composite:
 
     entries: tuple[tuple[Selector, Rule], ...] = ()
     required: int = 0  # the first so many entries must match
+    label: str = field(default="", compare=False)  # how it was asked for
 
     def __repr__(self) -> str:
-        return "{" + ", ".join(f"{describe(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
+        return self.label or "{" + ", ".join(f"{describe(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
 
     @classmethod
     def of(cls, rules: "Mapping[Selector, Rule] | Composite") -> "Composite":
@@ -53,7 +54,7 @@ class Composite:
 
     def __ror__(self, front: "Mapping[Selector, Rule]") -> "Composite":
         own = Composite.of(front)
-        return Composite(own.entries + self.entries, own.required + self.required)
+        return Composite(own.entries + self.entries, own.required + self.required, f"{own!r} | {self!r}")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Number
 
 import torch
@@ -18,12 +18,17 @@ class Origin:
     """The tensor that another is a function of, value by value."""
 
     tensor: weakref.ref[Tensor]
+    version: int  # of the tensor then
     proportional: bool  # the function is a constant factor
+
+    def same_as(self, other: "Origin") -> bool:
+        tensor = self.tensor()
+        return tensor is not None and tensor is other.tensor() and self.version == other.version
 
 
 def origin_of(t: Tensor, known: Origin | None) -> Origin:
     """Everything is a function of itself."""
-    return Origin(weakref.ref(t), True) if known is None else known
+    return Origin(weakref.ref(t), t._version, True) if known is None else known
 
 
 def origin(call: Call, of: Callable[[Tensor], Origin | None]) -> Origin | None:
@@ -32,8 +37,7 @@ def origin(call: Call, of: Callable[[Tensor], Origin | None]) -> Origin | None:
     if not combines and call.name not in POINTWISE:
         return None
     found = [origin_of(t, of(t)) for t in call.data]
-    source = found[0].tensor()
-    if source is None or any(o.tensor() is not source for o in found):
+    if not all(found[0].same_as(o) for o in found):
         return None
     if not combines:
         keeps_scale = call.name in CASTS
@@ -41,7 +45,7 @@ def origin(call: Call, of: Callable[[Tensor], Origin | None]) -> Origin | None:
         keeps_scale = len(call.data) == 1 and call.data[0] is call.args[0] if call.name == "div" else len(call.data) == 1
     else:
         keeps_scale = len(call.data) == 2
-    return Origin(found[0].tensor, keeps_scale and all(o.proportional for o in found))
+    return replace(found[0], proportional=keeps_scale and all(o.proportional for o in found))
 
 
 def stays_nonnegative(call: Call, nonnegative: Callable[[Tensor], bool]) -> bool:

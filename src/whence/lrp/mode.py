@@ -38,7 +38,7 @@ from whence.lrp.linear import LinearMap
 from whence.lrp.lookups import Lookups
 from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
-from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved
+from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved, hooked
 from whence.lrp.scope import Scope
 from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, Reenterable, computing_again
 
@@ -222,7 +222,7 @@ class RelevanceMode(GradientMode):
             return None
         a, b = call.data
         first, second = inheritance.origin_of(a, self.knowledge(a).origin), inheritance.origin_of(b, self.knowledge(b).origin)
-        if first.tensor() is not second.tensor() or not (first.proportional or second.proportional):
+        if not first.same_as(second) or not (first.proportional or second.proportional):
             return None
         return b if first.proportional else a
 
@@ -246,9 +246,8 @@ class RelevanceMode(GradientMode):
             return self.constant(call)
         if native and rule == Epsilon(0):
             out = call.run()
-            if linear.bias is not None:
-                self.absorb(out, lambda g: linear.bias_share(g, linear.bias))  # type: ignore[arg-type]
-            return out
+            bias = linear.bias
+            return out if bias is None else self.absorb(out, lambda g: linear.bias_share(g, bias.to(g.dtype)))
         zeros, present = (None, None) if companion is None else (companion.zeros, companion.present)
         step = Step(linear, rule, self.scope.path, self.knowledge(source).nonnegative, present=present)
         return self.step(Link(source, zeros, source._version, step), call.run)
@@ -273,10 +272,15 @@ class RelevanceMode(GradientMode):
         self.last_constant = f"{call.name} in '{self.scope.path}'"
         return call.run_with({id(t): t.detach() for t in call.data})
 
-    def absorb(self, out: Tensor, amount: Callable[[Tensor], Tensor]) -> None:
+    def absorb(self, out: Tensor, amount: Callable[[Tensor], Tensor]) -> Tensor:
         """Count `amount(g)` [batch, …] as absorbed here when the gradient g of `out` comes by."""
         path, meter = self.scope.path, self.meter
-        out.register_hook(lambda g: meter.add(path, amount(g)) if g is not None else None)
+
+        def counted(g: Tensor) -> Tensor:
+            meter.add(path, amount(g))
+            return g
+
+        return hooked(out, counted)
 
     # the inside
 
@@ -398,14 +402,15 @@ class RelevanceMode(GradientMode):
                 "rule, such as LRP({'its.path': whence.Identity()} | …), detach it, or write it in torch functions"
             )
 
-    def _opaque_module(self, module: torch.nn.Module, args: tuple, output: object) -> Tensor | None:
+    def _opaque_module(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
         """The output of a module whose inside cannot be seen, by the rule there is for the module."""
         if not isinstance(output, Tensor) or not output.requires_grad or not self._unseen(output):
             return None
-        rule, data = self.matcher.function_rule(""), depends(args, {})
+        rule, data = self.matcher.function_rule(""), depends(args, kwargs)
         if rule is None or len(data) != 1:
             return None
-        seen = treatments.opaque(self, module, args, data[0], output.detach(), rule)
+        call = Call(module.forward, type(module).__name__, args, kwargs, data)
+        seen = treatments.opaque(self, call, output.detach(), rule)
         if seen.requires_grad:
             self.see(seen)
         return seen

@@ -3,7 +3,10 @@
 >>> whence.LRP({"features.0": whence.Flat()} | whence.presets.epsilon_plus())
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from whence.errors import RuleError
 from whence.lrp.composites import Composite, Selector, input_layer
 from whence.lrp.rules import AlphaBeta, Constant, Epsilon, Flat, Gamma, Identity, Rule, WSquare, ZBox, ZPlus
 
+P = ParamSpec("P")
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 DENSE = (F.linear, torch.matmul, torch.addmm)
 DENSE_LAYERS = (F.linear, torch.addmm)
@@ -22,31 +26,48 @@ LRP_0 = ("*", Epsilon(0))  # whatever other linear maps there are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def _labelled(preset: Callable[P, Composite]) -> Callable[P, Composite]:
+    """A preset that says its name where the composite is shown."""
+
+    @wraps(preset)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Composite:
+        given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        return replace(preset(*args, **kwargs), label=f"presets.{preset.__name__}({given})")
+
+    return made
+
+
+@_labelled
 def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
     """γ on convolutions, ε on dense layers, right for inputs of any range."""
     return _composite((CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
 
 
+@_labelled
 def epsilon_plus(epsilon: float = 1e-6) -> Composite:
     """z⁺ on convolutions, ε on dense layers (Kohlbrenner et al. 2020)."""
     return _composite((CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
 
 
+@_labelled
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
     """As `epsilon_plus`, flat at the layer that touches the input."""
     return _composite((input_layer, Flat()), (CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
 
 
+@_labelled
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
     """αβ with (2, 1) on convolutions, ε on dense layers (Lapuschkin et al. 2017)."""
     return _composite((CONVOLUTIONS, AlphaBeta(2, 1)), (DENSE, Epsilon(epsilon)))
 
 
+@_labelled
 def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
     """z^B between the pixel bounds at the input, γ on convolutions, ε on dense layers (Montavon et al. 2019)."""
     return _composite((input_layer, ZBox(low, high)), (CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
 
 
+@_labelled
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ in every ReLU layer, at the input z^B between bounds if there
     are any, else w² for unbounded real input."""
@@ -56,6 +77,7 @@ def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None =
     return _composite((input_layer, first), (CONVOLUTIONS + DENSE, ZPlus()))
 
 
+@_labelled
 def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Composite:
     """The course sheet's rules for torchvision's VGG-16: z^B at the pixels, γ from 1 down to 0.01 with depth, LRP-0 on top."""
     centre, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
@@ -64,6 +86,7 @@ def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[flo
     return _composite(("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", Epsilon(0)))
 
 
+@_labelled
 def attn_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
     """AttnLRP (Achtibat et al. 2024): softmax by its own gradient, products halved. The default, for networks of any kind.
 
@@ -81,6 +104,7 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
     )
 
 
+@_labelled
 def cp_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
     """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
     and none is lost in a softmax: without biases, ΣR is the output."""

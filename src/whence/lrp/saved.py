@@ -96,6 +96,17 @@ class OverwritingNode(torch.autograd.Function):
         return _returned(ctx, g)
 
 
+def hooked(out: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
+    """`out` with `hook(g)` for its gradient.
+
+    A view gets a node instead: once its storage is overwritten, torch goes round the hooks of views.
+    """
+    if out._is_view():
+        return Node.apply(out.detach, lambda g: (hook(g),), lambda value: (), out)  # type: ignore[return-value]
+    out.register_hook(lambda g: None if g is None else hook(g))
+    return out
+
+
 def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     if g is None:
         return (None,) * len(ctx.needs_input_grad)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from whence.errors import OpaqueError, SelectorError, suggestion
+from whence.lrp.saved import hooked
 
 Tap = Callable[[Tensor], None]
-Leaving = Callable[[nn.Module, tuple, object], object]  # (module, args, output) at its end -> another output, or None
+Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, kwargs, output) -> another output, or None
 
 
 class Scope:
@@ -29,7 +30,7 @@ class Scope:
             self._names.setdefault(id(module), []).append(name)
         self._taps: dict[int, list[Tap]] = {}
         self.tap(taps or {})
-        self.leaving: Leaving = lambda module, args, output: None
+        self.leaving: Leaving = lambda module, args, kwargs, output: None
         self._stack: list[nn.Module] = []
         self._undo = ExitStack()
         self._entered = False
@@ -40,7 +41,9 @@ class Scope:
             undo.callback(self._stack.clear)
             undo.callback(global_hooks.register_module_forward_pre_hook(self._enter_module).remove)
             leave: Any = self._leave_module
-            undo.callback(global_hooks.register_module_forward_hook(leave, always_call=True).remove)
+            handle = global_hooks.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
+            undo.callback(global_hooks._global_forward_hooks_with_kwargs.pop, handle.id)  # torch 2.13 forgets to
+            undo.callback(handle.remove)
             self._undo = undo.pop_all()
         self._entered = True
         return self
@@ -52,13 +55,14 @@ class Scope:
     @contextmanager
     def resumed(self, modules: list[nn.Module], tap: Tap) -> Iterator[None]:
         """Within these modules again, for a part that is computed again on the way back; `tap` stands in for all taps."""
-        taps, before = self._taps, list(self._stack)
+        taps, before, thread = self._taps, list(self._stack), getattr(self, "_thread", None)
         with nullcontext() if self._entered else self:
             self._stack[:], self._taps = modules, {module: [tap] for module in taps}
+            self._thread = threading.get_ident()  # the way back may run in another
             try:
                 yield
             finally:
-                self._stack[:], self._taps = before, taps
+                self._stack[:], self._taps, self._thread = before, taps, thread
 
     def tap(self, taps: dict[str, Tap]) -> None:
         """Call each tap with the output of the module it is named after."""
@@ -94,15 +98,18 @@ class Scope:
         self._stack.append(module)
         refuse_hidden(module, self.path)
 
-    def _leave_module(self, module: nn.Module, args: tuple, output: object) -> object:
+    def _leave_module(self, module: nn.Module, args: tuple, *rest: Any) -> object:
         if threading.get_ident() != self._thread or not self._stack or self._stack[-1] is not module:
             return None
+        *kwargs, output = rest  # torch leaves the keywords out where the module failed
         with torch._C.DisableTorchFunction():
-            changed = self.leaving(module, args, output) if output is not None else None
+            changed = self.leaving(module, args, kwargs[0], output) if output is not None else None
         self._stack.pop()
         taps = self._taps.get(id(module), [])
         if taps and output is not None:
             read = self._single(module, output if changed is None else changed)
+            if read is output and read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+                read = changed = hooked(read, lambda g: g)
             with torch._C.DisableTorchFunction():
                 for tap in taps:
                     tap(read)

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ from whence.lrp.conservation import dot, total
 from whence.lrp.functions import Call, mapped, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
 from whence.lrp.rules import Constant, Epsilon, FunctionRule, Identity
-from whence.lrp.saved import Saved
+from whence.lrp.saved import Saved, hooked
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -40,9 +40,7 @@ def affine(mode: "RelevanceMode", call: Call) -> Any:
     if _only_data(call):
         return call.run()
     at_zero = _at_zero(mode, call)
-    out = call.run()
-    mode.absorb(out, lambda g: g * _unmasked(at_zero()))
-    return out
+    return mode.absorb(call.run(), lambda g: g * _unmasked(at_zero()))
 
 
 def gradient_alone(call: Call, treatment: Callable[..., Any] | None) -> bool:
@@ -63,8 +61,7 @@ def winner(mode: "RelevanceMode", call: Call) -> Any:
         won_by_data = torch.stack([kept.value == d.value.expand_as(kept.value) for d in data]).any(0)
         return g * kept.value.masked_fill(won_by_data, 0)
 
-    mode.absorb(out, constants_that_won)
-    return out
+    return mode.absorb(out, constants_that_won)
 
 
 # linear maps with a constant weight: the rules act on them ----------------------------------------------------------------
@@ -76,7 +73,7 @@ def dense(mode: "RelevanceMode", call: Call) -> Tensor:
         return _made_weight(mode, call, bias, dim=-1)
     if x.dim() == 1:
         return _unbatched(mode, call, x, dense)
-    return mode.linear(call, x, Dense(weight, bias), native=True)
+    return mode.linear(call, x, Dense(weight, None if bias is None else bias.expand(len(weight))), native=True)
 
 
 def convolution(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -133,13 +130,11 @@ def added_product(mode: "RelevanceMode", call: Call) -> Tensor:
     """β · offset + α · a @ b: a dense layer where offset and b are constant, else a product and an offset that absorbs."""
     offset, a, b, beta, alpha = call.bind("input batch1 batch2 beta alpha", beta=1, alpha=1)
     if call.name == "addmm" and len(call.data) == 1 and a.requires_grad and offset.dim() == 1:
-        return mode.linear(call, a, Dense(b.mT * alpha, offset * beta), native=True)
+        return mode.linear(call, a, Dense(b.mT * alpha, offset.expand(b.shape[1]) * beta), native=True)
     if not (a.requires_grad and b.requires_grad):
         return affine(mode, call)
-    out = call.run_with({id(t): mode.watched(t, _half) for t in (a, b)})
-    if not offset.requires_grad:
-        mode.absorb(out, lambda g: g * _unmasked(offset) * beta)
-    return out
+    out = call.function(offset, mode.watched(a, _half), mode.watched(b, _half), beta=beta, alpha=alpha)
+    return out if offset.requires_grad else mode.absorb(out, lambda g: g * _unmasked(offset) * beta)
 
 
 def batch_norm(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -216,10 +211,7 @@ def product(mode: "RelevanceMode", call: Call) -> Tensor:
     of itself, x · h(x), is an activation that the network writes out (GELU by tanh, x · sigmoid(x)): h(x) is constant."""
     if call.name == "mul" and (gate := mode.gate(call)) is not None:
         return call.run_with({id(gate): gate.detach()})
-    factors = len(call.data)
-    out = call.run()
-    _divide_gradient(out, factors)
-    return out
+    return _divided(call.run(), len(call.data))
 
 
 def quotient(mode: "RelevanceMode", call: Call) -> Any:
@@ -243,10 +235,7 @@ def power(mode: "RelevanceMode", call: Call) -> Any:
         exponent = exponent.item()
     if not isinstance(exponent, Real) or exponent <= 0:
         return mode.constant(call)
-    exponent = float(exponent)
-    out = call.run()
-    _divide_gradient(out, exponent)
-    return out
+    return _divided(call.run(), float(exponent))
 
 
 def clamp(mode: "RelevanceMode", call: Call) -> Any:
@@ -322,32 +311,37 @@ def instance_norm(mode: "RelevanceMode", call: Call) -> Tensor:
 
 def own_gradient(mode: "RelevanceMode", call: Call) -> Any:
     """The function's own gradient, what it does not conserve measured as absorbed."""
-    aliases = {id(t): t.view_as(t) for t in call.data}
-    values = {key: mode.save(alias) for key, alias in aliases.items()}
-    out = call.run_with(aliases)
-    for key, alias in aliases.items():
-        mode.absorb(alias, lambda g, value=values[key]: -dot(g, value.value))
+    path, meter = mode.scope.path, mode.meter
+
+    def given_on(g: Tensor, value: Tensor) -> tuple[Tensor]:
+        meter.add(path, -dot(g, value))
+        return (g,)
+
+    out = call.run_with({id(t): mode.watched(t, given_on) for t in call.data})
     for t in tensors(out):
         if t.requires_grad:
             saved = mode.save(t)
-            mode.absorb(t, lambda g, saved=saved: dot(g, saved.value))
+            t.register_hook(lambda g, saved=saved: meter.add(path, dot(g, saved.value)))
     return out
 
 
-def opaque(mode: "RelevanceMode", module: nn.Module, args: tuple, x: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
-    """What a module of hidden functions made of `x`, the one of its `args` that depends on the input."""
-    source, path = x.detach(), mode.scope.path
+def opaque(mode: "RelevanceMode", call: Call, value: Tensor, rule: FunctionRule) -> Tensor:
+    """The value of a module of hidden functions, one of whose arguments depends on the input."""
+    (x,), path = call.data, mode.scope.path
+    source = x.detach()
     if isinstance(rule, Constant):
         mode.last_constant = f"'{path}'"
         return value
     if isinstance(rule, Identity):
         return mode.node(x, lambda: value, _times, lambda value: (torch.div(value, source).nan_to_num_(0.0, 0.0, 0.0),))
-    others = tuple(None if arg is x else arg for arg in args)
+    key = id(x)
+    args, kwargs = mapped(lambda t: None if id(t) == key else t, call.args, call.kwargs)  # no tensor of the graph is held
+    fill = lambda nest, leaf: [leaf if v is None else v for v in nest]  # noqa: E731
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         with torch.enable_grad():
             leaf = source.detach().requires_grad_()
-            again = module.forward(*(leaf if arg is None else arg for arg in others))
+            again = call.function(*fill(args, leaf), **dict(zip(kwargs, fill(kwargs.values(), leaf), strict=True)))
             (returned,) = torch.autograd.grad(again, leaf, g)
         mode.meter.add(path, dot(g, value))
         mode.meter.add(path, -dot(returned, source))
@@ -376,8 +370,9 @@ def _itself(value: Tensor) -> tuple[Tensor]:
     return (value,)
 
 
-def _divide_gradient(out: Tensor, divisor: float) -> None:
-    out.register_hook(lambda g: None if g is None else g / divisor)
+def _divided(out: Tensor, divisor: float) -> Tensor:
+    """The same with its gradient divided."""
+    return hooked(out, lambda g: g / divisor)
 
 
 def _only_data(call: Call) -> bool:
@@ -400,12 +395,16 @@ def _made_weight(mode: "RelevanceMode", call: Call, bias: Tensor | None, dim: in
     """A layer whose weight the network computes itself: a product, and a constant bias absorbs."""
     if _depends(bias):
         return mode.unknown_function(call)
-    out = product(mode, call)
-    if bias is not None:
-        shape = [-1 if d == dim % out.dim() else 1 for d in range(out.dim())]
-        factors = len(call.data)  # by which `product` has divided g before it comes by
-        mode.absorb(out, lambda g: g * factors * bias.view(shape))
-    return out
+    if bias is None:
+        return product(mode, call)
+    out, path, meter, factors = call.run(), mode.scope.path, mode.meter, len(call.data)
+    shape = [-1 if d == dim % out.dim() else 1 for d in range(out.dim())]
+
+    def shared(g: Tensor) -> Tensor:
+        meter.add(path, g * bias.view(shape))
+        return g / factors
+
+    return hooked(out, shared)
 
 
 def _folded(mode: "RelevanceMode", call: Call) -> "Link | None":
@@ -481,9 +480,7 @@ def _standardise(
 
     shape = x.shape
     out = mode.node(x, call.run, back, spread)
-    if bias is not None:
-        mode.absorb(out, lambda g: g * bias)
-    return out
+    return out if bias is None else mode.absorb(out, lambda g: g * bias)
 
 
 def _slope_at_zero(call: Call) -> float:
