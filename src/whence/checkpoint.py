@@ -1,19 +1,17 @@
 """checkpointed(): less memory for long inputs, at the price of a second forward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from whence.errors import SelectorError
-from whence.lrp.scope import matching_names, module_names
+from whence.lrp.scope import named_layers
 
 
 @contextmanager
-def checkpointed(model: nn.Module, layers: str) -> Iterator[None]:
+def checkpointed(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
     """While entered, the layers keep their inputs alone and compute their inside again on the way back.
 
     >>> with whence.checkpointed(model, "model.layers.*"):
@@ -23,24 +21,11 @@ def checkpointed(model: nn.Module, layers: str) -> Iterator[None]:
     and all layers' inputs (Chen et al. 2016); values and relevance stay the same. Caches of keys and values must be off:
     they would be filled twice.
     """
-    found = matching_names(model, layers)
-    if not found:
-        raise SelectorError(f"no layer of the model matches '{layers}'")
-    modules = module_names(model)
     with ExitStack() as undo:
-        for module in {id(modules[name]): modules[name] for name in found}.values():
-            own = vars(module).get("forward")
-            undo.callback(_restore, module, own)
-            module.forward = partial(_again, module.forward)
+        for module in set(named_layers(model, layers).values()):
+            if (own := vars(module).get("forward")) is None:
+                undo.callback(vars(module).pop, "forward", None)
+            else:
+                undo.callback(setattr, module, "forward", own)
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
         yield
-
-
-def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-def _restore(module: nn.Module, own: Callable[..., Any] | None) -> None:
-    if own is not None:
-        module.forward = own
-    elif "forward" in vars(module):
-        del module.forward

@@ -5,14 +5,14 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from whence.errors import RuleError, SelectorError, TargetError
+from whence.errors import RuleError, TargetError
 from whence.explanation import Explanation
 from whence.inputs import Inputs, Nest, check_model
-from whence.lrp.scope import matching_names
+from whence.lrp.scope import named_layers
 from whence.methods.gradients import GradientTimesInput, Sensitivity
 from whence.methods.lrp import LRP
 from whence.methods.passes import Task
-from whence.targets import Target
+from whence.targets import Logit, Span, Target
 
 
 class Method(Protocol):
@@ -67,9 +67,9 @@ def explain_targets(
     >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
     """
     check_model(model)
-    if isinstance(targets, int | str | Tensor) or callable(targets):
+    if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
         raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
-    task = Task(model, Inputs.of(inputs), list(targets), _names(layers, model))
+    task = Task(model, Inputs.of(inputs), list(targets), tuple(named_layers(model, layers)))
     return named(method).explanations(task)
 
 
@@ -86,19 +86,3 @@ def named(method: Method | str | None) -> Method:
     if isinstance(method, type):
         raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
     return method
-
-
-def _names(layers: Sequence[str], model: object) -> tuple[str, ...]:
-    """Module paths, with patterns such as "model.layers.*" written out: a * stands for one part between dots."""
-    names: dict[str, None] = {}
-    for name in (layers,) if isinstance(layers, str) else layers:
-        if not isinstance(name, str):
-            raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
-        if "*" not in name:
-            names[name] = None
-            continue
-        found = matching_names(model, name)
-        if not found:
-            raise SelectorError(f"no layer of the model matches '{name}'")
-        names |= dict.fromkeys(found)
-    return tuple(names)

@@ -14,10 +14,11 @@ from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
 from whence.targets import Logit, Span
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".html", ".npz", ".safetensors")
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+SUFFIXES = (*PICTURES, ".html", ".npz", ".safetensors")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
     """Relevance of every input feature of a batch, with the account of where it came from.
 
@@ -32,7 +33,7 @@ class Explanation:
 
     relevance: Nest
     output: Tensor  # [N]
-    target: Any  # class indices [N], or the target function
+    target: Any  # class indices [N], a Logit or Span with its indices filled in, or the target function
     conservation: Conservation
     layers: dict[str, Any] = field(default_factory=dict)
     inputs: Nest = None
@@ -50,12 +51,15 @@ class Explanation:
             if not -len(self) <= index < len(self):  # iteration ends here
                 raise IndexError(f"sample {index} of an explanation of {len(self)}")
             index = slice(index % len(self), index % len(self) + 1)
+        if index.step is not None and index.step < 1:
+            raise IndexError(f"samples cannot be sliced by steps of {index.step}")
         c = self.conservation
         absorbed = None if c.absorbed is None else c.absorbed[index]
         account = Conservation(
             c.output[index], c.relevance[index], absorbed, {name: amount[index] for name, amount in c.by_layer.items()}
         )
-        target = self.target[index] if isinstance(self.target, Tensor | Logit) else self.target
+        target = self.target.of(index) if isinstance(self.target, Logit) else self.target
+        target = target[index] if isinstance(target, Tensor) else target
         return replace(
             self,
             relevance=_each(lambda t: t[index], self.relevance),
@@ -85,7 +89,7 @@ class Explanation:
 
         named = tensors(self.inputs)
         texts = {name: t for name, t in named.items() if not t.is_floating_point() and ("input_ids" in name or len(named) == 1)}
-        words = {name: [tokens(tokenizer, row.tolist()) for row in t] for name, t in texts.items()}
+        words = {name: [tokens(tokenizer, row) for row in t.reshape(len(t), -1).tolist()] for name, t in texts.items()}
         if self.classes or not isinstance(self.target, Tensor | Logit):
             return replace(self, tokens=words)
         target = self.target if isinstance(self.target, Logit) else Logit(self.target)
@@ -103,11 +107,7 @@ class Explanation:
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .jpg, .pdf, .svg), a page (.html) or the numbers (.npz, .safetensors); returns the path."""
-        path = Path(path)
-        if path.suffix not in SUFFIXES:
-            raise WhenceError(f"cannot save as {path.name!r}: choose {', '.join(SUFFIXES)}")
-        if not path.parent.is_dir():
-            raise WhenceError(f"no folder {path.parent} to save {path.name} into")
+        path = writable(path)
         {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}.get(
             path.suffix, self._save_picture
         )(path)
@@ -127,8 +127,11 @@ class Explanation:
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold."""
         named = tensors(self.relevance, "relevance") | tensors(self.layers, "layers") | {"output": self.output}
-        if isinstance(self.target, Tensor):
-            named["target"] = self.target
+        logit = Logit(self.target) if isinstance(self.target, Tensor) else self.target
+        if isinstance(logit, Logit):
+            named |= {
+                key: t for key, t in (("target", logit.index), ("rather_than", logit.rather_than)) if isinstance(t, Tensor)
+            }
         if self.conservation.absorbed is not None:
             named["absorbed"] = self.conservation.absorbed
         return {name: t.detach().cpu().contiguous() for name, t in named.items()}
@@ -157,6 +160,16 @@ class Explanation:
         path.write_text(report.page(self), encoding="utf-8")
 
 
+def writable(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Path:
+    """The path, if its folder exists and its ending is one of `suffixes`."""
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise WhenceError(f"cannot save as {path.name!r}: choose {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise WhenceError(f"no folder {path.parent} to save {path.name} into")
+    return path
+
+
 def tensors(nest: Any, name: str = "") -> dict[str, Tensor]:
     """The tensors of a nest by name: "relevance", "relevance.1", "layers.features.28"."""
     if isinstance(nest, Tensor):
@@ -164,7 +177,7 @@ def tensors(nest: Any, name: str = "") -> dict[str, Tensor]:
     items = nest.items() if isinstance(nest, dict) else enumerate(nest or ())
     found: dict[str, Tensor] = {}
     for key, value in items:
-        found |= tensors(value, f"{name}.{key}")
+        found |= tensors(value, f"{name}.{key}" if name else str(key))
     return found
 
 

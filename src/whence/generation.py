@@ -1,7 +1,8 @@
 """explain_generation(): why did a causal language model write each of the tokens that it wrote?"""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor
 
 from whence.errors import InputError, TargetError
 from whence.explain import Method, explain_targets
-from whence.explanation import Explanation
+from whence.explanation import PICTURES, Explanation, writable
 from whence.inputs import Inputs, Nest, check_model
 from whence.targets import Logit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generation:
     """A text that a model continued, and an explanation of each token it added.
 
@@ -43,12 +44,13 @@ class Generation:
 
     def with_tokens(self, tokenizer: Any) -> "Generation":
         """The same with tokens as words, for pictures and pages."""
-        return Generation(self.ids, self.start, tuple(e.with_tokens(tokenizer) for e in self.explanations))
+        return replace(self, explanations=tuple(e.with_tokens(tokenizer) for e in self.explanations))
 
-    def save(self, path: str) -> str:
-        """Write a picture: a row for each new token, a column for each token before it."""
+    def save(self, path: str | Path) -> Path:
+        """Write a picture (.png, .jpg, .pdf, .svg) of the first text: a row for each new token, a column for each before."""
         from whence.show import tokens
 
+        path = writable(path, PICTURES)
         tokens.grid(self).savefig(path)
         return path
 
@@ -64,52 +66,62 @@ def explain_generation(
     """Let a causal model continue a text, likeliest token first, and explain the logit of each token it adds.
 
     `inputs` are token ids `[N, T]` or a dict with `input_ids`, all of one length. A `continuation` `[N, n]` written before
-    (by sampling, say) is explained instead. All of it takes one forward pass and a backward pass for each token.
+    (by sampling, say) is explained instead. Writing stops where all texts have ended. It takes a forward pass for each
+    token; explaining all of them takes one more, and a backward pass for each.
+
+    Raises `InputError` for inputs or a continuation of another form, `TargetError` where nothing is generated.
     """
     check_model(model)
-    parts = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    parts = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
     ids, mask = parts.get("input_ids"), parts.get("attention_mask")
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or set(parts) - {"input_ids", "attention_mask"}:
+    if not isinstance(ids, Tensor) or not _are_ids(ids) or set(parts) - {"input_ids", "attention_mask"}:
         raise InputError("a generation continues token ids [N, T]: pass them, or a dict of input_ids and attention_mask")
-    if mask is not None and not bool(mask[:, -1].all()):
+    if mask is not None and mask.shape != ids.shape:
+        raise InputError(f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}; they must agree")
+    if mask is not None and not mask[:, -1].all():
         raise InputError("the texts are padded on the right, where they are to be continued; pad them on the left")
-    Inputs.of(ids)
-
-    def call(ids: Tensor) -> Any:
-        if isinstance(inputs, Tensor):
-            return model(ids)
-        return model(**_extended(parts, ids))
-
+    if continuation is not None and not (_are_ids(continuation) and len(continuation) == len(ids)):
+        raise InputError(f"a continuation is token ids [{len(ids)}, n], a row for each text")
     start = ids.shape[1]
-    whole = _continued(model, call, ids, max_new_tokens) if continuation is None else torch.cat([ids, continuation.to(ids)], 1)
+    if continuation is None:
+        whole = _continued(model, inputs, ids, max_new_tokens)
+    else:
+        whole = torch.cat([ids, continuation.to(ids)], 1)
     if whole.shape[1] == start:
         raise TargetError("nothing was generated; max_new_tokens and the continuation must not be empty")
-    given = whole[:, :-1]
     targets = [Logit(whole[:, t], position=t - 1) for t in range(start, whole.shape[1])]
-    explained = given if isinstance(inputs, Tensor) else _extended(parts, given)
-    return Generation(whole, start, tuple(explain_targets(model, explained, targets, method=method)))
+    return Generation(whole, start, tuple(explain_targets(model, _extended(inputs, whole[:, :-1]), targets, method=method)))
 
 
 @torch.no_grad()
-def _continued(model: Any, call: Callable[[Tensor], Any], ids: Tensor, count: int) -> Tensor:
-    ends = getattr(getattr(model, "config", None), "eos_token_id", None)
-    ends = torch.tensor([] if ends is None else ends, device=ids.device).view(-1)
+def _continued(model: Any, inputs: Nest, ids: Tensor, count: int) -> Tensor:
+    settings = (getattr(model, name, None) for name in ("generation_config", "config"))
+    ends = next((end for s in settings if (end := getattr(s, "eos_token_id", None)) is not None), [])
+    ends = torch.tensor(ends, device=ids.device).view(-1)
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(count):
-        outputs = call(ids)
+        given = Inputs.of(_extended(inputs, ids))
+        outputs = given.call(model, given.parts)
         logits = getattr(outputs, "logits", outputs)
         if not isinstance(logits, Tensor) or logits.dim() != 3:
             raise TargetError("the model gives no logits [N, T, vocabulary] to continue a text from")
         ids = torch.cat([ids, logits[:, -1:].argmax(-1).to(ids)], 1)
-        if torch.isin(ids[:, -1], ends).all():
+        ended |= torch.isin(ids[:, -1], ends)
+        if ended.all():
             break
     return ids
 
 
-def _extended(parts: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+def _are_ids(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.dim() == 2 and not t.is_floating_point()
+
+
+def _extended(inputs: Nest, ids: Tensor) -> Nest:
     """The same inputs for a longer text."""
-    if "attention_mask" not in parts:
+    if isinstance(inputs, Tensor):
+        return ids
+    if (mask := inputs.get("attention_mask")) is None:
         return {"input_ids": ids}
-    mask = parts["attention_mask"]
     return {"input_ids": ids, "attention_mask": torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)}
 
 

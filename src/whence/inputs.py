@@ -41,8 +41,13 @@ class Inputs:
 
     @property
     def explained(self) -> tuple[int, ...]:
-        """The positions of the floating-point tensors: those that relevance is given to."""
-        return tuple(i for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.is_floating_point())
+        """The positions of the floating-point tensors: those that relevance is given to. Masks by their names are none."""
+        names = self.names or ("",) * len(self.parts)
+        return tuple(
+            i
+            for i, (part, name) in enumerate(zip(self.parts, names, strict=True))
+            if isinstance(part, Tensor) and part.is_floating_point() and not name.endswith("mask")
+        )
 
     @property
     def ids(self) -> dict[int, Tensor]:

@@ -38,9 +38,13 @@ class Logit:
         other = _indices(self.rather_than, rows)
         return rows[samples, index] - rows[samples, other], replace(self, index=index, rather_than=other)
 
-    def __getitem__(self, samples: slice) -> "Logit":
+    def __post_init__(self):
+        if not isinstance(self.position, int):
+            raise TargetError(f"a position is one number for all samples, not {self.position!r}")
+
+    def of(self, samples: slice) -> "Logit":
         """The same for some of the samples, once its indices are filled in."""
-        index, other = (i[samples] if isinstance(i, Tensor) and i.dim() else i for i in (self.index, self.rather_than))
+        index, other = (i[samples] if isinstance(i, Tensor) else i for i in (self.index, self.rather_than))
         return replace(self, index=index, rather_than=other)
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
@@ -52,15 +56,11 @@ class Logit:
             if self.position != -1:
                 raise TargetError(f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions")
             return logits
-        length = logits.shape[1]
-        if not -length <= self.position < length:
-            raise TargetError(f"position {self.position} is beyond the sequence of {length} tokens")
-        if self.position >= 0:
-            return logits[:, self.position]
         last = _last_attended(logits, inputs)
-        if int(last.min()) + self.position + 1 < 0:
+        positions = last + self.position + 1 if self.position < 0 else torch.full_like(last, self.position)
+        if int(positions.min()) < 0 or self.position >= logits.shape[1]:
             raise TargetError(f"position {self.position} is beyond the shortest text of {int(last.min()) + 1} tokens")
-        return logits[torch.arange(len(logits), device=logits.device), last + self.position + 1]
+        return logits[torch.arange(len(logits), device=logits.device), positions]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Span:
     stop: int | None = None  # the end of the sequence
 
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Span]":
-        ids = next((t for t in reversed(inputs.ids.values()) if t.shape == logits.shape[:2]), None)
+        ids = _token_ids(logits, inputs)
         if logits.dim() != 3 or ids is None:
             raise TargetError(f"a span needs logits [N, T, vocabulary] and token ids [N, T], not {tuple(logits.shape)}")
         positions = range(*slice(self.start, self.stop).indices(ids.shape[1]))
@@ -124,11 +124,19 @@ def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
 
 def _last_attended(logits: Tensor, inputs: Inputs) -> Tensor:
     """The position of the last token that is no padding, `[N]`."""
-    masks = (inputs.named(name) for name in ("decoder_attention_mask", "attention_mask"))
-    mask = next((m for m in masks if isinstance(m, Tensor) and m.shape == logits.shape[:2]), None)
-    if mask is None or (inputs.named("decoder_input_ids") is not None and inputs.named("decoder_attention_mask") is None):
+    mask = inputs.named("decoder_attention_mask")
+    if mask is None and inputs.named("decoder_input_ids") is None:
+        mask = inputs.named("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != logits.shape[:2]:
         return torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
     return (mask.bool() * torch.arange(mask.shape[1], device=mask.device)).argmax(1).to(logits.device)
+
+
+def _token_ids(logits: Tensor, inputs: Inputs) -> Tensor | None:
+    """The ids that stand where the logits do, the decoder's before the encoder's; masks are integers too."""
+    named = [inputs.named(name) for name in ("decoder_input_ids", "input_ids")]
+    given = named if inputs.names else inputs.ids.values()
+    return next((t for t in given if isinstance(t, Tensor) and t.shape == logits.shape[:2]), None)
 
 
 def _indices(target: Any, logits: Tensor) -> Tensor:

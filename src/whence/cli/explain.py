@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
 from whence.explain import METHODS, explain as run
-from whence.explanation import SUFFIXES, Explanation, tensors
+from whence.explanation import Explanation, tensors, writable
 from whence.lrp import presets
 from whence.lrp.composites import Composite
 from whence.methods.lrp import LRP
@@ -31,7 +31,9 @@ def explain(
     input: Annotated[
         str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
     ] = None,
-    model: Annotated[str, typer.Option(help="digits, torchvision:NAME, timm:NAME, hf:FOLDER or FILE.py:FACTORY.")] = "digits",
+    model: Annotated[
+        str, typer.Option(help="digits, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+    ] = "digits",
     weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
     target: Annotated[
         str | None, typer.Option(help="The class or token to explain, by number or name; the likeliest if not given.")
@@ -52,7 +54,7 @@ def explain(
     _check(method, rules, out)
     loaded = load_model(model, weights)
     x = _input(input, loaded, sample)
-    chosen = LRP(_rules(rules, loaded, _is_picture(input, loaded))) if method == "lrp" else METHODS[method]()
+    chosen = LRP(_rules(rules, loaded, not (input or "").endswith(".npy"))) if method == "lrp" else METHODS[method]()
     explained = Logit(_named(target, loaded), _named(rather_than, loaded), position)
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
     if loaded.text is not None:
@@ -62,7 +64,7 @@ def explain(
     if as_json:
         print(json.dumps(report))
     else:
-        _print(report, explanation)
+        _print(report)
 
 
 def _check(method: str, rules: str | None, out: Path) -> None:
@@ -71,10 +73,7 @@ def _check(method: str, rules: str | None, out: Path) -> None:
         raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
     if rules is not None and (method != "lrp" or rules not in PRESETS):
         raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
-    if not out.parent.is_dir():
-        raise LoadError(f"no folder {out.parent} to write {out.name} into")
-    if out.suffix not in SUFFIXES:
-        raise LoadError(f"cannot save as {out.name!r}: choose {', '.join(SUFFIXES)}")
+    writable(out)
 
 
 def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
@@ -88,15 +87,11 @@ def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composi
     return getattr(presets, name)(*loaded.preprocessing.bounds)
 
 
-def _is_picture(input: str | None, loaded: "LoadedModel") -> bool:
-    return loaded.text is None and not (input or "").endswith(".npy")
-
-
 def _named(index: str | None, loaded: "LoadedModel") -> int | None:
     """A class or token by its number or its name."""
     if index is None:
         return None
-    if index.lstrip("-").isdigit():
+    if index.removeprefix("-").isdecimal():
         return int(index)
     names = [name.lower() for name in loaded.classes]
     if index.lower() in names:
@@ -163,18 +158,18 @@ def _scores(explanation: Explanation) -> list[float]:
     return tensors(explanation.relevance)[name][0].tolist()
 
 
-def _print(report: dict[str, Any], explanation: Explanation) -> None:
+def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not report["trained"]:
         Console(stderr=True, soft_wrap=True).print(
             f"[yellow]warning:[/] {report['model']} has random weights; pass --weights FILE, or --weights DEFAULT to download"
         )
-    if explanation.tokens:
+    if "tokens" in report:
         from whence.show import tokens
 
         console.print(tokens.terminal(report["tokens"], torch.tensor(report["scores"])))
         console.print()
-    named = "a text" if explanation.tokens else report["input"]
+    named = "a text" if "tokens" in report else report["input"]
     table = Table(
         box=None,
         pad_edge=False,

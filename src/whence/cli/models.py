@@ -28,4 +28,7 @@ def models(
             console.print(f"[bold]{source}[/] ({len(matching)}{more})")
             prefix = "" if source == "bundled" else f"{source}:"
             console.print(Columns([prefix + name for name in shown], padding=(0, 2)))
-    console.print("\nAny other: [bold]FILE.py:FACTORY[/], a function in a Python file that returns the model.")
+    console.print(
+        "\nAny other: [bold]hf:NAME_OR_FOLDER[/] of Hugging Face's library, or [bold]FILE.py:FACTORY[/], a function in a "
+        "Python file that returns the model."
+    )

@@ -8,6 +8,7 @@ from torch import Tensor
 from whence.lrp.conservation import dot
 from whence.lrp.functions import Call
 from whence.lrp.rules import Constant
+from whence.lrp.treatments import unmasked
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -17,34 +18,41 @@ def scaled_dot_product_attention(mode: "RelevanceMode", call: Call) -> Tensor:
     """softmax(q kᵀ) v by the kernel the model chose (AttnLRP, propositions 3.1 and 3.3 in the gradient form).
 
     Two products follow each other, the scores q kᵀ and their softmax times v, and each halves what it shares: a quarter of
-    the gradient goes to q and k, half of it to v. Where the softmax is constant (CP-LRP) all of it goes to v.
+    the gradient goes to each of q and k, half of it to v. Where the softmax is constant (CP-LRP) all of it goes to v.
     """
     names = ("query", "key", "value", "attn_mask")
     given = dict(zip(names, call.bind(" ".join(names), attn_mask=None), strict=True))
     data = {name: t for name, t in given.items() if isinstance(t, Tensor) and t.requires_grad}
     if isinstance(mode.matcher.function_rule("softmax"), Constant):
+        mode.last_constant = f"the attention in '{mode.scope.path}'"
         return _with(call, given | {name: t.detach() for name, t in data.items() if name != "value"})
-    scores = data.keys() - {"value"}
-    if not scores:
+    if data.keys() <= {"value"}:
         return call.run()
     path, meter = mode.scope.path, mode.meter
-    in_scores, in_output = max(len(scores - {"attn_mask"}), 1), 2 if "value" in data else 1
+    # how many factors of each of the two products depend on the input: each takes an equal part
+    of_scores, of_output = max(len(data.keys() & {"query", "key"}), 1), 2 if "value" in data else 1
 
     def to_scores(g: Tensor, t: Tensor) -> tuple[Tensor]:
-        g = g / (in_scores * in_output)
+        g = g / (of_scores * of_output)
         meter.add(path, -dot(g, t))
         return (g,)
 
     def to_mask(g: Tensor, mask: Tensor) -> tuple[Tensor]:
-        return (g / in_output,)
+        g = g / of_output
+        meter.add(path, -(g * unmasked(mask)).sum())  # may be one for all samples
+        return (g,)
 
     def to_value(g: Tensor, v: Tensor) -> tuple[Tensor]:
-        g = g / in_output
+        g = g / of_output
         meter.add(path, dot(g, v))  # as much went to the scores; what they do not pass on is absorbed
         return (g,)
 
     backs = {"query": to_scores, "key": to_scores, "attn_mask": to_mask, "value": to_value}
-    return _with(call, given | {name: mode.watched(t, backs[name]) for name, t in data.items()})
+    out = _with(call, given | {name: mode.watched(t, backs[name]) for name, t in data.items()})
+    if "value" in data:
+        return out
+    kept = mode.save(out)
+    return mode.absorb(out, lambda g: dot(g, kept.value))
 
 
 def _with(call: Call, tensors: dict[str, Any]) -> Tensor:

@@ -65,10 +65,10 @@ class Meter:
         Where a network takes the samples of a batch apart, mixes them, or holds them elsewhere than in the first dimension,
         what a layer absorbed is known only in sum. It is then shared out so that the samples balance as far as the sum does.
         """
-        by_layer, mixed = self._absorbed, self._mixed
+        by_layer, mixed = ({path: t.to(output) for path, t in part.items()} for part in (self._absorbed, self._mixed))
         self._absorbed, self._mixed = {}, {}
         for path, amount in mixed.items():
-            by_layer[path] = by_layer.get(path, 0) + amount / len(output)
+            by_layer[path] = by_layer.get(path, 0) + (amount / len(output)).expand_as(output)
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
         gap = output - relevance - absorbed
         flow = output.abs() + relevance.abs() + absorbed.abs()

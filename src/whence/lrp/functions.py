@@ -16,7 +16,9 @@ SYNONYMS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "idi
             "swapaxes": "transpose", "swapdims": "transpose", "clip": "clamp", "linalg_matmul": "matmul",
             "max_pool1d_with_indices": "max_pool1d", "max_pool2d_with_indices": "max_pool2d",
             "max_pool3d_with_indices": "max_pool3d", "adaptive_max_pool1d_with_indices": "adaptive_max_pool1d",
-            "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d", "special_erf": "erf", "special_expm1": "expm1",
+            "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d", "special_erf": "erf",
+            "special_expit": "sigmoid", "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+            "special_expm1": "expm1",
             "adaptive_max_pool3d_with_indices": "adaptive_max_pool3d", "special_log1p": "log1p"}  # fmt: skip
 
 
@@ -91,7 +93,8 @@ def constant_parameters(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def the_parameter_itself(out: Any, given: Any, read: Any) -> Any:
-    """`parameter.to(device)` is the parameter where it already is there, and no constant read of it: some put it back."""
+    """`parameter.to(device)` returns the parameter itself where nothing moves: return it rather than its detached alias,
+    because some models assign the result back."""
     if not isinstance(out, Tensor):
         return out
     return next((t for t, constant in zip(tensors(given), tensors(read), strict=True) if constant is out), out)

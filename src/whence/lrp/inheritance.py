@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.lrp.functions import Call, tensors
-from whence.lrp.operations import ARITHMETIC, CASTS, KEEPS_SIGN, MOVES_VALUES, NONNEGATIVE, POINTWISE
+from whence.lrp.operations import ARITHMETIC, KEEPS_SIGN, MOVES_VALUES, NONNEGATIVE, POINTWISE, PROPORTIONAL
 from whence.lrp.propagation import Companion
 
 
@@ -39,13 +39,18 @@ def origin(call: Call, of: Callable[[Tensor], Origin | None]) -> Origin | None:
     found = [origin_of(t, of(t)) for t in call.data]
     if not all(found[0].same_as(o) for o in found):
         return None
-    if not combines:
-        keeps_scale = call.name in CASTS
-    elif call.name in ("mul", "div"):
-        keeps_scale = len(call.data) == 1 and call.data[0] is call.args[0] if call.name == "div" else len(call.data) == 1
-    else:
-        keeps_scale = len(call.data) == 2
-    return replace(found[0], proportional=keeps_scale and all(o.proportional for o in found))
+    return replace(found[0], proportional=_homogeneous(call) and all(o.proportional for o in found))
+
+
+def _homogeneous(call: Call) -> bool:
+    """Whether the result grows in proportion with the data, constants left as they are."""
+    if call.name == "mul":
+        return len(call.data) == 1
+    if call.name == "div":
+        return len(call.data) == 1 and call.bind("input other")[0].requires_grad
+    if call.name in ("add", "sub", "rsub"):
+        return len(call.data) == 2
+    return call.name in PROPORTIONAL
 
 
 def stays_nonnegative(call: Call, nonnegative: Callable[[Tensor], bool]) -> bool:

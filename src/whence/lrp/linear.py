@@ -36,6 +36,22 @@ class LinearMap(Protocol):
         """With the scale multiplied into the weight; put off until the way back, and let go after it."""
         ...
 
+    def of_dtype(self, dtype: torch.dtype) -> "Self":
+        """With weight and bias in this type, as autocast computes."""
+        ...
+
+
+class Typed:
+    """Maps whose weight and bias can be had in another type."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def of_dtype(self, dtype: torch.dtype) -> "Self":
+        if self.weight.dtype == dtype:
+            return self
+        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))  # type: ignore
+
 
 def positive_contributions(linear: LinearMap, a: Tensor, nonnegative: bool) -> Tensor:
     """P + b⁺: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
@@ -48,7 +64,7 @@ def positive_contributions(linear: LinearMap, a: Tensor, nonnegative: bool) -> T
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Typed):
     """`F.linear`: weight [out, in], the bias along the last dimension."""
 
     weight: Tensor
@@ -74,7 +90,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Typed):
     """`F.conv1d` to `F.conv_transpose3d`: the bias along dimension 1, or 0 of an unbatched output."""
 
     weight: Tensor
@@ -126,7 +142,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Typed):
     """z = w · a + b along dimension 1: batch norm that follows no linear map."""
 
     weight: Tensor
@@ -154,7 +170,7 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class Bilinear:
+class Bilinear(Typed):
     """Any other torch function with one constant factor (matmul, bmm, einsum, …); it has no bias of its own."""
 
     function: Callable[[Tensor, Tensor], Tensor]

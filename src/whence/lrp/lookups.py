@@ -13,7 +13,8 @@ from whence.lrp.functions import Call, function_name, tensors
 from whence.lrp.operations import MOVES_VALUES
 
 TABLES = ("embedding", "getitem", "index_select")
-MOVES = frozenset(MOVES_VALUES) | {"cat", "stack"}
+MOVES = frozenset(MOVES_VALUES)
+JOINS = frozenset({"cat", "stack", "meshgrid", "broadcast_tensors"})
 KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
 NOWHERE = -1
 
@@ -31,10 +32,11 @@ class Lookups:
 
     def __init__(self, ids: Mapping[int, Tensor]):
         self.found: list[Lookup] = []
-        self._ids = dict(ids)
+        self.given = {i: t.view_as(t) for i, t in ids.items()}  # one tensor may be given twice
+        self._ids = self.given
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         start = 0
-        for t in ids.values():
+        for t in self.given.values():
             self._places[t] = torch.arange(start, start + t.numel(), device=t.device).view(t.shape)
             start += t.numel()
 
@@ -65,22 +67,26 @@ class Lookups:
         see(given)
         return given
 
-    def scores(self, relevance: Sequence[Tensor]) -> dict[int, Tensor]:
+    def scores(self, relevance: Sequence[Tensor], batch_size: int) -> dict[int, Tensor]:
         """One score an id, from the relevance of each of the found vectors: summed over its numbers and its look-ups."""
         if not self.found:
             return {}
-        count = sum(t.numel() for t in self._ids.values())
-        summed = [r.sum(-1).flatten() for r in relevance]
-        flat, reached = summed[0].new_zeros(count), torch.zeros(count, dtype=torch.bool)
-        for lookup, score in zip(self.found, summed, strict=True):
-            places = lookup.places.flatten()
-            known = places != NOWHERE
-            flat.index_add_(0, places[known].to(flat.device), score[known].to(flat))
-            reached[places[known].cpu()] = True
-        parts = zip(
-            self._ids.items(), *(t.split([i.numel() for i in self._ids.values()]) for t in (flat, reached)), strict=True
-        )
-        return {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
+        sizes = [t.numel() for t in self._ids.values()]
+        flat = relevance[0].new_zeros(sum(sizes))
+        reached = torch.zeros_like(flat, dtype=torch.bool)
+        for lookup, r in zip(self.found, relevance, strict=True):
+            known = lookup.places != NOWHERE
+            places, score = lookup.places[known], r.reshape(*lookup.places.shape, -1).sum(-1)[known]
+            flat.index_add_(0, places.to(flat.device), score.to(flat))
+            reached[places.to(flat.device)] = True
+        parts = zip(self._ids.items(), flat.split(sizes), reached.split(sizes), strict=True)
+        found = {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
+        for score in found.values():
+            if len(score) != batch_size:
+                raise InputError(
+                    f"ids of shape {tuple(score.shape)} are looked up for {batch_size} samples; give a row for each, by expand"
+                )
+        return found
 
     def _look_up(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
         table, ids = _table_and_ids(call)
@@ -94,21 +100,31 @@ class Lookups:
         return Lookup(call.run().detach(), known[id(ids)])
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
-        """Ids that are moved about, merged, or changed in place of one another keep their places."""
-        if call.overwrites or not any(isinstance(t, Tensor) and not t.is_floating_point() for t in tensors(out)):
+        """Ids that are moved about, joined, padded or renumbered keep their places."""
+        if call.overwrites or not any(not t.is_floating_point() for t in tensors(out)):
             return
-        if call.name in MOVES:
-            others = {id(t): torch.full_like(t, NOWHERE) for t in tensors((call.args, call.kwargs)) if id(t) not in known}
-            moved = call.run_with(others | known)
-            for t, places in zip(tensors(out), tensors(moved), strict=True):
-                self._places[t] = places
+        table, ids = _table_and_ids(call) if call.name in TABLES else (None, None)
+        if ids is not None and id(ids) in known and id(table) not in known:
+            if out.shape == ids.shape:  # a table of numbers: the vocabulary renumbered
+                self._places[out] = known[id(ids)]
+        elif call.name in JOINS:
+            others = {id(t): torch.full_like(t, NOWHERE) for t in tensors((call.args, call.kwargs))}
+            self._move(out, call.run_with(others | known))
+        elif call.name in MOVES:
+            (source,) = call.bind("input")  # alone: what it is indexed by stays
+            if id(source) in known:
+                self._move(out, call.run_with({id(source): known[id(source)]}))
         elif call.name == "pad":
             ids, pad, mode, _ = call.bind("input pad mode value", mode="constant", value=0)
             self._places[out] = torch.nn.functional.pad(known[id(ids)], pad, mode, NOWHERE if mode == "constant" else None)
         elif call.name in KEEPS_PLACES:
-            places = next(iter(known.values()))
-            if len(known) == 1 and out.shape == places.shape:
+            places = next(iter(known.values()))  # of the ids, if a mask that was given follows them
+            if out.shape == places.shape:
                 self._places[out] = places
+
+    def _move(self, out: Any, moved: Any) -> None:
+        for t, places in zip(tensors(out), tensors(moved), strict=True):
+            self._places[t] = places
 
 
 def _table_and_ids(call: Call) -> tuple[Any, Any]:
@@ -116,6 +132,9 @@ def _table_and_ids(call: Call) -> tuple[Any, Any]:
         ids, table = call.bind("input weight")
     elif call.name == "getitem":
         table, ids = call.args
+        if isinstance(ids, tuple) and ids and all(part == slice(None) for part in ids[1:]):
+            ids = ids[0]
     else:
-        table, _, ids = call.bind("input dim index")
+        table, dim, ids = call.bind("input dim index")
+        table = table if dim == 0 else None
     return table, ids

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -40,7 +41,7 @@ from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
 from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved, hooked
 from whence.lrp.scope import Scope
-from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, Reenterable, computing_again
+from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, computing_again
 
 Unknown = Literal["error", "warn", "gradient"]
 
@@ -94,12 +95,11 @@ class GradientMode(TorchFunctionMode):
     def pin(self, t: Tensor) -> None:
         """Let the gradient at `t` be read off."""
 
-    def _again(self, function: Callable[..., Any], args: tuple) -> tuple[Callable[..., Any], AbstractContextManager]:
+    def _again(
+        self, function: Callable[..., Any], args: tuple
+    ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
         """A checkpointed function, and the context to compute it again in."""
-        return function, self._recomputation(list(self.scope.modules))
-
-    def _recomputation(self, modules: list[torch.nn.Module]) -> AbstractContextManager:
-        return Reenterable(lambda: self._recomputed(modules))
+        return function, partial(self._recomputed, list(self.scope.modules))
 
     @contextmanager
     def _recomputed(self, modules: list[torch.nn.Module]) -> Iterator[None]:
@@ -299,8 +299,11 @@ class RelevanceMode(GradientMode):
         """Of a part computed again, torch keeps the tensors themselves, beside the cells: a copy is safe from overwriting."""
         return (lambda value: tuple(t.clone() for t in keep(value))) if self.recomputing else keep
 
-    def _again(self, function: Callable[..., Any], args: tuple) -> tuple[Callable[..., Any], AbstractContextManager]:
-        """What is known of the arguments is known again; what came before them is out of reach then, and so is now."""
+    def _again(
+        self, function: Callable[..., Any], args: tuple
+    ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
+        """A recomputation starts from what is known of its arguments and cannot take over a map made before them. So the
+        first pass may not either: both have to save the same."""
         for t in tensors(args):
             if t.requires_grad:
                 self.pin(t)
@@ -312,7 +315,7 @@ class RelevanceMode(GradientMode):
                     self._known[t] = replace(knowledge, version=t._version)
             return function(*args, **kwargs)
 
-        return with_knowledge, self._recomputation(list(self.scope.modules))
+        return with_knowledge, partial(self._recomputed, list(self.scope.modules))
 
     def _treat(self, call: Call) -> Any:
         treatment = operations.TREATMENTS.get(call.name)

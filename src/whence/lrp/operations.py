@@ -25,7 +25,6 @@ from whence.lrp.treatments import (
     own_gradient,
     plain,
     power,
-    product,
     quotient,
     rectify,
     rms_norm,
@@ -55,14 +54,18 @@ MOVES_VALUES = _words("""
 """)
 
 PLAIN = _words("""
-    neg positive sum mean nanmean nansum cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    positive sum mean nanmean nansum cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample upsample_nearest upsample_bilinear dropout dropout1d
     dropout2d dropout3d feature_dropout max_pool1d max_pool2d max_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool1d
     max_unpool2d max_unpool3d amax amin aminmax topk sort median nanmedian kthvalue cummax cummin abs leaky_relu prelu
-    fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
-    fft_fftshift fft_ifftshift rrelu lp_pool1d lp_pool2d lp_pool3d norm vector_norm linalg_vector_norm trace
+    rrelu lp_pool1d lp_pool2d lp_pool3d norm vector_norm linalg_vector_norm linalg_norm nan_to_num trace
 """)
+
+SIGNED = _words("""
+    neg diff fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn
+    fft_irfftn fft_fftshift fft_ifftshift
+""")  # linear, and of either sign whatever the input's
 
 AFFINE = _words("""
     add sub rsub cat stack hstack vstack dstack column_stack pad where masked_fill masked_scatter setitem copy fill zero
@@ -71,7 +74,10 @@ AFFINE = _words("""
 
 WINNERS = _words("maximum minimum max min fmax fmin clamp_min clamp_max")
 
-MATMULS = _words("matmul mm bmm mv rmatmul dot inner outer einsum tensordot grouped_mm")
+MATMULS = _words("""
+    matmul mm bmm mv rmatmul dot vdot inner outer einsum tensordot grouped_mm vecdot linalg_vecdot linalg_multi_dot
+    chain_matmul
+""")
 
 ACTIVATIONS = _words("""
     relu6 hardtanh silu gelu mish hardswish tanh elu celu selu softsign tanhshrink softshrink hardshrink sin tan asin
@@ -84,7 +90,7 @@ STATISTICS = _words("""
 """)
 
 TREATMENTS: dict[str, Treatment] = (
-    dict.fromkeys(MOVES_VALUES + PLAIN, plain)
+    dict.fromkeys(MOVES_VALUES + PLAIN + SIGNED, plain)
     | dict.fromkeys(AFFINE, affine)
     | dict.fromkeys(WINNERS, winner)
     | dict.fromkeys(["conv1d", "conv2d", "conv3d"], convolution)
@@ -126,15 +132,15 @@ TREATMENTS: dict[str, Treatment] = (
 )
 
 WITHOUT_FUNCTION_RULES = frozenset({
-    plain, affine, winner, product, scale, dense, added_product, convolution, transposed_convolution, bilinear, batch_norm,
-    rectify,
+    plain, affine, winner, scale, dense, added_product, convolution, transposed_convolution, bilinear, batch_norm,
+    rectify, recurrent, cell, scaled_dot_product_attention, written_out,
 })  # fmt: skip
 
 LEAVES_VALUES = frozenset(_words("requires_grad detach share_memory"))  # end in an underscore and overwrite nothing
 
 NONNEGATIVE = frozenset(_words("relu relu6 sigmoid hardsigmoid softmax exp exp2 abs softplus square"))
 ARITHMETIC = frozenset(_words("add mul div maximum where masked_fill cat stack pad"))
-CASTS = frozenset(_words("to float double half bfloat16 type_as neg clone contiguous"))
+PROPORTIONAL = frozenset(_words("to float double half bfloat16 type_as neg clone contiguous"))
 ACROSS_VALUES = frozenset(_words("local_response_norm std var std_mean var_mean"))
-POINTWISE = (CASTS | frozenset(ACTIVATIONS + STATISTICS + _words("relu pow square clamp abs"))) - ACROSS_VALUES
-KEEPS_SIGN = (ARITHMETIC | frozenset(MOVES_VALUES + PLAIN)) - {"neg"}
+POINTWISE = (PROPORTIONAL | frozenset(ACTIVATIONS + STATISTICS + _words("relu pow square clamp abs"))) - ACROSS_VALUES
+KEEPS_SIGN = ARITHMETIC | frozenset(MOVES_VALUES + PLAIN)

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 DENSE = (F.linear, torch.matmul, torch.addmm)
 DENSE_LAYERS = (F.linear, torch.addmm)
-STATE_SPACE_GATES = ("x_proj", "*.x_proj", "dt_proj", "*.dt_proj")
+STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj")
 OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
 LRP_0 = ("*", Epsilon(0))  # whatever other linear maps there are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,7 +108,7 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
 def cp_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
     """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
     and none is lost in a softmax: without biases, ΣR is the output."""
-    return Composite(((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries))
+    return _composite((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries)
 
 
 def _gamma(gamma: float) -> Gamma | Epsilon:

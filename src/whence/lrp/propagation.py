@@ -64,7 +64,8 @@ class Propagation:
     def __call__(self, g: Tensor, *kept: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.step.linear.weight._version != self.weight_version:
             raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
-        rule, linear = self.step.rule, self.step.linear.unfolded()
+        rule, linear = self.step.rule, self.step.linear.unfolded().of_dtype(g.dtype)
+        kept = tuple(t.to(g.dtype) for t in kept)  # autocast: the map was computed in another type than its input has
         if not kept:
             return self._transposed_alone(linear, g), None
         if isinstance(rule, Epsilon):

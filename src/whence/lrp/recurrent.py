@@ -82,7 +82,7 @@ def cell(mode: "RelevanceMode", call: Call) -> Tensor | State:
 
 def recurrent(mode: "RelevanceMode", call: Call) -> tuple[Tensor, ...]:
     """nn.LSTM, nn.GRU, nn.RNN: layers, directions, packed sequences."""
-    packed = not isinstance(call.args[3], bool)
+    packed = not isinstance(call.args[3], bool)  # fourth is has_biases, and the weights where sequences are packed
     x, *rest = call.args
     sizes, rest = (rest[0], rest[1:]) if packed else (None, rest)
     initial, flat, biases, layers, dropout, training, bidirectional, *batch_first = rest
@@ -92,7 +92,7 @@ def recurrent(mode: "RelevanceMode", call: Call) -> tuple[Tensor, ...]:
     with mode:
         x = x.transpose(0, 1) if first else x
         steps = x.unbind(0) if sizes is None else x.split(sizes.tolist())
-        states = list(zip(*(initial if isinstance(initial, tuple) else (initial,)), strict=True))
+        states = list(zip(*(initial if isinstance(initial, tuple | list) else (initial,)), strict=True))
         outputs, final = _layers(mode, STEPS[call.name], steps, states, _grouped(flat, biases, layers, 1 + bidirectional))
         out = torch.stack(outputs) if sizes is None else torch.cat(outputs)
         return (out.transpose(0, 1) if first else out, *(torch.stack(part) for part in zip(*final, strict=True)))
@@ -137,12 +137,15 @@ def _run(
 
 def _gated_sum(mode: "RelevanceMode", signals: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
     """Σ gate ⊙ signal as a linear map of the signals, so that a rule can split it."""
-    if not any(s.requires_grad for s in signals):
-        return sum((s * g for s, g in zip(signals, gates, strict=True)), start=torch.zeros_like(signals[0]))
     together, weight = torch.stack(tuple(signals), -1), torch.stack(tuple(gates), -1)
-    combine: Callable[[Tensor, Tensor], Tensor] = lambda a, w: (a * w).sum(-1)  # noqa: E731
-    call = Call(lambda: combine(together, weight), "gated_sum", (), {}, (together,))
-    return mode.linear(call, together, Bilinear(combine, weight), Epsilon(0), native=True)
+    if not together.requires_grad:
+        return _weighted(together, weight)
+    call = Call(_weighted, "gated_sum", (together, weight), {}, (together,))
+    return mode.linear(call, together, Bilinear(_weighted, weight), Epsilon(0), native=True)
+
+
+def _weighted(a: Tensor, weight: Tensor) -> Tensor:
+    return (a * weight).sum(-1)
 
 
 def _grouped(flat: Sequence[Tensor], biases: bool, layers: int, directions: int) -> list[list[Weights]]:

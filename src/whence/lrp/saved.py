@@ -69,7 +69,7 @@ class Node(torch.autograd.Function):
     def forward(ctx, value: Callable[[], Tensor], back: Back, keep: Keep, *sources: Tensor | None):
         out = value()
         out = out.detach() if out._is_view() else out  # torch refuses to overwrite views that a Function made
-        ctx.back, ctx.inputs_before_sources = back, 3
+        ctx.back = back
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*keep(out))
         return out
@@ -84,7 +84,7 @@ class OverwritingNode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Callable[[], Tensor], back: Back, keep: Keep, target: Tensor, *sources: Tensor | None):
-        ctx.back, ctx.inputs_before_sources = back, 4
+        ctx.back = back
         ctx.set_materialize_grads(False)
         target.copy_(value())
         ctx.mark_dirty(target)
@@ -108,9 +108,9 @@ def hooked(out: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
-    if g is None:
-        return (None,) * len(ctx.needs_input_grad)
-    return (None,) * ctx.inputs_before_sources + ctx.back(g, *ctx.saved_tensors)
+    """Gradients of the sources, which come last among the inputs."""
+    returned = () if g is None else ctx.back(g, *ctx.saved_tensors)
+    return (None,) * (len(ctx.needs_input_grad) - len(returned)) + returned
 
 
 def _same_view(a: Tensor, b: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -23,13 +23,12 @@ class Scope:
     Hooks on all modules of the process are registered on entering and removed on leaving; calls of other threads pass by.
     """
 
-    def __init__(self, model: object, taps: dict[str, Tap] | None = None):
+    def __init__(self, model: object):
         self._modules = module_names(model)
         self._names: dict[int, list[str]] = {}
         for name, module in self._modules.items():
             self._names.setdefault(id(module), []).append(name)
         self._taps: dict[int, list[Tap]] = {}
-        self.tap(taps or {})
         self.leaving: Leaving = lambda module, args, kwargs, output: None
         self._stack: list[nn.Module] = []
         self._undo = ExitStack()
@@ -67,8 +66,6 @@ class Scope:
     def tap(self, taps: dict[str, Tap]) -> None:
         """Call each tap with the output of the module it is named after."""
         for name, tap in taps.items():
-            if name not in self._modules:
-                raise SelectorError(f"no layer '{name}' in the model{suggestion(name, self._modules)}")
             self._taps.setdefault(id(self._modules[name]), []).append(tap)
 
     @property
@@ -130,11 +127,23 @@ def module_names(model: object) -> dict[str, nn.Module]:
     return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
 
 
-def matching_names(model: object, pattern: str) -> list[str]:
-    """The paths that a pattern such as "model.layers.*" means: a * stands for one part between dots, or for some of it."""
-    parts = pattern.split(".")
-    paths = {name: name.split(".") for name in module_names(model) if name}
-    return [name for name, path in paths.items() if len(path) == len(parts) and all(map(fnmatch.fnmatchcase, path, parts))]
+def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers by path; in a pattern such as "model.layers.*" a * stands for one part between dots, or for some of it."""
+    modules = module_names(model)
+    found: dict[str, nn.Module] = {}
+    for name in (layers,) if isinstance(layers, str) else layers:
+        if not isinstance(name, str):
+            raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
+        matching = {path: module for path, module in modules.items() if path == name or (path and _fits(path, name))}
+        if not matching:
+            raise SelectorError(f"no layer '{name}' in the model{suggestion(name, modules)}")
+        found |= matching
+    return found
+
+
+def _fits(path: str, pattern: str) -> bool:
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def refuse_hidden(module: nn.Module, path: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.utils import checkpoint
 
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
-Again = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], AbstractContextManager]]
+Again = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
 GENERATOR = "_checkpoint_without_reentrant_generator"  # what torch's checkpoint() looks up at each call
 
 
@@ -79,7 +79,7 @@ def _checkpoints_carried() -> Iterator[None]:
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
             forward, recompute = context_fn()
-            return forward, Reenterable(lambda: _both(recompute, recomputing))
+            return forward, Reenterable(lambda: entered(recompute, recomputing()))
 
         return original(function, preserve, contexts, *rest, **kwargs)
 
@@ -91,8 +91,11 @@ def _checkpoints_carried() -> Iterator[None]:
 
 
 @contextmanager
-def _both(first: AbstractContextManager, second: AbstractContextManager) -> Iterator[None]:
-    with first, second:
+def entered(*contexts: AbstractContextManager) -> Iterator[None]:
+    """All of the contexts, one within the other."""
+    with ExitStack() as undo:
+        for context in contexts:
+            undo.enter_context(context)
         yield
 
 

@@ -16,7 +16,7 @@ from whence.lrp.conservation import dot, total
 from whence.lrp.functions import Call, mapped, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
 from whence.lrp.rules import Constant, Epsilon, FunctionRule, Identity
-from whence.lrp.saved import Saved, hooked
+from whence.lrp.saved import hooked
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -40,7 +40,7 @@ def affine(mode: "RelevanceMode", call: Call) -> Any:
     if _only_data(call):
         return call.run()
     at_zero = _at_zero(mode, call)
-    return mode.absorb(call.run(), lambda g: g * _unmasked(at_zero()))
+    return mode.absorb(call.run(), lambda g: g * unmasked(at_zero()))
 
 
 def gradient_alone(call: Call, treatment: Callable[..., Any] | None) -> bool:
@@ -134,7 +134,7 @@ def added_product(mode: "RelevanceMode", call: Call) -> Tensor:
     if not (a.requires_grad and b.requires_grad):
         return affine(mode, call)
     out = call.function(offset, mode.watched(a, _half), mode.watched(b, _half), beta=beta, alpha=alpha)
-    return out if offset.requires_grad else mode.absorb(out, lambda g: g * _unmasked(offset) * beta)
+    return out if offset.requires_grad else mode.absorb(out, lambda g: g * unmasked(offset) * beta)
 
 
 def batch_norm(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -252,10 +252,10 @@ def statistic(mode: "RelevanceMode", call: Call) -> Any:
 
 def softmax(mode: "RelevanceMode", call: Call) -> Tensor:
     """The softmax's own gradient (AttnLRP, proposition 3.1): R_in = x (R − s ΣR) does not conserve, the rest is absorbed."""
-    x, dim = call.data[0], call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
+    x, dim = call.bind("input dim", dim=None)
     if not isinstance(dim, int):
         return own_gradient(mode, call)
-    path = mode.scope.path
+    path, dtype = mode.scope.path, x.dtype
 
     def back(g: Tensor, s: Tensor) -> tuple[Tensor]:
         relevance = g * s
@@ -263,9 +263,8 @@ def softmax(mode: "RelevanceMode", call: Call) -> Tensor:
         # Σ x · g over a row, without x: x = log s + const, and the gradient sums to 0
         log = s.log().nan_to_num_(neginf=0.0)
         mode.meter.add(path, total(relevance) - dot(log, returned))
-        return (returned.to(x_dtype),)
+        return (returned.to(dtype),)
 
-    x_dtype = x.dtype
     return mode.node(x, call.run, back, _itself)
 
 
@@ -334,15 +333,14 @@ def opaque(mode: "RelevanceMode", call: Call, value: Tensor, rule: FunctionRule)
         return value
     if isinstance(rule, Identity):
         return mode.node(x, lambda: value, _times, lambda value: (torch.div(value, source).nan_to_num_(0.0, 0.0, 0.0),))
-    key = id(x)
-    args, kwargs = mapped(lambda t: None if id(t) == key else t, call.args, call.kwargs)  # no tensor of the graph is held
-    fill = lambda nest, leaf: [leaf if v is None else v for v in nest]  # noqa: E731
+    place, function = torch.empty(0), call.function  # in the arguments stands for x: no tensor of the graph is held
+    args, kwargs = mapped(lambda t: place if t is x else t, call.args, call.kwargs)
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         with torch.enable_grad():
             leaf = source.detach().requires_grad_()
-            again = call.function(*fill(args, leaf), **dict(zip(kwargs, fill(kwargs.values(), leaf), strict=True)))
-            (returned,) = torch.autograd.grad(again, leaf, g)
+            filled, named = mapped(lambda t: leaf if t is place else t, args, kwargs)
+            (returned,) = torch.autograd.grad(function(*filled, **named), leaf, g)
         mode.meter.add(path, dot(g, value))
         mode.meter.add(path, -dot(returned, source))
         return (returned,)
@@ -353,7 +351,7 @@ def opaque(mode: "RelevanceMode", call: Call, value: Tensor, rule: FunctionRule)
 # helpers ------------------------------------------------------------------------------------------------------------------
 
 
-def _unmasked(offset: Tensor) -> Tensor:
+def unmasked(offset: Tensor) -> Tensor:
     """Without −∞: what is masked so has weight 0 in a softmax."""
     return offset.masked_fill(offset.isneginf(), 0) if offset.is_floating_point() else offset
 
@@ -501,14 +499,6 @@ def _at_zero(mode: "RelevanceMode", call: Call) -> Callable[[], Tensor]:
     """The call's value with zeros for all data, its constants as they are now: the offset of an affine function."""
     constants = {id(t): mode.save(t) for t in tensors((call.args, call.kwargs)) if not t.requires_grad}
     zeros = {id(t): t.new_zeros(()).expand(t.shape) for t in call.data}
-    # no tensor of the graph is held: the result's own graph will hold this
-    args, kwargs = mapped(lambda t: zeros.get(id(t), constants.get(id(t))), call.args, call.kwargs)
-    function = call.function
-    return lambda: function(*_read(args), **dict(zip(kwargs, _read(list(kwargs.values())), strict=True)))
-
-
-def _read(nest: Any) -> Any:
-    """Saved values in a nest of arguments, read back."""
-    if type(nest) in (list, tuple):
-        return type(nest)(_read(v) for v in nest)
-    return nest.value if isinstance(nest, Saved) else nest
+    args, kwargs = mapped(lambda t: zeros.get(id(t), t), call.args, call.kwargs)
+    at_zero = replace(call, args=args, kwargs=kwargs, data=())  # holds no tensor of the graph that will hold it
+    return lambda: at_zero.run_with({key: cell.value for key, cell in constants.items()})

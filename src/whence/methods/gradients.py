@@ -45,10 +45,10 @@ class GradientTimesInput:
 
 def _plain(method, task: Task, relevance) -> Iterator[Explanation]:
     taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
-    scope = Scope(task.model, taps.callbacks())
-    for found in gradients(task, leaves(task.inputs), lookups, (scope, ConstantParameters(scope, lookups)), taps):
+    scope = Scope(task.model)
+    mode = ConstantParameters(scope, lookups)
+    scope.tap(taps.callbacks(mode.pin))
+    for found in gradients(task, leaves(task.inputs), lookups, (scope, mode), taps):
         scores = found.scores(relevance)
         conservation = Conservation(found.output, summed(scores))
-        yield explanation(
-            method, task, found, scores, {k: [relevance(*p) for p in v] for k, v in found.layers.items()}, conservation
-        )
+        yield explanation(method, task, found, scores, found.at_layers(relevance), conservation)

@@ -50,17 +50,14 @@ class LRP:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
-        sources, scope = leaves(task.inputs), Scope(task.model, {})
+        sources, scope = leaves(task.inputs), Scope(task.model)
         mode = RelevanceMode(Composite.of(self._rules), scope, self.unknown, sources, lookups, task.inputs.batch_size)
         scope.tap(taps.callbacks(mode.pin))
         contexts = (scope, mode.saving, mode)
-        checked = False
         for found in gradients(task, sources, lookups, contexts, taps, mode.written, mode.what_blocks):
-            if not checked:
-                mode.matcher.check_all_matched()
-                checked = True
+            mode.matcher.check_all_matched()
             scores = found.scores(torch.mul)
             for i, written in zip(found.inputs, found.extras, strict=False):
                 scores[i] = scores[i] + written
-            layers = {name: [a * g for a, g in calls] for name, calls in found.layers.items()}
-            yield explanation(self, task, found, scores, layers, mode.meter.read(found.output, summed(scores)))
+            conservation = mode.meter.read(found.output, summed(scores))
+            yield explanation(self, task, found, scores, found.at_layers(torch.mul), conservation)

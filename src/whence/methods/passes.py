@@ -1,7 +1,7 @@
 """One forward pass and a backward pass for each target: what every gradient-based method stands on."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -15,6 +15,7 @@ from whence.explanation import Explanation
 from whence.inputs import Inputs
 from whence.lrp.conservation import Conservation, total
 from whence.lrp.lookups import Lookups
+from whence.lrp.surroundings import entered
 from whence.targets import Target, select
 
 
@@ -45,9 +46,14 @@ class Gradients:
 
     def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
         """The relevance of every explained input: like it, or one score an id."""
-        wide = [(e.float(), g.float()) if e.dtype.itemsize < 4 else (e, g) for e, g in self.looked_up]
-        of_ids = self.lookups.scores([relevance(*pair) for pair in wide])
+        # the sum over a vector would lose in half precision what cancels in it
+        wide = [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
+        of_ids = self.lookups.scores([relevance(*pair) for pair in wide], len(self.output))
         return {i: relevance(*pair) for i, pair in self.inputs.items()} | of_ids
+
+    def at_layers(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[str, list[Tensor]]:
+        """The relevance at every call of the layers read off."""
+        return {name: [relevance(*pair) for pair in calls] for name, calls in self.layers.items()}
 
 
 @dataclass
@@ -58,14 +64,13 @@ class Taps:
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def callbacks(self, pin: Callable[[Tensor], None] | None = None) -> dict[str, Callable[[Tensor], None]]:
+    def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
         return {name: lambda out, name=name: self._tap(name, out, pin) for name in self.names}
 
-    def _tap(self, name: str, out: Tensor, pin: Callable[[Tensor], None] | None) -> None:
+    def _tap(self, name: str, out: Tensor, pin: Callable[[Tensor], None]) -> None:
         if not out.requires_grad:
             raise ModelError(f"layer '{name}' does not depend on the input; no relevance reaches it")
-        if pin is not None:
-            pin(out)
+        pin(out)
         values, gradients = self.values.setdefault(name, []), self.gradients.setdefault(name, [])
         position = len(values)
         values.append(out.detach().clone())
@@ -108,10 +113,15 @@ def gradients(
         given = list(inputs.parts)
         for i, source in zip(inputs.explained, sources, strict=True):
             given[i] = source.clone()  # a network may overwrite what it is given
+        for i, ids in lookups.given.items():
+            given[i] = ids
         outputs = inputs.call(task.model, tuple(given))
     vectors = [lookup.vectors for lookup in lookups.found]
     if not sources and not vectors:
-        raise InputError("nothing to explain: no integer input was looked up in a table; images must be floating point")
+        raise InputError(
+            "nothing to explain: no integer input was looked up in a table (an embedding, or table[ids]); "
+            "images must be floating point"
+        )
     for last, target in _with_last(task.targets):
         with entered(differentiating(), *contexts):
             values, resolved = select(outputs, target, inputs)
@@ -131,15 +141,6 @@ def _parted(items: list[Tensor], first: int, second: int) -> tuple[list[Tensor],
 def differentiating() -> Iterator[None]:
     """Gradients on, also within the caller's `no_grad` or `inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-@contextmanager
-def entered(*contexts: AbstractContextManager) -> Iterator[None]:
-    """All of the contexts, each of which can be entered again."""
-    with ExitStack() as undo:
-        for context in contexts:
-            undo.enter_context(context)
         yield
 
 

@@ -30,9 +30,6 @@ class LoadedModel:
     trained: bool = True
     text: Text | None = None  # of models that read texts
 
-    def class_name(self, index: int) -> str:
-        return self.classes[index] if index < len(self.classes) else str(index)
-
 
 def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     """The model of a name, in eval mode.

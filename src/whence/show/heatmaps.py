@@ -5,18 +5,16 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from whence.errors import WhenceError
+from whence.explanation import Explanation, tensors
 from whence.show import tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
-
-    from whence.explanation import Explanation
 
 COLOURS = "seismic"
 MOST_SAMPLES = 16
@@ -45,11 +43,10 @@ def figure(explanation: "Explanation") -> Figure:
     heights = [row.height for row in rows]
     columns = max(tokens.width(row.tokens) if row.tokens else tokens.CHARACTERS for row in rows)
     drawn = Figure(figsize=(max(9.6 * columns / tokens.CHARACTERS, 4.0), sum(heights)), dpi=120, layout="constrained")
-    FigureCanvasAgg(drawn)
     parts = drawn.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, row in zip(parts, rows, strict=True):
         if row.tokens is not None:
-            tokens.draw(part.subplots(), row.tokens, row.relevance.float().cpu(), row.title, columns)
+            tokens.draw(part.subplots(), row.tokens, row.relevance.flatten().float().cpu(), row.title, columns)
         else:
             _maps(part, row)
     return drawn
@@ -129,27 +126,21 @@ def overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
 
 
 def _rows(explanation: "Explanation") -> list[Row]:
-    from whence.explanation import tensors
-
     inputs, relevance = tensors(explanation.inputs), tensors(explanation.relevance)
-    texts = {name for name, t in inputs.items() if not t.is_floating_point()}
-    if any(name in explanation.tokens for name in texts):  # ids of other kinds, such as segments, are no text
-        texts, left_out = texts & explanation.tokens.keys(), texts - explanation.tokens.keys()
-        inputs = {name: t for name, t in inputs.items() if name not in left_out}
+    ids = {name: t.reshape(len(t), -1).tolist() for name, t in inputs.items() if not t.is_floating_point()}
+    texts = explanation.tokens or {name: [[f" {i}" for i in row] for row in rows] for name, rows in ids.items()}
     names, account = explanation.target_names(), explanation.conservation
     rows = []
     for i in range(min(len(explanation), MOST_SAMPLES)):
         title = f"{names[i]}:  f = {account.output[i]:.4g},  ΣR = {account.relevance[i]:.4g}"
         for name, x in inputs.items():
-            words = explanation.tokens.get(name)
-            ids = [f" {int(t)}" for t in x[i].flatten()] if name in texts else None
-            rows.append(Row(x[i], relevance[name][i], title, ids if words is None else words[i]))
+            if name in texts or name not in ids:  # ids of other kinds, such as segments, are no text
+                rows.append(Row(x[i], relevance[name][i], title, texts[name][i] if name in texts else None))
     return rows
 
 
 def _bars(rows: list[Row]) -> Figure:
     drawn = Figure(figsize=(7, 2.6 * len(rows)), dpi=120, layout="constrained")
-    FigureCanvasAgg(drawn)
     for (axis,), row in zip(drawn.subplots(len(rows), 1, squeeze=False), rows, strict=True):
         values = row.relevance.detach().float().cpu().numpy()
         axis.bar(range(len(values)), values, color=["#c00000" if v > 0 else "#0000c0" for v in values])

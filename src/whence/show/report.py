@@ -1,14 +1,11 @@
 """An explanation as one self-contained HTML page."""
 
 from base64 import b64encode
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from whence.explanation import Explanation, tensors
 from whence.show import heatmaps, tokens
-
-if TYPE_CHECKING:
-    from whence.explanation import Explanation
 
 
 def page(explanation: "Explanation") -> str:
@@ -35,18 +32,14 @@ def page(explanation: "Explanation") -> str:
 
 
 def _has_pictures(explanation: "Explanation") -> bool:
-    from whence.explanation import tensors
-
     return not explanation.tokens or any(t.is_floating_point() for t in tensors(explanation.inputs).values())
 
 
 def _texts(explanation: "Explanation") -> list[tuple[str, list]]:
     """The texts of each sample as styled tokens."""
-    from whence.explanation import tensors
-
     relevance, names = tensors(explanation.relevance), explanation.target_names()
     return [
-        (names[i], tokens.styled(rows[i], relevance[name][i].float().cpu()))
+        (names[i], tokens.styled(rows[i], relevance[name][i].flatten().float().cpu()))
         for i in range(len(explanation))
         for name, rows in explanation.tokens.items()
     ]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -111,7 +110,6 @@ def grid(generation: "Generation") -> Figure:
     shares = relevance / relevance.abs().amax(1, keepdim=True).clamp(min=1e-30)
     scaled = (shares.sign() * shares.abs().sqrt()).masked_fill(future, float("nan"))
     drawn = Figure(figsize=(1.6 + 0.26 * len(given), 1.2 + 0.26 * len(written)), dpi=120, layout="constrained")
-    FigureCanvasAgg(drawn)
     axis = drawn.subplots()
     axis.imshow(scaled.numpy(), cmap="seismic", vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor("#eeeeee")
