@@ -700,6 +700,15 @@ def test_outputs_that_are_views_can_be_overwritten():
                 torch.testing.assert_close(account.relevance + account.absorbed, account.output, msg=f"{name} {i}")
 
 
+def test_single_samples_of_sequences_held_first():
+    layer = nn.Linear(4, 4)
+    e = whence.explain(lambda x: layer(x.transpose(0, 1)).sum(0), torch.randn(3, 5, 4), 1)
+    assert len(e[0]) == 1
+    assert all(len(amount) == 3 for amount in e.conservation.by_layer.values())
+    with pytest.raises(IndexError, match="steps of -1"):
+        e[::-1]
+
+
 @pytest.mark.parametrize("method", [None, "gradient_times_input"])
 def test_layers_that_are_overwritten_keep_their_relevance(method):
     def net(activation):

@@ -134,7 +134,7 @@ def test_checkpointed_layers_hold_less_and_are_left_alone():
         raise ZeroDivisionError
     assert all("forward" not in vars(block) for block in model.blocks)
     with (
-        pytest.raises(errors.SelectorError, match="no layer of the model matches 'layers"),
+        pytest.raises(errors.SelectorError, match=r"no layer 'layers"),
         whence.checkpointed(model, "layers.*"),
     ):
         pass
@@ -240,6 +240,35 @@ class GeluFunction(torch.autograd.Function):
 class Opaque(nn.Module):
     def forward(self, x):
         return GeluFunction.apply(x)
+
+
+class OpaquePair(nn.Module):
+    def forward(self, x, mask=None, factor=None):
+        return GeluFunction.apply(x * factor)
+
+
+@pytest.mark.usefixtures("float64")
+def test_hidden_functions_with_more_arguments():
+    module, x = OpaquePair().eval(), torch.randn(2, 4)
+    e = whence.explain(
+        lambda x: module(x, None, factor=torch.full((4,), 2.0)), x, 1, method=LRP({OpaquePair: whence.Gradient()})
+    )
+    assert e.conservation.error.max() < 1e-10
+    with pytest.raises(errors.OpaqueError):  # two of its arguments depend on the input
+        whence.explain(lambda x: module(x, factor=x.tanh()), x, method=LRP({OpaquePair: whence.Identity()}))
+
+
+@pytest.mark.parametrize("rules", [None, {F.linear: whence.Epsilon(1e-6)}, {F.linear: Gamma(0.25)}], ids=str)
+def test_autocast_inside_the_model(rules):
+    layers = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 3)).eval()
+
+    def mixed(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return layers(x).float()
+
+    method, x = None if rules is None else LRP(rules), torch.randn(2, 8)
+    exact, half = whence.explain(layers, x, 1, method=method), whence.explain(mixed, x, 1, method=method)
+    assert (half.relevance - exact.relevance).norm() < 0.1 * exact.relevance.norm()
 
 
 @pytest.mark.usefixtures("float64")

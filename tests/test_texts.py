@@ -62,7 +62,14 @@ def test_a_token_has_the_sum_over_its_vector(method, tied):
 def test_ids_are_followed_through_views_casts_and_merges():
     model, ids = Language(), torch.tensor([[1, 4, 1, 9], [0, 0, 2, 3]])
     expected = whence.explain(model, ids, 7).relevance
+    turned = torch.tensor([3, 2, 1, 0])
     ways = [
+        lambda i: i[:, turned][:, turned],
+        lambda i: i[torch.tensor([1, 0])][torch.tensor([1, 0])],
+        lambda i: i.index_select(1, turned).gather(1, turned.expand(2, 4)),
+        lambda i: i.take_along_dim(turned.expand(2, 4), 1).flip(1),
+        lambda i: torch.arange(11)[i],
+        lambda i: F.pad(i, (0, 2))[:, :-2],
         lambda i: i.view(-1).view(i.shape),
         lambda i: i.int().long().clone(),
         lambda i: i.clamp(max=10),
@@ -76,7 +83,11 @@ def test_ids_are_followed_through_views_casts_and_merges():
     by_index = Language()
     by_index.load_state_dict(model.state_dict())
     weight = by_index.table.weight
-    for look_up in (lambda i: weight[i], lambda i: weight.index_select(0, i.flatten()).view(*i.shape, -1)):
+    for look_up in (
+        lambda i: weight[i],
+        lambda i: weight[i, :],
+        lambda i: weight.index_select(0, i.flatten()).view(*i.shape, -1),
+    ):
         by_index.table.forward = look_up
         torch.testing.assert_close(whence.explain(by_index, ids, 7).relevance, expected)
 
@@ -92,6 +103,39 @@ def test_ids_looked_up_twice_get_both_and_others_get_none():
     assert e.relevance[1] is None
     torch.testing.assert_close(e.relevance[0], 3 * table.weight[ids][..., 0].detach())
     torch.testing.assert_close(e.relevance[2], positions.weight[where][..., 0].detach())
+
+
+def test_order_matters_where_ids_are_sorted():
+    """A network that sorts its texts by length gives each its own scores."""
+    table, lengths = nn.Embedding(11, 3), torch.tensor([2, 4, 3])
+
+    def model(ids):
+        order = lengths.argsort(descending=True)
+        return table(ids[order])[order.argsort()].sum(1)
+
+    ids = torch.randint(0, 11, (3, 4))
+    torch.testing.assert_close(whence.explain(model, ids, 0).relevance, table.weight[ids][..., 0].detach())
+
+
+def test_tables_of_any_rank_and_one_tensor_given_twice():
+    ids = torch.tensor([[1, 4], [2, 2]])
+    words, maps = torch.randn(11), torch.randn(11, 2, 3)
+    torch.testing.assert_close(whence.explain(lambda i: words[i].sum(1, keepdim=True), ids, 0).relevance, words[ids])
+    torch.testing.assert_close(whence.explain(lambda i: maps[i].sum((1, 2)), ids, 0).relevance, maps[ids][..., 0].sum(-1))
+    e = whence.explain(lambda a, b: words[a].sum(1, keepdim=True) + 2 * words[b].sum(1, keepdim=True), (ids, ids), 0)
+    torch.testing.assert_close(e.relevance, (words[ids], 2 * words[ids]))
+
+
+def test_ids_of_another_batch_size_and_float_masks():
+    table = nn.Embedding(11, 3)
+    with pytest.raises(errors.InputError, match=r"looked up for 2 samples; give a row for each"):
+        whence.explain(lambda a, b: (table(a) + table(b)).sum(1), (torch.ones(2, 4).long(), torch.ones(1, 4).long()))
+
+    def pooled(input_ids, attention_mask):
+        return (table(input_ids) * attention_mask[..., None]).sum(1)
+
+    e = whence.explain(pooled, {"input_ids": torch.tensor([[1, 4]]), "attention_mask": torch.tensor([[1.0, 0.5]])})
+    assert e.relevance["attention_mask"] is None
 
 
 def test_what_was_looked_up_can_be_overwritten():
@@ -140,6 +184,17 @@ def test_targets_in_a_sequence():
     torch.testing.assert_close(span.relevance, single[0] + single[1])
 
 
+def test_a_span_reads_the_ids_and_not_the_mask():
+    model, ids = Language(), torch.tensor([[1, 4, 1, 9], [5, 0, 2, 3]])
+    plain = whence.explain(model, ids, Span(1))
+    masked = whence.explain(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, Span(1))
+    torch.testing.assert_close(masked.output, plain.output)
+    with pytest.raises(errors.TargetError, match="targets must be a list"):
+        list(whence.explain_targets(model, ids, Logit(2)))
+    with pytest.raises(errors.TargetError, match="a position is one number"):
+        Logit(1, position=[1, 2])
+
+
 def test_contrast_of_classes():
     model, x = nn.Linear(4, 3).eval(), torch.randn(2, 4)
     e = whence.explain(model, x, Logit(0, rather_than=[1, 2]))
@@ -152,15 +207,15 @@ def test_contrast_of_classes():
         (torch.tensor([[1, 11]]), None, errors.InputError, "id 11 is out of the vocabulary of 11"),
         (torch.tensor([[1, -1]]), None, errors.InputError, "id -1 is out of the vocabulary of 11"),
         (torch.zeros(1, 0, dtype=torch.long), None, errors.InputError, "is empty"),
-        (torch.tensor([[1, 2]]), Logit(3, position=2), errors.TargetError, "position 2 is beyond the sequence of 2 tokens"),
-        (torch.tensor([[1, 2]]), Logit(3, position=-3), errors.TargetError, "position -3 is beyond the sequence"),
+        (torch.tensor([[1, 2]]), Logit(3, position=2), errors.TargetError, "position 2 is beyond a text of 2 tokens"),
+        (torch.tensor([[1, 2]]), Logit(3, position=-3), errors.TargetError, "position -3 is beyond a text of 2 tokens"),
         (torch.tensor([[1, 2]]), 11, errors.TargetError, "out of range"),
         (torch.tensor([[1, 2]]), Span(0), errors.TargetError, "the span from 0 to None has no prediction"),
         (torch.tensor([[1, 2]]), Span(1, 9), errors.TargetError, "in a sequence of 2 tokens"),
         ({"input_ids": torch.tensor([[1, 2], [3, 4]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])}, None,
          errors.InputError, "attention_mask masks a whole sample"),
         ({"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1, 0]])}, Logit(position=-2),
-         errors.TargetError, "beyond the shortest text of 1 tokens"),
+         errors.TargetError, "beyond a text of 1 tokens"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip
@@ -171,7 +226,7 @@ def test_bad_input_is_one_clear_line(inputs, target, error, message):
 
 
 def test_integer_images_and_headless_models_say_what_to_do():
-    with pytest.raises(errors.InputError, match="no integer input was looked up in a table; images must be floating point"):
+    with pytest.raises(errors.InputError, match=r"no integer input was looked up in a table .* images must be floating point"):
         whence.explain(lambda x: x.float().flatten(1), torch.ones(1, 3, 4, 4, dtype=torch.long))
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -195,7 +250,7 @@ def test_relevance_at_every_layer_by_a_pattern():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2))
     e = whence.explain(model.eval(), torch.randn(2, 4), layers=["*", "0.*"])
     assert set(e.layers) == {"0", "1", "2", "0.0", "0.1"}
-    with pytest.raises(errors.SelectorError, match=r"no layer of the model matches 'layers\.\*'"):
+    with pytest.raises(errors.SelectorError, match=r"no layer 'layers\.\*' in the model"):
         whence.explain(model, torch.randn(2, 4), layers="layers.*")
 
 
@@ -230,6 +285,11 @@ def test_generation_explains_every_token_it_writes():
     torch.testing.assert_close(again.relevance, written.relevance)
     with pytest.raises(errors.InputError, match="pad them on the left"):
         whence.explain_generation(model, {"input_ids": ids, "attention_mask": torch.tensor([[1, 1], [1, 0]])})
+    for continuation in (torch.tensor([1]), torch.tensor([[1]]), torch.tensor([[1.0], [2.0]])):
+        with pytest.raises(errors.InputError, match=r"a continuation is token ids \[2, n\]"):
+            whence.explain_generation(model, ids, continuation=continuation)
+    with pytest.raises(errors.WhenceError, match=r"cannot save as 'grid.html': choose .png"):
+        written.save("grid.html")
     with pytest.raises(errors.TargetError, match="nothing was generated"):
         whence.explain_generation(model, ids, max_new_tokens=0)
 
@@ -324,7 +384,7 @@ def test_the_command_line_reads_texts(stories, tmp_path):
     [
         ((" ",), "the text is empty"),
         ((), "nothing to explain: pass a text"),
-        (("Hi", "--position", "9"), "position 9 is beyond the sequence of 3 tokens"),
+        (("Hi", "--position", "9"), "position 9 is beyond a text of 3 tokens"),
         (("Hi", "--target", "elephant"), "is no single token but"),
         (("Hi", "--rules", "epsilon_gamma_box"), "needs pixel bounds"),
     ],

@@ -237,6 +237,65 @@ def test_attention_fused_or_written_out(method, masked):
 
 
 @pytest.mark.usefixtures("float64")
+def test_attention_over_constants_and_with_masks_made_of_the_input():
+    keys, values, to_q, to_m = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.randn(8, 8), torch.randn(5, 8)
+    written = lambda q, k, v, m: (q @ k.mT / 8**0.5 + m).softmax(-1) @ v  # noqa: E731
+    sdpa = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
+    cases = [
+        lambda x, f: f(x @ to_q, keys, values, torch.zeros(6, 5)),
+        lambda x, f: f(x @ to_q, keys, x[:, :5], torch.zeros(6, 5)),
+        lambda x, f: f(keys, x[:, :5], x[:, :5], torch.zeros(5, 5)),
+        lambda x, f: f(x, x, x, torch.zeros(6, 6)),
+        lambda x, f: f(x @ to_q, keys, values, F.linear(x, to_m)),
+        lambda x, f: f(x @ to_q, keys, x[:, :5], F.linear(x, to_m)),
+    ]
+    for case in cases:
+        same(lambda x, case=case: case(x, sdpa), lambda x, case=case: case(x, written))
+
+
+@pytest.mark.usefixtures("float64")
+def test_only_a_living_and_unchanged_value_has_gates():
+    up, gate, other = (nn.Linear(8, 8, bias=False) for _ in range(3))
+    same(lambda x: F.silu(gate(x)) * up(x) * 0.5, lambda x: F.silu(gate(x)) * (up(x) * 0.5))
+
+    def stale(x):
+        h = up(x)
+        g = h.tanh()
+        h += other(x)
+        return h * g
+
+    same(lambda x: (up(x) + other(x)) * up(x).tanh(), stale)
+
+
+@pytest.mark.usefixtures("float64")
+def test_projections_of_other_networks_are_no_state_space_gates():
+    class Fusion(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x_proj = nn.Linear(8, 8, bias=False)
+
+        def forward(self, x):
+            return self.x_proj(x)
+
+    e = whence.explain(Fusion().eval(), torch.randn(2, 8), 1)
+    torch.testing.assert_close(e.relevance.sum(1), e.output)
+
+
+@pytest.mark.usefixtures("float64")
+def test_products_added_to_an_offset():
+    x = torch.randn(2, 4, 4)
+    for model in (
+        lambda x: torch.baddbmm(x, x, x),
+        lambda x: torch.baddbmm(torch.ones(1), x, x, beta=2, alpha=0.5),
+        lambda x: torch.baddbmm(x, torch.ones(2, 4, 4), x),
+        lambda x: torch.addmm(torch.ones(1), x[0], torch.ones(4, 4))[None],
+        lambda x: F.linear(x, torch.ones(3, 4), torch.ones(1)),
+    ):
+        e = whence.explain(model, x if model(x).shape[0] == 2 else x[:1], lambda y: y.flatten(1)[:, 1])
+        assert e.conservation.error.max() < 1e-9
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("method", [LRP(), CP], ids=["attn", "cp"])
 def test_grouped_queries(method):
     weights = [torch.randn(8, 8), torch.randn(4, 8), torch.randn(4, 8)]

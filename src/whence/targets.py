@@ -59,7 +59,7 @@ class Logit:
         last = _last_attended(logits, inputs)
         positions = last + self.position + 1 if self.position < 0 else torch.full_like(last, self.position)
         if int(positions.min()) < 0 or self.position >= logits.shape[1]:
-            raise TargetError(f"position {self.position} is beyond the shortest text of {int(last.min()) + 1} tokens")
+            raise TargetError(f"position {self.position} is beyond a text of {int(last.min()) + 1} tokens")
         return logits[torch.arange(len(logits), device=logits.device), positions]
 
 
