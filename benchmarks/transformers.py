@@ -92,6 +92,7 @@ def ours_and_plain() -> list[str]:
         label: lambda rules=rules: whence.explain(model, {"input_ids": ids}, method=LRP(rules))
         for label, rules in RULES.items()
     }
+    of_text["whence attn_lrp, checkpointed"] = lambda: by_checkpoints(model, ids)
     network, x = vision_transformer(), torch.randn(BATCH, 3, SIDE, SIDE)
     of_pictures = {"gradient × input": lambda: plain_picture(network, x)} | {
         label: lambda rules=rules: whence.explain(network, x, method=LRP(rules)) for label, rules in RULES.items()
