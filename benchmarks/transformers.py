@@ -22,6 +22,7 @@ import peers
 peers.declare_torchvision_operators()
 
 import transformers  # noqa: E402
+
 import whence  # noqa: E402
 from whence import LRP, presets  # noqa: E402
 
