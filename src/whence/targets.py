@@ -22,14 +22,20 @@ class Logit:
     >>> whence.Logit(position=5)                   # the likeliest token after position 5
 
     `index` and `rather_than` are one class or token for all samples or one for each; `index` None is the arg max. A negative
-    `position` counts from the last token that the attention mask leaves.
+    `position` counts from the last token that the attention mask leaves. An index or position that is not there is a
+    `TargetError` when the model is explained.
     """
 
     index: Index = None
     rather_than: Index = None
     position: int = -1
 
+    def __post_init__(self):
+        if not isinstance(self.position, int):
+            raise TargetError(f"a position is one number for all samples, not {self.position!r}")
+
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Logit]":
+        """The values `[N]` in logits `[N, classes]` or `[N, T, vocabulary]`, and this target with its indices filled in."""
         rows = self._rows(logits, inputs)
         samples = torch.arange(len(rows), device=rows.device)
         index = _indices(self.index, rows)
@@ -38,16 +44,13 @@ class Logit:
         other = _indices(self.rather_than, rows)
         return rows[samples, index] - rows[samples, other], replace(self, index=index, rather_than=other)
 
-    def __post_init__(self):
-        if not isinstance(self.position, int):
-            raise TargetError(f"a position is one number for all samples, not {self.position!r}")
-
     def of(self, samples: slice) -> "Logit":
         """The same for some of the samples, once its indices are filled in."""
         index, other = (i[samples] if isinstance(i, Tensor) else i for i in (self.index, self.rather_than))
         return replace(self, index=index, rather_than=other)
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
+        """What is explained of a sample, in the names of its classes or tokens."""
         named = [name(int(i[sample])) for i in (self.index, self.rather_than) if isinstance(i, Tensor)]
         return " rather than ".join(named)
 
@@ -74,6 +77,7 @@ class Span:
     stop: int | None = None  # the end of the sequence
 
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Span]":
+        """The values `[N]` in logits `[N, T, vocabulary]`, and this target."""
         ids = _token_ids(logits, inputs)
         if logits.dim() != 3 or ids is None:
             raise TargetError(f"a span needs logits [N, T, vocabulary] and token ids [N, T], not {tuple(logits.shape)}")
@@ -88,6 +92,7 @@ class Span:
         return predicted.gather(2, standing[..., None]).sum((1, 2)), self
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
+        """What is explained of a sample."""
         return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
 
 

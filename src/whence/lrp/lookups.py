@@ -33,7 +33,6 @@ class Lookups:
     def __init__(self, ids: Mapping[int, Tensor]):
         self.found: list[Lookup] = []
         self.given = {i: t.view_as(t) for i, t in ids.items()}  # one tensor may be given twice
-        self._ids = self.given
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         start = 0
         for t in self.given.values():
@@ -71,7 +70,7 @@ class Lookups:
         """One score an id, from the relevance of each of the found vectors: summed over its numbers and its look-ups."""
         if not self.found:
             return {}
-        sizes = [t.numel() for t in self._ids.values()]
+        sizes = [t.numel() for t in self.given.values()]
         flat = relevance[0].new_zeros(sum(sizes))
         reached = torch.zeros_like(flat, dtype=torch.bool)
         for lookup, r in zip(self.found, relevance, strict=True):
@@ -79,7 +78,7 @@ class Lookups:
             places, score = lookup.places[known], r.reshape(*lookup.places.shape, -1).sum(-1)[known]
             flat.index_add_(0, places.to(flat.device), score.to(flat))
             reached[places.to(flat.device)] = True
-        parts = zip(self._ids.items(), flat.split(sizes), reached.split(sizes), strict=True)
+        parts = zip(self.given.items(), flat.split(sizes), reached.split(sizes), strict=True)
         found = {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
         for score in found.values():
             if len(score) != batch_size:

@@ -41,7 +41,7 @@ from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
 from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved, hooked
 from whence.lrp.scope import Scope
-from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, computing_again
+from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, recomputing_by
 
 Unknown = Literal["error", "warn", "gradient"]
 
@@ -80,7 +80,7 @@ class GradientMode(TorchFunctionMode):
                 "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
             )
         if outer is None and not self.recomputing:
-            for context in (EAGERLY, CHECKPOINTS_CARRIED, computing_again(self._again)):
+            for context in (EAGERLY, CHECKPOINTS_CARRIED, recomputing_by(self._recompute)):
                 self._around.enter_context(context)
         self._outer.append(outer)
         self._entered.mode = self
@@ -95,7 +95,7 @@ class GradientMode(TorchFunctionMode):
     def pin(self, t: Tensor) -> None:
         """Let the gradient at `t` be read off."""
 
-    def _again(
+    def _recompute(
         self, function: Callable[..., Any], args: tuple
     ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
         """A checkpointed function, and the context to compute it again in."""
@@ -299,7 +299,7 @@ class RelevanceMode(GradientMode):
         """Of a part computed again, torch keeps the tensors themselves, beside the cells: a copy is safe from overwriting."""
         return (lambda value: tuple(t.clone() for t in keep(value))) if self.recomputing else keep
 
-    def _again(
+    def _recompute(
         self, function: Callable[..., Any], args: tuple
     ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
         """A recomputation starts from what is known of its arguments and cannot take over a map made before them. So the

@@ -72,11 +72,10 @@ STEPS: dict[str, Step] = {"lstm": lstm_step, "gru": gru_step, "rnn_tanh": tanh_s
 
 def cell(mode: "RelevanceMode", call: Call) -> Tensor | State:
     """nn.LSTMCell, nn.GRUCell, nn.RNNCell: one step."""
-    x, state, *weights = call.args
+    x, given, *weights = call.args
+    state = tuple(given) if isinstance(given, tuple | list) else (given,)
     with mode:
-        new = STEPS[call.name.removesuffix("_cell")](
-            mode, x, state if isinstance(state, tuple) else (state,), Weights(*weights)
-        )
+        new = STEPS[call.name.removesuffix("_cell")](mode, x, state, Weights(*weights))
     return new if call.name == "lstm_cell" else new[0]
 
 

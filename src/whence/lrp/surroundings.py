@@ -14,7 +14,7 @@ import torch
 from torch.utils import checkpoint
 
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
-Again = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
+Recompute = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
 GENERATOR = "_checkpoint_without_reentrant_generator"  # what torch's checkpoint() looks up at each call
 
 
@@ -53,33 +53,36 @@ class Reenterable:
         self._entered.pop().__exit__(*exception)
 
 
-_again = threading.local()
+_recompute = threading.local()
 
 
 @contextmanager
-def computing_again(again: Again) -> Iterator[None]:
-    """`again(function, arguments)` says how a part that this thread checkpoints is to be computed on the way back."""
-    before = getattr(_again, "value", None)
-    _again.value = again
+def recomputing_by(recompute: Recompute) -> Iterator[None]:
+    """`recompute(function, arguments)` says how a part that this thread checkpoints is to be computed on the way back."""
+    before = getattr(_recompute, "value", None)
+    _recompute.value = recompute
     try:
         yield
     finally:
-        _again.value = before
+        _recompute.value = before
 
 
 @contextmanager
 def _checkpoints_carried() -> Iterator[None]:
-    original = getattr(checkpoint, GENERATOR)
+    original = getattr(checkpoint, GENERATOR, None)
+    if original is None:  # a torch that has moved it: recomputation then fails with torch's own error
+        yield
+        return
 
     def generator(function: Callable[..., Any], preserve: bool, context_fn: ContextFn, *rest: Any, **kwargs: Any) -> Any:
-        again: Again | None = getattr(_again, "value", None)
-        if again is None:
+        recompute: Recompute | None = getattr(_recompute, "value", None)
+        if recompute is None:
             return original(function, preserve, context_fn, *rest, **kwargs)
-        function, recomputing = again(function, (rest, kwargs))
+        function, recomputing = recompute(function, (rest, kwargs))
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            forward, recompute = context_fn()
-            return forward, Reenterable(lambda: entered(recompute, recomputing()))
+            forward, backward = context_fn()
+            return forward, Reenterable(lambda: entered(backward, recomputing()))
 
         return original(function, preserve, contexts, *rest, **kwargs)
 

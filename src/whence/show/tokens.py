@@ -34,13 +34,13 @@ def _strength(value: float, limit: float) -> float:
     return min(abs(value) / limit, 1.0) ** 0.5 if limit else 0.0
 
 
-def limit(relevance: Tensor) -> float:
+def largest(relevance: Tensor) -> float:
     return float(relevance.abs().max())
 
 
 def styled(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, str, str, float]]:
     """Each token as (text, background, ink, relevance), for a page."""
-    top, values = limit(relevance), relevance.tolist()
+    top, values = largest(relevance), relevance.tolist()
     return [(word, f"rgb{colour(r, top)}", ink(r, top), r) for word, r in zip(labels, values, strict=True)]
 
 
@@ -48,7 +48,7 @@ def terminal(labels: Sequence[str], relevance: Tensor) -> "Text":
     """The text as a line of the terminal."""
     from rich.text import Text
 
-    line, top = Text(), limit(relevance)
+    line, top = Text(), largest(relevance)
     for word, r in zip(labels, relevance.tolist(), strict=True):
         red, green, blue = colour(r, top)
         line.append(word, f"{ink(r, top)} on rgb({red},{green},{blue})")
@@ -87,7 +87,7 @@ def height(labels: Sequence[str]) -> float:
 
 def draw(axis: "Axes", labels: Sequence[str], relevance: Tensor, title: str, columns: int = CHARACTERS) -> None:
     """The text into a picture."""
-    broken, values, top = lines(labels), relevance.tolist(), limit(relevance)
+    broken, values, top = lines(labels), relevance.tolist(), largest(relevance)
     axis.set_xlim(0, columns)
     axis.set_ylim(len(broken), 0)
     axis.set_axis_off()
