@@ -1,7 +1,7 @@
 """Layer-wise relevance propagation as a method beside the others."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from whence.methods.passes import Taps, Task, explanation, gradients, leaves, su
 class LRP:
     """Layer-wise relevance propagation (Bach et al. 2015) by rules for the layers of any network.
 
-    >>> whence.LRP()                                              # rules that fit most networks
+    >>> whence.LRP()                                              # presets.attn_lrp(), which fits most networks
     >>> whence.LRP(whence.presets.epsilon_plus())
     >>> whence.LRP({
     ...     "features.0": whence.ZBox(low, high),                 # module path, shell globs allowed
@@ -34,24 +34,20 @@ class LRP:
     "warn" (and use its gradient) or "gradient".
     """
 
-    rules: Mapping[Selector, Rule] | Composite | None = None
+    rules: Mapping[Selector, Rule] | Composite = field(default_factory=presets.attn_lrp)
     unknown: Unknown = "error"
 
     name: ClassVar[str] = "lrp"
 
     def __post_init__(self):
-        Composite.of(self._rules)
+        Composite.of(self.rules)
         if self.unknown not in ("error", "warn", "gradient"):
             raise RuleError(f"unknown={self.unknown!r}; choose 'error', 'warn' or 'gradient'")
-
-    @property
-    def _rules(self) -> Mapping[Selector, Rule] | Composite:
-        return presets.attn_lrp() if self.rules is None else self.rules
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
         sources, scope = leaves(task.inputs), Scope(task.model)
-        mode = RelevanceMode(Composite.of(self._rules), scope, self.unknown, sources, lookups, task.inputs.batch_size)
+        mode = RelevanceMode(Composite.of(self.rules), scope, self.unknown, sources, lookups, task.inputs.batch_size)
         scope.tap(taps.callbacks(mode.pin))
         contexts = (scope, mode.saving, mode)
         for found in gradients(task, sources, lookups, contexts, taps, mode.written, mode.what_blocks):
