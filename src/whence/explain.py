@@ -46,8 +46,8 @@ def explain(
     tensor `[N, …]`, a tuple of them, or a dict that is passed as keyword arguments; token ids `[N, T]` get a score each.
     `target` is None (the arg max), a class, one class a sample, a `Logit` (of a token at a position, rather than another)
     or `Span` of a text, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
-    fit most networks (`presets.attn_lrp()`) if not given. `layers` names modules whose outputs' relevance is wanted too, with * for any one part
-    of a path: "model.layers.*".
+    fit most networks (`presets.attn_lrp()`) if not given. `layers` names modules whose outputs' relevance is wanted too,
+    with * for any one part of a path: "model.layers.*".
 
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
