@@ -68,20 +68,15 @@ def ways(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 def measure(name: str) -> list[str]:
     model, x = network(name), torch.randn(BATCH, 3, SIDE, SIDE)
-    compared = ways(model, x)
-    times = peers.seconds(compared, ROUNDS)
-    memory = {label: peers.peak_mebibytes(way) for label, way in compared.items()}
-    t, m = times["gradient × input"], memory["gradient × input"]
-    return [
-        f"| {name} | {label} | {times[label] / t:.2f} | {memory[label] / m:.2f} | {times[label]:.2f} | {memory[label]:.0f} |"
-        for label in compared
-    ]
+    return peers.compared(name, ways(model, x), ROUNDS)
 
 
 def main() -> None:
     rows = [row for name in ("vgg16", "resnet50") for row in measure(name)]
-    head = ["| network | way | time / gradient | peak memory / gradient | seconds | MiB |", "|---|---|---|---|---|---|"]
-    text = "\n".join([f"# LRP\n\n{peers.versions('torchvision', 'zennit')}; batch {BATCH} at {SIDE}².\n", *head, *rows]) + "\n"
+    text = (
+        "\n".join([f"# LRP\n\n{peers.versions('torchvision', 'zennit')}; batch {BATCH} at {SIDE}².\n", *peers.HEAD, *rows])
+        + "\n"
+    )
     print(text)
     peers.RESULTS.mkdir(exist_ok=True)
     (peers.RESULTS / "lrp.md").write_text(text)

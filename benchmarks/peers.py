@@ -46,6 +46,23 @@ def peak_mebibytes(way: Callable[[], object]) -> float:
     return max(held) / 2**20
 
 
+HEAD = ["| network | way | time / gradient | peak memory / gradient | seconds | MiB |", "|---|---|---|---|---|---|"]
+
+
+def compared(name: str, ways: dict[str, Callable[[], object]], rounds: int) -> list[str]:
+    """A row of the table for each way, as ratios to the first, the plain gradient."""
+    for way in ways.values():
+        way()  # first calls load kernels
+    times = seconds(ways, rounds)
+    memory = {label: peak_mebibytes(way) for label, way in ways.items()}
+    first = next(iter(ways))
+    t, m = times[first], memory[first]
+    return [
+        f"| {name} | {label} | {times[label] / t:.2f} | {memory[label] / m:.2f} | {times[label]:.3f} | {memory[label]:.0f} |"
+        for label in ways
+    ]
+
+
 def versions(*packages: str) -> str:
     names = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
     return f"{names}; {platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"

@@ -3,8 +3,8 @@
     python benchmarks/transformers.py        # prints the tables and writes benchmarks/results/transformers.md
 
 Ratios to the plain gradient × input (parameters frozen, its cheapest form). LXT patches classes for the whole process and
-cannot undo it, so it runs last, in rounds with a plain gradient of its own that its patches do not touch: the same code on a
-copy of the time before. Agreement is measured in float64 where the family is one of LXT's.
+cannot undo it, so it runs last; its ratio is to the plain gradient timed just before the patches. Agreement is measured in
+float64 where the family is one of LXT's.
 """
 
 import os
@@ -75,18 +75,6 @@ def by_checkpoints(model: nn.Module, ids: Tensor) -> object:
         return whence.explain(model, {"input_ids": ids}, method=LRP(RULES["whence attn_lrp"]))
 
 
-def measured(name: str, ways: dict[str, Callable[[], object]]) -> list[str]:
-    for way in ways.values():
-        way()  # first calls load kernels
-    times = peers.seconds(ways, ROUNDS)
-    memory = {label: peers.peak_mebibytes(way) for label, way in ways.items()}
-    t, m = times["gradient × input"], memory["gradient × input"]
-    return [
-        f"| {name} | {label} | {times[label] / t:.2f} | {memory[label] / m:.2f} | {times[label]:.3f} | {memory[label]:.0f} |"
-        for label in ways
-    ]
-
-
 def ours_and_plain() -> list[str]:
     model, ids = llama(), torch.randint(0, 1000, (1, TOKENS))
     of_text = {"gradient × input": lambda: plain_text(model, ids)} | {
@@ -98,7 +86,7 @@ def ours_and_plain() -> list[str]:
     of_pictures = {"gradient × input": lambda: plain_picture(network, x)} | {
         label: lambda rules=rules: whence.explain(network, x, method=LRP(rules)) for label, rules in RULES.items()
     }
-    return measured("Llama", of_text) + measured("ViT-B/16", of_pictures)
+    return peers.compared("Llama", of_text, ROUNDS) + peers.compared("ViT-B/16", of_pictures, ROUNDS)
 
 
 FAMILIES = {
@@ -167,14 +155,13 @@ def by_lxt_in_the_same_process() -> tuple[list[str], list[str]]:
 def main() -> None:
     rows = [] if "--agreement" in sys.argv else ours_and_plain()
     lxt_rows, agreement = by_lxt_in_the_same_process()
-    head = ["| network | way | time / gradient | peak memory / gradient | seconds | MiB |", "|---|---|---|---|---|---|"]
     second = ["| family (3 layers, float64) | largest difference to LXT / largest relevance |", "|---|---|"]
     text = "\n".join(
         [
             "# Transformers\n",
             f"{peers.versions('transformers', 'torchvision', 'lxt')}; Llama: 8 layers, d = 512, {TOKENS} tokens; "
             f"ViT: batch {BATCH} at {SIDE}².\n",
-            *head, *rows, *lxt_rows, "", "## Agreement with LXT's efficient form\n", *second, *agreement, "",
+            *peers.HEAD, *rows, *lxt_rows, "", "## Agreement with LXT's efficient form\n", *second, *agreement, "",
         ]
     )  # fmt: skip
     print(text)

@@ -19,7 +19,7 @@ def checkpointed(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
 
     `layers` is a path, with * for any one part of it. Activations held at once fall from all of the layers' to one layer's
     and all layers' inputs (Chen et al. 2016); values and relevance stay the same. Caches of keys and values must be off:
-    they would be filled twice.
+    they would be filled twice. Raises `SelectorError` for a path that is not there.
     """
     with ExitStack() as undo:
         for module in set(named_layers(model, layers).values()):

@@ -53,11 +53,6 @@ class Explanation:
             index = slice(index % len(self), index % len(self) + 1)
         if index.step is not None and index.step < 1:
             raise IndexError(f"samples cannot be sliced by steps of {index.step}")
-        c = self.conservation
-        absorbed = None if c.absorbed is None else c.absorbed[index]
-        account = Conservation(
-            c.output[index], c.relevance[index], absorbed, {name: amount[index] for name, amount in c.by_layer.items()}
-        )
         target = self.target.of(index) if isinstance(self.target, Logit) else self.target
         target = target[index] if isinstance(target, Tensor) else target
         return replace(
@@ -65,7 +60,7 @@ class Explanation:
             relevance=_each(lambda t: t[index], self.relevance),
             output=self.output[index],
             target=target,
-            conservation=account,
+            conservation=self.conservation[index],
             layers=_each(lambda t: t[index], self.layers),
             inputs=_each(lambda t: t[index], self.inputs),
             tokens={name: rows[index] for name, rows in self.tokens.items()},

@@ -1,17 +1,38 @@
-"""Attention: the fused kernel kept with its gradients shared out, and the composite that hides its parts written out."""
+"""Attention: the softmax, the fused kernel with its gradients shared out, and the composite that hides its parts."""
 
+from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from whence.lrp.conservation import dot
+from whence.lrp.conservation import dot, total
 from whence.lrp.functions import Call
 from whence.lrp.rules import Constant
-from whence.lrp.treatments import unmasked
+from whence.lrp.saved import Back
+from whence.lrp.treatments import own_gradient, unmasked
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
+
+
+def softmax(mode: "RelevanceMode", call: Call) -> Tensor:
+    """The softmax's own gradient (AttnLRP, proposition 3.1): R_in = x (R − s ΣR) does not conserve, the rest is absorbed."""
+    x, dim = call.bind("input dim", dim=None)
+    if not isinstance(dim, int):
+        return own_gradient(mode, call)
+    path, dtype = mode.scope.path, x.dtype
+
+    def back(g: Tensor, s: Tensor) -> tuple[Tensor]:
+        relevance = g * s
+        returned = torch.addcmul(relevance, s, relevance.sum(dim, keepdim=True), value=-1)
+        # Σ x · g over a row, without x: x = log s + const, and the gradient sums to 0
+        log = s.log().nan_to_num_(neginf=0.0)
+        mode.meter.add(path, total(relevance) - dot(log, returned))
+        return (returned.to(dtype),)
+
+    return mode.node(x, call.run, back, lambda s: (s,))
 
 
 def scaled_dot_product_attention(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -28,31 +49,33 @@ def scaled_dot_product_attention(mode: "RelevanceMode", call: Call) -> Tensor:
         return _with(call, given | {name: t.detach() for name, t in data.items() if name != "value"})
     if data.keys() <= {"value"}:
         return call.run()
-    path, meter = mode.scope.path, mode.meter
     # how many factors of each of the two products depend on the input: each takes an equal part
     of_scores, of_output = max(len(data.keys() & {"query", "key"}), 1), 2 if "value" in data else 1
 
-    def to_scores(g: Tensor, t: Tensor) -> tuple[Tensor]:
-        g = g / (of_scores * of_output)
-        meter.add(path, -dot(g, t))
-        return (g,)
-
-    def to_mask(g: Tensor, mask: Tensor) -> tuple[Tensor]:
-        g = g / of_output
-        meter.add(path, -(g * unmasked(mask)).sum())  # may be one for all samples
-        return (g,)
-
-    def to_value(g: Tensor, v: Tensor) -> tuple[Tensor]:
-        g = g / of_output
-        meter.add(path, dot(g, v))  # as much went to the scores; what they do not pass on is absorbed
-        return (g,)
-
-    backs = {"query": to_scores, "key": to_scores, "attn_mask": to_mask, "value": to_value}
+    to_scores = _sharing(mode, of_scores * of_output, lambda g, t: -dot(g, t))
+    backs = {
+        "query": to_scores,
+        "key": to_scores,
+        "attn_mask": _sharing(mode, of_output, lambda g, mask: -(g * unmasked(mask)).sum()),  # may be one for all samples
+        "value": _sharing(mode, of_output, dot),  # as much went to the scores; what they do not pass on is absorbed
+    }
     out = _with(call, given | {name: mode.watched(t, backs[name]) for name, t in data.items()})
     if "value" in data:
         return out
     kept = mode.save(out)
     return mode.absorb(out, lambda g: dot(g, kept.value))
+
+
+def _sharing(mode: "RelevanceMode", divisor: int, amount: Callable[[Tensor, Tensor], Tensor]) -> Back:
+    """A part of the gradient g of a tensor t, and `amount(g, t)` counted as absorbed."""
+    path, meter = mode.scope.path, mode.meter
+
+    def back(g: Tensor, t: Tensor) -> tuple[Tensor]:
+        g = g / divisor
+        meter.add(path, amount(g, t))
+        return (g,)
+
+    return back
 
 
 def _with(call: Call, tensors: dict[str, Any]) -> Tensor:

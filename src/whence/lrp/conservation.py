@@ -28,6 +28,12 @@ class Conservation:
         rounding = torch.finfo(self.output.dtype).eps * (self.relevance.abs() + absorbed.abs() + 1)
         return (self.output - self.relevance - absorbed).abs() / torch.maximum(self.output.abs(), rounding)
 
+    def __getitem__(self, samples: slice) -> "Conservation":
+        """The account of some of the samples."""
+        absorbed = None if self.absorbed is None else self.absorbed[samples]
+        by_layer = {name: amount[samples] for name, amount in self.by_layer.items()}
+        return Conservation(self.output[samples], self.relevance[samples], absorbed, by_layer)
+
     def __repr__(self) -> str:
         lines = []
         for i in range(len(self.output)):

@@ -6,7 +6,7 @@ Functions go by the one name that all their spellings share (`functions.function
 from collections.abc import Callable
 from typing import Any
 
-from whence.lrp.attention import scaled_dot_product_attention, written_out
+from whence.lrp.attention import scaled_dot_product_attention, softmax, written_out
 from whence.lrp.recurrent import cell, recurrent
 from whence.lrp.treatments import (
     added_product,
@@ -29,7 +29,6 @@ from whence.lrp.treatments import (
     rectify,
     rms_norm,
     scale,
-    softmax,
     solution,
     statistic,
     transposed_convolution,

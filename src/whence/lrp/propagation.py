@@ -66,21 +66,15 @@ class Propagation:
             raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
         rule, linear = self.step.rule, self.step.linear.unfolded().of_dtype(g.dtype)
         kept = tuple(t.to(g.dtype) for t in kept)  # autocast: the map was computed in another type than its input has
-        if not kept:
-            return self._transposed_alone(linear, g), None
         if isinstance(rule, Epsilon):
-            return self._whole(linear, rule, g, *kept), None
+            (z,) = kept or (g,)  # LRP-0 does not read z
+            return self._whole(linear, rule, g, z), None
         z, a = kept
         if isinstance(rule, InputRule):
             return None, self._distributed(linear, rule, g * z, a)
         if rule.merges(self.step.nonnegative, self.step.rectified):
             return self._merged(linear, rule, g, z, a), None
         return self._shared(linear, rule, g, z, a), None
-
-    def _transposed_alone(self, linear: LinearMap, g: Tensor) -> Tensor:
-        if linear.bias is not None:
-            self.meter.add(self.step.path, linear.bias_share(g, linear.bias))
-        return linear.transpose(g, linear.weight, self.shape)
 
     def _distributed(self, linear: LinearMap, rule: InputRule, relevance: Tensor, a: Tensor) -> Tensor:
         returned = rule.distribute(linear, a, relevance, self.step.present)

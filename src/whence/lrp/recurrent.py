@@ -6,6 +6,7 @@ split by its rule: LRP-0, or what is chosen for the layer, as in `{nn.LSTM: Epsi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,8 +36,12 @@ class Weights:
 
     def together(self, x: Tensor, h: Tensor) -> Tensor:
         """Both products and biases as one dense layer, for rules that look at whole pre-activations."""
+        return F.linear(torch.cat([x, h], -1), *self._joined)
+
+    @cached_property
+    def _joined(self) -> tuple[Tensor, Tensor | None]:
         bias = None if self.bias_input is None or self.bias_state is None else self.bias_input + self.bias_state
-        return F.linear(torch.cat([x, h], -1), torch.cat([self.of_input, self.of_state], 1), bias)
+        return torch.cat([self.of_input, self.of_state], 1), bias
 
 
 Step = Callable[["RelevanceMode", Tensor, State, Weights], State]
@@ -72,10 +77,9 @@ STEPS: dict[str, Step] = {"lstm": lstm_step, "gru": gru_step, "rnn_tanh": tanh_s
 
 def cell(mode: "RelevanceMode", call: Call) -> Tensor | State:
     """nn.LSTMCell, nn.GRUCell, nn.RNNCell: one step."""
-    x, given, *weights = call.args
-    state = tuple(given) if isinstance(given, tuple | list) else (given,)
+    x, state, *weights = call.args
     with mode:
-        new = STEPS[call.name.removesuffix("_cell")](mode, x, state, Weights(*weights))
+        new = STEPS[call.name.removesuffix("_cell")](mode, x, _state(state), Weights(*weights))
     return new if call.name == "lstm_cell" else new[0]
 
 
@@ -91,7 +95,7 @@ def recurrent(mode: "RelevanceMode", call: Call) -> tuple[Tensor, ...]:
     with mode:
         x = x.transpose(0, 1) if first else x
         steps = x.unbind(0) if sizes is None else x.split(sizes.tolist())
-        states = list(zip(*(initial if isinstance(initial, tuple | list) else (initial,)), strict=True))
+        states = list(zip(*_state(initial), strict=True))
         outputs, final = _layers(mode, STEPS[call.name], steps, states, _grouped(flat, biases, layers, 1 + bidirectional))
         out = torch.stack(outputs) if sizes is None else torch.cat(outputs)
         return (out.transpose(0, 1) if first else out, *(torch.stack(part) for part in zip(*final, strict=True)))
@@ -132,6 +136,10 @@ def _run(
     if ended:
         state = tuple(torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True))
     return (outputs[::-1] if backwards else outputs), state
+
+
+def _state(given: Tensor | Sequence[Tensor]) -> State:
+    return (given,) if isinstance(given, Tensor) else tuple(given)
 
 
 def _gated_sum(mode: "RelevanceMode", signals: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from whence.lrp.conservation import dot, total
+from whence.lrp.conservation import dot
 from whence.lrp.functions import Call, mapped, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Diagonal
 from whence.lrp.rules import Constant, Epsilon, FunctionRule, Identity
-from whence.lrp.saved import hooked
+from whence.lrp.saved import Keep, hooked
 
 if TYPE_CHECKING:
     from whence.lrp.mode import RelevanceMode
@@ -186,12 +186,7 @@ def identity(mode: "RelevanceMode", call: Call) -> Tensor:
     if len(call.data) != 1:
         return mode.unknown_function(call)
     (x,) = call.data
-    slope, source = _slope_at_zero(call), x.detach()
-
-    def quotient(value: Tensor) -> tuple[Tensor]:
-        return (torch.div(value, source).nan_to_num_(nan=slope, posinf=slope, neginf=slope),)
-
-    return mode.node(x, call.run, _times, quotient)
+    return mode.node(x, call.run, _times, _quotient(x, _slope_at_zero(call)))
 
 
 def glu(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -248,24 +243,6 @@ def clamp(mode: "RelevanceMode", call: Call) -> Any:
 def statistic(mode: "RelevanceMode", call: Call) -> Any:
     """A gate or a statistic: constant."""
     return mode.constant(call)
-
-
-def softmax(mode: "RelevanceMode", call: Call) -> Tensor:
-    """The softmax's own gradient (AttnLRP, proposition 3.1): R_in = x (R − s ΣR) does not conserve, the rest is absorbed."""
-    x, dim = call.bind("input dim", dim=None)
-    if not isinstance(dim, int):
-        return own_gradient(mode, call)
-    path, dtype = mode.scope.path, x.dtype
-
-    def back(g: Tensor, s: Tensor) -> tuple[Tensor]:
-        relevance = g * s
-        returned = torch.addcmul(relevance, s, relevance.sum(dim, keepdim=True), value=-1)
-        # Σ x · g over a row, without x: x = log s + const, and the gradient sums to 0
-        log = s.log().nan_to_num_(neginf=0.0)
-        mode.meter.add(path, total(relevance) - dot(log, returned))
-        return (returned.to(dtype),)
-
-    return mode.node(x, call.run, back, _itself)
 
 
 def layer_norm(mode: "RelevanceMode", call: Call) -> Tensor:
@@ -327,12 +304,12 @@ def own_gradient(mode: "RelevanceMode", call: Call) -> Any:
 def opaque(mode: "RelevanceMode", call: Call, value: Tensor, rule: FunctionRule) -> Tensor:
     """The value of a module of hidden functions, one of whose arguments depends on the input."""
     (x,), path = call.data, mode.scope.path
-    source = x.detach()
     if isinstance(rule, Constant):
         mode.last_constant = f"'{path}'"
         return value
     if isinstance(rule, Identity):
-        return mode.node(x, lambda: value, _times, lambda value: (torch.div(value, source).nan_to_num_(0.0, 0.0, 0.0),))
+        return mode.node(x, lambda: value, _times, _quotient(x, 0.0))
+    source = x.detach()
     place, function = torch.empty(0), call.function  # in the arguments stands for x: no tensor of the graph is held
     args, kwargs = mapped(lambda t: place if t is x else t, call.args, call.kwargs)
 
@@ -360,12 +337,14 @@ def _times(g: Tensor, factor: Tensor) -> tuple[Tensor]:
     return (g * factor,)
 
 
+def _quotient(x: Tensor, at_zero: float) -> Keep:
+    """Keeps f(x)/x, and its limit where x is 0."""
+    source = x.detach()
+    return lambda value: (torch.div(value, source).nan_to_num_(nan=at_zero, posinf=at_zero, neginf=at_zero),)
+
+
 def _half(g: Tensor, value: Tensor) -> tuple[Tensor]:
     return (g / 2,)
-
-
-def _itself(value: Tensor) -> tuple[Tensor]:
-    return (value,)
 
 
 def _divided(out: Tensor, divisor: float) -> Tensor:
