@@ -94,7 +94,7 @@ def test_explain_without_arguments(tmp_path):
 def test_explain_prints_what_a_person_reads(tmp_path):
     done = command("explain", "--method", "sensitivity", "--out", "s.html", cwd=tmp_path)
     assert "target" in done.stdout
-    assert "not measured" in done.stdout
+    assert "absorbed" not in done.stdout
     assert "s.html" in done.stdout
     assert "output = relevance" not in done.stdout
 

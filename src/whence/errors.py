@@ -16,6 +16,8 @@ WhenceError
 import difflib
 from collections.abc import Iterable
 
+import torch
+
 TOO_NARROW = "whose range is too narrow for the gradients that relevance is made of"
 
 
@@ -66,6 +68,11 @@ class MissingPackageError(WhenceError, ImportError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of an accelerator or of the machine."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

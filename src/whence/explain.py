@@ -9,9 +9,16 @@ from whence.errors import RuleError, TargetError
 from whence.explanation import Explanation
 from whence.inputs import Inputs, Nest, check_model
 from whence.lrp.scope import named_layers
-from whence.methods.gradients import GradientTimesInput, Sensitivity
+from whence.methods.cams import GradCAM, LayerCAM
+from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
 from whence.methods.lrp import LRP
 from whence.methods.passes import Task
+from whence.methods.paths import IntegratedGradients
+from whence.methods.perturbation import RISE, FeatureAblation, Occlusion
+from whence.methods.shapley import Shapley
+from whence.methods.smoothing import SmoothGrad
+from whence.methods.taylor import SimpleTaylor
+from whence.progress import Progress
 from whence.targets import Logit, Span, Target
 
 
@@ -25,7 +32,11 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type[Method]] = {"lrp": LRP, "gradient_times_input": GradientTimesInput, "sensitivity": Sensitivity}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (LRP, GradientTimesInput, Sensitivity, IntegratedGradients, SmoothGrad, GuidedBackprop, Deconvnet, GradCAM,
+                   LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
+}  # fmt: skip
 
 
 def explain(
@@ -35,6 +46,7 @@ def explain(
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
+    progress: Progress = True,
 ) -> Explanation:
     """Why this output? Relevance of every input feature for the target output of each sample.
 
@@ -47,11 +59,12 @@ def explain(
     `target` is None (the arg max), a class, one class a sample, a `Logit` (of a token at a position, rather than another)
     or `Span` of a text, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
     fit most networks (`presets.attn_lrp()`) if not given. `layers` names modules whose outputs' relevance is wanted too,
-    with * for any one part of a path: "model.layers.*".
+    with * for any one part of a path: "model.layers.*". Methods that take seconds show a bar; `progress` False shows none, and
+    a function is told (done, total) instead.
 
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
-    return next(explain_targets(model, inputs, [target], method=method, layers=layers))
+    return next(explain_targets(model, inputs, [target], method=method, layers=layers, progress=progress))
 
 
 def explain_targets(
@@ -61,6 +74,7 @@ def explain_targets(
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
+    progress: Progress = True,
 ) -> Iterator[Explanation]:
     """Explanations of several targets of the same inputs: one forward pass for all, one backward pass each.
 
@@ -69,7 +83,7 @@ def explain_targets(
     check_model(model)
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
         raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
-    task = Task(model, Inputs.of(inputs), list(targets), tuple(named_layers(model, layers)))
+    task = Task(model, Inputs.of(inputs), list(targets), tuple(named_layers(model, layers)), progress)
     return named(method).explanations(task)
 
 

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Explanation:
     >>> e[0]                            # the first sample alone
 
     `relevance` has the structure, shapes and dtype of the input; `layers` holds the relevance at the outputs of the layers
-    asked for (a tuple where a layer ran more than once).
+    asked for (a tuple where a layer ran more than once). `standard_errors`, like the relevance, say how far off a sampled
+    estimate may be, one standard deviation; `interactions` `[N, features, features]` are those of `Shapley`.
     """
 
     relevance: Nest
@@ -40,6 +41,9 @@ class Explanation:
     method: Any = None
     classes: Sequence[str] | Mapping[int, str] = ()  # names of the classes or tokens, for pictures and pages
     tokens: dict[str, list[list[str]]] = field(default_factory=dict)  # of inputs of token ids, by their names
+    standard_errors: Nest = None
+    interactions: Tensor | None = None
+    root: Nest = None  # of a Taylor decomposition, like the inputs
 
     def __len__(self) -> int:
         return len(self.output)
@@ -64,11 +68,14 @@ class Explanation:
             layers=_each(lambda t: t[index], self.layers),
             inputs=_each(lambda t: t[index], self.inputs),
             tokens={name: rows[index] for name, rows in self.tokens.items()},
+            standard_errors=_each(lambda t: t[index], self.standard_errors),
+            interactions=_each(lambda t: t[index], self.interactions),
+            root=_each(lambda t: t[index], self.root),
         )
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(list(t.shape)) for t in tensors(self.relevance).values())
-        return f"Explanation of {shapes} by {self.method!r}\n  target {self.target_names()}\n  {self.conservation!r}"
+        return f"Explanation of {shapes} by {described(self.method)}\n  target {self.target_names()}\n  {self.conservation!r}"
 
     def target_names(self) -> list[str]:
         """A word for the target of each sample."""
@@ -127,8 +134,9 @@ class Explanation:
             named |= {
                 key: t for key, t in (("target", logit.index), ("rather_than", logit.rather_than)) if isinstance(t, Tensor)
             }
-        if self.conservation.absorbed is not None:
-            named["absorbed"] = self.conservation.absorbed
+        account = {"absorbed": self.conservation.absorbed, "baseline": self.conservation.baseline}
+        named |= {name: t for name, t in (account | {"interactions": self.interactions}).items() if t is not None}
+        named |= tensors(self.standard_errors, "standard_errors") | tensors(self.root, "root")
         return {name: t.detach().cpu().contiguous() for name, t in named.items()}
 
     def _save_picture(self, path: Path) -> None:
@@ -147,7 +155,7 @@ class Explanation:
     def _save_safetensors(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        save_file(self.numbers(), path, {"method": repr(self.method)})
+        save_file(self.numbers(), path, {"method": described(self.method)})
 
     def _save_page(self, path: Path) -> None:
         from whence.show import report
@@ -163,6 +171,28 @@ def writable(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Path:
     if not path.parent.is_dir():
         raise WhenceError(f"no folder {path.parent} to save {path.name} into")
     return path
+
+
+def described(value: Any) -> str:
+    """A method or rule in one line, its tensors by their shapes and its nests by what is in them.
+
+    >>> described(whence.ExpectedGradients(torch.rand(100, 784)))
+    'ExpectedGradients(background=tensor[100, 784])'
+    """
+    if isinstance(value, Tensor) and value.dim():
+        return f"tensor{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {described(v)}' for key, v in value.items())}}}"
+    if type(value) in (list, tuple):
+        return f"({', '.join(map(described, value))})"
+    if not is_dataclass(value) or isinstance(value, type) or not vars(type(value))["__dataclass_params__"].repr:
+        return repr(value)
+    given = ((f, getattr(value, f.name)) for f in fields(value))
+    return f"{type(value).__name__}({', '.join(f'{f.name}={described(v)}' for f, v in given if not _is_default(f, v))})"
+
+
+def _is_default(f: Field, value: Any) -> bool:
+    return value is f.default or (isinstance(value, int | float | str) and value == f.default)
 
 
 def tensors(nest: Any, name: str = "") -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """What goes into a model: a tensor, a tuple of tensors, or a dict of keyword arguments."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.errors import TOO_NARROW, InputError, ModelError, TrainingModeError, WhenceError, first_line
-from whence.lrp.scope import refuse_hidden
+from whence.errors import TOO_NARROW, InputError, ModelError, TrainingModeError, WhenceError, first_line, out_of_memory
+from whence.lrp.scope import exported
 
 Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
 
@@ -72,13 +72,35 @@ class Inputs:
         filled = tuple(values.get(i) for i in range(len(self.parts)))
         return filled if self.names is None else dict(zip(self.names, filled, strict=True))
 
+    def apart(self, nest: Nest) -> dict[int, Any]:
+        """What `together` put together, by position."""
+        if self.single:
+            return {0: nest}
+        values = nest.values() if self.names else nest
+        return {i: value for i, value in enumerate(values) if value is not None}
+
+    def repeated(self, times: int, replaced: Mapping[int, Tensor]) -> "Inputs":
+        """The samples `times` over, one round after the other, with `replaced` in place of some parts of all rounds.
+
+        >>> Inputs.of((torch.zeros(2, 3), torch.ones(2, 1))).repeated(5, {0: torch.rand(10, 3)}).batch_size
+        10
+        """
+        parts = (replaced[i] if i in replaced else self._repeated(part, times) for i, part in enumerate(self.parts))
+        return replace(self, parts=tuple(parts))
+
+    def _repeated(self, part: Any, times: int) -> Any:
+        has_samples = isinstance(part, Tensor) and part.dim() > 0 and len(part) == self.batch_size
+        return part.repeat(times, *[1] * (part.dim() - 1)) if has_samples else part
+
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
         """The model's outputs, its own complaints about the input turned into one clear line."""
         try:
             return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
-        except (WhenceError, torch.OutOfMemoryError):
+        except WhenceError:
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
             problem = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(f"the model cannot run on an input of shape {shapes}: {problem}") from error
@@ -114,9 +136,8 @@ def check_model(model: object) -> None:
         raise ModelError(f"a model must be callable, not {type(model).__name__}")
     if not isinstance(model, torch.nn.Module):
         return
-    for name, module in model.named_modules():
-        refuse_hidden(module, name or "(model)")
-    training = next((name or "the model" for name, module in model.named_modules() if module.training), None)
+    modules = ((name, module) for name, module in model.named_modules() if not exported(module))  # which cannot be switched
+    training = next((name or "the model" for name, module in modules if module.training), None)
     if training is not None:
         raise TrainingModeError(f"{training!r} is in training mode; call model.eval() before explaining")
     for name, parameter in model.named_parameters():

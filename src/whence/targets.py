@@ -127,6 +127,18 @@ def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
     return values, resolved.index
 
 
+def repeated(target: Target, times: int) -> Target:
+    """The target of the samples `times` over, its indices filled in.
+
+    >>> repeated(torch.tensor([3, 5]), 2)
+    tensor([3, 5, 3, 5])
+    """
+    if isinstance(target, Logit):
+        index, other = (i.repeat(times) if isinstance(i, Tensor) else i for i in (target.index, target.rather_than))
+        return replace(target, index=index, rather_than=other)
+    return target.repeat(times) if isinstance(target, Tensor) else target
+
+
 def _last_attended(logits: Tensor, inputs: Inputs) -> Tensor:
     """The position of the last token that is no padding, `[N]`."""
     mask = inputs.named("decoder_attention_mask")

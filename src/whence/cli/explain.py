@@ -1,9 +1,9 @@
 """`whence explain`: a picture, a text or a bundled digit, a model, a heatmap."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 import typer
@@ -16,14 +16,21 @@ from whence.explain import METHODS, explain as run
 from whence.explanation import Explanation, tensors, writable
 from whence.lrp import presets
 from whence.lrp.composites import Composite
+from whence.methods.features import patches
 from whence.methods.lrp import LRP
 from whence.targets import Logit
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
+PATCHES_A_SIDE = 14
 PRESETS = ("attn_lrp", "cp_lrp", "epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat",
            "epsilon_alpha2_beta1", "deep_taylor")  # fmt: skip
+SOURCES = {
+    "relevance": "relevance",
+    "absorbed": "absorbed (by biases, ε, shifts, softmaxes or terms of second order)",
+    "baseline": "baseline (the output that is there without the input)",
+}
 BOUNDED = ("epsilon_gamma_box", "deep_taylor")
 
 
@@ -54,7 +61,7 @@ def explain(
     _check(method, rules, out)
     loaded = load_model(model, weights)
     x = _input(input, loaded, sample)
-    chosen = LRP(_rules(rules, loaded, not (input or "").endswith(".npy"))) if method == "lrp" else METHODS[method]()
+    chosen = LRP(_rules(rules, loaded, not (input or "").endswith(".npy"))) if method == "lrp" else _method(method, loaded, x)
     explained = Logit(_named(target, loaded), _named(rather_than, loaded), position)
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
     if loaded.text is not None:
@@ -85,6 +92,18 @@ def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composi
     if not bounded:
         raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose another")
     return getattr(presets, name)(*loaded.preprocessing.bounds)
+
+
+def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:
+    """The method of that name, with features fit for looking at: patches of a picture, tokens of a text."""
+    method = METHODS[name]
+    given: dict[str, Any] = {}
+    takes = {f.name for f in fields(cast(Any, method))}
+    if "feature_mask" in takes and isinstance(x, Tensor) and x.dim() == 4:
+        given["feature_mask"] = patches(x, -(-max(x.shape[2:]) // PATCHES_A_SIDE))
+    if "baselines" in takes and loaded.text is not None:
+        given["baselines"] = {"input_ids": loaded.text.blank_id}
+    return method(**given)
 
 
 def _named(index: str | None, loaded: "LoadedModel") -> int | None:
@@ -133,7 +152,6 @@ def _read_array(path: Path) -> Tensor:
 
 def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
     account, target = explanation.conservation, explanation.target
-    absorbed = None if account.absorbed is None else account.absorbed.tolist()
     texts = {"tokens": explanation.tokens_of(0), "scores": _scores(explanation)} if explanation.tokens else {}
     return {
         "model": loaded.name,
@@ -145,7 +163,8 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
         ],
         "output": account.output.tolist(),
         "relevance": account.relevance.tolist(),
-        "absorbed": absorbed,
+        "absorbed": None if account.absorbed is None else account.absorbed.tolist(),
+        "baseline": None if account.baseline is None else account.baseline.tolist(),
         "error": account.error.tolist(),
         "picture": str(out),
         **texts,
@@ -176,15 +195,14 @@ def _print(report: dict[str, Any]) -> None:
         title=f"{report['model']} on {named}, explained by {report['method']}",
         title_justify="left",
     )
-    for heading in ("target", "output", "relevance", "absorbed", "error"):
+    parts = [part for part in ("relevance", "absorbed", "baseline") if report[part] is not None]
+    for heading in ("target", "output", *parts, "error"):
         table.add_column(heading, justify="left" if heading == "target" else "right")
     for i, target in enumerate(report["target"]):
         name = str(target["index"]) if target["name"] == str(target["index"]) else f"{target['index']} {target['name']}"
-        absorbed = "not measured" if report["absorbed"] is None else f"{report['absorbed'][i]:.4g}"
-        table.add_row(
-            name, f"{report['output'][i]:.4g}", f"{report['relevance'][i]:.4g}", absorbed, f"{report['error'][i]:.0e}"
-        )
+        amounts = (f"{report[column][i]:.4g}" for column in ("output", *parts))
+        table.add_row(name, *amounts, f"{report['error'][i]:.0e}")
     console.print(table)
-    if report["absorbed"] is not None:
-        console.print("output = relevance + absorbed (by biases, ε, shifts and softmaxes)")
+    if len(parts) > 1:
+        console.print(f"output = {' + '.join(SOURCES[part] for part in parts)}")
     console.print(f"the picture lies in [bold]{report['picture']}[/]")

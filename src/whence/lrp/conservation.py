@@ -8,40 +8,52 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conservation:
-    """`output = relevance + absorbed`, measured for each sample.
+    """`output = relevance + absorbed + baseline`, measured for each sample.
 
     >>> whence.explain(model, x, method=whence.LRP()).conservation
     Conservation: output 9.41 = relevance 9.37 + absorbed 0.04 (error 2e-07)
+    >>> whence.explain(model, x, method=whence.IntegratedGradients()).conservation
+    Conservation: output 9.41 = relevance 9.32 + baseline 0.09 (error 4e-05)
 
     `absorbed` is summed up on the way back from what each layer kept; it is None where the method cannot measure it, and
-    `by_layer` is then empty. `error` is |output − relevance − absorbed| / |output|.
+    `by_layer` is then empty. `baseline` is the output that was there without the features, for methods that compare with a
+    baseline. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|.
     """
 
     output: Tensor  # [N]
     relevance: Tensor  # [N]
     absorbed: Tensor | None = None  # [N]
     by_layer: dict[str, Tensor] = field(default_factory=dict)  # module path -> [N]
+    baseline: Tensor | None = None  # [N]
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What should add up to the output, as far as the method measures it."""
+        parts = {"relevance": self.relevance, "absorbed": self.absorbed, "baseline": self.baseline}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def gap(self) -> Tensor:
+        return self.output - sum(self.parts.values())
 
     @property
     def error(self) -> Tensor:
-        absorbed = torch.zeros_like(self.output) if self.absorbed is None else self.absorbed
-        rounding = torch.finfo(self.output.dtype).eps * (self.relevance.abs() + absorbed.abs() + 1)
-        return (self.output - self.relevance - absorbed).abs() / torch.maximum(self.output.abs(), rounding)
+        amounts = torch.stack([part.abs() for part in self.parts.values()])
+        rounding = torch.finfo(self.output.dtype).eps * (amounts.sum(0) + 1)
+        return self.gap.abs() / torch.maximum(self.output.abs(), rounding)
 
     def __getitem__(self, samples: slice) -> "Conservation":
         """The account of some of the samples."""
-        absorbed = None if self.absorbed is None else self.absorbed[samples]
+        parts = {name: part[samples] for name, part in self.parts.items()}
         by_layer = {name: amount[samples] for name, amount in self.by_layer.items()}
-        return Conservation(self.output[samples], self.relevance[samples], absorbed, by_layer)
+        return Conservation(self.output[samples], by_layer=by_layer, **parts)
 
     def __repr__(self) -> str:
         lines = []
         for i in range(len(self.output)):
-            absorbed = "" if self.absorbed is None else f" + absorbed {self.absorbed[i]:.4g}"
             equals = "=" if self.error[i] < 1e-3 else "≠"
-            lines.append(
-                f"output {self.output[i]:.4g} {equals} relevance {self.relevance[i]:.4g}{absorbed} (error {self.error[i]:.0e})"
-            )
+            parts = " + ".join(f"{name} {part[i]:.4g}" for name, part in self.parts.items())
+            lines.append(f"output {self.output[i]:.4g} {equals} {parts} (error {self.error[i]:.0e})")
         return "Conservation: " + "\n              ".join(lines)
 
 

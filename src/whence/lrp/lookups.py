@@ -1,7 +1,7 @@
 """Token ids and the tables they are looked up in: an id has no gradient, the vector found for it has."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,13 +24,18 @@ class Lookup:
     """Vectors found in a table, leaves of the explanation, and where in the inputs the id of each stands."""
 
     vectors: Tensor  # [..., d]
-    places: Tensor  # [...]
+    places: Tensor  # [...], counted through all ids of all inputs
+    find: Callable[[Tensor], Tensor]  # the vectors of other ids [...] in the same table
+
+
+Alter = Callable[[Lookup], Tensor]  # other vectors in place of those found: a step on the way to them, noise added
 
 
 class Lookups:
     """Follows the integer inputs of one forward pass to where they are looked up."""
 
-    def __init__(self, ids: Mapping[int, Tensor]):
+    def __init__(self, ids: Mapping[int, Tensor], alter: Alter | None = None):
+        self._alter = alter
         self.found: list[Lookup] = []
         self.given = {i: t.view_as(t) for i, t in ids.items()}  # one tensor may be given twice
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -96,7 +101,8 @@ class Lookups:
             raise InputError(f"id {wrong} is out of the vocabulary of {len(table)}; use the model's own tokenizer")
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
-        return Lookup(call.run().detach(), known[id(ids)])
+        found = Lookup(call.run().detach(), known[id(ids)], lambda others: call.run_with({id(ids): others}).detach())
+        return found if self._alter is None else replace(found, vectors=self._alter(found))
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
         """Ids that are moved about, joined, padded or renumbered keep their places."""

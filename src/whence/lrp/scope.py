@@ -27,6 +27,7 @@ class Scope:
         self._modules = module_names(model)
         self._names: dict[int, list[str]] = {}
         for name, module in self._modules.items():
+            refuse_hidden(module, name or "(model)")
             self._names.setdefault(id(module), []).append(name)
         self._taps: dict[int, list[Tap]] = {}
         self.leaving: Leaving = lambda module, args, kwargs, output: None
@@ -148,12 +149,12 @@ def _fits(path: str, pattern: str) -> bool:
 
 def refuse_hidden(module: nn.Module, path: str) -> None:
     """Raise for modules that run without calling torch functions, or call others than were written."""
-    made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if _exported(module) else None
+    made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if exported(module) else None
     if made:
         raise OpaqueError(f"module '{path}' is {made} and hides its functions; explain the original nn.Module")
 
 
-def _exported(module: nn.Module) -> bool:
+def exported(module: nn.Module) -> bool:
     """Whether torch.export made the module: its graph calls operators, with decompositions and constants of their own."""
     if not isinstance(module, torch.fx.GraphModule):
         return False

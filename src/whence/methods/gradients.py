@@ -1,31 +1,48 @@
-"""Methods made of plain gradients: sensitivity analysis and gradient × input."""
+"""Methods made of one gradient: sensitivity, gradient × input, and the gradient with ReLUs that let less back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
+from whence.errors import ModelError, RuleError
 from whence.explanation import Explanation
 from whence.lrp.conservation import Conservation
+from whence.lrp.functions import function_name
 from whence.lrp.lookups import Lookups
 from whence.lrp.mode import ConstantParameters
+from whence.lrp.saved import Node
 from whence.lrp.scope import Scope
-from whence.methods.passes import Taps, Task, explanation, gradients, leaves, summed
+from whence.methods.passes import Gradients, Taps, Task, explanation, gradients, leaves, summed
+
+Relevance = Callable[[Tensor, Tensor], Tensor]  # of a value and the gradient there
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Squared partial derivatives, R_i = (∂f/∂x_i)²: what changes the output most, not what made it
-    (Simonyan et al. 2014; Montavon et al. 2018, eq. 4).
+    """Partial derivatives: what changes the output most, not what made it.
 
     >>> whence.explain(model, x, target=3, method=whence.Sensitivity()).relevance
 
-    ΣR is the squared norm of the gradient, in (output / input)²; it does not add up to the output.
+    `form` "square" gives R_i = (∂f/∂x_i)², whose sum is the squared norm of the gradient in (output / input)² (Montavon et al.
+    2018, eq. 4), "absolute" |∂f/∂x_i| (Simonyan et al. 2014), "signed" ∂f/∂x_i itself. None adds up to the output.
     """
+
+    form: Literal["square", "absolute", "signed"] = "square"
 
     name: ClassVar[str] = "sensitivity"
 
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise RuleError(f"form={self.form!r}; choose 'square', 'absolute' or 'signed'")
+
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _plain(self, task, lambda value, gradient: gradient.square())
+        return _explained(self, task, lambda value, gradient: FORMS[self.form](gradient))
+
+
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {"square": torch.square, "absolute": torch.abs, "signed": torch.positive}
 
 
 @dataclass(frozen=True)
@@ -40,15 +57,82 @@ class GradientTimesInput:
     name: ClassVar[str] = "gradient_times_input"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _plain(self, task, lambda value, gradient: value * gradient)
+        return _explained(self, task, torch.mul)
 
 
-def _plain(method, task: Task, relevance) -> Iterator[Explanation]:
-    taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
+@dataclass(frozen=True)
+class GuidedBackprop:
+    """The gradient with every ReLU letting back only what is positive, where it was active (Springenberg et al. 2015).
+
+    >>> whence.explain(model, x, target=3, method=whence.GuidedBackprop()).relevance
+
+    It recovers edges of the input more than reasons of the output (Nie et al. 2018). Functions other than ReLU keep their
+    gradient; a network without a ReLU is a `ModelError`.
+    """
+
+    name: ClassVar[str] = "guided_backprop"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _explained(self, task, _gradient, lambda g, active: g.clamp(min=0) * active)
+
+
+@dataclass(frozen=True)
+class Deconvnet:
+    """The gradient with every ReLU letting back what is positive, active or not (Zeiler and Fergus 2014).
+
+    >>> whence.explain(model, x, target=3, method=whence.Deconvnet()).relevance
+
+    Functions other than ReLU keep their gradient; a network without a ReLU is a `ModelError`.
+    """
+
+    name: ClassVar[str] = "deconvnet"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _explained(self, task, _gradient, lambda g, active: g.clamp(min=0))
+
+
+def plain_gradients(task: Task, taps: Taps | None = None) -> Iterator[Gradients]:
+    """Value and gradient at the inputs for each target."""
     scope = Scope(task.model)
-    mode = ConstantParameters(scope, lookups)
+    lookups = task.lookups
+    return _gradients(task, scope, ConstantParameters(scope, lookups), taps or Taps(task.layers))
+
+
+class ReluBack(ConstantParameters):
+    """Plain gradients but for ReLU, which returns `back(g, active)`."""
+
+    def __init__(self, scope: Scope, lookups: Lookups, back: Relevance):
+        super().__init__(scope, lookups)
+        self._back = back
+        self.relus = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        x = args[0] if args else (kwargs or {}).get("input")
+        if function_name(function) != "relu" or not isinstance(x, Tensor) or not x.requires_grad:
+            return super().__torch_function__(function, types, args, kwargs)
+        self.relus += 1
+        before = x.detach()
+        out: Any = Node.apply(before.relu, lambda g, active: (self._back(g, active),), lambda out: (out > 0,), x)
+        in_place = function_name(function) != function.__name__ or (kwargs or {}).get("inplace")
+        return x.copy_(out) if in_place or args[1:] == (True,) else out
+
+
+def _gradients(task: Task, scope: Scope, mode: ConstantParameters, taps: Taps) -> Iterator[Gradients]:
     scope.tap(taps.callbacks(mode.pin))
-    for found in gradients(task, leaves(task.inputs), lookups, (scope, mode), taps):
+    return gradients(task, leaves(task.inputs), mode.lookups, (scope, mode), taps)
+
+
+def _explained(method: object, task: Task, relevance: Relevance, relu_back: Relevance | None = None) -> Iterator[Explanation]:
+    scope = Scope(task.model)
+    mode = ConstantParameters(scope, task.lookups) if relu_back is None else ReluBack(scope, task.lookups, relu_back)
+    for found in _gradients(task, scope, mode, Taps(task.layers)):
+        if isinstance(mode, ReluBack) and not mode.relus:
+            name = type(method).__name__
+            raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
-        conservation = Conservation(found.output, summed(scores))
-        yield explanation(method, task, found, scores, found.at_layers(relevance), conservation)
+        account = Conservation(found.output, summed(scores))
+        yield explanation(method, task, found.output, found.target, scores, account, found.at_layers(relevance))
+
+
+def _gradient(value: Tensor, gradient: Tensor) -> Tensor:
+    return gradient

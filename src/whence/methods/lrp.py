@@ -10,7 +10,6 @@ from whence.errors import RuleError
 from whence.explanation import Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite, Selector
-from whence.lrp.lookups import Lookups
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
 from whence.lrp.scope import Scope
@@ -45,7 +44,7 @@ class LRP:
             raise RuleError(f"unknown={self.unknown!r}; choose 'error', 'warn' or 'gradient'")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        taps, lookups = Taps(task.layers), Lookups(task.inputs.ids)
+        taps, lookups = Taps(task.layers), task.lookups
         sources, scope = leaves(task.inputs), Scope(task.model)
         mode = RelevanceMode(Composite.of(self.rules), scope, self.unknown, sources, lookups, task.inputs.batch_size)
         scope.tap(taps.callbacks(mode.pin))
@@ -56,4 +55,4 @@ class LRP:
             for i, written in zip(found.inputs, found.extras, strict=False):
                 scores[i] = scores[i] + written
             conservation = mode.meter.read(found.output, summed(scores))
-            yield explanation(self, task, found, scores, found.at_layers(torch.mul), conservation)
+            yield explanation(self, task, found.output, found.target, scores, conservation, found.at_layers(torch.mul))

@@ -1,8 +1,8 @@
-"""One forward pass and a backward pass for each target: what every gradient-based method stands on."""
+"""One forward pass and a backward pass for each target, or values alone: what every method stands on."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -14,9 +14,12 @@ from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.explanation import Explanation
 from whence.inputs import Inputs
 from whence.lrp.conservation import Conservation, total
-from whence.lrp.lookups import Lookups
+from whence.lrp.lookups import Alter, Lookups
+from whence.lrp.mode import ConstantParameters
+from whence.lrp.scope import Scope
 from whence.lrp.surroundings import entered
-from whence.targets import Target, select
+from whence.progress import Progress
+from whence.targets import Target, repeated, select
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,25 @@ class Task:
     inputs: Inputs
     targets: Sequence[Target]
     layers: tuple[str, ...] = ()
+    progress: Progress = True
+    alter: Alter | None = None  # what is looked up for ids
+
+    @property
+    def lookups(self) -> Lookups:
+        return Lookups(self.inputs.ids, self.alter)
+
+    def moved(
+        self, times: int, parts: dict[int, Tensor], targets: Sequence[Target] | None = None, alter: Alter | None = None
+    ) -> "Task":
+        """The same question of the samples `times` over, at other points: silent, and of no inner layers.
+
+        `targets` are those of one round, their indices filled in.
+        """
+        if alter is not None and self.alter is not None:
+            raise RuleError("two methods that move the vectors of token ids cannot be nested; use one of them")
+        asked = [repeated(target, times) for target in (self.targets if targets is None else targets)]
+        inputs = self.inputs.repeated(times, parts)
+        return replace(self, inputs=inputs, targets=asked, layers=(), progress=False, alter=alter or self.alter)
 
 
 Pair = tuple[Tensor, Tensor]  # a value and the gradient there
@@ -95,6 +117,21 @@ def leaves(inputs: Inputs) -> list[Tensor]:
         return [(x.clone() if x.is_inference() else x).detach().requires_grad_() for x in parts]
 
 
+def values(task: Task) -> list[tuple[Tensor, Any]]:
+    """The explained values `[N]` for each target, and the target they stand for, without gradients."""
+    lookups = task.lookups
+    contexts = () if task.alter is None else (scope := Scope(task.model), ConstantParameters(scope, lookups))
+    given = [part.clone() if isinstance(part, Tensor) else part for part in task.inputs.parts]  # a network may overwrite it
+    for i, ids in lookups.given.items():
+        given[i] = ids
+    with entered(torch.no_grad(), *contexts):
+        outputs = task.inputs.call(task.model, tuple(given))
+        found = [select(outputs, target, task.inputs) for target in task.targets]
+    for value, _ in found:
+        _check_finite(value)
+    return found
+
+
 def gradients(
     task: Task,
     sources: list[Tensor],
@@ -161,6 +198,10 @@ def _backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[T
 def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
     if not values.requires_grad:
         raise ModelError(f"the explained output does not depend on the input{blocked()}")
+    _check_finite(values)
+
+
+def _check_finite(values: Tensor) -> None:
     if not torch.isfinite(values).all():
         raise ModelError("the model's output is NaN or infinite; there is nothing to explain")
     if not values.is_floating_point():
@@ -181,18 +222,27 @@ def summed(scores: dict[int, Tensor]) -> Tensor:
 def explanation(
     method: object,
     task: Task,
-    found: Gradients,
+    output: Tensor,
+    target: Any,
     scores: dict[int, Tensor],
-    layers: dict[str, list[Tensor]],
-    conservation: Conservation,
+    conservation: Conservation | None = None,
+    layers: dict[str, list[Tensor]] | None = None,
+    **more: Any,
 ) -> Explanation:
     """The explanation in the structure of the inputs; a layer called more than once gives a tuple."""
     return Explanation(
         relevance=task.inputs.together(scores),
-        output=found.output,
-        target=found.target,
-        conservation=conservation,
-        layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in layers.items()},
+        output=output,
+        target=target,
+        conservation=conservation or Conservation(output, summed(scores)),
+        layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in (layers or {}).items()},
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,
+        **more,
     )
+
+
+def refuse_layers(method: object, task: Task) -> None:
+    """For methods that give relevance to inputs alone."""
+    if task.layers:
+        raise RuleError(f"{type(method).__name__} gives no relevance to inner layers; leave layers= out, or use LRP")

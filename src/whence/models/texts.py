@@ -29,6 +29,16 @@ class Text:
             raise InputError("the tokenizer finds no token in this text")
         return encoded
 
+    @property
+    def blank_id(self) -> int:
+        """The token that stands for no word."""
+        names = ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id")
+        known = (getattr(self.tokenizer, name, None) for name in names)
+        found = next((i for i in known if i is not None), None)
+        if found is None:
+            raise InputError("the tokenizer has no token for no word; give baselines in Python")
+        return int(found)
+
     def token_id(self, text: str) -> int:
         """The one token that `text` is."""
         found = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, text.lstrip())]

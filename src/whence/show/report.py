@@ -4,7 +4,7 @@ from base64 import b64encode
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from whence.explanation import Explanation, tensors
+from whence.explanation import Explanation, described, tensors
 from whence.show import heatmaps, tokens
 
 
@@ -12,18 +12,12 @@ def page(explanation: "Explanation") -> str:
     """The page: the account of each sample, the picture, and where relevance was absorbed."""
     templates = Environment(loader=PackageLoader("whence.show"), autoescape=select_autoescape())
     account = explanation.conservation
-    absorbed = [None] * len(explanation) if account.absorbed is None else account.absorbed.tolist()
-    samples = zip(
-        explanation.target_names(),
-        account.output.tolist(),
-        account.relevance.tolist(),
-        absorbed,
-        account.error.tolist(),
-        strict=True,
-    )
+    columns = [amounts.tolist() for amounts in (account.output, *account.parts.values(), account.error)]
+    samples = zip(explanation.target_names(), zip(*columns, strict=True), strict=True)
     layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
     return templates.get_template("explanation.html").render(
-        method=repr(explanation.method),
+        method=described(explanation.method),
+        parts=list(account.parts),
         samples=list(samples),
         layers=[(name, amount.tolist()) for name, amount in layers],
         texts=_texts(explanation),

@@ -1,0 +1,162 @@
+"""What counts as one feature, and what stands in its place when it is absent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import InputError
+from whence.inputs import Inputs, Nest
+
+Baselines = Any  # a number or a tensor for every input, or a tuple or dict of them like the inputs
+
+
+def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
+    """What was given for each part of the inputs, by position; one alone holds for all floating-point parts."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        names = inputs.names or ()
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise InputError(f"{what} for {unknown[0]!r}, which is no input; there are {', '.join(names) or 'no names'}")
+        return {names.index(name): value for name, value in given.items()}
+    if isinstance(given, list | tuple):
+        if len(given) != len(inputs.parts):
+            raise InputError(f"{len(given)} {what} for {len(inputs.parts)} inputs; give one each")
+        return {i: value for i, value in enumerate(given) if value is not None}
+    return dict.fromkeys(inputs.explained or inputs.ids, given)
+
+
+def baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
+    """What replaces absent features of each part, like it or `[1, …]`: 0 for numbers. Ids have no such default: they are left
+    alone where nothing is given."""
+    found = dict.fromkeys(inputs.explained, 0.0) | parts(given, inputs, "baselines")
+    return {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
+
+
+def _baseline(value: Any, x: Tensor) -> Tensor:
+    baseline = torch.as_tensor(value, device=x.device)
+    if not x.is_floating_point() and baseline.is_floating_point():
+        raise InputError(f"a baseline for ids must be an id, such as tokenizer.mask_token_id, not {value!r}")
+    baseline = baseline.detach().to(x.dtype)
+    if baseline.dim() == 0:
+        baseline = baseline.expand(1, *x.shape[1:])
+    if baseline.dim() == x.dim() and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x)):
+        if not torch.isfinite(baseline).all():
+            raise InputError("a baseline has NaN or infinite values")
+        return baseline
+    raise InputError(
+        f"baselines of shape {tuple(baseline.shape)} for an input of shape {tuple(x.shape)}; "
+        "give its shape, one for all samples [1, …] or a number"
+    )
+
+
+def background(given: Nest, inputs: Inputs) -> dict[int, Tensor]:
+    """Background samples of each part, `[B, …]`."""
+    found = {
+        i: torch.as_tensor(value, device=inputs.parts[i].device) for i, value in parts(given, inputs, "background").items()
+    }
+    missing = [i for i in inputs.explained if i not in found]
+    if missing or not found:
+        raise InputError("the background must have samples for every explained input")
+    for i, samples in found.items():
+        x = inputs.parts[i]
+        if samples.dim() != x.dim() or samples.shape[1:] != x.shape[1:] or not len(samples):
+            expected = ", ".join(map(str, ("B", *x.shape[1:])))
+            raise InputError(
+                f"a background of shape {tuple(samples.shape)} for an input of {tuple(x.shape)}; give [{expected}]"
+            )
+    if len({len(samples) for samples in found.values()}) > 1:
+        raise InputError("the parts of the background differ in their number of samples")
+    return {i: samples.detach().to(inputs.parts[i].dtype) for i, samples in found.items()}
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of the inputs: which entries of each part make up which, numbered through all parts."""
+
+    masks: dict[int, Tensor]  # part -> [1 or N, …]
+    count: int
+
+    @classmethod
+    def of(cls, feature_mask: Nest, inputs: Inputs, explained: Mapping[int, Tensor]) -> "Features":
+        """The features of `explained` parts by a mask of their numbers, from 0 on without a gap; every entry its own if none.
+
+        >>> x = torch.rand(4, 3)
+        >>> Features.of(torch.tensor([[0, 0, 1]]), Inputs.of(x), {0: x}).count
+        2
+        """
+        if not explained:
+            raise InputError(
+                "ids have no zero to put in their place; pass baselines, such as "
+                "{'input_ids': tokenizer.mask_token_id} or tokenizer.pad_token_id"
+            )
+        given = parts(feature_mask, inputs, "feature_mask")
+        masks, start = {}, 0
+        for i in explained:
+            x = inputs.parts[i]
+            if given:
+                masks[i] = _mask(given.get(i), x)
+            else:
+                masks[i] = torch.arange(start, start + x[0].numel(), device=x.device).view(1, *x.shape[1:])
+                start += x[0].numel()
+        return cls(masks, _numbered(masks) if given else start)
+
+    def altered(self, inputs: Inputs, absent: Mapping[int, Tensor], present: Tensor) -> dict[int, Tensor]:
+        """The parts `[rounds · N, …]` with the features `present` `[rounds, features]` alone, `absent` in place of others."""
+        return {
+            i: torch.where(present.to(mask.device)[:, mask], inputs.parts[i], absent[i]).flatten(0, 1)
+            for i, mask in self.masks.items()
+        }
+
+    def spread(self, values: Tensor) -> dict[int, Tensor]:
+        """Values of features `[N, features]` at every entry of the feature."""
+        return {i: self._at(mask, values.to(mask.device)) for i, mask in self.masks.items()}
+
+    def _at(self, mask: Tensor, values: Tensor) -> Tensor:
+        flat = mask.flatten(1).expand(len(values), -1)
+        return values.gather(1, flat).view(len(values), *mask.shape[1:])
+
+
+def _mask(mask: Any, x: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.dtype == torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"a feature_mask is a tensor of feature numbers for every explained input, not {kind}")
+    fits = mask.dim() == x.dim() and all(m in (1, size) for m, size in zip(mask.shape, x.shape, strict=True))
+    if not fits:
+        raise InputError(
+            f"feature_mask of shape {tuple(mask.shape)} for an input of shape {tuple(x.shape)}; give [1, …] or [N, …]"
+        )
+    return mask.long().to(x.device).expand(-1, *x.shape[1:])
+
+
+def _numbered(masks: Mapping[int, Tensor]) -> int:
+    numbers = torch.cat([mask.flatten().cpu() for mask in masks.values()]).unique()
+    count = int(numbers[-1]) + 1
+    if len(numbers) != count or int(numbers[0]) < 0:
+        missing = next(n for n in range(count + 1) if n not in numbers.tolist())
+        raise InputError(
+            f"feature_mask has numbers from {int(numbers[0])} to {count - 1} but skips {missing}; number the features from 0 "
+            "on without a gap: torch.unique(mask, return_inverse=True)[1]"
+        )
+    return count
+
+
+def patches(x: Tensor, size: int) -> Tensor:
+    """A feature mask that divides pictures into square patches, all channels together.
+
+    >>> whence.patches(torch.rand(1, 3, 224, 224), 16).unique().numel()
+    196
+
+    `x` is `[N, C, …]` with any number of spatial dimensions; the mask `[1, 1, …]`. Patches at the far edges may be smaller.
+    """
+    if x.dim() < 3 or not isinstance(size, int) or size < 1:
+        raise InputError(f"patches need pictures [N, C, …] and a size of at least 1, not {tuple(x.shape)} and {size!r}")
+    mask = torch.zeros(1, dtype=torch.long)
+    for length in x.shape[2:]:
+        along = torch.arange(length) // size
+        mask = mask[..., None] * (int(along[-1]) + 1) + along
+    return mask[None].to(x.device)

@@ -1,0 +1,277 @@
+"""What the output loses when parts of the input are taken away: ablation, occlusion, RISE. No gradients, any callable."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from whence.errors import InputError, RuleError
+from whence.explanation import Explanation
+from whence.inputs import Nest
+from whence.methods import features
+from whence.methods.batches import batched
+from whence.methods.features import Features
+from whence.methods.moments import Moments
+from whence.methods.passes import Task, explanation, refuse_layers, values
+
+RISE_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureAblation:
+    """R_i = f(x) − f(x without feature i): one feature at a time is replaced by its baseline.
+
+    >>> whence.explain(model, x, target=3, method=whence.FeatureAblation(feature_mask=whence.patches(x, 16)))
+    >>> masked = whence.FeatureAblation(baselines={"input_ids": tokenizer.mask_token_id})
+    >>> whence.explain(model, {"input_ids": ids, "attention_mask": mask}, target=0, method=masked)
+
+    `feature_mask` numbers the feature of every entry (superpixels, words, columns), from 0 on, `[1, …]` or `[N, …]`, through
+    all inputs; every entry is a feature of its own if not given. Each entry gets the score of its feature. `baselines` as in
+    `IntegratedGradients`; ids are features where an id is given to put in their place. `batch_size` samples run at once.
+    """
+
+    baselines: features.Baselines = None
+    feature_mask: Nest = None
+    batch_size: int | None = None
+
+    name: ClassVar[str] = "feature_ablation"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        refuse_layers(self, task)
+        absent = features.baselines(self.baselines, task.inputs)
+        players = Features.of(self.feature_mask, task.inputs, absent)
+        resolved = values(task)
+        targets = [target for _, target in resolved]
+
+        def ablated(rounds: slice) -> Tensor:
+            present = torch.arange(players.count)[None] != torch.arange(rounds.start, rounds.stop)[:, None]
+            return asked(task, players.altered(task.inputs, absent, present), targets)
+
+        outputs = torch.cat(list(batched(self, task, players.count, ablated, self.batch_size)), 1)
+        for (output, target), found in zip(resolved, outputs, strict=True):
+            yield explanation(self, task, output, target, like(task, players.spread((output - found).T)))
+
+
+@dataclass(frozen=True, eq=False)
+class Occlusion:
+    """R_i = the mean, over all windows that cover i, of f(x) − f(x with the window at the baseline) (Zeiler and Fergus 2014).
+
+    >>> whence.explain(model, x, target=3, method=whence.Occlusion((3, 16, 16), strides=(3, 8, 8)))
+
+    `sliding_window_shapes` is the size along every dimension of a sample, or a tuple or dict of sizes like the inputs; an
+    eighth of a picture's sides through all channels if not given, one number of a vector. `strides` likewise, or one number
+    for all dimensions; half the window if not given. `baselines` as in `IntegratedGradients`, `batch_size` samples at once.
+    """
+
+    sliding_window_shapes: Any = None
+    strides: Any = None
+    baselines: features.Baselines = None
+    batch_size: int | None = None
+
+    name: ClassVar[str] = "occlusion"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        refuse_layers(self, task)
+        absent = features.baselines(self.baselines, task.inputs)
+        if not absent:
+            raise InputError("ids have no zero to put in their place; pass baselines, such as tokenizer.mask_token_id")
+        shapes = _of_parts(self.sliding_window_shapes, task, absent, "sliding_window_shapes")
+        strides = _of_parts(self.strides, task, absent, "strides")
+        resolved = values(task)
+        scores: list[dict[int, Tensor]] = [{} for _ in resolved]
+        for i, baseline in absent.items():
+            windows = Windows.of(task.inputs.parts[i], shapes.get(i), strides.get(i))
+            for part, relevance in zip(scores, self._relevance(task, resolved, i, baseline, windows), strict=True):
+                part[i] = relevance
+        for (output, target), part in zip(resolved, scores, strict=True):
+            yield explanation(self, task, output, target, like(task, part))
+
+    def _relevance(self, task: Task, resolved: list, i: int, baseline: Tensor, windows: "Windows") -> Tensor:
+        """Relevance of one part, [targets, N, …]."""
+        x, targets = task.inputs.parts[i], [target for _, target in resolved]
+        outputs = torch.stack([output for output, _ in resolved])[:, None]
+        total = torch.zeros(len(resolved), *x.shape, dtype=outputs.dtype, device=outputs.device)
+
+        def occluded(rounds: slice) -> tuple[slice, Tensor]:
+            hidden = windows.at(rounds, x.device)[:, None]
+            return rounds, asked(task, {i: torch.where(hidden, baseline, x).flatten(0, 1)}, targets)
+
+        for rounds, found in batched(self, task, windows.count, occluded, self.batch_size):
+            total += windows.spread(outputs - found, rounds)
+        return total / windows.covering(x.device)
+
+
+@dataclass(frozen=True, eq=False)
+class RISE:
+    """R = E[f(x ⊙ m) m] / E[m] over random smooth masks m (Petsiuk et al. 2018, eq. 6).
+
+    >>> e = whence.explain(model, x, target=3, method=whence.RISE(n_masks=4000))
+    >>> e.standard_errors
+
+    Masks are coarse grids of `cells` along each side, each cell kept with probability `probability`, enlarged smoothly and
+    shifted at random; they hide all channels and are the same for every sample, set by `seed`. What is hidden is replaced by
+    `baselines`. For pictures `[N, C, …]`; relevance is shared out evenly among channels. It does not add up to the output.
+    """
+
+    n_masks: int = 2000
+    cells: int = 7
+    probability: float = 0.5
+    baselines: features.Baselines = None
+    seed: int = 0
+    batch_size: int | None = None
+
+    name: ClassVar[str] = "rise"
+
+    def __post_init__(self):
+        if self.n_masks < 2 or self.cells < 1 or not 0 < self.probability < 1:
+            raise RuleError(f"{self!r}: give at least 2 masks, 1 cell and a probability between 0 and 1")
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        refuse_layers(self, task)
+        absent = features.baselines(self.baselines, task.inputs)
+        if any(task.inputs.parts[i].dim() not in RISE_MODES for i in absent) or len(absent) != 1:
+            raise InputError("RISE masks one picture [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
+        ((i, baseline),) = absent.items()
+        x, resolved = task.inputs.parts[i], values(task)
+        targets = [target for _, target in resolved]
+        masks, totals = SmoothMasks.drawn(self, x), [Moments() for _ in targets]
+
+        def masked(rounds: slice) -> tuple[Tensor, Tensor]:
+            mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
+            return mask, asked(task, {i: torch.lerp(baseline, x, mask).flatten(0, 1)}, targets)
+
+        for mask, found in batched(self, task, self.n_masks, masked, self.batch_size):
+            for total, outputs in zip(totals, found, strict=True):
+                weight = outputs.view(*outputs.shape, *[1] * (x.dim() - 1)) / (self.probability * self.n_masks * x.shape[1])
+                total.add({i: weight * mask})
+        for (output, target), total in zip(resolved, totals, strict=True):
+            scores, errors = (like(task, part) for part in (total.sums(), total.standard_errors()))
+            yield explanation(self, task, output, target, scores, standard_errors=task.inputs.together(errors))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The places of a sliding window over a sample; the last along each dimension ends where the sample does."""
+
+    lengths: tuple[int, ...]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, shape: Any, strides: Any) -> "Windows":
+        lengths = tuple(x.shape[1:])
+        shape = _default_shape(lengths) if shape is None else _sizes(shape, lengths, "a sliding window")
+        strides = tuple(-(-s // 2) for s in shape) if strides is None else _sizes(strides, lengths, "strides")
+        if any(s > length for s, length in zip(shape, lengths, strict=True)):
+            raise InputError(f"a window of {shape} is larger than the input of {lengths} a sample")
+        if any(stride > s for stride, s in zip(strides, shape, strict=True)):
+            raise InputError(f"strides {strides} skip what windows of {shape} do not reach; relevance would be lost there")
+        return cls(lengths, shape, strides)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many places there are along each dimension."""
+        sizes = zip(self.lengths, self.shape, self.strides, strict=True)
+        return tuple(-(-(length - size) // stride) + 1 for length, size, stride in sizes)
+
+    @property
+    def count(self) -> int:
+        return reduce(lambda a, b: a * b, self.counts, 1)
+
+    def at(self, rounds: slice, device: torch.device) -> Tensor:
+        """Where some of the windows lie, [rounds, …]."""
+        along = self._along(rounds, device)
+        placed = [a.view(len(a), *[1] * d, -1, *[1] * (len(along) - d - 1)) for d, a in enumerate(along)]
+        return reduce(torch.logical_and, placed, torch.ones((), dtype=torch.bool, device=device))
+
+    def spread(self, scores: Tensor, rounds: slice) -> Tensor:
+        """Scores [targets, rounds, N] of some windows, summed over the windows that cover an entry: [targets, N, …]."""
+        along = [a.to(scores) for a in self._along(rounds, scores.device)]
+        letters = "abcde"[: len(along)]
+        windows = ",".join(f"r{letter}" for letter in letters)
+        return torch.einsum(f"trn,{windows}->tn{letters}", scores, *along)
+
+    def covering(self, device: torch.device) -> Tensor:
+        """How many windows cover each entry."""
+        everywhere = [self._inside(d, torch.arange(n, device=device)).sum(0) for d, n in enumerate(self.counts)]
+        return reduce(lambda a, b: a[..., None] * b, everywhere, torch.ones((), device=device))
+
+    def _along(self, rounds: slice, device: torch.device) -> list[Tensor]:
+        """Where some of the windows lie along each dimension, [rounds, length]."""
+        index = torch.arange(rounds.start, rounds.stop, device=device)
+        return [self._inside(d, place) for d, place in enumerate(torch.unravel_index(index, self.counts))]
+
+    def _inside(self, d: int, place: Tensor) -> Tensor:
+        start, entry = place[:, None] * self.strides[d], torch.arange(self.lengths[d], device=place.device)
+        return (entry >= start) & (entry < start + self.shape[d])
+
+
+@dataclass(frozen=True)
+class SmoothMasks:
+    """Random grids, enlarged by a cell more than the picture and shifted by less than a cell."""
+
+    grids: Tensor  # [masks, 1, …]
+    shifts: Tensor  # [masks, dims]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def drawn(cls, rise: RISE, x: Tensor) -> "SmoothMasks":
+        lengths, random = tuple(x.shape[2:]), torch.Generator().manual_seed(rise.seed)
+        grids = torch.rand(rise.n_masks, 1, *[rise.cells + 1] * len(lengths), generator=random) < rise.probability
+        shifts = torch.rand(rise.n_masks, len(lengths), generator=random)
+        cell = torch.tensor([-(-length // rise.cells) for length in lengths])
+        return cls(grids.to(x.device, torch.float32), (shifts * cell).long(), lengths)
+
+    def at(self, rounds: slice) -> Tensor:
+        """Some of the masks, [rounds, 1, …]."""
+        grids, cells = self.grids[rounds], self.grids.shape[2] - 1
+        size = [length + -(-length // cells) for length in self.lengths]
+        large = F.interpolate(grids, size, mode=RISE_MODES[grids.dim()], align_corners=False)
+        shifted = zip(large, self.shifts[rounds].tolist(), strict=True)
+        return torch.stack([mask[(..., *self._window(shift))] for mask, shift in shifted])
+
+    def _window(self, shift: list[int]) -> list[slice]:
+        return [slice(s, s + length) for s, length in zip(shift, self.lengths, strict=True)]
+
+
+def asked(task: Task, altered: dict[int, Tensor], targets: list) -> Tensor:
+    """The outputs [targets, rounds, N] of altered inputs [rounds · N, …]."""
+    rounds = len(next(iter(altered.values()))) // task.inputs.batch_size
+    return torch.stack([value.view(rounds, -1) for value, _ in values(task.moved(rounds, altered, targets))])
+
+
+def like(task: Task, scores: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Scores in the shapes and dtypes of their inputs; those of ids in floating point."""
+    inputs = task.inputs.parts
+    return {
+        i: score.expand_as(inputs[i]).to(inputs[i].dtype if inputs[i].is_floating_point() else score.dtype).contiguous()
+        for i, score in scores.items()
+    }
+
+
+def _of_parts(given: Any, task: Task, absent: dict[int, Tensor], what: str) -> dict[int, Any]:
+    """Sizes for each part; a plain tuple of numbers, or one number, is that of a single part."""
+    if (
+        given is None
+        or isinstance(given, dict)
+        or (isinstance(given, list | tuple) and not all(isinstance(g, int) for g in given))
+    ):
+        return features.parts(given, task.inputs, what)
+    return dict.fromkeys(absent, given)
+
+
+def _sizes(given: Any, lengths: tuple[int, ...], what: str) -> tuple[int, ...]:
+    sizes = (given,) * len(lengths) if isinstance(given, int) else tuple(given)
+    if len(sizes) != len(lengths) or not all(isinstance(s, int) and s > 0 for s in sizes):
+        raise InputError(f"{what} of {given} for samples of {lengths}; give a positive number along each dimension")
+    return sizes
+
+
+def _default_shape(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    if len(lengths) < 2:
+        return (1,) * len(lengths)
+    return (lengths[0], *(-(-length // 8) for length in lengths[1:]))

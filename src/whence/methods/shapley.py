@@ -1,0 +1,310 @@
+"""Shapley values of features, of players in any game, and interactions of pairs: exact, or from a sample."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from whence.errors import InputError, RuleError
+from whence.explanation import Explanation
+from whence.inputs import Nest
+from whence.lrp.conservation import Conservation
+from whence.methods import coalitions, features
+from whence.methods.batches import batched
+from whence.methods.coalitions import MOST_ENUMERATED, by_size
+from whence.methods.features import Features
+from whence.methods.kriging import Regression, mean_of_parts, shapley_moment, taylor_moment
+from whence.methods.passes import Task, explanation, refuse_layers, values
+from whence.methods.perturbation import asked, like
+
+Value = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
+Estimator = Literal["exact", "regression", "permutation"]
+Index = Literal["sii", "stii"]
+
+INDICES = {"sii": (coalitions.sii_weight, shapley_moment), "stii": (coalitions.stii_weight, taylor_moment)}
+ASKED_AT_ONCE = 2**16
+MOST_REGRESSED = 4096  # players; a regression on as many pairs fits in memory
+
+
+@dataclass(frozen=True, eq=False)
+class ShapleyValues:
+    """What `shapley_values` found.
+
+    >>> found = whence.shapley_values(lambda coalitions: coalitions.sum(1).float() ** 2, players=3)
+    >>> found.values.tolist()
+    [3.0, 3.0, 3.0]
+
+    `values` and their `standard_errors` (None where they are exact) are `[players]`, or `[N, players]` for N games at once.
+    `interactions` `[…, players, players]` are symmetric, with the Shapley values on the diagonal (sii) or what each player
+    adds to nobody (stii). `evaluations` says of how many coalitions the value was asked.
+    """
+
+    values: Tensor
+    standard_errors: Tensor | None
+    interactions: Tensor | None
+    whole: Tensor
+    empty: Tensor
+    evaluations: int
+
+
+@dataclass(frozen=True, eq=False)
+class Shapley:
+    """Shapley values of features: the mean of what a feature adds to all coalitions of others (Shapley 1953).
+
+    >>> e = whence.explain(model, x, target=3, method=whence.Shapley())                           # up to 11 features: exact
+    >>> e = whence.explain(model, x, target=3, method=whence.Shapley(feature_mask=whence.patches(x, 16)))
+    >>> e = whence.explain(model, x, target=3, method=whence.Shapley(background=x_train[:50], interactions="sii"))
+    >>> e.standard_errors, e.interactions
+
+    Absent features are replaced by `baselines` (0 if not given), or by those of every sample of a `background` in turn, the
+    outputs averaged. Features as in `FeatureAblation`. `estimator` "exact" asks each of 2^n coalitions once, to 20 features;
+    "regression" a sample of complements at leverage scores (Musco and Witter 2025), regressed under a prior over higher
+    orders; "permutation" orders and their reverses. If not given it is exact where that is within the budget, else by
+    regression. `budget` is the number of model evaluations a sample, 2n + 2048 coalitions if not given. `interactions` of pairs
+    are "sii" (Grabisch and Roubens 1999) or "stii" (Sundararajan et al. 2020). ΣR = f(x) − f(baseline), each feature counted
+    once. The sample is the same for all inputs and set by `seed`.
+    """
+
+    baselines: features.Baselines = None
+    background: Nest = None
+    feature_mask: Nest = None
+    estimator: Estimator | None = None
+    budget: int | None = None
+    interactions: Index | None = None
+    seed: int = 0
+    batch_size: int | None = None
+
+    name: ClassVar[str] = "shapley"
+
+    def __post_init__(self):
+        _check(self.estimator, self.interactions)
+        if self.baselines is not None and self.background is not None:
+            raise RuleError("give baselines or a background, not both: absent features are replaced by one of them")
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        refuse_layers(self, task)
+        resolved = values(task)
+        absent, several = self._absent(task)
+        players = Features.of(self.feature_mask, task.inputs, absent)
+        game = partial(self._outputs, task, players, absent, several, [target for _, target in resolved])
+        coalitions_within = None if self.budget is None else self.budget // several
+        try:
+            found = _estimate(game, players.count, self.estimator, coalitions_within, self.interactions, self.seed)
+        except TooFew as error:
+            least = error.least * several
+            raise RuleError(f"budget={self.budget} model evaluations: {error} at {several} each, so at least {least}") from None
+        for (output, target), of_target in zip(
+            resolved, _by_target(found, len(resolved), output_like=resolved[0][0]), strict=True
+        ):
+            account = Conservation(output, of_target.values.sum(1), baseline=of_target.empty)
+            errors = of_target.standard_errors
+            more = {} if errors is None else {"standard_errors": task.inputs.together(like(task, players.spread(errors)))}
+            scores = like(task, players.spread(of_target.values))
+            yield explanation(self, task, output, target, scores, account, interactions=of_target.interactions, **more)
+
+    def _absent(self, task: Task) -> tuple[dict[int, Tensor], int]:
+        """What replaces absent features, `[several or 1, 1 or N, …]`, and how many replacements are averaged."""
+        if self.background is None:
+            return {i: b[None] for i, b in features.baselines(self.baselines, task.inputs).items()}, 1
+        found = {i: b[:, None] for i, b in features.background(self.background, task.inputs).items()}
+        return found, len(next(iter(found.values())))
+
+    def _outputs(
+        self, task: Task, players: Features, absent: dict[int, Tensor], several: int, targets: list, members: Tensor
+    ) -> Tensor:
+        """The value of coalitions, [M, targets · N]."""
+
+        def outputs(rounds: slice) -> Tensor:
+            round = torch.arange(rounds.start, rounds.stop)
+            of_round = {i: b[round % several] for i, b in absent.items()}
+            return asked(task, players.altered(task.inputs, of_round, members[round // several]), targets)
+
+        found = torch.cat(list(batched(self, task, len(members) * several, outputs, self.batch_size)), 1)
+        return found.view(len(targets), len(members), several, -1).mean(2).movedim(1, 0).flatten(1)
+
+
+def shapley_values(
+    value: Value,
+    players: int,
+    *,
+    estimator: Estimator | None = None,
+    budget: int | None = None,
+    interactions: Index | None = None,
+    seed: int = 0,
+) -> ShapleyValues:
+    """Shapley values of the players of any game.
+
+    >>> worth = torch.tensor([3.0, 0.0, 1.0])
+    >>> whence.shapley_values(lambda coalitions: coalitions.float() @ worth, players=3).values
+    tensor([3., 0., 1.], dtype=torch.float64)
+
+    `value` is asked for many coalitions at once, `[M, players]` of bool, and answers `[M]`, or `[M, N]` for N games. `budget`
+    is the number of coalitions it may be asked for; the other arguments are those of `Shapley`. Raises `RuleError` where the
+    budget is too small or exact values are asked of too many players, and `InputError` where `value` answers in another shape.
+    """
+    _check(estimator, interactions)
+    if not isinstance(players, int) or players < 1:
+        raise RuleError(f"players={players!r}; a game has at least one")
+    single = False
+
+    def checked(members: Tensor) -> Tensor:
+        nonlocal single
+        found = [_answer(value, part) for part in members.split(ASKED_AT_ONCE)]
+        single = found[0].dim() == 1
+        return torch.cat(found).view(len(members), -1)
+
+    try:
+        found = _estimate(checked, players, estimator, budget, interactions, seed)
+    except TooFew as error:
+        raise RuleError(f"budget={budget} coalitions: {error}, so at least {error.least}") from None
+    return _parted(found, 0) if single else found
+
+
+class TooFew(RuleError):
+    """A budget too small; says how many coalitions are needed."""
+
+    def __init__(self, message: str, least: int):
+        super().__init__(message)
+        self.least = least
+
+
+def _check(estimator: Estimator | None, interactions: Index | None) -> None:
+    if estimator not in (None, "exact", "regression", "permutation"):
+        raise RuleError(f"estimator={estimator!r}; choose 'exact', 'regression', 'permutation' or None")
+    if interactions is not None and interactions not in INDICES:
+        raise RuleError(f"interactions={interactions!r}; choose 'sii', 'stii' or None")
+    if interactions is not None and estimator == "permutation":
+        raise RuleError("orders give no interactions; use estimator='regression' or 'exact'")
+
+
+def _answer(value: Value, members: Tensor) -> Tensor:
+    found = value(members)
+    if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members):
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"the value function gave {given} for {len(members)} coalitions, not [{len(members)}] or [{len(members)}, N]"
+        )
+    if not torch.isfinite(found).all():
+        raise InputError("the value function gave NaN or infinite values")
+    return found.detach()
+
+
+def _estimate(
+    game: Value, players: int, estimator: Estimator | None, budget: int | None, index: Index | None, seed: int
+) -> ShapleyValues:
+    budget = 2 * players + 2048 if budget is None else budget
+    everything = 2**players <= budget and players <= MOST_ENUMERATED
+    if estimator == "exact" and players > MOST_ENUMERATED:
+        count = f" = {2**players:,}" if players < 64 else ""
+        raise RuleError(
+            f"exact values of {players} features take 2^{players}{count} coalitions; "
+            f"group them to at most {MOST_ENUMERATED} by a feature_mask, or use estimator='regression'"
+        )
+    random = torch.Generator().manual_seed(seed)
+    if estimator == "exact" or (everything and estimator != "permutation"):
+        return _exact(game, players, index)
+    if estimator == "permutation":
+        return _permutations(game, players, budget, random)
+    return _regressed(game, players, budget, index, random)
+
+
+def _exact(game: Value, players: int, index: Index | None) -> ShapleyValues:
+    members = coalitions.every(players)
+    found = game(members).T.double().cpu()
+    sizes, weight = members.sum(1), coalitions.shapley_weight(players)
+    within, without = by_size(lambda size: weight(size - 1), sizes), by_size(weight, sizes)
+    parts = [slice(start, start + ASKED_AT_ONCE) for start in range(0, len(members), ASKED_AT_ONCE)]
+    shapley = _total(coalitions.singles(members[p], found[:, p], within[p], without[p]) for p in parts)
+    pairs = None
+    if index is not None and players > 1:
+        weight = INDICES[index][0](players)
+        weights = [by_size(lambda size, taken=taken: weight(size - taken), sizes) for taken in (2, 1, 0)]
+        pairs = _total(coalitions.doubles(members[p], found[:, p], *(w[p] for w in weights)) for p in parts)
+        alone = found[:, 2 ** torch.arange(players)] - found[:, :1]
+        pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else alone)
+    return ShapleyValues(shapley, None, pairs, found[:, -1], found[:, 0], len(members))
+
+
+def _total(parts: Iterator[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)
+
+
+def _regressed(game: Value, players: int, budget: int, index: Index | None, random: torch.Generator) -> ShapleyValues:
+    if players > MOST_REGRESSED:
+        raise RuleError(
+            f"{players} features are too many for Shapley values; group them by a feature_mask, "
+            "such as whence.patches(x, 16) for pictures"
+        )
+    alone = players if index == "stii" else 0
+    if budget < 2 * (players + alone):
+        raise TooFew(f"{players} features take {2 * (players + alone)} coalitions", 2 * (players + alone))
+    count = min(budget // 2 - 1, coalitions.most_pairs(players))
+    members = torch.cat([torch.ones(1, players, dtype=torch.bool), _sample(players, count, alone, random)])
+    found = game(torch.cat([members, ~members])).T.double().cpu()
+    there, back = found.split(len(members), 1)
+
+    def odd_half(members: Tensor, differences: Tensor) -> list[Tensor]:
+        odd = Regression.fitted(members, differences, odd=True)
+        variances = odd.deviations(shapley_moment).square()
+        pairs = [] if index is None else [odd.doubles(INDICES[index][1])]
+        return [odd.singles(shapley_moment), variances, *pairs]
+
+    def even_half(members: Tensor, means: Tensor) -> list[Tensor]:
+        return [Regression.fitted(members, means, odd=False).doubles(INDICES[index or "sii"][1])]
+
+    shapley, variances, *pairs = mean_of_parts(members, (there - back) / 2, odd_half)
+    shapley += (there[:, :1] - back[:, :1] - shapley.sum(1, keepdim=True)) / players  # what rounding left
+    pairs = None if index is None else pairs[0] + mean_of_parts(members, (there + back) / 2, even_half)[0]
+    if pairs is not None:
+        empty = back[:, :1]
+        adds = torch.where(members[1 : 1 + alone].sum(1) == 1, there[:, 1 : 1 + alone], back[:, 1 : 1 + alone]) - empty
+        pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else adds)
+    return ShapleyValues(shapley, variances.sqrt(), pairs, there[:, 0], back[:, 0], 2 * len(members))
+
+
+def _sample(players: int, count: int, alone: int, random: torch.Generator) -> Tensor:
+    """Pairs of complements, after those of the players `alone`."""
+    sampled = coalitions.pairs(players, count, random)
+    single = torch.eye(players, dtype=torch.bool)[:alone]
+    single = single ^ single[:, -1:]  # the half without the last player, as those sampled
+    return coalitions.distinct(torch.cat([single, sampled]))[:count]
+
+
+def _permutations(game: Value, players: int, budget: int, random: torch.Generator) -> ShapleyValues:
+    """Each order and its reverse (Mitchell et al. 2022, antithetic sampling)."""
+    if players == 1:
+        return _exact(game, players, None)
+    least = 4 * players - 2
+    if budget < least:
+        raise TooFew(f"two orders of {players} features and their reverses take {least} coalitions", least)
+    count = (budget - 2) // (2 * (players - 1))
+    ranks = torch.rand(count, players, generator=random).argsort(1)
+    ranks = torch.stack([ranks, players - 1 - ranks], 1)  # [orders, 2, players]
+    prefixes = ranks[:, :, None] < torch.arange(1, players)[:, None]  # [orders, 2, players − 1, players]
+    ends = torch.stack([torch.zeros(players, dtype=torch.bool), torch.ones(players, dtype=torch.bool)])
+    found = game(torch.cat([ends, prefixes.flatten(0, 2)])).T.double().cpu()
+    inner = found[:, 2:].view(len(found), count, 2, players - 1)
+    empty, whole = (end.expand(inner.shape[:-1])[..., None] for end in found[:, :2, None, None].unbind(1))
+    steps = torch.cat([empty, inner, whole], -1).diff(dim=-1)
+    adds = steps.gather(-1, ranks.expand(len(found), -1, -1, -1)).mean(2)  # [N, orders, players]
+    errors = adds.std(1) / count**0.5
+    return ShapleyValues(adds.mean(1), errors, None, found[:, 1], found[:, 0], found.shape[1])
+
+
+def _by_target(found: ShapleyValues, targets: int, output_like: Tensor) -> list[ShapleyValues]:
+    """The games of each target apart, in the dtype and on the device of the outputs."""
+    n = len(output_like)
+    return [_parted(found, slice(t * n, (t + 1) * n), output_like) for t in range(targets)]
+
+
+def _parted(found: ShapleyValues, games: int | slice, like: Tensor | None = None) -> ShapleyValues:
+    def part(t: Tensor | None) -> Any:
+        return None if t is None else t[games] if like is None else t[games].to(like)
+
+    return ShapleyValues(
+        part(found.values), part(found.standard_errors), part(found.interactions), part(found.whole), part(found.empty),
+        found.evaluations,
+    )  # fmt: skip

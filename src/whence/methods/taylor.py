@@ -1,0 +1,67 @@
+"""Simple Taylor decomposition: the first-order terms of the output at a root."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from whence.errors import RuleError
+from whence.explanation import Explanation
+from whence.lrp.conservation import Conservation
+from whence.methods import features
+from whence.methods.passes import Task, explanation, refuse_layers, summed, values
+from whence.methods.roots import Function, NearestRoot
+
+
+@dataclass(frozen=True, eq=False)
+class SimpleTaylor:
+    """R_i = (x_i − x̃_i) · ∂f/∂x_i(x̃) at a root f(x̃) = 0 (Montavon et al. 2018, eq. 5).
+
+    >>> e = whence.explain(model, x, target=3, method=whence.SimpleTaylor())                 # at the nearest root
+    >>> e.root                                     # x̃, like x
+    >>> e.conservation.absorbed                    # the terms of second and higher order, [N]
+    >>> whence.SimpleTaylor("origin"), whence.SimpleTaylor(root), whence.SimpleTaylor(whence.NearestRoot(low, high))
+
+    `root` is "nearest", "origin" (the limit x̃ = εx, ε → 0: gradient × input where f(tx) = t f(x)), a number or a tensor like
+    the input, or a way to choose one: `NearestRoot`, also within a pixel box, `RootTowards` samples, `RootOnManifold` of a
+    decoder. f(x̃), which a root given by hand may not bring to 0, is `conservation.baseline`.
+    """
+
+    root: Any = "nearest"
+
+    name: ClassVar[str] = "simple_taylor"
+
+    def __post_init__(self):
+        if isinstance(self.root, str) and self.root not in ("nearest", "origin"):
+            raise RuleError(
+                f"root={self.root!r}; choose 'nearest', 'origin', a tensor, NearestRoot, RootTowards or RootOnManifold"
+            )
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        refuse_layers(self, task)
+        quiet = replace(task, progress=False)
+        for output, target in values(task):
+            function = Function(quiet, target)
+            root, beside = self._root(function)
+            at_root = function.value(root)
+            relevance = (function.x - root) * function.slope(beside)[1]
+            scores = function.parts(relevance)
+            remainder = output - at_root - summed(scores)
+            account = Conservation(output, summed(scores), remainder, {"second-order terms": remainder}, at_root)
+            yield explanation(self, task, output, target, scores, account, root=task.inputs.together(function.parts(root)))
+
+    def _root(self, function: Function) -> tuple[Tensor, Tensor]:
+        """The root, and where its gradient is taken: beside the origin, towards the sample, for ReLUs have none at 0."""
+        inputs = function.task.inputs
+        if isinstance(self.root, str) and self.root == "origin":
+            return torch.zeros_like(function.x), function.x * torch.finfo(function.x.dtype).eps ** 0.5
+        if isinstance(self.root, str):
+            root = NearestRoot().near(function)
+        elif hasattr(self.root, "near"):
+            root = self.root.near(function)
+        else:
+            given = features.baselines(self.root, inputs)
+            root = function.row({i: given[i].expand_as(inputs.parts[i]) for i in inputs.explained})
+        return root, root
