@@ -28,6 +28,8 @@ benchmarks: $(VENV)/.developer
 	$(INSTALL) --group peers
 	$(BIN)/python benchmarks/lrp.py
 	$(BIN)/python benchmarks/transformers.py
+	$(BIN)/python benchmarks/perturbation.py
+	$(BIN)/python benchmarks/shapley.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -66,3 +66,11 @@ def compared(name: str, ways: dict[str, Callable[[], object]], rounds: int) -> l
 def versions(*packages: str) -> str:
     names = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
     return f"{names}; {platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
+
+
+def write(name: str, heading: str, *tables: list[str]) -> None:
+    """Print the tables and keep them in `results/NAME.md`."""
+    text = "\n".join([heading, *("\n".join(table) + "\n" for table in tables)])
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)

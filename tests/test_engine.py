@@ -410,10 +410,26 @@ BATTERY = [
     LRP(whence.presets.epsilon_gamma_box(-5, 5)),
     "gradient_times_input",
     "sensitivity",
+    "integrated_gradients",
+    whence.ExpectedGradients(torch.linspace(-1, 1, 3 * 36).view(3, 1, 6, 6), n_samples=20),
+    "smooth_grad",
+    whence.SmoothGrad(LRP(), n_samples=4, kind="vargrad"),
+    "guided_backprop",
+    "deconvnet",
+    "grad_cam",
+    "layer_cam",
+    "simple_taylor",
+    whence.SimpleTaylor("origin"),
+    "occlusion",
+    "feature_ablation",
+    whence.RISE(n_masks=30),
+    whence.Shapley(feature_mask=whence.patches(torch.zeros(1, 1, 6, 6), 2), interactions="sii"),
+    whence.Shapley(budget=100),
+    whence.Shapley(budget=200, estimator="permutation"),
 ]
 
 
-@pytest.mark.parametrize("method", BATTERY, ids=str)
+@pytest.mark.parametrize("method", BATTERY, ids=[f"{i}-{m if isinstance(m, str) else m.name}" for i, m in enumerate(BATTERY)])
 def test_battery(method):
     model, x = net(), torch.randn(4, 1, 6, 6).clamp(-4, 4)
     e = whence.explain(model, x, [0, 1, 2, 1], method=method)

@@ -32,9 +32,23 @@ def test_the_front_exports_what_the_contract_names():
     names = {"explain", "explain_targets", "relevance_rules", "presets", "errors", "Explanation", "Conservation", "Composite",
              "LRP", "GradientTimesInput", "Sensitivity", "Epsilon", "Gamma", "AlphaBeta", "ZPlus", "ZBox", "WSquare", "Flat",
              "Identity", "Constant", "Gradient", "input_layer", "Logit", "Span", "Generation",
-             "explain_generation", "checkpointed"}  # fmt: skip
+             "explain_generation", "checkpointed", "IntegratedGradients", "ExpectedGradients", "SmoothGrad", "GuidedBackprop",
+             "Deconvnet", "GradCAM", "LayerCAM", "SimpleTaylor", "NearestRoot", "RootTowards", "RootOnManifold", "Occlusion",
+             "FeatureAblation", "RISE", "Shapley", "ShapleyValues", "shapley_values", "patches"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
-    modules = {"explanation", "inputs", "targets", "lrp", "methods", "models", "show", "cli", "generation", "checkpoint"}
+    modules = {
+        "explanation",
+        "inputs",
+        "targets",
+        "lrp",
+        "methods",
+        "models",
+        "show",
+        "cli",
+        "generation",
+        "checkpoint",
+        "progress",
+    }
     assert names <= public
     assert public - names <= modules
 

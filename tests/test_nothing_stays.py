@@ -56,7 +56,7 @@ def assert_unchanged(before: dict, model: nn.Module):
     assert all(torch.equal(values_before[k], values_after[k]) for k in values_before)
 
 
-METHODS = [LRP(), LRP(presets.epsilon_plus_flat()), "gradient_times_input", "sensitivity"]
+METHODS = [LRP(), LRP(presets.epsilon_plus_flat()), "gradient_times_input", "sensitivity", "guided_backprop", "deconvnet"]
 
 
 @pytest.mark.parametrize("frozen", [False, True])

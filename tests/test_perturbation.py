@@ -166,6 +166,27 @@ def test_a_scripted_model_will_do(method):
         whence.explain(scripted, x, 0)
 
 
+class Viewing(nn.Module):
+    """Reads its convolution's output by `view`, which refuses pictures that lie with their channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.head, self.layouts = nn.Conv2d(3, 4, 3).float(), nn.Linear(144, 3).float(), []
+
+    def forward(self, x):
+        self.layouts.append(x.is_contiguous())
+        return self.head(self.convolution(x).view(len(x), 144))
+
+
+def test_a_model_that_needs_its_pictures_as_they_were_gets_them():
+    x, model = torch.randn(1, 3, 8, 8, dtype=torch.float32), Viewing().eval()
+    e = whence.explain(model, x, 0, method=FeatureAblation(batch_size=50))
+    assert model.layouts == [True, False, True, True, True, True]
+    torch.testing.assert_close(
+        e.relevance, relevance(model.double(), x.double(), FeatureAblation()).float(), rtol=1e-4, atol=1e-5
+    )
+
+
 class Crowded(nn.Module):
     """Memory for `room` samples at once."""
 

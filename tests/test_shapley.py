@@ -229,11 +229,11 @@ def test_the_kernel_is_the_sum_over_all_sets():
 def test_a_regression_on_all_pairs_is_exact():
     value, members = game(7), coalitions.every(7)[64:]  # one of each pair: with the last player
     differences = (value(members) - value(~members))[None] / 2
-    odd = kriging.Regression.fitted(members, differences, odd=True)
+    odd = kriging.Regression.of(members, differences, dict.fromkeys(range(1, 8, 2), 1.0))
     exact = shapley_values(value, 7, interactions="stii")
     close(odd.singles(kriging.shapley_moment)[0], exact.values, rtol=1e-5, atol=1e-6)
     assert odd.deviations(kriging.shapley_moment).max() < 1e-3
-    even = kriging.Regression.fitted(members, (value(members) + value(~members))[None] / 2, odd=False)
+    even = kriging.Regression.of(members, (value(members) + value(~members))[None] / 2, dict.fromkeys(range(0, 8, 2), 1.0))
     pairs = sum(half.doubles(kriging.taylor_moment)[0] for half in (odd, even))
     off_diagonal = ~torch.eye(7, dtype=torch.bool)
     close(pairs[off_diagonal], exact.interactions[off_diagonal], rtol=1e-5, atol=1e-5)
@@ -383,5 +383,5 @@ def test_models_are_refused_like_games():
         whence.explain(net(), torch.randn(1, 12), 0, method=Shapley(background=torch.randn(5, 12), budget=60))
     with pytest.raises(errors.RuleError, match="not both"):
         Shapley(baselines=0.0, background=torch.zeros(1, 12))
-    with pytest.raises(errors.RuleError, match="whence.patches"):
+    with pytest.raises(errors.RuleError, match="group them by a feature_mask"):
         whence.explain(lambda x: x.flatten(1), torch.zeros(1, 3, 64, 64), 0, method=Shapley())

@@ -46,16 +46,8 @@ class Regression:
     scale: Tensor  # [N], the variance that the shares are shares of
 
     @classmethod
-    def fitted(cls, members: Tensor, values: Tensor, odd: bool) -> "Regression":
-        """To values `[N, M]` at coalitions `[M, n]`, the prior chosen by its likelihood over all N games."""
-        few = slice(0, PAIRS_FOR_CHOICE)
-        orders = range(1 if odd else 0, min(members.shape[1], HIGHEST_ORDER) + 1, 2)
-        choices = [_shares(orders, first, decay) for first in FIRST_SHARES for decay in DECAYS]
-        best = max(choices, key=lambda shares: cls._of(members[few], values[:, few], shares).likelihood)
-        return cls._of(members, values, best)
-
-    @classmethod
-    def _of(cls, members: Tensor, values: Tensor, shares: dict[int, float]) -> "Regression":
+    def of(cls, members: Tensor, values: Tensor, shares: dict[int, float]) -> "Regression":
+        """Given values `[N, M]` at coalitions `[M, n]`."""
         players = members.shape[1]
         signs = 2 * members.to(values) - 1
         distances = ((players - signs @ signs.T) / 2).round().long()
@@ -66,11 +58,10 @@ class Regression:
         return cls(members, shares, factor, alpha, (alpha * values).sum(1).clamp(min=0) / len(members))
 
     @property
-    def likelihood(self) -> float:
-        """The log-likelihood of the values but for a constant, their scale at its best."""
+    def likelihood(self) -> Tensor:
+        """The log-likelihood of each game's values but for a constant, their scale at its best, `[N]`."""
         tiny = torch.finfo(self.scale.dtype).tiny
-        fit = self.scale.clamp(min=tiny).log().sum() * len(self.coalitions) / 2
-        return -float(fit + len(self.scale) * self.factor.diagonal().log().sum())
+        return -len(self.coalitions) / 2 * self.scale.clamp(min=tiny).log() - self.factor.diagonal().log().sum()
 
     def singles(self, moment: Moment) -> Tensor:
         """Expected differences that a player makes, `[N, n]`."""
@@ -103,12 +94,30 @@ class Regression:
         return _at(table, outside).to(self.alpha), _at(table, outside - 1).to(self.alpha)
 
 
-def mean_of_parts(members: Tensor, values: Tensor, estimate: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> list[Tensor]:
-    """Estimates from a large sample, parted into regressions of at most `MOST_PAIRS`; the first coalition is in each."""
+def estimates(members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[Regression], Tensor]]) -> list[Tensor]:
+    """What is asked of the regressions of games with `values` `[N, M]`, each under the prior likeliest for it.
+
+    A large sample is parted into regressions of at most `MOST_PAIRS`, the first coalition in each, and their mean taken.
+    """
     count = -(-(len(members) - 1) // MOST_PAIRS) or 1
     parts = [torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1 + i, len(members), count)]) for i in range(count)]
-    found = [estimate(members[part], values[:, part]) for part in parts]
+    found = [_estimates(members[part], values[:, part], odd, asked) for part in parts]
     return [torch.stack(several).mean(0) for several in zip(*found, strict=True)]
+
+
+def _estimates(members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[Regression], Tensor]]) -> list[Tensor]:
+    orders = range(1 if odd else 0, min(members.shape[1], HIGHEST_ORDER) + 1, 2)
+    choices = [_shares(orders, first, decay) for first in FIRST_SHARES for decay in DECAYS]
+    few = slice(0, PAIRS_FOR_CHOICE)
+    likeliest = torch.stack([Regression.of(members[few], values[:, few], choice).likelihood for choice in choices]).argmax(0)
+    answers: list[list[Tensor]] = [[torch.empty(0)] * len(values) for _ in asked]
+    for choice in likeliest.unique().tolist():
+        games = (likeliest == choice).nonzero()[:, 0]
+        regression = Regression.of(members, values[games], choices[choice])
+        for answer, question in zip(answers, asked, strict=True):
+            for game, found in zip(games.tolist(), question(regression), strict=True):
+                answer[game] = found
+    return [torch.stack(answer) for answer in answers]
 
 
 def _shares(orders: Sequence[int], first: float, decay: float) -> dict[int, float]:

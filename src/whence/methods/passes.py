@@ -117,11 +117,19 @@ def leaves(inputs: Inputs) -> list[Tensor]:
         return [(x.clone() if x.is_inference() else x).detach().requires_grad_() for x in parts]
 
 
+def resolved(task: Task) -> list[tuple[Tensor, Any]]:
+    """The explained values `[N]` of the inputs themselves for each target, and the target with its indices filled in."""
+    return values(task.moved(1, {}))
+
+
 def values(task: Task) -> list[tuple[Tensor, Any]]:
-    """The explained values `[N]` for each target, and the target they stand for, without gradients."""
+    """The explained values `[N]` for each target, and the target they stand for, without gradients.
+
+    A network may overwrite what it is given: the inputs must be copies, as those of `Task.moved` are.
+    """
     lookups = task.lookups
     contexts = () if task.alter is None else (scope := Scope(task.model), ConstantParameters(scope, lookups))
-    given = [part.clone() if isinstance(part, Tensor) else part for part in task.inputs.parts]  # a network may overwrite it
+    given = list(task.inputs.parts)
     for i, ids in lookups.given.items():
         given[i] = ids
     with entered(torch.no_grad(), *contexts):

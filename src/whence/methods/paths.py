@@ -17,7 +17,7 @@ from whence.methods import features
 from whence.methods.batches import batched
 from whence.methods.gradients import plain_gradients
 from whence.methods.moments import Moments
-from whence.methods.passes import Task, explanation, refuse_layers, summed, values
+from whence.methods.passes import Task, explanation, refuse_layers, resolved, summed, values
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -136,8 +136,8 @@ class Paths:
 
 def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[Explanation]:
     refuse_layers(method, task)
-    resolved = values(task)
-    targets = [target for _, target in resolved]
+    answers = resolved(task)
+    targets = [target for _, target in answers]
     totals = [Moments() for _ in targets]
 
     def scores(rounds: slice) -> list[dict[int, Tensor]]:
@@ -158,7 +158,7 @@ def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[E
             total.add(of_target, weights)
     outputs = _at_baselines(method, task, paths, targets)
     sampled = isinstance(method, ExpectedGradients)
-    for (output, target), total, baseline in zip(resolved, totals, outputs, strict=True):
+    for (output, target), total, baseline in zip(answers, totals, outputs, strict=True):
         relevance = total.sums()
         account = Conservation(output, summed(relevance), baseline=baseline)
         errors = {"standard_errors": task.inputs.together(total.standard_errors())} if sampled else {}

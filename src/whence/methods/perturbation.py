@@ -16,7 +16,8 @@ from whence.methods import features
 from whence.methods.batches import batched
 from whence.methods.features import Features
 from whence.methods.moments import Moments
-from whence.methods.passes import Task, explanation, refuse_layers, values
+from whence.methods.passes import Task, explanation, refuse_layers
+from whence.methods.questions import Questions
 
 RISE_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -44,15 +45,14 @@ class FeatureAblation:
         refuse_layers(self, task)
         absent = features.baselines(self.baselines, task.inputs)
         players = Features.of(self.feature_mask, task.inputs, absent)
-        resolved = values(task)
-        targets = [target for _, target in resolved]
+        ask = Questions(task)
 
         def ablated(rounds: slice) -> Tensor:
             present = torch.arange(players.count)[None] != torch.arange(rounds.start, rounds.stop)[:, None]
-            return asked(task, players.altered(task.inputs, absent, present), targets)
+            return ask(players.altered(task.inputs, absent, present))
 
         outputs = torch.cat(list(batched(self, task, players.count, ablated, self.batch_size)), 1)
-        for (output, target), found in zip(resolved, outputs, strict=True):
+        for output, target, found in zip(ask.outputs, ask.targets, outputs, strict=True):
             yield explanation(self, task, output, target, like(task, players.spread((output - found).T)))
 
 
@@ -81,24 +81,23 @@ class Occlusion:
             raise InputError("ids have no zero to put in their place; pass baselines, such as tokenizer.mask_token_id")
         shapes = _of_parts(self.sliding_window_shapes, task, absent, "sliding_window_shapes")
         strides = _of_parts(self.strides, task, absent, "strides")
-        resolved = values(task)
-        scores: list[dict[int, Tensor]] = [{} for _ in resolved]
+        ask = Questions(task)
+        scores: list[dict[int, Tensor]] = [{} for _ in ask.targets]
         for i, baseline in absent.items():
             windows = Windows.of(task.inputs.parts[i], shapes.get(i), strides.get(i))
-            for part, relevance in zip(scores, self._relevance(task, resolved, i, baseline, windows), strict=True):
+            for part, relevance in zip(scores, self._relevance(task, ask, i, baseline, windows), strict=True):
                 part[i] = relevance
-        for (output, target), part in zip(resolved, scores, strict=True):
+        for output, target, part in zip(ask.outputs, ask.targets, scores, strict=True):
             yield explanation(self, task, output, target, like(task, part))
 
-    def _relevance(self, task: Task, resolved: list, i: int, baseline: Tensor, windows: "Windows") -> Tensor:
+    def _relevance(self, task: Task, ask: Questions, i: int, baseline: Tensor, windows: "Windows") -> Tensor:
         """Relevance of one part, [targets, N, …]."""
-        x, targets = task.inputs.parts[i], [target for _, target in resolved]
-        outputs = torch.stack([output for output, _ in resolved])[:, None]
-        total = torch.zeros(len(resolved), *x.shape, dtype=outputs.dtype, device=outputs.device)
+        x, outputs = task.inputs.parts[i], ask.outputs[:, None]
+        total = torch.zeros(len(outputs), *x.shape, dtype=outputs.dtype, device=outputs.device)
 
         def occluded(rounds: slice) -> tuple[slice, Tensor]:
             hidden = windows.at(rounds, x.device)[:, None]
-            return rounds, asked(task, {i: torch.where(hidden, baseline, x).flatten(0, 1)}, targets)
+            return rounds, ask({i: torch.where(hidden, baseline, x).flatten(0, 1)})
 
         for rounds, found in batched(self, task, windows.count, occluded, self.batch_size):
             total += windows.spread(outputs - found, rounds)
@@ -136,19 +135,18 @@ class RISE:
         if any(task.inputs.parts[i].dim() not in RISE_MODES for i in absent) or len(absent) != 1:
             raise InputError("RISE masks one picture [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
         ((i, baseline),) = absent.items()
-        x, resolved = task.inputs.parts[i], values(task)
-        targets = [target for _, target in resolved]
-        masks, totals = SmoothMasks.drawn(self, x), [Moments() for _ in targets]
+        x, ask = task.inputs.parts[i], Questions(task)
+        masks, totals = SmoothMasks.drawn(self, x), [Moments() for _ in ask.targets]
 
         def masked(rounds: slice) -> tuple[Tensor, Tensor]:
             mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
-            return mask, asked(task, {i: torch.lerp(baseline, x, mask).flatten(0, 1)}, targets)
+            return mask, ask({i: torch.lerp(baseline, x, mask).flatten(0, 1)})
 
         for mask, found in batched(self, task, self.n_masks, masked, self.batch_size):
             for total, outputs in zip(totals, found, strict=True):
                 weight = outputs.view(*outputs.shape, *[1] * (x.dim() - 1)) / (self.probability * self.n_masks * x.shape[1])
                 total.add({i: weight * mask})
-        for (output, target), total in zip(resolved, totals, strict=True):
+        for output, target, total in zip(ask.outputs, ask.targets, totals, strict=True):
             scores, errors = (like(task, part) for part in (total.sums(), total.standard_errors()))
             yield explanation(self, task, output, target, scores, standard_errors=task.inputs.together(errors))
 
@@ -236,12 +234,6 @@ class SmoothMasks:
 
     def _window(self, shift: list[int]) -> list[slice]:
         return [slice(s, s + length) for s, length in zip(shift, self.lengths, strict=True)]
-
-
-def asked(task: Task, altered: dict[int, Tensor], targets: list) -> Tensor:
-    """The outputs [targets, rounds, N] of altered inputs [rounds · N, …]."""
-    rounds = len(next(iter(altered.values()))) // task.inputs.batch_size
-    return torch.stack([value.view(rounds, -1) for value, _ in values(task.moved(rounds, altered, targets))])
 
 
 def like(task: Task, scores: dict[int, Tensor]) -> dict[int, Tensor]:

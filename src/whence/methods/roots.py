@@ -199,7 +199,7 @@ def nearest_root(
     """
     first, g = slope(start)
     best, distance = start.clone(), torch.full_like(first, float("inf"))
-    walk, f_walk, share = start, first, torch.ones_like(first)
+    walk, f_walk, share, going = start, first, torch.ones_like(first), torch.ones_like(first, dtype=torch.bool)
     along = _newton(first, g)[:, None] * g
     for _ in range(n_steps):
         t, found = root_on_curve(
@@ -207,13 +207,14 @@ def nearest_root(
         )
         root = clip(start - t[:, None] * along)
         gone = (root - start).norm(dim=1)
-        nearer, missed = found & (gone < distance), distance.isinf() & ~found
+        nearer, missed = going & found & (gone < distance), distance.isinf() & ~found
         share = torch.where(nearer, (2 * share).clamp(max=1), share / 2)
         best[nearer], distance[nearer] = root[nearer], gone[nearer]
         walk = torch.where(missed[:, None], clip(walk - _newton(f_walk, g)[:, None] * g), best)
         f_walk, g = slope(walk)
         aside = _newton(((start - walk) * g).sum(1), g)[:, None] * g - (start - walk)
-        if not (missed | ((aside.norm(dim=1) > NEAR_ENOUGH * distance) & (share > SMALLEST_SHARE))).any():
+        going = going & (missed | ((aside.norm(dim=1) > NEAR_ENOUGH * distance) & (share > SMALLEST_SHARE)))
+        if not going.any():
             break
         along = torch.where(missed[:, None], start - walk, start - walk + share[:, None] * aside)
     _check_found(distance < float("inf"), "along its gradient; use RootTowards(samples), root='origin' or one of your own")

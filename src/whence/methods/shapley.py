@@ -1,9 +1,9 @@
 """Shapley values of features, of players in any game, and interactions of pairs: exact, or from a sample."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from whence.methods import coalitions, features
 from whence.methods.batches import batched
 from whence.methods.coalitions import MOST_ENUMERATED, by_size
 from whence.methods.features import Features
-from whence.methods.kriging import Regression, mean_of_parts, shapley_moment, taylor_moment
-from whence.methods.passes import Task, explanation, refuse_layers, values
-from whence.methods.perturbation import asked, like
+from whence.methods.kriging import estimates, shapley_moment, taylor_moment
+from whence.methods.passes import Task, explanation, refuse_layers
+from whence.methods.perturbation import like
+from whence.methods.questions import Questions
 
 Value = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
 Estimator = Literal["exact", "regression", "permutation"]
@@ -48,6 +49,12 @@ class ShapleyValues:
     whole: Tensor
     empty: Tensor
     evaluations: int
+
+    @property
+    def first(self) -> "ShapleyValues":
+        """Those of the first game alone."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: part[0] for name, part in parts.items() if isinstance(part, Tensor)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,44 +93,54 @@ class Shapley:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        resolved = values(task)
-        absent, several = self._absent(task)
-        players = Features.of(self.feature_mask, task.inputs, absent)
-        game = partial(self._outputs, task, players, absent, several, [target for _, target in resolved])
-        coalitions_within = None if self.budget is None else self.budget // several
+        game = FeatureGame.of(self, task)
+        within = None if self.budget is None else self.budget // game.replacements
         try:
-            found = _estimate(game, players.count, self.estimator, coalitions_within, self.interactions, self.seed)
+            found = _estimate(game, game.players.count, self.estimator, within, self.interactions, self.seed)
         except TooFew as error:
-            least = error.least * several
-            raise RuleError(f"budget={self.budget} model evaluations: {error} at {several} each, so at least {least}") from None
-        for (output, target), of_target in zip(
-            resolved, _by_target(found, len(resolved), output_like=resolved[0][0]), strict=True
-        ):
-            account = Conservation(output, of_target.values.sum(1), baseline=of_target.empty)
-            errors = of_target.standard_errors
-            more = {} if errors is None else {"standard_errors": task.inputs.together(like(task, players.spread(errors)))}
-            scores = like(task, players.spread(of_target.values))
-            yield explanation(self, task, output, target, scores, account, interactions=of_target.interactions, **more)
+            each, least = game.replacements, error.least * game.replacements
+            raise RuleError(f"budget={self.budget} model evaluations: {error} at {each} each, so at least {least}") from None
+        outputs, count = game.ask.outputs, len(game.ask.targets)
+        columns = (found.values, found.standard_errors, found.interactions, found.empty)
+        parts = ([None] * count if c is None else c.to(outputs).unflatten(0, outputs.shape).unbind() for c in columns)
+        for output, target, shares, errors, pairs, empty in zip(outputs, game.ask.targets, *parts, strict=True):
+            account = Conservation(output, shares.sum(1), baseline=empty)
+            scores = like(task, game.players.spread(shares))
+            spread = None if errors is None else task.inputs.together(like(task, game.players.spread(errors)))
+            yield explanation(self, task, output, target, scores, account, standard_errors=spread, interactions=pairs)
 
-    def _absent(self, task: Task) -> tuple[dict[int, Tensor], int]:
-        """What replaces absent features, `[several or 1, 1 or N, …]`, and how many replacements are averaged."""
-        if self.background is None:
-            return {i: b[None] for i, b in features.baselines(self.baselines, task.inputs).items()}, 1
-        found = {i: b[:, None] for i, b in features.background(self.background, task.inputs).items()}
-        return found, len(next(iter(found.values())))
 
-    def _outputs(
-        self, task: Task, players: Features, absent: dict[int, Tensor], several: int, targets: list, members: Tensor
-    ) -> Tensor:
-        """The value of coalitions, [M, targets · N]."""
+@dataclass(frozen=True, eq=False)
+class FeatureGame:
+    """The features of the inputs as players: a coalition's value is the output with all other features replaced."""
+
+    method: Shapley
+    task: Task
+    ask: Questions
+    players: Features
+    absent: dict[int, Tensor]  # part -> [replacements, 1 or N, …]
+    replacements: int  # whose outputs are averaged
+
+    @classmethod
+    def of(cls, method: Shapley, task: Task) -> "FeatureGame":
+        if method.background is None:
+            absent = {i: b[None] for i, b in features.baselines(method.baselines, task.inputs).items()}
+        else:
+            absent = {i: b[:, None] for i, b in features.background(method.background, task.inputs).items()}
+        players = Features.of(method.feature_mask, task.inputs, absent)
+        return cls(method, task, Questions(task), players, absent, len(next(iter(absent.values()))))
+
+    def __call__(self, members: Tensor) -> Tensor:
+        """The values of coalitions `[M, players]`, `[M, targets · N]`."""
 
         def outputs(rounds: slice) -> Tensor:
-            round = torch.arange(rounds.start, rounds.stop)
-            of_round = {i: b[round % several] for i, b in absent.items()}
-            return asked(task, players.altered(task.inputs, of_round, members[round // several]), targets)
+            numbers = torch.arange(rounds.start, rounds.stop)
+            absent = {i: b[numbers % self.replacements] for i, b in self.absent.items()}
+            return self.ask(self.players.altered(self.task.inputs, absent, members[numbers // self.replacements]))
 
-        found = torch.cat(list(batched(self, task, len(members) * several, outputs, self.batch_size)), 1)
-        return found.view(len(targets), len(members), several, -1).mean(2).movedim(1, 0).flatten(1)
+        count = len(members) * self.replacements
+        found = torch.cat(list(batched(self.method, self.task, count, outputs, self.method.batch_size)), 1)
+        return found.unflatten(1, (-1, self.replacements)).mean(2).movedim(1, 0).flatten(1)
 
 
 def shapley_values(
@@ -160,7 +177,7 @@ def shapley_values(
         found = _estimate(checked, players, estimator, budget, interactions, seed)
     except TooFew as error:
         raise RuleError(f"budget={budget} coalitions: {error}, so at least {error.least}") from None
-    return _parted(found, 0) if single else found
+    return found.first if single else found
 
 
 class TooFew(RuleError):
@@ -246,18 +263,12 @@ def _regressed(game: Value, players: int, budget: int, index: Index | None, rand
     found = game(torch.cat([members, ~members])).T.double().cpu()
     there, back = found.split(len(members), 1)
 
-    def odd_half(members: Tensor, differences: Tensor) -> list[Tensor]:
-        odd = Regression.fitted(members, differences, odd=True)
-        variances = odd.deviations(shapley_moment).square()
-        pairs = [] if index is None else [odd.doubles(INDICES[index][1])]
-        return [odd.singles(shapley_moment), variances, *pairs]
-
-    def even_half(members: Tensor, means: Tensor) -> list[Tensor]:
-        return [Regression.fitted(members, means, odd=False).doubles(INDICES[index or "sii"][1])]
-
-    shapley, variances, *pairs = mean_of_parts(members, (there - back) / 2, odd_half)
+    moment = None if index is None else INDICES[index][1]
+    doubles = [] if moment is None else [lambda half: half.doubles(moment)]
+    singles = [lambda half: half.singles(shapley_moment), lambda half: half.deviations(shapley_moment).square()]
+    shapley, variances, *pairs = estimates(members, (there - back) / 2, True, [*singles, *doubles])
+    pairs = pairs[0] + estimates(members, (there + back) / 2, False, doubles)[0] if pairs else None
     shapley += (there[:, :1] - back[:, :1] - shapley.sum(1, keepdim=True)) / players  # what rounding left
-    pairs = None if index is None else pairs[0] + mean_of_parts(members, (there + back) / 2, even_half)[0]
     if pairs is not None:
         empty = back[:, :1]
         adds = torch.where(members[1 : 1 + alone].sum(1) == 1, there[:, 1 : 1 + alone], back[:, 1 : 1 + alone]) - empty
@@ -292,19 +303,3 @@ def _permutations(game: Value, players: int, budget: int, random: torch.Generato
     adds = steps.gather(-1, ranks.expand(len(found), -1, -1, -1)).mean(2)  # [N, orders, players]
     errors = adds.std(1) / count**0.5
     return ShapleyValues(adds.mean(1), errors, None, found[:, 1], found[:, 0], found.shape[1])
-
-
-def _by_target(found: ShapleyValues, targets: int, output_like: Tensor) -> list[ShapleyValues]:
-    """The games of each target apart, in the dtype and on the device of the outputs."""
-    n = len(output_like)
-    return [_parted(found, slice(t * n, (t + 1) * n), output_like) for t in range(targets)]
-
-
-def _parted(found: ShapleyValues, games: int | slice, like: Tensor | None = None) -> ShapleyValues:
-    def part(t: Tensor | None) -> Any:
-        return None if t is None else t[games] if like is None else t[games].to(like)
-
-    return ShapleyValues(
-        part(found.values), part(found.standard_errors), part(found.interactions), part(found.whole), part(found.empty),
-        found.evaluations,
-    )  # fmt: skip

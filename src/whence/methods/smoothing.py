@@ -15,7 +15,7 @@ from whence.lrp.lookups import NOWHERE, Alter, Lookup
 from whence.methods.batches import batched
 from whence.methods.gradients import Sensitivity
 from whence.methods.moments import Moments
-from whence.methods.passes import Task, explanation, refuse_layers, summed, values
+from whence.methods.passes import Task, explanation, refuse_layers, resolved, summed
 
 NOISE_LEVEL = 0.15  # of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
 KINDS = {"smoothgrad": Moments.means, "smoothgrad_sq": Moments.mean_squares, "vargrad": Moments.variances}
@@ -55,20 +55,20 @@ class SmoothGrad:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        resolved = values(task)
+        answers = resolved(task)
         noise = Noise(task.inputs, self.n_samples, self.stdevs, self.seed)
-        totals = [Moments() for _ in resolved]
+        totals = [Moments() for _ in answers]
 
         def relevance(rounds: slice) -> list[dict[int, Tensor]]:
             times = rounds.stop - rounds.start
-            moved = task.moved(times, noise.points(rounds), [target for _, target in resolved], noise.alter(rounds))
+            moved = task.moved(times, noise.points(rounds), [target for _, target in answers], noise.alter(rounds))
             found = (task.inputs.apart(e.relevance) for e in self.method.explanations(moved))
             return [{i: r.view(times, -1, *r.shape[1:]) for i, r in parts.items()} for parts in found]
 
         for found in batched(self, task, self.n_samples, relevance, self.batch_size):
             for total, of_target in zip(totals, found, strict=True):
                 total.add(of_target)
-        for (output, target), total in zip(resolved, totals, strict=True):
+        for (output, target), total in zip(answers, totals, strict=True):
             scores = KINDS[self.kind](total)
             yield explanation(self, task, output, target, scores, Conservation(output, summed(scores)))
 
