@@ -68,7 +68,7 @@ def test_windows_cover_everything_and_defaults_are_sensible():
         return x.flatten(1)
 
     e = whence.explain(f, x, lambda y: y.sum(1), method=Occlusion())
-    hidden = torch.cat(seen[1:]) == 0
+    hidden = torch.cat(seen[1:]) == 0  # x is nowhere 0
     assert hidden.flatten(1).any(1).all()
     assert hidden.any(0).all()  # every entry is covered
     assert hidden[0].sum() == 3 * 3 * 4  # an eighth of each side, all channels
@@ -78,6 +78,21 @@ def test_windows_cover_everything_and_defaults_are_sensible():
         close(e.relevance[0, c, h, w], expected)
     vector = torch.randn(2, 7)
     close(relevance(lambda x: x.sum(1, keepdim=True), vector, Occlusion()), vector)
+
+
+@pytest.mark.parametrize("method", [FeatureAblation(), Occlusion((1, 4, 4), (1, 2, 2))], ids=lambda m: m.name)
+def test_what_changes_nothing_is_not_asked(method):
+    rows, model, x = [], cnn(), torch.randn(2, 3, 12, 12)
+    x[:, :, 5:] = 0
+
+    def counted(x):
+        rows.append(len(x))
+        return model(x)
+
+    e = whence.explain(counted, x, 1, method=method)
+    assert sum(rows) == 2 + 2 * (3 * 5 * 12 if isinstance(method, FeatureAblation) else 3 * 3 * 5)
+    nudged = relevance(model, x + 1e-9, method, 1)  # nothing equals the baseline any more
+    close(e.relevance, nudged, atol=1e-6, rtol=0)
 
 
 def test_masks_of_each_sample():
@@ -128,7 +143,7 @@ def test_rise_by_hand():
         seen.append(x.detach())
         return model(x)
 
-    e = whence.explain(f, x, 1, method=RISE(n_masks=200, batch_size=30))
+    e = whence.explain(f, x, 1, method=RISE(n_masks=200, batch_size=30, centred=False))
     copies = torch.cat([s.view(-1, 2, 3, 20, 16) for s in seen[1:]])
     masks = copies / x
     assert masks.shape[0] == 200
@@ -141,6 +156,9 @@ def test_rise_by_hand():
     torch.testing.assert_close(e.relevance.sum(1), expected)
     draws = outputs[:, :, None, None] * masks[:, :, 0] / 0.5
     torch.testing.assert_close(e.standard_errors[:, 0] * 3, draws.std(0) / 200**0.5)
+    centred = whence.explain(model, x, 1, method=RISE(n_masks=200))
+    without_mean = torch.einsum("mn,mnhw->nhw", outputs - outputs.mean(0), masks[:, :, 0]) / (200 * 0.5)
+    torch.testing.assert_close(centred.relevance.sum(1), without_mean)
 
 
 def test_rise_finds_what_counts():

@@ -326,6 +326,30 @@ def test_the_budget_counts_model_evaluations():
         assert 0.7 * 2 * method.budget <= sum(rows) - 2 <= 2 * method.budget
 
 
+def test_features_that_equal_their_baseline_are_zero_and_cost_nothing():
+    rows, model, x = [], net(), torch.randn(3, 12)
+    x[0, 5:] = x[1, 5:] = 0.0
+    x[2, :3] = 0.0
+
+    def counted(x):
+        rows.append(len(x))
+        return model(x)
+
+    method = Shapley(interactions="sii", budget=100)
+    e = whence.explain(counted, x, 1, method=method)
+    assert sum(rows) == 3 + 2 * 2**5 + 100  # two games of five players exactly, one of nine by a sample
+    assert torch.equal(e.relevance == 0, x == 0)
+    assert torch.equal(e.standard_errors[:2], torch.zeros(2, 12))
+    for i in range(3):
+        alone = whence.explain(model, x[i : i + 1], 1, method=method)
+        close(e.relevance[i : i + 1], alone.relevance)
+        close(e.interactions[i : i + 1], alone.interactions)
+        close(e[i].conservation.baseline, alone.conservation.baseline)
+    nothing = whence.explain(model, torch.zeros(1, 12), 1, method=method)
+    close(nothing.relevance, torch.zeros(1, 12))
+    close(nothing.conservation.baseline, nothing.output)
+
+
 def test_pictures_by_patches():
     x = torch.randn(2, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3)).eval()
@@ -384,4 +408,4 @@ def test_models_are_refused_like_games():
     with pytest.raises(errors.RuleError, match="not both"):
         Shapley(baselines=0.0, background=torch.zeros(1, 12))
     with pytest.raises(errors.RuleError, match="group them by a feature_mask"):
-        whence.explain(lambda x: x.flatten(1), torch.zeros(1, 3, 64, 64), 0, method=Shapley())
+        whence.explain(lambda x: x.flatten(1), torch.ones(1, 3, 64, 64), 0, method=Shapley())

@@ -25,6 +25,7 @@ from whence.lrp.rules import (
 )
 from whence.methods.cams import GradCAM as GradCAM, LayerCAM as LayerCAM
 from whence.methods.features import patches as patches
+from whence.methods.games import ShapleyValues as ShapleyValues, shapley_values as shapley_values
 from whence.methods.gradients import (
     Deconvnet as Deconvnet,
     GradientTimesInput as GradientTimesInput,
@@ -35,7 +36,7 @@ from whence.methods.lrp import LRP as LRP
 from whence.methods.paths import ExpectedGradients as ExpectedGradients, IntegratedGradients as IntegratedGradients
 from whence.methods.perturbation import RISE as RISE, FeatureAblation as FeatureAblation, Occlusion as Occlusion
 from whence.methods.roots import NearestRoot as NearestRoot, RootOnManifold as RootOnManifold, RootTowards as RootTowards
-from whence.methods.shapley import Shapley as Shapley, ShapleyValues as ShapleyValues, shapley_values as shapley_values
+from whence.methods.shapley import Shapley as Shapley
 from whence.methods.smoothing import SmoothGrad as SmoothGrad
 from whence.methods.taylor import SimpleTaylor as SimpleTaylor
 from whence.targets import Logit as Logit, Span as Span

@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.errors import WhenceError
 from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
-from whence.targets import Logit, Span
+from whence.targets import Logit, Span, of_samples
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SUFFIXES = (*PICTURES, ".html", ".npz", ".safetensors")
@@ -57,13 +57,11 @@ class Explanation:
             index = slice(index % len(self), index % len(self) + 1)
         if index.step is not None and index.step < 1:
             raise IndexError(f"samples cannot be sliced by steps of {index.step}")
-        target = self.target.of(index) if isinstance(self.target, Logit) else self.target
-        target = target[index] if isinstance(target, Tensor) else target
         return replace(
             self,
             relevance=_each(lambda t: t[index], self.relevance),
             output=self.output[index],
-            target=target,
+            target=of_samples(self.target, index),
             conservation=self.conservation[index],
             layers=_each(lambda t: t[index], self.layers),
             inputs=_each(lambda t: t[index], self.inputs),

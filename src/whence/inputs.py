@@ -88,9 +88,17 @@ class Inputs:
         parts = (replaced[i] if i in replaced else self._repeated(part, times) for i, part in enumerate(self.parts))
         return replace(self, parts=tuple(parts))
 
+    def of_samples(self, samples: Tensor) -> "Inputs":
+        """Some of the samples, by their numbers."""
+        return replace(
+            self, parts=tuple(part[samples.to(part.device)] if self._of_batch(part) else part for part in self.parts)
+        )
+
+    def _of_batch(self, part: Any) -> bool:
+        return isinstance(part, Tensor) and part.dim() > 0 and len(part) == self.batch_size
+
     def _repeated(self, part: Any, times: int) -> Any:
-        has_samples = isinstance(part, Tensor) and part.dim() > 0 and len(part) == self.batch_size
-        return part.repeat(times, *[1] * (part.dim() - 1)) if has_samples else part
+        return part.repeat(times, *[1] * (part.dim() - 1)) if self._of_batch(part) else part
 
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
         """The model's outputs, its own complaints about the input turned into one clear line."""

@@ -39,5 +39,7 @@ def _bar() -> Any:
     from rich import progress as rich
     from rich.console import Console
 
+    console = Console(stderr=True)
+    seen = console.is_terminal or console.is_jupyter  # elsewhere, as in a log, only blank lines would be left of it
     columns = rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
-    return rich.Progress(*columns, console=Console(stderr=True), transient=True)
+    return rich.Progress(*columns, console=console, transient=True, disable=not seen)

@@ -44,9 +44,9 @@ class Logit:
         other = _indices(self.rather_than, rows)
         return rows[samples, index] - rows[samples, other], replace(self, index=index, rather_than=other)
 
-    def of(self, samples: slice) -> "Logit":
-        """The same for some of the samples, once its indices are filled in."""
-        index, other = (i[samples] if isinstance(i, Tensor) else i for i in (self.index, self.rather_than))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Logit":
+        """The same with another tensor for each of its indices that is filled in."""
+        index, other = (change(i) if isinstance(i, Tensor) else i for i in (self.index, self.rather_than))
         return replace(self, index=index, rather_than=other)
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
@@ -133,10 +133,18 @@ def repeated(target: Target, times: int) -> Target:
     >>> repeated(torch.tensor([3, 5]), 2)
     tensor([3, 5, 3, 5])
     """
+    return _mapped(target, lambda index: index.repeat(times))
+
+
+def of_samples(target: Target, samples: slice | Tensor) -> Target:
+    """The target of some of the samples, its indices filled in."""
+    return _mapped(target, lambda index: index[samples])
+
+
+def _mapped(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
     if isinstance(target, Logit):
-        index, other = (i.repeat(times) if isinstance(i, Tensor) else i for i in (target.index, target.rather_than))
-        return replace(target, index=index, rather_than=other)
-    return target.repeat(times) if isinstance(target, Tensor) else target
+        return target.mapped(change)
+    return change(target) if isinstance(target, Tensor) else target
 
 
 def _last_attended(logits: Tensor, inputs: Inputs) -> Tensor:

@@ -29,7 +29,7 @@ PRESETS = ("attn_lrp", "cp_lrp", "epsilon_gamma", "epsilon_gamma_box", "epsilon_
 SOURCES = {
     "relevance": "relevance",
     "absorbed": "absorbed (by biases, ε, shifts, softmaxes or terms of second order)",
-    "baseline": "baseline (the output that is there without the input)",
+    "baseline": "baseline (the output at the baseline or root)",
 }
 BOUNDED = ("epsilon_gamma_box", "deep_taylor")
 
@@ -165,6 +165,7 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
         "relevance": account.relevance.tolist(),
         "absorbed": None if account.absorbed is None else account.absorbed.tolist(),
         "baseline": None if account.baseline is None else account.baseline.tolist(),
+        "adds_up": account.adds_up,
         "error": account.error.tolist(),
         "picture": str(out),
         **texts,
@@ -196,12 +197,13 @@ def _print(report: dict[str, Any]) -> None:
         title_justify="left",
     )
     parts = [part for part in ("relevance", "absorbed", "baseline") if report[part] is not None]
-    for heading in ("target", "output", *parts, "error"):
+    headings = ("target", "output", *parts, *(["error"] if report["adds_up"] else []))
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "target" else "right")
     for i, target in enumerate(report["target"]):
         name = str(target["index"]) if target["name"] == str(target["index"]) else f"{target['index']} {target['name']}"
-        amounts = (f"{report[column][i]:.4g}" for column in ("output", *parts))
-        table.add_row(name, *amounts, f"{report['error'][i]:.0e}")
+        amounts = [f"{report[heading][i]:{'.0e' if heading == 'error' else '.4g'}}" for heading in headings[1:]]
+        table.add_row(name, *amounts)
     console.print(table)
     if len(parts) > 1:
         console.print(f"output = {' + '.join(SOURCES[part] for part in parts)}")

@@ -17,7 +17,8 @@ class Conservation:
 
     `absorbed` is summed up on the way back from what each layer kept; it is None where the method cannot measure it, and
     `by_layer` is then empty. `baseline` is the output that was there without the features, for methods that compare with a
-    baseline. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|.
+    baseline. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|; `adds_up` says whether the method
+    means them to vanish.
     """
 
     output: Tensor  # [N]
@@ -25,6 +26,7 @@ class Conservation:
     absorbed: Tensor | None = None  # [N]
     by_layer: dict[str, Tensor] = field(default_factory=dict)  # module path -> [N]
     baseline: Tensor | None = None  # [N]
+    adds_up: bool = True
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -46,11 +48,16 @@ class Conservation:
         """The account of some of the samples."""
         parts = {name: part[samples] for name, part in self.parts.items()}
         by_layer = {name: amount[samples] for name, amount in self.by_layer.items()}
-        return Conservation(self.output[samples], by_layer=by_layer, **parts)
+        return Conservation(self.output[samples], by_layer=by_layer, adds_up=self.adds_up, **parts)
 
     def __repr__(self) -> str:
         lines = []
         for i in range(len(self.output)):
+            if not self.adds_up:
+                lines.append(
+                    f"output {self.output[i]:.4g}; relevance {self.relevance[i]:.4g} does not add up to it by this method"
+                )
+                continue
             equals = "=" if self.error[i] < 1e-3 else "≠"
             parts = " + ".join(f"{name} {part[i]:.4g}" for name, part in self.parts.items())
             lines.append(f"output {self.output[i]:.4g} {equals} {parts} (error {self.error[i]:.0e})")

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from whence.errors import InputError, ModelError, SelectorError
 from whence.explanation import Explanation
-from whence.lrp.conservation import Conservation
 from whence.lrp.scope import module_names, named_layers
 from whence.methods.gradients import plain_gradients
-from whence.methods.passes import Taps, Task, explanation, refuse_layers, summed
+from whence.methods.passes import Taps, Task, explanation, refuse_layers
 
 UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -92,8 +91,7 @@ def _maps(method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Te
         cam = cam.clamp(min=0) if method.relu else cam
         sized = F.interpolate(cam, picture.shape[2:], mode=UPSAMPLING[picture.dim()], align_corners=False)
         scores = {i: (sized / picture.shape[1]).expand_as(picture).to(picture)}
-        account = Conservation(found.output, summed(scores))
-        yield explanation(method, task, found.output, found.target, scores, account, {name: [cam]})
+        yield explanation(method, task, found.output, found.target, scores, layers={name: [cam]})
 
 
 def _picture(task: Task) -> tuple[int, Tensor]:

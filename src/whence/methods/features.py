@@ -1,7 +1,7 @@
 """What counts as one feature, and what stands in its place when it is absent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -111,6 +111,19 @@ class Features:
             i: torch.where(present.to(mask.device)[:, mask], inputs.parts[i], absent[i]).flatten(0, 1)
             for i, mask in self.masks.items()
         }
+
+    def differing(self, inputs: Inputs, absent: Mapping[int, Tensor]) -> Tensor:
+        """Which features differ from any of what would replace them, `absent` `[…, 1 or N, …]`: `[N, features]`."""
+        found = torch.zeros(inputs.batch_size, self.count, dtype=torch.int)
+        for i, mask in self.masks.items():
+            differs = (inputs.parts[i] != absent[i]).flatten(0, -1 - inputs.parts[i].dim()).any(0)
+            numbers = mask.flatten(1).expand(len(differs), -1).cpu()
+            found.scatter_reduce_(1, numbers, differs.flatten(1).int().cpu(), "amax")
+        return found.bool()
+
+    def of_samples(self, samples: Tensor) -> "Features":
+        """The features of some of the samples."""
+        return replace(self, masks={i: m[samples.to(m.device)] if len(m) > 1 else m for i, m in self.masks.items()})
 
     def spread(self, values: Tensor) -> dict[int, Tensor]:
         """Values of features `[N, features]` at every entry of the feature."""

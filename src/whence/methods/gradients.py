@@ -130,7 +130,7 @@ def _explained(method: object, task: Task, relevance: Relevance, relu_back: Rele
             name = type(method).__name__
             raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
-        account = Conservation(found.output, summed(scores))
+        account = Conservation(found.output, summed(scores), adds_up=isinstance(method, GradientTimesInput))
         yield explanation(method, task, found.output, found.target, scores, account, found.at_layers(relevance))
 
 

@@ -242,7 +242,7 @@ def explanation(
         relevance=task.inputs.together(scores),
         output=output,
         target=target,
-        conservation=conservation or Conservation(output, summed(scores)),
+        conservation=conservation or Conservation(output, summed(scores), adds_up=False),
         layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in (layers or {}).items()},
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,

@@ -19,6 +19,7 @@ from whence.methods.moments import Moments
 from whence.methods.passes import Task, explanation, refuse_layers
 from whence.methods.questions import Questions
 
+MASKS_AT_ONCE = 64
 RISE_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
@@ -46,14 +47,18 @@ class FeatureAblation:
         absent = features.baselines(self.baselines, task.inputs)
         players = Features.of(self.feature_mask, task.inputs, absent)
         ask = Questions(task)
+        changed = players.differing(task.inputs, {i: b[None] for i, b in absent.items()}).any(0).nonzero()[:, 0]
 
-        def ablated(rounds: slice) -> Tensor:
-            present = torch.arange(players.count)[None] != torch.arange(rounds.start, rounds.stop)[:, None]
-            return ask(players.altered(task.inputs, absent, present))
+        losses = ask.outputs.new_zeros(*ask.outputs.shape, players.count)
 
-        outputs = torch.cat(list(batched(self, task, players.count, ablated, self.batch_size)), 1)
-        for output, target, found in zip(ask.outputs, ask.targets, outputs, strict=True):
-            yield explanation(self, task, output, target, like(task, players.spread((output - found).T)))
+        def ablated(rounds: slice) -> tuple[Tensor, Tensor]:
+            present = torch.arange(players.count) != changed[rounds, None]
+            return changed[rounds], ask(players.altered(task.inputs, absent, present))
+
+        for numbers, found in batched(self, task, len(changed), ablated, self.batch_size):
+            losses[..., numbers] = ask.outputs[..., None] - found.transpose(1, 2)
+        for output, target, loss in zip(ask.outputs, ask.targets, losses, strict=True):
+            yield explanation(self, task, output, target, like(task, players.spread(loss)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,18 +100,20 @@ class Occlusion:
         x, outputs = task.inputs.parts[i], ask.outputs[:, None]
         total = torch.zeros(len(outputs), *x.shape, dtype=outputs.dtype, device=outputs.device)
 
-        def occluded(rounds: slice) -> tuple[slice, Tensor]:
-            hidden = windows.at(rounds, x.device)[:, None]
-            return rounds, ask({i: torch.where(hidden, baseline, x).flatten(0, 1)})
+        changed = windows.that_hold((x != baseline).any(0))
 
-        for rounds, found in batched(self, task, windows.count, occluded, self.batch_size):
-            total += windows.spread(outputs - found, rounds)
+        def occluded(rounds: slice) -> tuple[Tensor, Tensor]:
+            hidden = windows.at(changed[rounds])[:, None]
+            return changed[rounds], ask({i: torch.where(hidden, baseline, x).flatten(0, 1)})
+
+        for numbers, found in batched(self, task, len(changed), occluded, self.batch_size):
+            total += windows.spread(outputs - found, numbers)
         return total / windows.covering(x.device)
 
 
 @dataclass(frozen=True, eq=False)
 class RISE:
-    """R = E[f(x ⊙ m) m] / E[m] over random smooth masks m (Petsiuk et al. 2018, eq. 6).
+    """R = E[(f(x ⊙ m) − f̄) m] / E[m] over random smooth masks m, f̄ the mean output (Petsiuk et al. 2018, eq. 6).
 
     >>> e = whence.explain(model, x, target=3, method=whence.RISE(n_masks=4000))
     >>> e.standard_errors
@@ -114,11 +121,13 @@ class RISE:
     Masks are coarse grids of `cells` along each side, each cell kept with probability `probability`, enlarged smoothly and
     shifted at random; they hide all channels and are the same for every sample, set by `seed`. What is hidden is replaced by
     `baselines`. For pictures `[N, C, …]`; relevance is shared out evenly among channels. It does not add up to the output.
+    `centred=False` leaves f̄ in, as the paper does: the same amount everywhere, beside which differences pale.
     """
 
     n_masks: int = 2000
     cells: int = 7
     probability: float = 0.5
+    centred: bool = True
     baselines: features.Baselines = None
     seed: int = 0
     batch_size: int | None = None
@@ -136,18 +145,19 @@ class RISE:
             raise InputError("RISE masks one picture [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
         ((i, baseline),) = absent.items()
         x, ask = task.inputs.parts[i], Questions(task)
-        masks, totals = SmoothMasks.drawn(self, x), [Moments() for _ in ask.targets]
+        masks = SmoothMasks.drawn(self, x)
 
-        def masked(rounds: slice) -> tuple[Tensor, Tensor]:
-            mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
-            return mask, ask({i: torch.lerp(baseline, x, mask).flatten(0, 1)})
+        def masked(rounds: slice) -> Tensor:
+            return ask({i: torch.lerp(baseline, x, masks.at(rounds).to(x)[:, None]).flatten(0, 1)})
 
-        for mask, found in batched(self, task, self.n_masks, masked, self.batch_size):
-            for total, outputs in zip(totals, found, strict=True):
-                weight = outputs.view(*outputs.shape, *[1] * (x.dim() - 1)) / (self.probability * self.n_masks * x.shape[1])
-                total.add({i: weight * mask})
-        for output, target, total in zip(ask.outputs, ask.targets, totals, strict=True):
-            scores, errors = (like(task, part) for part in (total.sums(), total.standard_errors()))
+        outputs = torch.cat(list(batched(self, task, self.n_masks, masked, self.batch_size)), 1)
+        outputs = (outputs - outputs.mean(1, keepdim=True) * self.centred) / (self.probability * self.n_masks * x.shape[1])
+        for output, target, weights in zip(ask.outputs, ask.targets, outputs, strict=True):
+            moments = Moments()
+            for rounds in (slice(start, start + MASKS_AT_ONCE) for start in range(0, self.n_masks, MASKS_AT_ONCE)):
+                mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
+                moments.add({i: weights[rounds].view(len(mask), -1, *[1] * (x.dim() - 1)) * mask})
+            scores, errors = (like(task, part) for part in (moments.sums(), moments.standard_errors()))
             yield explanation(self, task, output, target, scores, standard_errors=task.inputs.together(errors))
 
 
@@ -176,32 +186,37 @@ class Windows:
         sizes = zip(self.lengths, self.shape, self.strides, strict=True)
         return tuple(-(-(length - size) // stride) + 1 for length, size, stride in sizes)
 
-    @property
-    def count(self) -> int:
-        return reduce(lambda a, b: a * b, self.counts, 1)
+    def that_hold(self, entries: Tensor) -> Tensor:
+        """The numbers of the windows that hold any of `entries`, a mask `[…]` of a sample."""
+        held = entries.float()
+        for d in range(len(self.counts)):
+            held = torch.tensordot(self._all_along(d, entries.device).float(), held.movedim(d, 0), 1).movedim(0, d)
+        return held.flatten().nonzero()[:, 0]
 
-    def at(self, rounds: slice, device: torch.device) -> Tensor:
-        """Where some of the windows lie, [rounds, …]."""
-        along = self._along(rounds, device)
+    def at(self, numbers: Tensor) -> Tensor:
+        """Where windows lie, by their numbers, [rounds, …]."""
+        along = self._along(numbers)
         placed = [a.view(len(a), *[1] * d, -1, *[1] * (len(along) - d - 1)) for d, a in enumerate(along)]
-        return reduce(torch.logical_and, placed, torch.ones((), dtype=torch.bool, device=device))
+        return reduce(torch.logical_and, placed)
 
-    def spread(self, scores: Tensor, rounds: slice) -> Tensor:
-        """Scores [targets, rounds, N] of some windows, summed over the windows that cover an entry: [targets, N, …]."""
-        along = [a.to(scores) for a in self._along(rounds, scores.device)]
+    def spread(self, scores: Tensor, numbers: Tensor) -> Tensor:
+        """Scores [targets, rounds, N] of windows, summed over the windows that cover an entry: [targets, N, …]."""
+        along = [a.to(scores) for a in self._along(numbers)]
         letters = "abcde"[: len(along)]
         windows = ",".join(f"r{letter}" for letter in letters)
         return torch.einsum(f"trn,{windows}->tn{letters}", scores, *along)
 
     def covering(self, device: torch.device) -> Tensor:
         """How many windows cover each entry."""
-        everywhere = [self._inside(d, torch.arange(n, device=device)).sum(0) for d, n in enumerate(self.counts)]
+        everywhere = [self._all_along(d, device).sum(0) for d in range(len(self.counts))]
         return reduce(lambda a, b: a[..., None] * b, everywhere, torch.ones((), device=device))
 
-    def _along(self, rounds: slice, device: torch.device) -> list[Tensor]:
-        """Where some of the windows lie along each dimension, [rounds, length]."""
-        index = torch.arange(rounds.start, rounds.stop, device=device)
-        return [self._inside(d, place) for d, place in enumerate(torch.unravel_index(index, self.counts))]
+    def _along(self, numbers: Tensor) -> list[Tensor]:
+        """Where windows lie along each dimension, [rounds, length]."""
+        return [self._inside(d, place) for d, place in enumerate(torch.unravel_index(numbers, self.counts))]
+
+    def _all_along(self, d: int, device: torch.device) -> Tensor:
+        return self._inside(d, torch.arange(self.counts[d], device=device))
 
     def _inside(self, d: int, place: Tensor) -> Tensor:
         start, entry = place[:, None] * self.strides[d], torch.arange(self.lengths[d], device=place.device)

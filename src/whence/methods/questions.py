@@ -1,10 +1,14 @@
 """What the model says to altered inputs: no gradients, any callable."""
 
+from copy import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from whence.errors import ModelError
 from whence.methods.passes import Task, resolved, values
+from whence.targets import of_samples
 
 # where convolutions of pictures are faster with channels last, by 1.3 to 2.4 times on CPUs
 FASTER_CHANNELS_LAST = {(4, torch.float32): torch.channels_last, (5, torch.float32): torch.channels_last_3d}
@@ -22,6 +26,14 @@ class Questions:
         answers = resolved(task)
         self.outputs = torch.stack([output for output, _ in answers])  # [targets, N]
         self.targets = [target for _, target in answers]
+
+    def of_samples(self, samples: Tensor) -> "Questions":
+        """The same of some of the samples."""
+        some = copy(self)
+        some._task = replace(self._task, inputs=self._task.inputs.of_samples(samples))
+        some.outputs = self.outputs[:, samples.to(self.outputs.device)]
+        some.targets = [of_samples(target, samples) for target in self.targets]
+        return some
 
     def __call__(self, altered: dict[int, Tensor]) -> Tensor:
         """The outputs [targets, rounds, N] of altered inputs [rounds · N, …]."""

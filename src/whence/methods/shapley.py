@@ -1,60 +1,24 @@
-"""Shapley values of features, of players in any game, and interactions of pairs: exact, or from a sample."""
+"""Shapley values of the features of a model's inputs."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from functools import reduce
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from whence.errors import InputError, RuleError
+from whence.errors import RuleError
 from whence.explanation import Explanation
 from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
-from whence.methods import coalitions, features
+from whence.methods import features, games
 from whence.methods.batches import batched
-from whence.methods.coalitions import MOST_ENUMERATED, by_size
 from whence.methods.features import Features
-from whence.methods.kriging import estimates, shapley_moment, taylor_moment
+from whence.methods.games import Estimator, Index, ShapleyValues, TooFew
 from whence.methods.passes import Task, explanation, refuse_layers
 from whence.methods.perturbation import like
 from whence.methods.questions import Questions
-
-Value = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
-Estimator = Literal["exact", "regression", "permutation"]
-Index = Literal["sii", "stii"]
-
-INDICES = {"sii": (coalitions.sii_weight, shapley_moment), "stii": (coalitions.stii_weight, taylor_moment)}
-ASKED_AT_ONCE = 2**16
-MOST_REGRESSED = 4096  # players; a regression on as many pairs fits in memory
-
-
-@dataclass(frozen=True, eq=False)
-class ShapleyValues:
-    """What `shapley_values` found.
-
-    >>> found = whence.shapley_values(lambda coalitions: coalitions.sum(1).float() ** 2, players=3)
-    >>> found.values.tolist()
-    [3.0, 3.0, 3.0]
-
-    `values` and their `standard_errors` (None where they are exact) are `[players]`, or `[N, players]` for N games at once.
-    `interactions` `[…, players, players]` are symmetric, with the Shapley values on the diagonal (sii) or what each player
-    adds to nobody (stii). `evaluations` says of how many coalitions the value was asked.
-    """
-
-    values: Tensor
-    standard_errors: Tensor | None
-    interactions: Tensor | None
-    whole: Tensor
-    empty: Tensor
-    evaluations: int
-
-    @property
-    def first(self) -> "ShapleyValues":
-        """Those of the first game alone."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: part[0] for name, part in parts.items() if isinstance(part, Tensor)})
+from whence.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +36,7 @@ class Shapley:
     orders; "permutation" orders and their reverses. If not given it is exact where that is within the budget, else by
     regression. `budget` is the number of model evaluations a sample, 2n + 2048 coalitions if not given. `interactions` of pairs
     are "sii" (Grabisch and Roubens 1999) or "stii" (Sundararajan et al. 2020). ΣR = f(x) − f(baseline), each feature counted
-    once. The sample is the same for all inputs and set by `seed`.
+    once. Features that equal what would replace them are zero and cost nothing. The sample is set by `seed`.
     """
 
     baselines: features.Baselines = None
@@ -87,39 +51,62 @@ class Shapley:
     name: ClassVar[str] = "shapley"
 
     def __post_init__(self):
-        _check(self.estimator, self.interactions)
+        games.check(self.estimator, self.interactions)
         if self.baselines is not None and self.background is not None:
             raise RuleError("give baselines or a background, not both: absent features are replaced by one of them")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
         game = FeatureGame.of(self, task)
-        within = None if self.budget is None else self.budget // game.replacements
+        outputs, count = game.ask.outputs, game.players.count
+        shares, spreads = outputs.new_zeros(2, *outputs.shape, count)
+        pairs = None if self.interactions is None else outputs.new_zeros(*outputs.shape, count, count)
+        empty, sampled = outputs.clone(), False
+        for samples, playing, found in self._found(game):
+            at = (slice(None), samples[:, None], playing)
+            shares[at], empty[:, samples] = game.by_target(found.values), game.by_target(found.empty)
+            if found.standard_errors is not None:
+                spreads[at], sampled = game.by_target(found.standard_errors), True
+            if pairs is not None and found.interactions is not None:
+                pairs[:, samples[:, None, None], playing[:, None], playing] = game.by_target(found.interactions)
+        for t, target in enumerate(game.ask.targets):
+            account = Conservation(outputs[t], shares[t].sum(1), baseline=empty[t])
+            scores, errors = (like(task, game.players.spread(part[t])) for part in (shares, spreads))
+            yield explanation(
+                self, task, outputs[t], target, scores, account,
+                standard_errors=task.inputs.together(errors) if sampled else None,
+                interactions=None if pairs is None else pairs[t],
+            )  # fmt: skip
+
+    def _found(self, game: "FeatureGame") -> Iterator[tuple[Tensor, Tensor, ShapleyValues]]:
+        """Values of the features that play a part, for all samples in which the same ones do."""
+        patterns, which = game.active.unique(dim=0, return_inverse=True)
+        with progress(self.name, len(which), len(patterns) > 1 and game.task.progress) as advance:
+            for i, pattern in enumerate(patterns):
+                samples, playing = (which == i).nonzero()[:, 0], pattern.nonzero()[:, 0]
+                if len(playing):
+                    yield samples, playing, self._values(game.among(samples, playing, alone=len(patterns) == 1))
+                advance(len(samples))
+
+    def _values(self, game: "FeatureGame") -> ShapleyValues:
+        within, each = None if self.budget is None else self.budget // game.replacements, game.replacements
         try:
-            found = _estimate(game, game.players.count, self.estimator, within, self.interactions, self.seed)
+            return games.estimate(game, len(game.playing), self.estimator, within, self.interactions, self.seed)
         except TooFew as error:
-            each, least = game.replacements, error.least * game.replacements
+            least = error.least * each
             raise RuleError(f"budget={self.budget} model evaluations: {error} at {each} each, so at least {least}") from None
-        outputs, count = game.ask.outputs, len(game.ask.targets)
-        columns = (found.values, found.standard_errors, found.interactions, found.empty)
-        parts = ([None] * count if c is None else c.to(outputs).unflatten(0, outputs.shape).unbind() for c in columns)
-        for output, target, shares, errors, pairs, empty in zip(outputs, game.ask.targets, *parts, strict=True):
-            account = Conservation(output, shares.sum(1), baseline=empty)
-            scores = like(task, game.players.spread(shares))
-            spread = None if errors is None else task.inputs.together(like(task, game.players.spread(errors)))
-            yield explanation(self, task, output, target, scores, account, standard_errors=spread, interactions=pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureGame:
-    """The features of the inputs as players: a coalition's value is the output with all other features replaced."""
+    """Features of the inputs as players: a coalition's value is the output with all other features replaced."""
 
     method: Shapley
     task: Task
     ask: Questions
     players: Features
     absent: dict[int, Tensor]  # part -> [replacements, 1 or N, …]
-    replacements: int  # whose outputs are averaged
+    playing: Tensor  # the numbers of the features that take part; the others are always there
 
     @classmethod
     def of(cls, method: Shapley, task: Task) -> "FeatureGame":
@@ -128,178 +115,43 @@ class FeatureGame:
         else:
             absent = {i: b[:, None] for i, b in features.background(method.background, task.inputs).items()}
         players = Features.of(method.feature_mask, task.inputs, absent)
-        return cls(method, task, Questions(task), players, absent, len(next(iter(absent.values()))))
+        return cls(method, task, Questions(task), players, absent, torch.arange(players.count))
+
+    @property
+    def replacements(self) -> int:
+        """How many there are of each absent feature, whose outputs are averaged."""
+        return len(next(iter(self.absent.values())))
+
+    @property
+    def active(self) -> Tensor:
+        """Which features differ from what would replace them, `[N, features]`; the others add nothing to any coalition."""
+        return self.players.differing(self.task.inputs, self.absent).cpu()
+
+    def among(self, samples: Tensor, playing: Tensor, alone: bool) -> "FeatureGame":
+        """The game of some samples and features; `alone` if no other is played."""
+        if alone:
+            return replace(self, playing=playing)
+        absent = {i: b[:, samples] if b.shape[1] > 1 else b for i, b in self.absent.items()}
+        task = replace(self.task, inputs=self.task.inputs.of_samples(samples), progress=False)
+        return replace(
+            self, task=task, ask=self.ask.of_samples(samples), players=self.players.of_samples(samples), absent=absent,
+            playing=playing,
+        )  # fmt: skip
+
+    def by_target(self, found: Tensor) -> Tensor:
+        """What was found of all games, `[targets, N, …]`."""
+        return found.to(self.ask.outputs).unflatten(0, (len(self.ask.targets), -1))
 
     def __call__(self, members: Tensor) -> Tensor:
-        """The values of coalitions `[M, players]`, `[M, targets · N]`."""
+        """The values of coalitions `[M, playing]`, `[M, targets · N]`."""
+        present = torch.ones(len(members), self.players.count, dtype=torch.bool)
+        present[:, self.playing] = members
 
         def outputs(rounds: slice) -> Tensor:
             numbers = torch.arange(rounds.start, rounds.stop)
             absent = {i: b[numbers % self.replacements] for i, b in self.absent.items()}
-            return self.ask(self.players.altered(self.task.inputs, absent, members[numbers // self.replacements]))
+            return self.ask(self.players.altered(self.task.inputs, absent, present[numbers // self.replacements]))
 
         count = len(members) * self.replacements
         found = torch.cat(list(batched(self.method, self.task, count, outputs, self.method.batch_size)), 1)
         return found.unflatten(1, (-1, self.replacements)).mean(2).movedim(1, 0).flatten(1)
-
-
-def shapley_values(
-    value: Value,
-    players: int,
-    *,
-    estimator: Estimator | None = None,
-    budget: int | None = None,
-    interactions: Index | None = None,
-    seed: int = 0,
-) -> ShapleyValues:
-    """Shapley values of the players of any game.
-
-    >>> worth = torch.tensor([3.0, 0.0, 1.0])
-    >>> whence.shapley_values(lambda coalitions: coalitions.float() @ worth, players=3).values
-    tensor([3., 0., 1.], dtype=torch.float64)
-
-    `value` is asked for many coalitions at once, `[M, players]` of bool, and answers `[M]`, or `[M, N]` for N games. `budget`
-    is the number of coalitions it may be asked for; the other arguments are those of `Shapley`. Raises `RuleError` where the
-    budget is too small or exact values are asked of too many players, and `InputError` where `value` answers in another shape.
-    """
-    _check(estimator, interactions)
-    if not isinstance(players, int) or players < 1:
-        raise RuleError(f"players={players!r}; a game has at least one")
-    single = False
-
-    def checked(members: Tensor) -> Tensor:
-        nonlocal single
-        found = [_answer(value, part) for part in members.split(ASKED_AT_ONCE)]
-        single = found[0].dim() == 1
-        return torch.cat(found).view(len(members), -1)
-
-    try:
-        found = _estimate(checked, players, estimator, budget, interactions, seed)
-    except TooFew as error:
-        raise RuleError(f"budget={budget} coalitions: {error}, so at least {error.least}") from None
-    return found.first if single else found
-
-
-class TooFew(RuleError):
-    """A budget too small; says how many coalitions are needed."""
-
-    def __init__(self, message: str, least: int):
-        super().__init__(message)
-        self.least = least
-
-
-def _check(estimator: Estimator | None, interactions: Index | None) -> None:
-    if estimator not in (None, "exact", "regression", "permutation"):
-        raise RuleError(f"estimator={estimator!r}; choose 'exact', 'regression', 'permutation' or None")
-    if interactions is not None and interactions not in INDICES:
-        raise RuleError(f"interactions={interactions!r}; choose 'sii', 'stii' or None")
-    if interactions is not None and estimator == "permutation":
-        raise RuleError("orders give no interactions; use estimator='regression' or 'exact'")
-
-
-def _answer(value: Value, members: Tensor) -> Tensor:
-    found = value(members)
-    if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members):
-        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(
-            f"the value function gave {given} for {len(members)} coalitions, not [{len(members)}] or [{len(members)}, N]"
-        )
-    if not torch.isfinite(found).all():
-        raise InputError("the value function gave NaN or infinite values")
-    return found.detach()
-
-
-def _estimate(
-    game: Value, players: int, estimator: Estimator | None, budget: int | None, index: Index | None, seed: int
-) -> ShapleyValues:
-    budget = 2 * players + 2048 if budget is None else budget
-    everything = 2**players <= budget and players <= MOST_ENUMERATED
-    if estimator == "exact" and players > MOST_ENUMERATED:
-        count = f" = {2**players:,}" if players < 64 else ""
-        raise RuleError(
-            f"exact values of {players} features take 2^{players}{count} coalitions; "
-            f"group them to at most {MOST_ENUMERATED} by a feature_mask, or use estimator='regression'"
-        )
-    random = torch.Generator().manual_seed(seed)
-    if estimator == "exact" or (everything and estimator != "permutation"):
-        return _exact(game, players, index)
-    if estimator == "permutation":
-        return _permutations(game, players, budget, random)
-    return _regressed(game, players, budget, index, random)
-
-
-def _exact(game: Value, players: int, index: Index | None) -> ShapleyValues:
-    members = coalitions.every(players)
-    found = game(members).T.double().cpu()
-    sizes, weight = members.sum(1), coalitions.shapley_weight(players)
-    within, without = by_size(lambda size: weight(size - 1), sizes), by_size(weight, sizes)
-    parts = [slice(start, start + ASKED_AT_ONCE) for start in range(0, len(members), ASKED_AT_ONCE)]
-    shapley = _total(coalitions.singles(members[p], found[:, p], within[p], without[p]) for p in parts)
-    pairs = None
-    if index is not None and players > 1:
-        weight = INDICES[index][0](players)
-        weights = [by_size(lambda size, taken=taken: weight(size - taken), sizes) for taken in (2, 1, 0)]
-        pairs = _total(coalitions.doubles(members[p], found[:, p], *(w[p] for w in weights)) for p in parts)
-        alone = found[:, 2 ** torch.arange(players)] - found[:, :1]
-        pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else alone)
-    return ShapleyValues(shapley, None, pairs, found[:, -1], found[:, 0], len(members))
-
-
-def _total(parts: Iterator[Tensor]) -> Tensor:
-    return reduce(torch.add, parts)
-
-
-def _regressed(game: Value, players: int, budget: int, index: Index | None, random: torch.Generator) -> ShapleyValues:
-    if players > MOST_REGRESSED:
-        raise RuleError(
-            f"{players} features are too many for Shapley values; group them by a feature_mask, "
-            "such as whence.patches(x, 16) for pictures"
-        )
-    alone = players if index == "stii" else 0
-    if budget < 2 * (players + alone):
-        raise TooFew(f"{players} features take {2 * (players + alone)} coalitions", 2 * (players + alone))
-    count = min(budget // 2 - 1, coalitions.most_pairs(players))
-    members = torch.cat([torch.ones(1, players, dtype=torch.bool), _sample(players, count, alone, random)])
-    found = game(torch.cat([members, ~members])).T.double().cpu()
-    there, back = found.split(len(members), 1)
-
-    moment = None if index is None else INDICES[index][1]
-    doubles = [] if moment is None else [lambda half: half.doubles(moment)]
-    singles = [lambda half: half.singles(shapley_moment), lambda half: half.deviations(shapley_moment).square()]
-    shapley, variances, *pairs = estimates(members, (there - back) / 2, True, [*singles, *doubles])
-    pairs = pairs[0] + estimates(members, (there + back) / 2, False, doubles)[0] if pairs else None
-    shapley += (there[:, :1] - back[:, :1] - shapley.sum(1, keepdim=True)) / players  # what rounding left
-    if pairs is not None:
-        empty = back[:, :1]
-        adds = torch.where(members[1 : 1 + alone].sum(1) == 1, there[:, 1 : 1 + alone], back[:, 1 : 1 + alone]) - empty
-        pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else adds)
-    return ShapleyValues(shapley, variances.sqrt(), pairs, there[:, 0], back[:, 0], 2 * len(members))
-
-
-def _sample(players: int, count: int, alone: int, random: torch.Generator) -> Tensor:
-    """Pairs of complements, after those of the players `alone`."""
-    sampled = coalitions.pairs(players, count, random)
-    single = torch.eye(players, dtype=torch.bool)[:alone]
-    single = single ^ single[:, -1:]  # the half without the last player, as those sampled
-    return coalitions.distinct(torch.cat([single, sampled]))[:count]
-
-
-def _permutations(game: Value, players: int, budget: int, random: torch.Generator) -> ShapleyValues:
-    """Each order and its reverse (Mitchell et al. 2022, antithetic sampling)."""
-    if players == 1:
-        return _exact(game, players, None)
-    least = 4 * players - 2
-    if budget < least:
-        raise TooFew(f"two orders of {players} features and their reverses take {least} coalitions", least)
-    count = (budget - 2) // (2 * (players - 1))
-    ranks = torch.rand(count, players, generator=random).argsort(1)
-    ranks = torch.stack([ranks, players - 1 - ranks], 1)  # [orders, 2, players]
-    prefixes = ranks[:, :, None] < torch.arange(1, players)[:, None]  # [orders, 2, players − 1, players]
-    ends = torch.stack([torch.zeros(players, dtype=torch.bool), torch.ones(players, dtype=torch.bool)])
-    found = game(torch.cat([ends, prefixes.flatten(0, 2)])).T.double().cpu()
-    inner = found[:, 2:].view(len(found), count, 2, players - 1)
-    empty, whole = (end.expand(inner.shape[:-1])[..., None] for end in found[:, :2, None, None].unbind(1))
-    steps = torch.cat([empty, inner, whole], -1).diff(dim=-1)
-    adds = steps.gather(-1, ranks.expand(len(found), -1, -1, -1)).mean(2)  # [N, orders, players]
-    errors = adds.std(1) / count**0.5
-    return ShapleyValues(adds.mean(1), errors, None, found[:, 1], found[:, 0], found.shape[1])

@@ -10,12 +10,11 @@ from torch import Tensor
 from whence.errors import RuleError
 from whence.explanation import Explanation
 from whence.inputs import Inputs
-from whence.lrp.conservation import Conservation
 from whence.lrp.lookups import NOWHERE, Alter, Lookup
 from whence.methods.batches import batched
 from whence.methods.gradients import Sensitivity
 from whence.methods.moments import Moments
-from whence.methods.passes import Task, explanation, refuse_layers, resolved, summed
+from whence.methods.passes import Task, explanation, refuse_layers, resolved
 
 NOISE_LEVEL = 0.15  # of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
 KINDS = {"smoothgrad": Moments.means, "smoothgrad_sq": Moments.mean_squares, "vargrad": Moments.variances}
@@ -69,8 +68,7 @@ class SmoothGrad:
             for total, of_target in zip(totals, found, strict=True):
                 total.add(of_target)
         for (output, target), total in zip(answers, totals, strict=True):
-            scores = KINDS[self.kind](total)
-            yield explanation(self, task, output, target, scores, Conservation(output, summed(scores)))
+            yield explanation(self, task, output, target, KINDS[self.kind](total))
 
 
 @dataclass(frozen=True)

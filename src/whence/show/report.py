@@ -12,12 +12,14 @@ def page(explanation: "Explanation") -> str:
     """The page: the account of each sample, the picture, and where relevance was absorbed."""
     templates = Environment(loader=PackageLoader("whence.show"), autoescape=select_autoescape())
     account = explanation.conservation
-    columns = [amounts.tolist() for amounts in (account.output, *account.parts.values(), account.error)]
+    amounts = {"output": account.output} | account.parts | ({"relative error": account.error} if account.adds_up else {})
+    columns = [column.tolist() for column in amounts.values()]
     samples = zip(explanation.target_names(), zip(*columns, strict=True), strict=True)
     layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
     return templates.get_template("explanation.html").render(
         method=described(explanation.method),
-        parts=list(account.parts),
+        parts=list(account.parts) if account.adds_up else [],
+        headings=list(amounts),
         samples=list(samples),
         layers=[(name, amount.tolist()) for name, amount in layers],
         texts=_texts(explanation),
