@@ -1,6 +1,6 @@
 """What goes into a model: a tensor, a tuple of tensors, or a dict of keyword arguments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,10 +144,18 @@ def check_model(model: object) -> None:
         raise ModelError(f"a model must be callable, not {type(model).__name__}")
     if not isinstance(model, torch.nn.Module):
         return
-    modules = ((name, module) for name, module in model.named_modules() if not exported(module))  # which cannot be switched
-    training = next((name or "the model" for name, module in modules if module.training), None)
+    training = next((name or "the model" for name, module in _switchable(model) if module.training), None)
     if training is not None:
         raise TrainingModeError(f"{training!r} is in training mode; call model.eval() before explaining")
     for name, parameter in model.named_parameters():
         if torch.nn.parameter.is_lazy(parameter):
             raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
+
+
+def _switchable(module: torch.nn.Module, name: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules that can be put in eval mode: all but exported ones, which are in the mode they were exported in."""
+    if exported(module):
+        return
+    yield name, module
+    for child, part in module.named_children():
+        yield from _switchable(part, f"{name}.{child}" if name else child)
