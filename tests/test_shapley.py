@@ -204,13 +204,13 @@ def test_samples_are_pairs_without_repetition_and_sizes_are_uniform():
 
 
 def test_no_coalition_is_asked_twice_and_the_budget_is_kept():
-    for index, budget in ((None, 100), ("sii", 101), ("stii", 100)):
+    for index, budget in ((None, 220), ("sii", 221), ("stii", 220)):
         asked = []
         found = shapley_values(
             lambda m, asked=asked: (asked.append(m), smooth(14)(m))[1], 14, budget=budget, interactions=index
         )
         members = torch.cat(asked)
-        assert len(members) == len(members.unique(dim=0)) == found.evaluations == 100
+        assert len(members) == len(members.unique(dim=0)) == found.evaluations == 220
 
 
 def test_the_kernel_is_the_sum_over_all_sets():
@@ -232,7 +232,7 @@ def test_a_regression_on_all_pairs_is_exact():
     odd = kriging.Regression.of(members, differences, dict.fromkeys(range(1, 8, 2), 1.0))
     exact = shapley_values(value, 7, interactions="stii")
     close(odd.singles(kriging.shapley_moment)[0], exact.values, rtol=1e-5, atol=1e-6)
-    assert odd.deviations(kriging.shapley_moment).max() < 1e-3
+    assert odd.variances(kriging.shapley_moment).max() < 1e-6
     even = kriging.Regression.of(members, (value(members) + value(~members))[None] / 2, dict.fromkeys(range(0, 8, 2), 1.0))
     pairs = sum(half.doubles(kriging.taylor_moment)[0] for half in (odd, even))
     off_diagonal = ~torch.eye(7, dtype=torch.bool)
@@ -261,6 +261,32 @@ def test_large_samples_are_parted(monkeypatch):
     assert (many - exact).norm() < 0.6 * (few - exact).norm()
 
 
+def test_standard_errors_of_large_samples_fall(monkeypatch):
+    monkeypatch.setattr(kriging, "MOST_PAIRS", 100)
+    few, many = (shapley_values(smooth(14), 14, budget=b).standard_errors.norm() for b in (200, 1800))
+    assert many < 0.6 * few
+
+
+@pytest.mark.parametrize("players", [30, 200])
+def test_additive_games_are_exact(players):
+    worth = torch.randn(players)
+    found = shapley_values(lambda m: m.double() @ worth, players)
+    assert (found.values - worth).norm() < 1e-6 * worth.norm()
+
+
+def test_interactions_of_a_pair_are_found_whatever_the_constant():
+    value = lambda m: 1000.0 + (m[:, 0] & m[:, 1]).double()  # noqa: E731
+    found = shapley_values(value, 30, interactions="sii", budget=2000).interactions
+    close(found[0, 1], 1.0, atol=0.05, rtol=0)
+    assert found[2:, 2:].abs().max() < 0.05
+    close(shapley_values(lambda m: m[:, 0].double(), 1, interactions="sii").interactions, [[1.0]])
+
+
+def test_many_pairs_of_few_players_are_found_soon():
+    sample = coalitions.pairs(21, 200_000, torch.Generator().manual_seed(0))
+    assert len(sample.unique(dim=0)) == 200_000
+
+
 def test_several_games_at_once_are_each_their_own():
     both = shapley_values(lambda m: torch.stack([smooth(14, 1)(m), smooth(14, 2)(m)], 1), 14, interactions="sii")
     assert both.values.shape == both.standard_errors.shape == (2, 14)
@@ -279,7 +305,9 @@ def net():
 @pytest.mark.parametrize("estimator", ["exact", "regression", "permutation", None])
 def test_shapley_values_are_complete(estimator):
     x = torch.randn(3, 12)
-    e = whence.explain(net(), x, method=Shapley(torch.randn(3, 12), estimator=estimator, budget=500))
+    e = whence.explain(
+        net(), x, method=Shapley(torch.randn(3, 12), estimator=estimator, budget=None if estimator == "exact" else 500)
+    )
     assert e.conservation.error.max() < 1e-12
     close(e.relevance.sum(1), e.output - e.conservation.baseline)
     assert (e.standard_errors is None) == (estimator == "exact")
@@ -368,7 +396,11 @@ def test_pictures_by_patches():
         ({"players": 21, "estimator": "exact"}, r"21 features take 2\^21 = 2,097,152 coalitions; group them to at most 20"),
         ({"players": 784, "estimator": "exact"}, r"784 features take 2\^784 coalitions"),
         ({"players": 30, "budget": 40}, "budget=40 coalitions: 30 features take 60 coalitions"),
-        ({"players": 30, "budget": 100, "interactions": "stii"}, "take 120 coalitions"),
+        ({"players": 30, "budget": 100, "interactions": "stii"}, "30 features and their pairs take 932 coalitions"),
+        ({"players": 200, "interactions": "sii"}, "too many interactions to be sampled"),
+        ({"players": 12, "budget": 500, "estimator": "exact"}, "all coalitions of 12 features are 4096"),
+        ({"players": 30, "budget": 1e3}, "whole numbers"),
+        ({"players": 30, "seed": None}, "whole numbers"),
         ({"players": 30, "budget": 100, "estimator": "permutation"}, "take 118 coalitions"),
         ({"players": 150_528}, r"too many for Shapley values; group them by a feature_mask, such as whence.patches\(x, 16\)"),
         ({"players": 3, "estimator": "kernel"}, "choose 'exact'"),
@@ -402,7 +434,7 @@ def test_a_value_function_of_the_wrong_shape(value, message):
 
 def test_models_are_refused_like_games():
     with pytest.raises(
-        errors.RuleError, match="budget=60 model evaluations: 12 features take 24 coalitions at 5 each, so at least 120"
+        errors.RuleError, match="budget=60: 12 features take 24 coalitions at 5 model evaluations each, so at least 120"
     ):
         whence.explain(net(), torch.randn(1, 12), 0, method=Shapley(background=torch.randn(5, 12), budget=60))
     with pytest.raises(errors.RuleError, match="not both"):

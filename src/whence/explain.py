@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from whence.errors import RuleError, TargetError
@@ -83,8 +84,18 @@ def explain_targets(
     check_model(model)
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
         raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
-    task = Task(model, Inputs.of(inputs), list(targets), tuple(named_layers(model, layers)), progress)
-    return named(method).explanations(task)
+    task = Task(model, Inputs.of(inputs).detached(), list(targets), tuple(named_layers(model, layers)), progress)
+    return _outside_of_inference_mode(named(method).explanations(task))
+
+
+def _outside_of_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
+    """What is made in inference mode cannot be differentiated later on."""
+    while True:
+        with torch.inference_mode(False):
+            explanation = next(explanations, None)
+        if explanation is None:
+            return
+        yield explanation
 
 
 def named(method: Method | str | None) -> Method:

@@ -117,12 +117,12 @@ class Explanation:
         """Show the picture: inline in a notebook, else in the system's image viewer."""
         from whence.show import heatmaps
 
-        heatmaps.show(self)
+        heatmaps.show(self, heatmaps.figure(self))
 
     def _repr_png_(self) -> bytes:
         from whence.show import heatmaps
 
-        return heatmaps.png(self)
+        return heatmaps.png(heatmaps.figure(self))
 
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold."""

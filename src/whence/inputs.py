@@ -79,6 +79,16 @@ class Inputs:
         values = nest.values() if self.names else nest
         return {i: value for i, value in enumerate(values) if value is not None}
 
+    def copied(self) -> dict[int, Any]:
+        """All parts by position, tensors as copies: a network may overwrite what it is given."""
+        return {i: part.clone() if isinstance(part, Tensor) else part for i, part in enumerate(self.parts)}
+
+    def detached(self) -> "Inputs":
+        """Without the graphs they may have come by, and outside of the inference mode they may have been made in."""
+        with torch.inference_mode(False):
+            parts = (p.clone() if isinstance(p, Tensor) and p.is_inference() else p for p in self.parts)
+            return replace(self, parts=tuple(p.detach() if isinstance(p, Tensor) else p for p in parts))
+
     def repeated(self, times: int, replaced: Mapping[int, Tensor]) -> "Inputs":
         """The samples `times` over, one round after the other, with `replaced` in place of some parts of all rounds.
 
@@ -90,15 +100,14 @@ class Inputs:
 
     def of_samples(self, samples: Tensor) -> "Inputs":
         """Some of the samples, by their numbers."""
-        return replace(
-            self, parts=tuple(part[samples.to(part.device)] if self._of_batch(part) else part for part in self.parts)
-        )
+        return replace(self, parts=tuple(part[samples.to(part.device)] if self.of_batch(part) else part for part in self.parts))
 
-    def _of_batch(self, part: Any) -> bool:
+    def of_batch(self, part: Any) -> bool:
+        """Whether the part has a row for each sample. A table of as many rows as there are samples passes for one."""
         return isinstance(part, Tensor) and part.dim() > 0 and len(part) == self.batch_size
 
     def _repeated(self, part: Any, times: int) -> Any:
-        return part.repeat(times, *[1] * (part.dim() - 1)) if self._of_batch(part) else part
+        return part.repeat(times, *[1] * (part.dim() - 1)) if self.of_batch(part) else part
 
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
         """The model's outputs, its own complaints about the input turned into one clear line."""

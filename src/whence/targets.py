@@ -1,13 +1,13 @@
 """Which output is explained."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.errors import TargetError
+from whence.errors import TargetError, WhenceError, first_line, out_of_memory
 from whence.inputs import Inputs
 
 Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
@@ -75,10 +75,11 @@ class Span:
 
     start: int
     stop: int | None = None  # the end of the sequence
+    ids: Tensor | None = field(default=None, repr=False, compare=False)  # of the text, filled in: an altered text has others
 
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Span]":
         """The values `[N]` in logits `[N, T, vocabulary]`, and this target."""
-        ids = _token_ids(logits, inputs)
+        ids = _token_ids(logits, inputs) if self.ids is None else self.ids
         if logits.dim() != 3 or ids is None:
             raise TargetError(f"a span needs logits [N, T, vocabulary] and token ids [N, T], not {tuple(logits.shape)}")
         positions = range(*slice(self.start, self.stop).indices(ids.shape[1]))
@@ -89,7 +90,7 @@ class Span:
             )
         standing = ids[:, positions.start : positions.stop].long().to(logits.device)
         predicted = logits[:, positions.start - 1 : positions.stop - 1]
-        return predicted.gather(2, standing[..., None]).sum((1, 2)), self
+        return predicted.gather(2, standing[..., None]).sum((1, 2)), replace(self, ids=ids)
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
         """What is explained of a sample."""
@@ -108,7 +109,7 @@ def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
     """
     batch_size = inputs.batch_size
     if callable(target):
-        return _check_values(target(outputs), batch_size), target
+        return _check_values(_called(target, outputs, batch_size), batch_size), target
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
         fields = f" with {', '.join(outputs.keys())} and no logits" if hasattr(outputs, "keys") else ""
@@ -133,7 +134,7 @@ def repeated(target: Target, times: int) -> Target:
     >>> repeated(torch.tensor([3, 5]), 2)
     tensor([3, 5, 3, 5])
     """
-    return _mapped(target, lambda index: index.repeat(times))
+    return _mapped(target, lambda of_samples: of_samples.repeat(times, *[1] * (of_samples.dim() - 1)))
 
 
 def of_samples(target: Target, samples: slice | Tensor) -> Target:
@@ -144,6 +145,8 @@ def of_samples(target: Target, samples: slice | Tensor) -> Target:
 def _mapped(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
     if isinstance(target, Logit):
         return target.mapped(change)
+    if isinstance(target, Span):
+        return target if target.ids is None else replace(target, ids=change(target.ids))
     return change(target) if isinstance(target, Tensor) else target
 
 
@@ -172,6 +175,7 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
         indices = torch.as_tensor(target, device=logits.device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TargetError(f"target {target!r} is no class index, nor one for each sample") from error
+    indices = indices.clone() if indices.is_inference() else indices
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TargetError(f"a target must be a class index, not {indices.dtype}")
     if indices.dim() > 1 or (indices.dim() == 1 and len(indices) != count):
@@ -181,10 +185,23 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
     return indices.long().expand(count)
 
 
+def _called(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> Any:
+    try:
+        return target(outputs)
+    except Exception as error:
+        if isinstance(error, WhenceError) or out_of_memory(error):
+            raise
+        raise TargetError(
+            f"the target function failed on the outputs of {batch_size} samples: {first_line(error)}. Many methods ask for "
+            "more samples at once than there are; it must take any number of them (one index a sample: target=tensor)"
+        ) from error
+
+
 def _check_values(values: Any, batch_size: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (batch_size,):
         given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise TargetError(
-            f"the target function gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]"
+            f"the target function gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]. "
+            "Many methods ask for more samples at once than there are; it must take any number of them"
         )
     return values

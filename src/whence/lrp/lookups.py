@@ -1,7 +1,7 @@
 """Token ids and the tables they are looked up in: an id has no gradient, the vector found for it has."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,9 +26,10 @@ class Lookup:
     vectors: Tensor  # [..., d]
     places: Tensor  # [...], counted through all ids of all inputs
     find: Callable[[Tensor], Tensor]  # the vectors of other ids [...] in the same table
+    difference: Tensor | None = None  # from where a path to them began, [..., d]
 
 
-Alter = Callable[[Lookup], Tensor]  # other vectors in place of those found: a step on the way to them, noise added
+Alter = Callable[[Lookup], Lookup]  # other vectors in place of those found: a step on the way to them, noise added
 
 
 class Lookups:
@@ -37,7 +38,7 @@ class Lookups:
     def __init__(self, ids: Mapping[int, Tensor], alter: Alter | None = None):
         self._alter = alter
         self.found: list[Lookup] = []
-        self.given = {i: t.view_as(t) for i, t in ids.items()}  # one tensor may be given twice
+        self.given = {i: t.clone() for i, t in ids.items()}  # one tensor may be given twice, and a network may overwrite it
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         start = 0
         for t in self.given.values():
@@ -102,7 +103,7 @@ class Lookups:
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
         found = Lookup(call.run().detach(), known[id(ids)], lambda others: call.run_with({id(ids): others}).detach())
-        return found if self._alter is None else replace(found, vectors=self._alter(found))
+        return found if self._alter is None else self._alter(found)
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
         """Ids that are moved about, joined, padded or renumbered keep their places."""

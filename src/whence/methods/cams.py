@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from whence.errors import InputError, ModelError, SelectorError
 from whence.explanation import Explanation
 from whence.lrp.scope import module_names, named_layers
+from whence.methods.features import UPSAMPLING
 from whence.methods.gradients import plain_gradients
 from whence.methods.passes import Taps, Task, explanation, refuse_layers
-
-UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,12 @@ def _maps(method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Te
             raise SelectorError(f"no layer of the model gives pictures of {picture.dim()} dimensions; name one with layer=")
         ((name, calls),) = found.layers.items()
         a, g = calls[-1]
-        if a.dim() != picture.dim():
+        if a.dim() != picture.dim() or len(a) != len(picture):
             raise SelectorError(f"layer '{name}' gives {tuple(a.shape)}, no picture like the input {tuple(picture.shape)}")
         cam = combined(a, g)
         cam = cam.clamp(min=0) if method.relu else cam
         sized = F.interpolate(cam, picture.shape[2:], mode=UPSAMPLING[picture.dim()], align_corners=False)
-        scores = {i: (sized / picture.shape[1]).expand_as(picture).to(picture)}
+        scores = {i: (sized / picture.shape[1]).expand_as(picture).to(picture).contiguous()}
         yield explanation(method, task, found.output, found.target, scores, layers={name: [cam]})
 
 

@@ -33,8 +33,17 @@ def pairs(players: int, count: int, random: torch.Generator) -> Tensor:
         return members[torch.multinomial(scores, min(count, len(members)), generator=random)]
     found = torch.empty(0, players, dtype=torch.bool)
     while len(found) < count:
-        found = distinct(torch.cat([found, _uniform_sizes(players, 2 * (count - len(found)), random)]))
+        found = distinct(torch.cat([found, _uniform_sizes(players, 2 * (count - len(found)) + count // 8, random)]))
     return found[:count]
+
+
+def distinct(coalitions: Tensor) -> Tensor:
+    """The first of each, in order."""
+    random = torch.Generator().manual_seed(0)
+    keys = torch.randint(-(2**62), 2**62, (coalitions.shape[1],), generator=random)  # a sum that no two have in common
+    _, which = (coalitions * keys).sum(1).unique(return_inverse=True)
+    first = torch.full((int(which.max()) + 1,), len(which)).scatter_reduce(0, which, torch.arange(len(which)), "amin")
+    return coalitions[first.sort().values]
 
 
 def most_pairs(players: int) -> int:
@@ -90,10 +99,3 @@ def _uniform_sizes(players: int, count: int, random: torch.Generator) -> Tensor:
     ranks = torch.rand(count, players, generator=random).argsort(1).argsort(1)
     members = ranks < sizes
     return members ^ members[:, -1:]  # of a set and its complement, the one without the last player
-
-
-def distinct(coalitions: Tensor) -> Tensor:
-    """The first of each, in order."""
-    _, which = coalitions.unique(dim=0, return_inverse=True)
-    first = torch.full((int(which.max()) + 1,), len(which)).scatter_reduce(0, which, torch.arange(len(which)), "amin")
-    return coalitions[first.sort().values]

@@ -1,5 +1,6 @@
 """What counts as one feature, and what stands in its place when it is absent."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from whence.errors import InputError
 from whence.inputs import Inputs, Nest
+
+UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of pictures [N, C, …] by their dimensions
 
 Baselines = Any  # a number or a tensor for every input, or a tuple or dict of them like the inputs
 
@@ -27,26 +30,48 @@ def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
         if len(given) != len(inputs.parts):
             raise InputError(f"{len(given)} {what} for {len(inputs.parts)} inputs; give one each")
         return {i: value for i, value in enumerate(given) if value is not None}
-    return dict.fromkeys(inputs.explained or inputs.ids, given)
+    if inputs.explained:
+        return dict.fromkeys(inputs.explained, given)
+    texts = [i for i in inputs.ids if not (inputs.names or {i: ""})[i].endswith("mask")]
+    if len(texts) > 1:
+        names = ", ".join((inputs.names or tuple(map(str, range(len(inputs.parts)))))[i] for i in texts)
+        raise InputError(f"{what} for which of {names}? Give a dict or tuple like the inputs")
+    return dict.fromkeys(texts, given)
 
 
-def baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
-    """What replaces absent features of each part, like it or `[1, …]`: 0 for numbers. Ids have no such default: they are left
+def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
+    """What replaces absent features of each part, like it or `[1, …]`: `default` for numbers. Ids have none: they are left
     alone where nothing is given."""
-    found = dict.fromkeys(inputs.explained, 0.0) | parts(given, inputs, "baselines")
-    return {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
+    found = dict.fromkeys(inputs.explained, default) | parts(given, inputs, "baselines")
+    made = {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
+    if math.isfinite(default) and not all(bool(torch.isfinite(baseline).all()) for baseline in made.values()):
+        raise InputError("a baseline has NaN or infinite values")
+    return made
 
 
-def _baseline(value: Any, x: Tensor) -> Tensor:
-    baseline = torch.as_tensor(value, device=x.device)
+def absent(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
+    """The baselines, for methods that take features away."""
+    found = baselines(given, inputs)
+    if not found:
+        raise InputError(
+            "ids have no zero to put in their place; pass baselines, such as "
+            "{'input_ids': tokenizer.mask_token_id} or tokenizer.pad_token_id"
+        )
+    return found
+
+
+def _baseline(value: Any, x: Any) -> Tensor:
+    if not isinstance(x, Tensor) or not isinstance(value, Tensor | float | int):
+        raise InputError(f"a baseline is a number or a tensor in place of a tensor, not {value!r} for {type(x).__name__}")
+    baseline = torch.as_tensor(
+        value, device=x.device, dtype=x.dtype if isinstance(value, float) and x.is_floating_point() else None
+    )
     if not x.is_floating_point() and baseline.is_floating_point():
         raise InputError(f"a baseline for ids must be an id, such as tokenizer.mask_token_id, not {value!r}")
     baseline = baseline.detach().to(x.dtype)
     if baseline.dim() == 0:
         baseline = baseline.expand(1, *x.shape[1:])
     if baseline.dim() == x.dim() and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x)):
-        if not torch.isfinite(baseline).all():
-            raise InputError("a baseline has NaN or infinite values")
         return baseline
     raise InputError(
         f"baselines of shape {tuple(baseline.shape)} for an input of shape {tuple(x.shape)}; "
@@ -56,9 +81,7 @@ def _baseline(value: Any, x: Tensor) -> Tensor:
 
 def background(given: Nest, inputs: Inputs) -> dict[int, Tensor]:
     """Background samples of each part, `[B, …]`."""
-    found = {
-        i: torch.as_tensor(value, device=inputs.parts[i].device) for i, value in parts(given, inputs, "background").items()
-    }
+    found = {i: _background(value, inputs.parts[i]) for i, value in parts(given, inputs, "background").items()}
     missing = [i for i in inputs.explained if i not in found]
     if missing or not found:
         raise InputError("the background must have samples for every explained input")
@@ -71,7 +94,13 @@ def background(given: Nest, inputs: Inputs) -> dict[int, Tensor]:
             )
     if len({len(samples) for samples in found.values()}) > 1:
         raise InputError("the parts of the background differ in their number of samples")
-    return {i: samples.detach().to(inputs.parts[i].dtype) for i, samples in found.items()}
+    return found
+
+
+def _background(samples: Any, x: Any) -> Tensor:
+    if not isinstance(samples, Tensor) or not isinstance(x, Tensor):
+        raise InputError(f"a background is a tensor of samples [B, …], not {type(samples).__name__} for {type(x).__name__}")
+    return samples.detach().to(x)
 
 
 @dataclass(frozen=True)
@@ -89,11 +118,6 @@ class Features:
         >>> Features.of(torch.tensor([[0, 0, 1]]), Inputs.of(x), {0: x}).count
         2
         """
-        if not explained:
-            raise InputError(
-                "ids have no zero to put in their place; pass baselines, such as "
-                "{'input_ids': tokenizer.mask_token_id} or tokenizer.pad_token_id"
-            )
         given = parts(feature_mask, inputs, "feature_mask")
         masks, start = {}, 0
         for i in explained:
@@ -117,8 +141,8 @@ class Features:
         found = torch.zeros(inputs.batch_size, self.count, dtype=torch.int)
         for i, mask in self.masks.items():
             differs = (inputs.parts[i] != absent[i]).flatten(0, -1 - inputs.parts[i].dim()).any(0)
-            numbers = mask.flatten(1).expand(len(differs), -1).cpu()
-            found.scatter_reduce_(1, numbers, differs.flatten(1).int().cpu(), "amax")
+            numbers = _rows(mask).expand(len(differs), -1).cpu()
+            found.scatter_reduce_(1, numbers, _rows(differs).int().cpu(), "amax")
         return found.bool()
 
     def of_samples(self, samples: Tensor) -> "Features":
@@ -130,8 +154,21 @@ class Features:
         return {i: self._at(mask, values.to(mask.device)) for i, mask in self.masks.items()}
 
     def _at(self, mask: Tensor, values: Tensor) -> Tensor:
-        flat = mask.flatten(1).expand(len(values), -1)
+        flat = _rows(mask).expand(len(values), -1)
         return values.gather(1, flat).view(len(values), *mask.shape[1:])
+
+
+def like(inputs: Inputs, scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Scores in the shapes and dtypes of their inputs; those of ids in floating point."""
+    x = inputs.parts
+    return {
+        i: score.expand_as(x[i]).to(x[i].dtype if x[i].is_floating_point() else score.dtype).contiguous()
+        for i, score in scores.items()
+    }
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(len(t), -1)
 
 
 def _mask(mask: Any, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.errors import InputError, RuleError
 from whence.methods import coalitions
 from whence.methods.coalitions import MOST_ENUMERATED, by_size
-from whence.methods.kriging import estimates, shapley_moment, taylor_moment
+from whence.methods.kriging import MOST_PAIRS, estimates, shapley_moment, taylor_moment
 
 Value = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
 Estimator = Literal["exact", "regression", "permutation"]
@@ -68,7 +68,7 @@ def shapley_values(
     is the number of coalitions it may be asked for; the other arguments are those of `Shapley`. Raises `RuleError` where the
     budget is too small or exact values are asked of too many players, and `InputError` where `value` answers in another shape.
     """
-    check(estimator, interactions)
+    check(estimator, interactions, budget, seed)
     if not isinstance(players, int) or players < 1:
         raise RuleError(f"players={players!r}; a game has at least one")
     single = False
@@ -82,7 +82,8 @@ def shapley_values(
     try:
         found = estimate(checked, players, estimator, budget, interactions, seed)
     except TooFew as error:
-        raise RuleError(f"budget={budget} coalitions: {error}, so at least {error.least}") from None
+        given = f"budget={budget} coalitions" if budget is not None else "the default budget"
+        raise RuleError(f"{given}: {error}, so at least {error.least}") from None
     return found.first if single else found
 
 
@@ -94,31 +95,33 @@ class TooFew(RuleError):
         self.least = least
 
 
-def check(estimator: Estimator | None, interactions: Index | None) -> None:
+def check(estimator: Estimator | None, interactions: Index | None, budget: int | None, seed: int) -> None:
     if estimator not in (None, "exact", "regression", "permutation"):
         raise RuleError(f"estimator={estimator!r}; choose 'exact', 'regression', 'permutation' or None")
     if interactions is not None and interactions not in INDICES:
         raise RuleError(f"interactions={interactions!r}; choose 'sii', 'stii' or None")
     if interactions is not None and estimator == "permutation":
         raise RuleError("orders give no interactions; use estimator='regression' or 'exact'")
+    if (budget is not None and not isinstance(budget, int)) or not isinstance(seed, int):
+        raise RuleError(f"budget={budget!r}, seed={seed!r}; both are whole numbers")
 
 
 def _answer(value: Value, members: Tensor) -> Tensor:
     found = value(members)
-    if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members):
+    if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members) or not found.numel():
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
             f"the value function gave {given} for {len(members)} coalitions, not [{len(members)}] or [{len(members)}, N]"
         )
-    if not torch.isfinite(found).all():
-        raise InputError("the value function gave NaN or infinite values")
+    if found.is_complex() or not torch.isfinite(found).all():
+        raise InputError("the value function gave NaN, infinite or complex values")
     return found.detach()
 
 
 def estimate(
     game: Value, players: int, estimator: Estimator | None, budget: int | None, index: Index | None, seed: int
 ) -> ShapleyValues:
-    budget = 2 * players + 2048 if budget is None else budget
+    chosen, budget = budget, 4 * players + 2048 if budget is None else budget
     everything = 2**players <= budget and players <= MOST_ENUMERATED
     if estimator == "exact" and players > MOST_ENUMERATED:
         count = f" = {2**players:,}" if players < 64 else ""
@@ -126,6 +129,8 @@ def estimate(
             f"exact values of {players} features take 2^{players}{count} coalitions; "
             f"group them to at most {MOST_ENUMERATED} by a feature_mask, or use estimator='regression'"
         )
+    if estimator == "exact" and chosen is not None and 2**players > chosen:
+        raise TooFew(f"all coalitions of {players} features are {2**players}", 2**players)
     random = torch.Generator().manual_seed(seed)
     if estimator == "exact" or (everything and estimator != "permutation"):
         return _exact(game, players, index)
@@ -142,7 +147,7 @@ def _exact(game: Value, players: int, index: Index | None) -> ShapleyValues:
     parts = [slice(start, start + ASKED_AT_ONCE) for start in range(0, len(members), ASKED_AT_ONCE)]
     shapley = _total(coalitions.singles(members[p], found[:, p], within[p], without[p]) for p in parts)
     pairs = None
-    if index is not None and players > 1:
+    if index is not None:
         weight = INDICES[index][0](players)
         weights = [by_size(lambda size, taken=taken: weight(size - taken), sizes) for taken in (2, 1, 0)]
         pairs = _total(coalitions.doubles(members[p], found[:, p], *(w[p] for w in weights)) for p in parts)
@@ -162,24 +167,28 @@ def _regressed(game: Value, players: int, budget: int, index: Index | None, rand
             "such as whence.patches(x, 16) for pictures"
         )
     alone = players if index == "stii" else 0
-    if budget < 2 * (players + alone):
-        raise TooFew(f"{players} features take {2 * (players + alone)} coalitions", 2 * (players + alone))
+    if index is not None and players * (players - 1) // 2 > MOST_PAIRS:
+        raise RuleError(f"{players} features have too many interactions to be sampled; group them by a feature_mask")
+    least = 2 * players if index is None else players * (players - 1) + 2 + 2 * alone
+    if budget < min(least, 2**players):
+        raise TooFew(f"{players} features{' and their pairs' if index else ''} take {least} coalitions", least)
     count = min(budget // 2 - 1, coalitions.most_pairs(players))
     members = torch.cat([torch.ones(1, players, dtype=torch.bool), _sample(players, count, alone, random)])
     found = game(torch.cat([members, ~members])).T.double().cpu()
     there, back = found.split(len(members), 1)
 
     moment = None if index is None else INDICES[index][1]
-    doubles = [] if moment is None else [lambda half: half.doubles(moment)]
-    singles = [lambda half: half.singles(shapley_moment), lambda half: half.deviations(shapley_moment).square()]
-    shapley, variances, *pairs = estimates(members, (there - back) / 2, True, [*singles, *doubles])
-    pairs = pairs[0] + estimates(members, (there + back) / 2, False, doubles)[0] if pairs else None
+    pairwise = [] if moment is None else [lambda half: half.doubles(moment)]
+    of_odd = [lambda half: half.singles(shapley_moment), lambda half: half.variances(shapley_moment), *pairwise]
+    (shapley, variances, *pairs), parts = estimates(members, (there - back) / 2, True, of_odd)
+    means = (there + back) / 2  # whose constant no interaction depends on
+    pairs = pairs[0] + estimates(members, means - means[:, :1], False, pairwise)[0][0] if pairs else None
     shapley += (there[:, :1] - back[:, :1] - shapley.sum(1, keepdim=True)) / players  # what rounding left
     if pairs is not None:
         empty = back[:, :1]
         adds = torch.where(members[1 : 1 + alone].sum(1) == 1, there[:, 1 : 1 + alone], back[:, 1 : 1 + alone]) - empty
         pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else adds)
-    return ShapleyValues(shapley, variances.sqrt(), pairs, there[:, 0], back[:, 0], 2 * len(members))
+    return ShapleyValues(shapley, (variances / parts).sqrt(), pairs, there[:, 0], back[:, 0], 2 * len(members))
 
 
 def _sample(players: int, count: int, alone: int, random: torch.Generator) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from whence.methods import coalitions
 
 MOST_PAIRS = 4096  # in one regression; more are parted, and the results averaged
-PAIRS_FOR_CHOICE = 512  # the prior is chosen by the likelihood of these
-FIRST_SHARES = (3.0, 30.0, 300.0, 1e4)  # of the lowest order, the next one being 1
+PAIRS_FOR_CHOICE = 512  # at least; the prior is chosen by the likelihood of these
+FIRST_SHARES = (3.0, 30.0, 300.0, 1e4, 1e7)  # of the lowest order, the next one being 1
 DECAYS = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # of the share from one order to the next of its parity
 HIGHEST_ORDER = 24
 JITTER = 1e-10
@@ -51,7 +51,7 @@ class Regression:
         players = members.shape[1]
         signs = 2 * members.to(values) - 1
         distances = ((players - signs @ signs.T) / 2).round().long()
-        kernel = _by_distance(shares, players)[distances.cpu()].to(values)
+        kernel = _krawtchouks(players, shares)[distances.cpu()].to(values)
         kernel.diagonal().mul_(1 + JITTER)
         factor = torch.linalg.cholesky(kernel)
         alpha = torch.cholesky_solve(values.T, factor).T
@@ -76,15 +76,15 @@ class Regression:
         both, one, none = (_at(table, outside - taken).to(self.alpha) for taken in (0, 1, 2))
         return coalitions.doubles(self.coalitions, self.alpha, both, one, none)
 
-    def deviations(self, moment: Moment) -> Tensor:
-        """Posterior standard deviations of `singles`, `[N, n]`."""
+    def variances(self, moment: Moment) -> Tensor:
+        """Posterior variances of `singles`, `[N, n]`."""
         players = self.coalitions.shape[1]
         within, without = self._single_weights(moment)
         inside = self.coalitions.to(self.alpha)
         covariance = within[:, None] * inside - without[:, None] * (1 - inside)
         known = torch.linalg.solve_triangular(self.factor, covariance, upper=False).square().sum(0)
         prior = sum(4 * k / players * a * moment(k - 1) ** 2 for k, a in self.shares.items() if k)
-        return (self.scale[:, None] * (prior - known).clamp(min=0)).sqrt()
+        return self.scale[:, None] * (prior - known).clamp(min=0)
 
     def _single_weights(self, moment: Moment) -> tuple[Tensor, Tensor]:
         """Covariance of each value with a player's difference, the player within the coalition or (negatively) without."""
@@ -94,21 +94,24 @@ class Regression:
         return _at(table, outside).to(self.alpha), _at(table, outside - 1).to(self.alpha)
 
 
-def estimates(members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[Regression], Tensor]]) -> list[Tensor]:
+def estimates(
+    members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[Regression], Tensor]]
+) -> tuple[list[Tensor], int]:
     """What is asked of the regressions of games with `values` `[N, M]`, each under the prior likeliest for it.
 
-    A large sample is parted into regressions of at most `MOST_PAIRS`, the first coalition in each, and their mean taken.
+    A large sample is parted into regressions of at most `MOST_PAIRS`, the first coalition in each; the means over the parts are
+    given, and how many parts there were.
     """
     count = -(-(len(members) - 1) // MOST_PAIRS) or 1
     parts = [torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1 + i, len(members), count)]) for i in range(count)]
     found = [_estimates(members[part], values[:, part], odd, asked) for part in parts]
-    return [torch.stack(several).mean(0) for several in zip(*found, strict=True)]
+    return [torch.stack(several).mean(0) for several in zip(*found, strict=True)], count
 
 
 def _estimates(members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[Regression], Tensor]]) -> list[Tensor]:
     orders = range(1 if odd else 0, min(members.shape[1], HIGHEST_ORDER) + 1, 2)
     choices = [_shares(orders, first, decay) for first in FIRST_SHARES for decay in DECAYS]
-    few = slice(0, PAIRS_FOR_CHOICE)
+    few = slice(0, max(PAIRS_FOR_CHOICE, 2 * members.shape[1]))
     likeliest = torch.stack([Regression.of(members[few], values[:, few], choice).likelihood for choice in choices]).argmax(0)
     answers: list[list[Tensor]] = [[torch.empty(0)] * len(values) for _ in asked]
     for choice in likeliest.unique().tolist():
@@ -123,11 +126,6 @@ def _estimates(members: Tensor, values: Tensor, odd: bool, asked: Sequence[Calla
 def _shares(orders: Sequence[int], first: float, decay: float) -> dict[int, float]:
     low = [first * 30, first] if orders[0] == 0 else [first]  # a constant is of no interest
     return {k: low[j] if j < len(low) else decay ** (j - len(low)) for j, k in enumerate(orders)}
-
-
-def _by_distance(shares: dict[int, float], players: int) -> Tensor:
-    """The kernel of two coalitions by the number of players they differ in: Σ_k a_k K_k(d) / C(n, k)."""
-    return _krawtchouks(players, shares)
 
 
 def _krawtchouks(players: int, weights: dict[int, float]) -> Tensor:

@@ -1,5 +1,6 @@
 """Sums over rounds that come in batches: of contributions, and of their squares for standard errors."""
 
+import torch
 from torch import Tensor
 
 
@@ -14,8 +15,10 @@ class Moments:
 
     def __init__(self):
         self._rounds = 0
+        self._first: dict[int, Tensor] = {}  # what is summed are differences from it, lest their squares cancel
         self._sums: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
+        self._dtypes: dict[int, torch.dtype] = {}
 
     def add(self, parts: dict[int, Tensor], weights: Tensor | None = None) -> None:
         """The next rounds, by `weights` of all rounds; by 1 if none."""
@@ -23,28 +26,37 @@ class Moments:
         of_these = None if weights is None else weights[self._rounds : self._rounds + rounds]
         self._rounds += rounds
         for i, values in parts.items():
-            if of_these is not None:
-                values = values * of_these.to(values).view(-1, *[1] * (values.dim() - 1))
+            self._dtypes[i] = values.dtype
             wide = values.float() if values.dtype.itemsize < 4 else values
-            self._sums[i] = self._sums.get(i, 0) + wide.sum(0)
-            self._squares[i] = self._squares.get(i, 0) + wide.square().sum(0)
-            self._dtype = values.dtype
+            if of_these is not None:
+                wide = wide * of_these.to(wide).view(-1, *[1] * (wide.dim() - 1))
+            off = wide - self._first.setdefault(i, wide[0])
+            self._sums[i] = self._sums.get(i, 0) + off.sum(0)
+            self._squares[i] = self._squares.get(i, 0) + off.square().sum(0)
 
     def sums(self) -> dict[int, Tensor]:
-        return {i: total.to(self._dtype) for i, total in self._sums.items()}
+        return self._typed({i: total + self._rounds * self._first[i] for i, total in self._sums.items()})
 
     def means(self) -> dict[int, Tensor]:
-        return {i: total / self._rounds for i, total in self.sums().items()}
+        return self._typed({i: total / self._rounds + self._first[i] for i, total in self._sums.items()})
 
     def mean_squares(self) -> dict[int, Tensor]:
-        return {i: (total / self._rounds).to(self._dtype) for i, total in self._squares.items()}
+        n = self._rounds
+        means = {i: total / n + self._first[i] for i, total in self._sums.items()}
+        return self._typed({i: mean.square() + self._scatter(i) / n for i, mean in means.items()})
 
     def variances(self) -> dict[int, Tensor]:
         """Of the rounds, as of a sample: Σ (c − c̄)² / (n − 1)."""
-        n = self._rounds
-        spread = {i: (self._squares[i] - total.square() / n).clamp(min=0) for i, total in self._sums.items()}
-        return {i: (s / (n - 1)).to(self._dtype) for i, s in spread.items()}
+        return self._typed({i: self._scatter(i) / (self._rounds - 1) for i in self._sums})
 
     def standard_errors(self) -> dict[int, Tensor]:
         """Of the sums, if the rounds are independent draws: √(n · variance)."""
-        return {i: (v * self._rounds).sqrt() for i, v in self.variances().items()}
+        n = self._rounds
+        return self._typed({i: (self._scatter(i) * n / (n - 1)).sqrt() for i in self._sums})
+
+    def _scatter(self, i: int) -> Tensor:
+        """Σ (c − c̄)²."""
+        return (self._squares[i] - self._sums[i].square() / self._rounds).clamp(min=0)
+
+    def _typed(self, parts: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {i: part.to(self._dtypes[i]) for i, part in parts.items()}

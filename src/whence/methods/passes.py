@@ -44,7 +44,7 @@ class Task:
 
         `targets` are those of one round, their indices filled in.
         """
-        if alter is not None and self.alter is not None:
+        if self.alter is not None and (alter is not None or times > 1):
             raise RuleError("two methods that move the vectors of token ids cannot be nested; use one of them")
         asked = [repeated(target, times) for target in (self.targets if targets is None else targets)]
         inputs = self.inputs.repeated(times, parts)
@@ -119,21 +119,16 @@ def leaves(inputs: Inputs) -> list[Tensor]:
 
 def resolved(task: Task) -> list[tuple[Tensor, Any]]:
     """The explained values `[N]` of the inputs themselves for each target, and the target with its indices filled in."""
-    return values(task.moved(1, {}))
+    return values(task)
 
 
 def values(task: Task) -> list[tuple[Tensor, Any]]:
-    """The explained values `[N]` for each target, and the target they stand for, without gradients.
-
-    A network may overwrite what it is given: the inputs must be copies, as those of `Task.moved` are.
-    """
+    """The explained values `[N]` for each target, and the target they stand for, without gradients."""
     lookups = task.lookups
     contexts = () if task.alter is None else (scope := Scope(task.model), ConstantParameters(scope, lookups))
-    given = list(task.inputs.parts)
-    for i, ids in lookups.given.items():
-        given[i] = ids
+    given = task.inputs.copied() | lookups.given
     with entered(torch.no_grad(), *contexts):
-        outputs = task.inputs.call(task.model, tuple(given))
+        outputs = task.inputs.call(task.model, tuple(given.values()))
         found = [select(outputs, target, task.inputs) for target in task.targets]
     for value, _ in found:
         _check_finite(value)
@@ -155,12 +150,9 @@ def gradients(
     """
     inputs = task.inputs
     with entered(differentiating(), *contexts):
-        given = list(inputs.parts)
-        for i, source in zip(inputs.explained, sources, strict=True):
-            given[i] = source.clone()  # a network may overwrite what it is given
-        for i, ids in lookups.given.items():
-            given[i] = ids
-        outputs = inputs.call(task.model, tuple(given))
+        copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
+        given = inputs.copied() | copies | lookups.given
+        outputs = inputs.call(task.model, tuple(given.values()))
     vectors = [lookup.vectors for lookup in lookups.found]
     if not sources and not vectors:
         raise InputError(

@@ -105,33 +105,37 @@ class Paths:
             points[i], differences[i] = (start + alpha * difference).flatten(0, 1), difference.flatten(0, 1)
         return len(which), points, differences
 
-    def alter(self, rounds: slice, seen: list[Tensor]) -> Alter | None:
-        """The same for the vectors of token ids; their differences are noted in `seen`."""
+    def alter(self, rounds: slice) -> Alter | None:
+        """The same for the vectors of token ids, with their differences."""
         ids = self.inputs.ids
         if not ids:
             return None
         alphas, which = self.alphas[rounds], self.which[rounds]
         device = next(iter(ids.values())).device
-        alpha_at = torch.cat([alphas.repeat_interleave(t.numel()) for t in ids.values()]).to(device)
+        alpha_at = torch.cat([self._alphas(t, alphas) for t in ids.values()]).to(device)
         start_at = torch.cat([self._start_ids(i, which).flatten().to(device) for i in ids])
 
-        def alter(lookup: Lookup) -> Tensor:
-            own = lookup.places == NOWHERE  # the model's, not the user's
-            alpha = alpha_at[lookup.places].masked_fill(own, 1).to(lookup.vectors)
-            start = start_at[lookup.places]
-            vectors = lookup.find(start.clamp(min=0)) * (start >= 0)[..., None]
-            vectors = torch.where(own[..., None], lookup.vectors, vectors)
-            difference = lookup.vectors - vectors
-            seen.append(difference)
-            return vectors + alpha[..., None] * difference
+        def alter(lookup: Lookup) -> Lookup:
+            alpha, start = alpha_at[lookup.places].to(lookup.vectors), start_at[lookup.places]
+            own = ((lookup.places == NOWHERE) | alpha.isnan())[..., None]  # not to be moved
+            begin = torch.where(own, lookup.vectors, lookup.find(start.clamp(min=0)) * (start >= 0)[..., None])
+            difference = lookup.vectors - begin
+            vectors = torch.where(own, begin, begin + alpha[..., None] * difference)
+            return replace(lookup, vectors=vectors, difference=difference)
 
         return alter
+
+    def _alphas(self, ids: Tensor, alphas: Tensor) -> Tensor:
+        """α at every place; NaN for ids that all samples share, which are in no round."""
+        return (
+            alphas.repeat_interleave(ids.numel()) if self.inputs.of_batch(ids) else alphas.new_full((ids.numel(),), torch.nan)
+        )
 
     def _start_ids(self, i: int, which: Tensor) -> Tensor:
         """Ids to start from, `[rounds, N, …]`; −1 for the zero vector."""
         ids = self.inputs.ids[i]
         start = self.starts[i][which] if i in self.starts else torch.tensor(-1)
-        return start.expand(len(which), *ids.shape)
+        return start.expand(len(which), *ids.shape) if self.inputs.of_batch(ids) else torch.full_like(ids, -1)
 
 
 def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[Explanation]:
@@ -143,12 +147,11 @@ def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[E
     def scores(rounds: slice) -> list[dict[int, Tensor]]:
         """Contributions of each round to each target's relevance, [rounds, N, …]."""
         times, points, differences = paths.points(rounds)
-        seen: list[Tensor] = []
-        moved = task.moved(times, points, targets, paths.alter(rounds, seen))
+        moved = task.moved(times, points, targets, paths.alter(rounds))
         found = []
         for at in plain_gradients(moved):
             inputs = {i: (differences[i], g) for i, (_, g) in at.inputs.items()}
-            looked_up = [(difference, g) for difference, (_, g) in zip(seen, at.looked_up, strict=False)]
+            looked_up = [(found.difference, g) for found, (_, g) in zip(at.lookups.found, at.looked_up, strict=True)]
             rows = replace(at, inputs=inputs, looked_up=looked_up).scores(torch.mul)
             found.append({i: s.view(times, -1, *s.shape[1:]) for i, s in rows.items()})
         return found
@@ -172,7 +175,7 @@ def _at_baselines(method: Any, task: Task, paths: Paths, targets: list) -> list[
 
     def outputs(rounds: slice) -> Tensor:
         times, points, _ = starts.points(rounds)
-        found = values(task.moved(times, points, targets, starts.alter(rounds, [])))
+        found = values(task.moved(times, points, targets, starts.alter(rounds)))
         return torch.stack([value.view(times, -1) for value, _ in found])
 
     silent = replace(task, progress=False)

@@ -14,13 +14,12 @@ from whence.explanation import Explanation
 from whence.inputs import Nest
 from whence.methods import features
 from whence.methods.batches import batched
-from whence.methods.features import Features
+from whence.methods.features import UPSAMPLING, Features
 from whence.methods.moments import Moments
 from whence.methods.passes import Task, explanation, refuse_layers
 from whence.methods.questions import Questions
 
 MASKS_AT_ONCE = 64
-RISE_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class FeatureAblation:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        absent = features.baselines(self.baselines, task.inputs)
+        absent = features.absent(self.baselines, task.inputs)
         players = Features.of(self.feature_mask, task.inputs, absent)
         ask = Questions(task)
         changed = players.differing(task.inputs, {i: b[None] for i, b in absent.items()}).any(0).nonzero()[:, 0]
@@ -58,7 +57,7 @@ class FeatureAblation:
         for numbers, found in batched(self, task, len(changed), ablated, self.batch_size):
             losses[..., numbers] = ask.outputs[..., None] - found.transpose(1, 2)
         for output, target, loss in zip(ask.outputs, ask.targets, losses, strict=True):
-            yield explanation(self, task, output, target, like(task, players.spread(loss)))
+            yield explanation(self, task, output, target, features.like(task.inputs, players.spread(loss)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,34 +80,36 @@ class Occlusion:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        absent = features.baselines(self.baselines, task.inputs)
-        if not absent:
-            raise InputError("ids have no zero to put in their place; pass baselines, such as tokenizer.mask_token_id")
+        absent = features.absent(self.baselines, task.inputs)
         shapes = _of_parts(self.sliding_window_shapes, task, absent, "sliding_window_shapes")
         strides = _of_parts(self.strides, task, absent, "strides")
         ask = Questions(task)
         scores: list[dict[int, Tensor]] = [{} for _ in ask.targets]
         for i, baseline in absent.items():
-            windows = Windows.of(task.inputs.parts[i], shapes.get(i), strides.get(i))
+            x = task.inputs.parts[i]
+            windows = Windows.of(x if x.dim() > 1 else x[:, None], shapes.get(i), strides.get(i))
             for part, relevance in zip(scores, self._relevance(task, ask, i, baseline, windows), strict=True):
                 part[i] = relevance
         for output, target, part in zip(ask.outputs, ask.targets, scores, strict=True):
-            yield explanation(self, task, output, target, like(task, part))
+            yield explanation(self, task, output, target, features.like(task.inputs, part))
 
     def _relevance(self, task: Task, ask: Questions, i: int, baseline: Tensor, windows: "Windows") -> Tensor:
         """Relevance of one part, [targets, N, …]."""
         x, outputs = task.inputs.parts[i], ask.outputs[:, None]
+        if x.dim() == 1:
+            x, baseline = x[:, None], baseline[:, None]
         total = torch.zeros(len(outputs), *x.shape, dtype=outputs.dtype, device=outputs.device)
 
         changed = windows.that_hold((x != baseline).any(0))
 
         def occluded(rounds: slice) -> tuple[Tensor, Tensor]:
             hidden = windows.at(changed[rounds])[:, None]
-            return changed[rounds], ask({i: torch.where(hidden, baseline, x).flatten(0, 1)})
+            rows = torch.where(hidden, baseline, x).reshape(-1, *task.inputs.parts[i].shape[1:])
+            return changed[rounds], ask({i: rows})
 
         for numbers, found in batched(self, task, len(changed), occluded, self.batch_size):
             total += windows.spread(outputs - found, numbers)
-        return total / windows.covering(x.device)
+        return (total / windows.covering(x.device)).view(len(total), *task.inputs.parts[i].shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +141,8 @@ class RISE:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        absent = features.baselines(self.baselines, task.inputs)
-        if any(task.inputs.parts[i].dim() not in RISE_MODES for i in absent) or len(absent) != 1:
+        absent = features.absent(self.baselines, task.inputs)
+        if any(task.inputs.parts[i].dim() not in UPSAMPLING for i in absent) or len(absent) != 1:
             raise InputError("RISE masks one picture [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
         ((i, baseline),) = absent.items()
         x, ask = task.inputs.parts[i], Questions(task)
@@ -157,7 +158,7 @@ class RISE:
             for rounds in (slice(start, start + MASKS_AT_ONCE) for start in range(0, self.n_masks, MASKS_AT_ONCE)):
                 mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
                 moments.add({i: weights[rounds].view(len(mask), -1, *[1] * (x.dim() - 1)) * mask})
-            scores, errors = (like(task, part) for part in (moments.sums(), moments.standard_errors()))
+            scores, errors = (features.like(task.inputs, part) for part in (moments.sums(), moments.standard_errors()))
             yield explanation(self, task, output, target, scores, standard_errors=task.inputs.together(errors))
 
 
@@ -202,7 +203,7 @@ class Windows:
     def spread(self, scores: Tensor, numbers: Tensor) -> Tensor:
         """Scores [targets, rounds, N] of windows, summed over the windows that cover an entry: [targets, N, …]."""
         along = [a.to(scores) for a in self._along(numbers)]
-        letters = "abcde"[: len(along)]
+        letters = "abcdefghijklm"[: len(along)]
         windows = ",".join(f"r{letter}" for letter in letters)
         return torch.einsum(f"trn,{windows}->tn{letters}", scores, *along)
 
@@ -243,21 +244,12 @@ class SmoothMasks:
         """Some of the masks, [rounds, 1, …]."""
         grids, cells = self.grids[rounds], self.grids.shape[2] - 1
         size = [length + -(-length // cells) for length in self.lengths]
-        large = F.interpolate(grids, size, mode=RISE_MODES[grids.dim()], align_corners=False)
+        large = F.interpolate(grids, size, mode=UPSAMPLING[grids.dim()], align_corners=False)
         shifted = zip(large, self.shifts[rounds].tolist(), strict=True)
         return torch.stack([mask[(..., *self._window(shift))] for mask, shift in shifted])
 
     def _window(self, shift: list[int]) -> list[slice]:
         return [slice(s, s + length) for s, length in zip(shift, self.lengths, strict=True)]
-
-
-def like(task: Task, scores: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Scores in the shapes and dtypes of their inputs; those of ids in floating point."""
-    inputs = task.inputs.parts
-    return {
-        i: score.expand_as(inputs[i]).to(inputs[i].dtype if inputs[i].is_floating_point() else score.dtype).contiguous()
-        for i, score in scores.items()
-    }
 
 
 def _of_parts(given: Any, task: Task, absent: dict[int, Tensor], what: str) -> dict[int, Any]:
@@ -272,7 +264,7 @@ def _of_parts(given: Any, task: Task, absent: dict[int, Tensor], what: str) -> d
 
 
 def _sizes(given: Any, lengths: tuple[int, ...], what: str) -> tuple[int, ...]:
-    sizes = (given,) * len(lengths) if isinstance(given, int) else tuple(given)
+    sizes = tuple(given) if isinstance(given, list | tuple) else (given,) * len(lengths)
     if len(sizes) != len(lengths) or not all(isinstance(s, int) and s > 0 for s in sizes):
         raise InputError(f"{what} of {given} for samples of {lengths}; give a positive number along each dimension")
     return sizes

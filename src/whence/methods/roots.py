@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +16,9 @@ from whence.methods.passes import Task, differentiating, values
 STRIDES = tuple(2.0**k for k in range(8))  # of the step that would reach the root of a linear map
 SECTIONS = tuple(k / 16 for k in range(1, 17))  # of the way to another sample
 MOST_REFINEMENTS = 60
+OF_NUMBERS = "a Taylor decomposition is one of numbers; for token ids use gradient_times_input or LRP"
 NEAR_ENOUGH = 1e-3  # of the distance: how far a root may lie beside the projection on its tangent plane
 SMALLEST_SHARE = 1 / 100  # of the way to that projection
-
-
-class Root(Protocol):
-    """A way to choose the point of a Taylor decomposition."""
-
-    def near(self, function: "Function") -> Tensor:
-        """A root for each sample, `[N, numbers]`."""
-        ...
 
 
 class Function:
@@ -35,12 +28,12 @@ class Function:
         self.task, self._target = task, target
         self._parts = [task.inputs.parts[i] for i in task.inputs.explained]
         if not self._parts:
-            raise InputError("a Taylor decomposition is one of numbers; for token ids use gradient_times_input or LRP")
+            raise InputError(OF_NUMBERS)
         self.x = self.row(dict(zip(task.inputs.explained, self._parts, strict=True)))
 
     def row(self, parts: dict[int, Tensor]) -> Tensor:
         """The explained parts of each sample in a row."""
-        return torch.cat([parts[i].detach().flatten(1) for i in self.task.inputs.explained], 1)
+        return torch.cat([parts[i].detach().reshape(len(parts[i]), -1) for i in self.task.inputs.explained], 1)
 
     def parts(self, points: Tensor) -> dict[int, Tensor]:
         """The parts again."""
@@ -55,14 +48,14 @@ class Function:
 
     def value(self, points: Tensor) -> Tensor:
         """f, `[rounds · N]`."""
-        return values(self._at(points))[0][0]
+        return values(self._at(points))[0][0].to(self.x.dtype)
 
     def slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """f `[rounds · N]` and its gradient `[rounds · N, numbers]`."""
         (found,) = plain_gradients(self._at(points))
         if found.looked_up:
-            raise InputError("a Taylor decomposition is one of numbers; for token ids use gradient_times_input or LRP")
-        return found.output, self.row({i: g for i, (_, g) in found.inputs.items()})
+            raise InputError(OF_NUMBERS)
+        return found.output.to(self.x.dtype), self.row({i: g for i, (_, g) in found.inputs.items()}).to(self.x.dtype)
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ class NearestRoot:
             raise RuleError(f"n_steps={self.n_steps!r}; give at least 1")
 
     def near(self, function: Function) -> Tensor:
-        low, high = (_bound(bound, function) for bound in (self.low, self.high))
+        low, high = _bound(self.low, function, -torch.inf), _bound(self.high, function, torch.inf)
         outside = [] if low is None else [function.x < low - 1e-6]
         outside += [] if high is None else [function.x > high + 1e-6]
         if any(bool(o.any()) for o in outside):
@@ -223,7 +216,8 @@ def nearest_root(
 
 def _newton(f: Tensor, g: Tensor) -> Tensor:
     """The step along g that would reach the root of a linear map."""
-    return f / g.square().sum(1).clamp(min=torch.finfo(g.dtype).tiny)
+    steepness = g.square().sum(1)
+    return torch.where(steepness > 0, f / steepness.clamp(min=torch.finfo(g.dtype).tiny), 0)
 
 
 def root_on_curve(
@@ -234,7 +228,7 @@ def root_on_curve(
     `value(t)` is f on the curves, `first` f at t = 0. A change of sign is sought at `multiples` of `step` and closed in by
     false position (the Illinois algorithm), to |f| ≤ tolerance · |first|.
     """
-    enough = tolerance * first.abs()
+    enough = max(tolerance, 4 * torch.finfo(first.dtype).eps) * first.abs()
     near, f_near = torch.zeros_like(first), first.clone()
     far, f_far = near.clone(), f_near.clone()
     for multiple in multiples:
@@ -258,10 +252,10 @@ def root_on_curve(
     return far, found & (f_far.abs() <= enough)
 
 
-def _bound(bound: Any, function: Function) -> Tensor | None:
+def _bound(bound: Any, function: Function, default: float) -> Tensor | None:
     if bound is None:
         return None
-    found = features.baselines(bound, function.task.inputs)
+    found = features.baselines(bound, function.task.inputs, default)
     return function.row({i: found[i].expand(len(function.x), *found[i].shape[1:]) for i in function.task.inputs.explained})
 
 

@@ -16,7 +16,6 @@ from whence.methods.batches import batched
 from whence.methods.features import Features
 from whence.methods.games import Estimator, Index, ShapleyValues, TooFew
 from whence.methods.passes import Task, explanation, refuse_layers
-from whence.methods.perturbation import like
 from whence.methods.questions import Questions
 from whence.progress import progress
 
@@ -34,9 +33,10 @@ class Shapley:
     outputs averaged. Features as in `FeatureAblation`. `estimator` "exact" asks each of 2^n coalitions once, to 20 features;
     "regression" a sample of complements at leverage scores (Musco and Witter 2025), regressed under a prior over higher
     orders; "permutation" orders and their reverses. If not given it is exact where that is within the budget, else by
-    regression. `budget` is the number of model evaluations a sample, 2n + 2048 coalitions if not given. `interactions` of pairs
-    are "sii" (Grabisch and Roubens 1999) or "stii" (Sundararajan et al. 2020). ΣR = f(x) − f(baseline), each feature counted
-    once. Features that equal what would replace them are zero and cost nothing. The sample is set by `seed`.
+    regression. `budget` is the number of model evaluations a sample, 4n + 2048 coalitions if not given. `interactions` of pairs
+    are "sii" (Grabisch and Roubens 1999) or "stii" (Sundararajan et al. 2020); sampled ones take n (n − 1) + 2 coalitions.
+    ΣR = f(x) − f(baseline), each feature counted once. Features that equal what would replace them are zero and cost nothing.
+    The sample is set by `seed`.
     """
 
     baselines: features.Baselines = None
@@ -51,7 +51,7 @@ class Shapley:
     name: ClassVar[str] = "shapley"
 
     def __post_init__(self):
-        games.check(self.estimator, self.interactions)
+        games.check(self.estimator, self.interactions, self.budget, self.seed)
         if self.baselines is not None and self.background is not None:
             raise RuleError("give baselines or a background, not both: absent features are replaced by one of them")
 
@@ -71,7 +71,7 @@ class Shapley:
                 pairs[:, samples[:, None, None], playing[:, None], playing] = game.by_target(found.interactions)
         for t, target in enumerate(game.ask.targets):
             account = Conservation(outputs[t], shares[t].sum(1), baseline=empty[t])
-            scores, errors = (like(task, game.players.spread(part[t])) for part in (shares, spreads))
+            scores, errors = (features.like(task.inputs, game.players.spread(part[t])) for part in (shares, spreads))
             yield explanation(
                 self, task, outputs[t], target, scores, account,
                 standard_errors=task.inputs.together(errors) if sampled else None,
@@ -80,7 +80,10 @@ class Shapley:
 
     def _found(self, game: "FeatureGame") -> Iterator[tuple[Tensor, Tensor, ShapleyValues]]:
         """Values of the features that play a part, for all samples in which the same ones do."""
-        patterns, which = game.active.unique(dim=0, return_inverse=True)
+        active = game.active
+        if any(callable(target) for target in game.ask.targets):  # a function cannot be asked for some of the samples
+            active = active.any(0).expand_as(active)
+        patterns, which = active.unique(dim=0, return_inverse=True)
         with progress(self.name, len(which), len(patterns) > 1 and game.task.progress) as advance:
             for i, pattern in enumerate(patterns):
                 samples, playing = (which == i).nonzero()[:, 0], pattern.nonzero()[:, 0]
@@ -89,12 +92,13 @@ class Shapley:
                 advance(len(samples))
 
     def _values(self, game: "FeatureGame") -> ShapleyValues:
-        within, each = None if self.budget is None else self.budget // game.replacements, game.replacements
+        each = game.replacements
+        within = None if self.budget is None else self.budget // each
         try:
             return games.estimate(game, len(game.playing), self.estimator, within, self.interactions, self.seed)
         except TooFew as error:
-            least = error.least * each
-            raise RuleError(f"budget={self.budget} model evaluations: {error} at {each} each, so at least {least}") from None
+            given = f"budget={self.budget}" if self.budget is not None else "the default budget"
+            raise RuleError(f"{given}: {error} at {each} model evaluations each, so at least {error.least * each}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,7 @@ class FeatureGame:
     @classmethod
     def of(cls, method: Shapley, task: Task) -> "FeatureGame":
         if method.background is None:
-            absent = {i: b[None] for i, b in features.baselines(method.baselines, task.inputs).items()}
+            absent = {i: b[None] for i, b in features.absent(method.baselines, task.inputs).items()}
         else:
             absent = {i: b[:, None] for i, b in features.background(method.background, task.inputs).items()}
         players = Features.of(method.feature_mask, task.inputs, absent)

@@ -1,13 +1,14 @@
 """SmoothGrad and its kin: any method's relevance, gathered over noisy copies of the input."""
 
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from whence.errors import RuleError
+from whence.errors import InputError, RuleError
 from whence.explanation import Explanation
 from whence.inputs import Inputs
 from whence.lrp.lookups import NOWHERE, Alter, Lookup
@@ -55,7 +56,7 @@ class SmoothGrad:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
         answers = resolved(task)
-        noise = Noise(task.inputs, self.n_samples, self.stdevs, self.seed)
+        noise = Noise(task.inputs, self.stdevs, self.seed)
         totals = [Moments() for _ in answers]
 
         def relevance(rounds: slice) -> list[dict[int, Tensor]]:
@@ -76,9 +77,13 @@ class Noise:
     """Gaussian noise on the floating-point parts and on the vectors of ids, the same for every sample."""
 
     inputs: Inputs
-    rounds: int
     stdevs: float | None
     seed: int
+
+    def __post_init__(self):
+        ranges = [_range(self.inputs.parts[i]).cpu() for i in self.inputs.explained]
+        if self.stdevs is None and ranges and not torch.stack([r.float() for r in ranges]).any(0).all():
+            raise InputError("a sample's values are all the same, so that their range says nothing about noise; give stdevs")
 
     def points(self, rounds: slice) -> dict[int, Tensor]:
         """Noisy copies `[rounds · N, …]`."""
@@ -89,28 +94,58 @@ class Noise:
         ids = self.inputs.ids
         if not ids:
             return None
-        drawn_at, positions = [], 0
-        for t in ids.values():  # by round and position, not by sample
-            of_sample = torch.arange(positions, positions + t[0].numel(), device=t.device)
-            drawn_at.append((torch.arange(rounds.start, rounds.stop, device=t.device)[:, None, None], of_sample, len(t)))
-            positions += t[0].numel()
-        which = torch.cat([(r * positions + of_sample).expand(-1, n, -1).flatten() for r, of_sample, n in drawn_at])
+        device, own = next(iter(ids.values())).device, -1
+        places, samples = [], []  # which noise each place gets, by round and position; and of which sample it is
+        positions = sum(t[0].numel() for t in ids.values() if self.inputs.of_batch(t))
+        start = 0
+        for t in ids.values():
+            if not self.inputs.of_batch(t):
+                places.append(torch.full((t.numel(),), own))
+                samples.append(torch.zeros(t.numel(), dtype=torch.long))
+                continue
+            of_round = torch.arange(rounds.stop - rounds.start)[:, None, None] * positions
+            of_sample = torch.arange(start, start + t[0].numel())
+            places.append((of_round + of_sample).expand(-1, len(t), -1).flatten())
+            samples.append(torch.arange(len(t))[:, None].expand(len(of_round), -1, t[0].numel()).flatten())
+            start += t[0].numel()
+        place_at, sample_at = (torch.cat(parts).to(device) for parts in (places, samples))
 
-        def alter(lookup: Lookup) -> Tensor:
-            vectors = lookup.vectors
-            stdev = NOISE_LEVEL * float(vectors.max() - vectors.min()) if self.stdevs is None else self.stdevs
-            drawn = self._drawn((self.rounds * positions, vectors.shape[-1]), 1).to(vectors)
-            own = lookup.places == NOWHERE  # the model's, not the user's
-            return vectors + stdev * drawn[which[lookup.places]].masked_fill(own[..., None], 0)
+        def alter(lookup: Lookup) -> Lookup:
+            vectors, place, sample = lookup.vectors, place_at[lookup.places], sample_at[lookup.places]
+            still = ((lookup.places == NOWHERE) | (place == own))[..., None]
+            drawn = self._drawn((positions, vectors.shape[-1]), rounds, "ids").flatten(0, 1).to(vectors)[place]
+            return replace(lookup, vectors=vectors + self._deviation(vectors, sample, still) * drawn.masked_fill(still, 0))
 
         return alter
 
+    def _deviation(self, vectors: Tensor, sample: Tensor, still: Tensor) -> Any:
+        """Of the noise on each vector: a share of the range of all vectors of its sample."""
+        if self.stdevs is not None:
+            return self.stdevs
+        lowest, highest = torch.zeros(2, len(self._first), dtype=vectors.dtype, device=vectors.device)
+        flat = sample.flatten()
+        for ends, found, reduce in ((highest, vectors.amax(-1), "amax"), (lowest, vectors.amin(-1), "amin")):
+            ends.scatter_reduce_(0, flat, found.masked_fill(still[..., 0], 0).flatten(), reduce)
+        return NOISE_LEVEL * (highest - lowest)[sample][..., None]
+
+    @property
+    def _first(self) -> Tensor:
+        return next(iter(self.inputs.ids.values()))
+
     def _points(self, i: int, rounds: slice) -> Tensor:
         x = self.inputs.parts[i]
-        noise = self._drawn((self.rounds, *x.shape[1:]), -i)[rounds, None].to(x)
-        spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(-1, *[1] * (x.dim() - 1))
-        stdev = NOISE_LEVEL * spread if self.stdevs is None else self.stdevs
-        return (x + stdev * noise).flatten(0, 1)
+        noise = self._drawn(tuple(x.shape[1:]), rounds, str(i))[:, None].to(x)
+        if self.stdevs is not None:
+            return (x + self.stdevs * noise).flatten(0, 1)
+        return (x + NOISE_LEVEL * _range(x).view(-1, *[1] * (x.dim() - 1)) * noise).flatten(0, 1)
 
-    def _drawn(self, shape: tuple[int, ...], stream: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed + 7919 * stream), dtype=torch.float64)
+    def _drawn(self, shape: tuple[int, ...], rounds: slice, stream: str) -> Tensor:
+        """Noise of each round, however the rounds are batched, `[rounds, …]`."""
+        seeds = (zlib.crc32(f"{self.seed}, {stream}, {r}".encode()) for r in range(rounds.start, rounds.stop))
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def _range(x: Tensor) -> Tensor:
+    """From the least to the greatest value of each sample, `[N]`."""
+    rows = x.reshape(len(x), -1)
+    return rows.amax(1) - rows.amin(1)

@@ -66,15 +66,15 @@ def _maps(part: "SubFigure", row: Row) -> None:
     bar.ax.tick_params(labelsize=7)
 
 
-def png(explanation: "Explanation") -> bytes:
+def png(drawn: Figure) -> bytes:
     """The figure as PNG bytes."""
     buffer = BytesIO()
-    figure(explanation).savefig(buffer, format="png")
+    drawn.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def show(explanation: "Explanation") -> None:
-    """Inline in a notebook, else in the system's image viewer."""
+def show(thing: object, drawn: Figure) -> None:
+    """A thing by its figure: inline in a notebook, else in the system's image viewer."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -84,11 +84,11 @@ def show(explanation: "Explanation") -> None:
     if inline is not None:
         from IPython.display import display
 
-        display(explanation)
+        display(thing)
         return
     from PIL import Image
 
-    Image.open(BytesIO(png(explanation))).show()
+    Image.open(BytesIO(png(drawn))).show()
 
 
 def as_map(relevance: Tensor) -> Tensor:

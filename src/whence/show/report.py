@@ -23,7 +23,7 @@ def page(explanation: "Explanation") -> str:
         samples=list(samples),
         layers=[(name, amount.tolist()) for name, amount in layers],
         texts=_texts(explanation),
-        picture=b64encode(heatmaps.png(explanation)).decode() if _has_pictures(explanation) else None,
+        picture=b64encode(heatmaps.png(heatmaps.figure(explanation))).decode() if _has_pictures(explanation) else None,
     )
 
 
