@@ -188,7 +188,7 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
 def _called(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> Any:
     try:
         return target(outputs)
-    except Exception as error:
+    except (RuntimeError, IndexError) as error:  # what torch raises for other shapes than expected; the rest is the caller's
         if isinstance(error, WhenceError) or out_of_memory(error):
             raise
         raise TargetError(
