@@ -39,6 +39,29 @@ from whence.methods.roots import NearestRoot as NearestRoot, RootOnManifold as R
 from whence.methods.shapley import Shapley as Shapley
 from whence.methods.smoothing import SmoothGrad as SmoothGrad
 from whence.methods.taylor import SimpleTaylor as SimpleTaylor
+from whence.prototypes.atlas import spatial_atlas as spatial_atlas
+from whence.prototypes.decoders import VAE as VAE, AdversarialAutoencoder as AdversarialAutoencoder
+from whence.prototypes.images import CPPN as CPPN, MACO as MACO, Fourier as Fourier, Pixels as Pixels
+from whence.prototypes.maximize import prototype as prototype
+from whence.prototypes.objectives import (
+    Caricature as Caricature,
+    Channel as Channel,
+    Direction as Direction,
+    Inversion as Inversion,
+    Layer as Layer,
+    LogProbability as LogProbability,
+    Neuron as Neuron,
+)
+from whence.prototypes.priors import (
+    L2 as L2,
+    CodeSpace as CodeSpace,
+    GaussianExpert as GaussianExpert,
+    GaussianRBM as GaussianRBM,
+)
+from whence.prototypes.prototypes import Prototypes as Prototypes
+from whence.prototypes.readings import layer_shapes as layer_shapes
+from whence.prototypes.samples import TopSamples as TopSamples, top_samples as top_samples
+from whence.prototypes.transforms import Jiggle as Jiggle
 from whence.targets import Logit as Logit, Span as Span
 
 __version__ = _version("whence")

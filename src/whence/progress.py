@@ -10,8 +10,8 @@ Progress = bool | Callable[[int, int], None]  # whether to show a bar; or who is
 
 
 @contextmanager
-def progress(label: str, total: int, shown: Progress) -> Iterator[Callable[[int], None]]:
-    """Gives `advance(done)`. A bar on stderr appears once the run has taken a few seconds and vanishes at its end.
+def progress(label: str, total: int, shown: Progress) -> Iterator[Callable[..., None]]:
+    """Gives `advance(steps, note)`. A bar on stderr appears once the run has taken a few seconds and vanishes at its end.
 
     >>> with progress("occlusion", 100, shown=True) as advance:
     ...     advance(10)
@@ -21,13 +21,13 @@ def progress(label: str, total: int, shown: Progress) -> Iterator[Callable[[int]
         bar: Any = None
         task: Any = None
 
-        def advance(steps: int) -> None:
+        def advance(steps: int, note: str = "") -> None:
             nonlocal bar, task, done
             done += steps
             if callable(shown):
                 shown(done, total)
             elif bar is not None:
-                bar.update(task, completed=done)
+                bar.update(task, completed=done, description=f"{label} {note}")
             elif shown and done < total and time.monotonic() - start > SILENT_SECONDS:
                 bar = undo.enter_context(_bar())
                 task = bar.add_task(label, total=total, completed=done)

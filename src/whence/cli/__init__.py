@@ -1,4 +1,4 @@
-"""The command line: `whence explain`, `whence models`. One file a command."""
+"""The command line: `whence explain`, `whence prototype`, `whence models`. One file a command."""
 
 import sys
 
@@ -7,18 +7,23 @@ from rich.console import Console
 
 from whence.cli.explain import explain
 from whence.cli.models import models
+from whence.cli.prototype import prototype
 from whence.errors import WhenceError
 
 app = typer.Typer(
-    help="Open trained networks: why this output?", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Open trained networks: why this output, and what do they take a concept to be?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 app.command()(explain)
+app.command()(prototype)
 app.command()(models)
 
 
 @app.callback()
 def root() -> None:
-    """Open trained networks: why this output?"""
+    """Open trained networks: why this output, and what do they take a concept to be?"""
 
 
 def main() -> None:

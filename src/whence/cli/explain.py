@@ -62,7 +62,7 @@ def explain(
     loaded = load_model(model, weights)
     x = _input(input, loaded, sample)
     chosen = LRP(_rules(rules, loaded, not (input or "").endswith(".npy"))) if method == "lrp" else _method(method, loaded, x)
-    explained = Logit(_named(target, loaded), _named(rather_than, loaded), position)
+    explained = Logit(named(target, loaded), named(rather_than, loaded), position)
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
     if loaded.text is not None:
         explanation = explanation.with_tokens(loaded.text.tokenizer)
@@ -106,7 +106,7 @@ def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:
     return method(**given)
 
 
-def _named(index: str | None, loaded: "LoadedModel") -> int | None:
+def named(index: str | None, loaded: "LoadedModel") -> int | None:
     """A class or token by its number or its name."""
     if index is None:
         return None

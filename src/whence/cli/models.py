@@ -6,14 +6,21 @@ import typer
 from rich.columns import Columns
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 MOST = 100  # names of one source that are listed without being asked for
 
 
 def models(
     contains: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+    layers: Annotated[
+        str | None, typer.Option(help="List the layers of this model instead, with the shapes they give.")
+    ] = None,
 ) -> None:
-    """List the models that --model takes by name."""
+    """List the models that --model takes by name, or the layers of one."""
+    if layers is not None:
+        _list_layers(layers, contains)
+        return
     from whence.models.registry import available
 
     console = Console(highlight=False)
@@ -32,3 +39,23 @@ def models(
         "\nAny other: [bold]hf:NAME_OR_FOLDER[/] of Hugging Face's library, or [bold]FILE.py:FACTORY[/], a function in a "
         "Python file that returns the model."
     )
+
+
+def _list_layers(name: str, contains: str) -> None:
+    import torch
+
+    from whence.errors import InputError
+    from whence.models.registry import load_model
+    from whence.prototypes.readings import layer_shapes
+
+    loaded = load_model(name)
+    size = loaded.preprocessing.size
+    if loaded.text is not None or size is None:
+        raise InputError(f"{name} does not say how large its pictures are; use whence.layer_shapes(model, x) in Python")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("gives, for one picture")
+    for layer, shape in layer_shapes(loaded.model, torch.zeros(1, loaded.preprocessing.channels, *size)).items():
+        if contains.lower() in layer.lower():
+            table.add_row(layer, " × ".join(map(str, shape[1:])))
+    Console(highlight=False).print(table)

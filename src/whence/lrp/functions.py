@@ -95,7 +95,7 @@ def constant_parameters(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 def the_parameter_itself(out: Any, given: Any, read: Any) -> Any:
     """`parameter.to(device)` returns the parameter itself where nothing moves: return it rather than its detached alias,
     because some models assign the result back."""
-    if not isinstance(out, Tensor):
+    if not isinstance(out, Tensor) or out.requires_grad:  # a constant does not
         return out
     return next((t for t, constant in zip(tensors(given), tensors(read), strict=True) if constant is out), out)
 

@@ -1,9 +1,15 @@
 """The bundled digit network: small, bias-free, so that its output is exactly the sum of its relevance."""
 
+from contextlib import AbstractContextManager
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from safetensors.torch import load
 from torch import Tensor, nn
+
+from whence.prototypes.decoders import VAE
+from whence.prototypes.priors import GaussianRBM
 
 
 def digit_network() -> nn.Sequential:
@@ -36,6 +42,24 @@ def digits() -> nn.Sequential:
     return model.eval()
 
 
+def digit_expert() -> GaussianRBM:
+    """An expert for digits, fitted to MNIST's training set (`scripts/train_digit_experts.py`).
+
+    >>> whence.prototype(digits(), range(10), prior=digit_expert(), strength=0.3)
+    """
+    with _bundled_path("digits_expert.safetensors") as path:
+        return GaussianRBM.load(path)
+
+
+def digit_decoder() -> VAE:
+    """A decoder of digits from sixteen numbers, `[N, 16]` to `[N, 1, 28, 28]` in [0, 1] (`scripts/train_digit_experts.py`).
+
+    >>> whence.prototype(digits(), range(10), prior=whence.CodeSpace(digit_decoder(), strength=0.1))
+    """
+    with _bundled_path("digits_decoder.safetensors") as path:
+        return VAE.load(path)
+
+
 def digit_samples() -> tuple[Tensor, Tensor]:
     """Real MNIST test digits, five of each class in order 0, 1, …, 9, 0, …: images `[50, 1, 28, 28]` in [0, 1], labels `[50]`.
 
@@ -46,4 +70,12 @@ def digit_samples() -> tuple[Tensor, Tensor]:
 
 
 def _bundled(name: str) -> bytes:
-    return resources.files("whence.models").joinpath("weights", name).read_bytes()
+    return _weights(name).read_bytes()
+
+
+def _bundled_path(name: str) -> AbstractContextManager[Path]:
+    return resources.as_file(_weights(name))
+
+
+def _weights(name: str) -> Traversable:
+    return resources.files("whence.models").joinpath("weights", name)

@@ -1,0 +1,190 @@
+"""`whence prototype`: what a class or a channel stands for, as a picture."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from whence.cli.explain import named
+from whence.errors import InputError, RuleError
+from whence.explanation import PICTURES, writable
+from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
+from whence.prototypes.maximize import prototype as run
+from whence.prototypes.priors import L2, CodeSpace
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+    from whence.prototypes.prototypes import Prototypes
+
+IMAGES = {"pixels": Pixels, "fourier": Fourier, "maco": MACO, "cppn": CPPN}
+PRIORS = ("none", "l2", "expert", "decoder")
+STRENGTHS = {"l2": 0.3, "expert": 0.3, "decoder": 0.1}
+
+
+def prototype(
+    model: Annotated[str, typer.Option(help="digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")] = "digits",
+    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Classes by number or name, as in 3 or 0-9 or cat,dog; or layer:channel.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="A layer by name (`whence models --layers NAME` lists them).")] = None,
+    channels: Annotated[str, typer.Option(help="Channels of --layer, as in 3 or 0-15.")] = "0-15",
+    prior: Annotated[str | None, typer.Option(help="none, l2, and for digits expert or decoder.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Of the prior.")] = None,
+    image: Annotated[str | None, typer.Option(help=f"How the picture is written down: {', '.join(IMAGES)}.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the picture; what the model takes if not given.")] = None,
+    steps: Annotated[int, typer.Option(help="Of the search.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the start and the changes between steps.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .npz or .safetensors.")] = Path("prototypes.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+) -> None:
+    """What does the network take a concept to be? Draws the input that excites it most.
+
+    With no argument: the ten digits by l2, expert and decoder, side by side.
+    """
+    from whence.models.registry import load_model
+
+    writable(out, (*PICTURES, ".npz", ".safetensors"))
+    _check(prior, image, size)
+    loaded = load_model(model, weights)
+    if loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
+    concepts = _concepts(target, layer, channels, loaded)
+    settings: dict[str, Any] = {"steps": steps, "seed": seed}
+    if loaded.name == "digits" and prior is None and layer is None and image is None:
+        found = {name: _found(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
+        _save_side_by_side(found, out)
+    else:
+        name = prior or "none"
+        found = {name: _found(loaded, concepts, name, strength, image, size, settings)}
+        found[name].save(out)
+    report = {"model": loaded.name, "trained": loaded.trained, "picture": str(out), "prototypes": _report(found)}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def _check(prior: str | None, image: str | None, size: int | None) -> None:
+    if prior not in (None, *PRIORS):
+        raise RuleError(f"no prior {prior!r}; choose from {', '.join(PRIORS)}")
+    if image not in (None, *IMAGES):
+        raise RuleError(f"no image {image!r}; choose from {', '.join(IMAGES)}")
+    if size is not None and size < 1:
+        raise InputError(f"--size {size}; give at least 1")
+
+
+def _concepts(target: str | None, layer: str | None, channels: str, loaded: "LoadedModel") -> list[Any]:
+    if layer is not None and target is not None:
+        raise RuleError("give --target or --layer, not both")
+    if layer is not None:
+        return [f"{layer}:{part}" for part in channels.split(",")]
+    if target is not None and ":" in target:
+        return [target]
+    if target is None:
+        if not loaded.classes:
+            raise RuleError("give --target, a class, or --layer and --channels")
+        return list(range(min(10, len(loaded.classes))))
+    classes: list[Any] = []
+    for part in target.split(","):
+        first, dash, last = part.partition("-")
+        if dash and first.isdecimal() and last.isdecimal():
+            classes.extend(range(int(first), int(last) + 1))
+        else:
+            classes.append(named(part.strip(), loaded))
+    return classes
+
+
+def _found(
+    loaded: "LoadedModel",
+    concepts: list[Any],
+    prior: str,
+    strength: float | None,
+    image: str | None,
+    size: int | None,
+    settings: dict[str, Any],
+) -> "Prototypes":
+    preprocessing = loaded.preprocessing
+    if not preprocessing.bounds_known and size is None:
+        raise InputError(f"{loaded.name} does not say how large its pictures are; pass --size")
+    height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
+    shape = (preprocessing.channels, height, width)
+    bounds = preprocessing.bounds
+    written = IMAGES[image](*bounds) if image else _default_image(prior, shape, bounds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # told from the note
+        found = run(
+            loaded.model,
+            concepts,
+            prior=_prior(prior, loaded, strength),
+            strength=(strength or STRENGTHS["expert"]) if prior == "expert" else 1.0,
+            shape=shape,
+            image=written,
+            **settings,
+        )
+    return replace(found, bounds=bounds)
+
+
+def _default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
+    """Photos as Fourier coefficients; without a prior nothing else keeps pixels between their bounds."""
+    if prior != "none":
+        return None
+    return Fourier(*bounds) if min(shape[1:]) > 64 else Pixels(*bounds)
+
+
+def _prior(name: str, loaded: "LoadedModel", strength: float | None) -> Any:
+    if name == "none":
+        return None
+    if name == "l2":
+        return L2(STRENGTHS["l2"] if strength is None else strength)
+    if loaded.name != "digits":
+        raise RuleError(f"--prior {name} is bundled for digits alone; fit one in Python: whence.GaussianRBM, whence.VAE")
+    from whence.models.digits import digit_decoder, digit_expert
+
+    if name == "expert":
+        return digit_expert()
+    return CodeSpace(digit_decoder(), STRENGTHS["decoder"] if strength is None else strength)
+
+
+def _save_side_by_side(found: "dict[str, Prototypes]", out: Path) -> None:
+    if out.suffix in PICTURES:
+        from whence.show import grids
+
+        grids.side_by_side(found).savefig(out)
+    else:
+        found["decoder"].save(out)
+
+
+def _report(found: "dict[str, Prototypes]") -> list[dict[str, Any]]:
+    return [
+        {
+            "prior": prior,
+            "concept": name,
+            "activation": float(p.activation[k]),
+            "log_prob": None if p.log_prob is None else float(p.log_prob[k]),
+            "note": p.note,
+        }
+        for prior, p in found.items()
+        for k, name in enumerate(p.names)
+    ]
+
+
+def _print(report: dict[str, Any]) -> None:
+    console, told = Console(highlight=False, soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    if not report["trained"]:
+        told.print(f"[yellow]warning:[/] {report['model']} has random weights; pass --weights FILE, or --weights DEFAULT")
+    for note in dict.fromkeys(row["note"] for row in report["prototypes"] if row["note"]):
+        told.print(f"[yellow]warning:[/] {note}")
+    table = Table(box=None, pad_edge=False, title=f"prototypes of {report['model']}", title_justify="left")
+    for heading in ("prior", "concept", "activation", "log p(x)"):
+        table.add_column(heading, justify="left" if heading in ("prior", "concept") else "right")
+    for row in report["prototypes"]:
+        log_prob = "" if row["log_prob"] is None else f"{row['log_prob']:.4g}"
+        table.add_row(row["prior"], row["concept"], f"{row['activation']:.4g}", log_prob)
+    console.print(table)
+    console.print(f"the picture lies in [bold]{report['picture']}[/]")

@@ -1,0 +1,343 @@
+"""What a prototype maximises: an output, a channel, a neuron, a direction, or sums of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whence.errors import InputError, RuleError, SelectorError, TargetError
+from whence.inputs import Inputs
+from whence.prototypes.readings import Reading
+from whence.targets import Logit, Span, select
+
+LEAST_COSINE = 0.1  # a direction off by more counts as if by this, lest there be no gradient (Olah et al. 2017)
+
+
+class Objective:
+    """To be maximised. Objectives add up, and can be weighted: `a - b`, `0.5 * a + b`."""
+
+    layers: tuple[str, ...] = ()  # what it reads
+    output: bool = False
+
+    def value(self, reading: Reading) -> Tensor:
+        """`[samples]`, one value for each sample read."""
+        raise NotImplementedError
+
+    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> "Objective":
+        """The same with what it has to know of the model, such as the activations of a photo."""
+        return self
+
+    def __add__(self, other: "Objective") -> "Weighted":
+        return Weighted(self._terms + other._terms)
+
+    def __mul__(self, weight: float) -> "Weighted":
+        return Weighted(tuple((w * weight, term) for w, term in self._terms))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Weighted":
+        return self * -1.0
+
+    def __sub__(self, other: "Objective") -> "Weighted":
+        return self + -other
+
+    @property
+    def _terms(self) -> "tuple[tuple[float, Objective], ...]":
+        return ((1.0, self),)
+
+
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """A weighted sum of objectives."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys(layer for _, term in self.terms for layer in term.layers))
+
+    @property
+    def output(self) -> bool:  # type: ignore[override]
+        return any(term.output for _, term in self.terms)
+
+    def value(self, reading: Reading) -> Tensor:
+        return torch.stack([weight * term.value(reading) for weight, term in self.terms]).sum(0)
+
+    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> Objective:
+        return Weighted(tuple((weight, term.prepared(read)) for weight, term in self.terms))
+
+    @property
+    def _terms(self) -> tuple[tuple[float, Objective], ...]:
+        return self.terms
+
+    def __str__(self) -> str:
+        signs = [("− " if weight < 0 else "+ ") + ("" if abs(weight) == 1 else f"{abs(weight):g} ") for weight, _ in self.terms]
+        return " ".join(f"{sign}{term}" for sign, (_, term) in zip(signs, self.terms, strict=True)).removeprefix("+ ")
+
+
+@dataclass(frozen=True)
+class Output(Objective):
+    """A target as of `explain`: a class's logit, a `Logit` rather than another, a function of outputs."""
+
+    target: Any
+    output: bool = field(default=True, init=False)
+
+    def value(self, reading: Reading) -> Tensor:
+        return select(reading.output, self.target, Inputs((reading.x,), single=True))[0]
+
+    def __str__(self) -> str:
+        return getattr(self.target, "__name__", str(self.target))
+
+
+@dataclass(frozen=True)
+class LogProbability(Objective):
+    """log p(ω|x) of a class, as a softmax over the output gives it.
+
+    >>> whence.prototype(model, whence.LogProbability(3), prior=expert)
+
+    It saturates at 0, where a logit grows without bound: with an expert it gives the likeliest input of the class.
+    """
+
+    index: int
+    output: bool = field(default=True, init=False)
+
+    def value(self, reading: Reading) -> Tensor:
+        logits, _ = select(reading.output, self.index, Inputs((reading.x,), single=True))
+        return logits - reading.output.logsumexp(1)
+
+    def __str__(self) -> str:
+        return str(self.index)
+
+
+@dataclass(frozen=True)
+class Channel(Objective):
+    """The mean activation of a channel of a layer over all places; of a unit, where the layer has no places.
+
+    >>> whence.prototype(model, whence.Channel("features.10", 3), shape=(3, 224, 224))      # or "features.10:3"
+    """
+
+    layer: str
+    channel: int
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
+
+    def value(self, reading: Reading) -> Tensor:
+        return of_channel(reading, self.layer, self.channel).flatten(1).mean(1)
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.channel}"
+
+
+@dataclass(frozen=True)
+class Neuron(Objective):
+    """The activation of a channel at one place, the middle if not given.
+
+    >>> whence.prototype(model, whence.Neuron("features.10", 3, position=(5, 7)), shape=(3, 224, 224))
+    """
+
+    layer: str
+    channel: int
+    position: tuple[int, ...] | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
+
+    def value(self, reading: Reading) -> Tensor:
+        places = of_channel(reading, self.layer, self.channel)
+        position = tuple(n // 2 for n in places.shape[1:]) if self.position is None else self.position
+        if len(position) != places.dim() - 1 or not all(0 <= p < n for p, n in zip(position, places.shape[1:], strict=True)):
+            raise TargetError(f"position {position} is not among the {tuple(places.shape[1:])} places of layer '{self.layer}'")
+        return places[(slice(None), *position)]
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.channel}" + ("" if self.position is None else f" at {self.position}")
+
+
+@dataclass(frozen=True, eq=False)
+class Direction(Objective):
+    """aᵀv · max(0.1, cos(a, v))^cosine in the mean over all places of a layer, or at one (Olah et al. 2017).
+
+    >>> whence.prototype(model, whence.Direction("features.10", a_cat - a_dog), shape=(3, 224, 224))
+
+    `vector` has a number for each channel. With cosine 0 it is the plain projection: a one-hot vector is a channel.
+    """
+
+    layer: str
+    vector: Tensor
+    cosine: float = 1.0
+    position: tuple[int, ...] | None = None
+    name: str | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
+
+    def value(self, reading: Reading) -> Tensor:
+        a = _channels_last(reading, self.layer)
+        if self.vector.shape != a.shape[-1:]:
+            raise TargetError(
+                f"a direction of shape {tuple(self.vector.shape)} for layer '{self.layer}' of {a.shape[-1]} channels"
+            )
+        v = self.vector.to(a)
+        if self.position is not None:
+            return _along(a[(slice(None), *self.position)], v, self.cosine)
+        return _along(a, v, self.cosine).reshape(len(a), -1).mean(1)
+
+    def __str__(self) -> str:
+        return self.name or f"direction in {self.layer}"
+
+
+@dataclass(frozen=True)
+class Layer(Objective):
+    """The mean square of all activations of a layer: deep dream (Mordvintsev et al. 2015).
+
+    >>> whence.prototype(model, whence.Layer("features.10"), start=photo)
+    """
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
+
+    def value(self, reading: Reading) -> Tensor:
+        return reading.layers[self.layer].square().flatten(1).mean(1)
+
+    def __str__(self) -> str:
+        return self.layer
+
+
+@dataclass(frozen=True, eq=False)
+class Caricature(Objective):
+    """aᵀa₀ · max(0.1, cos(a, a₀))^cosine, a₀ the activations of a photo: what a layer sees in it, exaggerated.
+
+    >>> whence.prototype(model, whence.Caricature("features.10", photo), shape=photo.shape[1:])
+    """
+
+    layer: str
+    photo: Tensor  # [1, …]
+    cosine: float = 1.0
+    _activation: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
+
+    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> Objective:
+        return replace(self, _activation=_of_photo(self, read))
+
+    def value(self, reading: Reading) -> Tensor:
+        a = reading.layers[self.layer].flatten(1)
+        assert self._activation is not None
+        _check_same_size(a, self._activation, self.layer)
+        return _along(a, self._activation.flatten() / self._activation.norm(), self.cosine)
+
+    def __str__(self) -> str:
+        return f"caricature at {self.layer}"
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion(Objective):
+    """−‖a − a₀‖² / ‖a₀‖², a₀ the activations of a photo: what a layer keeps of it (Mahendran and Vedaldi 2015, eq. 1 and 4).
+
+    >>> whence.prototype(model, whence.Inversion("features.10", photo), shape=photo.shape[1:])
+    """
+
+    layer: str
+    photo: Tensor  # [1, …]
+    _activation: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
+
+    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> Objective:
+        return replace(self, _activation=_of_photo(self, read))
+
+    def value(self, reading: Reading) -> Tensor:
+        a = reading.layers[self.layer].flatten(1)
+        assert self._activation is not None
+        _check_same_size(a, self._activation, self.layer)
+        return -(a - self._activation.flatten()).square().sum(1) / self._activation.square().sum()
+
+    def __str__(self) -> str:
+        return f"inversion of {self.layer}"
+
+
+Concept = Any  # a class, a Logit, "layer:channel", "layer", an Objective, a function from outputs to one value a sample
+
+
+def objectives(target: Concept | Iterable[Concept]) -> list[Objective]:
+    """The objectives of one concept or of several.
+
+    >>> [str(o) for o in objectives(["features.10:0-2", 7])]
+    ['features.10:0', 'features.10:1', 'features.10:2', '7']
+    """
+    if isinstance(target, Tensor):
+        target = target.tolist()
+    several = target if isinstance(target, Iterable) and not isinstance(target, str | Objective) else [target]
+    found = [objective for concept in several for objective in _objectives(concept)]
+    if not found:
+        raise TargetError("no target: give a class, 'layer:channel', an objective or a list of them")
+    return found
+
+
+def _objectives(concept: Concept) -> list[Objective]:
+    if isinstance(concept, Objective):
+        return [concept]
+    if isinstance(concept, str):
+        return _named(concept)
+    if isinstance(concept, bool) or not (isinstance(concept, int | Logit) or callable(concept)) or isinstance(concept, Span):
+        raise TargetError(f"{concept!r} is no concept; give a class, 'layer:channel', an objective or a function of outputs")
+    return [Output(concept)]
+
+
+def _named(name: str) -> list[Objective]:
+    layer, colon, channels = name.rpartition(":")
+    if not colon:
+        return [Layer(name)]
+    first, dash, last = channels.partition("-")
+    if not layer or not first.isdecimal() or (dash and not last.isdecimal()):
+        raise SelectorError(f"{name!r} is no concept; write 'layer:channel' as in 'features.10:3', or 'features.10:0-15'")
+    return [Channel(layer, channel) for channel in range(int(first), int(last or first) + 1)]
+
+
+def _channels_last(reading: Reading, layer: str) -> Tensor:
+    """Activations `[K, …, channels]`. Pictures have their channels first, as have series where the input itself has."""
+    a = reading.layers[layer]
+    if a.dim() < 2:
+        raise TargetError(f"layer '{layer}' gives {tuple(a.shape)}, which has no channels")
+    channels_first = a.dim() > 3 or (a.dim() == 3 and reading.x.dim() == 3)
+    return a.movedim(1, -1) if channels_first else a
+
+
+def of_channel(reading: Reading, layer: str, channel: int) -> Tensor:
+    a = _channels_last(reading, layer)
+    if not 0 <= channel < a.shape[-1]:
+        raise TargetError(f"channel {channel} is out of range: layer '{layer}' has channels 0 to {a.shape[-1] - 1}")
+    return a[..., channel]
+
+
+def _along(a: Tensor, v: Tensor, cosine: float) -> Tensor:
+    product = a @ v
+    return product * F.cosine_similarity(a, v, dim=-1).clamp(min=LEAST_COSINE) ** cosine if cosine else product
+
+
+def _of_photo(objective: Caricature | Inversion, read: Callable[[Tensor, Sequence[str]], Reading]) -> Tensor:
+    photo = objective.photo
+    if photo.dim() < 2 or len(photo) != 1:
+        raise InputError(f"the photo must be a batch of one, not {tuple(photo.shape)}")
+    return read(photo, [objective.layer]).layers[objective.layer].detach()
+
+
+def _check_same_size(a: Tensor, of_photo: Tensor, layer: str) -> None:
+    if a.shape[1] != of_photo.numel():
+        raise RuleError(
+            f"layer '{layer}' has {a.shape[1]} activations, {of_photo.numel()} on the photo; give shape=photo.shape[1:]"
+        )

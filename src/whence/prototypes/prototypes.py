@@ -1,0 +1,115 @@
+"""What comes back from a search for prototypes."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from whence.errors import InputError
+from whence.explanation import PICTURES, writable
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Prototypes:
+    """Inputs that stand for K concepts, and how they were found.
+
+    >>> p = whence.prototype(model, range(10), prior=expert)
+    >>> p.images, p.names                           # [10, …]
+    >>> p.activation, p.log_prob                    # both terms of what was maximised, [10]
+    >>> p.history["activation"]                     # [steps, 10]
+    >>> p.save("grid.png")                          # or .pdf, .svg, .npz, .safetensors
+
+    `activation` is the objective without transforms, `log_prob` that of the prior without its strength, None without a prior.
+    `codes` `[K, k]` are those of a `CodeSpace`, `samples` `[K, n, …]` the data's own given to `beside`. `note` says what went
+    wrong on the way, if anything did.
+    """
+
+    images: Tensor
+    names: Sequence[str]
+    activation: Tensor
+    log_prob: Tensor | None = None
+    codes: Tensor | None = None
+    history: dict[str, Tensor] = field(default_factory=dict)
+    bounds: Any = None  # what black and white pixels are, for pictures
+    samples: Tensor | None = None
+    columns: int | None = None  # of a grid
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | slice) -> "Prototypes":
+        """One prototype or a slice of them, still as a batch."""
+        if not isinstance(index, slice):
+            index = operator.index(index)
+            if not -len(self) <= index < len(self):  # iteration ends here
+                raise IndexError(f"prototype {index} of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
+        some = {
+            name: None if t is None else t[index]
+            for name, t in (("log_prob", self.log_prob), ("codes", self.codes), ("samples", self.samples))
+        }
+        history = {name: t[:, index] for name, t in self.history.items()}
+        return replace(
+            self,
+            images=self.images[index],
+            names=list(self.names)[index],
+            activation=self.activation[index],
+            history=history,
+            **some,
+        )
+
+    def beside(self, samples: Tensor) -> "Prototypes":
+        """The same with samples of the data `[K, n, …]`, drawn beside each prototype: `data[whence.top_samples(…).indices]`."""
+        if samples.shape[0] != len(self) or samples.shape[2:] != self.images.shape[1:]:
+            expected = f"[{len(self)}, n, {', '.join(map(str, self.images.shape[1:]))}]"
+            raise InputError(f"samples of shape {tuple(samples.shape)} for {expected}")
+        return replace(self, samples=samples)
+
+    def arranged(self, columns: int) -> "Prototypes":
+        """The same, drawn without names in a grid of so many columns."""
+        return replace(self, columns=columns)
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self)} prototypes {list(self.images.shape[1:])}"]
+        for k, name in enumerate(self.names):
+            prior = "" if self.log_prob is None else f", log p(x) {self.log_prob[k]:.4g}"
+            lines.append(f"  {name}: {self.activation[k]:.4g}{prior}")
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    def save(self, path: str | Path) -> Path:
+        """Write a picture of all (.png, .jpg, .pdf, .svg) or the numbers (.npz, .safetensors); returns the path."""
+        path = writable(path, (*PICTURES, ".npz", ".safetensors"))
+        if path.suffix == ".npz":
+            import numpy as np
+
+            np.savez(path, **{name: t.numpy() for name, t in self.numbers().items()}, names=list(self.names))  # type: ignore[arg-type]
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(self.numbers(), path, {"names": "\n".join(self.names)})
+        else:
+            from whence.show import grids
+
+            grids.figure(self).savefig(path)
+        return path
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Everything as named tensors: what `.npz` and `.safetensors` hold."""
+        named = {name: getattr(self, name) for name in ("images", "activation", "log_prob", "codes", "samples")}
+        named |= {f"history.{name}": t for name, t in self.history.items()}
+        return {name: t.detach().cpu().contiguous() for name, t in named.items() if t is not None}
+
+    def show(self) -> None:
+        """Show the picture: inline in a notebook, else in the system's image viewer."""
+        from whence.show import grids, heatmaps
+
+        heatmaps.show(self, grids.figure(self))
+
+    def _repr_png_(self) -> bytes:
+        from whence.show import grids, heatmaps
+
+        return heatmaps.png(grids.figure(self))
