@@ -30,6 +30,8 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/transformers.py
 	$(BIN)/python benchmarks/perturbation.py
 	$(BIN)/python benchmarks/shapley.py
+	$(BIN)/python benchmarks/prototypes.py
+	$(BIN)/python benchmarks/prototype_quality.py ../shared/data
 
 clean:
 	rm -rf $(VENV) demo

@@ -346,6 +346,7 @@ def test_units_that_are_off_at_the_start_are_switched_on():
     assert prototype(model, "1:0", shape=(1, 6, 6), steps=100, image=Pixels(-1.0, 1.0)).activation > 0
     with torch.no_grad():
         model[0].weight[0] = 0
+        model[0].weight[1] = 0.2
     with pytest.warns(UserWarning, match="the gradient of 1:0 has been zero everywhere"):
         dead = prototype(model, ["1:0", "1:1"], shape=(1, 6, 6), steps=40, image=Pixels(0.0, 1.0))
     assert "1:0" in dead.note
