@@ -10,6 +10,7 @@ the Fréchet distance to real digits in features of one of them, the share of mi
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,7 @@ class Measures:
             flat = t.flatten(1)
             return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
-        best = [
-            (centred(x[classes == c]) @ centred(self.real[self.real_labels == c]).T).masked_fill_(torch.tensor(False), 0)
-            for c in range(10)
-        ]
+        best = [centred(x[classes == c]) @ centred(self.real[self.real_labels == c]).T for c in range(10)]
         # a real digit is its own nearest neighbour: the second counts
         return torch.cat([(b - 2 * (b > 0.9999).float()).amax(1) for b in best]).mean()
 
@@ -144,8 +142,6 @@ def main(folder: Path) -> None:
 
 
 def _bounded(p: whence.Prototypes) -> whence.Prototypes:
-    from dataclasses import replace
-
     return replace(p, bounds=(0.0, 1.0))
 
 

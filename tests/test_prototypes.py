@@ -74,10 +74,10 @@ def test_exercise_a_the_equivalences():
     ridge = precise(model, 0, prior=L2(λ)).images
     gaussian = precise(model, 0, prior=GaussianExpert(torch.zeros(D), torch.eye(D) / (2 * λ))).images
     close(ridge, gaussian, atol=1e-6, rtol=0)
-    a, c = torch.randn(D, D), torch.randn(D)
-    coded = precise(model, 0, prior=CodeSpace(lambda z: z @ a.T + c, 0.5, size=D), shape=(D,)).images
-    close(coded, precise(model, 0, prior=GaussianExpert(c, a @ a.T + 1e-9 * torch.eye(D))).images, atol=1e-5, rtol=0)
     orthogonal, _ = torch.linalg.qr(torch.randn(D, D))
+    a, c = orthogonal * torch.linspace(0.5, 1.5, D), torch.randn(D)
+    coded = precise(model, 0, prior=CodeSpace(lambda z: z @ a.T + c, 0.5, size=D), shape=(D,)).images
+    close(coded, precise(model, 0, prior=GaussianExpert(c, a @ a.T)).images, atol=1e-6, rtol=0)
     close(
         precise(model, 0, prior=CodeSpace(lambda z: z @ orthogonal.T, λ, size=D), shape=(D,)).images, ridge, atol=1e-6, rtol=0
     )
@@ -165,6 +165,14 @@ def test_the_rbm_learns_and_travels(tmp_path):
     close(loaded.log_prob(data[:5].float()), expert.log_prob(data[:5].float()))
     with pytest.raises(errors.LoadError, match="no Gaussian RBM"):
         GaussianRBM.load(VAE((4,), 2, 3).save(tmp_path / "vae.safetensors"))
+    (tmp_path / "broken.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(errors.LoadError, match="no Gaussian RBM"):
+        GaussianRBM.load(tmp_path / "broken.safetensors")
+    with pytest.raises(errors.WhenceError, match="no folder"):
+        expert.save(tmp_path / "nowhere" / "expert.safetensors")
+    assert GaussianRBM((16,), hidden=3).fit(data[:7], epochs=1)
+    with pytest.raises(errors.InputError, match="NaN"):
+        expert.fit(data * math.nan)
 
 
 @pytest.mark.parametrize("kind", [VAE, AdversarialAutoencoder])
@@ -367,7 +375,9 @@ def test_caricature_and_inversion_of_a_photo():
     a, a0 = (model[:4](x.clone()).detach() for x in (inverted.images, photo))
     assert (a - a0).norm() < 0.2 * a0.norm()
     close(inverted.activation, -((a - a0).square().sum() / a0.square().sum())[None])
-    drawn = prototype(model, Caricature("3", photo), start=photo, image=Pixels(-3.0, 3.0), transforms=None, steps=30)
+    drawn = prototype(
+        model, Caricature("3", photo), start=photo.clamp(-2.9, 2.9), image=Pixels(-3.0, 3.0), transforms=None, steps=30
+    )
     assert drawn.history["activation"][-1] > drawn.history["activation"][0]
 
 
@@ -383,6 +393,115 @@ def test_deep_dream_and_deep_features_of_a_text_like_layer():
     model = Tokens().eval()
     p = prototype(model, ["mix:7", Neuron("mix", 2, (3,)), Layer("mix"), 1], shape=(3, 32, 32), steps=5)
     assert p.names == ["mix:7", "mix:2 at (3,)", "mix", "1"]
+
+
+class Kinds(nn.Module):
+    """Pictures held with their channels last, a recurrent layer, and a model that gives named outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.lstm, self.head = nn.LayerNorm(8), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+        self.eval()
+
+    def forward(self, x):
+        x, _ = self.lstm(x)
+        return {"logits": self.head(x.mean(1)), "hidden": x}
+
+
+def test_channels_are_where_the_layers_kind_has_them():
+    model = Kinds()
+    x = torch.randn(1, 7, 6)
+    assert whence.layer_shapes(model, x) == {"lstm": (1, 7, 5), "head": (1, 3)}
+    p = prototype(
+        model, ["lstm:4", lambda y: y["hidden"][:, 0, 1], Neuron("lstm", 2, (6,)), 1], start=x, steps=2, prior=L2(0.1)
+    )
+    hidden = model.lstm(p.images)[0].detach()
+    close(p.activation[:3], torch.stack([hidden[0, :, 4].mean(), hidden[1, 0, 1], hidden[2, 6, 2]]))
+    with pytest.raises(errors.TargetError, match="channels 0 to 4"):
+        prototype(model, "lstm:6", start=x, steps=2)
+
+    swin = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Permuted(), nn.LayerNorm(8)).eval()
+    p = prototype(swin, "2:3", shape=(3, 16, 16), image=Pixels(0.0, 1.0), steps=3)
+    close(p.activation, swin(p.images)[..., 3].mean((1, 2)).detach())
+
+
+class Permuted(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+# models and callers of all kinds
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 2, 3)
+        self.eval()
+
+    def forward(self, x):
+        return self.conv(x.sub_(0.5).div_(0.25)).mean((2, 3))
+
+
+def test_a_model_that_overwrites_its_input_changes_neither_prototype_nor_photo():
+    model, photo = InPlace(), torch.rand(1, 3, 12, 12)
+    kept = photo.clone()
+    p = prototype(model, [0, Inversion("conv", photo)], shape=(3, 12, 12), image=Fourier(0.0, 1.0), transforms=None, steps=3)
+    assert torch.equal(photo, kept)
+    assert 0 <= p.images.min() <= p.images.max() <= 1
+    close(p.activation[0], model(p.images[:1].clone())[0, 0].detach())
+    prototype(model, 0, shape=(3, 12, 12), image=Pixels(), prior=L2(0.1), steps=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_of_other_dtypes(dtype):
+    model = deep().to(dtype)
+    for image in (Pixels(), Fourier(), MACO(), CPPN(depth=2, width=4)):
+        p = prototype(model, [1, "3:2"], shape=(3, 34, 34), image=image, steps=3)
+        assert p.images.dtype == torch.float32
+    coded = nn.Sequential(nn.Linear(2, 5 * 5), nn.Unflatten(1, (1, 5, 5))).eval()
+    small = nn.Sequential(nn.Flatten(), nn.Linear(25, 2)).eval().to(dtype)
+    assert prototype(small, 1, prior=CodeSpace(coded), shape=(1, 5, 5), steps=3).codes.dtype == torch.float64
+
+
+def test_under_no_grad_in_inference_mode_and_interrupted():
+    model = deep()
+    expected = prototype(model, "3:2", shape=(3, 34, 34), steps=3).images
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            close(prototype(model, "3:2", shape=(3, 34, 34), steps=3).images, expected)
+
+    def interrupt(y):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prototype(model, interrupt, shape=(3, 34, 34), steps=3)
+    from torch.nn.modules import module as global_hooks
+
+    assert not global_hooks._global_forward_hooks
+
+
+def test_a_decoder_in_training_mode_is_refused():
+    decoder = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5))
+    with pytest.raises(errors.TrainingModeError):
+        prototype(nn.Linear(5, 2).eval(), 0, prior=CodeSpace(decoder), shape=(5,), steps=2)
+
+
+def test_concepts_of_one_name_are_still_their_own():
+    model, settings = deep(), {"shape": (3, 34, 34), "steps": 8, "image": Pixels(-1.0, 1.0)}
+    one, two = torch.randn(8), torch.randn(8)
+    targets = [lambda y: y[:, 0], lambda y: y[:, 1], Direction("3", one), Direction("3", two), 0, LogProbability(0)]
+    together = prototype(model, targets, diversity=5.0, **settings)
+    for k, target in enumerate(targets):
+        close(prototype(model, target, **settings).images[0], together.images[k], rtol=1e-7, atol=1e-9)
+
+
+def test_centers_and_starts_of_each_code():
+    model, a = nn.Linear(D, 1).eval(), torch.randn(D, 3)
+    center = torch.randn(2, 3)
+    p = precise(model, [0, 0], prior=CodeSpace(lambda z: z @ a.T, 0.2, center), shape=(D,), start=torch.randn(2, 3))
+    close(p.codes, center + model.weight.detach() @ a / 0.4, atol=1e-6, rtol=0)
 
 
 def test_a_spatial_atlas():
@@ -410,6 +529,10 @@ def test_top_samples_by_activation_and_relevance():
     assert p.samples.shape == (1, 4, 3, 34, 34)
     with pytest.raises(errors.RuleError, match="that of channels"):
         whence.top_samples(model, 1, data, by="relevance")
+    with pytest.raises(errors.InputError, match="sample 3 gives NaN"):
+        whence.top_samples(model, "3:2", data.index_fill(0, torch.tensor([3]), math.nan))
+    with pytest.raises(errors.InputError, match="batch_size=-1"):
+        whence.top_samples(model, "3:2", data, batch_size=-1)
     with pytest.raises(errors.InputError, match="n=31 of 30"):
         whence.top_samples(model, 1, data, n=31)
 
@@ -441,7 +564,7 @@ def test_concepts_are_read():
         "features.10:2",
         "7",
     ]
-    assert str(Channel("a", 1) - 2 * Neuron("b", 3)) == "a:1 − 2 b:3"
+    assert str(Channel("a", 1) - 2 * Neuron("b", 3)) == "a:1 − 2 b:3 in the middle"
     assert [str(o) for o in objectives(range(2))] == ["0", "1"]
     for wrong in ("a:b", ":3", "a:1-x"):
         with pytest.raises(errors.SelectorError, match="no concept"):
@@ -474,7 +597,31 @@ def test_concepts_are_read():
         (0, {"image": MACO(), "start": torch.zeros(1, 3, 34, 34)}, errors.RuleError, "cannot start from an input"),
         (0, {"image": MACO(spectrum=torch.ones(3, 4, 4))}, errors.InputError, "a spectrum of shape"),
         (0, {"image": Pixels(), "prior": CodeSpace(lambda z: z, size=3)}, errors.RuleError, "leave image out"),
-        (Inversion("3", torch.zeros(1, 3, 20, 20, dtype=torch.float64)), {}, errors.RuleError, "give shape=photo.shape"),
+        ("*:0", {}, errors.SelectorError, "stands for several"),
+        (0, {"image": "fourier"}, errors.RuleError, "is no image"),
+        (0, {"prior": L2}, errors.RuleError, "is no prior"),
+        (0, {"strength": -1.0}, errors.RuleError, "neither may be negative"),
+        (0, {"lr": 0.0}, errors.RuleError, "neither may be negative"),
+        (0, {"seed": 1.5}, errors.RuleError, "whole number"),
+        (0, {"shape": 5}, errors.InputError, "positive sizes"),
+        (0, {"start": torch.zeros(1, 3, 34, 34).int()}, errors.InputError, "floating-point"),
+        (0, {"transforms": lambda x, randoms: None}, errors.InputError, "as many pictures"),
+        (0, {"start": torch.full((1, 3, 34, 34), 9.0), "image": Fourier()}, errors.InputError, "beyond the image's bounds"),
+        (Direction("3", torch.zeros(8), position=(99, 0)), {}, errors.TargetError, "not among"),
+        ({"a": 1}, {}, errors.TargetError, "as a dict"),
+        (
+            0,
+            {"prior": CodeSpace(lambda z: z @ torch.ones(2, 4).to(z), size=2)},
+            errors.InputError,
+            "the decoder makes inputs of",
+        ),
+        (
+            0,
+            {"prior": CodeSpace(lambda z: z @ torch.ones(3, 4).to(z), size=2)},
+            errors.InputError,
+            "cannot make inputs of codes",
+        ),
+        (Inversion("3", torch.ones(1, 3, 20, 20, dtype=torch.float64)), {}, errors.RuleError, "give shape=photo.shape"),
     ],
 )
 def test_what_cannot_be_is_refused(target, settings, error, message):
@@ -507,12 +654,36 @@ def test_models_and_priors_are_checked():
         prototype(nn.Linear(3, 1).eval(), 0, prior=Wrong(), steps=2)
 
 
+def test_one_objective_that_explodes_stops_alone():
+    calls = []
+
+    def fading(y):
+        calls.append(1)
+        return y[:, 0] * (math.nan if len(calls) > 5 else 1.0)
+
+    model = nn.Linear(3, 2).eval()
+    with pytest.warns(UserWarning, match="fading is NaN or infinite after 5 steps"):
+        p = prototype(model, [1, fading], prior=L2(0.1), steps=20)
+    close(p.images[0], prototype(model, 1, prior=L2(0.1), steps=20).images[0])
+    assert torch.isfinite(p.images).all()
+    with pytest.raises(errors.ModelError, match="at the start"):
+        prototype(model, lambda y: y[:, 0] / 0, steps=3)
+
+
+def test_a_dead_unit_is_named_beside_a_prior_as_well():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 0, -1
+    with pytest.warns(UserWarning, match="the gradient of 1:0 has been zero"):
+        prototype(model, "1:0", shape=(1, 6, 6), prior=L2(0.1), steps=40)
+
+
 def test_an_objective_that_explodes_gives_the_last_good_input():
     steps = []
 
     def fading(y):
         steps.append(1)
-        return y[:, 0] * (math.nan if len(steps) == 6 else 1.0)
+        return y[:, 0] * (math.nan if len(steps) > 5 else 1.0)
 
     with pytest.warns(UserWarning, match="NaN or infinite after 5 steps"):
         p = prototype(nn.Linear(3, 1).eval(), fading, steps=20)
@@ -538,6 +709,13 @@ def test_the_command_draws_ten_digits(tmp_path):
     grid = command("prototype", "--layer", "5", "--channels", "0-3", "--steps", "3", "--out", "c.png", cwd=tmp_path)
     assert grid.returncode == 0, grid.stderr
     assert "5:3" in grid.stdout
+    import numpy as np
+
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).random((20, 1, 28, 28), dtype=np.float32))
+    options = ("--layer", "5", "--channels", "0, 2", "--beside", "data.npy", "--steps", "3", "--out", "beside.npz")
+    beside = command("prototype", *options, cwd=tmp_path)
+    assert beside.returncode == 0, beside.stderr
+    assert np.load(tmp_path / "beside.npz")["samples"].shape == (2, 9, 1, 28, 28)
     layers = command("models", "--layers", "digits", cwd=tmp_path)
     assert "64 × 7 × 7" in layers.stdout
 
@@ -553,6 +731,8 @@ def test_the_command_draws_ten_digits(tmp_path):
         (("--target", "3", "--layer", "5"), "not both"),
         (("--steps", "0"), "at least 1"),
         (("--out", "p.html"), "cannot save"),
+        (("--target", "3", "--channels", "0-3"), "--channels goes with --layer"),
+        (("--prior", "none", "--strength", "2"), "--strength is that of a prior"),
     ],
 )
 def test_the_command_refuses_in_one_line(options, message, tmp_path):

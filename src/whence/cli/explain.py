@@ -136,10 +136,10 @@ def _input(given: str | None, loaded: "LoadedModel", sample: int) -> Any:
         return images[sample : sample + 1]
     if loaded.text is not None:
         return loaded.text.read(given)
-    return _read_array(Path(given)) if given.endswith(".npy") else loaded.preprocessing.read(given)
+    return read_array(Path(given)) if given.endswith(".npy") else loaded.preprocessing.read(given)
 
 
-def _read_array(path: Path) -> Tensor:
+def read_array(path: Path) -> Tensor:
     import numpy as np
 
     if not path.is_file():

@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from whence.cli.explain import named
+from whence.cli.explain import named, read_array
 from whence.errors import InputError, RuleError
 from whence.explanation import PICTURES, writable
 from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
 from whence.prototypes.maximize import prototype as run
 from whence.prototypes.priors import L2, CodeSpace
+from whence.prototypes.samples import top_samples
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -33,7 +34,12 @@ def prototype(
         str | None, typer.Option(help="Classes by number or name, as in 3 or 0-9 or cat,dog; or layer:channel.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="A layer by name (`whence models --layers NAME` lists them).")] = None,
-    channels: Annotated[str, typer.Option(help="Channels of --layer, as in 3 or 0-15.")] = "0-15",
+    channels: Annotated[
+        str | None, typer.Option(help="Channels of --layer, as in 3 or 0-15; the first sixteen if not given.")
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="A .npy batch of data: its nine samples of most activation are drawn beside.")
+    ] = None,
     prior: Annotated[str | None, typer.Option(help="none, l2, and for digits expert or decoder.")] = None,
     strength: Annotated[float | None, typer.Option(help="Of the prior.")] = None,
     image: Annotated[str | None, typer.Option(help=f"How the picture is written down: {', '.join(IMAGES)}.")] = None,
@@ -50,19 +56,23 @@ def prototype(
     from whence.models.registry import load_model
 
     writable(out, (*PICTURES, ".npz", ".safetensors"))
-    _check(prior, image, size)
+    _check(prior, strength, image, size, layer, channels)
     loaded = load_model(model, weights)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
     concepts = _concepts(target, layer, channels, loaded)
     settings: dict[str, Any] = {"steps": steps, "seed": seed}
-    if loaded.name == "digits" and prior is None and layer is None and image is None:
+    if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURES:
         found = {name: _found(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
-        _save_side_by_side(found, out)
+        from whence.show import grids
+
+        grids.side_by_side(found).savefig(out)
     else:
         name = prior or "none"
-        found = {name: _found(loaded, concepts, name, strength, image, size, settings)}
-        found[name].save(out)
+        prototypes = _found(loaded, concepts, name, strength, image, size, settings)
+        prototypes = prototypes if beside is None else _beside(prototypes, loaded, concepts, beside)
+        prototypes.save(out)
+        found = {name: prototypes}
     report = {"model": loaded.name, "trained": loaded.trained, "picture": str(out), "prototypes": _report(found)}
     if as_json:
         print(json.dumps(report))
@@ -70,7 +80,13 @@ def prototype(
         _print(report)
 
 
-def _check(prior: str | None, image: str | None, size: int | None) -> None:
+def _check(
+    prior: str | None, strength: float | None, image: str | None, size: int | None, layer: str | None, channels: str | None
+) -> None:
+    if channels is not None and layer is None:
+        raise RuleError("--channels goes with --layer")
+    if strength is not None and prior == "none":
+        raise RuleError("--strength is that of a prior; choose one by --prior")
     if prior not in (None, *PRIORS):
         raise RuleError(f"no prior {prior!r}; choose from {', '.join(PRIORS)}")
     if image not in (None, *IMAGES):
@@ -79,13 +95,13 @@ def _check(prior: str | None, image: str | None, size: int | None) -> None:
         raise InputError(f"--size {size}; give at least 1")
 
 
-def _concepts(target: str | None, layer: str | None, channels: str, loaded: "LoadedModel") -> list[Any]:
+def _concepts(target: str | None, layer: str | None, channels: str | None, loaded: "LoadedModel") -> list[Any]:
     if layer is not None and target is not None:
         raise RuleError("give --target or --layer, not both")
     if layer is not None:
-        return [f"{layer}:{part}" for part in channels.split(",")]
+        return [f"{layer}:{part.strip()}" for part in (channels or "0-15").split(",")]
     if target is not None and ":" in target:
-        return [target]
+        return [part.strip() for part in target.split(",")]
     if target is None:
         if not loaded.classes:
             raise RuleError("give --target, a class, or --layer and --channels")
@@ -122,7 +138,7 @@ def _found(
             loaded.model,
             concepts,
             prior=_prior(prior, loaded, strength),
-            strength=(strength or STRENGTHS["expert"]) if prior == "expert" else 1.0,
+            strength=(STRENGTHS["expert"] if strength is None else strength) if prior == "expert" else 1.0,
             shape=shape,
             image=written,
             **settings,
@@ -151,13 +167,10 @@ def _prior(name: str, loaded: "LoadedModel", strength: float | None) -> Any:
     return CodeSpace(digit_decoder(), STRENGTHS["decoder"] if strength is None else strength)
 
 
-def _save_side_by_side(found: "dict[str, Prototypes]", out: Path) -> None:
-    if out.suffix in PICTURES:
-        from whence.show import grids
-
-        grids.side_by_side(found).savefig(out)
-    else:
-        found["decoder"].save(out)
+def _beside(found: "Prototypes", loaded: "LoadedModel", concepts: list[Any], data: Path) -> "Prototypes":
+    samples = read_array(data)
+    top = top_samples(loaded.model, concepts, samples, n=min(9, len(samples)))
+    return found.beside(samples[top.indices])
 
 
 def _report(found: "dict[str, Prototypes]") -> list[dict[str, Any]]:

@@ -115,11 +115,17 @@ class Scope:
 
     def _single(self, module: nn.Module, output: object) -> Tensor:
         """The tensor to read off: the output, or the first of a tuple or of named outputs (hidden states come first)."""
-        first = next(iter(output.values()), None) if isinstance(output, dict) else output
-        first = first[0] if isinstance(first, list | tuple) and first else first
-        if not isinstance(first, Tensor):
+        first = first_tensor(output)
+        if first is None:
             raise SelectorError(f"layer '{self.names(module)[0]}' gives no tensor but {type(output).__name__}")
         return first
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The tensor that stands for a module's output: itself, or the first of a tuple or of named outputs."""
+    first = next(iter(output.values()), None) if isinstance(output, dict) else output
+    first = first[0] if isinstance(first, list | tuple) and first else first
+    return first if isinstance(first, Tensor) else None
 
 
 def module_names(model: object) -> dict[str, nn.Module]:

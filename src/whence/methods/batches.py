@@ -26,9 +26,7 @@ def batched(
     `batch_size` is how many samples the model runs at once; chosen by the size of the input if not given. Where memory runs
     out, half as many are tried.
     """
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size={batch_size!r}; give the number of samples that run at once, or None")
-    at_once = max(1, (batch_size or automatic_batch_size(task.inputs)) // task.inputs.batch_size)
+    at_once = max(1, batch_size_of(batch_size, task.inputs) // task.inputs.batch_size)
     done = 0
     with progress(getattr(method, "name", "whence").replace("_", " "), count, task.progress) as advance:
         while done < count:
@@ -41,6 +39,13 @@ def batched(
             yield found
             advance(rounds.stop - rounds.start)
             done = rounds.stop
+
+
+def batch_size_of(given: int | None, inputs: Inputs) -> int:
+    """How many samples to run at once: as given, or by their size."""
+    if given is not None and (not isinstance(given, int) or given < 1):
+        raise InputError(f"batch_size={given!r}; give the number of samples that run at once, or None")
+    return given or automatic_batch_size(inputs)
 
 
 def automatic_batch_size(inputs: Inputs) -> int:

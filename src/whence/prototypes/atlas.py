@@ -35,5 +35,6 @@ def spatial_atlas(
     cells = min(cells, *a.shape[2:])
     places = F.adaptive_avg_pool2d(a, cells)[0]
     directions = [Direction(layer, places[:, i, j], name=f"{i}, {j}") for i in range(cells) for j in range(cells)]
-    found = prototype(model, directions, shape=(photo.shape[1], size, size), **settings)
+    settings = {"shape": (photo.shape[1], size, size)} | settings
+    found = prototype(model, directions, **settings)
     return found.arranged(cells)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whence.errors import InputError, LoadError, RuleError, first_line
+from whence.methods.passes import differentiating
+from whence.prototypes import storage
 
 Progress = Callable[[int, int], None]
 A = TypeVar("A", bound="Autoencoder")
@@ -59,14 +60,14 @@ class Autoencoder(nn.Module):
         """Train on samples `[N, …]` in [0, 1] by Adam, its rate falling to 0 as a cosine."""
         if tuple(samples.shape[1:]) != self.shape:
             raise InputError(f"samples of {tuple(samples.shape[1:])} for a decoder of {self.shape}")
-        if samples.min() < 0 or samples.max() > 1:
+        if not len(samples) or not bool(((samples >= 0) & (samples <= 1)).all()):
             raise InputError("samples must lie in [0, 1]: the decoder ends in a sigmoid")
         random = torch.Generator().manual_seed(seed)
-        with torch.enable_grad():
+        with differentiating():
             learn = self._learner(lr, epochs * -(-len(samples) // batch_size))
             for epoch in range(epochs):
                 for batch in torch.randperm(len(samples), generator=random).split(batch_size):
-                    learn(samples[batch].float(), random)
+                    learn(samples[batch].float().clone(), random)
                 if progress is not None:
                     progress(epoch + 1, epochs)
         return self.eval()
@@ -76,22 +77,17 @@ class Autoencoder(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write the weights as .safetensors."""
-        described = {"shape": ",".join(map(str, self.shape)), "code_size": str(self.code_size), "hidden": str(self.hidden)}
-        save_file({name: t.contiguous() for name, t in self.state_dict().items()}, path, described)
-        return Path(path)
+        described = {"shape": ",".join(map(str, self.shape)), "code_size": self.code_size, "hidden": self.hidden}
+        return storage.save(self.state_dict(), described, path)
 
     @classmethod
     def load(cls: type[A], path: str | Path) -> A:
         """Read what `save` wrote."""
-        from safetensors import safe_open
-
+        tensors, described = storage.load(path, cls.__name__, ("shape", "code_size", "hidden"))
+        made = cls(storage.shape_of(described), int(described["code_size"]), int(described["hidden"]))
         try:
-            with safe_open(path, "pt") as file:
-                described = file.metadata() or {}
-            shape = tuple(int(n) for n in described["shape"].split(","))
-            made = cls(shape, int(described["code_size"]), int(described["hidden"]))
-            made.load_state_dict({name: t.float() for name, t in load_file(path).items()})
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            made.load_state_dict(tensors)
+        except RuntimeError as error:
             raise LoadError(f"{path} holds no {cls.__name__}: {first_line(error)}") from error
         return made
 

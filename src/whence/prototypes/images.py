@@ -189,7 +189,7 @@ class Codes:
 
 def between(share: Tensor, low: Bound, high: Bound) -> Tensor:
     """Numbers in [0, 1] between the bounds."""
-    low, high = torch.as_tensor(low).to(share), torch.as_tensor(high).to(share)
+    low, high = _column(low).to(share), _column(high).to(share)
     return low + (high - low) * share
 
 
@@ -230,6 +230,18 @@ def _normal(shape: Sequence[int], randoms: Sequence[torch.Generator]) -> Tensor:
     return torch.stack([torch.randn(tuple(shape), generator=random) for random in randoms])
 
 
+def _column(bound: Bound) -> Tensor:
+    """A bound of each channel stands along the first dimension of a picture."""
+    bound = torch.as_tensor(bound)
+    return bound.view(-1, 1, 1) if bound.dim() == 1 else bound
+
+
 def _logits(x: Tensor, low: Bound, high: Bound) -> Tensor:
-    low, high = torch.as_tensor(low).to(x), torch.as_tensor(high).to(x)
+    low, high = _column(low).to(x), _column(high).to(x)
+    beyond = 0.02 * (high - low)
+    if (x < low - beyond).any() or (x > high + beyond).any():
+        raise InputError(
+            f"the start has values from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond the image's bounds; give them: "
+            "image=whence.Fourier(low, high)"
+        )
     return ((x - low) / (high - low)).clamp(0.01, 0.99).logit()

@@ -1,7 +1,8 @@
 """What a prototype maximises: an output, a channel, a neuron, a direction, or sums of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import InputError, RuleError, SelectorError, TargetError
+from whence.explanation import described
 from whence.inputs import Inputs
 from whence.prototypes.readings import Reading
 from whence.targets import Logit, Span, select
@@ -31,9 +33,16 @@ class Objective:
         return self
 
     def __add__(self, other: "Objective") -> "Weighted":
+        if not isinstance(other, Objective):
+            return NotImplemented
         return Weighted(self._terms + other._terms)
 
+    def __radd__(self, other: object) -> "Objective":
+        return self if other == 0 else NotImplemented  # sum() begins with 0
+
     def __mul__(self, weight: float) -> "Weighted":
+        if not isinstance(weight, Real):
+            return NotImplemented
         return Weighted(tuple((w * weight, term) for w, term in self._terms))
 
     __rmul__ = __mul__
@@ -89,6 +98,9 @@ class Output(Objective):
         return select(reading.output, self.target, Inputs((reading.x,), single=True))[0]
 
     def __str__(self) -> str:
+        if isinstance(self.target, Logit):
+            other = "" if self.target.rather_than is None else f" rather than {self.target.rather_than}"
+            return f"{self.target.index}{other}"
         return getattr(self.target, "__name__", str(self.target))
 
 
@@ -105,11 +117,11 @@ class LogProbability(Objective):
     output: bool = field(default=True, init=False)
 
     def value(self, reading: Reading) -> Tensor:
-        logits, _ = select(reading.output, self.index, Inputs((reading.x,), single=True))
-        return logits - reading.output.logsumexp(1)
+        logit, _ = select(reading.output, self.index, Inputs((reading.x,), single=True))
+        return logit - getattr(reading.output, "logits", reading.output).logsumexp(1)
 
     def __str__(self) -> str:
-        return str(self.index)
+        return f"log p({self.index})"
 
 
 @dataclass(frozen=True)
@@ -151,12 +163,11 @@ class Neuron(Objective):
     def value(self, reading: Reading) -> Tensor:
         places = of_channel(reading, self.layer, self.channel)
         position = tuple(n // 2 for n in places.shape[1:]) if self.position is None else self.position
-        if len(position) != places.dim() - 1 or not all(0 <= p < n for p, n in zip(position, places.shape[1:], strict=True)):
-            raise TargetError(f"position {position} is not among the {tuple(places.shape[1:])} places of layer '{self.layer}'")
+        _check_position(position, tuple(places.shape[1:]), self.layer)
         return places[(slice(None), *position)]
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.channel}" + ("" if self.position is None else f" at {self.position}")
+        return f"{self.layer}:{self.channel} " + ("in the middle" if self.position is None else f"at {self.position}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,12 +191,13 @@ class Direction(Objective):
 
     def value(self, reading: Reading) -> Tensor:
         a = _channels_last(reading, self.layer)
-        if self.vector.shape != a.shape[-1:]:
+        if not isinstance(self.vector, Tensor) or self.vector.shape != a.shape[-1:]:
             raise TargetError(
-                f"a direction of shape {tuple(self.vector.shape)} for layer '{self.layer}' of {a.shape[-1]} channels"
+                f"a direction of {described(self.vector)} for layer '{self.layer}'; give a tensor of {a.shape[-1]} channels"
             )
         v = self.vector.to(a)
         if self.position is not None:
+            _check_position(self.position, tuple(a.shape[1:-1]), self.layer)
             return _along(a[(slice(None), *self.position)], v, self.cosine)
         return _along(a, v, self.cosine).reshape(len(a), -1).mean(1)
 
@@ -281,6 +293,8 @@ def objectives(target: Concept | Iterable[Concept]) -> list[Objective]:
     """
     if isinstance(target, Tensor):
         target = target.tolist()
+    if isinstance(target, Mapping):
+        raise TargetError("the targets are given as a dict; give a list of concepts")
     several = target if isinstance(target, Iterable) and not isinstance(target, str | Objective) else [target]
     found = [objective for concept in several for objective in _objectives(concept)]
     if not found:
@@ -293,6 +307,7 @@ def _objectives(concept: Concept) -> list[Objective]:
         return [concept]
     if isinstance(concept, str):
         return _named(concept)
+    concept = int(concept) if isinstance(concept, Integral) and not isinstance(concept, bool) else concept
     if isinstance(concept, bool) or not (isinstance(concept, int | Logit) or callable(concept)) or isinstance(concept, Span):
         raise TargetError(f"{concept!r} is no concept; give a class, 'layer:channel', an objective or a function of outputs")
     return [Output(concept)]
@@ -309,12 +324,17 @@ def _named(name: str) -> list[Objective]:
 
 
 def _channels_last(reading: Reading, layer: str) -> Tensor:
-    """Activations `[K, …, channels]`. Pictures have their channels first, as have series where the input itself has."""
+    """Activations `[K, …, channels]`. Where the layer's kind does not tell, pictures have their channels first, and series
+    where the input itself has three dimensions."""
     a = reading.layers[layer]
-    if a.dim() < 2:
-        raise TargetError(f"layer '{layer}' gives {tuple(a.shape)}, which has no channels")
-    channels_first = a.dim() > 3 or (a.dim() == 3 and reading.x.dim() == 3)
-    return a.movedim(1, -1) if channels_first else a
+    by_shape = a.dim() > 3 or (a.dim() == 3 and reading.x.dim() == 3)
+    first = layer in reading.channels_first or (by_shape and layer not in reading.channels_last)
+    return a.movedim(1, -1) if first else a
+
+
+def _check_position(position: tuple[int, ...], places: tuple[int, ...], layer: str) -> None:
+    if len(position) != len(places) or not all(0 <= p < n for p, n in zip(position, places, strict=True)):
+        raise TargetError(f"position {position} is not among the {places} places of layer '{layer}'")
 
 
 def of_channel(reading: Reading, layer: str, channel: int) -> Tensor:
@@ -333,7 +353,10 @@ def _of_photo(objective: Caricature | Inversion, read: Callable[[Tensor, Sequenc
     photo = objective.photo
     if photo.dim() < 2 or len(photo) != 1:
         raise InputError(f"the photo must be a batch of one, not {tuple(photo.shape)}")
-    return read(photo, [objective.layer]).layers[objective.layer].detach()
+    found = read(photo, [objective.layer]).layers[objective.layer].detach()
+    if not torch.isfinite(found).all() or not found.any():
+        raise InputError(f"layer '{objective.layer}' is zero or not finite on the photo; choose another layer")
+    return found
 
 
 def _check_same_size(a: Tensor, of_photo: Tensor, layer: str) -> None:

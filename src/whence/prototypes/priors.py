@@ -3,17 +3,18 @@
 A prior is any object with `log_prob(x) -> [K]` for inputs `x` `[K, …]`, up to a constant. `CodeSpace` is one of codes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.errors import InputError, LoadError, RuleError, first_line
+from whence.errors import InputError, LoadError, RuleError
+from whence.prototypes import storage
 
 
 class Prior(Protocol):
@@ -87,7 +88,7 @@ class GaussianExpert:
         off = _centred(x, self.mean.to(x)).flatten(1)
         factor = self._factor.to(x)
         whitened = torch.linalg.solve_triangular(factor, off.T, upper=False)
-        volume = factor.diagonal().log().sum() + 0.5 * off.shape[1] * torch.log(torch.tensor(2 * torch.pi))
+        volume = factor.diagonal().log().sum() + 0.5 * off.shape[1] * math.log(2 * math.pi)
         return -0.5 * whitened.square().sum(0) - volume.to(x)
 
 
@@ -139,6 +140,9 @@ class GaussianRBM:
         if tuple(samples.shape[1:]) != self.shape:
             raise InputError(f"samples of {tuple(samples.shape[1:])} for an expert of {self.shape}")
         data = samples.detach().flatten(1).float()
+        if not len(data) or not torch.isfinite(data).all():
+            raise InputError("the samples are empty, or have NaN or infinite values")
+        batch_size = min(batch_size, len(data))
         random = torch.Generator().manual_seed(seed)
         self.center = data.mean(0)
         chains = data[torch.randint(len(data), (batch_size,), generator=random)].clone()
@@ -167,25 +171,20 @@ class GaussianRBM:
     def save(self, path: str | Path) -> Path:
         """Write the weights as .safetensors."""
         tensors = {"weight": self.weight, "hidden_bias": self.hidden_bias, "center": self.center}
-        described = {"variance": repr(self.variance), "shape": ",".join(map(str, self.shape))}
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path, described)
-        return Path(path)
+        return storage.save(tensors, {"variance": self.variance, "shape": ",".join(map(str, self.shape))}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "GaussianRBM":
         """Read what `save` wrote."""
-        from safetensors import safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                described = file.metadata() or {}
-            tensors = load_file(path)
-            shape = tuple(int(n) for n in described["shape"].split(","))
-            expert = cls(shape, len(tensors["weight"]), float(described["variance"]))
-            expert.weight, expert.hidden_bias = tensors["weight"].float(), tensors["hidden_bias"].float()
-            expert.center = tensors["center"].float()
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise LoadError(f"{path} holds no Gaussian RBM: {first_line(error)}") from error
+        wanted = ("weight", "hidden_bias", "center", "variance", "shape")
+        tensors, described = storage.load(path, "Gaussian RBM", wanted)
+        expert = cls(storage.shape_of(described), len(tensors["weight"]), float(described["variance"]))
+        for name in ("weight", "hidden_bias", "center"):
+            if tensors[name].shape != getattr(expert, name).shape:
+                raise LoadError(
+                    f"{path} holds no Gaussian RBM of inputs {expert.shape}: {name} is {tuple(tensors[name].shape)}"
+                )
+            setattr(expert, name, tensors[name])
         return expert
 
     def __repr__(self) -> str:

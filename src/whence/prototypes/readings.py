@@ -1,20 +1,24 @@
 """Activations at named layers: a forward pass that ends where the last of them is reached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm, conv, instancenorm
 
-from whence.errors import ModelError
-from whence.inputs import Inputs
+from whence.errors import ModelError, SelectorError
+from whence.inputs import Inputs, check_model
 from whence.lrp.lookups import Lookups
 from whence.lrp.mode import ConstantParameters
-from whence.lrp.scope import Scope, named_layers
+from whence.lrp.scope import Scope, first_tensor, named_layers
 from whence.lrp.surroundings import entered
 from whence.methods.gradients import ReluBack
+
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+CHANNELS_FIRST = (conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm)
 
 
 class Reached(BaseException):
@@ -28,11 +32,13 @@ class Reading:
     x: Tensor  # [K, …], what the model was given
     layers: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
+    channels_last: frozenset[str] = frozenset()  # layers, as far as their kind tells
+    channels_first: frozenset[str] = frozenset()
 
     def of(self, samples: slice) -> "Reading":
         """That of some of the samples."""
-        output = self.output[samples] if isinstance(self.output, Tensor) else self.output
-        return Reading(self.x[samples], {name: a[samples] for name, a in self.layers.items()}, output)
+        layers = {name: a[samples] for name, a in self.layers.items()}
+        return replace(self, x=self.x[samples], layers=layers, output=_of(self.output, samples, len(self.x)))
 
 
 class Reader:
@@ -42,18 +48,30 @@ class Reader:
     """
 
     def __init__(self, model: Callable[..., Any], layers: Sequence[str], output: bool = False):
+        pattern = next((layer for layer in layers if "*" in layer), None)
+        if pattern is not None:
+            raise SelectorError(f"'{pattern}' stands for several layers; name one")
         self._model, self._output = model, output
-        self._layers = tuple(named_layers(model, tuple(layers)))
+        found = named_layers(model, tuple(layers))
+        self._layers = tuple(found)
+        kinds = {name: _kind(module) for name, module in found.items()}
+        self._channels_last = frozenset(name for name, kind in kinds.items() if kind == "last")
+        self._channels_first = frozenset(name for name, kind in kinds.items() if kind == "first")
+
+    def reading(self, x: Tensor, layers: dict[str, Tensor] | None = None) -> Reading:
+        """What is known of `x` before the model has run."""
+        known = {} if layers is None else layers
+        return Reading(x, known, channels_last=self._channels_last, channels_first=self._channels_first)
 
     def __call__(self, x: Tensor, redirected: bool = False) -> Reading:
         """What is read of `x`; `redirected` lets gradients through ReLUs that would stop all of a sample's."""
-        reading = Reading(x)
+        reading = self.reading(x)
         scope = Scope(self._model)
         scope.tap({name: self._tap(reading, name) for name in self._layers})
         mode = ReluBack(scope, Lookups({}), _redirected) if redirected else ConstantParameters(scope, Lookups({}))
         with suppress(Reached), entered(scope, mode):
-            output = Inputs((x,), single=True).call(self._model, (x,))
-            reading.output = getattr(output, "logits", output)
+            given = x.clone()  # a network may overwrite it
+            reading.output = Inputs((given,), single=True).call(self._model, (given,))
         missing = [name for name in self._layers if name not in reading.layers]
         if missing:
             raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to read")
@@ -61,7 +79,7 @@ class Reader:
 
     def _tap(self, reading: Reading, name: str) -> Callable[[Tensor], None]:
         def tap(out: Tensor) -> None:
-            if len(out) != len(reading.x):
+            if out.dim() < 2 or len(out) != len(reading.x):
                 raise ModelError(
                     f"layer '{name}' gives {tuple(out.shape)} for {len(reading.x)} samples; they cannot be told apart"
                 )
@@ -74,18 +92,20 @@ class Reader:
 
 
 def layer_shapes(model: Callable[..., Any], x: Tensor) -> dict[str, tuple[int, ...]]:
-    """The layers of a model by name, and the shape of what each gives for `x` `[N, …]`, in the order they are called.
+    """The layers of a model by name, and the shape of what each gives for `x` `[N, …]`, in the order in which they end.
 
     >>> whence.layer_shapes(model, x)
     {'features.0': (1, 64, 224, 224), 'features.1': (1, 64, 224, 224), …}
     """
+    check_model(model)
     found: dict[str, tuple[int, ...]] = {}
     scope = Scope(model)
 
     def note(module: Any, args: tuple, kwargs: dict, output: object) -> None:
+        first = first_tensor(output)
         for name in scope.names(module):
-            if name and isinstance(output, Tensor):
-                found.setdefault(name, tuple(output.shape))
+            if name and first is not None:
+                found.setdefault(name, tuple(first.shape))
 
     scope.leaving = note
     with torch.no_grad(), scope:
@@ -93,9 +113,30 @@ def layer_shapes(model: Callable[..., Any], x: Tensor) -> dict[str, tuple[int, .
     return found
 
 
+def _kind(module: nn.Module) -> str | None:
+    """Where a layer has its channels, as the last of its parts that is known tells: "first" after the samples, or "last"."""
+    for part in reversed(list(module.modules())):
+        if isinstance(part, CHANNELS_LAST):
+            return "last"
+        if isinstance(part, CHANNELS_FIRST):
+            return "first"
+    return None
+
+
+def _of(output: Any, samples: slice, count: int) -> Any:
+    """Some of the samples of an output, whatever it is made of."""
+    if isinstance(output, Tensor):
+        return output[samples] if output.dim() and len(output) == count else output
+    if isinstance(output, Mapping):
+        return type(output)(**{key: _of(value, samples, count) for key, value in output.items()})
+    return type(output)(_of(value, samples, count) for value in output) if type(output) in (list, tuple) else output
+
+
 def _redirected(g: Tensor, active: Tensor) -> Tensor:
     """Where a ReLU lets nothing of a sample's gradient back, what would raise its input goes through: a unit that is off at the
     start can be switched on (lucid's redirected ReLU)."""
     passed = g * active
+    if g.dim() < 2:
+        return passed
     stuck = (passed == 0).flatten(1).all(1).view(-1, *[1] * (g.dim() - 1))
     return passed + g.clamp(min=0) * stuck

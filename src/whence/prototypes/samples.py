@@ -10,10 +10,10 @@ from torch import Tensor
 from whence.errors import InputError, RuleError
 from whence.explain import explain
 from whence.inputs import Inputs, check_model
-from whence.methods.batches import automatic_batch_size
+from whence.methods.batches import batch_size_of
 from whence.progress import Progress, progress as progressing
 from whence.prototypes.objectives import Channel, Concept, Objective, objectives, of_channel
-from whence.prototypes.readings import Reader, Reading
+from whence.prototypes.readings import Reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +52,18 @@ def top_samples(
         raise RuleError(f"by={by!r}; choose 'activation' or 'relevance'")
     if not 1 <= n <= len(data):
         raise InputError(f"n={n} of {len(data)} samples")
-    size = batch_size or automatic_batch_size(Inputs.of(data[:1]))
+    size = batch_size_of(batch_size, Inputs.of(data[:1]))
     score = _Activation(model, concepts) if by == "activation" else _Relevance(model, concepts)
     found = []
     with progressing("top samples", len(data), progress) as advance:
         for batch in data.split(size):
             found.append(score(batch))
             advance(len(batch))
-    values, indices = torch.cat(found, 1).topk(n)
+    scores = torch.cat(found, 1)
+    if not torch.isfinite(scores).all():
+        sample = int((~torch.isfinite(scores)).any(0).nonzero()[0])
+        raise InputError(f"sample {sample} gives NaN or infinite values; leave it out")
+    values, indices = scores.topk(n)
     return TopSamples(indices, values, [str(concept) for concept in concepts])
 
 
@@ -72,7 +76,7 @@ class _Activation:
     def __call__(self, batch: Tensor) -> Tensor:
         """[K, samples]."""
         with torch.no_grad():
-            reading = self._reader(batch.clone())
+            reading = self._reader(batch)
             return torch.stack([concept.value(reading) for concept in self._concepts]).cpu()
 
 
@@ -83,10 +87,12 @@ class _Relevance:
             raise RuleError(f"relevance is that of channels, written 'layer:channel'; {wrong[0]} is none")
         self._model, self._channels = model, [concept for concept in concepts if isinstance(concept, Channel)]
         self._layers = list(dict.fromkeys(channel.layer for channel in self._channels))
+        self._reader = Reader(model, self._layers)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """[K, samples], relevance for the prediction, all places together."""
-        relevance = explain(self._model, batch, layers=self._layers).layers
-        reading = Reading(batch, {name: r[-1] if isinstance(r, tuple) else r for name, r in relevance.items()})
+        relevance = explain(self._model, batch, layers=self._layers, progress=False).layers
+        of_first_calls = {name: r[0] if isinstance(r, tuple) else r for name, r in relevance.items()}
+        reading = self._reader.reading(batch, of_first_calls)
         scores = [of_channel(reading, c.layer, c.channel).flatten(1).sum(1) for c in self._channels]
         return torch.stack(scores).cpu()

@@ -7,6 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from whence.errors import InputError
+
 if TYPE_CHECKING:
     from whence.prototypes.prototypes import Prototypes
 
@@ -20,6 +22,8 @@ def figure(prototypes: "Prototypes") -> Figure:
     if prototypes.columns is not None:
         return _mosaic(prototypes, prototypes.columns)
     count = len(prototypes)
+    if not count:
+        raise InputError("there is no prototype to draw")
     columns = min(count, WIDEST if count % 5 or count > 10 else 5)
     rows = math.ceil(count / columns)
     drawn = Figure(figsize=(1.75 * columns, 2.05 * rows), dpi=120, layout="constrained")
@@ -82,7 +86,6 @@ def _draw(axis, x: Tensor, bounds: tuple | None) -> None:
     x = x.detach().float().cpu()
     if x.dim() == 1:
         axis.bar(range(len(x)), x.numpy(), color=["#c00000" if v > 0 else "#0000c0" for v in x])
-        axis.set_xticks([])
         return
     picture = x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
     if bounds is None and len(picture) != 3 and bool((picture.min() < 0) & (picture.max() > 0)):  # 0 in the middle
