@@ -413,7 +413,10 @@ def test_channels_are_where_the_layers_kind_has_them():
     x = torch.randn(1, 7, 6)
     assert whence.layer_shapes(model, x) == {"lstm": (1, 7, 5), "head": (1, 3)}
     p = prototype(
-        model, ["lstm:4", lambda y: y["hidden"][:, 0, 1], Neuron("lstm", 2, (6,)), 1], start=x, steps=2, prior=L2(0.1)
+        model,
+        ["lstm:4", lambda y: y["hidden"][:, 0, 1], Neuron("lstm", 2, (6,)), lambda y: y["logits"][:, 1]],
+        start=x,
+        steps=2,
     )
     hidden = model.lstm(p.images)[0].detach()
     close(p.activation[:3], torch.stack([hidden[0, :, 4].mean(), hidden[1, 0, 1], hidden[2, 6, 2]]))
