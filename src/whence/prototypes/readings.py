@@ -35,10 +35,15 @@ class Reading:
     channels_last: frozenset[str] = frozenset()  # layers, as far as their kind tells
     channels_first: frozenset[str] = frozenset()
 
-    def of(self, samples: slice) -> "Reading":
-        """That of some of the samples."""
-        layers = {name: a[samples] for name, a in self.layers.items()}
-        return replace(self, x=self.x[samples], layers=layers, output=_of(self.output, samples, len(self.x)))
+    def parted(self, size: int) -> "list[Reading]":
+        """Those of `size` samples each. Split at once: the way back from as many slices would fill as many whole tensors."""
+        count = len(self.x) // size
+        layers = {name: a.split(size) for name, a in self.layers.items()}
+        outputs = _parted(self.output, size, len(self.x))
+        return [
+            replace(self, x=x, layers={name: parts[k] for name, parts in layers.items()}, output=outputs[k])
+            for k, x in zip(range(count), self.x.split(size), strict=True)
+        ]
 
 
 class Reader:
@@ -123,13 +128,18 @@ def _kind(module: nn.Module) -> str | None:
     return None
 
 
-def _of(output: Any, samples: slice, count: int) -> Any:
-    """Some of the samples of an output, whatever it is made of."""
-    if isinstance(output, Tensor):
-        return output[samples] if output.dim() and len(output) == count else output
+def _parted(output: Any, size: int, samples: int) -> Sequence[Any]:
+    """An output, whatever it is made of, in parts of `size` samples each."""
+    count = samples // size
+    if isinstance(output, Tensor) and output.dim() and len(output) == samples:
+        return output.split(size)
     if isinstance(output, Mapping):
-        return type(output)(**{key: _of(value, samples, count) for key, value in output.items()})
-    return type(output)(_of(value, samples, count) for value in output) if type(output) in (list, tuple) else output
+        parts = {key: _parted(value, size, samples) for key, value in output.items()}
+        return [type(output)(**{key: part[k] for key, part in parts.items()}) for k in range(count)]
+    if type(output) in (list, tuple):
+        several = [_parted(value, size, samples) for value in output]
+        return [type(output)(part[k] for part in several) for k in range(count)]
+    return [output] * count
 
 
 def _redirected(g: Tensor, active: Tensor) -> Tensor:

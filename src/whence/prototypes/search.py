@@ -96,8 +96,8 @@ class Search:
         """Objective and log-prior of each prototype, `[K]`."""
         reading = self.reader(given.to(self.of_model), redirected)
         found = []
-        for k, concept in enumerate(self.concepts):
-            value = concept.value(reading.of(slice(k * copies, (k + 1) * copies)))
+        for concept, part in zip(self.concepts, reading.parted(copies), strict=True):
+            value = concept.value(part)
             if value.shape != (copies,):
                 raise InputError(f"the objective {concept} gave {tuple(value.shape)} for {copies} samples, not one value each")
             found.append(value.mean())
