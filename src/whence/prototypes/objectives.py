@@ -226,16 +226,12 @@ class Layer(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Caricature(Objective):
-    """aᵀa₀ · max(0.1, cos(a, a₀))^cosine, a₀ the activations of a photo: what a layer sees in it, exaggerated.
-
-    >>> whence.prototype(model, whence.Caricature("features.10", photo), shape=photo.shape[1:])
-    """
+class _OfPhoto(Objective):
+    """Compares a layer's activations with those on a photo."""
 
     layer: str
     photo: Tensor  # [1, …]
-    cosine: float = 1.0
-    _activation: Tensor | None = field(default=None, repr=False)
+    _activation: Tensor | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def layers(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -244,39 +240,41 @@ class Caricature(Objective):
     def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> Objective:
         return replace(self, _activation=_of_photo(self, read))
 
-    def value(self, reading: Reading) -> Tensor:
+    def _both(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Activations `[K, numbers]`, and those on the photo `[numbers]`."""
         a = reading.layers[self.layer].flatten(1)
         assert self._activation is not None
         _check_same_size(a, self._activation, self.layer)
-        return _along(a, self._activation.flatten() / self._activation.norm(), self.cosine)
+        return a, self._activation.flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class Caricature(_OfPhoto):
+    """aᵀa₀ · max(0.1, cos(a, a₀))^cosine, a₀ the activations of a photo: what a layer sees in it, exaggerated.
+
+    >>> whence.prototype(model, whence.Caricature("features.10", photo), shape=photo.shape[1:])
+    """
+
+    cosine: float = 1.0
+
+    def value(self, reading: Reading) -> Tensor:
+        a, of_photo = self._both(reading)
+        return _along(a, of_photo / of_photo.norm(), self.cosine)
 
     def __str__(self) -> str:
         return f"caricature at {self.layer}"
 
 
 @dataclass(frozen=True, eq=False)
-class Inversion(Objective):
+class Inversion(_OfPhoto):
     """−‖a − a₀‖² / ‖a₀‖², a₀ the activations of a photo: what a layer keeps of it (Mahendran and Vedaldi 2015, eq. 1 and 4).
 
     >>> whence.prototype(model, whence.Inversion("features.10", photo), shape=photo.shape[1:])
     """
 
-    layer: str
-    photo: Tensor  # [1, …]
-    _activation: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.layer,)
-
-    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> Objective:
-        return replace(self, _activation=_of_photo(self, read))
-
     def value(self, reading: Reading) -> Tensor:
-        a = reading.layers[self.layer].flatten(1)
-        assert self._activation is not None
-        _check_same_size(a, self._activation, self.layer)
-        return -(a - self._activation.flatten()).square().sum(1) / self._activation.square().sum()
+        a, of_photo = self._both(reading)
+        return -(a - of_photo).square().sum(1) / of_photo.square().sum()
 
     def __str__(self) -> str:
         return f"inversion of {self.layer}"
@@ -349,7 +347,7 @@ def _along(a: Tensor, v: Tensor, cosine: float) -> Tensor:
     return product * F.cosine_similarity(a, v, dim=-1).clamp(min=LEAST_COSINE) ** cosine if cosine else product
 
 
-def _of_photo(objective: Caricature | Inversion, read: Callable[[Tensor, Sequence[str]], Reading]) -> Tensor:
+def _of_photo(objective: _OfPhoto, read: Callable[[Tensor, Sequence[str]], Reading]) -> Tensor:
     photo = objective.photo
     if photo.dim() < 2 or len(photo) != 1:
         raise InputError(f"the photo must be a batch of one, not {tuple(photo.shape)}")
