@@ -139,6 +139,16 @@ def _input(given: str | None, loaded: "LoadedModel", sample: int) -> Any:
     return read_array(Path(given)) if given.endswith(".npy") else loaded.preprocessing.read(given)
 
 
+def warn(text: str) -> None:
+    """One line on stderr."""
+    Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
+
+
+def warn_of_random_weights(model: str) -> None:
+    """For a model that nobody has trained."""
+    warn(f"{model} has random weights; pass --weights FILE, or --weights DEFAULT to download")
+
+
 def read_array(path: Path) -> Tensor:
     import numpy as np
 
@@ -181,9 +191,7 @@ def _scores(explanation: Explanation) -> list[float]:
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not report["trained"]:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[yellow]warning:[/] {report['model']} has random weights; pass --weights FILE, or --weights DEFAULT to download"
-        )
+        warn_of_random_weights(report["model"])
     if "tokens" in report:
         from whence.show import tokens
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from whence.cli.explain import named, read_array
+from whence.cli.explain import named, read_array, warn, warn_of_random_weights
 from whence.errors import InputError, RuleError
 from whence.explanation import PICTURES, writable
 from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
@@ -188,11 +188,11 @@ def _report(found: "dict[str, Prototypes]") -> list[dict[str, Any]]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console, told = Console(highlight=False, soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     if not report["trained"]:
-        told.print(f"[yellow]warning:[/] {report['model']} has random weights; pass --weights FILE, or --weights DEFAULT")
+        warn_of_random_weights(report["model"])
     for note in dict.fromkeys(row["note"] for row in report["prototypes"] if row["note"]):
-        told.print(f"[yellow]warning:[/] {note}")
+        warn(note)
     table = Table(box=None, pad_edge=False, title=f"prototypes of {report['model']}", title_justify="left")
     for heading in ("prior", "concept", "activation", "log p(x)"):
         table.add_column(heading, justify="left" if heading in ("prior", "concept") else "right")

@@ -112,18 +112,11 @@ class Taps:
 
 def leaves(inputs: Inputs) -> list[Tensor]:
     """The explained inputs as leaves of their own graph; the user's tensors stay as they are."""
-    with differentiating():
-        parts = [inputs.parts[i] for i in inputs.explained]
-        return [(x.clone() if x.is_inference() else x).detach().requires_grad_() for x in parts]
-
-
-def resolved(task: Task) -> list[tuple[Tensor, Any]]:
-    """The explained values `[N]` of the inputs themselves for each target, and the target with its indices filled in."""
-    return values(task)
+    return [inputs.parts[i].detach().requires_grad_() for i in inputs.explained]
 
 
 def values(task: Task) -> list[tuple[Tensor, Any]]:
-    """The explained values `[N]` for each target, and the target they stand for, without gradients."""
+    """The explained values `[N]` for each target, and the target with its indices filled in, without gradients."""
     lookups = task.lookups
     contexts = () if task.alter is None else (scope := Scope(task.model), ConstantParameters(scope, lookups))
     given = task.inputs.copied() | lookups.given

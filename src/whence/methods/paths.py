@@ -17,7 +17,7 @@ from whence.methods import features
 from whence.methods.batches import batched
 from whence.methods.gradients import plain_gradients
 from whence.methods.moments import Moments
-from whence.methods.passes import Task, explanation, refuse_layers, resolved, summed, values
+from whence.methods.passes import Task, explanation, refuse_layers, summed, values
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -140,7 +140,7 @@ class Paths:
 
 def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[Explanation]:
     refuse_layers(method, task)
-    answers = resolved(task)
+    answers = values(task)
     targets = [target for _, target in answers]
     totals = [Moments() for _ in targets]
 

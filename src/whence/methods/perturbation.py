@@ -86,30 +86,27 @@ class Occlusion:
         ask = Questions(task)
         scores: list[dict[int, Tensor]] = [{} for _ in ask.targets]
         for i, baseline in absent.items():
-            x = task.inputs.parts[i]
-            windows = Windows.of(x if x.dim() > 1 else x[:, None], shapes.get(i), strides.get(i))
-            for part, relevance in zip(scores, self._relevance(task, ask, i, baseline, windows), strict=True):
+            found = self._relevance(task, ask, i, baseline, shapes.get(i), strides.get(i))
+            for part, relevance in zip(scores, found, strict=True):
                 part[i] = relevance
         for output, target, part in zip(ask.outputs, ask.targets, scores, strict=True):
             yield explanation(self, task, output, target, features.like(task.inputs, part))
 
-    def _relevance(self, task: Task, ask: Questions, i: int, baseline: Tensor, windows: "Windows") -> Tensor:
+    def _relevance(self, task: Task, ask: Questions, i: int, baseline: Tensor, shape: Any, strides: Any) -> Tensor:
         """Relevance of one part, [targets, N, …]."""
-        x, outputs = task.inputs.parts[i], ask.outputs[:, None]
-        if x.dim() == 1:
-            x, baseline = x[:, None], baseline[:, None]
-        total = torch.zeros(len(outputs), *x.shape, dtype=outputs.dtype, device=outputs.device)
-
+        given, outputs = task.inputs.parts[i], ask.outputs[:, None]
+        x, baseline = (t[:, None] if t.dim() == 1 else t for t in (given, baseline))
+        windows = Windows.of(x, shape, strides)
+        total = outputs.new_zeros(len(outputs), *x.shape)
         changed = windows.that_hold((x != baseline).any(0))
 
         def occluded(rounds: slice) -> tuple[Tensor, Tensor]:
             hidden = windows.at(changed[rounds])[:, None]
-            rows = torch.where(hidden, baseline, x).reshape(-1, *task.inputs.parts[i].shape[1:])
-            return changed[rounds], ask({i: rows})
+            return changed[rounds], ask({i: torch.where(hidden, baseline, x).reshape(-1, *given.shape[1:])})
 
         for numbers, found in batched(self, task, len(changed), occluded, self.batch_size):
             total += windows.spread(outputs - found, numbers)
-        return (total / windows.covering(x.device)).view(len(total), *task.inputs.parts[i].shape)
+        return (total / windows.covering(x.device)).view(len(total), *given.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import ModelError
-from whence.methods.passes import Task, resolved, values
+from whence.methods.passes import Task, values
 from whence.targets import of_samples
 
 # where convolutions of pictures are faster with channels last, by 1.3 to 2.4 times on CPUs
@@ -23,7 +23,7 @@ class Questions:
     def __init__(self, task: Task):
         self._task = task
         self._as_given = False
-        answers = resolved(task)
+        answers = values(task)
         self.outputs = torch.stack([output for output, _ in answers])  # [targets, N]
         self.targets = [target for _, target in answers]
 

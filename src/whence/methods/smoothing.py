@@ -15,7 +15,7 @@ from whence.lrp.lookups import NOWHERE, Alter, Lookup
 from whence.methods.batches import batched
 from whence.methods.gradients import Sensitivity
 from whence.methods.moments import Moments
-from whence.methods.passes import Task, explanation, refuse_layers, resolved
+from whence.methods.passes import Task, explanation, refuse_layers, values
 
 NOISE_LEVEL = 0.15  # of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
 KINDS = {"smoothgrad": Moments.means, "smoothgrad_sq": Moments.mean_squares, "vargrad": Moments.variances}
@@ -55,7 +55,7 @@ class SmoothGrad:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        answers = resolved(task)
+        answers = values(task)
         noise = Noise(task.inputs, self.stdevs, self.seed)
         totals = [Moments() for _ in answers]
 

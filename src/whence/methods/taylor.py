@@ -11,7 +11,7 @@ from whence.errors import RuleError
 from whence.explanation import Explanation
 from whence.lrp.conservation import Conservation
 from whence.methods import features
-from whence.methods.passes import Task, explanation, refuse_layers, resolved, summed
+from whence.methods.passes import Task, explanation, refuse_layers, summed, values
 from whence.methods.roots import Function, NearestRoot
 
 
@@ -42,7 +42,7 @@ class SimpleTaylor:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
         quiet = replace(task, progress=False)
-        for output, target in resolved(task):
+        for output, target in values(task):
             function = Function(quiet, target)
             root, beside = self._root(function)
             at_root = function.value(root)

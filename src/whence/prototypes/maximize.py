@@ -19,9 +19,6 @@ from whence.prototypes.search import Search, generators
 from whence.prototypes.transforms import Jiggle, Transform
 
 SMALLEST_PHOTO = 32  # sides from which a picture of three channels is taken for a photo
-STRAIGHT_ON = 0.95  # of the way that so many steps can lead
-MANY = 64  # steps, after which one should have arrived
-WARM_UP = 16  # steps in which gradients are led round ReLUs that are off
 
 
 def prototype(

@@ -72,28 +72,30 @@ class Search:
         warm_up = min(WARM_UP, steps // 2)
         with progressing("prototype", steps, shown) as advance:
             for step in range(steps):
-                activation, log_prob = self._terms(*self._changed(parameters, randoms), redirected=step < warm_up)
+                x = self._rendered(parameters)
+                activation, log_prob = self._terms(parameters, x, self._changed(x, randoms), redirected=step < warm_up)
                 if step in (warm_up, steps - 1):
                     course.moved |= _any(
                         torch.autograd.grad(activation.sum(), parameters, retain_graph=True, allow_unused=True)
                     )
                 total = activation + self.strength * log_prob
-                gradients = torch.autograd.grad(total.sum() + self._apart(parameters), parameters, allow_unused=True)
+                gradients = torch.autograd.grad(total.sum() + self._apart(x), parameters, allow_unused=True)
                 course.follow(step, total, gradients, activation, log_prob)
                 if not course.alive.any():
-                    course.hold(parameters)
+                    course.hold()
                     break
                 for p, g in zip(parameters, gradients, strict=True):
                     p.grad = torch.zeros_like(p) if g is None else torch.nan_to_num(g, 0, 0, 0)
                 course.reach += optimizer.param_groups[0]["lr"]
                 optimizer.step()
                 schedule.step()
-                course.hold(parameters)
+                course.hold()
                 advance(1, f"activation {float(activation.detach().mean()):.3g}" if shown else "")
         return self._prototypes([p.detach() for p in parameters], course, steps)
 
-    def _terms(self, x: Tensor, asked: Tensor, given: Tensor, copies: int, redirected: bool) -> tuple[Tensor, Tensor]:
-        """Objective and log-prior of each prototype, `[K]`."""
+    def _terms(self, parameters: list[Tensor], x: Tensor, given: Tensor, redirected: bool) -> tuple[Tensor, Tensor]:
+        """Objective and log-prior of each prototype `[K]`, the model given as many copies of each, one after the other."""
+        copies = len(given) // len(x)
         reading = self.reader(given.to(self.of_model), redirected)
         found = []
         for concept, part in zip(self.concepts, reading.parted(copies), strict=True):
@@ -102,16 +104,17 @@ class Search:
                 raise InputError(f"the objective {concept} gave {tuple(value.shape)} for {copies} samples, not one value each")
             found.append(value.mean())
         activation = torch.stack(found)
-        return activation, torch.zeros_like(activation) if self.prior is None else self._log_prob(asked).to(activation)
+        if self.prior is None:
+            return activation, torch.zeros_like(activation)
+        return activation, self._log_prob(parameters[0] if isinstance(self.prior, CodeSpace) else x).to(activation)
 
-    def _changed(self, parameters: list[Tensor], randoms: Sequence[torch.Generator]) -> tuple[Tensor, Tensor, Tensor, int]:
-        """The prototypes, what the prior is asked of, what the model is given, and how many copies of each that holds."""
-        x = self._rendered(parameters)
+    def _changed(self, x: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:
+        """What the model is given of the prototypes."""
         given = x if self.transform is None else self.transform(x, randoms)
         if not isinstance(given, Tensor) or not len(given) or len(given) % len(x):
             made = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise InputError(f"the transforms made {made} of {tuple(x.shape)}; they must make as many pictures of each")
-        return x, parameters[0] if isinstance(self.prior, CodeSpace) else x, given, len(given) // len(x)
+        return given
 
     def _rendered(self, parameters: list[Tensor]) -> Tensor:
         try:
@@ -132,11 +135,11 @@ class Search:
             raise InputError(f"the prior's log_prob gave {given} for {len(x)} inputs, not [{len(x)}]")
         return found
 
-    def _apart(self, parameters: list[Tensor]) -> Tensor:
+    def _apart(self, x: Tensor) -> Tensor:
         """−diversity · Σ cos(x_i, x_j) over prototypes of the same target."""
         if not self.diversity:
-            return parameters[0].new_zeros(())
-        x = self._rendered(parameters).flatten(1)
+            return x.new_zeros(())
+        x = x.flatten(1)
         x = F.normalize(x - x.mean(1, keepdim=True), dim=1)
         pairs = [[i != j and same(a, b) for j, b in enumerate(self.concepts)] for i, a in enumerate(self.concepts)]
         return -self.diversity * ((x @ x.T) * torch.tensor(pairs).to(x)).sum()
@@ -144,8 +147,8 @@ class Search:
     @torch.no_grad()
     def _prototypes(self, parameters: list[Tensor], course: "Course", steps: int) -> Prototypes:
         x = self._rendered(parameters).detach()
-        activation, log_prob = self._terms(x, parameters[0] if isinstance(self.prior, CodeSpace) else x, x, 1, False)
-        note = self._note(course, parameters, steps)
+        activation, log_prob = self._terms(parameters, x, x, redirected=False)
+        note = self._note(course, steps)
         if note:
             warnings.warn(note, stacklevel=5)
         low, high = getattr(self.image, "low", None), getattr(self.image, "high", None)
@@ -160,7 +163,7 @@ class Search:
             note=note,
         )
 
-    def _note(self, course: "Course", parameters: list[Tensor], steps: int) -> str:
+    def _note(self, course: "Course", steps: int) -> str:
         """What went wrong, in words."""
         notes = [
             f"the objective of {self.concepts[k]} is NaN or infinite after {step} steps; this is its last good input"
@@ -171,7 +174,7 @@ class Search:
             notes.append(f"the gradient of {dead} has been zero everywhere: dead units; try start=, an input that moves them")
         unbounded = isinstance(self.image, Pixels) and self.image.low is None
         # Adam moves no number by more than its rate
-        if not notes and unbounded and steps >= MANY and course.went(parameters) > STRAIGHT_ON * course.reach:
+        if not notes and unbounded and steps >= MANY and course.went() > STRAIGHT_ON * course.reach:
             notes.append(
                 f"some numbers went the same way at all of the {steps} steps and may not have arrived; take more steps or a "
                 "larger lr, or bound what grows without end by a prior or image=whence.Pixels(low, high)"
@@ -216,14 +219,14 @@ class Course:
             self.log_probs.append(log_prob.detach())
 
     @torch.no_grad()
-    def hold(self, parameters: list[Tensor]) -> None:
+    def hold(self) -> None:
         """After a step: ended prototypes go back to where they last were good."""
-        for p, good in zip(parameters, self._good, strict=True):
+        for p, good in zip(self.parameters, self._good, strict=True):
             p[~self.alive] = good[~self.alive]
 
-    def went(self, parameters: list[Tensor]) -> float:
+    def went(self) -> float:
         """The farthest that any number has gone."""
-        return max(float((p - b).abs().max()) for p, b in zip(parameters, self._began, strict=True))
+        return max(float((p.detach() - b).abs().max()) for p, b in zip(self.parameters, self._began, strict=True))
 
 
 def generators(concepts: list[Objective], seed: int) -> list[torch.Generator]:

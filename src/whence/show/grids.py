@@ -27,13 +27,8 @@ def figure(prototypes: "Prototypes") -> Figure:
     columns = min(count, WIDEST if count % 5 or count > 10 else 5)
     rows = math.ceil(count / columns)
     drawn = Figure(figsize=(1.75 * columns, 2.05 * rows), dpi=120, layout="constrained")
-    axes = drawn.subplots(rows, columns, squeeze=False).flat
-    for k, axis in enumerate(axes):
-        if k < count:
-            _draw(axis, prototypes.images[k], prototypes.bounds)
-            axis.set_title(_title(prototypes, k), fontsize=8)
-        else:
-            axis.set_axis_off()
+    for k, axis in enumerate(_filled(drawn, prototypes, rows, columns)):
+        axis.set_title(_title(prototypes, k), fontsize=8)
     return drawn
 
 
@@ -55,13 +50,19 @@ def _mosaic(prototypes: "Prototypes", columns: int) -> Figure:
     rows = math.ceil(len(prototypes) / columns)
     drawn = Figure(figsize=(1.1 * columns, 1.1 * rows), dpi=120)
     drawn.subplots_adjust(0, 0, 1, 1, wspace=0, hspace=0)
-    axes = drawn.subplots(rows, columns, squeeze=False).flat
-    for k, axis in enumerate(axes):
-        if k < len(prototypes):
-            _draw(axis, prototypes.images[k], prototypes.bounds)
-        else:
-            axis.set_axis_off()
+    _filled(drawn, prototypes, rows, columns)
     return drawn
+
+
+def _filled(drawn: Figure, prototypes: "Prototypes", rows: int, columns: int) -> list:
+    """A grid with a prototype in each place, and the axes of the places that are taken."""
+    axes = list(drawn.subplots(rows, columns, squeeze=False).flat)
+    count = len(prototypes)
+    for axis, x in zip(axes[:count], prototypes.images, strict=True):
+        _draw(axis, x, prototypes.bounds)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return axes[:count]
 
 
 def _with_samples(prototypes: "Prototypes") -> Figure:
