@@ -39,6 +39,9 @@ from whence.methods.roots import NearestRoot as NearestRoot, RootOnManifold as R
 from whence.methods.shapley import Shapley as Shapley
 from whence.methods.smoothing import SmoothGrad as SmoothGrad
 from whence.methods.taylor import SimpleTaylor as SimpleTaylor
+from whence.neuralize.distances import Distance as Distance, Mahalanobis as Mahalanobis
+from whence.neuralize.estimators import Neuralized as Neuralized, SupportSets as SupportSets, neuralize as neuralize
+from whence.neuralize.pools import Contrast as Contrast, SoftMax as SoftMax, SoftMin as SoftMin
 from whence.prototypes.atlas import spatial_atlas as spatial_atlas
 from whence.prototypes.decoders import VAE as VAE, AdversarialAutoencoder as AdversarialAutoencoder
 from whence.prototypes.images import CPPN as CPPN, MACO as MACO, Fourier as Fourier, Pixels as Pixels

@@ -66,10 +66,6 @@ class Matcher:
     _matched: set[int] = field(default_factory=set)
     _known: dict[tuple, Rule | None] = field(default_factory=dict)
 
-    @property
-    def writes_to_input(self) -> bool:
-        return any(isinstance(rule, InputRule) for _, rule in self.composite.entries)
-
     def linear_rule(self, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
         rule = self._find(function, touches_input, LinearRule | InputRule | Constant)
         if isinstance(rule, InputRule) and not touches_input:

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from whence.errors import ModelError, OpaqueError, RuleError, UnknownFunctionError
 from whence.lrp import inheritance, operations, treatments
 from whence.lrp.composites import Composite, Matcher, Selector
-from whence.lrp.conservation import Meter
+from whence.lrp.conservation import Meter, dot, total
 from whence.lrp.functions import (
     Call,
     asks_about,
@@ -38,7 +38,7 @@ from whence.lrp.inheritance import Origin
 from whence.lrp.linear import LinearMap
 from whence.lrp.lookups import Lookups
 from whence.lrp.propagation import Companion, Link, Propagation, Step
-from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule
+from whence.lrp.rules import Constant, Epsilon, Gradient, Identity, InputRule, LinearRule, Rule, ratio
 from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved, hooked
 from whence.lrp.scope import Scope
 from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, recomputing_by
@@ -148,16 +148,15 @@ class RelevanceMode(GradientMode):
         self.unknown = unknown
         self.lookups = lookups or Lookups({})
         self.meter = Meter(batch_size)
-        self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs if self.matcher.writes_to_input]
+        self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
         self.last_constant: str | None = None
         self._inputs_known = batch_size > 0
         self._cells = Cells()
         # what native functions keep for their gradients goes through the cells as well
         self.saving = saved_tensors_hooks(self._cells.save, lambda cell: cell.value)
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        for i, x in enumerate(inputs):
-            companion = Companion(self.written[i]) if self.written else None
-            self._known[x] = Knowledge(x._version, bool((x.detach() >= 0).all()), None, companion)
+        for x, written in zip(inputs, self.written, strict=True):
+            self._known[x] = Knowledge(x._version, bool((x.detach() >= 0).all()), None, Companion(written))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if asks_about(function):
@@ -235,6 +234,28 @@ class RelevanceMode(GradientMode):
         alias = self.node(t, lambda: t.detach(), back, lambda value: (value,))
         self._known[alias] = replace(self.knowledge(t), version=alias._version, link=None)
         return alias
+
+    def distributed(
+        self, source: Tensor, value: Callable[[], Tensor], distribute: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """A value whose relevance goes to `source` as `distribute(relevance, source, value)` says: beside the input where the
+        source is the input moved about, else as R / a, and what falls on hidden zeros is absorbed."""
+        companion, path, a = self.knowledge(source).companion, self.scope.path, source.detach()
+        meter, present = self.meter, 1 if companion is None or companion.present is None else companion.present
+
+        def back(g: Tensor, a: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            relevance = g * z
+            returned = distribute(relevance, a, z)
+            meter.add(path, total(relevance))
+            if companion is not None:
+                meter.add(path, -total(returned * present))
+                return None, returned
+            held = ratio(returned, a.clone())
+            meter.add(path, -dot(held, a))
+            return held, None
+
+        beside = None if companion is None else companion.zeros
+        return Node.apply(value, back, self._kept(lambda z: (a, z)), source, beside)  # type: ignore[return-value]
 
     def linear(
         self, call: Call, source: Tensor, linear: LinearMap, default: LinearRule = DEFAULT_RULE, native: bool = False
@@ -318,7 +339,7 @@ class RelevanceMode(GradientMode):
         return with_knowledge, partial(self._recomputed, list(self.scope.modules))
 
     def _treat(self, call: Call) -> Any:
-        treatment = operations.TREATMENTS.get(call.name)
+        treatment = operations.treatment_of(call)
         if not call.overwrites or treatment is treatments.rectify:
             return self._pass(call)
         target = call.args[0]
@@ -344,7 +365,7 @@ class RelevanceMode(GradientMode):
         return target
 
     def _pass(self, call: Call) -> Any:
-        treatment = operations.TREATMENTS.get(call.name)
+        treatment = operations.treatment_of(call)
         if treatment is None:
             return self._untabled(call)
         rule = None if treatment in operations.WITHOUT_FUNCTION_RULES else self.matcher.function_rule(call.name)
@@ -420,9 +441,7 @@ class RelevanceMode(GradientMode):
 
     def _inherit(self, call: Call) -> Knowledge:
         """What the outputs will be known by from the inputs."""
-        companion = None
-        if self.matcher.writes_to_input:
-            companion = inheritance.companion(call, lambda t: self.knowledge(t).companion)
+        companion = inheritance.companion(call, lambda t: self.knowledge(t).companion)
         nonnegative = inheritance.stays_nonnegative(call, lambda t: self.knowledge(t).nonnegative)
         return Knowledge(0, nonnegative, None, companion, inheritance.origin(call, lambda t: self.knowledge(t).origin))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from whence.lrp.attention import scaled_dot_product_attention, softmax, written_out
+from whence.lrp.functions import Call
 from whence.lrp.recurrent import cell, recurrent
 from whence.lrp.treatments import (
     added_product,
@@ -136,6 +137,12 @@ WITHOUT_FUNCTION_RULES = frozenset({
 })  # fmt: skip
 
 LEAVES_VALUES = frozenset(_words("requires_grad detach share_memory"))  # end in an underscore and overwrite nothing
+
+
+def treatment_of(call: Call) -> Treatment | None:
+    """By the table, or as the function itself brings it along (`own_rules.py`)."""
+    return getattr(call.function, "treatment", None) or TREATMENTS.get(call.name)
+
 
 NONNEGATIVE = frozenset(_words("relu relu6 sigmoid hardsigmoid softmax exp exp2 abs softplus square"))
 ARITHMETIC = frozenset(_words("add mul div maximum where masked_fill cat stack pad"))

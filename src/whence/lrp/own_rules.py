@@ -1,0 +1,42 @@
+"""Functions of the library that bring their own rule along: relevance returns by it, any other gradient by autograd."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from whence.lrp.functions import Call
+
+if TYPE_CHECKING:
+    from whence.lrp.mode import RelevanceMode
+
+Distribute = Callable[..., Tensor]  # (relevance of the value, x, value, *constants) -> relevance of x
+
+
+def with_rule(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """A function of `(x, *constants)` that function modes see as one, as they see torch's, with its rule.
+
+    >>> @with_rule(lambda relevance, x, value, weights: relevance * weights)
+    ... def weighted_sum(x, weights): ...
+    """
+
+    def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def treatment(mode: "RelevanceMode", call: Call) -> Any:
+            x, *constants = call.args
+            if len(call.data) != 1 or call.data[0] is not x:
+                return mode.unknown_function(call)
+            back = lambda relevance, source, value: distribute(relevance, source, value, *constants)  # noqa: E731
+            return mode.distributed(x, call.run, back)
+
+        @wraps(function)
+        def seen(x: Tensor, *constants: Any) -> Tensor:
+            if has_torch_function((x,)):
+                return handle_torch_function(seen, (x,), x, *constants)  # type: ignore[no-any-return]
+            return function(x, *constants)
+
+        seen.treatment = treatment  # type: ignore[attr-defined]
+        return seen
+
+    return decorated
