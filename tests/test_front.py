@@ -37,7 +37,8 @@ def test_the_front_exports_what_the_contract_names():
              "FeatureAblation", "RISE", "Shapley", "ShapleyValues", "shapley_values", "patches",
              "prototype", "Prototypes", "L2", "GaussianExpert", "GaussianRBM", "CodeSpace", "VAE", "AdversarialAutoencoder",
              "Pixels", "Fourier", "MACO", "CPPN", "Jiggle", "Channel", "Neuron", "Direction", "Layer", "Caricature",
-             "Inversion", "LogProbability", "top_samples", "TopSamples", "spatial_atlas", "layer_shapes"}  # fmt: skip
+             "Inversion", "LogProbability", "top_samples", "TopSamples", "spatial_atlas", "layer_shapes",
+             "neuralize", "Neuralized", "SupportSets", "Distance", "Mahalanobis", "SoftMin", "SoftMax", "Contrast"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
         "explanation",

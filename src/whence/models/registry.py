@@ -40,6 +40,11 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     >>> load_model("hf:distilbert-base-uncased-finetuned-sst-2-english").text
     >>> load_model("my_networks.py:make_net", "net.safetensors")
 
+    A function in a Python file gives the model, or a `LoadedModel` with its preprocessing and class names:
+
+    >>> def outliers():
+    ...     return LoadedModel("outliers", whence.neuralize(svm), Preprocessing((28, 28), channels=1), ["outlierness"])
+
     Without `weights`, torchvision and timm models have random ones, and `trained` says so.
     """
     source, _, rest = name.partition(":")
@@ -145,6 +150,8 @@ def _factory(file: str, function: str) -> LoadedModel:
         model = factory if isinstance(factory, nn.Module) else factory()
     except Exception as error:
         raise LoadError(f"{file}:{function}() failed: {type(error).__name__}: {first_line(error)}") from error
+    if isinstance(model, LoadedModel):  # with its own preprocessing and class names
+        return model
     if not callable(model):
         raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None))
