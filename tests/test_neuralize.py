@@ -97,7 +97,7 @@ CLUSTERINGS = [
     KMeans(4, n_init=1, random_state=0),
     MiniBatchKMeans(5, n_init=1, random_state=0),
     NearestCentroid(),
-    NearestCentroid(priors="empirical"),
+    NearestCentroid(priors=[0.001, 0.9, 0.099]),
     NearestCentroid(shrink_threshold=0.3),
 ]
 
@@ -388,6 +388,35 @@ def test_training_points_are_explained_by_the_others(blobs):
     e = whence.explain(whence.neuralize(alone), torch.as_tensor(x[:1]))
     assert e.output.item() == 0
     assert (e.relevance == 0).all()
+
+
+def test_training_points_coincide_through_a_scaler_too(blobs):
+    x = blobs[0] * [1, 100, 0.01, 3, 1, 20] + 0.1
+    pipeline = make_pipeline(StandardScaler(), OneClassSVM(nu=0.1, gamma=2.0)).fit(x)
+    support = pipeline[1].support_
+    e = whence.explain(whence.neuralize(pipeline), torch.as_tensor(x[support]))
+    inner = whence.explain(whence.neuralize(pipeline[1]), torch.as_tensor(pipeline[1].support_vectors_))
+    torch.testing.assert_close(e.relevance, inner.relevance, rtol=1e-6, atol=1e-9)
+
+
+def test_rounding_is_no_relevance():
+    """A feature in which x and all that is near agree has none, however large the others' values are."""
+    rng = np.random.default_rng(0)
+    u = np.concatenate([rng.normal(size=(30, 5)), rng.normal(size=(30, 5)) * 10])
+    u[:30, 0], u[30:, 0] = 97.3, 0.0
+    x = rng.normal(size=(20, 5))
+    x[:, 0] = 97.3
+    e = whence.explain(whence.neuralize(KernelDensity(bandwidth=0.7).fit(u)), torch.as_tensor(x))
+    assert (e.relevance[:, 0] == 0).all()
+    assert (e.relevance[:, 1:] > 0).all()
+
+
+def test_what_falls_on_padding_is_absorbed():
+    centre = torch.tensor([[1.0, 1.0, 3.0]])
+    model = lambda x: whence.SoftMin()(whence.Distance(centre)(nn.functional.pad(x, (0, 1))))  # noqa: E731
+    e = whence.explain(model, torch.tensor([[1.0, 3.0]]))
+    assert e.relevance.tolist() == [[0.0, 4.0]]
+    assert e.conservation.absorbed.tolist() == [9.0]
 
 
 def test_far_from_the_origin_no_digits_are_lost():

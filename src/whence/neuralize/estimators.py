@@ -173,7 +173,6 @@ def _kernel_density(density: Any) -> _Reading:
         )
     points, weights = _tensor(density.tree_.data), density.tree_.sample_weight
     weights = torch.ones(len(points), dtype=torch.float64) if weights is None else _tensor(weights)
-    points, weights = points[weights > 0], weights[weights > 0]
     gamma = 1 / (2 * float(density.bandwidth_) ** 2)
     return _distances(points, (SoftMin(gamma, -(weights / weights.sum()).log() / gamma),))
 
