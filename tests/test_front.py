@@ -38,7 +38,8 @@ def test_the_front_exports_what_the_contract_names():
              "prototype", "Prototypes", "L2", "GaussianExpert", "GaussianRBM", "CodeSpace", "VAE", "AdversarialAutoencoder",
              "Pixels", "Fourier", "MACO", "CPPN", "Jiggle", "Channel", "Neuron", "Direction", "Layer", "Caricature",
              "Inversion", "LogProbability", "top_samples", "TopSamples", "spatial_atlas", "layer_shapes",
-             "neuralize", "Neuralized", "SupportSets", "Distance", "Mahalanobis", "SoftMin", "SoftMax", "Contrast"}  # fmt: skip
+             "neuralize", "Neuralized", "SupportSets", "Distance", "Mahalanobis", "SoftMin", "SoftMax", "Contrast",
+             "fgsm", "pgd", "FGSM", "PGD", "MIFGSM", "DeepFool", "Box"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
         "explanation",
@@ -53,6 +54,7 @@ def test_the_front_exports_what_the_contract_names():
         "checkpoint",
         "progress",
         "prototypes",
+        "robustness",
     }
     assert names <= public
     assert public - names <= modules

@@ -123,8 +123,10 @@ def test_a_k_means_logit_is_the_distance_to_the_nearest_rival_less_that_to_the_c
 
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
-def test_gaussian_mixtures(blobs, kind):
+@pytest.mark.parametrize("features", [6, 3])  # as many as components, too
+def test_gaussian_mixtures(blobs, kind, features):
     x, _, points = blobs
+    x, points = x[:, :features], points[:, :features]
     mixture = GaussianMixture(3, covariance_type=kind, random_state=0).fit(x)
     scores = mixture.score_samples(points)
     o = output(whence.neuralize(mixture, view="outlierness"), points)[:, 0]
@@ -146,11 +148,25 @@ def test_elliptic_envelope(blobs):
     assert np.array_equal(o > net.threshold.item(), envelope.predict(points) == -1)
 
 
+def test_a_threshold_that_falls_on_a_training_point_leaves_it_within(blobs):
+    x = blobs[0][:201]
+    for seed in range(10):
+        envelope = EllipticEnvelope(random_state=seed, contamination=0.1).fit(x)
+        net = whence.neuralize(envelope)
+        inlying = output(net, x)[:, 0] <= net.threshold.item()
+        on_it = np.isclose(envelope.mahalanobis(x), -envelope.offset_, rtol=1e-13)
+        assert inlying[on_it].all()
+        assert np.array_equal(inlying[~on_it], envelope.predict(x)[~on_it] == 1)
+
+
 def test_support_sets_are_soft_nearest_members(blobs):
     x, y, points = blobs
     labels = np.where(np.arange(len(x)) % 10 == 0, -1, 2 * y)  # noise, and labels with gaps
     net = whence.neuralize(whence.SupportSets(x, labels, gamma=0.4))
-    o = [-logsumexp(-0.4 * distances_to(points, x[labels == c]), axis=1) / 0.4 for c in (0, 2, 4)]
+    similar = [np.exp(-0.4 * distances_to(points, x[labels == c])).mean(1) for c in (0, 2, 4)]
+    assert np.array_equal(output(net, points)[:200].argmax(1), np.stack(similar, 1)[:200].argmax(1))
+    members = [(c, (labels == c).sum()) for c in (0, 2, 4)]
+    o = [-(logsumexp(-0.4 * distances_to(points, x[labels == c]), axis=1) - np.log(n)) / 0.4 for c, n in members]
     rivals = [-logsumexp([-0.4 * o[k] for k in range(3) if k != c], axis=0) / 0.4 for c in range(3)]
     f = output(net, points)
     np.testing.assert_allclose(f, np.stack(rivals, 1) - np.stack(o, 1), rtol=1e-9, atol=1e-9)
@@ -317,22 +333,24 @@ def test_midpoint_rule_of_k_means(blobs, number):
 
 
 def by_pairs(points, u, groups, gamma, c):
-    """f_c, and Σ over pairs (j of a rival, i of c) of p_i p_j (x − m) w, scaled to f_c where it is positive."""
+    """f_c, and Σ over pairs (j of a rival, i of c) of p_i p_j (x − m) w, scaled down to f_c where the pairs have more."""
     count, result, logits = groups.max() + 1, np.zeros_like(points), np.zeros(len(points))
+    biases = np.log(np.bincount(groups))[groups] / gamma
     for n, point in enumerate(points):
-        squares = ((point - u) ** 2).sum(1)
-        o = np.array([-logsumexp(-gamma * squares[groups == k]) / gamma for k in range(count)])
-        within = np.exp(-gamma * (squares - o[groups]))
+        h = ((point - u) ** 2).sum(1) + biases
+        o = np.array([-logsumexp(-gamma * h[groups == k]) / gamma for k in range(count)])
+        within = np.exp(-gamma * (h - o[groups]))
         rivals = [k for k in range(count) if k != c]
         pooled = -logsumexp(-gamma * o[rivals]) / gamma
-        logits[n] = pooled - o[c]
+        logits[n], evidence = pooled - o[c], 0.0
         for k in rivals:
             for j in np.flatnonzero(groups == k):
                 for i in np.flatnonzero(groups == c):
                     weight = math.exp(-gamma * (o[k] - pooled)) * within[j] * within[i]
+                    evidence += weight * (h[j] - h[i])
                     result[n] += weight * (point - (u[i] + u[j]) / 2) * 2 * (u[i] - u[j])
-        if logits[n] > 0:
-            result[n] *= logits[n] / result[n].sum()
+        if 0 < logits[n] < evidence:
+            result[n] *= logits[n] / evidence
     return result, logits
 
 
@@ -349,10 +367,26 @@ def test_pairs_of_cluster_members_share_alike(features, clusters, members, expon
         np.testing.assert_allclose(e.output.numpy(), logits, rtol=1e-9, atol=1e-9)
         scale = np.abs(expected).sum() + 1e-9
         np.testing.assert_allclose(e.relevance.numpy() / scale, expected / scale, atol=1e-6)
-        positive = logits > 1e-3
-        gap = (e.relevance.sum(1) - e.output).numpy()[positive]
-        assert np.abs(gap).max(initial=0) < 1e-9 * (1 + np.abs(expected).sum())
         assert e.conservation.error.max() < 1e-6
+
+
+def test_softness_does_not_blow_relevance_up():
+    """Many members of the own cluster make f_c positive where the pairs speak for none: their part is absorbed."""
+    u = np.concatenate([np.zeros((100, 2)), [[1.0, -0.3]]])
+    net = whence.neuralize(whence.SupportSets(u, np.arange(101) // 100, gamma=1.0))
+    for place in np.linspace(0.4, 0.7, 31):
+        e = whence.explain(net, torch.tensor([[place, 0.0]], dtype=torch.float64), 0)
+        assert e.relevance[0, 0] * (0.5 - place) >= 0
+        assert e.relevance.abs().max() < 2
+        assert e.conservation.error.max() < 1e-9
+
+
+def test_support_sets_outlierness_is_not_negative(blobs):
+    x, y, points = blobs
+    e = whence.explain(whence.neuralize(whence.SupportSets(x, y, 0.1), view="outlierness"), torch.as_tensor(points))
+    assert (e.output > 0).all()
+    assert (e.relevance >= 0).all()
+    assert added_up(e) < 1e-12
 
 
 def test_mahalanobis_shares_are_deviation_times_bent_deviation(blobs):
@@ -448,6 +482,26 @@ def test_images_and_single_precision(blobs):
     assert e.output.dtype == torch.float64
     small = whence.explain(net.float(), image)
     torch.testing.assert_close(small.relevance, e.relevance, rtol=1e-3, atol=1e-3)
+    half = whence.explain(net.bfloat16(), image.bfloat16())
+    assert added_up(replace(half, relevance=half.relevance.flatten(1).double(), output=half.output.double())) < 0.05
+
+
+def test_single_precision_copies_of_training_points_coincide(blobs):
+    x, _, _ = blobs
+    svm = OneClassSVM(gamma=2.0).fit(x)
+    support = torch.as_tensor(svm.support_vectors_)
+    net = whence.neuralize(svm)
+    single = whence.explain(net, support.float()).relevance
+    torch.testing.assert_close(single.double(), whence.explain(net, support).relevance, rtol=1e-3, atol=1e-3)
+
+
+def test_large_offsets_through_a_scaler_cost_no_digits(blobs):
+    x, _, points = blobs
+    x, points = x * 3 + 1.7e9, points[:200] * 3 + 1.7e9
+    pipeline = make_pipeline(StandardScaler(), OneClassSVM(gamma=0.5)).fit(x)
+    inner = whence.neuralize(pipeline[1])
+    expected = output(inner, pipeline[0].transform(points))
+    np.testing.assert_allclose(output(whence.neuralize(pipeline), points), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["gradient_times_input", "sensitivity", "integrated_gradients", "smooth_grad", "occlusion"])
@@ -601,6 +655,8 @@ def test_what_cannot_be_a_network_is_refused(blobs):
     refused(IsolationForest(n_estimators=2).fit(x), "TreeExplainer")
     refused(DBSCAN().fit(x), "SupportSets")
     refused(BisectingKMeans(2).fit(x), "use KMeans")
+    refused(KMeans, r"KMeans is a class; pass a fitted one: KMeans\(\).fit\(X\)")
+    refused(make_pipeline("passthrough"), "only passthrough")
     refused("svm", "str has no exact network: choose OneClassSVM")
     refused(make_pipeline(Normalizer(), KMeans(2, n_init=1)).fit(x), "Normalizer is not linear.*StandardScaler")
     refused(make_pipeline(MinMaxScaler(clip=True), KMeans(2, n_init=1)).fit(x), "clip=False")
@@ -612,8 +668,10 @@ def test_sparse_fits_and_inputs_are_refused(blobs):
     x, _, _ = blobs
     refused(OneClassSVM().fit(csr_matrix(x)), r"sparse data; fit it on X.toarray\(\)")
     net = whence.neuralize(OneClassSVM().fit(x))
-    with pytest.raises(whence.errors.InputError, match="sparse"):
-        net(torch.as_tensor(x).to_sparse())
+    for unfit in (torch.as_tensor(x).to_sparse(), csr_matrix(x), x):
+        with pytest.raises(whence.errors.InputError, match="sparse or no tensor"):
+            net(unfit)
+    assert net(torch.as_tensor(x[:0])).shape == (0, 1)
 
 
 def test_views_and_thresholds_that_cannot_be_had_are_refused(blobs):
@@ -623,12 +681,23 @@ def test_views_and_thresholds_that_cannot_be_had_are_refused(blobs):
     refused(density, "assigns no clusters", whence.errors.RuleError, view="assignment")
     refused(density, "view='density'; choose", whence.errors.RuleError, view="density")
     svm = OneClassSVM().fit(x)
-    svm.offset_ = np.array([0.0])
-    refused(svm, "no similarity falls below")
+    svm.offset_ = np.array([0.0])  # which no similarity is below
+    assert whence.neuralize(svm).threshold is None
+    refused(svm, "no threshold", whence.errors.RuleError, view="inlierness")
+    means = KMeans(2, n_init=1).fit(x)
+    refused(means, "threshold=3.0: a number for the views", whence.errors.RuleError, threshold=3.0)
+    refused(density, "threshold=nan", whence.errors.RuleError, threshold=math.nan)
+    refused(density, "background samples are for", whence.errors.RuleError, background=x)
+    refused(density, "without background", whence.errors.RuleError, view="inlierness", background=x, threshold=1.0)
+    for background in (x[:, :1], x[0]):
+        pipeline = make_pipeline(StandardScaler(), density).fit(x)
+        refused(pipeline, r"give samples \[B, 6\]", whence.errors.InputError, view="inlierness", background=background)
+    refused(KMeans(1, n_init=1).fit(x), "one cluster.*view='outlierness'", whence.errors.RuleError)
     net = whence.neuralize(density, view="inlierness", threshold=3.0)
     np.testing.assert_allclose(output(net, points), 3 - output(whence.neuralize(density), points))
     assert whence.neuralize(density).threshold is None
     refused(whence.SupportSets(x, np.zeros(3), 1.0), "labels", whence.errors.InputError)
+    assert whence.neuralize(whence.SupportSets(x[:3], ["b", "a", "b"], np.float32(1))).classes == ["a", "b"]
     refused(whence.SupportSets(x, np.full(len(x), -1), 1.0), "noise", whence.errors.InputError)
     refused(whence.SupportSets(x, np.zeros(len(x), int), -1.0), "positive", whence.errors.RuleError)
 
@@ -645,8 +714,18 @@ def test_inputs_of_another_width_are_refused(blobs):
     with pytest.raises(whence.errors.InputError, match=r"Distance of 3 features.*pass \[N, 3\]"):
         whence.Distance(torch.rand(2, 3))(torch.rand(2, 4))
     with pytest.raises(whence.errors.InputError, match="one cluster has no rival"):
-        whence.neuralize(KMeans(1, n_init=1).fit(x))(torch.rand(2, 6))
+        whence.Contrast()(torch.rand(2, 1))
     with pytest.raises(whence.errors.InputError, match="factors of shape"):
         whence.Mahalanobis(torch.rand(2, 3), torch.rand(4, 4))
     with pytest.raises(whence.errors.InputError, match="groups must number"):
         whence.Contrast(groups=torch.tensor([0, 2]))
+    with pytest.raises(whence.errors.InputError, match="groups must be a tensor"):
+        whence.Contrast(groups=[0, 1])
+    with pytest.raises(whence.errors.InputError, match="groups of 2 distances got 3"):
+        whence.Contrast(groups=torch.tensor([0, 1]))(torch.rand(1, 3))
+
+
+def test_distances_at_the_input_are_refused_within_relevance_rules(blobs):
+    net = whence.neuralize(OneClassSVM().fit(blobs[0]))
+    with whence.relevance_rules({}), pytest.raises(whence.errors.RuleError, match="touches the input"):
+        net.layers(torch.as_tensor(blobs[2]).requires_grad_())

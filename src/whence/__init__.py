@@ -35,6 +35,7 @@ from whence.methods.gradients import (
 from whence.methods.lrp import LRP as LRP
 from whence.methods.paths import ExpectedGradients as ExpectedGradients, IntegratedGradients as IntegratedGradients
 from whence.methods.perturbation import RISE as RISE, FeatureAblation as FeatureAblation, Occlusion as Occlusion
+from whence.methods.readings import layer_shapes as layer_shapes
 from whence.methods.roots import NearestRoot as NearestRoot, RootOnManifold as RootOnManifold, RootTowards as RootTowards
 from whence.methods.shapley import Shapley as Shapley
 from whence.methods.smoothing import SmoothGrad as SmoothGrad
@@ -62,9 +63,17 @@ from whence.prototypes.priors import (
     GaussianRBM as GaussianRBM,
 )
 from whence.prototypes.prototypes import Prototypes as Prototypes
-from whence.prototypes.readings import layer_shapes as layer_shapes
 from whence.prototypes.samples import TopSamples as TopSamples, top_samples as top_samples
 from whence.prototypes.transforms import Jiggle as Jiggle
+from whence.robustness.attacks import (
+    FGSM as FGSM,
+    MIFGSM as MIFGSM,
+    PGD as PGD,
+    DeepFool as DeepFool,
+    fgsm as fgsm,
+    pgd as pgd,
+)
+from whence.robustness.box import Box as Box
 from whence.targets import Logit as Logit, Span as Span
 
 __version__ = _version("whence")

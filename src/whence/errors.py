@@ -65,6 +65,10 @@ class MissingPackageError(WhenceError, ImportError):
     """An optional package is not installed."""
 
 
+class MaskedGradientWarning(UserWarning):
+    """An attack by gradients met gradients of zero: its failure is no robustness."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

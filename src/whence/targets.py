@@ -110,6 +110,15 @@ def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
     batch_size = inputs.batch_size
     if callable(target):
         return _check_values(_called(target, outputs, batch_size), batch_size), target
+    logits = logits_of(outputs, batch_size)
+    if isinstance(target, Logit | Span):
+        return target.select(logits, inputs)
+    values, resolved = Logit(target).select(logits, inputs)
+    return values, resolved.index
+
+
+def logits_of(outputs: Any, batch_size: int) -> Tensor:
+    """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs."""
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
         fields = f" with {', '.join(outputs.keys())} and no logits" if hasattr(outputs, "keys") else ""
@@ -122,10 +131,7 @@ def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
             f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
             f"N = {batch_size}; pass target=lambda outputs: … that gives one value a sample"
         )
-    if isinstance(target, Logit | Span):
-        return target.select(logits, inputs)
-    values, resolved = Logit(target).select(logits, inputs)
-    return values, resolved.index
+    return logits
 
 
 def repeated(target: Target, times: int) -> Target:

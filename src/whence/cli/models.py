@@ -45,8 +45,8 @@ def _list_layers(name: str, contains: str) -> None:
     import torch
 
     from whence.errors import InputError
+    from whence.methods.readings import layer_shapes
     from whence.models.registry import load_model
-    from whence.prototypes.readings import layer_shapes
 
     loaded = load_model(name)
     size = loaded.preprocessing.size

@@ -241,6 +241,8 @@ class RelevanceMode(GradientMode):
         """A value whose relevance goes to `source` as `distribute(relevance, source, value)` says: beside the input where the
         source is the input moved about, else as R / a, and what falls on hidden zeros is absorbed."""
         companion, path, a = self.knowledge(source).companion, self.scope.path, source.detach()
+        if companion is None and source.is_leaf:  # within relevance_rules
+            raise RuleError(f"'{path}' touches the input, where its relevance is not of the form x * gradient; use explain()")
         meter, present = self.meter, 1 if companion is None or companion.present is None else companion.present
 
         def back(g: Tensor, a: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -471,8 +473,8 @@ def relevance_rules(
     >>> (g,) = torch.autograd.grad(logits[0, 483], x)
     >>> relevance = x * g
 
-    Selectors by module path need `model`. Rules of the input layer (ZBox, WSquare, Flat) are not of the form x · g and are
-    refused here; use `explain`.
+    Selectors by module path need `model`. Rules of the input layer (ZBox, WSquare, Flat), and distances at the input, are not
+    of the form x · g and are refused here; use `explain`.
     """
     composite = Composite.of(rules)
     for selector, rule in composite.entries[: composite.required]:

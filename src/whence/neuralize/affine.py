@@ -1,22 +1,24 @@
-"""Preprocessing that is affine, z = A x + b, with the way back from deviations in z to deviations in x."""
+"""Preprocessing that is affine, z = A (x − c) + b, with the way back from deviations in z to deviations in x."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Affine(nn.Module):
-    """z = A x + b; `inverse` is a right inverse B, A B = 1. A diagonal A is a vector, and so is its inverse.
+    """z = A (x − c) + b; `inverse` is a right inverse B, A B = 1. A diagonal A is a vector, and so is its inverse.
 
     Relevance of a squared distance in z reaches x by the deviation Bδ that stands for δ in z (its nearest root):
     δᵀPδ = Σ_i (Bδ)_i (AᵀPδ)_i. For scalers and for PCA without whitening every term of ‖δ‖² is a square again.
     """
 
+    centre: Tensor  # [d], subtracted first: what is large and alike in all samples would cost digits
     weight: Tensor  # [k, d] or [d]
     shift: Tensor  # [k]
     inverse: Tensor  # [d, k] or [d]
 
-    def __init__(self, weight: Tensor, shift: Tensor, inverse: Tensor):
+    def __init__(self, centre: Tensor, weight: Tensor, shift: Tensor, inverse: Tensor):
         super().__init__()
+        self.register_buffer("centre", centre)
         self.register_buffer("weight", weight)
         self.register_buffer("shift", shift)
         self.register_buffer("inverse", inverse)
@@ -27,11 +29,12 @@ class Affine(nn.Module):
         return self.weight.shape[-1]
 
     def mapped(self, x: Tensor) -> Tensor:
-        return times(x, self.weight) + self.shift
+        return times(x - self.centre, self.weight) + self.shift
 
     def then(self, other: "Affine") -> "Affine":
         """This map followed by another."""
-        return Affine(_product(other.weight, self.weight), other.mapped(self.shift), _product(self.inverse, other.inverse))
+        weight, inverse = _product(other.weight, self.weight), _product(self.inverse, other.inverse)
+        return Affine(self.centre, weight, other.mapped(self.shift), inverse)
 
     def faces(self, deviation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """(Bδ, Aᵀγ), whose product, feature by feature, adds up to δᵀγ."""
@@ -41,7 +44,8 @@ class Affine(nn.Module):
 def identity(like: Tensor) -> Affine:
     """No preprocessing of rows such as these."""
     ones = torch.ones_like(like[0], requires_grad=False)
-    return Affine(ones, torch.zeros_like(ones), ones)
+    zeros = torch.zeros_like(ones)
+    return Affine(zeros, ones, zeros.clone(), ones.clone())
 
 
 def times(x: Tensor, matrix: Tensor) -> Tensor:
@@ -53,3 +57,11 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if right.dim() == 1:
         return left * right
     return left[:, None] * right if left.dim() == 1 else left @ right
+
+
+def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    """A parameter of the module if it is one, to be trained along; else a buffer."""
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, None if tensor is None else tensor.detach().clone())

@@ -4,10 +4,10 @@ One-class SVM and density estimates: Kauffmann, Müller, Montavon 2020 (arXiv 18
 (arXiv 1906.07633).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from math import log, pi
+from math import isfinite, log, pi
 from typing import Any, Literal
 
 import numpy as np
@@ -25,13 +25,14 @@ Array = Any  # what torch.as_tensor takes
 
 @dataclass(frozen=True, eq=False)
 class SupportSets:
-    """Clusters given by their members, as kernel k-means or a clustering without `predict` has them.
+    """Clusters given by their members, for kernel k-means and clusterings without `predict`.
 
     >>> labels = sklearn.cluster.DBSCAN().fit_predict(X)
     >>> whence.neuralize(whence.SupportSets(X, labels, gamma=1.0))
 
-    A point belongs to the cluster with the largest Σ_j exp(−γ ‖x − u_j‖²) over its members; γ = ∞ is the nearest member's.
-    `points` is `[M, d]`, `labels` `[M]` whole numbers, of which negative ones are noise and left out.
+    A point belongs to the cluster it is most similar to, by the mean of exp(−γ ‖x − u_j‖²) over its members (kernel k-means
+    without the constant that says how wide a cluster is); γ = ∞ is the nearest member's. `points` is `[M, d]`, `labels` `[M]`,
+    of which negative ones are noise and left out.
     """
 
     points: Array
@@ -60,11 +61,11 @@ class Neuralized(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.layout != torch.strided:
-            raise InputError("the input is sparse; pass a dense tensor: x.to_dense()")
-        if x.dim() < 2 or x[0].numel() != self.features:
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            raise InputError("the input is sparse or no tensor; pass a dense one: torch.as_tensor(x), or x.to_dense()")
+        if x.dim() < 2 or x.shape[1:].numel() != self.features:
             raise InputError(f"{self.name} was fitted on {self.features} features, but the input has shape {tuple(x.shape)}")
-        return self.layers(x.flatten(1).to(next(self.buffers()).dtype))
+        return self.layers(x.flatten(1))
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.features} features"
@@ -83,39 +84,48 @@ def neuralize(
     `EllipticEnvelope`, `SupportSets`, and a `Pipeline` of scalers and `PCA` before one of them, whose relevance lands on
     the raw features. Computes in float64.
 
-    `view` "outlierness" is how far from the data, `[N, 1]`: −(1/γ) log Σ α_j exp(−γ‖x − u_j‖²) for SVM and kernel density
-    (Σα = 1, γ = 1/2h²), −log p(x) for a mixture, the squared (Mahalanobis) distance otherwise. "inlierness" is the margin
-    threshold − outlierness, positive for inliers; with `background` samples `[B, d]` it is how much nearer the data are than
-    the nearest of those. "assignment" gives `[N, K]` logits whose arg max is `predict`. The default is what the
-    estimator predicts. `threshold` is for estimators that have none, in units of the outlierness.
+    `view` "outlierness" is how far from the data, `[N, 1]`: −(1/γ) log Σ α_j exp(−γ‖x − u_j‖²) for SVM, kernel density and
+    support sets (Σα = 1, γ = 1/2h²), −log p(x) for a mixture, else the squared (Mahalanobis) distance to the nearest centre.
+    "inlierness" is the margin threshold − outlierness, positive for inliers; with `background` samples `[B, d]` it is how much
+    nearer the data are than the nearest of those. "assignment" gives `[N, K]` logits whose arg max is `predict`. The default is
+    what the estimator predicts. `threshold` replaces the estimator's own, if it has one, in units of the outlierness.
 
     Raises `ModelError` for estimators that are not fitted or no such network, `RuleError` for a view that cannot be had.
     """
     *steps, last = _steps(estimator)
-    name = type(last).__name__
-    reading = _reading(last)
-    inputs = reduce(Affine.then, map(_affine, steps)) if steps else None
+    name, reading = type(last).__name__, _reading(last)
     view = view or ("outlierness" if reading.assignment is None else "assignment")
+    _check_view(name, reading, view, threshold, background)
+    inputs = reduce(Affine.then, map(_affine, steps)) if steps else None
     distances = reading.distances(inputs)
     features = reading.features if inputs is None else inputs.features
-    if view == "assignment":
-        if reading.assignment is None:
-            raise RuleError(f"{name} assigns no clusters; its views are 'outlierness' and 'inlierness'")
+    if view == "assignment" and reading.assignment is not None:
         return Neuralized(nn.Sequential(distances, reading.assignment), features, name, classes=reading.classes)
-    if view not in ("outlierness", "inlierness"):
-        raise RuleError(f"view={view!r}; choose 'outlierness', 'inlierness' or 'assignment'")
     outlierness = nn.Sequential(distances, *reading.outlierness)
     threshold = reading.threshold if threshold is None else float(threshold)
     if view == "outlierness":
         return Neuralized(outlierness, features, name, threshold)
     if background is not None:
-        return Neuralized(_Nearer(_nearest(background, inputs, reading.features), outlierness), features, name)
+        return Neuralized(_Nearer(_to_background(background, inputs, features), outlierness), features, name)
     if threshold is None:
         raise RuleError(
             f"{name} has no threshold to measure inlierness from; pass threshold=, such as a quantile of its outlierness, or "
             "background= samples to compare with"
         )
     return Neuralized(nn.Sequential(outlierness, _Line(-1.0, threshold)), features, name)
+
+
+def _check_view(name: str, reading: "_Reading", view: str, threshold: float | None, background: Array | None) -> None:
+    if view not in ("outlierness", "inlierness", "assignment"):
+        raise RuleError(f"view={view!r}; choose 'outlierness', 'inlierness' or 'assignment'")
+    if view == "assignment" and reading.assignment is None:
+        raise RuleError(f"{name} assigns no clusters; its views are 'outlierness' and 'inlierness'")
+    if view == "assignment" and len(reading.classes or ()) < 2:
+        raise RuleError(f"{name} has one cluster, with no rival to be told from; use view='outlierness'")
+    if threshold is not None and (view == "assignment" or background is not None or not isfinite(threshold)):
+        raise RuleError(f"threshold={threshold}: a number for the views 'outlierness' and 'inlierness', without background")
+    if background is not None and view != "inlierness":
+        raise RuleError(f"background samples are for view='inlierness', not {view!r}")
 
 
 @dataclass(frozen=True)
@@ -127,15 +137,19 @@ class _Reading:
     outlierness: tuple[nn.Module, ...] = ()
     assignment: nn.Module | None = None
     threshold: float | None = None
-    classes: Sequence[Any] | None = field(default=None)
+    classes: Sequence[Any] | None = None
 
 
 class _Line(nn.Module):
     """slope · o + offset."""
 
+    slope: Tensor
+    offset: Tensor
+
     def __init__(self, slope: float, offset: float):
         super().__init__()
-        self.slope, self.offset = slope, offset
+        self.register_buffer("slope", _tensor(slope))
+        self.register_buffer("offset", _tensor(offset))
 
     def forward(self, o: Tensor) -> Tensor:
         return o * self.slope + self.offset
@@ -156,13 +170,10 @@ def _one_class_svm(svm: Any) -> _Reading:
     if svm.kernel != "rbf":
         raise ModelError(f"OneClassSVM(kernel={svm.kernel!r}) measures no distances; fit it with kernel='rbf'")
     gamma, alphas = float(svm._gamma), _tensor(svm.dual_coef_).flatten()
-    offset = float(svm.offset_.item()) / float(alphas.sum())
-    if offset <= 0:
-        raise ModelError(
-            f"OneClassSVM has the threshold {svm.offset_}, which no similarity falls below: fit it with a larger nu"
-        )
+    offset = float(np.asarray(svm.offset_).item()) / float(alphas.sum())
     pool = SoftMin(gamma, -(alphas / alphas.sum()).log() / gamma)
-    return _distances(svm.support_vectors_, (pool,), threshold=-log(offset) / gamma)
+    threshold = -log(offset) / gamma if offset > 0 else None  # no similarity is below 0
+    return _distances(svm.support_vectors_, (pool,), threshold=threshold)
 
 
 def _kernel_density(density: Any) -> _Reading:
@@ -184,13 +195,13 @@ def _k_means(estimator: Any) -> _Reading:
 def _nearest_centroid(estimator: Any) -> _Reading:
     if estimator.metric != "euclidean":
         raise ModelError(f"NearestCentroid(metric={estimator.metric!r}) is not supported; fit it with metric='euclidean'")
-    centroids, classes = _tensor(estimator.centroids_), estimator.classes_.tolist()
-    priors = _tensor(getattr(estimator, "class_prior_", torch.full((len(classes),), 1 / len(classes))))
-    if torch.isclose(priors, torch.full_like(priors, 1 / len(classes))).all():
+    priors = getattr(estimator, "class_prior_", None)  # before scikit-learn 1.6 there were none
+    priors = np.ones(len(estimator.classes_)) / len(estimator.classes_) if priors is None else np.asarray(priors)
+    centroids, classes = _tensor(estimator.centroids_[priors > 0]), estimator.classes_[priors > 0].tolist()
+    if np.isclose(priors, 1 / len(priors)).all():
         return _distances(centroids, (SoftMin(),), Contrast(), classes=classes)
     spread = _tensor(estimator.within_class_std_dev_)
-    factors = 1 / spread.where(spread != 0, 1)
-    biases = -2 * priors.log()
+    factors, biases = 1 / spread.where(spread != 0, 1)[None], -2 * _tensor(priors[priors > 0]).log()
     return _forms(centroids, factors, (SoftMin(biases=biases),), Contrast(biases=biases), classes=classes)
 
 
@@ -198,34 +209,38 @@ def _gaussian_mixture(mixture: Any) -> _Reading:
     """o_k = ½ (x−μ)ᵀP(x−μ) − log π − ½ log|P| + d/2 log 2π, −log p(x) = softmin o_k: what o_k has at the centres is split
     off, so that the pool is of squares with weights that add up to 1, and not negative."""
     means, factors = _tensor(mixture.means_), _tensor(mixture.precisions_cholesky_)
-    count, features = means.shape
+    features = means.shape[1]
+    if mixture.covariance_type == "tied":
+        factors = factors[None]
     if mixture.covariance_type == "spherical":
-        factors = factors[:, None].expand(count, features)
-    diagonals = factors.diagonal(dim1=-2, dim2=-1) if mixture.covariance_type in ("full", "tied") else factors
+        factors = factors[:, None].expand(-1, features)
+    diagonals = factors if factors.dim() == 2 else factors.diagonal(dim1=1, dim2=2)
     at_centres = features / 2 * log(2 * pi) - _tensor(mixture.weights_).log() - diagonals.log().sum(-1)
     least = -torch.logsumexp(-at_centres, 0)
     biases = at_centres - least
     pools = SoftMin(1.0, biases), _Line(1.0, least.item())
-    return _forms(means, factors / 2**0.5, pools, Contrast(1.0, biases=biases), classes=range(count))
+    return _forms(means, factors / 2**0.5, pools, Contrast(1.0, biases=biases), classes=range(len(means)))
 
 
 def _elliptic_envelope(envelope: Any) -> _Reading:
-    values, vectors = torch.linalg.eigh(_tensor(envelope.precision_))
+    values, vectors = torch.linalg.eigh(_tensor(envelope.get_precision()))
     factors = vectors * values.clamp(min=0).sqrt()
-    return _forms(_tensor(envelope.location_)[None], factors, (), threshold=-float(envelope.offset_))
+    threshold = -float(envelope.offset_) * (1 + 1e-12)  # a percentile, which falls on a training point: let it stay within
+    return _forms(_tensor(envelope.location_)[None], factors[None], (), threshold=threshold)
 
 
 def _support_sets(sets: SupportSets) -> _Reading:
-    points, labels = _tensor(sets.points), torch.as_tensor(sets.labels)
-    if points.dim() != 2 or labels.shape != points.shape[:1] or labels.is_floating_point():
-        raise InputError(
-            f"SupportSets needs points [M, d] and whole-number labels [M], not {tuple(points.shape)} and {tuple(labels.shape)}"
-        )
-    kept = labels >= 0
+    points, labels = _tensor(sets.points), np.asarray(sets.labels)
+    if points.dim() != 2 or labels.shape != points.shape[:1]:
+        raise InputError(f"SupportSets needs points [M, d] and labels [M], not {tuple(points.shape)} and {labels.shape}")
+    kept = labels >= 0 if np.issubdtype(labels.dtype, np.number) else np.full(len(labels), True)
     if not kept.any():
         raise InputError("SupportSets: every label is negative, that is noise; there is no cluster")
-    classes, groups = labels[kept].unique(return_inverse=True)
-    return _distances(points[kept], (SoftMin(sets.gamma),), Contrast(sets.gamma, groups), classes=classes.tolist())
+    classes, groups, sizes = np.unique(labels[kept], return_inverse=True, return_counts=True)
+    points, members = points[torch.as_tensor(kept)], _tensor(sizes[groups])
+    pool = SoftMin(sets.gamma, torch.full_like(members, len(members)).log() / sets.gamma)
+    contrast = Contrast(sets.gamma, torch.as_tensor(groups), members.log() / sets.gamma)
+    return _distances(points, (pool,), contrast, classes=classes.tolist())
 
 
 READINGS: dict[str, Callable[[Any], _Reading]] = {
@@ -236,7 +251,7 @@ READINGS: dict[str, Callable[[Any], _Reading]] = {
     "NearestCentroid": _nearest_centroid,
     "GaussianMixture": _gaussian_mixture,
     "EllipticEnvelope": _elliptic_envelope,
-}  # fmt: skip
+}
 
 WITHOUT_PREDICT = "it has labels but no rule for new points; give its clusters as whence.SupportSets(X, labels, gamma)"
 SIGNED = "its coefficients have both signs; explain its decision_function as a callable, by whence.Occlusion or whence.Shapley"
@@ -249,11 +264,8 @@ INSTEAD = {
     "LocalOutlierFactor": "it is a ratio of local densities; use KernelDensity or OneClassSVM",
     "BisectingKMeans": "it assigns along its tree; use KMeans",
     "BayesianGaussianMixture": "use GaussianMixture",
+    "GridSearchCV": "pass its best_estimator_", "RandomizedSearchCV": "pass its best_estimator_",
 }  # fmt: skip
-
-
-def _diagonal(scale: Tensor, shift: Tensor) -> Affine:
-    return Affine(scale, shift, 1 / scale)
 
 
 def _standard_scaler(scaler: Any) -> Affine:
@@ -269,13 +281,14 @@ def _centred(centre: Array | None, scale: Array | None, features: int) -> Affine
     """(x − centre) / scale."""
     centre = torch.zeros(features, dtype=torch.float64) if centre is None else _tensor(centre)
     scale = torch.ones_like(centre) if scale is None else _tensor(scale)
-    return _diagonal(1 / scale, -centre / scale)
+    return Affine(centre, 1 / scale, torch.zeros_like(scale), scale)
 
 
 def _min_max_scaler(scaler: Any) -> Affine:
     if scaler.clip:
         raise ModelError("MinMaxScaler(clip=True) is not linear; fit it with clip=False")
-    return _diagonal(_tensor(scaler.scale_), _tensor(scaler.min_))
+    scale, shift = _tensor(scaler.scale_), _tensor(scaler.min_)
+    return Affine(torch.zeros_like(scale), scale, shift, 1 / scale)
 
 
 def _pca(pca: Any) -> Affine:
@@ -283,8 +296,7 @@ def _pca(pca: Any) -> Affine:
     scale = torch.ones(len(components), dtype=torch.float64)
     if pca.whiten:
         scale = _tensor(pca.explained_variance_).sqrt().clamp(min=torch.finfo(torch.float64).eps)
-    weight = components / scale[:, None]
-    return Affine(weight, -weight @ _tensor(pca.mean_), components.mT * scale)
+    return Affine(_tensor(pca.mean_), components / scale[:, None], torch.zeros_like(scale), components.mT * scale)
 
 
 AFFINE: dict[str, Callable[[Any], Affine]] = {
@@ -297,15 +309,19 @@ AFFINE: dict[str, Callable[[Any], Affine]] = {
 
 def _steps(estimator: Any) -> list[Any]:
     """The estimator, and what a pipeline has before it."""
-    if _known_as(estimator, {"Pipeline": None}) is None:
+    if _known_as(estimator, ("Pipeline",)) is None:
         return [estimator]
     steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
+    if not steps:
+        raise ModelError("the pipeline has no estimator, only passthrough")
     return [part for step in steps for part in _steps(step)]
 
 
 def _reading(estimator: Any) -> _Reading:
     if isinstance(estimator, SupportSets):
         return _support_sets(estimator)
+    if isinstance(estimator, type):
+        raise ModelError(f"{estimator.__name__} is a class; pass a fitted one: {estimator.__name__}().fit(X)")
     name = _known_as(estimator, READINGS)
     if name is None:
         kind = type(estimator).__name__
@@ -323,7 +339,7 @@ def _affine(step: Any) -> Affine:
     return AFFINE[name](step)
 
 
-def _known_as(estimator: Any, names: Any) -> str | None:
+def _known_as(estimator: Any, names: Container[str]) -> str | None:
     """By which of the names scikit-learn has the estimator's class, or one that it derives from."""
     classes = (kind for kind in type(estimator).__mro__ if kind.__module__.split(".")[0] == "sklearn")
     return next((kind.__name__ for kind in classes if kind.__name__ in names), None)
@@ -352,9 +368,12 @@ def _forms(
     return _Reading(centres.shape[1], lambda inputs: Mahalanobis(centres, factors, inputs), outlierness, assignment, **more)
 
 
-def _nearest(background: Array, inputs: Affine | None, features: int) -> nn.Module:
+def _to_background(background: Array, inputs: Affine | None, features: int) -> nn.Module:
     """The squared distance to the nearest background sample, where the estimator measures."""
-    samples = _tensor(background).flatten(1)
+    samples = _tensor(background)
+    if samples.dim() < 2 or samples.shape[1:].numel() != features:
+        raise InputError(f"background of shape {tuple(samples.shape)}; give samples [B, {features}] like those of the fit")
+    samples = samples.flatten(1)
     return nn.Sequential(Distance(samples if inputs is None else inputs.mapped(samples), inputs), SoftMin())
 
 

@@ -1,6 +1,7 @@
 """Soft pools and the contrast between clusters, with the rules that share a pooled value out among what was pooled."""
 
 from math import inf, isfinite
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from whence.errors import InputError, RuleError
 from whence.lrp.own_rules import with_rule
 from whence.lrp.rules import ratio
+from whence.neuralize.affine import hold
 
 
 class SoftMin(nn.Module):
@@ -24,7 +26,7 @@ class SoftMin(nn.Module):
     def __init__(self, sharpness: float = inf, biases: Tensor | None = None):
         super().__init__()
         self.sharpness = _positive(sharpness)
-        self.register_buffer("biases", biases)
+        hold(self, "biases", biases)
 
     def forward(self, h: Tensor) -> Tensor:
         return soft_min(h, self.biases, self.sharpness)
@@ -49,7 +51,8 @@ class SoftMax(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         return soft_max(h, self.sharpness)
 
-    extra_repr = SoftMin.extra_repr
+    def extra_repr(self) -> str:
+        return f"sharpness={self.sharpness:.6g}"
 
 
 class Contrast(nn.Module):
@@ -64,7 +67,8 @@ class Contrast(nn.Module):
 
     Relevance goes to the pairs (c, k) by their soft arg min, and from a `Distance` to the features by
     (x_i − μ_ki)² − (x_i − μ_ci)² = (x − m)_i w_i: the midpoint rule, with w = 2(μ_c − μ_k) and m = (μ_c + μ_k)/2. The whole is
-    scaled to f_c where f_c > 0. Where it is not, no scale exists, and what the softness takes, at most log(M)/γ, is absorbed.
+    scaled down to f_c where all pairs together have more than a positive f_c. Otherwise what the softness adds or takes, at
+    most log(M)/γ, is absorbed.
     """
 
     groups: Tensor | None
@@ -73,25 +77,28 @@ class Contrast(nn.Module):
     def __init__(self, sharpness: float = inf, groups: Tensor | None = None, biases: Tensor | None = None):
         super().__init__()
         self.sharpness = _positive(sharpness)
-        if groups is not None and (groups.dim() != 1 or groups.unique().tolist() != list(range(int(groups.max()) + 1))):
-            raise InputError("groups must number the cluster of each distance, [M], from 0 without a gap")
+        self.clusters = None if groups is None else _clusters_of(groups)
         self.register_buffer("groups", groups)
-        self.register_buffer("biases", biases)
+        hold(self, "biases", biases)
 
     def forward(self, distances: Tensor) -> Tensor:
-        groups = self.groups
-        if groups is None:
-            groups = torch.arange(distances.shape[-1], device=distances.device)
-        if int(groups.max()) < 1:
+        groups, count = self.groups, self.clusters
+        if groups is None or count is None:
+            count = distances.shape[-1]
+            groups = torch.arange(count, device=distances.device)
+        if count < 2:
             raise InputError("one cluster has no rival to be told from")
-        return contrast(distances, groups, self.biases, self.sharpness)
+        if len(groups) != distances.shape[-1]:
+            raise InputError(f"groups of {len(groups)} distances got {distances.shape[-1]}")
+        return contrast(distances, groups, count, self.biases, self.sharpness)
 
-    extra_repr = SoftMin.extra_repr
+    def extra_repr(self) -> str:
+        return f"sharpness={self.sharpness:.6g}"
 
 
 def _take_most(relevance: Tensor, h: Tensor, pooled: Tensor, biases: Tensor | None, sharpness: float) -> Tensor:
     """R_j = p_j R. An h_j of 0 has no features to share with: the others take its part, as if it were not there."""
-    return _nearest(_biased(h, biases).masked_fill(h == 0, inf), sharpness).nan_to_num(nan=0.0) * relevance
+    return _soft_arg_min(_biased(h, biases).masked_fill(h == 0, inf), sharpness).nan_to_num(nan=0.0) * relevance
 
 
 @with_rule(_take_most)
@@ -99,24 +106,24 @@ def soft_min(h: Tensor, biases: Tensor | None, sharpness: float) -> Tensor:
     return _pooled(_biased(h, biases), sharpness)
 
 
-@with_rule(lambda relevance, h, pooled, sharpness: _nearest(-h, sharpness) * relevance)
+@with_rule(lambda relevance, h, pooled, sharpness: _soft_arg_min(-h, sharpness) * relevance)
 def soft_max(h: Tensor, sharpness: float) -> Tensor:
     return -_pooled(-h, sharpness)
 
 
 def _to_pairs(
-    relevance: Tensor, distances: Tensor, logits: Tensor, groups: Tensor, biases: Tensor | None, sharpness: float
+    relevance: Tensor, distances: Tensor, logits: Tensor, groups: Tensor, count: int, biases: Tensor | None, sharpness: float
 ) -> Tensor:
-    """Σ_c t_c ∂f_c/∂h_j · D_j, with t_c such that all pairs of c together, biases included, have R_c where f_c > 0."""
+    """Σ_c t_c ∂f_c/∂h_j · D_j with t_c = R_c / f_c, or less where all pairs of c together, biases included, exceed f_c > 0."""
     h = _biased(distances, biases)
-    clusters, shares = _clusters(h, groups, sharpness)
-    means = _summed(shares * h, groups)  # Σ_j p_j h_j of each cluster's members
+    clusters, shares = _clusters(h, groups, count, sharpness)
+    means = _summed(shares * h, groups, count)  # Σ_j p_j h_j of each cluster's members
     winner, without = _without_winner(clusters)
-    all_rivals, winners_rivals = _nearest(clusters, sharpness), _nearest(without, sharpness)
+    all_rivals, winners_rivals = _soft_arg_min(clusters, sharpness), _soft_arg_min(without, sharpness)
     weights = all_rivals.scatter(1, winner, 0)  # p_c of the losers; their rivals weigh p_k / (1 − p_c), the winner's q_k
     rivals = ((all_rivals * means).sum(1, keepdim=True) - weights * means) / (1 - weights)
     rivals = rivals.scatter(1, winner, (winners_rivals * means).sum(1, keepdim=True))
-    strength = ratio(relevance, torch.where(logits > 0, rivals - means, logits))
+    strength = ratio(relevance, torch.where(logits > 0, torch.maximum(logits, rivals - means), logits))
     of_losers = (strength / (1 - weights)).scatter(1, winner, 0)
     returned = all_rivals * (of_losers.sum(1, keepdim=True) - of_losers) - strength
     returned = returned + winners_rivals * strength.gather(1, winner)
@@ -124,30 +131,39 @@ def _to_pairs(
 
 
 @with_rule(_to_pairs)
-def contrast(distances: Tensor, groups: Tensor, biases: Tensor | None, sharpness: float) -> Tensor:
-    clusters, _ = _clusters(_biased(distances, biases), groups, sharpness)
+def contrast(distances: Tensor, groups: Tensor, count: int, biases: Tensor | None, sharpness: float) -> Tensor:
+    clusters, _ = _clusters(_biased(distances, biases), groups, count, sharpness)
     winner, without = _without_winner(clusters)
     rivals = _pooled(clusters, sharpness)
     if isfinite(sharpness):  # the pool of all but c, from that of all: p_c ≤ 1/2 unless c wins
-        rivals = rivals - torch.log1p(-_nearest(clusters, sharpness).scatter(1, winner, 0)) / sharpness
+        rivals = rivals - torch.log1p(-_soft_arg_min(clusters, sharpness).scatter(1, winner, 0)) / sharpness
     return rivals.expand_as(clusters).scatter(1, winner, _pooled(without, sharpness)) - clusters
 
 
-def _clusters(h: Tensor, groups: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+def _clusters(h: Tensor, groups: Tensor, count: int, sharpness: float) -> tuple[Tensor, Tensor]:
     """The pool over the members of each cluster, `[N, K]`, and their weights in it, `[N, M]`."""
-    count = int(groups.max()) + 1
     nearest = h.new_full((len(h), count), inf).scatter_reduce(1, groups.expand_as(h), h, "amin")
     if not isfinite(sharpness):
         winners = (h == nearest[:, groups]).to(h)
-        return nearest, winners / _summed(winners, groups)[:, groups]
+        return nearest, winners / _summed(winners, groups, count)[:, groups]
     nearest = nearest.detach()
     weights = torch.exp(-sharpness * (h - nearest[:, groups]))
-    sums = _summed(weights, groups)
+    sums = _summed(weights, groups, count)
     return nearest - sums.log() / sharpness, weights / sums[:, groups]
 
 
-def _summed(values: Tensor, groups: Tensor) -> Tensor:
-    return values.new_zeros(len(values), int(groups.max()) + 1).index_add(1, groups, values)
+def _summed(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    return values.new_zeros(len(values), count).index_add(1, groups, values)
+
+
+def _clusters_of(groups: Tensor) -> int:
+    """How many clusters there are, numbered from 0 without a gap."""
+    if not isinstance(groups, Tensor) or groups.dim() != 1 or not len(groups) or groups.is_floating_point():
+        raise InputError("groups must be a tensor of whole numbers [M], the cluster of each distance")
+    count = int(groups.max()) + 1
+    if groups.unique().tolist() != list(range(count)):
+        raise InputError("groups must number the clusters from 0 without a gap")
+    return count
 
 
 def _without_winner(clusters: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +177,7 @@ def _pooled(h: Tensor, sharpness: float) -> Tensor:
     return -torch.logsumexp(-sharpness * h, -1, keepdim=True) / sharpness if isfinite(sharpness) else h.amin(-1, keepdim=True)
 
 
-def _nearest(h: Tensor, sharpness: float) -> Tensor:
+def _soft_arg_min(h: Tensor, sharpness: float) -> Tensor:
     """The soft arg min p; ties share alike."""
     if isfinite(sharpness):
         return torch.softmax(-sharpness * h, -1)
@@ -174,6 +190,6 @@ def _biased(h: Tensor, biases: Tensor | None) -> Tensor:
 
 
 def _positive(sharpness: float) -> float:
-    if not isinstance(sharpness, int | float) or not sharpness > 0:
+    if not isinstance(sharpness, Real) or not sharpness > 0:
         raise RuleError(f"sharpness must be a positive number, or math.inf for the hard pool, not {sharpness!r}")
     return float(sharpness)

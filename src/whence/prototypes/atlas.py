@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from whence.errors import InputError, RuleError
 from whence.inputs import check_model
+from whence.methods.readings import Reader
 from whence.prototypes.maximize import prototype
 from whence.prototypes.objectives import Direction
 from whence.prototypes.prototypes import Prototypes
-from whence.prototypes.readings import Reader
 
 
 def spatial_atlas(

@@ -9,12 +9,12 @@ from torch import Tensor
 from whence.errors import InputError, RuleError
 from whence.inputs import check_model
 from whence.methods.passes import differentiating
+from whence.methods.readings import Reader
 from whence.progress import Progress
 from whence.prototypes.images import Codes, Fourier, Image, Pixels
 from whence.prototypes.objectives import Concept, objectives
 from whence.prototypes.priors import CodeSpace, Prior
 from whence.prototypes.prototypes import Prototypes
-from whence.prototypes.readings import Reader
 from whence.prototypes.search import Search, generators
 from whence.prototypes.transforms import Jiggle, Transform
 

@@ -11,9 +11,9 @@ from whence.errors import InputError, RuleError
 from whence.explain import explain
 from whence.inputs import Inputs, check_model
 from whence.methods.batches import batch_size_of
+from whence.methods.readings import Reader
 from whence.progress import Progress, progress as progressing
 from whence.prototypes.objectives import Channel, Concept, Objective, objectives, of_channel
-from whence.prototypes.readings import Reader
 
 
 @dataclass(frozen=True, eq=False)

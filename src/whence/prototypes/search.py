@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import InputError, ModelError, RuleError, WhenceError, first_line, out_of_memory
+from whence.methods.readings import Reader
 from whence.progress import Progress, progress as progressing
 from whence.prototypes.images import Codes, Pixels
 from whence.prototypes.objectives import Objective
 from whence.prototypes.priors import CodeSpace
 from whence.prototypes.prototypes import Prototypes
-from whence.prototypes.readings import Reader
 from whence.prototypes.transforms import Transform
 
 WARM_UP = 16  # steps in which gradients are led round ReLUs that are off

@@ -1,0 +1,66 @@
+"""Where inputs live: bounds and normalisation, given once for all attacks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from whence.errors import InputError, RuleError
+
+ROUNDING = 1e-5  # of the box: what normalising there and back may cost
+
+
+@dataclass(frozen=True)
+class Box:
+    """Bounds of the pixels, and the mean and standard deviation by which a model's inputs are normalised.
+
+    >>> imagenet = whence.Box(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    >>> whence.pgd(model, x, y, epsilon=8 / 255, box=imagenet)        # x is normalised, ε is in units of pixels
+
+    `low` and `high` bound the values before normalisation, 0 and 1 by default; `Box.unbounded()` is for real-valued inputs.
+    `mean` and `std` are one number a channel, along dimension 1 of the input.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+
+    def __post_init__(self):
+        if not self.low < self.high:
+            raise RuleError(f"Box({self.low}, {self.high}): low must be below high")
+        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
+            raise RuleError(f"Box(mean={self.mean}, std={self.std}): give both, one positive std a channel")
+
+    @classmethod
+    def unbounded(cls) -> "Box":
+        return cls(-inf, inf)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """A model's inputs before normalisation."""
+        return x * _column(self.std, x) + _column(self.mean, x) if self.mean else x
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Pixels as the model takes them."""
+        return (pixels - _column(self.mean, pixels)) / _column(self.std, pixels) if self.mean else pixels
+
+    def clipped(self, pixels: Tensor) -> Tensor:
+        return pixels.clamp(self.low, self.high)
+
+    def check(self, pixels: Tensor) -> None:
+        """Raise for pixels outside of the bounds."""
+        low, high = pixels.min().item(), pixels.max().item()
+        slack = ROUNDING * (self.high - self.low) if self.high - self.low < inf else 0.0
+        if low < self.low - slack or high > self.high + slack:
+            advice = "" if self.mean else "; for normalised inputs pass box=whence.Box(mean=…, std=…), else Box(low, high)"
+            raise InputError(
+                f"the input has values from {low:.4g} to {high:.4g}, outside its bounds {self.low} and {self.high}{advice}"
+            )
+
+
+def _column(values: Sequence[float], x: Tensor) -> Tensor:
+    if x.dim() < 2 or x.shape[1] != len(values):
+        raise InputError(f"a Box of {len(values)} channels got an input of shape {tuple(x.shape)}; channels are dimension 1")
+    return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 2))
