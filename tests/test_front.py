@@ -39,7 +39,9 @@ def test_the_front_exports_what_the_contract_names():
              "Pixels", "Fourier", "MACO", "CPPN", "Jiggle", "Channel", "Neuron", "Direction", "Layer", "Caricature",
              "Inversion", "LogProbability", "top_samples", "TopSamples", "spatial_atlas", "layer_shapes",
              "neuralize", "Neuralized", "SupportSets", "Distance", "Mahalanobis", "SoftMin", "SoftMax", "Contrast",
-             "fgsm", "pgd", "FGSM", "PGD", "MIFGSM", "DeepFool", "Box"}  # fmt: skip
+             "fgsm", "pgd", "FGSM", "PGD", "MIFGSM", "DeepFool", "Box", "attack", "Attacked",
+             "explain_attack", "AttackExplained", "attack_explanation", "ExplanationAttacked", "RobustFeatures",
+             "RobustFeaturesExperiment", "robust_features_experiment", "FeatureScores", "feature_scores"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
         "explanation",

@@ -65,6 +65,7 @@ from whence.prototypes.priors import (
 from whence.prototypes.prototypes import Prototypes as Prototypes
 from whence.prototypes.samples import TopSamples as TopSamples, top_samples as top_samples
 from whence.prototypes.transforms import Jiggle as Jiggle
+from whence.robustness.attacked import Attacked as Attacked, attack as attack
 from whence.robustness.attacks import (
     FGSM as FGSM,
     MIFGSM as MIFGSM,
@@ -74,6 +75,19 @@ from whence.robustness.attacks import (
     pgd as pgd,
 )
 from whence.robustness.box import Box as Box
+from whence.robustness.explanations import (
+    AttackExplained as AttackExplained,
+    ExplanationAttacked as ExplanationAttacked,
+    attack_explanation as attack_explanation,
+    explain_attack as explain_attack,
+)
+from whence.robustness.features import (
+    FeatureScores as FeatureScores,
+    RobustFeatures as RobustFeatures,
+    RobustFeaturesExperiment as RobustFeaturesExperiment,
+    feature_scores as feature_scores,
+    robust_features_experiment as robust_features_experiment,
+)
 from whence.targets import Logit as Logit, Span as Span
 
 __version__ = _version("whence")

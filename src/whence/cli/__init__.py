@@ -1,10 +1,11 @@
-"""The command line: `whence explain`, `whence prototype`, `whence models`. One file a command."""
+"""The command line: `whence explain`, `whence prototype`, `whence attack`, `whence models`. One file a command."""
 
 import sys
 
 import typer
 from rich.console import Console
 
+from whence.cli.attack import attack
 from whence.cli.explain import explain
 from whence.cli.models import models
 from whence.cli.prototype import prototype
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(explain)
 app.command()(prototype)
+app.command()(attack)
 app.command()(models)
 
 

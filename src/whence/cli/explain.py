@@ -39,7 +39,7 @@ def explain(
         str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="digits, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
     ] = "digits",
     weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
     target: Annotated[
@@ -60,7 +60,7 @@ def explain(
 
     _check(method, rules, out)
     loaded = load_model(model, weights)
-    x = _input(input, loaded, sample)
+    x = read_input(input, loaded, sample)
     chosen = LRP(_rules(rules, loaded, not (input or "").endswith(".npy"))) if method == "lrp" else _method(method, loaded, x)
     explained = Logit(named(target, loaded), named(rather_than, loaded), position)
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
@@ -120,9 +120,12 @@ def named(index: str | None, loaded: "LoadedModel") -> int | None:
     raise TargetError(f"{loaded.name} has no class {index!r}{suggestion(index, loaded.classes)}")
 
 
-def _input(given: str | None, loaded: "LoadedModel", sample: int) -> Any:
+def read_input(given: str | None, loaded: "LoadedModel", sample: int) -> Any:
+    """What is to be explained: a picture, an array, a text, or a bundled digit."""
+    from whence.models.registry import BUNDLED
+
     if given is None:
-        if loaded.name != "digits":
+        if loaded.name not in BUNDLED:
             what = "an image" if loaded.text is None else "a text"
             example = "photo.jpg" if loaded.text is None else "'a sentence'"
             raise InputError(f"nothing to explain: pass {what}, as in `whence explain {example} --model {loaded.name}`")

@@ -1,4 +1,4 @@
-"""The bundled digit network: small, bias-free, so that its output is exactly the sum of its relevance."""
+"""The bundled digit networks: small, bias-free, so that their outputs are exactly the sum of their relevance."""
 
 from contextlib import AbstractContextManager
 from importlib import resources
@@ -37,9 +37,16 @@ def digits() -> nn.Sequential:
     >>> digits()(digit_samples()[0]).shape
     torch.Size([50, 10])
     """
-    model = digit_network()
-    model.load_state_dict(load(_bundled("digits.safetensors")))
-    return model.eval()
+    return _trained("digits.safetensors")
+
+
+def robust_digits() -> nn.Sequential:
+    """The same network trained against adversarial examples within 0.25 of each pixel (`scripts/train_robust_digits.py` made it
+    and states its accuracies).
+
+    >>> whence.explain_attack(robust_digits(), *digit_samples(), whence.PGD(0.2))
+    """
+    return _trained("digits_robust.safetensors")
 
 
 def digit_expert() -> GaussianRBM:
@@ -67,6 +74,12 @@ def digit_samples() -> tuple[Tensor, Tensor]:
     """
     samples = load(_bundled("digit_samples.safetensors"))
     return samples["images"].float().div(255), samples["labels"].long()
+
+
+def _trained(weights: str) -> nn.Sequential:
+    model = digit_network()
+    model.load_state_dict(load(_bundled(weights)))
+    return model.eval()
 
 
 def _bundled(name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Models by name: `digits`, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER`, `FILE.py:FACTORY`."""
+"""Models by name: `digits`, `digits-robust`, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER`, `FILE.py:FACTORY`."""
 
 import importlib
 import importlib.util
@@ -13,10 +13,12 @@ from torch import nn
 
 from whence.errors import LoadError, MissingPackageError, first_line, suggestion
 from whence.models import hugging_face
-from whence.models.digits import digits
+from whence.models.digits import digits, robust_digits
 from whence.models.images import Preprocessing
 from whence.models.texts import Text
 from whence.models.weights_files import load_weights
+
+BUNDLED = {"digits": digits, "digits-robust": robust_digits}
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     Without `weights`, torchvision and timm models have random ones, and `trained` says so.
     """
     source, _, rest = name.partition(":")
-    if name == "digits":
-        loaded = LoadedModel("digits", digits(), Preprocessing((28, 28), channels=1), [str(d) for d in range(10)])
+    if name in BUNDLED:
+        loaded = LoadedModel(name, BUNDLED[name](), Preprocessing((28, 28), channels=1), [str(d) for d in range(10)])
     elif source in ("torchvision", "timm") and rest:
         loaded = {"torchvision": _torchvision, "timm": _timm}[source](rest, weights)
     elif ".py:" in name:
@@ -58,8 +60,8 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
         loaded = _hugging_face(rest)
     else:
         raise LoadError(
-            f"no model {name!r}; choose digits, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY "
-            "(see `whence models`)"
+            f"no model {name!r}; choose {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
+            "FILE.py:FACTORY (see `whence models`)"
         )
     if weights is not None and not _downloads(weights):
         if not isinstance(loaded.model, nn.Module):
@@ -73,7 +75,7 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
 
 def available() -> dict[str, list[str] | str]:
     """All names by source; for a source that cannot be used, the reason."""
-    found: dict[str, list[str] | str] = {"bundled": ["digits"]}
+    found: dict[str, list[str] | str] = {"bundled": list(BUNDLED)}
     for source, module in (("torchvision", "torchvision.models"), ("timm", "timm")):
         try:
             found[source] = sorted(_import(module, source).list_models())

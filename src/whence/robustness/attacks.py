@@ -6,7 +6,7 @@ wherever an attack is asked for.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -27,16 +27,17 @@ Model = Callable[..., Any]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
 Norm = Literal["linf", "l2"]
 
+PIXELS = Box()
 TINY = 1e-12
 PAST_THE_BOUNDARY = 1e-4  # how far beyond it DeepFool steps, where the overshoot of a small step would round away
 
 
-def fgsm(model: Model, x: Tensor, y: Index = None, *, epsilon: float, targets: Index = None, box: Box | None = None) -> Tensor:
+def fgsm(model: Model, x: Tensor, y: Index = None, *, epsilon: float, targets: Index = None, box: Box = PIXELS) -> Tensor:
     """Adversarial examples by one step along the sign of the loss's gradient: `FGSM(epsilon)(model, x, y)`.
 
     >>> x_adv = whence.fgsm(model, x, y, epsilon=0.15)
     """
-    return FGSM(epsilon, targets=targets, box=box or Box())(model, x, y)
+    return FGSM(epsilon, targets=targets, box=box)(model, x, y)
 
 
 def pgd(model: Model, x: Tensor, y: Index = None, *, epsilon: float, steps: int = 20, **settings: Any) -> Tensor:
@@ -68,11 +69,11 @@ class PGD:
     restarts: int = 1
     momentum: float = 0.0
     stop_early: bool = False
-    box: Box = field(default_factory=Box)
+    box: Box = PIXELS
     seed: int = 0
 
     def __post_init__(self):
-        _require_positive(type(self).__name__, self.epsilon, self.step_size)
+        _require_not_negative(self.epsilon, self.step_size)
         if self.norm not in STEPS:
             raise RuleError(f"norm={self.norm!r}; choose 'linf' or 'l2'")
         if self.steps < 1 or self.restarts < 1:
@@ -80,6 +81,7 @@ class PGD:
         if self.restarts > 1 and not self.random_start:
             raise RuleError(f"restarts={self.restarts} without random_start would all be the same")
 
+    @torch.inference_mode(False)
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.cat([self._attacked(case, generator) for case in cases(model, x, y, self.targets, self.box)])
@@ -127,7 +129,7 @@ class FGSM:
     epsilon: float
     norm: Norm = "linf"
     targets: Index = None
-    box: Box = field(default_factory=Box)
+    box: Box = PIXELS
 
     def __post_init__(self):
         self.as_pgd  # noqa: B018 - checks the settings
@@ -152,7 +154,7 @@ class MIFGSM:
     steps: int = 10
     momentum: float = 1.0
     targets: Index = None
-    box: Box = field(default_factory=Box)
+    box: Box = PIXELS
 
     def __post_init__(self):
         self.as_pgd  # noqa: B018 - checks the settings
@@ -184,7 +186,7 @@ class DeepFool:
     candidates: int = 10
     overshoot: float = 0.02
     norm: Norm = "l2"
-    box: Box = field(default_factory=Box)
+    box: Box = PIXELS
 
     def __post_init__(self):
         if self.norm not in STEPS:
@@ -192,6 +194,7 @@ class DeepFool:
         if self.steps < 1 or self.candidates < 2:
             raise RuleError(f"steps={self.steps}, candidates={self.candidates}: at least 1 step and 2 candidates are needed")
 
+    @torch.inference_mode(False)
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
         return torch.cat([self._attacked(case) for case in cases(model, x, y, None, self.box)])
 
@@ -362,8 +365,8 @@ def _warn_of_masking(gradient: Tensor) -> None:
         )
 
 
-def _require_positive(name: str, epsilon: float, step_size: float | None) -> None:
+def _require_not_negative(epsilon: float, step_size: float | None) -> None:
     if not isinstance(epsilon, int | float) or not epsilon >= 0:
-        raise RuleError(f"{name}(epsilon={epsilon!r}): ε must be a number that is not negative")
+        raise RuleError(f"epsilon={epsilon!r}: ε must be a number that is not negative")
     if step_size is not None and not step_size >= 0:
-        raise RuleError(f"{name}(step_size={step_size!r}): it must not be negative")
+        raise RuleError(f"step_size={step_size!r}: it must not be negative")

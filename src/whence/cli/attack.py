@@ -1,0 +1,164 @@
+"""`whence attack`: a picture and its adversarial twin, each with its heatmap; or the experiment of robust features."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from whence.cli.explain import named, read_input, warn, warn_of_random_weights
+from whence.errors import InputError, RuleError
+from whence.explain import METHODS
+from whence.explanation import PICTURES, writable
+from whence.robustness.attacks import FGSM, MIFGSM, PGD, Attack, DeepFool
+from whence.robustness.box import Box
+from whence.robustness.explanations import AttackExplained, explain_attack
+from whence.robustness.features import robust_features_experiment
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+ATTACKS = ("pgd", "fgsm", "mi-fgsm", "deepfool")
+EXPERIMENTS = ("robust-features",)
+EPSILON = 0.15
+
+
+def attack(
+    input: Annotated[str | None, typer.Argument(help="An image or a .npy batch; a bundled digit if not given.")] = None,
+    model: Annotated[
+        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")
+    ] = "digits",
+    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    by: Annotated[str, typer.Option(help=f"The attack: {', '.join(ATTACKS)}.")] = "pgd",
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="How far each pixel may move, of a range of 1; 0.15, or 8/255 for photos, if not given."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The true class, by number or name; what the model says if not given.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class to be taken for, by number or name; any other if not given.")
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"Of the heatmaps: {', '.join(METHODS)}.")] = "lrp",
+    sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
+    experiment: Annotated[str | None, typer.Option(help=f"Instead of all that: {', '.join(EXPERIMENTS)}.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random start and of the experiment.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("attack.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+) -> None:
+    """How easily is it fooled? Writes a picture, its heatmap, its adversarial twin, and the twin's heatmap."""
+    from whence.models.registry import load_model
+
+    writable(out, PICTURES)
+    if experiment is not None:
+        _run_experiment(experiment, input, EPSILON if epsilon is None else epsilon, seed, out, as_json)
+        return
+    if by not in ATTACKS:
+        raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
+    if method not in METHODS:
+        raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+    loaded = load_model(model, weights)
+    if loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
+    x = read_input(input, loaded, sample)
+    box = Box(mean=loaded.preprocessing.mean, std=loaded.preprocessing.std)
+    chosen = _attack(by, epsilon if epsilon is not None else _usual(x), steps, named(target, loaded), box, seed)
+    pair = explain_attack(loaded.model, x, named(label, loaded), chosen, method=method).with_classes(loaded.classes)
+    pair.save(out)
+    report = _report(pair, loaded, input, sample, out)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def _usual(x: Any) -> float:
+    return 8 / 255 if x.shape[1:2] == (3,) else EPSILON
+
+
+def _attack(by: str, epsilon: float, steps: int | None, target: int | None, box: Box, seed: int) -> Attack:
+    given: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if by == "deepfool":
+        if target is not None:
+            raise RuleError("--target: DeepFool goes to the nearest class; choose --by pgd")
+        return DeepFool(box=box, **given)
+    if by == "fgsm":
+        if steps is not None:
+            raise RuleError("--steps: FGSM takes one; choose --by pgd")
+        return FGSM(epsilon, targets=target, box=box)
+    if by == "mi-fgsm":
+        return MIFGSM(epsilon, targets=target, box=box, **given)
+    return PGD(epsilon, targets=target, box=box, seed=seed, **given)
+
+
+def _report(pair: AttackExplained, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+    found = pair.attacked
+    return {
+        "model": loaded.name,
+        "trained": loaded.trained,
+        "input": f"bundled digit {sample}" if input is None else input,
+        "attack": type(found.attack).__name__,
+        "success": found.success.tolist(),
+        "samples": [
+            {"before": before, "after": after, "largest_change": far, "relevance_moved": moved, "margin_changed_by": flip}
+            for before, after, far, moved, flip in zip(
+                pair.before.target_names(),
+                pair.after.target_names(),
+                found.distances().tolist(),
+                pair.moved.tolist(),
+                pair.flip.conservation.relevance.tolist(),
+                strict=True,
+            )
+        ],
+        "picture": str(out),
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not report["trained"]:
+        warn_of_random_weights(report["model"])
+    if not any(report["success"]):
+        warn(f"{report['attack']} found no adversarial example here; that does not prove that there is none")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=f"{report['model']} on {report['input']}, attacked by {report['attack']}",
+        title_justify="left",
+    )
+    for heading in ("before", "after", "largest change", "relevance moved"):
+        table.add_column(heading, justify="left" if heading in ("before", "after") else "right")
+    for row in report["samples"]:
+        table.add_row(row["before"], row["after"], f"{row['largest_change']:.4g}", f"{row['relevance_moved']:.0%}")
+    console.print(table)
+    console.print(f"the pictures lie in [bold]{report['picture']}[/]")
+
+
+def _run_experiment(name: str, input: str | None, epsilon: float, seed: int, out: Path, as_json: bool) -> None:
+    if name not in EXPERIMENTS:
+        raise RuleError(f"no experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
+    if input is not None:
+        raise RuleError(f"--experiment {name} makes its own data; leave {input} out")
+    found = robust_features_experiment(epsilon, seed=seed)
+    found.save(out)
+    if as_json:
+        print(json.dumps({"experiment": name, "rows": found.rows, "picture": str(out)}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    data = found.base
+    table = Table(
+        box=None, pad_edge=False, title_justify="left",
+        title=f"d = {data.d} weak features of mean {data.mean:.3g}, one strong feature right with p = {data.p}",
+    )  # fmt: skip
+    for heading in ("classifier", "ε", "accuracy, exact", "simulated"):
+        table.add_column(heading, justify="left" if heading == "classifier" else "right")
+    for row in found.rows:
+        if row["over"] == "epsilon" and row["value"] in (0.0, epsilon):
+            simulated = f"{row['simulated']:.2%} ± {row['standard_error']:.2%}"
+            table.add_row(f"{row['kind']} features", f"{row['value']:g}", f"{row['exact']:.2%}", simulated)
+    console.print(table)
+    console.print(f"the plot lies in [bold]{out}[/]")

@@ -1,0 +1,539 @@
+"""Attacks by their papers and beside foolbox; robust features in closed form; explanations under attack."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from torch import nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import whence
+from whence.cli import app
+from whence.models.digits import digit_samples, digits, robust_digits
+from whence.robustness.attacked import predicted
+
+UNBOUNDED = whence.Box.unbounded()
+
+
+@pytest.fixture(scope="module")
+def mnist(request):
+    """Two hundred test digits."""
+    folder = request.getfixturevalue("data")
+    test = np.load(folder / "mnist_test.npz")
+    return torch.as_tensor(test["images"][:200, None] / 255.0).float(), torch.as_tensor(test["labels"][:200]).long()
+
+
+@pytest.fixture
+def bundled():
+    return digits(), *digit_samples()
+
+
+def small(classes=4, features=6, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(features, 16), nn.Tanh(), nn.Linear(16, classes)).double().eval()
+
+
+def accuracy(model, x, y):
+    return (predicted(model, x) == y).double().mean().item()
+
+
+# by the papers ------------------------------------------------------------------------------------------------------------
+
+
+def test_fgsm_is_a_step_along_the_sign_of_the_gradient():
+    model, x, y = small(), torch.rand(5, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    leaf = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+    assert torch.equal(whence.fgsm(model, x, y, epsilon=0.1), (x + 0.1 * g.sign()).clamp(0, 1))
+    towards = torch.tensor([1, 2, 3, 0, 1])
+    (g,) = torch.autograd.grad(F.cross_entropy(model(leaf), towards), leaf)
+    assert torch.equal(whence.fgsm(model, x, y, epsilon=0.1, targets=towards), (x - 0.1 * g.sign()).clamp(0, 1))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_pgd_is_projected_gradient_ascent(norm, momentum):
+    """Against the loop as it is written down, sample by sample."""
+    model, x, y = small(), torch.rand(4, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    found = whence.PGD(0.3, 7, 0.1, norm, random_start=False, momentum=momentum)(model, x, y)
+    for sample, label, twin in zip(x, y, found, strict=True):
+        at, g = sample, torch.zeros(6, dtype=torch.float64)
+        for _ in range(7):
+            leaf = at.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf[None]), label[None]), leaf)
+            g = momentum * g + gradient / gradient.abs().sum() if momentum else gradient
+            step = g.sign() if norm == "linf" else g / g.norm()
+            away = at + 0.1 * step - sample
+            away = away.clamp(-0.3, 0.3) if norm == "linf" else away * min(1.0, 0.3 / away.norm().item())
+            at = (sample + away).clamp(0, 1)
+        torch.testing.assert_close(twin, at, rtol=1e-12, atol=1e-12)
+
+
+def test_mi_fgsm_is_pgd_with_momentum_and_steps_of_epsilon_over_t():
+    model, x = small(), torch.rand(4, 6, dtype=torch.float64)
+    expected = whence.PGD(0.2, 5, 0.04, momentum=1.0, random_start=False)(model, x, 1)
+    assert torch.equal(whence.MIFGSM(0.2, steps=5)(model, x, 1), expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deepfool_of_a_linear_classifier_is_the_nearest_boundary(norm):
+    torch.manual_seed(1)
+    model = nn.Linear(5, 4).double().eval()
+    x = torch.randn(20, 5, dtype=torch.float64)
+    y = model(x).argmax(1)
+    twins = whence.DeepFool(overshoot=0.0, norm=norm, box=UNBOUNDED)(model, x, y)
+    order = torch.inf if norm == "linf" else 2
+    for sample, label, twin in zip(x, y, twins, strict=True):
+        f, w = model(sample), model.weight
+        dual = [(w[k] - w[label]).norm(1 if norm == "linf" else 2).item() for k in range(4)]
+        nearest = min((f[label] - f[k]).item() / dual[k] for k in range(4) if k != label)
+        assert (twin - sample).norm(order).item() == pytest.approx(nearest, abs=2e-4)
+        assert model(twin).argmax() != label
+
+
+# what holds for all -------------------------------------------------------------------------------------------------------
+
+ATTACKS = [
+    whence.FGSM(0.1),
+    whence.FGSM(0.5, norm="l2"),
+    whence.PGD(0.1, 5),
+    whence.PGD(0.5, 5, norm="l2", restarts=2),
+    whence.PGD(0.1, 8, stop_early=True),
+    whence.MIFGSM(0.1, 4),
+    whence.DeepFool(steps=5),
+    whence.DeepFool(steps=5, norm="linf", candidates=3),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_nothing_stays_and_runs_repeat(bundled, attack):
+    model, x, y = bundled
+    x, y = x[:6], y[:6]
+    given, weights = x.clone(), {n: p.clone() for n, p in model.named_parameters()}
+    twins = attack(model, x, y)
+    assert twins.shape == x.shape
+    assert twins.dtype == x.dtype
+    assert not twins.requires_grad
+    assert torch.equal(x, given)
+    assert all(p.grad is None and torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    assert torch.equal(attack(model, x, y), twins)
+    with torch.no_grad():
+        assert torch.equal(attack(model, x, y), twins)
+    with torch.inference_mode():
+        assert torch.equal(attack(model, x, y), twins)
+
+
+@given(st.sampled_from(["linf", "l2"]), st.floats(0, 2), st.integers(1, 6), st.booleans(), st.integers(0, 2**31), st.booleans())
+def test_twins_lie_within_the_ball_and_the_box(norm, epsilon, steps, stop_early, seed, normalised):
+    torch.manual_seed(seed % 1000)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    box = whence.Box(-1.0, 2.0, mean=(0.3, -0.2, 0.1), std=(0.5, 2.0, 0.1)) if normalised else whence.Box(-1.0, 2.0)
+    pixels = torch.rand(4, 3, 2, 2) * 3 - 1
+    attack = whence.PGD(epsilon, steps, norm=norm, stop_early=stop_early, seed=seed, box=box)
+    x = box.inputs(pixels)
+    found = whence.attack(model, x, None, attack)
+    assert (found.distances(torch.inf if norm == "linf" else 2) <= epsilon + 1e-5).all()
+    after = box.pixels(found.inputs)
+    assert after.min() >= -1 - 1e-5
+    assert after.max() <= 2 + 1e-5
+
+
+def test_restarts_and_early_stops_cost_no_success(mnist):
+    x, y = mnist
+    model = digits()
+    attacks = {
+        "once": whence.PGD(0.08, 10, seed=1),
+        "thrice": whence.PGD(0.08, 10, restarts=3, seed=1),
+        "early": whence.PGD(0.08, 10, stop_early=True, seed=1),
+    }
+    with_success = {name: whence.attack(model, x, y, a).success for name, a in attacks.items()}
+    assert 0 < with_success["once"].sum() < len(x)
+    assert (with_success["thrice"] >= with_success["once"]).all()
+    assert with_success["thrice"].sum() > with_success["once"].sum()
+    assert (with_success["early"] >= with_success["once"]).all()
+
+
+def test_targets_are_reached(bundled):
+    model, x, y = bundled
+    x, y = x[:10], y[:10]
+    targets = (y + 3) % 10
+    found = whence.attack(model, x, y, whence.PGD(0.3, 40, targets=targets))
+    assert found.success.double().mean() > 0.8
+    assert torch.equal(found.success, found.after == targets)
+    assert whence.attack(model, x[:2], None, whence.PGD(0.3, 40, targets=7)).targets.tolist() == [7, 7]
+
+
+def test_without_labels_the_models_own_are_taken(bundled):
+    model, x, y = bundled
+    assert torch.equal(whence.pgd(model, x[:5], epsilon=0.1, steps=3), whence.pgd(model, x[:5], y[:5], epsilon=0.1, steps=3))
+
+
+def test_any_callable_is_an_attack(bundled):
+    model, x, y = bundled
+    found = whence.attack(model, x[:10], y[:10], lambda model, x, y: (x + 0.3 * torch.rand_like(x)).clamp(0, 1))
+    assert found.inputs.shape == x[:10].shape
+    assert "upper bound" in repr(found)
+    assert found.accuracy == 1
+
+
+def test_the_report_says_that_it_is_an_upper_bound(bundled):
+    found = whence.attack(*bundled, whence.PGD(0.1))
+    assert "at most" in repr(found)
+    assert "PGD(epsilon=0.1)" in repr(found)
+    assert "AutoAttack" in repr(found)
+    assert found.robust_accuracy == ((found.before == found.labels) & (found.after == found.labels)).double().mean()
+    assert found.robust_accuracy < found.accuracy
+
+
+def test_normalised_inputs_are_attacked_in_units_of_pixels(bundled):
+    """The same twins, whether the network normalises or the data are normalised."""
+    model, x, y = bundled
+    x, y = x[:5].double(), y[:5]
+    model = model.double()
+    box = whence.Box(mean=(0.1307,), std=(0.3081,))
+    plain = whence.PGD(0.1, 5)(lambda pixels: model(box.inputs(pixels)), x, y)
+    normalised = whence.PGD(0.1, 5, box=box)(model, box.inputs(x), y)
+    torch.testing.assert_close(box.pixels(normalised), plain, rtol=1e-9, atol=1e-9)
+
+
+def test_parts_change_nothing(bundled, monkeypatch):
+    from whence.robustness import attacks
+
+    model, x, y = bundled
+    for attack in (whence.FGSM(0.1), whence.DeepFool(steps=3)):
+        whole = attack(model, x[:7], y[:7])
+        with monkeypatch.context() as patch:
+            patch.setattr(attacks, "automatic_batch_size", lambda inputs: 2)
+            torch.testing.assert_close(attack(model, x[:7], y[:7]), whole)
+
+
+# beside foolbox -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_success_rates_are_foolboxes(mnist, robust):
+    foolbox = pytest.importorskip("foolbox")
+    x, y = mnist
+    model = robust_digits() if robust else digits()
+    theirs = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    few, linf, two = slice(0, 60), (0.25 if robust else 0.06), (2.5 if robust else 1.0)
+    pairs = [
+        (whence.FGSM(linf), foolbox.attacks.FGSM(), linf, slice(None)),
+        (whence.PGD(linf, 20, linf / 8), foolbox.attacks.LinfPGD(steps=20, abs_stepsize=linf / 8), linf, slice(None)),
+        (
+            whence.PGD(two, 20, two / 8, "l2", random_start=False),
+            foolbox.attacks.L2PGD(steps=20, abs_stepsize=two / 8, random_start=False),
+            two,
+            slice(None),
+        ),
+        (whence.DeepFool(), foolbox.attacks.L2DeepFoolAttack(), None, few),
+        (whence.DeepFool(norm="linf"), foolbox.attacks.LinfDeepFoolAttack(), None, few),
+    ]
+    for ours, peer, epsilon, some in pairs:
+        torch.manual_seed(0)
+        _, twins, _ = peer(theirs, x[some], y[some], epsilons=epsilon)
+        model.zero_grad(set_to_none=True)  # foolbox leaves gradients on the weights
+        found = whence.attack(model, x[some], y[some], ours)
+        assert abs(accuracy(model, twins, y[some]) - accuracy(model, found.inputs, y[some])) <= 0.02 + 1e-9, ours
+        if epsilon is None:
+            distance = (twins - x[some]).flatten(1).norm(torch.inf if ours.norm == "linf" else 2, dim=1)
+            mine = found.distances(torch.inf if ours.norm == "linf" else 2)
+            assert mine.median().item() == pytest.approx(distance.median().item(), rel=0.02)
+        if isinstance(ours, whence.FGSM):
+            torch.testing.assert_close(found.inputs, twins)
+
+
+# the bundled networks -----------------------------------------------------------------------------------------------------
+
+
+def test_adversarial_training_pays(mnist):
+    x, y = mnist
+    attack = whence.PGD(0.2, 20)
+    standard, robust = (whence.attack(model, x, y, attack) for model in (digits(), robust_digits()))
+    assert standard.accuracy > 0.98
+    assert robust.accuracy > 0.95
+    assert robust.robust_accuracy - standard.robust_accuracy >= 0.6
+
+
+def test_the_weights_say_how_they_were_measured():
+    from importlib import resources
+
+    from safetensors import safe_open
+
+    weights = resources.files("whence.models").joinpath("weights", "digits_robust.safetensors")
+    with resources.as_file(weights) as path, safe_open(path, "pt") as file:
+        notes = file.metadata()
+    assert float(notes["pgd20_at_0.2"]) > 0.8
+    assert float(notes["test_accuracy"]) > 0.98
+
+
+def test_gradients_of_the_robust_network_look_like_the_digit(bundled):
+    """Input gradients differ visibly: the standard network's are noise along the strokes, the robust one's the strokes."""
+    _, x, y = bundled
+    likeness = {}
+    for name, model in (("standard", digits()), ("robust", robust_digits())):
+        gradient = whence.explain(model, x, y, method=whence.Sensitivity("signed")).relevance
+        likeness[name] = F.cosine_similarity(gradient.flatten(1), x.flatten(1)).mean()
+    assert likeness["standard"] < 0.3
+    assert likeness["robust"] > likeness["standard"] + 0.2
+
+
+# explanations under attack ------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_of_heatmaps(bundled, tmp_path):
+    model, x, y = bundled
+    pair = whence.explain_attack(model, x[:3], y[:3], whence.PGD(0.15))
+    assert torch.equal(pair.before.target, y[:3])
+    assert torch.equal(pair.after.target, pair.attacked.after)
+    assert ((pair.moved > 0) & (pair.moved <= 1)).all()
+    with torch.no_grad():
+        rows = torch.arange(3)
+        margins = [
+            (out := model(at))[rows, pair.attacked.after] - out[rows, pair.attacked.before]
+            for at in (pair.attacked.originals, pair.attacked.inputs)
+        ]
+    torch.testing.assert_close(pair.flip.relevance.sum((1, 2, 3)), margins[1] - margins[0], rtol=5e-3, atol=5e-3)
+    unchanged = pair.attacked.inputs == pair.attacked.originals
+    assert (pair.flip.relevance[unchanged] == 0).all()
+    assert pair.save(tmp_path / "pair.png").stat().st_size > 1000
+    assert "% of the relevance moved" in repr(pair)
+    assert pair._repr_png_().startswith(b"\x89PNG")
+
+
+def test_relevance_that_moves_is_measured_from_0_to_1():
+    from whence.robustness.explanations import moved
+
+    here, there = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]])
+    assert moved(here, here).item() == 0
+    assert moved(here, 3 * here).item() == 0
+    assert moved(here, there).item() == 1
+    assert moved(here, -here).item() == 1
+    assert moved(torch.zeros(1, 2), torch.zeros(1, 2)).item() == 0
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient_times_input"])
+def test_the_same_output_with_another_heatmap(bundled, method):
+    model, x, _ = bundled
+    found = whence.attack_explanation(model, x[:3], epsilon=0.1, method=method, queries=40, progress=False)
+    assert (found.moved >= found.moved_by_noise).all()
+    assert found.moved.mean() > 1.1 * found.moved_by_noise.mean()
+    assert torch.equal(predicted(model, found.after.inputs), predicted(model, x[:3]))
+    assert ((found.after.output - found.before.output).abs() <= 0.05 * found.before.output.abs() + 1e-6).all()
+    assert (found.after.inputs - x[:3]).abs().max() <= 0.1 + 1e-6
+    assert "relevance moved" in repr(found)
+
+
+def test_explanations_of_rows_can_be_attacked():
+    model, x = small(), torch.rand(3, 6, dtype=torch.float64)
+    found = whence.attack_explanation(model, x, 1, epsilon=0.05, method="sensitivity", queries=20, progress=False, tolerance=1)
+    assert found.after.inputs.shape == x.shape
+
+
+# exercise I ---------------------------------------------------------------------------------------------------------------
+
+
+def phi(z):
+    return (1 + math.erf(z / math.sqrt(2))) / 2
+
+
+def test_closed_forms():
+    for d in (9, 100, 400):
+        data = whence.RobustFeatures(d)
+        assert data.accuracy("weak") == pytest.approx(phi(3), rel=1e-12)
+        assert data.accuracy("weak", 0.15) == pytest.approx(phi(3 - 0.15 * math.sqrt(d)), rel=1e-12)
+        assert data.accuracy("strong") == data.accuracy("strong", 0.15) == 0.9975
+    assert round(whence.RobustFeatures().accuracy("weak"), 4) == 0.9987
+    assert whence.RobustFeatures(d=16, eta=0.5).accuracy("weak") == pytest.approx(phi(2))
+    assert whence.RobustFeatures().accuracy("strong", 1.5) == 0
+
+
+def test_the_two_adversarial_claims():
+    """At x = (1, 0.1, …, 0.1), y = 1 and ε = 0.15, FGSM fools the weak classifier, and nothing fools the strong one."""
+    data = whence.RobustFeatures(d=100)
+    x, y = torch.full((1, 101), 0.1, dtype=torch.float64), torch.tensor([1])
+    x[0, 0] = 1
+    weak, strong = data.classifier("weak"), data.classifier("strong")
+    assert predicted(weak, x) == predicted(strong, x) == y
+    twin = whence.fgsm(weak, x, y, epsilon=0.15, box=UNBOUNDED)
+    expected = torch.full((1, 101), -0.05, dtype=torch.float64)
+    expected[0, 0] = 1
+    torch.testing.assert_close(twin, expected)
+    assert predicted(weak, twin) == 0
+    twin = whence.fgsm(strong, x, y, epsilon=0.15, box=UNBOUNDED)
+    expected = x.clone()
+    expected[0, 0] = 0.85
+    torch.testing.assert_close(twin, expected)
+    corners = x + 0.15 * (torch.randint(2, (1000, 101)) * 2 - 1)
+    assert (predicted(strong, corners) == 1).all()
+    assert not whence.attack(strong, x, y, whence.PGD(0.15, 50, restarts=5, box=UNBOUNDED)).success.any()
+
+
+def test_simulation_lies_within_its_standard_error(tmp_path):
+    experiment = whence.robust_features_experiment(count=4000, progress=False)
+    assert {row["over"] for row in experiment.rows} == {"d", "eta", "p", "epsilon"}
+    errors = [(row["simulated"] - row["exact"]) / max(row["standard_error"], 1 / 4000) for row in experiment.rows]
+    assert np.abs(errors).max() < 4
+    assert np.mean(np.abs(errors) < 1) > 0.5
+    assert "50.00% exactly" in repr(experiment)
+    assert experiment.save(tmp_path / "experiment.png").stat().st_size > 10_000
+
+
+def test_samples_are_of_the_distribution():
+    x, labels = whence.RobustFeatures(d=4, p=0.8, eta=0.5).sample(40_000)
+    y = 2.0 * labels - 1
+    assert x.shape == (40_000, 5)
+    assert set(x[:, 0].tolist()) == {-1.0, 1.0}
+    assert (x[:, 0] == y).double().mean().item() == pytest.approx(0.8, abs=0.01)
+    torch.testing.assert_close((x[:, 1:] * y[:, None]).mean(0), torch.full((4,), 0.5).double(), atol=0.03, rtol=0)
+    torch.testing.assert_close(x[:, 1:].var(0), torch.full((4,), 1.25).double(), atol=0.05, rtol=0)
+
+
+def test_scores_of_input_features_are_the_closed_form():
+    """u = E[y f], and ε/σ less under attack: the strong feature stays useful, the weak ones do not."""
+    data = whence.RobustFeatures(d=100, eta=0.1)
+    x, labels = data.sample(40_000)
+    scores = whence.feature_scores(data.classifier("weak"), x, labels, epsilon=0.15, box=UNBOUNDED)
+    spread = math.sqrt(1 + 0.1**2)
+    assert scores.usefulness[0].item() == pytest.approx(2 * 0.9975 - 1, abs=0.01)
+    assert scores.robustness[0].item() == pytest.approx(2 * 0.9975 - 1 - 0.15, abs=0.01)
+    assert scores.usefulness[1:].mean().item() == pytest.approx(0.1 / spread, abs=0.01)
+    assert scores.robustness[1:].mean().item() == pytest.approx((0.1 - 0.15) / spread, abs=0.01)
+    assert scores.robust.nonzero().flatten().tolist() == [0]
+
+
+def test_scores_of_channels(bundled, tmp_path):
+    model, x, y = bundled
+    plain = whence.feature_scores(model, x, y, epsilon=0.0, layer="3", steps=1, progress=False)
+    torch.testing.assert_close(plain.robustness, plain.usefulness)
+    scores = {
+        name: whence.feature_scores(net, x[:20], y[:20], epsilon=0.1, layer="0", steps=3, progress=False)
+        for name, net in (("standard", model), ("robust", robust_digits()))
+    }
+    for found in scores.values():
+        assert len(found) == 16
+        assert (found.robustness < found.usefulness).all()
+    share = {name: (found.robustness / found.usefulness).median() for name, found in scores.items()}
+    assert share["robust"] > share["standard"]
+    assert "channels of '3'" in repr(plain)
+    assert plain.save(tmp_path / "scores.png").stat().st_size > 1000
+
+
+# the command line ---------------------------------------------------------------------------------------------------------
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["attack", *map(str, arguments)])
+
+
+def test_attack_with_no_argument_takes_a_bundled_digit(tmp_path):
+    done = invoke("--epsilon", 0.15, "--sample", 3, "--out", tmp_path / "a.png")
+    assert done.exit_code == 0, done.output
+    assert "relevance moved" in done.output
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("by", ["pgd", "fgsm", "mi-fgsm", "deepfool"])
+def test_attack_reports_to_scripts(tmp_path, by):
+    done = invoke("--by", by, "--model", "digits-robust", "--json", "--out", tmp_path / "a.png")
+    report = json.loads(done.output)
+    assert report["model"] == "digits-robust"
+    assert report["success"] == [report["samples"][0]["before"] != report["samples"][0]["after"]]
+
+
+def test_experiment_on_the_command_line(tmp_path):
+    done = invoke("--experiment", "robust-features", "--out", tmp_path / "e.png")
+    assert done.exit_code == 0, done.output
+    assert "99.87%" in done.output
+    assert (tmp_path / "e.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--by", "foo"], "no attack 'foo'"),
+        (["--epsilon", "-1"], "must be a number that is not negative"),
+        (["--label", "12"], "label 12 is out of range"),
+        (["--sample", "3", "--target", "3"], "is its label"),
+        (["--experiment", "foo"], "no experiment 'foo'"),
+        (["x.png", "--experiment", "robust-features"], "makes its own data"),
+        (["--by", "fgsm", "--steps", "3"], "FGSM takes one"),
+        (["--by", "deepfool", "--target", "3"], "nearest class"),
+        (["--out", "a.npz"], "npz"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message):
+    done = invoke(*arguments)
+    assert isinstance(done.exception, whence.errors.WhenceError)
+    assert message in str(done.exception)
+
+
+# bad input ----------------------------------------------------------------------------------------------------------------
+
+
+def test_bad_settings_are_refused():
+    for make, message in (
+        (lambda: whence.PGD(-0.1), "epsilon=-0.1"),
+        (lambda: whence.FGSM(-1), "epsilon=-1"),
+        (lambda: whence.MIFGSM(-1), "epsilon=-1"),
+        (lambda: whence.PGD(float("nan")), "epsilon=nan"),
+        (lambda: whence.PGD(0.1, 0), "at least 1"),
+        (lambda: whence.MIFGSM(0.1, 0), "at least 1"),
+        (lambda: whence.PGD(0.1, norm="l1"), "norm='l1'"),
+        (lambda: whence.PGD(0.1, random_start=False, restarts=2), "without random_start"),
+        (lambda: whence.DeepFool(candidates=1), "2 candidates"),
+        (lambda: whence.Box(1, 0), "low must be below high"),
+        (lambda: whence.Box(mean=(0.5,), std=(0.0,)), "positive std"),
+        (lambda: whence.RobustFeatures(p=2), "p a probability"),
+        (lambda: whence.RobustFeatures().accuracy("f1"), "no classifier 'f1'"),
+        (lambda: whence.attack_explanation(small(), torch.rand(1, 6), epsilon=0.0), "epsilon=0.0"),
+    ):
+        with pytest.raises(whence.errors.RuleError, match=message):
+            make()
+
+
+def test_bad_inputs_and_labels_are_refused(bundled):
+    model, x, y = bundled
+    attack = whence.PGD(0.1, 2)
+    for make, error, message in (
+        (lambda: attack(model, x * 2, y), whence.errors.InputError, r"values from 0 to 2, outside its bounds.*mean="),
+        (lambda: attack(model, x, y[:3]), whence.errors.TargetError, r"labels of shape \(3,\) for 50 samples"),
+        (lambda: attack(model, x, y.float()), whence.errors.TargetError, "class numbers from 0, not torch.float32"),
+        (lambda: attack(model, x, y + 5), whence.errors.TargetError, "label 14 is out of range"),
+        (lambda: attack(model, x, y - 5), whence.errors.TargetError, "class numbers from 0"),
+        (lambda: whence.PGD(0.1, targets=3)(model, x, y), whence.errors.TargetError, "target of sample 3 is its label"),
+        (lambda: whence.PGD(0.1, targets=12)(model, x, y), whence.errors.TargetError, "target 12 is out of range"),
+        (lambda: attack(lambda x: x.flatten(1).sum(1), x, y), whence.errors.TargetError, r"\(50,\)"),
+        (lambda: attack(lambda x: x.flatten(1)[:, :1], x, y * 0), whence.errors.ModelError, "two classes or more"),
+        (lambda: attack(lambda x: torch.ones(len(x), 3), x, y * 0), whence.errors.ModelError, "does not depend"),
+        (lambda: attack(model.train(), x, y), whence.errors.TrainingModeError, "eval"),
+        (lambda: attack(model.eval(), (x, x), y), whence.errors.InputError, "one floating-point tensor"),
+        (lambda: whence.attack(model, x, y, "pgd"), whence.errors.InputError, "must be callable"),
+        (lambda: whence.attack(model, x, y, lambda m, x, y: x[:1]), whence.errors.InputError, "twins like them"),
+        (lambda: whence.feature_scores(model, x, 1, epsilon=0.1), whence.errors.InputError, "all the same"),
+        (
+            lambda: whence.PGD(0.1, box=whence.Box(mean=(0, 0), std=(1, 1)))(model, x, y),
+            whence.errors.InputError,
+            "2 channels got an input of shape",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            make()
+
+
+def test_masked_gradients_are_warned_of():
+    """A network so sure of itself that the gradient of its loss underflows: that nothing fools it is no robustness."""
+    model = nn.Linear(2, 2, bias=False).eval()
+    model.weight.data = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
+    x = torch.tensor([[1.0, 0.0]])
+    for attack in (whence.PGD(0.6, random_start=False), whence.FGSM(0.6)):
+        with pytest.warns(whence.errors.MaskedGradientWarning, match="zero at 1 of 1 samples"):
+            attack(model, x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert whence.attack(model, x, 0, whence.DeepFool()).success.all()
