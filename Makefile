@@ -33,6 +33,7 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/prototypes.py
 	$(BIN)/python benchmarks/prototype_quality.py ../shared/data
 	$(BIN)/python benchmarks/neuralize.py ../shared/data
+	$(BIN)/python benchmarks/attacks.py ../shared/data
 
 clean:
 	rm -rf $(VENV) demo
