@@ -1,6 +1,6 @@
 """Input gradients and heatmaps of the standard and the robust digit network, side by side.
 
-    python scripts/robust_heatmaps.py docs/images/robust_digits.png
+python scripts/robust_heatmaps.py docs/images/robust_digits.png
 """
 
 import sys

@@ -168,6 +168,28 @@ def test_targets_are_reached(bundled):
     assert whence.attack(model, x[:2], None, whence.PGD(0.3, 40, targets=7)).targets.tolist() == [7, 7]
 
 
+def test_early_stops_wait_for_the_target(bundled):
+    model, x, y = bundled
+    targets = (y[:10] + 3) % 10
+    found = whence.attack(model, x[:10], y[:10], whence.PGD(0.3, 40, targets=targets, stop_early=True))
+    assert found.success.double().mean() > 0.8
+    assert torch.equal(found.after[found.success], targets[found.success])
+
+
+def test_what_was_wrong_before_is_no_success(bundled):
+    model, x, y = bundled
+    wrong = y[:4].clone()
+    wrong[0] = 7  # it is a zero
+    to_nines = lambda model, inputs, labels: torch.cat([x[9:10]] * 3 + [inputs[3:]])  # noqa: E731 - but for the last
+    found = whence.attack(model, x[:4], wrong, to_nines)
+    assert found.success.tolist() == [False, True, True, False]
+    assert found.accuracy == 0.75
+    assert found.robust_accuracy == 0.25
+    right_by_luck = whence.attack(model, x[:1], 9, lambda model, x, y: digit_samples()[0][9:10])
+    assert right_by_luck.after.tolist() == [9]
+    assert right_by_luck.robust_accuracy == 0
+
+
 def test_without_labels_the_models_own_are_taken(bundled):
     model, x, y = bundled
     assert torch.equal(whence.pgd(model, x[:5], epsilon=0.1, steps=3), whence.pgd(model, x[:5], y[:5], epsilon=0.1, steps=3))
@@ -327,6 +349,12 @@ def test_the_same_output_with_another_heatmap(bundled, method):
     assert ((found.after.output - found.before.output).abs() <= 0.05 * found.before.output.abs() + 1e-6).all()
     assert (found.after.inputs - x[:3]).abs().max() <= 0.1 + 1e-6
     assert "relevance moved" in repr(found)
+
+
+def test_what_the_network_says_stays_however_much_the_output_may_change(bundled):
+    model, x, _ = bundled
+    found = whence.attack_explanation(model, x[:10], epsilon=0.2, queries=30, tolerance=10, progress=False)
+    assert torch.equal(predicted(model, found.after.inputs), predicted(model, x[:10]))
 
 
 def test_explanations_of_rows_can_be_attacked():
