@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import whence
 from whence.cli import app
+from whence.explain import METHODS
 from whence.models.digits import digit_samples, digits, robust_digits
 from whence.robustness.attacked import predicted
 
@@ -131,16 +133,37 @@ def test_nothing_stays_and_runs_repeat(bundled, attack):
 @given(st.sampled_from(["linf", "l2"]), st.floats(0, 2), st.integers(1, 6), st.booleans(), st.integers(0, 2**31), st.booleans())
 def test_twins_lie_within_the_ball_and_the_box(norm, epsilon, steps, stop_early, seed, normalised):
     torch.manual_seed(seed % 1000)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double().eval()
     box = whence.Box(-1.0, 2.0, mean=(0.3, -0.2, 0.1), std=(0.5, 2.0, 0.1)) if normalised else whence.Box(-1.0, 2.0)
-    pixels = torch.rand(4, 3, 2, 2) * 3 - 1
+    pixels = torch.rand(4, 3, 2, 2, dtype=torch.float64) * 3 - 1
     attack = whence.PGD(epsilon, steps, norm=norm, stop_early=stop_early, seed=seed, box=box)
     x = box.inputs(pixels)
     found = whence.attack(model, x, None, attack)
-    assert (found.distances(torch.inf if norm == "linf" else 2) <= epsilon + 1e-5).all()
+    assert (found.distances(torch.inf if norm == "linf" else 2) <= epsilon + 1e-6).all()
     after = box.pixels(found.inputs)
-    assert after.min() >= -1 - 1e-5
-    assert after.max() <= 2 + 1e-5
+    assert after.min() >= -1 - 1e-12
+    assert after.max() <= 2 + 1e-12
+
+
+@given(st.sampled_from([whence.FGSM, whence.MIFGSM]), st.floats(0, 1), st.integers(0, 1000))
+def test_twins_of_other_attacks_lie_within_ball_and_box_too(kind, epsilon, seed):
+    torch.manual_seed(seed)
+    model, x = nn.Linear(5, 3).eval(), torch.rand(4, 5)
+    found = whence.attack(model, x, None, kind(epsilon))
+    assert (found.distances() <= epsilon + 1e-6).all()
+    fooled = whence.DeepFool(steps=3)(model, x)
+    for twins in (found.inputs, fooled):
+        assert twins.min() >= 0
+        assert twins.max() <= 1
+
+
+def test_how_sure_a_network_is_changes_nothing(bundled):
+    """Gradients of a sure network's loss are tiny, and normalised."""
+    model, x, y = bundled
+    attack = whence.PGD(1.5, norm="l2", random_start=False)
+    plain = whence.attack(model, x, y, attack)
+    sure = whence.attack(lambda x: 10 * model(x), x, y, attack)
+    assert abs(sure.robust_accuracy - plain.robust_accuracy) < 0.1
 
 
 def test_restarts_and_early_stops_cost_no_success(mnist):
@@ -203,6 +226,41 @@ def test_any_callable_is_an_attack(bundled):
     assert found.accuracy == 1
 
 
+def test_other_libraries_attacks_are_told_bounds_and_targets_here(bundled):
+    model, x, y = bundled
+    box = whence.Box(mean=torch.tensor([0.1307]), std=0.3081)
+    z, targets = box.inputs(x[:5]), (y[:5] + 1) % 10
+    wrapped = lambda model, z, y: whence.pgd(model, z, y, epsilon=0.3, steps=40, box=box, targets=targets)  # noqa: E731
+    net = lambda z: model(box.pixels(z))  # noqa: E731
+    found = whence.attack(net, z, y[:5], wrapped, box=box, targets=targets)
+    assert found.distances().max().item() == pytest.approx(0.3, abs=1e-5)
+    assert torch.equal(found.success, found.after == targets)
+    assert "taken for their targets" in repr(found)
+    assert whence.explain_attack(net, z, y[:5], wrapped, box=box, targets=targets).attacked.distances().max() <= 0.3 + 1e-5
+
+
+def test_what_other_libraries_attacks_leave_is_cleared_away(bundled):
+    model, x, y = bundled
+    given = x.clone()
+
+    def careless(model, x, y):
+        x += 0.01
+        x.requires_grad_()
+        F.cross_entropy(model(x), y).backward()
+        y.zero_()
+        return x.detach().clamp_(0, 1)
+
+    kept = torch.ones_like(model[0].weight)
+    model[0].weight.grad = kept.clone()
+    found = whence.attack(model, x, y, careless)
+    assert torch.equal(x, given)
+    assert not x.requires_grad
+    assert found.accuracy == 1
+    assert found.distances().max() > 0.009
+    assert torch.equal(model[0].weight.grad, kept)
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "0.weight")
+
+
 def test_the_report_says_that_it_is_an_upper_bound(bundled):
     found = whence.attack(*bundled, whence.PGD(0.1))
     assert "at most" in repr(found)
@@ -253,6 +311,7 @@ def test_success_rates_are_foolboxes(mnist, robust):
             two,
             slice(None),
         ),
+        (whence.MIFGSM(linf, 10), foolbox.attacks.MIFGSM(momentum=1.0, steps=10, abs_stepsize=linf / 10), linf, slice(None)),
         (whence.DeepFool(), foolbox.attacks.L2DeepFoolAttack(), None, few),
         (whence.DeepFool(norm="linf"), foolbox.attacks.LinfDeepFoolAttack(), None, few),
     ]
@@ -292,6 +351,7 @@ def test_the_weights_say_how_they_were_measured():
         notes = file.metadata()
     assert float(notes["pgd20_at_0.2"]) > 0.8
     assert float(notes["test_accuracy"]) > 0.98
+    assert float(notes["pgd20_at_0.2"]) - float(notes["standard_pgd20_at_0.2"]) > 0.6
 
 
 def test_gradients_of_the_robust_network_look_like_the_digit(bundled):
@@ -303,6 +363,14 @@ def test_gradients_of_the_robust_network_look_like_the_digit(bundled):
         likeness[name] = F.cosine_similarity(gradient.flatten(1), x.flatten(1)).mean()
     assert likeness["standard"] < 0.3
     assert likeness["robust"] > likeness["standard"] + 0.2
+
+
+def test_heatmaps_of_both_networks_differ(bundled):
+    from whence.robustness.explanations import moved
+
+    _, x, y = bundled
+    standard, robust = (whence.explain(model, x, y).relevance for model in (digits(), robust_digits()))
+    assert moved(standard, robust).mean() > 0.25
 
 
 # explanations under attack ------------------------------------------------------------------------------------------------
@@ -337,6 +405,17 @@ def test_relevance_that_moves_is_measured_from_0_to_1():
     assert moved(here, there).item() == 1
     assert moved(here, -here).item() == 1
     assert moved(torch.zeros(1, 2), torch.zeros(1, 2)).item() == 0
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_can_be_checked(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    given = {"layer": "0"} if "layer" in {f.name for f in fields(METHODS[method])} else {}
+    chosen = {"rise": whence.RISE(n_masks=20), "shapley": whence.Shapley(budget=100)}.get(method) or METHODS[method](**given)
+    found = whence.attack_explanation(net, torch.rand(2, 1, 6, 6), epsilon=0.1, method=chosen, queries=5, progress=False)
+    assert (found.moved >= found.moved_by_noise).all()
+    assert found._repr_png_().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("method", ["lrp", "gradient_times_input"])
@@ -379,6 +458,11 @@ def test_closed_forms():
     assert round(whence.RobustFeatures().accuracy("weak"), 4) == 0.9987
     assert whence.RobustFeatures(d=16, eta=0.5).accuracy("weak") == pytest.approx(phi(2))
     assert whence.RobustFeatures().accuracy("strong", 1.5) == 0
+    for epsilon in (0.99, 1.0, 1.01):
+        data = whence.RobustFeatures(d=4)
+        x, labels = data.sample(20_000)
+        found = whence.attack(data.classifier("strong"), x, labels, whence.FGSM(epsilon, box=UNBOUNDED))
+        assert found.robust_accuracy == pytest.approx(data.accuracy("strong", epsilon), abs=0.015)
 
 
 def test_the_two_adversarial_claims():
@@ -435,6 +519,19 @@ def test_scores_of_input_features_are_the_closed_form():
     assert scores.robust.nonzero().flatten().tolist() == [0]
 
 
+def test_units_that_are_off_can_be_switched_on():
+    """The gradient goes round a ReLU that stops all of it: else a dead unit would pass for robust."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    net[0].weight.data, net[0].bias.data = torch.eye(2), torch.tensor([-0.4, 0.0])
+    x, y = torch.tensor([[0.9, 0.5], [0.8, 0.3], [0.35, 0.5], [0.3, 0.2]]), torch.tensor([1, 1, 0, 0])
+    scores = whence.feature_scores(net, x, y, epsilon=0.2, layer="1", progress=False)
+    values = torch.tensor([0.5, 0.4, 0.0, 0.0])
+    worst = torch.tensor([0.3, 0.2, 0.15, 0.1])
+    assert scores.robustness[0].item() == pytest.approx(
+        ((worst[:2].mean() - worst[2:].mean()) / 2 / values.std(correction=0)).item(), abs=1e-5
+    )
+
+
 def test_scores_of_channels(bundled, tmp_path):
     model, x, y = bundled
     plain = whence.feature_scores(model, x, y, epsilon=0.0, layer="3", steps=1, progress=False)
@@ -474,6 +571,11 @@ def test_attack_reports_to_scripts(tmp_path, by):
     assert report["success"] == [report["samples"][0]["before"] != report["samples"][0]["after"]]
 
 
+def test_a_label_that_the_model_never_said_is_told(tmp_path):
+    done = invoke("--label", 5, "--sample", 0, "--out", tmp_path / "a.png")
+    assert "another class than --label from the start" in done.output
+
+
 def test_experiment_on_the_command_line(tmp_path):
     done = invoke("--experiment", "robust-features", "--out", tmp_path / "e.png")
     assert done.exit_code == 0, done.output
@@ -485,7 +587,10 @@ def test_experiment_on_the_command_line(tmp_path):
     ("arguments", "message"),
     [
         (["--by", "foo"], "no attack 'foo'"),
-        (["--epsilon", "-1"], "must be a number that is not negative"),
+        (["--epsilon", "-1"], "a finite number that is not negative"),
+        (["--by", "deepfool", "--epsilon", "0.1"], "--epsilon: DeepFool goes to the nearest class"),
+        (["--experiment", "robust-features", "--label", "3", "--steps", "2"], "leave --label, --steps out"),
+        (["--model", "nowhere.py:net"], "no file"),
         (["--label", "12"], "label 12 is out of range"),
         (["--sample", "3", "--target", "3"], "is its label"),
         (["--experiment", "foo"], "no experiment 'foo'"),
@@ -510,16 +615,21 @@ def test_bad_settings_are_refused():
         (lambda: whence.FGSM(-1), "epsilon=-1"),
         (lambda: whence.MIFGSM(-1), "epsilon=-1"),
         (lambda: whence.PGD(float("nan")), "epsilon=nan"),
-        (lambda: whence.PGD(0.1, 0), "at least 1"),
-        (lambda: whence.MIFGSM(0.1, 0), "at least 1"),
+        (lambda: whence.PGD(0.1, 0), "steps=0"),
+        (lambda: whence.MIFGSM(0.1, 0), "steps=0"),
         (lambda: whence.PGD(0.1, norm="l1"), "norm='l1'"),
         (lambda: whence.PGD(0.1, random_start=False, restarts=2), "without random_start"),
-        (lambda: whence.DeepFool(candidates=1), "2 candidates"),
+        (lambda: whence.DeepFool(candidates=1), "candidates=1"),
         (lambda: whence.Box(1, 0), "low must be below high"),
         (lambda: whence.Box(mean=(0.5,), std=(0.0,)), "positive std"),
         (lambda: whence.RobustFeatures(p=2), "p a probability"),
         (lambda: whence.RobustFeatures().accuracy("f1"), "no classifier 'f1'"),
-        (lambda: whence.attack_explanation(small(), torch.rand(1, 6), epsilon=0.0), "epsilon=0.0"),
+        (lambda: whence.attack_explanation(small(), torch.rand(1, 6), epsilon=-1), "epsilon=-1"),
+        (lambda: whence.feature_scores(small(), torch.rand(2, 6), [0, 1], epsilon="a"), "epsilon='a'"),
+        (lambda: whence.PGD(math.inf), "epsilon=inf"),
+        (lambda: whence.PGD(0.1, steps=2.0), "steps=2.0"),
+        (lambda: whence.RobustFeatures(d=2.5), "d must be a whole number"),
+        (lambda: whence.RobustFeatures().accuracy("weak", -1), "epsilon=-1"),
     ):
         with pytest.raises(whence.errors.RuleError, match=message):
             make()
@@ -530,10 +640,10 @@ def test_bad_inputs_and_labels_are_refused(bundled):
     attack = whence.PGD(0.1, 2)
     for make, error, message in (
         (lambda: attack(model, x * 2, y), whence.errors.InputError, r"values from 0 to 2, outside its bounds.*mean="),
-        (lambda: attack(model, x, y[:3]), whence.errors.TargetError, r"labels of shape \(3,\) for 50 samples"),
-        (lambda: attack(model, x, y.float()), whence.errors.TargetError, "class numbers from 0, not torch.float32"),
-        (lambda: attack(model, x, y + 5), whence.errors.TargetError, "label 14 is out of range"),
-        (lambda: attack(model, x, y - 5), whence.errors.TargetError, "class numbers from 0"),
+        (lambda: attack(model, x, y[:3]), whence.errors.TargetError, r"label has shape \(3,\); give one class"),
+        (lambda: attack(model, x, y.float()), whence.errors.TargetError, "a label must be a class index, not torch.float32"),
+        (lambda: attack(model, x, y + 5), whence.errors.TargetError, "label 10 is out of range"),
+        (lambda: attack(model, x, y - 5), whence.errors.TargetError, "label -5 is out of range"),
         (lambda: whence.PGD(0.1, targets=3)(model, x, y), whence.errors.TargetError, "target of sample 3 is its label"),
         (lambda: whence.PGD(0.1, targets=12)(model, x, y), whence.errors.TargetError, "target 12 is out of range"),
         (lambda: attack(lambda x: x.flatten(1).sum(1), x, y), whence.errors.TargetError, r"\(50,\)"),
@@ -541,8 +651,20 @@ def test_bad_inputs_and_labels_are_refused(bundled):
         (lambda: attack(lambda x: torch.ones(len(x), 3), x, y * 0), whence.errors.ModelError, "does not depend"),
         (lambda: attack(model.train(), x, y), whence.errors.TrainingModeError, "eval"),
         (lambda: attack(model.eval(), (x, x), y), whence.errors.InputError, "one floating-point tensor"),
-        (lambda: whence.attack(model, x, y, "pgd"), whence.errors.InputError, "must be callable"),
-        (lambda: whence.attack(model, x, y, lambda m, x, y: x[:1]), whence.errors.InputError, "twins like them"),
+        (lambda: whence.attack(model, x, y, "pgd"), whence.errors.InputError, "callable of model"),
+        (lambda: whence.attack(model, x, y, whence.PGD), whence.errors.InputError, r"such as whence.PGD\(0.2\), not <class"),
+        (lambda: whence.attack(model, x.numpy(), y, attack), whence.errors.InputError, "inputs must be a tensor"),
+        (lambda: whence.attack(model, x, y + 20, attack), whence.errors.TargetError, "out of range"),
+        (lambda: whence.attack(model, x, y, lambda m, x, y: x * math.nan), whence.errors.InputError, "finite twins"),
+        (lambda: whence.attack(model, x, y, lambda m, x, y: x + 2), whence.errors.InputError, "outside its bounds"),
+        (lambda: attack(lambda x: model(x) + math.nan, x, y), whence.errors.ModelError, "NaN or infinite"),
+        (
+            lambda: attack(lambda x: model(x) + (x * 0).sqrt().flatten(1).sum(1, True), x, y),
+            whence.errors.ModelError,
+            "gradient of the loss is NaN",
+        ),
+        (lambda: attack(lambda x: (model(x),), x, y), whence.errors.TargetError, r"wrap it, as in lambda x: model\(x\)\[0\]"),
+        (lambda: whence.attack(model, x, y, lambda m, x, y: x[:1]), whence.errors.InputError, "twins like the inputs"),
         (lambda: whence.feature_scores(model, x, 1, epsilon=0.1), whence.errors.InputError, "all the same"),
         (
             lambda: whence.PGD(0.1, box=whence.Box(mean=(0, 0), std=(1, 1)))(model, x, y),

@@ -117,21 +117,43 @@ def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
     return values, resolved.index
 
 
-def logits_of(outputs: Any, batch_size: int) -> Tensor:
+def logits_of(
+    outputs: Any, batch_size: int, advice: str = "pass target=lambda outputs: … that gives one value a sample"
+) -> Tensor:
     """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs."""
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
-        fields = f" with {', '.join(outputs.keys())} and no logits" if hasattr(outputs, "keys") else ""
+        fields = f" with {', '.join(map(str, outputs.keys()))}" if hasattr(outputs, "keys") else ""
         raise TargetError(
-            f"the model returns {type(outputs).__name__}{fields}; load it with a head (AutoModelFor…) or pass target=lambda "
-            "outputs: … that gives one value a sample"
+            f"the model returns {type(outputs).__name__}{fields}; load it with a head (AutoModelFor…) or {advice}"
         )
     if logits.dim() not in (2, 3) or len(logits) != batch_size:
         raise TargetError(
             f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
-            f"N = {batch_size}; pass target=lambda outputs: … that gives one value a sample"
+            f"N = {batch_size}; {advice}"
         )
     return logits
+
+
+def class_indices(given: Any, count: int, kind: str = "target", device: torch.device | str | None = None) -> Tensor:
+    """Class indices of `count` samples, `[count]`: one for all, or one for each."""
+    try:
+        indices = torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TargetError(f"{kind} {given!r} is no class index, nor one for each sample") from error
+    indices = indices.clone() if indices.is_inference() else indices
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TargetError(f"a {kind} must be a class index, not {indices.dtype}")
+    if indices.dim() > 1 or (indices.dim() == 1 and len(indices) != count):
+        raise TargetError(f"{kind} has shape {tuple(indices.shape)}; give one class, or one for each of the {count} samples")
+    return indices.long().expand(count)
+
+
+def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:
+    """Raise for indices that are none of the model's classes."""
+    outside = indices[(indices < 0) | (indices >= classes)]
+    if len(outside):
+        raise TargetError(f"{kind} {outside[0]} is out of range: the model has classes 0 to {classes - 1}")
 
 
 def repeated(target: Target, times: int) -> Target:
@@ -177,18 +199,9 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
     count, classes = logits.shape
     if target is None:
         return logits.detach().argmax(1)
-    try:
-        indices = torch.as_tensor(target, device=logits.device)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TargetError(f"target {target!r} is no class index, nor one for each sample") from error
-    indices = indices.clone() if indices.is_inference() else indices
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TargetError(f"a target must be a class index, not {indices.dtype}")
-    if indices.dim() > 1 or (indices.dim() == 1 and len(indices) != count):
-        raise TargetError(f"target has shape {tuple(indices.shape)}; give one class, or one for each of the {count} samples")
-    if ((indices < 0) | (indices >= classes)).any():
-        raise TargetError(f"target {indices.tolist()} is out of range: the model has classes 0 to {classes - 1}")
-    return indices.long().expand(count)
+    indices = class_indices(target, count, device=logits.device)
+    check_classes(indices, classes)
+    return indices
 
 
 def _called(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> Any:

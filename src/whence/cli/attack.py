@@ -1,6 +1,7 @@
 """`whence attack`: a picture and its adversarial twin, each with its heatmap; or the experiment of robust features."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from whence.cli.explain import named, read_input, warn, warn_of_random_weights
+from whence.cli.explain import configured, named, read_input, warn, warn_of_random_weights
 from whence.errors import InputError, RuleError
 from whence.explain import METHODS
 from whence.explanation import PICTURES, writable
@@ -55,7 +56,9 @@ def attack(
 
     writable(out, PICTURES)
     if experiment is not None:
-        _run_experiment(experiment, input, EPSILON if epsilon is None else epsilon, seed, out, as_json)
+        given = {"--label": label, "--target": target, "--weights": weights, "--steps": steps, "the input": input}
+        _check_experiment(experiment, [name for name, value in given.items() if value is not None])
+        _run_experiment(experiment, EPSILON if epsilon is None else epsilon, seed, out, as_json)
         return
     if by not in ATTACKS:
         raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
@@ -64,10 +67,15 @@ def attack(
     loaded = load_model(model, weights)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
-    x = read_input(input, loaded, sample)
+    x = read_input(input, loaded, sample, "attack")
     box = Box(mean=loaded.preprocessing.mean, std=loaded.preprocessing.std)
-    chosen = _attack(by, epsilon if epsilon is not None else _usual(x), steps, named(target, loaded), box, seed)
-    pair = explain_attack(loaded.model, x, named(label, loaded), chosen, method=method).with_classes(loaded.classes)
+    chosen = _attack(by, epsilon, _usual(x), steps, named(target, loaded), box, seed)
+    explained_by = configured(method, None, loaded, x, is_picture=not (input or "").endswith(".npy"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pair = explain_attack(loaded.model, x, named(label, loaded), chosen, method=explained_by).with_classes(loaded.classes)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        warn(message)
     pair.save(out)
     report = _report(pair, loaded, input, sample, out)
     if as_json:
@@ -80,12 +88,14 @@ def _usual(x: Any) -> float:
     return 8 / 255 if x.shape[1:2] == (3,) else EPSILON
 
 
-def _attack(by: str, epsilon: float, steps: int | None, target: int | None, box: Box, seed: int) -> Attack:
+def _attack(by: str, epsilon: float | None, usual: float, steps: int | None, target: int | None, box: Box, seed: int) -> Attack:
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
     if by == "deepfool":
-        if target is not None:
-            raise RuleError("--target: DeepFool goes to the nearest class; choose --by pgd")
+        if target is not None or epsilon is not None:
+            option = "--epsilon" if target is None else "--target"
+            raise RuleError(f"{option}: DeepFool goes to the nearest class, however far; choose --by pgd")
         return DeepFool(box=box, **given)
+    epsilon = usual if epsilon is None else epsilon
     if by == "fgsm":
         if steps is not None:
             raise RuleError("--steps: FGSM takes one; choose --by pgd")
@@ -97,20 +107,22 @@ def _attack(by: str, epsilon: float, steps: int | None, target: int | None, box:
 
 def _report(pair: AttackExplained, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
     found = pair.attacked
+    flipped, changes = (found.before != found.after).tolist(), pair.flip.conservation.relevance.tolist()
     return {
         "model": loaded.name,
         "trained": loaded.trained,
         "input": f"bundled digit {sample}" if input is None else input,
         "attack": type(found.attack).__name__,
         "success": found.success.tolist(),
+        "right_before": (found.before == found.labels).tolist(),
         "samples": [
-            {"before": before, "after": after, "largest_change": far, "relevance_moved": moved, "margin_changed_by": flip}
-            for before, after, far, moved, flip in zip(
+            dict(zip(("before", "after", "largest_change", "relevance_moved", "margin_changed_by"), row, strict=True))
+            for row in zip(
                 pair.before.target_names(),
                 pair.after.target_names(),
                 found.distances().tolist(),
                 pair.moved.tolist(),
-                pair.flip.conservation.relevance.tolist(),
+                [change if flip else None for change, flip in zip(changes, flipped, strict=True)],
                 strict=True,
             )
         ],
@@ -122,7 +134,9 @@ def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not report["trained"]:
         warn_of_random_weights(report["model"])
-    if not any(report["success"]):
+    if not all(report["right_before"]):
+        warn("the model says another class than --label from the start")
+    elif not any(report["success"]):
         warn(f"{report['attack']} found no adversarial example here; that does not prove that there is none")
     table = Table(
         box=None,
@@ -138,11 +152,14 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"the pictures lie in [bold]{report['picture']}[/]")
 
 
-def _run_experiment(name: str, input: str | None, epsilon: float, seed: int, out: Path, as_json: bool) -> None:
+def _check_experiment(name: str, given: list[str]) -> None:
     if name not in EXPERIMENTS:
         raise RuleError(f"no experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
-    if input is not None:
-        raise RuleError(f"--experiment {name} makes its own data; leave {input} out")
+    if given:
+        raise RuleError(f"--experiment {name} makes its own data and networks; leave {', '.join(given)} out")
+
+
+def _run_experiment(name: str, epsilon: float, seed: int, out: Path, as_json: bool) -> None:
     found = robust_features_experiment(epsilon, seed=seed)
     found.save(out)
     if as_json:

@@ -61,7 +61,7 @@ def explain(
     _check(method, rules, out)
     loaded = load_model(model, weights)
     x = read_input(input, loaded, sample)
-    chosen = LRP(_rules(rules, loaded, not (input or "").endswith(".npy"))) if method == "lrp" else _method(method, loaded, x)
+    chosen = configured(method, rules, loaded, x, is_picture=not (input or "").endswith(".npy"))
     explained = Logit(named(target, loaded), named(rather_than, loaded), position)
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
     if loaded.text is not None:
@@ -81,6 +81,11 @@ def _check(method: str, rules: str | None, out: Path) -> None:
     if rules is not None and (method != "lrp" or rules not in PRESETS):
         raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
     writable(out)
+
+
+def configured(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
+    """The method of that name as fits the model and its input."""
+    return LRP(_rules(rules, loaded, is_picture)) if name == "lrp" else _method(name, loaded, x)
 
 
 def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
@@ -120,7 +125,7 @@ def named(index: str | None, loaded: "LoadedModel") -> int | None:
     raise TargetError(f"{loaded.name} has no class {index!r}{suggestion(index, loaded.classes)}")
 
 
-def read_input(given: str | None, loaded: "LoadedModel", sample: int) -> Any:
+def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
     """What is to be explained: a picture, an array, a text, or a bundled digit."""
     from whence.models.registry import BUNDLED
 
@@ -128,7 +133,7 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int) -> Any:
         if loaded.name not in BUNDLED:
             what = "an image" if loaded.text is None else "a text"
             example = "photo.jpg" if loaded.text is None else "'a sentence'"
-            raise InputError(f"nothing to explain: pass {what}, as in `whence explain {example} --model {loaded.name}`")
+            raise InputError(f"nothing to {command}: pass {what}, as in `whence {command} {example} --model {loaded.name}`")
         from whence.models.digits import digit_samples
 
         images, _ = digit_samples()

@@ -156,7 +156,7 @@ def gradients(
         with entered(differentiating(), *contexts):
             values, resolved = select(outputs, target, inputs)
         _check_output(values, blocked)
-        found = _backward(values, [*sources, *vectors, *extras], keep_graph=not last)
+        found = backward(values, [*sources, *vectors, *extras], keep_graph=not last)
         at_inputs, at_vectors, at_extras = _parted(found, len(sources), len(vectors))
         pairs = {i: (s.detach(), g) for i, s, g in zip(inputs.explained, sources, at_inputs, strict=True)}
         looked_up = [(v.detach(), g) for v, g in zip(vectors, at_vectors, strict=True)]
@@ -174,7 +174,7 @@ def differentiating() -> Iterator[None]:
         yield
 
 
-def _backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[Tensor]:
+def backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[Tensor]:
     """Gradients of Σ values at the sources, zeros where a source plays no part."""
     try:
         with differentiating():

@@ -41,8 +41,8 @@ def digits() -> nn.Sequential:
 
 
 def robust_digits() -> nn.Sequential:
-    """The same network trained against adversarial examples within 0.25 of each pixel (`scripts/train_robust_digits.py` made it
-    and states its accuracies).
+    """The same network trained against adversarial examples within 0.25 of each pixel (`scripts/train_robust_digits.py` made
+    it; its accuracies are in the metadata of the weights).
 
     >>> whence.explain_attack(robust_digits(), *digit_samples(), whence.PGD(0.2))
     """

@@ -1,18 +1,20 @@
 """attack(): what an attack achieves against a network."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.errors import InputError
 from whence.explanation import described
 from whence.inputs import Inputs, check_model
 from whence.methods.batches import automatic_batch_size
 from whence.methods.readings import Reader
-from whence.robustness.attacks import PIXELS, Attack, Model, classes_of
+from whence.robustness.attacks import PIXELS, Attack, Model, class_logits, one_input
 from whence.robustness.box import Box
-from whence.targets import Index, logits_of
+from whence.targets import Index, check_classes, class_indices
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -37,9 +39,10 @@ class Attacked:
 
     @property
     def success(self) -> Tensor:
-        """Which samples were right before and are no longer, or are taken for their targets, `[N]`."""
-        reached = self.after != self.labels if self.targets is None else self.after == self.targets
-        return (self.before == self.labels) & reached
+        """Which samples were right before and are no longer, `[N]`; with targets, which were not taken for them and are."""
+        if self.targets is not None:
+            return (self.before != self.targets) & (self.after == self.targets)
+        return (self.before == self.labels) & (self.after != self.labels)
 
     @property
     def accuracy(self) -> float:
@@ -63,41 +66,67 @@ class Attacked:
         return len(self.labels)
 
     def __repr__(self) -> str:
+        name = getattr(self.attack, "__name__", None) or described(self.attack)
+        reached = "" if self.targets is None else f", {_share(self.success):.1%} taken for their targets"
         return (
-            f"Attacked by {described(self.attack)}: accuracy {self.accuracy:.1%}, under attack at most "
-            f"{self.robust_accuracy:.1%} (an upper bound: a stronger attack may find more, for example AutoAttack)"
+            f"Attacked by {name}: accuracy {self.accuracy:.1%}, under attack at most {self.robust_accuracy:.1%}{reached} "
+            "(an upper bound: a stronger attack may find more, for example AutoAttack)"
         )
 
 
-def attack(model: Model, x: Tensor, y: Index, by: Attack) -> Attacked:
+def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = None, box: Box | None = None) -> Attacked:
     """Attack samples, and see what comes of it.
 
     >>> whence.attack(model, x, y, whence.PGD(0.2, steps=40, restarts=5))
     >>> whence.attack(model, x, y, lambda model, x, y: torchattacks.CW(model)(x, y))      # any callable attack
 
-    `y` are the true classes of the samples, one each or one for all, None for what the model says; `by` is an attack of whence,
-    or any callable of model, `x` and `y` `[N]` that returns twins like `x`.
+    `y` are the true classes of the samples, one each or one for all, None for what the model says. `by` is an attack of whence,
+    which knows its `targets` and `box`, or any callable of model, `x` and `y` `[N]` that returns twins like `x`; for such a one
+    they are given here. The model is left as it was, also by attacks of other libraries that leave gradients on its weights.
     """
     check_model(model)
-    if not callable(by):
-        raise InputError(f"an attack must be callable, as whence.PGD(0.2) is, not {by!r}")
-    before = predicted(model, x)
-    labels = before if y is None else classes_of("label", y, len(x)).to(x.device)
-    twins = by(model, x, labels)
-    if not isinstance(twins, Tensor) or twins.shape != x.shape:
-        given = tuple(twins.shape) if isinstance(twins, Tensor) else type(twins).__name__
-        raise InputError(f"the attack returned {given} for inputs of shape {tuple(x.shape)}; it must return twins like them")
+    if isinstance(by, type) or not callable(by):
+        raise InputError(f"an attack is a callable of model, x and y, such as whence.PGD(0.2), not {by!r}")
+    x = one_input(x)
+    aim = getattr(by, "targets", None) if targets is None else targets
+    bounds: Box = getattr(by, "box", PIXELS) if box is None else box
+    bounds.check(bounds.pixels(x))
+    before = logits_in_parts(model, x)
+    labels = before.argmax(1) if y is None else class_indices(y, len(x), "label", x.device)
+    check_classes(labels, before.shape[1], "label")
+    goals = None if aim is None else class_indices(aim, len(x), "target", x.device)
+    with _gradients_kept(model):
+        twins = by(model, x.clone(), labels.clone())
+    if not isinstance(twins, Tensor) or twins.shape != x.shape or not torch.isfinite(twins).all():
+        given = f"{tuple(twins.shape)}, {twins.dtype}" if isinstance(twins, Tensor) else type(twins).__name__
+        wanted = f"finite twins like the inputs {tuple(x.shape)}, {x.dtype}"
+        raise InputError(f"the attack returned {given}; it must return {wanted}")
     twins = twins.detach().to(x)
-    aim = getattr(by, "targets", None)
-    targets = None if aim is None else classes_of("target", aim, len(x)).to(x.device)
-    return Attacked(by, x.detach(), twins, labels, before, predicted(model, twins), targets, getattr(by, "box", PIXELS))
+    bounds.check(bounds.pixels(twins))
+    return Attacked(by, x, twins, labels, before.argmax(1), predicted(model, twins), goals, bounds)
+
+
+def predicted(model: Model, x: Tensor) -> Tensor:
+    """The classes that a model says, `[N]`."""
+    return logits_in_parts(model, x).argmax(1)
 
 
 @torch.no_grad()
-def predicted(model: Model, x: Tensor) -> Tensor:
-    """The classes that a model says, `[N]`, in parts that fit into memory."""
+def logits_in_parts(model: Model, x: Tensor) -> Tensor:
+    """`[N, classes]`, in parts that fit into memory."""
     reader, size = Reader(model, (), output=True), automatic_batch_size(Inputs((x,), single=True))
-    return torch.cat([logits_of(reader(part).output, len(part)).argmax(1) for part in x.detach().split(size)])
+    return torch.cat([class_logits(reader, part) for part in x.detach().split(size)])
+
+
+@contextmanager
+def _gradients_kept(model: Model) -> Iterator[None]:
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    before = [p.grad if p.grad is None else p.grad.clone() for p in parameters]
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
 
 
 def _share(held: Tensor) -> float:

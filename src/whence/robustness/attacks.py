@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -17,11 +19,11 @@ from torch.nn import functional as F
 from whence.errors import InputError, MaskedGradientWarning, ModelError, RuleError, TargetError
 from whence.inputs import Inputs, check_model
 from whence.methods.batches import automatic_batch_size
-from whence.methods.passes import differentiating
+from whence.methods.passes import backward, differentiating
 from whence.methods.readings import Reader
 from whence.progress import progress
 from whence.robustness.box import Box
-from whence.targets import Index, logits_of
+from whence.targets import Index, check_classes, class_indices, logits_of
 
 Model = Callable[..., Any]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
@@ -32,12 +34,21 @@ TINY = 1e-12
 PAST_THE_BOUNDARY = 1e-4  # how far beyond it DeepFool steps, where the overshoot of a small step would round away
 
 
-def fgsm(model: Model, x: Tensor, y: Index = None, *, epsilon: float, targets: Index = None, box: Box = PIXELS) -> Tensor:
+def fgsm(
+    model: Model,
+    x: Tensor,
+    y: Index = None,
+    *,
+    epsilon: float,
+    norm: Norm = "linf",
+    targets: Index = None,
+    box: Box = PIXELS,
+) -> Tensor:
     """Adversarial examples by one step along the sign of the loss's gradient: `FGSM(epsilon)(model, x, y)`.
 
     >>> x_adv = whence.fgsm(model, x, y, epsilon=0.15)
     """
-    return FGSM(epsilon, targets=targets, box=box)(model, x, y)
+    return FGSM(epsilon, norm, targets, box)(model, x, y)
 
 
 def pgd(model: Model, x: Tensor, y: Index = None, *, epsilon: float, steps: int = 20, **settings: Any) -> Tensor:
@@ -54,10 +65,11 @@ class PGD:
 
     >>> x_adv = whence.PGD(epsilon=0.2, steps=40)(model, x, y)          # [N, …] like x, within ε of it and within the box
 
-    `epsilon` is in units of the pixels, before the normalisation that `box` states; `step_size` α is 2.5 ε / steps if not
-    given. `y` are the true classes, None for what the model says. With `targets` the loss towards them is minimised instead.
-    From the second of the `restarts` on, only those samples are attacked that still withstand. `stop_early` leaves a sample
-    where it first is misclassified, which spares passes: for success, not for the largest loss. `momentum` is that of `MIFGSM`.
+    `epsilon` is in units of the pixels, before the normalisation that `box` states, and holds up to the rounding of the type;
+    `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `targets` the loss
+    towards them is minimised instead. From the second of the `restarts` on, only those samples are attacked that still
+    withstand. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not for the
+    largest loss. `momentum` is that of `MIFGSM`.
     """
 
     epsilon: float
@@ -73,11 +85,11 @@ class PGD:
     seed: int = 0
 
     def __post_init__(self):
-        _require_not_negative(self.epsilon, self.step_size)
-        if self.norm not in STEPS:
-            raise RuleError(f"norm={self.norm!r}; choose 'linf' or 'l2'")
-        if self.steps < 1 or self.restarts < 1:
-            raise RuleError(f"steps={self.steps}, restarts={self.restarts}: at least 1 of each is needed")
+        require_not_negative("epsilon", self.epsilon)
+        require_not_negative("step_size", 0.0 if self.step_size is None else self.step_size)
+        _require_norm(self.norm)
+        _require_count("steps", self.steps)
+        _require_count("restarts", self.restarts)
         if self.restarts > 1 and not self.random_start:
             raise RuleError(f"restarts={self.restarts} without random_start would all be the same")
 
@@ -87,14 +99,14 @@ class PGD:
         return torch.cat([self._attacked(case, generator) for case in cases(model, x, y, self.targets, self.box)])
 
     def _attacked(self, case: "Case", generator: torch.Generator) -> Tensor:
-        pixels = self._ascended(case, generator)
+        pixels = self._ascended(case, generator, first=True)
         for _ in range(self.restarts - 1):
             (withstanding,) = (~case.fooled(case.logits(pixels))).nonzero(as_tuple=True)
             if len(withstanding):
-                pixels[withstanding] = self._ascended(case[withstanding], generator)
+                pixels[withstanding] = self._ascended(case[withstanding], generator, first=False)
         return self.box.inputs(pixels)
 
-    def _ascended(self, case: "Case", generator: torch.Generator) -> Tensor:
+    def _ascended(self, case: "Case", generator: torch.Generator, first: bool) -> Tensor:
         """The pixels that one run ends at, from a start of its own."""
         size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
         pixels, accumulated = case.pixels.clone(), torch.zeros_like(case.pixels)
@@ -104,15 +116,15 @@ class PGD:
         for step in range(self.steps):
             here = case[left]
             logits, (gradient,) = here.gradients(pixels[left], here.losses)
-            if step == 0:
-                _warn_of_masking(gradient)
+            if first and step == 0:
+                warn_of_masking(gradient)
             if self.stop_early:
                 on = ~here.fooled(logits)
                 left, here, gradient = left[on], here[on], gradient[on]
                 if not len(left):
                     break
             if self.momentum:
-                gradient = accumulated[left] * self.momentum + gradient / _norms(gradient, 1)
+                gradient = accumulated[left] * self.momentum + _unit(gradient, 1)
                 accumulated[left] = gradient
             moved = pixels[left] + size * STEPS[self.norm](gradient) - here.pixels
             pixels[left] = self.box.clipped(here.pixels + PROJECTIONS[self.norm](moved, self.epsilon))
@@ -132,14 +144,13 @@ class FGSM:
     box: Box = PIXELS
 
     def __post_init__(self):
-        self.as_pgd  # noqa: B018 - checks the settings
+        self.as_pgd()  # which checks the settings
 
-    @property
     def as_pgd(self) -> PGD:
         return PGD(self.epsilon, 1, self.epsilon, self.norm, self.targets, random_start=False, box=self.box)
 
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
-        return self.as_pgd(model, x, y)
+        return self.as_pgd()(model, x, y)
 
 
 @dataclass(frozen=True)
@@ -157,9 +168,8 @@ class MIFGSM:
     box: Box = PIXELS
 
     def __post_init__(self):
-        self.as_pgd  # noqa: B018 - checks the settings
+        self.as_pgd()  # which checks the settings
 
-    @property
     def as_pgd(self) -> PGD:
         size = self.epsilon / max(self.steps, 1)
         return PGD(
@@ -167,7 +177,7 @@ class MIFGSM:
         )
 
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
-        return self.as_pgd(model, x, y)
+        return self.as_pgd()(model, x, y)
 
 
 @dataclass(frozen=True)
@@ -189,10 +199,9 @@ class DeepFool:
     box: Box = PIXELS
 
     def __post_init__(self):
-        if self.norm not in STEPS:
-            raise RuleError(f"norm={self.norm!r}; choose 'linf' or 'l2'")
-        if self.steps < 1 or self.candidates < 2:
-            raise RuleError(f"steps={self.steps}, candidates={self.candidates}: at least 1 step and 2 candidates are needed")
+        _require_norm(self.norm)
+        _require_count("steps", self.steps)
+        _require_count("candidates", self.candidates, least=2)
 
     @torch.inference_mode(False)
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
@@ -206,7 +215,7 @@ class DeepFool:
             logits, gradients = here.gradients(pixels[left], partial(self._margins, labels=here.labels))
             slopes = torch.stack(gradients, 1)  # [n, candidates − 1, …]
             if step == 0:
-                _warn_of_masking(slopes)
+                warn_of_masking(slopes)
             on = ~here.fooled(logits)
             if not on.any():
                 break
@@ -270,59 +279,61 @@ class Case:
                     "the model's output does not depend on the input; a detach, an integer or a no_grad cuts it off"
                 )
             values = objectives(logits)
-            last = len(values) - 1
-            found = [torch.autograd.grad(v.sum(), leaf, retain_graph=k < last)[0] for k, v in enumerate(values)]
+        last = len(values) - 1
+        found = [backward(value, [leaf], keep_graph=k < last)[0] for k, value in enumerate(values)]
+        if not all(torch.isfinite(gradient).all() for gradient in found):
+            raise ModelError("the gradient of the loss is NaN or infinite; an attack cannot follow it")
         return logits.detach(), found
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        logits = logits_of(self.reader(self.box.inputs(pixels)).output, len(pixels))
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ModelError(f"an attack needs logits [N, classes] of two classes or more, not {tuple(logits.shape)}")
-        for kind, classes in (("label", self.labels), ("target", self.targets)):
-            if classes is not None and len(classes) and int(classes.max()) >= logits.shape[1]:
-                raise TargetError(
-                    f"{kind} {int(classes.max())} is out of range: the model has classes 0 to {logits.shape[1] - 1}"
-                )
+        logits = class_logits(self.reader, self.box.inputs(pixels))
+        check_classes(self.labels, logits.shape[1], "label")
+        if self.targets is not None:
+            check_classes(self.targets, logits.shape[1])
         return logits
+
+
+def class_logits(reader: Reader, x: Tensor) -> Tensor:
+    """The logits `[N, classes]` of a model."""
+    logits = logits_of(reader(x).output, len(x), "wrap it, as in lambda x: model(x)[0]")
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ModelError(f"an attack needs logits [N, classes] of two classes or more, not {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise ModelError("the model's output is NaN or infinite; there is nothing to attack")
+    return logits
+
+
+@torch.no_grad()
+def said(reader: Reader, x: Tensor) -> Tensor:
+    """The classes that a model says, `[N]`."""
+    return class_logits(reader, x).argmax(1)
 
 
 def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterator[Case]:
     """The samples checked, in parts that fit into memory."""
     check_model(model)
-    inputs = Inputs.of(x).detached()
-    if not inputs.single or not inputs.explained:
-        raise InputError("an attack changes one floating-point tensor [N, …]; pass that, and a model that takes it alone")
-    pixels = box.pixels(inputs.parts[0])
+    x = one_input(x)
+    pixels, inputs = box.pixels(x), Inputs((x,), single=True)
     box.check(pixels)
-    reader, count = Reader(model, (), output=True), len(pixels)
-    goals = None if targets is None else classes_of("target", targets, count).to(pixels.device)
-    labels = None if y is None else classes_of("label", y, count).to(pixels.device)
+    reader, count, device = Reader(model, (), output=True), len(x), x.device
+    goals = None if targets is None else class_indices(targets, count, "target", device)
+    labels = None if y is None else class_indices(y, count, "label", device)
     with progress("attack", count, shown=True) as advance:
-        for rows in torch.arange(count, device=pixels.device).split(automatic_batch_size(inputs)):
+        for rows in torch.arange(count, device=device).split(automatic_batch_size(inputs)):
             part, goal = box.clipped(pixels[rows]), None if goals is None else goals[rows]
-            case = Case(reader, box, part, rows if labels is None else labels[rows], goal)
-            yield _unlike_targets(case if labels is not None else replace(case, labels=case.logits(part).argmax(1)), rows)
+            own = said(reader, box.inputs(part)) if labels is None else labels[rows]
+            if goal is not None and (same := goal == own).any():
+                raise TargetError(f"the target of sample {int(rows[same][0])} is its label; choose another class")
+            yield Case(reader, box, part, own, goal)
             advance(len(rows))
 
 
-def _unlike_targets(case: Case, rows: Tensor) -> Case:
-    """The case, if no sample is to be taken for what it is."""
-    if case.targets is not None and (same := case.targets == case.labels).any():
-        raise TargetError(f"the target of sample {int(rows[same][0])} is its label; choose another class to be taken for")
-    return case
-
-
-def classes_of(kind: str, given: Index, count: int) -> Tensor:
-    """One class a sample, `[N]`."""
-    try:
-        classes = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(f"{kind}s {given!r} are no class numbers") from error
-    if classes.dim() > 1 or (classes.dim() == 1 and len(classes) != count):
-        raise TargetError(f"{kind}s of shape {tuple(classes.shape)} for {count} samples; give one class, or one for each")
-    if classes.is_floating_point() or classes.dtype == torch.bool or (classes < 0).any():
-        raise TargetError(f"{kind}s must be class numbers from 0, not {classes.dtype} {classes.flatten()[:3].tolist()}")
-    return classes.long().expand(count)
+def one_input(x: Tensor) -> Tensor:
+    """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
+    inputs = Inputs.of(x).detached()
+    if not inputs.single or not inputs.explained:
+        raise InputError("an attack changes one floating-point tensor [N, …]; pass that, and a model that takes it alone")
+    return inputs.parts[0]
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
@@ -332,6 +343,13 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 def _norms(x: Tensor, order: float) -> Tensor:
     return _column(x.flatten(1).norm(order, dim=1).clamp(min=TINY), x)
+
+
+def _unit(gradient: Tensor, order: float) -> Tensor:
+    """Of norm 1 for each sample, however small: the loss of a sure network has a gradient of 1e-30, and its direction."""
+    largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / _column(largest, gradient)
+    return scaled / _norms(scaled, order)
 
 
 def _uniform_in_cube(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -345,7 +363,7 @@ def _uniform_in_ball(like: Tensor, generator: torch.Generator) -> Tensor:
     return directions / _norms(directions, 2) * _column(radii, like)
 
 
-STEPS: dict[str, Callable[[Tensor], Tensor]] = {"linf": torch.sign, "l2": lambda g: g / _norms(g, 2)}
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {"linf": torch.sign, "l2": lambda g: _unit(g, 2)}
 PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "linf": lambda moved, epsilon: moved.clamp(-epsilon, epsilon),
     "l2": lambda moved, epsilon: moved * (epsilon / _norms(moved, 2)).clamp(max=1),
@@ -353,20 +371,27 @@ PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 RANDOM = {"linf": _uniform_in_cube, "l2": _uniform_in_ball}
 
 
-def _warn_of_masking(gradient: Tensor) -> None:
+def warn_of_masking(gradient: Tensor) -> None:
     blind = int((gradient.flatten(1) == 0).all(1).sum())
     if blind:
         warnings.warn(
             f"the gradient is zero at {blind} of {len(gradient)} samples (masked gradients): the attack sees no direction "
-            "there, and that it fails says nothing of robustness; try model.double(), whence.DeepFool, or an attack without "
-            "gradients",
+            "there, and that it fails says nothing of robustness; try DeepFool, model.double(), or an attack without gradients",
             MaskedGradientWarning,
             stacklevel=2,
         )
 
 
-def _require_not_negative(epsilon: float, step_size: float | None) -> None:
-    if not isinstance(epsilon, int | float) or not epsilon >= 0:
-        raise RuleError(f"epsilon={epsilon!r}: ε must be a number that is not negative")
-    if step_size is not None and not step_size >= 0:
-        raise RuleError(f"step_size={step_size!r}: it must not be negative")
+def require_not_negative(name: str, value: float) -> None:
+    if not isinstance(value, Real) or not 0 <= value < inf:
+        raise RuleError(f"{name}={value!r}: a finite number that is not negative is needed")
+
+
+def _require_count(name: str, value: int, least: int = 1) -> None:
+    if not isinstance(value, int) or value < least:
+        raise RuleError(f"{name}={value!r}: a whole number of at least {least} is needed")
+
+
+def _require_norm(norm: str) -> None:
+    if norm not in STEPS:
+        raise RuleError(f"norm={norm!r}; choose 'linf' or 'l2'")

@@ -29,6 +29,9 @@ class Box:
     std: Sequence[float] = ()
 
     def __post_init__(self):
+        for name in ("mean", "std"):
+            values = torch.as_tensor(getattr(self, name), dtype=torch.float64).flatten().tolist()
+            object.__setattr__(self, name, tuple(values))
         if not self.low < self.high:
             raise RuleError(f"Box({self.low}, {self.high}): low must be below high")
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):

@@ -2,27 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from whence.errors import RuleError
 from whence.explain import Method, explain, explain_targets, named
-from whence.explanation import PICTURES, Explanation, described, writable
+from whence.explanation import Explanation, described
 from whence.methods.paths import IntegratedGradients
 from whence.progress import Progress, progress as progressing
 from whence.robustness.attacked import Attacked, attack, predicted
-from whence.robustness.attacks import PIXELS, Attack, Model
+from whence.robustness.attacks import PIXELS, Attack, Model, one_input, require_not_negative
 from whence.robustness.box import Box
+from whence.show.drawable import Drawable
 from whence.targets import Index, Logit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HALVINGS = 6  # of the noise that the search starts from
 LARGEST_PATCH = 0.3  # of a picture; later ones are down to 1/64 of that
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class AttackExplained:
+class AttackExplained(Drawable):
     """Samples and their adversarial twins, with heatmaps of what the network says to each.
 
     >>> pair = whence.explain_attack(model, x, y, whence.PGD(0.15))
@@ -56,35 +59,36 @@ class AttackExplained:
         before, after, same, flip = (replace(e, classes=tuple(classes)) for e in explained)
         return replace(self, before=before, after=after, same=same, flip=flip)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the pictures: each sample, its heatmap, its twin, the twin's heatmap; returns the path."""
+    def figure(self) -> "Figure":
+        """Each sample, its heatmap, its twin, the twin's heatmap."""
         from whence.show import twins
 
-        path = writable(path, PICTURES)
-        twins.figure(self).savefig(path)
-        return path
-
-    def show(self) -> None:
-        """Show the pictures: inline in a notebook, else in the system's image viewer."""
-        from whence.show import heatmaps, twins
-
-        heatmaps.show(self, twins.figure(self))
-
-    def _repr_png_(self) -> bytes:
-        from whence.show import heatmaps, twins
-
-        return heatmaps.png(twins.figure(self))
+        names = {True: "adversarial twin", False: "twin that does not fool it"}
+        order = 2 if getattr(self.attacked.attack, "norm", "linf") == "l2" else torch.inf
+        norm = "ℓ2" if order == 2 else "ℓ∞"
+        found = zip(self.attacked.success.tolist(), self.attacked.distances(order).tolist(), strict=True)
+        titles = [f"{names[success]}, {norm} {far:.3g} away" for success, far in found]
+        return twins.figure(self.before, self.after, titles, self.moved.tolist())
 
 
-def explain_attack(model: Model, x: Tensor, y: Index, by: Attack, *, method: Method | str | None = None) -> AttackExplained:
+def explain_attack(
+    model: Model,
+    x: Tensor,
+    y: Index,
+    by: Attack,
+    *,
+    method: Method | str | None = None,
+    targets: Index = None,
+    box: Box | None = None,
+) -> AttackExplained:
     """Attack samples, and explain what the network says to them and to their adversarial twins.
 
     >>> whence.explain_attack(model, x, y, whence.PGD(0.15), method="lrp")
 
     Which features carried the flip is told by integrated gradients from the sample to its twin, of the logit that came out on
-    top rather than the one that was: their sum is what the margin changed by.
+    top rather than the one that was: their sum is what the margin changed by. `targets` and `box` are as for `attack`.
     """
-    found = attack(model, x, y, by)
+    found = attack(model, x, y, by, targets=targets, box=box)
     before = explain(model, found.originals, found.before, method=method)
     after, same = explain_targets(model, found.inputs, [found.after, found.before], method=method)
     path = IntegratedGradients(baselines=found.originals, n_steps=100)
@@ -93,7 +97,7 @@ def explain_attack(model: Model, x: Tensor, y: Index, by: Attack, *, method: Met
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ExplanationAttacked:
+class ExplanationAttacked(Drawable):
     """Samples and twins that a network says the same to, whose explanations differ.
 
     >>> found = whence.attack_explanation(model, x, epsilon=0.05, method="gradient_times_input")
@@ -110,11 +114,18 @@ class ExplanationAttacked:
         return moved(self.before.relevance, self.after.relevance)
 
     def __repr__(self) -> str:
-        change = (self.after.output - self.before.output).abs() / self.before.output.abs()
+        tiny = torch.finfo(self.before.output.dtype).tiny
+        change = (self.after.output - self.before.output).abs() / self.before.output.abs().clamp(min=tiny)
         return (
             f"{described(self.before.method)}: {self.moved.mean():.0%} of the relevance moved, by noise alone "
             f"{self.moved_by_noise.mean():.0%}; the output by {change.mean():.1%}"
         )
+
+    def figure(self) -> "Figure":
+        """Each sample, its heatmap, its twin, the twin's heatmap."""
+        from whence.show import twins
+
+        return twins.figure(self.before, self.after, ["twin of the same output"] * len(self.after), self.moved.tolist())
 
 
 def attack_explanation(
@@ -140,22 +151,24 @@ def attack_explanation(
     of ±ε are kept where they help, as in the Square attack (Andriushchenko et al. 2020), one explanation of all samples a
     query. What it finds is a lower bound of how far relevance can be moved.
     """
-    if not epsilon > 0 or queries < 1 or not tolerance >= 0:
-        raise RuleError(f"epsilon={epsilon}, queries={queries}, tolerance={tolerance}: ε and queries must be positive")
+    for name, value in (("epsilon", epsilon), ("queries", queries), ("tolerance", tolerance)):
+        require_not_negative(name, value)
+    x = one_input(x)
     method, generator = named(method), torch.Generator().manual_seed(seed)
     pixels = box.pixels(x)
     box.check(pixels)
     before = explain(model, x, target, method=method, progress=False)
-    said, resolved = predicted(model, x), before.target
+    predicted_before, resolved = predicted(model, x), before.target
 
     def explained(candidates: Tensor) -> tuple[Explanation, Tensor]:
         """Their explanation, and how far it moved; less than nothing where the output did not stay."""
         inputs = box.inputs(candidates)
         e = explain(model, inputs, resolved, method=method, progress=False)
-        stayed = (predicted(model, inputs) == said) & ((e.output - before.output).abs() <= tolerance * before.output.abs())
+        same = predicted(model, inputs) == predicted_before
+        stayed = same & ((e.output - before.output).abs() <= tolerance * before.output.abs())
         return e, torch.where(stayed, moved(before.relevance, e.relevance), -1.0)
 
-    best, furthest = torch.zeros_like(pixels), torch.zeros(len(x)).to(before.output)
+    best, furthest = torch.zeros_like(pixels), torch.zeros_like(before.output)
     noise = epsilon * _signs(pixels.shape, generator).to(pixels)
     for _ in range(HALVINGS):  # as large as lets the output stay
         reached = explained(box.clipped(pixels + noise))[1]

@@ -7,23 +7,25 @@ Robustness may be at odds with accuracy (arXiv 1805.12152, section 2); adversari
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import erf, sqrt
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from whence.errors import InputError, RuleError
-from whence.explanation import PICTURES, writable
 from whence.inputs import Inputs, check_model
 from whence.methods.batches import automatic_batch_size
-from whence.methods.passes import differentiating
+from whence.methods.passes import backward, differentiating
 from whence.methods.readings import Reader
 from whence.progress import Progress, progress as progressing
 from whence.robustness.attacked import attack
-from whence.robustness.attacks import FGSM, PIXELS, Model, classes_of
+from whence.robustness.attacks import FGSM, PIXELS, Model, one_input, require_not_negative
 from whence.robustness.box import Box
-from whence.targets import Index
+from whence.show.drawable import Drawable
+from whence.targets import Index, class_indices
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Kind = Literal["weak", "strong"]
 KINDS: tuple[Kind, Kind] = ("weak", "strong")
@@ -49,8 +51,8 @@ class RobustFeatures:
     eta: float | None = None
 
     def __post_init__(self):
-        if self.d < 1 or not 0 <= self.p <= 1:
-            raise RuleError(f"RobustFeatures(d={self.d}, p={self.p}): d must be at least 1, p a probability")
+        if not isinstance(self.d, int) or self.d < 1 or not 0 <= self.p <= 1:
+            raise RuleError(f"RobustFeatures(d={self.d}, p={self.p}): d must be a whole number from 1, p a probability")
 
     @property
     def mean(self) -> float:
@@ -81,12 +83,13 @@ class RobustFeatures:
     def accuracy(self, kind: Kind, epsilon: float = 0.0) -> float:
         """The probability of being right when every feature may move by ε, in closed form.
 
-        Weak: Φ(√d (η − ε)). Strong: p as long as ε < 1, for x_1 is ±1.
+        Weak: Φ(√d (η − ε)). Strong: p as long as ε < 1, for x_1 is ±1; at ε = 1 logits are equal, and one class is given.
         """
         _check_kind(kind)
+        require_not_negative("epsilon", epsilon)
         if kind == "weak":
             return (1 + erf(sqrt(self.d) * (self.mean - epsilon) / sqrt(2))) / 2
-        return self.p if epsilon < 1 else 0.0
+        return self.p if epsilon < 1 else self.p / 2 if epsilon == 1 else 0.0
 
     def standard_error(self, kind: Kind, epsilon: float, count: int) -> float:
         """Of the accuracy on `count` samples."""
@@ -95,7 +98,7 @@ class RobustFeatures:
 
 
 @dataclass(frozen=True, repr=False)
-class RobustFeaturesExperiment:
+class RobustFeaturesExperiment(Drawable):
     """The experiment of robust and non-robust features: closed forms beside what is simulated.
 
     >>> experiment = whence.robust_features_experiment()
@@ -112,24 +115,11 @@ class RobustFeaturesExperiment:
             return self.base, (value,)
         return replace(self.base, **{name: round(value) if name == "d" else value}), (0.0, self.epsilon)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the plot: accuracy and robust accuracy over d, η, p and ε; returns the path."""
+    def figure(self) -> "Figure":
+        """Accuracy and robust accuracy over d, η, p and ε."""
         from whence.show import curves
 
-        path = writable(path, PICTURES)
-        curves.figure(self).savefig(path)
-        return path
-
-    def show(self) -> None:
-        """Show the plot: inline in a notebook, else in the system's image viewer."""
-        from whence.show import curves, heatmaps
-
-        heatmaps.show(self, curves.figure(self))
-
-    def _repr_png_(self) -> bytes:
-        from whence.show import curves, heatmaps
-
-        return heatmaps.png(curves.figure(self))
+        return curves.figure(self)
 
     def __repr__(self) -> str:
         at = [row for row in self.rows if row["over"] == "epsilon" and row["value"] in (0.0, self.epsilon)]
@@ -182,7 +172,7 @@ def _sweeps(base: RobustFeatures, epsilon: float) -> dict[str, list[float]]:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class FeatureScores:
+class FeatureScores(Drawable):
     """How useful features are, and how useful they stay under attack.
 
     >>> scores = whence.feature_scores(model, x, y, epsilon=0.1, layer="features.3")
@@ -211,13 +201,11 @@ class FeatureScores:
             f"{int(self.robust.sum())} stay useful within ε = {self.epsilon}"
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write the plot of usefulness before and under the attack; returns the path."""
+    def figure(self) -> "Figure":
+        """Each feature by its usefulness, before and under the attack."""
         from whence.show import curves
 
-        path = writable(path, PICTURES)
-        curves.scores_figure(self).savefig(path)
-        return path
+        return curves.scores_figure(self)
 
 
 @torch.inference_mode(False)
@@ -243,12 +231,12 @@ def feature_scores(
     over places, it is what PGD of `steps` finds: an upper bound.
     """
     check_model(model)
-    labels = classes_of("label", y, len(x)).to(x.device)
-    if not epsilon >= 0:
-        raise RuleError(f"epsilon={epsilon}: ε must not be negative")
+    x = one_input(x)
+    labels = class_indices(y, len(x), "label", x.device)
+    require_not_negative("epsilon", epsilon)
     if len(labels.unique()) < 2:
         raise InputError("the labels are all the same; features cannot tell them apart")
-    pixels = box.pixels(x.detach())
+    pixels = box.pixels(x)
     box.check(pixels)
     read = _Features(model, layer, box)
     values = read(pixels)
@@ -294,14 +282,14 @@ class _Features:
         return torch.stack(columns, 1)
 
     def _climbed(self, pixels: Tensor, signs: Tensor, f: int, epsilon: float, steps: int) -> Tensor:
-        """PGD on one feature, `[n]`: the furthest it got."""
+        """PGD on one feature, `[n]`: the furthest it got. A unit that is off gets its gradient round the ReLU that stops it."""
         moved = pixels
         furthest = self._read(pixels)[:, f].detach() * signs
         for _ in range(steps):
             with differentiating():
                 leaf = moved.detach().requires_grad_()
                 value = self._read(leaf)[:, f] * signs
-                (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            (gradient,) = backward(value, [leaf], keep_graph=False)
             furthest = torch.maximum(furthest, value.detach())
             step = 2.5 * epsilon / steps * gradient.sign()
             moved = self.box.clipped(pixels + (moved + step - pixels).clamp(-epsilon, epsilon))
@@ -312,7 +300,7 @@ class _Features:
         inputs = self.box.inputs(pixels)
         if self.layer is None:
             return inputs.flatten(1)
-        reading = Reader(self.model, (self.layer,))(inputs)
+        reading = Reader(self.model, (self.layer,))(inputs, redirected=inputs.requires_grad)
         values = reading.layers[self.layer]
         if values.dim() == 2:
             return values

@@ -28,7 +28,7 @@ def figure(experiment: "RobustFeaturesExperiment") -> Figure:
     axis.axvline(experiment.epsilon, color="grey", linewidth=0.6)
     handles = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(*handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    drawn.suptitle("The more accurate classifier is the less robust one; lines exact, points simulated", fontsize=10)
+    drawn.suptitle("Classifiers by weak features and by the strong one: lines exact, points simulated", fontsize=10)
     return drawn
 
 
