@@ -123,10 +123,10 @@ def logits_of(
     """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs."""
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
-        fields = f" with {', '.join(map(str, outputs.keys()))}" if hasattr(outputs, "keys") else ""
-        raise TargetError(
-            f"the model returns {type(outputs).__name__}{fields}; load it with a head (AutoModelFor…) or {advice}"
-        )
+        keys = list(map(str, outputs.keys())) if hasattr(outputs, "keys") else []
+        fields = f" with {', '.join(keys)}{'' if 'logits' in keys else ' and no logits'}" if keys else ""
+        kind = type(outputs).__name__
+        raise TargetError(f"the model returns {kind}{fields}; load it with a head (AutoModelFor…) or {advice}")
     if logits.dim() not in (2, 3) or len(logits) != batch_size:
         raise TargetError(
             f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
