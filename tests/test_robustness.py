@@ -282,13 +282,13 @@ def test_normalised_inputs_are_attacked_in_units_of_pixels(bundled):
 
 
 def test_parts_change_nothing(bundled, monkeypatch):
-    from whence.robustness import attacks
+    from whence.robustness import cases
 
     model, x, y = bundled
     for attack in (whence.FGSM(0.1), whence.DeepFool(steps=3)):
         whole = attack(model, x[:7], y[:7])
         with monkeypatch.context() as patch:
-            patch.setattr(attacks, "automatic_batch_size", lambda inputs: 2)
+            patch.setattr(cases, "automatic_batch_size", lambda inputs: 2)
             torch.testing.assert_close(attack(model, x[:7], y[:7]), whole)
 
 

@@ -12,8 +12,9 @@ from whence.explanation import described
 from whence.inputs import Inputs, check_model
 from whence.methods.batches import automatic_batch_size
 from whence.methods.readings import Reader
-from whence.robustness.attacks import PIXELS, Attack, Model, class_logits, one_input
-from whence.robustness.box import Box
+from whence.robustness.attacks import Attack
+from whence.robustness.box import PIXELS, Box
+from whence.robustness.cases import Model, class_logits, one_input
 from whence.targets import Index, check_classes, class_indices
 
 

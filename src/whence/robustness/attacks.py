@@ -5,8 +5,8 @@ wherever an attack is asked for.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from numbers import Real
@@ -14,22 +14,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from whence.errors import InputError, MaskedGradientWarning, ModelError, RuleError, TargetError
-from whence.inputs import Inputs, check_model
-from whence.methods.batches import automatic_batch_size
-from whence.methods.passes import backward, differentiating
-from whence.methods.readings import Reader
-from whence.progress import progress
-from whence.robustness.box import Box
-from whence.targets import Index, check_classes, class_indices, logits_of
+from whence.errors import MaskedGradientWarning, RuleError
+from whence.robustness.box import PIXELS, Box
+from whence.robustness.cases import Case, Model, cases
+from whence.targets import Index
 
-Model = Callable[..., Any]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
 Norm = Literal["linf", "l2"]
 
-PIXELS = Box()
 TINY = 1e-12
 PAST_THE_BOUNDARY = 1e-4  # how far beyond it DeepFool steps, where the overshoot of a small step would round away
 
@@ -98,7 +91,7 @@ class PGD:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.cat([self._attacked(case, generator) for case in cases(model, x, y, self.targets, self.box)])
 
-    def _attacked(self, case: "Case", generator: torch.Generator) -> Tensor:
+    def _attacked(self, case: Case, generator: torch.Generator) -> Tensor:
         pixels = self._ascended(case, generator, first=True)
         for _ in range(self.restarts - 1):
             (withstanding,) = (~case.fooled(case.logits(pixels))).nonzero(as_tuple=True)
@@ -106,7 +99,7 @@ class PGD:
                 pixels[withstanding] = self._ascended(case[withstanding], generator, first=False)
         return self.box.inputs(pixels)
 
-    def _ascended(self, case: "Case", generator: torch.Generator, first: bool) -> Tensor:
+    def _ascended(self, case: Case, generator: torch.Generator, first: bool) -> Tensor:
         """The pixels that one run ends at, from a start of its own."""
         size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
         pixels, accumulated = case.pixels.clone(), torch.zeros_like(case.pixels)
@@ -207,7 +200,7 @@ class DeepFool:
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
         return torch.cat([self._attacked(case) for case in cases(model, x, y, None, self.box)])
 
-    def _attacked(self, case: "Case") -> Tensor:
+    def _attacked(self, case: Case) -> Tensor:
         pixels, moved = case.pixels.clone(), torch.zeros_like(case.pixels)
         left = torch.arange(len(pixels), device=pixels.device)
         for step in range(self.steps):
@@ -238,102 +231,6 @@ class DeepFool:
         rows = torch.arange(len(nearest), device=nearest.device)
         direction = STEPS[self.norm](slopes[rows, nearest])
         return _column(distances[rows, nearest] + PAST_THE_BOUNDARY, direction) * direction
-
-
-@dataclass(frozen=True)
-class Case:
-    """Samples under attack: where they start, what they are, and which class they shall be taken for, if it matters which."""
-
-    reader: Reader
-    box: Box
-    pixels: Tensor
-    labels: Tensor  # [N]
-    targets: Tensor | None  # [N]
-
-    def __getitem__(self, samples: Tensor) -> "Case":
-        targets = None if self.targets is None else self.targets[samples]
-        return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], targets=targets)
-
-    def fooled(self, logits: Tensor) -> Tensor:
-        """Which samples the attack has succeeded with, `[N]`."""
-        predicted = logits.argmax(1)
-        return predicted != self.labels if self.targets is None else predicted == self.targets
-
-    def losses(self, logits: Tensor) -> tuple[Tensor]:
-        """What the attack makes large: the loss of the label, or less that of the target, `[N]`."""
-        if self.targets is None:
-            return (F.cross_entropy(logits, self.labels, reduction="none"),)
-        return (-F.cross_entropy(logits, self.targets, reduction="none"),)
-
-    def logits(self, pixels: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._logits(pixels)
-
-    def gradients(self, pixels: Tensor, objectives: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """The logits at the pixels, and the gradient of each of the objectives `[N]` of them: one forward pass."""
-        with differentiating():
-            leaf = pixels.detach().requires_grad_()
-            logits = self._logits(leaf)
-            if not logits.requires_grad:
-                raise ModelError(
-                    "the model's output does not depend on the input; a detach, an integer or a no_grad cuts it off"
-                )
-            values = objectives(logits)
-        last = len(values) - 1
-        found = [backward(value, [leaf], keep_graph=k < last)[0] for k, value in enumerate(values)]
-        if not all(torch.isfinite(gradient).all() for gradient in found):
-            raise ModelError("the gradient of the loss is NaN or infinite; an attack cannot follow it")
-        return logits.detach(), found
-
-    def _logits(self, pixels: Tensor) -> Tensor:
-        logits = class_logits(self.reader, self.box.inputs(pixels))
-        check_classes(self.labels, logits.shape[1], "label")
-        if self.targets is not None:
-            check_classes(self.targets, logits.shape[1])
-        return logits
-
-
-def class_logits(reader: Reader, x: Tensor) -> Tensor:
-    """The logits `[N, classes]` of a model."""
-    logits = logits_of(reader(x).output, len(x), "wrap it, as in lambda x: model(x)[0]")
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        raise ModelError(f"an attack needs logits [N, classes] of two classes or more, not {tuple(logits.shape)}")
-    if not torch.isfinite(logits).all():
-        raise ModelError("the model's output is NaN or infinite; there is nothing to attack")
-    return logits
-
-
-@torch.no_grad()
-def said(reader: Reader, x: Tensor) -> Tensor:
-    """The classes that a model says, `[N]`."""
-    return class_logits(reader, x).argmax(1)
-
-
-def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterator[Case]:
-    """The samples checked, in parts that fit into memory."""
-    check_model(model)
-    x = one_input(x)
-    pixels, inputs = box.pixels(x), Inputs((x,), single=True)
-    box.check(pixels)
-    reader, count, device = Reader(model, (), output=True), len(x), x.device
-    goals = None if targets is None else class_indices(targets, count, "target", device)
-    labels = None if y is None else class_indices(y, count, "label", device)
-    with progress("attack", count, shown=True) as advance:
-        for rows in torch.arange(count, device=device).split(automatic_batch_size(inputs)):
-            part, goal = box.clipped(pixels[rows]), None if goals is None else goals[rows]
-            own = said(reader, box.inputs(part)) if labels is None else labels[rows]
-            if goal is not None and (same := goal == own).any():
-                raise TargetError(f"the target of sample {int(rows[same][0])} is its label; choose another class")
-            yield Case(reader, box, part, own, goal)
-            advance(len(rows))
-
-
-def one_input(x: Tensor) -> Tensor:
-    """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
-    inputs = Inputs.of(x).detached()
-    if not inputs.single or not inputs.explained:
-        raise InputError("an attack changes one floating-point tensor [N, …]; pass that, and a model that takes it alone")
-    return inputs.parts[0]
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -67,3 +67,6 @@ def _column(values: Sequence[float], x: Tensor) -> Tensor:
     if x.dim() < 2 or x.shape[1] != len(values):
         raise InputError(f"a Box of {len(values)} channels got an input of shape {tuple(x.shape)}; channels are dimension 1")
     return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 2))
+
+
+PIXELS = Box()  # what attacks assume

@@ -12,8 +12,9 @@ from whence.explanation import Explanation, described
 from whence.methods.paths import IntegratedGradients
 from whence.progress import Progress, progress as progressing
 from whence.robustness.attacked import Attacked, attack, predicted
-from whence.robustness.attacks import PIXELS, Attack, Model, one_input, require_not_negative
-from whence.robustness.box import Box
+from whence.robustness.attacks import Attack, require_not_negative
+from whence.robustness.box import PIXELS, Box
+from whence.robustness.cases import Model, one_input
 from whence.show.drawable import Drawable
 from whence.targets import Index, Logit
 

@@ -4,7 +4,8 @@ Robustness may be at odds with accuracy (arXiv 1805.12152, section 2); adversari
 (Ilyas et al. 2019, arXiv 1905.02175, section 2).
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from math import erf, sqrt
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +20,9 @@ from whence.methods.passes import backward, differentiating
 from whence.methods.readings import Reader
 from whence.progress import Progress, progress as progressing
 from whence.robustness.attacked import attack
-from whence.robustness.attacks import FGSM, PIXELS, Model, one_input, require_not_negative
-from whence.robustness.box import Box
+from whence.robustness.attacks import FGSM, require_not_negative
+from whence.robustness.box import PIXELS, Box
+from whence.robustness.cases import Model, one_input
 from whence.show.drawable import Drawable
 from whence.targets import Index, class_indices
 
@@ -107,7 +109,7 @@ class RobustFeaturesExperiment(Drawable):
 
     base: RobustFeatures
     epsilon: float
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: Sequence[dict[str, Any]] = ()
 
     def at(self, name: str, value: float) -> tuple[RobustFeatures, tuple[float, ...]]:
         """The distribution where the quantity of that name has that value, and the ε of the attacks on it."""
@@ -144,7 +146,7 @@ def robust_features_experiment(
     `count` samples are drawn for each point.
     """
     base = base or RobustFeatures()
-    experiment = RobustFeaturesExperiment(base, epsilon)
+    experiment, rows = RobustFeaturesExperiment(base, epsilon), []
     points = [(name, value) for name, values in _sweeps(base, epsilon).items() for value in values]
     with progressing("robust features", len(points), progress) as advance:
         for number, (name, value) in enumerate(points):
@@ -152,13 +154,13 @@ def robust_features_experiment(
             x, labels = data.sample(count, seed + number)
             for kind, strength in product(KINDS, strengths):
                 found = attack(data.classifier(kind), x, labels, FGSM(strength, box=Box.unbounded()))
-                experiment.rows.append({
+                rows.append({
                     "over": name, "value": value, "kind": kind, "epsilon": strength,
                     "exact": data.accuracy(kind, strength), "simulated": found.robust_accuracy,
                     "standard_error": data.standard_error(kind, strength, count),
                 })  # fmt: skip
             advance(1)
-    return experiment
+    return replace(experiment, rows=rows)
 
 
 def _sweeps(base: RobustFeatures, epsilon: float) -> dict[str, list[float]]:
