@@ -29,7 +29,7 @@ def main(data: Path, picture: Path) -> None:
     print("outliers of each class:", ", ".join(f"{c}: {share:.0%}" for c, share in caught.items()))
     oddest = np.flatnonzero(labels == CLASS)[outlierness[labels == CLASS].argmax()]
     chosen = [oddest, *(np.flatnonzero(labels == c)[0] for c in (5, 8, 1))]
-    e = replace(whence.explain(net, images[chosen]), classes=["outlierness"])
+    e = replace(whence.explain(net, images[chosen]), classes=net.classes)
     print(e.conservation)
     e.save(picture)
 

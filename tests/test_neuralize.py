@@ -589,6 +589,7 @@ def test_king_man_queen_woman():
 
 
 FACTORY = """
+from sklearn.cluster import KMeans
 import whence
 from sklearn.svm import OneClassSVM
 from whence.models.digits import digit_samples
@@ -598,7 +599,14 @@ from whence.models.registry import LoadedModel
 def threes():
     images, labels = digit_samples()
     net = whence.neuralize(OneClassSVM(gamma=0.05).fit(images[labels == 3].flatten(1)))
-    return LoadedModel("threes", net, Preprocessing((28, 28), channels=1), ["outlierness"])
+    return LoadedModel("threes", net, Preprocessing((28, 28), channels=1), ["an outlier"])
+
+def outliers():
+    return threes().model
+
+def clusters():
+    images, _ = digit_samples()
+    return whence.neuralize(KMeans(3, n_init=1, random_state=0).fit(images.flatten(1)))
 """
 
 
@@ -615,8 +623,14 @@ def test_a_factory_on_the_command_line(tmp_path):
     arguments = ["explain", str(tmp_path / "five.png"), "--model", f"{tmp_path / 'svm.py'}:threes"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "heat.png")])
     assert done.exit_code == 0, done.output
-    assert "outlierness" in done.output
+    assert "an outlier" in done.output
     assert (tmp_path / "heat.png").stat().st_size > 1000
+    np.save(tmp_path / "rows.npy", digit_samples()[0].flatten(1).numpy())
+    for factory, name in (("outliers", "outlierness"), ("clusters", "2")):  # named by themselves
+        arguments = ["explain", str(tmp_path / "rows.npy"), "--model", f"{tmp_path / 'svm.py'}:{factory}"]
+        done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "heat.png")])
+        assert done.exit_code == 0, done.output
+        assert name in done.output
 
 
 def test_digits_of_other_classes_are_outliers(data):

@@ -657,7 +657,7 @@ def test_bad_inputs_and_labels_are_refused(bundled):
         (lambda: whence.attack(model, x, y + 20, attack), whence.errors.TargetError, "out of range"),
         (lambda: whence.attack(model, x, y, lambda m, x, y: x * math.nan), whence.errors.InputError, "finite twins"),
         (lambda: whence.attack(model, x, y, lambda m, x, y: x + 2), whence.errors.InputError, "outside its bounds"),
-        (lambda: attack(lambda x: model(x) + math.nan, x, y), whence.errors.ModelError, "NaN or infinite"),
+        (lambda: attack(lambda x: model(x) + math.nan, x, y), whence.errors.ModelError, "output is NaN or infinite"),
         (
             lambda: attack(lambda x: model(x) + (x * 0).sqrt().flatten(1).sum(1, True), x, y),
             whence.errors.ModelError,

@@ -42,7 +42,8 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     >>> load_model("hf:distilbert-base-uncased-finetuned-sst-2-english").text
     >>> load_model("my_networks.py:make_net", "net.safetensors")
 
-    A function in a Python file gives the model, or a `LoadedModel` with its preprocessing and class names:
+    A function in a Python file gives the model, whose `classes` name its outputs if it has such a list, or a `LoadedModel` with
+    its preprocessing and class names:
 
     >>> def outliers():
     ...     return LoadedModel("outliers", whence.neuralize(svm), Preprocessing((28, 28), channels=1), ["outlierness"])
@@ -156,7 +157,9 @@ def _factory(file: str, function: str) -> LoadedModel:
         return model
     if not callable(model):
         raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
-    return LoadedModel(f"{file}:{function}", model, Preprocessing(None))
+    own = getattr(model, "classes", None)
+    classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
+    return LoadedModel(f"{file}:{function}", model, Preprocessing(None), classes)
 
 
 def _downloads(weights: str | Path | None) -> bool:

@@ -47,13 +47,13 @@ class Neuralized(nn.Module):
     >>> (net(x) > net.threshold)[:, 0]                   # svm.predict(x) == -1
 
     Takes `[N, d]`, or samples of any shape with d values in all, such as images. `threshold` of an outlierness is None
-    where the estimator has none; `classes` are the labels that the columns of an assignment stand for.
+    where the estimator has none; `classes` are what the columns stand for: the labels of an assignment, else the view.
     """
 
     threshold: Tensor | None
 
     def __init__(
-        self, layers: nn.Module, features: int, name: str, threshold: float | None = None, classes: Sequence[Any] | None = None
+        self, layers: nn.Module, features: int, name: str, classes: Sequence[Any] = (), threshold: float | None = None
     ):
         super().__init__()
         self.layers, self.features, self.name, self.classes = layers, features, name, classes
@@ -100,19 +100,19 @@ def neuralize(
     distances = reading.distances(inputs)
     features = reading.features if inputs is None else inputs.features
     if view == "assignment" and reading.assignment is not None:
-        return Neuralized(nn.Sequential(distances, reading.assignment), features, name, classes=reading.classes)
+        return Neuralized(nn.Sequential(distances, reading.assignment), features, name, reading.classes)
     outlierness = nn.Sequential(distances, *reading.outlierness)
     threshold = reading.threshold if threshold is None else float(threshold)
     if view == "outlierness":
-        return Neuralized(outlierness, features, name, threshold)
+        return Neuralized(outlierness, features, name, (view,), threshold)
     if background is not None:
-        return Neuralized(_Nearer(_to_background(background, inputs, features), outlierness), features, name)
+        return Neuralized(_Nearer(_to_background(background, inputs, features), outlierness), features, name, (view,))
     if threshold is None:
         raise RuleError(
             f"{name} has no threshold to measure inlierness from; pass threshold=, such as a quantile of its outlierness, or "
             "background= samples to compare with"
         )
-    return Neuralized(nn.Sequential(outlierness, _Line(-1.0, threshold)), features, name)
+    return Neuralized(nn.Sequential(outlierness, _Line(-1.0, threshold)), features, name, (view,))
 
 
 def _check_view(name: str, reading: "_Reading", view: str, threshold: float | None, background: Array | None) -> None:
@@ -120,7 +120,7 @@ def _check_view(name: str, reading: "_Reading", view: str, threshold: float | No
         raise RuleError(f"view={view!r}; choose 'outlierness', 'inlierness' or 'assignment'")
     if view == "assignment" and reading.assignment is None:
         raise RuleError(f"{name} assigns no clusters; its views are 'outlierness' and 'inlierness'")
-    if view == "assignment" and len(reading.classes or ()) < 2:
+    if view == "assignment" and len(reading.classes) < 2:
         raise RuleError(f"{name} has one cluster, with no rival to be told from; use view='outlierness'")
     if threshold is not None and (view == "assignment" or background is not None or not isfinite(threshold)):
         raise RuleError(f"threshold={threshold}: a number for the views 'outlierness' and 'inlierness', without background")
@@ -137,7 +137,7 @@ class _Reading:
     outlierness: tuple[nn.Module, ...] = ()
     assignment: nn.Module | None = None
     threshold: float | None = None
-    classes: Sequence[Any] | None = None
+    classes: Sequence[Any] = ()
 
 
 class _Line(nn.Module):
