@@ -1,8 +1,9 @@
-"""Why is this digit an outlier? A one-class SVM on MNIST's threes, and what makes test digits outliers to it.
+"""Why is this digit an outlier, and why an inlier? A one-class SVM on MNIST's threes.
 
-    python scripts/digit_outliers.py ../shared/data docs/images/outlier_digits.png
+    python scripts/digit_outliers.py ../shared/data docs/images        # writes outlier_digits.png and inlier_digits.png
 
-Red is what the SVM finds out of place: strokes that threes do not have (ink) and strokes that they do (no ink).
+Red on the first is what the SVM finds out of place: strokes that threes do not have (ink) and strokes that they do (no ink). Red
+on the second is what is more like threes than like other digits, blue what is less.
 """
 
 import sys
@@ -12,26 +13,34 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.svm import OneClassSVM
+from torch import Tensor
 
 import whence
 
-CLASS, TRAINED_ON, NU, GAMMA = 3, 2000, 0.1, 0.05
+CLASS, TRAINED_ON, NU, GAMMA, OTHERS = 3, 2000, 0.1, 0.05, 3000
 
 
-def main(data: Path, picture: Path) -> None:
+def draw(net: whence.Neuralized, images: Tensor, picture: Path) -> None:
+    e = replace(whence.explain(net, images), classes=net.classes)
+    print(e.conservation)
+    e.save(picture)
+
+
+def main(data: Path, pictures: Path) -> None:
     train, test = (np.load(data / f"mnist_{part}.npz") for part in ("train", "test"))
-    threes = train["images"][train["labels"] == CLASS][:TRAINED_ON].reshape(-1, 784) / 255.0
+    rows, classes = train["images"].reshape(-1, 784) / 255.0, train["labels"]
     images, labels = torch.as_tensor(test["images"][:, None] / 255.0), test["labels"]
-    net = whence.neuralize(OneClassSVM(nu=NU, gamma=GAMMA).fit(threes))
+    svm = OneClassSVM(nu=NU, gamma=GAMMA).fit(rows[classes == CLASS][:TRAINED_ON])
+    net = whence.neuralize(svm)
     with torch.no_grad():
         outlierness = net(images)[:, 0].numpy()
     caught = {int(c): float((outlierness[labels == c] > net.threshold.item()).mean()) for c in np.unique(labels)}
     print("outliers of each class:", ", ".join(f"{c}: {share:.0%}" for c, share in caught.items()))
+    first = {c: int(np.flatnonzero(labels == c)[0]) for c in range(10)}
     oddest = np.flatnonzero(labels == CLASS)[outlierness[labels == CLASS].argmax()]
-    chosen = [oddest, *(np.flatnonzero(labels == c)[0] for c in (5, 8, 1))]
-    e = replace(whence.explain(net, images[chosen]), classes=net.classes)
-    print(e.conservation)
-    e.save(picture)
+    draw(net, images[[oddest, first[5], first[8], first[1]]], pictures / "outlier_digits.png")
+    against = whence.neuralize(svm, view="inlierness", background=rows[classes != CLASS][:OTHERS])
+    draw(against, images[[first[CLASS], first[8]]], pictures / "inlier_digits.png")
 
 
 if __name__ == "__main__":

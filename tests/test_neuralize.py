@@ -560,14 +560,23 @@ def test_soft_max_takes_the_most():
     assert whence.SoftMax()(h).item() == 2
 
 
-def test_inlierness_against_background_adds_up(blobs):
+def test_inlierness_against_background_is_the_ratio_of_mean_similarities(blobs):
     x, _, points = blobs
     pipeline = make_pipeline(StandardScaler(), OneClassSVM(gamma=0.5)).fit(x[:150])
     e = whence.explain(whence.neuralize(pipeline, view="inlierness", background=x[150:]), torch.as_tensor(points))
     z, background = pipeline[0].transform(points), pipeline[0].transform(x[150:])
-    expected = distances_to(z, background).min(1) - output(whence.neuralize(pipeline), points)[:, 0]
+    to_background = -(logsumexp(-0.5 * distances_to(z, background), axis=1) - np.log(len(background))) / 0.5
+    expected = to_background - output(whence.neuralize(pipeline), points)[:, 0]
     np.testing.assert_allclose(e.output.numpy(), expected, rtol=1e-9, atol=1e-9)
     assert added_up(e) < 1e-12
+    assert (e.output[200:225] > 0).all()  # of the data
+    assert (e.output[225:250] < 0).all()  # of the background
+    nearest = whence.neuralize(KMeans(2, n_init=1, random_state=0).fit(x), view="inlierness", background=x[:3])
+    centres = KMeans(2, n_init=1, random_state=0).fit(x).cluster_centers_
+    hard = distances_to(points, x[:3]).min(1) - distances_to(points, centres).min(1)
+    np.testing.assert_allclose(output(nearest, points)[:, 0], hard, rtol=1e-9, atol=1e-9)
+    mixture = GaussianMixture(2, random_state=0).fit(x)
+    refused(mixture, "no distance to compare", whence.errors.RuleError, view="inlierness", background=x)
 
 
 def test_king_man_queen_woman():

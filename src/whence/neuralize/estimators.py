@@ -87,8 +87,9 @@ def neuralize(
     `view` "outlierness" is how far from the data, `[N, 1]`: −(1/γ) log Σ α_j exp(−γ‖x − u_j‖²) for SVM, kernel density and
     support sets (Σα = 1, γ = 1/2h²), −log p(x) for a mixture, else the squared (Mahalanobis) distance to the nearest centre.
     "inlierness" is the margin threshold − outlierness, positive for inliers; with `background` samples `[B, d]` it is how much
-    nearer the data are than the nearest of those. "assignment" gives `[N, K]` logits whose arg max is `predict`. The default is
-    what the estimator predicts. `threshold` replaces the estimator's own, if it has one, in units of the outlierness.
+    nearer the data are than those: (1/γ) log of the ratio of mean similarities, which the features account for altogether.
+    "assignment" gives `[N, K]` logits whose arg max is `predict`. The default is what the estimator predicts. `threshold`
+    replaces the estimator's own, if it has one, in units of the outlierness.
 
     Raises `ModelError` for estimators that are not fitted or no such network, `RuleError` for a view that cannot be had.
     """
@@ -106,7 +107,10 @@ def neuralize(
     if view == "outlierness":
         return Neuralized(outlierness, features, name, (view,), threshold)
     if background is not None:
-        return Neuralized(_Nearer(_to_background(background, inputs, features), outlierness), features, name, (view,))
+        if not isinstance(distances, Distance):
+            raise RuleError(f"the outlierness of {name} is no distance to compare with background samples; pass threshold=")
+        other = _to_background(background, inputs, features, reading.outlierness[0].sharpness)
+        return Neuralized(_Nearer(other, outlierness), features, name, (view,))
     if threshold is None:
         raise RuleError(
             f"{name} has no threshold to measure inlierness from; pass threshold=, such as a quantile of its outlierness, or "
@@ -134,7 +138,7 @@ class _Reading:
 
     features: int
     distances: Callable[[Affine | None], nn.Module]
-    outlierness: tuple[nn.Module, ...] = ()
+    outlierness: tuple[Any, ...] = ()
     assignment: nn.Module | None = None
     threshold: float | None = None
     classes: Sequence[Any] = ()
@@ -171,7 +175,7 @@ def _one_class_svm(svm: Any) -> _Reading:
         raise ModelError(f"OneClassSVM(kernel={svm.kernel!r}) measures no distances; fit it with kernel='rbf'")
     gamma, alphas = float(svm._gamma), _tensor(svm.dual_coef_).flatten()
     offset = float(np.asarray(svm.offset_).item()) / float(alphas.sum())
-    pool = SoftMin(gamma, -(alphas / alphas.sum()).log() / gamma)
+    pool = _pool(alphas, gamma)
     threshold = -log(offset) / gamma if offset > 0 else None  # no similarity is below 0
     return _distances(svm.support_vectors_, (pool,), threshold=threshold)
 
@@ -185,7 +189,7 @@ def _kernel_density(density: Any) -> _Reading:
     points, weights = _tensor(density.tree_.data), density.tree_.sample_weight
     weights = torch.ones(len(points), dtype=torch.float64) if weights is None else _tensor(weights)
     gamma = 1 / (2 * float(density.bandwidth_) ** 2)
-    return _distances(points, (SoftMin(gamma, -(weights / weights.sum()).log() / gamma),))
+    return _distances(points, (_pool(weights, gamma),))
 
 
 def _k_means(estimator: Any) -> _Reading:
@@ -238,7 +242,7 @@ def _support_sets(sets: SupportSets) -> _Reading:
         raise InputError("SupportSets: every label is negative, that is noise; there is no cluster")
     classes, groups, sizes = np.unique(labels[kept], return_inverse=True, return_counts=True)
     points, members = points[torch.as_tensor(kept)], _tensor(sizes[groups])
-    pool = SoftMin(sets.gamma, torch.full_like(members, len(members)).log() / sets.gamma)
+    pool = _pool(torch.ones_like(members), sets.gamma)
     contrast = Contrast(sets.gamma, torch.as_tensor(groups), members.log() / sets.gamma)
     return _distances(points, (pool,), contrast, classes=classes.tolist())
 
@@ -368,13 +372,19 @@ def _forms(
     return _Reading(centres.shape[1], lambda inputs: Mahalanobis(centres, factors, inputs), outlierness, assignment, **more)
 
 
-def _to_background(background: Array, inputs: Affine | None, features: int) -> nn.Module:
-    """The squared distance to the nearest background sample, where the estimator measures."""
+def _to_background(background: Array, inputs: Affine | None, features: int, sharpness: float) -> nn.Module:
+    """The distance to the background samples, measured and pooled as the estimator does."""
     samples = _tensor(background)
     if samples.dim() < 2 or samples.shape[1:].numel() != features:
         raise InputError(f"background of shape {tuple(samples.shape)}; give samples [B, {features}] like those of the fit")
     samples = samples.flatten(1)
-    return nn.Sequential(Distance(samples if inputs is None else inputs.mapped(samples), inputs), SoftMin())
+    distances = Distance(samples if inputs is None else inputs.mapped(samples), inputs)
+    return nn.Sequential(distances, _pool(torch.ones(len(samples), dtype=torch.float64), sharpness))
+
+
+def _pool(weights: Tensor, gamma: float) -> SoftMin:
+    """−(1/γ) log Σ α_j exp(−γ h_j), with α the weights that add up to 1."""
+    return SoftMin(gamma, -(weights / weights.sum()).log() / gamma)
 
 
 def _tensor(values: Array) -> Tensor:
