@@ -2,8 +2,8 @@
 
     python scripts/digit_outliers.py ../shared/data docs/images        # writes outlier_digits.png and inlier_digits.png
 
-Red on the first is what the SVM finds out of place: strokes that threes do not have (ink) and strokes that they do (no ink). Red
-on the second is what is more like threes than like other digits, blue what is less.
+Red on the first is what the SVM finds out of place: strokes that threes do not have (ink) and strokes that they do (no ink).
+Red on the second is what is more like threes than like other digits, blue what is less.
 """
 
 import sys
