@@ -181,6 +181,14 @@ def test_restarts_and_early_stops_cost_no_success(mnist):
     assert (with_success["early"] >= with_success["once"]).all()
 
 
+def test_of_several_runs_the_one_of_largest_loss_is_kept(bundled):
+    model, x, y = robust_digits(), *bundled[1:]
+    losses = [F.cross_entropy(model(whence.PGD(0.1, 2, restarts=n)(model, x, y)), y, reduction="none") for n in (1, 2, 4)]
+    assert (losses[1] >= losses[0]).all()
+    assert (losses[2] >= losses[1]).all()
+    assert (losses[2] > losses[0]).any()
+
+
 def test_targets_are_reached(bundled):
     model, x, y = bundled
     x, y = x[:10], y[:10]
@@ -574,6 +582,26 @@ def test_attack_reports_to_scripts(tmp_path, by):
 def test_a_label_that_the_model_never_said_is_told(tmp_path):
     done = invoke("--label", 5, "--sample", 0, "--out", tmp_path / "a.png")
     assert "another class than --label from the start" in done.output
+
+
+ROWS = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Linear(5, 3).eval()
+"""
+
+
+def test_rows_of_a_model_that_states_no_bounds_have_none(tmp_path):
+    (tmp_path / "rows.py").write_text(ROWS)
+    np.save(tmp_path / "rows.npy", 10 * np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32))
+    done = invoke(
+        tmp_path / "rows.npy", "--model", f"{tmp_path / 'rows.py'}:net", "--epsilon", 9, "--json", "--out", tmp_path / "a.png"
+    )
+    assert done.exit_code == 0, done.output
+    assert [row["largest_change"] for row in json.loads(done.output)["samples"]] == pytest.approx([9, 9], rel=1e-5)
 
 
 def test_experiment_on_the_command_line(tmp_path):

@@ -68,9 +68,10 @@ def attack(
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
     x = read_input(input, loaded, sample, "attack")
-    box = Box(mean=loaded.preprocessing.mean, std=loaded.preprocessing.std)
+    is_picture, stated = not (input or "").endswith(".npy"), loaded.preprocessing
+    box = Box(mean=stated.mean, std=stated.std) if is_picture or stated.bounds_known else Box.unbounded()
     chosen = _attack(by, epsilon, _usual(x), steps, named(target, loaded), box, seed)
-    explained_by = configured(method, None, loaded, x, is_picture=not (input or "").endswith(".npy"))
+    explained_by = configured(method, None, loaded, x, is_picture=is_picture)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pair = explain_attack(loaded.model, x, named(label, loaded), chosen, method=explained_by).with_classes(loaded.classes)

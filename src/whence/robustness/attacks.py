@@ -60,9 +60,9 @@ class PGD:
 
     `epsilon` is in units of the pixels, before the normalisation that `box` states, and holds up to the rounding of the type;
     `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `targets` the loss
-    towards them is minimised instead. From the second of the `restarts` on, only those samples are attacked that still
-    withstand. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not for the
-    largest loss. `momentum` is that of `MIFGSM`.
+    towards them is minimised instead. `restarts` after the first are of the samples that still withstand, and the run of
+    largest loss is kept. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not
+    for the largest loss. `momentum` is that of `MIFGSM`.
     """
 
     epsilon: float
@@ -93,10 +93,18 @@ class PGD:
 
     def _attacked(self, case: Case, generator: torch.Generator) -> Tensor:
         pixels = self._ascended(case, generator, first=True)
+        if self.restarts == 1:
+            return self.box.inputs(pixels)
+        logits = case.logits(pixels)
         for _ in range(self.restarts - 1):
-            (withstanding,) = (~case.fooled(case.logits(pixels))).nonzero(as_tuple=True)
-            if len(withstanding):
-                pixels[withstanding] = self._ascended(case[withstanding], generator, first=False)
+            (left,) = (~case.fooled(logits)).nonzero(as_tuple=True)
+            if not len(left):
+                break
+            here = case[left]
+            again = self._ascended(here, generator, first=False)
+            reached = here.logits(again)
+            better = here.fooled(reached) | (here.losses(reached)[0] > here.losses(logits[left])[0])
+            pixels[left[better]], logits[left[better]] = again[better], reached[better]
         return self.box.inputs(pixels)
 
     def _ascended(self, case: Case, generator: torch.Generator, first: bool) -> Tensor:
