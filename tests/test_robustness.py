@@ -18,6 +18,7 @@ from whence.cli import app
 from whence.explain import METHODS
 from whence.models.digits import digit_samples, digits, robust_digits
 from whence.robustness.attacked import predicted
+from whence.robustness.features import _Features
 
 UNBOUNDED = whence.Box.unbounded()
 
@@ -538,6 +539,18 @@ def test_units_that_are_off_can_be_switched_on():
     assert scores.robustness[0].item() == pytest.approx(
         ((worst[:2].mean() - worst[2:].mean()) / 2 / values.std(correction=0)).item(), abs=1e-5
     )
+
+
+def test_the_furthest_that_a_feature_got_counts():
+    """From 0.45 a step too long leads past the peak at 0.52, to 0.55, and the next one back to where it is less."""
+
+    class Bump(nn.Module):
+        def forward(self, x):
+            return -(x - 0.52).square()
+
+    features = _Features(nn.Sequential(Bump(), nn.Linear(1, 2)).eval(), "0", whence.Box())
+    found = features._climbed(torch.tensor([[0.45]]), torch.ones(1), 0, epsilon=0.1, steps=2)
+    assert found.item() == pytest.approx(-(0.03**2), rel=1e-3)
 
 
 def test_scores_of_channels(bundled, tmp_path):
