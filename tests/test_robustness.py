@@ -17,7 +17,7 @@ import whence
 from whence.cli import app
 from whence.explain import METHODS
 from whence.models.digits import digit_samples, digits, robust_digits
-from whence.robustness.attacked import predicted
+from whence.robustness.cases import predicted
 from whence.robustness.features import _Features
 
 UNBOUNDED = whence.Box.unbounded()

@@ -4,22 +4,24 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from whence.errors import WhenceError
 from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
+from whence.show.drawable import PICTURES, Drawable, writable
 from whence.targets import Logit, Span, of_samples
 
-PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SUFFIXES = (*PICTURES, ".html", ".npz", ".safetensors")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Explanation:
+class Explanation(Drawable):
     """Relevance of every input feature of a batch, with the account of where it came from.
 
     >>> e = whence.explain(model, x, target=3)
@@ -107,22 +109,17 @@ class Explanation:
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .jpg, .pdf, .svg), a page (.html) or the numbers (.npz, .safetensors); returns the path."""
-        path = writable(path)
+        path = writable(path, SUFFIXES)
         {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}.get(
-            path.suffix, self._save_picture
+            path.suffix, super().save
         )(path)
         return path
 
-    def show(self) -> None:
-        """Show the picture: inline in a notebook, else in the system's image viewer."""
+    def figure(self) -> "Figure":
+        """A row for each of the first samples: the input, its heatmap, and one over the other."""
         from whence.show import heatmaps
 
-        heatmaps.show(self, heatmaps.figure(self))
-
-    def _repr_png_(self) -> bytes:
-        from whence.show import heatmaps
-
-        return heatmaps.png(heatmaps.figure(self))
+        return heatmaps.figure(self)
 
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold."""
@@ -136,11 +133,6 @@ class Explanation:
         named |= {name: t for name, t in (account | {"interactions": self.interactions}).items() if t is not None}
         named |= tensors(self.standard_errors, "standard_errors") | tensors(self.root, "root")
         return {name: t.detach().cpu().contiguous() for name, t in named.items()}
-
-    def _save_picture(self, path: Path) -> None:
-        from whence.show import heatmaps
-
-        heatmaps.figure(self).savefig(path)
 
     def _save_npz(self, path: Path) -> None:
         import numpy as np
@@ -159,16 +151,6 @@ class Explanation:
         from whence.show import report
 
         path.write_text(report.page(self), encoding="utf-8")
-
-
-def writable(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Path:
-    """The path, if its folder exists and its ending is one of `suffixes`."""
-    path = Path(path)
-    if path.suffix not in suffixes:
-        raise WhenceError(f"cannot save as {path.name!r}: choose {', '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise WhenceError(f"no folder {path.parent} to save {path.name} into")
-    return path
 
 
 def described(value: Any) -> str:

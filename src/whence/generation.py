@@ -2,21 +2,24 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from whence.errors import InputError, TargetError
 from whence.explain import Method, explain_targets
-from whence.explanation import PICTURES, Explanation, writable
+from whence.explanation import Explanation
 from whence.inputs import Inputs, Nest, check_model
+from whence.show.drawable import Drawable
 from whence.targets import Logit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class Generation:
+class Generation(Drawable):
     """A text that a model continued, and an explanation of each token it added.
 
     >>> written = whence.explain_generation(model, {"input_ids": ids}, max_new_tokens=12)
@@ -46,13 +49,11 @@ class Generation:
         """The same with tokens as words, for pictures and pages."""
         return replace(self, explanations=tuple(e.with_tokens(tokenizer) for e in self.explanations))
 
-    def save(self, path: str | Path) -> Path:
-        """Write a picture (.png, .jpg, .pdf, .svg) of the first text: a row for each new token, a column for each before."""
+    def figure(self) -> "Figure":
+        """Of the first text: a row for each new token, a column for each before."""
         from whence.show import tokens
 
-        path = writable(path, PICTURES)
-        tokens.grid(self).savefig(path)
-        return path
+        return tokens.grid(self)
 
 
 def explain_generation(

@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from whence.cli.explain import configured, named, read_input, warn, warn_of_random_weights
+from whence.cli.explain import check_method, configured, is_array, named, read_input, warn, warn_of_random_weights
 from whence.errors import InputError, RuleError
 from whence.explain import METHODS
-from whence.explanation import PICTURES, writable
 from whence.robustness.attacks import FGSM, MIFGSM, PGD, Attack, DeepFool
 from whence.robustness.box import Box
 from whence.robustness.explanations import AttackExplained, explain_attack
 from whence.robustness.features import robust_features_experiment
+from whence.show.drawable import PICTURES, writable
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -62,13 +62,12 @@ def attack(
         return
     if by not in ATTACKS:
         raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
-    if method not in METHODS:
-        raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+    check_method(method)
     loaded = load_model(model, weights)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
     x = read_input(input, loaded, sample, "attack")
-    is_picture, stated = not (input or "").endswith(".npy"), loaded.preprocessing
+    is_picture, stated = not is_array(input), loaded.preprocessing
     box = Box(mean=stated.mean, std=stated.std) if is_picture or stated.bounds_known else Box.unbounded()
     chosen = _attack(by, epsilon, _usual(x), steps, named(target, loaded), box, seed)
     explained_by = configured(method, None, loaded, x, is_picture=is_picture)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
 from whence.explain import METHODS, explain as run
-from whence.explanation import Explanation, tensors, writable
+from whence.explanation import SUFFIXES, Explanation, tensors
 from whence.lrp import presets
 from whence.lrp.composites import Composite
 from whence.methods.features import patches
 from whence.methods.lrp import LRP
+from whence.show.drawable import writable
 from whence.targets import Logit
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def explain(
     _check(method, rules, out)
     loaded = load_model(model, weights)
     x = read_input(input, loaded, sample)
-    chosen = configured(method, rules, loaded, x, is_picture=not (input or "").endswith(".npy"))
+    chosen = configured(method, rules, loaded, x, is_picture=not is_array(input))
     explained = Logit(named(target, loaded), named(rather_than, loaded), position)
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
     if loaded.text is not None:
@@ -76,11 +77,15 @@ def explain(
 
 def _check(method: str, rules: str | None, out: Path) -> None:
     """What can be refused before the model is loaded."""
-    if method not in METHODS:
-        raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+    check_method(method)
     if rules is not None and (method != "lrp" or rules not in PRESETS):
         raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
-    writable(out)
+    writable(out, SUFFIXES)
+
+
+def check_method(name: str) -> None:
+    if name not in METHODS:
+        raise RuleError(f"no method {name!r}; choose from {', '.join(METHODS)}")
 
 
 def configured(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
@@ -144,7 +149,12 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
         return images[sample : sample + 1]
     if loaded.text is not None:
         return loaded.text.read(given)
-    return read_array(Path(given)) if given.endswith(".npy") else loaded.preprocessing.read(given)
+    return read_array(Path(given)) if is_array(given) else loaded.preprocessing.read(given)
+
+
+def is_array(given: str | None) -> bool:
+    """Whether the input is a file of numbers, not a picture."""
+    return given is not None and given.endswith(".npy")
 
 
 def warn(text: str) -> None:

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from whence.cli.explain import named, read_array, warn, warn_of_random_weights
 from whence.errors import InputError, RuleError
-from whence.explanation import PICTURES, writable
 from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
 from whence.prototypes.maximize import prototype as run
 from whence.prototypes.priors import L2, CodeSpace
 from whence.prototypes.samples import top_samples
+from whence.show.drawable import PICTURES, writable
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel

@@ -4,16 +4,19 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.explanation import PICTURES, writable
+from whence.show.drawable import PICTURES, Drawable, writable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Prototypes:
+class Prototypes(Drawable):
     """Inputs that stand for K concepts, and how they were found.
 
     >>> p = whence.prototype(model, range(10), prior=expert)
@@ -92,9 +95,7 @@ class Prototypes:
 
             save_file(self.numbers(), path, {"names": "\n".join(self.names)})
         else:
-            from whence.show import grids
-
-            grids.figure(self).savefig(path)
+            super().save(path)
         return path
 
     def numbers(self) -> dict[str, Tensor]:
@@ -103,13 +104,8 @@ class Prototypes:
         named |= {f"history.{name}": t for name, t in self.history.items()}
         return {name: t.detach().cpu().contiguous() for name, t in named.items() if t is not None}
 
-    def show(self) -> None:
-        """Show the picture: inline in a notebook, else in the system's image viewer."""
-        from whence.show import grids, heatmaps
+    def figure(self) -> "Figure":
+        """Side by side, named; with samples of the data, a row for each prototype and them."""
+        from whence.show import grids
 
-        heatmaps.show(self, grids.figure(self))
-
-    def _repr_png_(self) -> bytes:
-        from whence.show import grids, heatmaps
-
-        return heatmaps.png(grids.figure(self))
+        return grids.figure(self)

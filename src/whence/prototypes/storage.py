@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from whence.errors import LoadError, first_line
-from whence.explanation import writable
+from whence.show.drawable import writable
 
 
 def save(tensors: Mapping[str, Tensor], described: Mapping[str, object], path: str | Path) -> Path:

@@ -109,7 +109,7 @@ class PGD:
 
     def _ascended(self, case: Case, generator: torch.Generator, first: bool) -> Tensor:
         """The pixels that one run ends at, from a start of its own."""
-        size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        size = usual_step(self.epsilon, self.steps) if self.step_size is None else self.step_size
         pixels, accumulated = case.pixels.clone(), torch.zeros_like(case.pixels)
         if self.random_start:
             pixels = self.box.clipped(pixels + self.epsilon * RANDOM[self.norm](pixels, generator))
@@ -127,8 +127,8 @@ class PGD:
             if self.momentum:
                 gradient = accumulated[left] * self.momentum + _unit(gradient, 1)
                 accumulated[left] = gradient
-            moved = pixels[left] + size * STEPS[self.norm](gradient) - here.pixels
-            pixels[left] = self.box.clipped(here.pixels + PROJECTIONS[self.norm](moved, self.epsilon))
+            moved = pixels[left] + size * STEPS[self.norm](gradient)
+            pixels[left] = within(here.pixels, moved, self.epsilon, self.norm, self.box)
         return pixels
 
 
@@ -274,6 +274,16 @@ PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "l2": lambda moved, epsilon: moved * (epsilon / _norms(moved, 2)).clamp(max=1),
 }
 RANDOM = {"linf": _uniform_in_cube, "l2": _uniform_in_ball}
+
+
+def usual_step(epsilon: float, steps: int) -> float:
+    """α = 2.5 ε / steps: enough to cross the ball and come back (Madry et al. 2018)."""
+    return 2.5 * epsilon / steps
+
+
+def within(start: Tensor, moved: Tensor, epsilon: float, norm: Norm, box: Box) -> Tensor:
+    """What was moved, led back into the ball around where it started, and into the box."""
+    return box.clipped(start + PROJECTIONS[norm](moved - start, epsilon))
 
 
 def warn_of_masking(gradient: Tensor) -> None:

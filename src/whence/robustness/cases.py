@@ -83,25 +83,36 @@ def class_logits(reader: Reader, x: Tensor) -> Tensor:
     return logits
 
 
-@torch.no_grad()
-def said(reader: Reader, x: Tensor) -> Tensor:
+def predicted(model: Model, x: Tensor) -> Tensor:
     """The classes that a model says, `[N]`."""
-    return class_logits(reader, x).argmax(1)
+    return logits_in_parts(model, x).argmax(1)
+
+
+@torch.no_grad()
+def logits_in_parts(model: Model, x: Tensor) -> Tensor:
+    """`[N, classes]`, in parts that fit into memory."""
+    reader = Reader(model, (), output=True)
+    return torch.cat([class_logits(reader, part) for part in x.detach().split(at_once(x))])
+
+
+def at_once(x: Tensor) -> int:
+    """How many samples like these fit into memory."""
+    return automatic_batch_size(Inputs((x,), single=True))
 
 
 def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterator[Case]:
     """The samples checked, in parts that fit into memory."""
     check_model(model)
     x = one_input(x)
-    pixels, inputs = box.pixels(x), Inputs((x,), single=True)
+    pixels = box.pixels(x)
     box.check(pixels)
     reader, count, device = Reader(model, (), output=True), len(x), x.device
     goals = None if targets is None else class_indices(targets, count, "target", device)
     labels = None if y is None else class_indices(y, count, "label", device)
     with progress("attack", count, shown=True) as advance:
-        for rows in torch.arange(count, device=device).split(automatic_batch_size(inputs)):
+        for rows in torch.arange(count, device=device).split(at_once(x)):
             part, goal = box.clipped(pixels[rows]), None if goals is None else goals[rows]
-            own = said(reader, box.inputs(part)) if labels is None else labels[rows]
+            own = predicted(model, box.inputs(part)) if labels is None else labels[rows]
             if goal is not None and (same := goal == own).any():
                 raise TargetError(f"the target of sample {int(rows[same][0])} is its label; choose another class")
             yield Case(reader, box, part, own, goal)

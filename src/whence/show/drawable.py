@@ -1,13 +1,16 @@
 """Results that are looked at as one figure."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whence.explanation import PICTURES, writable
+from whence.errors import WhenceError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 class Drawable(ABC):
@@ -33,3 +36,13 @@ class Drawable(ABC):
         from whence.show import heatmaps
 
         return heatmaps.png(self.figure())
+
+
+def writable(path: str | Path, suffixes: Sequence[str]) -> Path:
+    """The path, if its folder exists and its ending is one of `suffixes`."""
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise WhenceError(f"cannot save as {path.name!r}: choose {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise WhenceError(f"no folder {path.parent} to save {path.name} into")
+    return path
