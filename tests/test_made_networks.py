@@ -64,17 +64,17 @@ def test_with_biases_relevance_and_what_was_absorbed_is_the_output(plan, seed, r
 
 
 def without_knowledge_of_signs(patch):
-    from whence.lrp import inheritance, mode
+    from whence.lrp.inheritance import Inherited
 
-    patch.setattr(inheritance, "stays_nonnegative", lambda call, nonnegative: False)
-    plain = mode.Knowledge
-    patch.setattr(mode, "Knowledge", lambda version, nonnegative=False, *rest: plain(version, False, *rest))
+    patch.setattr(Inherited, "nonnegative", property(lambda known: False, lambda known, holds: None))
 
 
 def without_relus_taking_over(patch):
-    from whence.lrp import operations, treatments
+    from whence.lrp import mode, operations
+    from whence.lrp.treatments.arithmetic import plain
 
-    patch.setitem(operations.TREATMENTS, "relu", treatments.plain)
+    patch.setitem(operations.TREATMENTS, "relu", plain)
+    patch.setattr(mode, "operation_of", operations.operation_of.__wrapped__)
 
 
 @pytest.mark.parametrize("without", [without_knowledge_of_signs, without_relus_taking_over])

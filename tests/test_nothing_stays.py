@@ -106,7 +106,7 @@ def test_when_a_rule_raises_on_the_way_back():
         def merged(self, weight):
             raise BoomError
 
-        def shares(self, g, z, positive):
+        def factors(self, z, positive):
             raise BoomError
 
     model = Small()

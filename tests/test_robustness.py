@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import whence
 from whence.cli import app
-from whence.explain import METHODS
+from whence.methods.table import METHODS
 from whence.models.digits import digit_samples, digits, robust_digits
 from whence.robustness.cases import predicted
 from whence.robustness.features import _Features

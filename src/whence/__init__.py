@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from whence import errors as errors
 from whence.checkpoint import checkpointed as checkpointed
 from whence.explain import explain as explain, explain_targets as explain_targets
+from whence.explainer import Explainer as Explainer
 from whence.explanation import Explanation as Explanation
 from whence.generation import Generation as Generation, explain_generation as explain_generation
 from whence.lrp import presets as presets

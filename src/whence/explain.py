@@ -1,43 +1,16 @@
 """explain(): model + input + target + method -> Explanation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from whence.errors import RuleError, TargetError
+from whence.explainer import explanations
 from whence.explanation import Explanation
-from whence.inputs import Inputs, Nest, check_model
-from whence.lrp.scope import named_layers
-from whence.methods.cams import GradCAM, LayerCAM
-from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
-from whence.methods.lrp import LRP
-from whence.methods.passes import Task
-from whence.methods.paths import IntegratedGradients
-from whence.methods.perturbation import RISE, FeatureAblation, Occlusion
-from whence.methods.shapley import Shapley
-from whence.methods.smoothing import SmoothGrad
-from whence.methods.taylor import SimpleTaylor
+from whence.inputs import check_model
+from whence.lrp.prepared import Prepared
+from whence.methods.table import Method, named
+from whence.nests import Nest
 from whence.progress import Progress
-from whence.targets import Logit, Span, Target
-
-
-class Method(Protocol):
-    """A way to explain: a frozen dataclass with a short name."""
-
-    name: ClassVar[str]
-
-    def explanations(self, task: Task) -> Iterator[Explanation]:
-        """One explanation for each target of the task."""
-        ...
-
-
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (LRP, GradientTimesInput, Sensitivity, IntegratedGradients, SmoothGrad, GuidedBackprop, Deconvnet, GradCAM,
-                   LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
-}  # fmt: skip
+from whence.targets import Target
 
 
 def explain(
@@ -82,32 +55,4 @@ def explain_targets(
     >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
     """
     check_model(model)
-    if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
-        raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
-    task = Task(model, Inputs.of(inputs).detached(), list(targets), tuple(named_layers(model, layers)), progress)
-    return _outside_of_inference_mode(named(method).explanations(task))
-
-
-def _outside_of_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
-    """What is made in inference mode cannot be differentiated later on."""
-    while True:
-        with torch.inference_mode(False):
-            explanation = next(explanations, None)
-        if explanation is None:
-            return
-        yield explanation
-
-
-def named(method: Method | str | None) -> Method:
-    """The method itself, by its short name, or the default."""
-    if method is None:
-        return LRP()
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
-        return METHODS[method]()
-    if not hasattr(method, "explanations"):
-        raise RuleError(f"{method!r} is no method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
-    if isinstance(method, type):
-        raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
-    return method
+    return explanations(Prepared(model), named(method), inputs, targets, layers, progress)

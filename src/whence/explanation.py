@@ -2,21 +2,25 @@
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
+from whence.nests import Nest, described, each, tensors
 from whence.show.drawable import PICTURES, Drawable, writable
 from whence.targets import Logit, Span, of_samples
+from whence.words import words_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from whence.show.panels import Panel
+
+MOST_DRAWN = 16  # samples
 SUFFIXES = (*PICTURES, ".html", ".npz", ".safetensors")
 
 
@@ -61,16 +65,16 @@ class Explanation(Drawable):
             raise IndexError(f"samples cannot be sliced by steps of {index.step}")
         return replace(
             self,
-            relevance=_each(lambda t: t[index], self.relevance),
+            relevance=each(lambda t: t[index], self.relevance),
             output=self.output[index],
             target=of_samples(self.target, index),
             conservation=self.conservation[index],
-            layers=_each(lambda t: t[index], self.layers),
-            inputs=_each(lambda t: t[index], self.inputs),
+            layers=each(lambda t: t[index], self.layers),
+            inputs=each(lambda t: t[index], self.inputs),
             tokens={name: rows[index] for name, rows in self.tokens.items()},
-            standard_errors=_each(lambda t: t[index], self.standard_errors),
-            interactions=_each(lambda t: t[index], self.interactions),
-            root=_each(lambda t: t[index], self.root),
+            standard_errors=each(lambda t: t[index], self.standard_errors),
+            interactions=each(lambda t: t[index], self.interactions),
+            root=each(lambda t: t[index], self.root),
         )
 
     def __repr__(self) -> str:
@@ -87,16 +91,14 @@ class Explanation(Drawable):
 
     def with_tokens(self, tokenizer: Any) -> "Explanation":
         """The same with token ids as words, for pictures, pages and the terminal; `tokenizer` is Hugging Face's."""
-        from whence.models.texts import tokens
-
         named = tensors(self.inputs)
         texts = {name: t for name, t in named.items() if not t.is_floating_point() and ("input_ids" in name or len(named) == 1)}
-        words = {name: [tokens(tokenizer, row) for row in t.reshape(len(t), -1).tolist()] for name, t in texts.items()}
+        words = {name: [words_of(tokenizer, row) for row in t.reshape(len(t), -1).tolist()] for name, t in texts.items()}
         if self.classes or not isinstance(self.target, Tensor | Logit):
             return replace(self, tokens=words)
         target = self.target if isinstance(self.target, Logit) else Logit(self.target)
         ids = sorted({i for t in (target.index, target.rather_than) if isinstance(t, Tensor) for i in t.tolist()})
-        names = [word.strip() or word for word in tokens(tokenizer, ids)]
+        names = [word.strip() or word for word in words_of(tokenizer, ids)]
         return replace(self, tokens=words, classes=dict(zip(ids, names, strict=True)))
 
     def tokens_of(self, sample: int) -> list[str]:
@@ -116,10 +118,30 @@ class Explanation(Drawable):
         return path
 
     def figure(self) -> "Figure":
-        """A row for each of the first samples: the input, its heatmap, and one over the other."""
-        from whence.show import heatmaps
+        """A row for each of the first samples and inputs: the input, its heatmap, and one over the other; a text with coloured
+        tokens; bars for plain vectors."""
+        from whence.show.panels import stacked
 
-        return heatmaps.figure(self)
+        return stacked([panel for sample in range(min(len(self), MOST_DRAWN)) for panel in self._panels(sample)])
+
+    def _panels(self, sample: int) -> "list[Panel]":
+        """What of one sample is drawn."""
+        from whence.show.bars import Bars
+        from whence.show.heatmaps import Heatmap
+        from whence.show.tokens import Words
+
+        account, relevance = self.conservation, tensors(self.relevance)
+        title = f"{self.target_names()[sample]}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
+        panels: list[Panel] = []
+        for name, x in tensors(self.inputs).items():
+            r = relevance[name][sample]
+            if name in self.tokens:
+                panels.append(Words(self.tokens[name][sample], r, title))
+            elif x.is_floating_point():
+                panels.append(Bars(r, title) if r.dim() == 1 else Heatmap(x[sample], r, title))
+            elif not self.tokens:  # else they are ids of other kinds, such as segments: no text
+                panels.append(Words([f" {i}" for i in x[sample].flatten().tolist()], r, title))
+        return panels
 
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold."""
@@ -148,47 +170,32 @@ class Explanation(Drawable):
         save_file(self.numbers(), path, {"method": described(self.method)})
 
     def _save_page(self, path: Path) -> None:
-        from whence.show import report
+        from whence.show.pages import embedded, page
 
-        path.write_text(report.page(self), encoding="utf-8")
+        account = self.conservation
+        amounts = {"output": account.output} | account.parts | ({"relative error": account.error} if account.adds_up else {})
+        columns = [column.tolist() for column in amounts.values()]
+        layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
+        pictures = not self.tokens or any(t.is_floating_point() for t in tensors(self.inputs).values())
+        text = page(
+            "explanation.html",
+            method=described(self.method),
+            parts=list(account.parts) if account.adds_up else [],
+            headings=list(amounts),
+            samples=list(zip(self.target_names(), zip(*columns, strict=True), strict=True)),
+            layers=[(name, amount.tolist()) for name, amount in layers],
+            texts=self._styled_texts(),
+            picture=embedded(self.figure()) if pictures else None,
+        )
+        path.write_text(text, encoding="utf-8")
 
+    def _styled_texts(self) -> list[tuple[str, list]]:
+        """The texts of each sample as coloured tokens, under what is explained."""
+        from whence.show.tokens import styled
 
-def described(value: Any) -> str:
-    """A method or rule in one line, its tensors by their shapes and its nests by what is in them.
-
-    >>> described(whence.ExpectedGradients(torch.rand(100, 784)))
-    'ExpectedGradients(background=tensor[100, 784])'
-    """
-    if isinstance(value, Tensor) and value.dim():
-        return f"tensor{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {described(v)}' for key, v in value.items())}}}"
-    if type(value) in (list, tuple):
-        return f"({', '.join(map(described, value))})"
-    if not is_dataclass(value) or isinstance(value, type) or not vars(type(value))["__dataclass_params__"].repr:
-        return repr(value)
-    given = ((f, getattr(value, f.name)) for f in fields(value))
-    return f"{type(value).__name__}({', '.join(f'{f.name}={described(v)}' for f, v in given if not _is_default(f, v))})"
-
-
-def _is_default(f: Field, value: Any) -> bool:
-    return value is f.default or (isinstance(value, int | float | str) and value == f.default)
-
-
-def tensors(nest: Any, name: str = "") -> dict[str, Tensor]:
-    """The tensors of a nest by name: "relevance", "relevance.1", "layers.features.28"."""
-    if isinstance(nest, Tensor):
-        return {name: nest}
-    items = nest.items() if isinstance(nest, dict) else enumerate(nest or ())
-    found: dict[str, Tensor] = {}
-    for key, value in items:
-        found |= tensors(value, f"{name}.{key}" if name else str(key))
-    return found
-
-
-def _each(change: Any, nest: Any) -> Any:
-    if isinstance(nest, Tensor):
-        return change(nest)
-    if isinstance(nest, dict):
-        return {key: _each(change, value) for key, value in nest.items()}
-    return nest if nest is None else tuple(_each(change, value) for value in nest)
+        relevance, names = tensors(self.relevance), self.target_names()
+        return [
+            (names[i], styled(rows[i], relevance[name][i].flatten().float().cpu()))
+            for i in range(len(self))
+            for name, rows in self.tokens.items()
+        ]

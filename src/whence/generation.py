@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError, TargetError
-from whence.explain import Method, explain_targets
+from whence.explain import explain_targets
 from whence.explanation import Explanation
-from whence.inputs import Inputs, Nest, check_model
+from whence.inputs import Inputs, check_model
+from whence.methods.table import Method
+from whence.nests import Nest
 from whence.show.drawable import Drawable
 from whence.targets import Logit
 
@@ -51,9 +53,14 @@ class Generation(Drawable):
 
     def figure(self) -> "Figure":
         """Of the first text: a row for each new token, a column for each before."""
-        from whence.show import tokens
+        from whence.show.tokens import grid
 
-        return tokens.grid(self)
+        relevance = self.relevance[:, 0].float().cpu()
+        given = self.explanations[0].tokens_of(0) or [str(int(i)) for i in self.ids[0, :-1]]
+        written = [e.target_names()[0] for e in self.explanations]
+        future = torch.arange(relevance.shape[1]) >= self.start + torch.arange(len(relevance))[:, None]
+        title = "relevance of each token before, for each token written (roots of shares)"
+        return grid(written, given, relevance.masked_fill(future, float("nan")), title)
 
 
 def explain_generation(

@@ -1,16 +1,16 @@
 """What goes into a model: a tensor, a tuple of tensors, or a dict of keyword arguments."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from whence.errors import TOO_NARROW, InputError, ModelError, TrainingModeError, WhenceError, first_line, out_of_memory
 from whence.lrp.scope import exported
-
-Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
+from whence.nests import Nest
 
 
 @dataclass(frozen=True)
@@ -153,18 +153,15 @@ def check_model(model: object) -> None:
         raise ModelError(f"a model must be callable, not {type(model).__name__}")
     if not isinstance(model, torch.nn.Module):
         return
-    training = next((name or "the model" for name, module in _switchable(model) if module.training), None)
-    if training is not None:
-        raise TrainingModeError(f"{training!r} is in training mode; call model.eval() before explaining")
-    for name, parameter in model.named_parameters():
-        if torch.nn.parameter.is_lazy(parameter):
-            raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
-
-
-def _switchable(module: torch.nn.Module, name: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
-    """The modules that can be put in eval mode: all but exported ones, which are in the mode they were exported in."""
-    if exported(module):
-        return
-    yield name, module
-    for child, part in module.named_children():
-        yield from _switchable(part, f"{name}.{child}" if name else child)
+    found = [model]
+    for module in found:  # grows as it is read
+        if isinstance(module, torch.fx.GraphModule) and exported(module):  # it is in the mode it was exported in
+            continue
+        if module.training:
+            name = next(name for name, part in model.named_modules() if part is module) or "the model"
+            raise TrainingModeError(f"{name!r} is in training mode; call model.eval() before explaining")
+        for name, parameter in module._parameters.items():
+            if parameter is not None and is_lazy(parameter):
+                raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
+        if module._modules:
+            found += [child for child in module._modules.values() if child is not None]

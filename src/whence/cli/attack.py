@@ -11,7 +11,7 @@ from rich.table import Table
 
 from whence.cli.explain import check_method, configured, is_array, named, read_input, warn, warn_of_random_weights
 from whence.errors import InputError, RuleError
-from whence.explain import METHODS
+from whence.methods.table import METHODS
 from whence.robustness.attacks import FGSM, MIFGSM, PGD, Attack, DeepFool
 from whence.robustness.box import Box
 from whence.robustness.explanations import AttackExplained, explain_attack

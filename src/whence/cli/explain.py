@@ -12,12 +12,14 @@ from rich.table import Table
 from torch import Tensor
 
 from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
-from whence.explain import METHODS, explain as run
-from whence.explanation import SUFFIXES, Explanation, tensors
+from whence.explain import explain as run
+from whence.explanation import SUFFIXES, Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite
 from whence.methods.features import patches
 from whence.methods.lrp import LRP
+from whence.methods.table import METHODS
+from whence.nests import tensors
 from whence.show.drawable import writable
 from whence.targets import Logit
 

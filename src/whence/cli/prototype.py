@@ -15,6 +15,7 @@ from whence.errors import InputError, RuleError
 from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
 from whence.prototypes.maximize import prototype as run
 from whence.prototypes.priors import L2, CodeSpace
+from whence.prototypes.prototypes import side_by_side
 from whence.prototypes.samples import top_samples
 from whence.show.drawable import PICTURES, writable
 
@@ -64,9 +65,7 @@ def prototype(
     settings: dict[str, Any] = {"steps": steps, "seed": seed}
     if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURES:
         found = {name: _found(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
-        from whence.show import grids
-
-        grids.side_by_side(found).savefig(out)
+        side_by_side(found).savefig(out)
     else:
         name = prior or "none"
         prototypes = _found(loaded, concepts, name, strength, image, size, settings)

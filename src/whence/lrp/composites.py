@@ -1,7 +1,8 @@
 """Which rule where: an ordered list of selectors and rules, first match wins."""
 
 import fnmatch
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from whence.errors import RuleError, SelectorError, suggestion
 from whence.lrp.functions import function_name
 from whence.lrp.rules import Constant, FunctionRule, InputRule, LinearRule, Rule
-from whence.lrp.scope import Scope
+from whence.lrp.scope import Place
 
 
 class InputLayer:
@@ -57,65 +58,91 @@ class Composite:
         return Composite(own.entries + self.entries, own.required + self.required, f"{own!r} | {self!r}")
 
 
-@dataclass
+class Picks:
+    """What one selector picks: calls that come from certain places, or of certain functions, or all."""
+
+    def __init__(self, selector: Selector):
+        atoms = list(_atoms(selector))
+        patterns = [fnmatch.translate(atom) for atom in atoms if isinstance(atom, str) and atom != "*"]
+        self._paths = re.compile("|".join(patterns)) if patterns else None
+        self._classes = tuple(atom for atom in atoms if isinstance(atom, type))
+        self.modules = bool(patterns or self._classes)
+        self.everything = "*" in atoms  # also what runs in no module
+        self.at_input = any(isinstance(atom, InputLayer) for atom in atoms)
+        self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type | InputLayer)}
+
+    def module(self, place: Place) -> bool:
+        if self._paths is not None and any(map(self._paths.match, place.names)):
+            return True
+        return bool(self._classes) and isinstance(place.module, self._classes)
+
+
 class Matcher:
-    """Finds the rule of each function call and remembers which selectors ever matched."""
+    """Finds the rule of each function at its place, once, and remembers which selectors ever matched."""
 
-    composite: Composite
-    scope: Scope
-    _matched: set[int] = field(default_factory=set)
-    _known: dict[tuple, Rule | None] = field(default_factory=dict)
+    def __init__(self, composite: Composite):
+        self._composite = composite
+        self._entries = [(Picks(selector), rule) for selector, rule in composite.entries]
+        self._by_module = [(position, picks) for position, (picks, _) in enumerate(self._entries) if picks.modules]
+        self._matched: set[int] = set()
 
-    def linear_rule(self, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
-        rule = self._find(function, touches_input, LinearRule | InputRule | Constant)
-        if isinstance(rule, InputRule) and not touches_input:
-            raise RuleError(
-                f"{type(rule).__name__} belongs to the layer that touches the input, but '{self.scope.path}' reads hidden "
-                "activations (or the input reached it by way of relevance_rules, which explain() does not need)"
-            )
-        return rule  # type: ignore[return-value]
+    def linear_rule(self, place: Place, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
+        key = (self, function, touches_input)
+        if key not in place.decided:
+            place.decided[key] = self._search(place, function, touches_input, LinearRule | InputRule | Constant)
+        return place.decided[key]
 
-    def function_rule(self, function: str) -> FunctionRule | None:
-        return self._find(function, False, FunctionRule)  # type: ignore[return-value]
+    def function_rule(self, place: Place, function: str) -> FunctionRule | None:
+        key = (self, function)
+        if key not in place.decided:
+            place.decided[key] = self._search(place, function, False, FunctionRule)
+        return place.decided[key]
 
-    def check_all_matched(self) -> None:
+    def check_all_matched(self, paths: Iterable[str]) -> None:
         """Raise for the first of the user's selectors that no function call met."""
-        for position, (selector, rule) in enumerate(self.composite.entries[: self.composite.required]):
+        for position, (selector, rule) in enumerate(self._composite.entries[: self._composite.required]):
             if position in self._matched:
                 continue
             kind = "nonlinear function" if isinstance(rule, FunctionRule) else "linear map"
-            near = ""
-            if isinstance(selector, str):
-                near = suggestion(selector, self.scope.known_names)
+            near = suggestion(selector, paths) if isinstance(selector, str) else ""
             earlier = " that no earlier selector took" if position else ""
             raise SelectorError(f"selector {describe(selector)} matched no {kind} of the model{earlier}{near}")
 
-    def _find(self, function: str, touches_input: bool, kind: Any) -> Rule | None:
-        key = (function, touches_input, kind is FunctionRule, *map(id, self.scope.modules))
-        if key not in self._known:
-            self._known[key] = self._search(function, touches_input, kind)
-        return self._known[key]
-
-    def _search(self, function: str, touches_input: bool, kind: Any) -> Rule | None:
-        for position, (selector, rule) in enumerate(self.composite.entries):
-            if isinstance(rule, kind) and self._matches(selector, function, touches_input):
+    def _search(self, place: Place, function: str, touches_input: bool, kind: Any) -> Rule | None:
+        around = self._around(place)
+        for position, (picks, rule) in enumerate(self._entries):
+            picked = picks.everything or function in picks.functions or (touches_input and picks.at_input) or position in around
+            if picked and isinstance(rule, kind):
                 self._matched.add(position)
+                if isinstance(rule, InputRule) and not touches_input:
+                    raise _misplaced(rule, place)
                 return rule
         return None
 
-    def _matches(self, selector: Selector, function: str, touches_input: bool) -> bool:
-        if isinstance(selector, tuple):
-            return any(self._matches(one, function, touches_input) for one in selector)
-        if isinstance(selector, InputLayer):
-            return touches_input
-        if selector == "*":  # also what runs in no module
-            return True
-        if isinstance(selector, str):
-            paths = (name for module in self.scope.modules for name in self.scope.names(module))
-            return any(fnmatch.fnmatchcase(path, selector) for path in paths)
-        if isinstance(selector, type):
-            return any(isinstance(module, selector) for module in self.scope.modules)
-        return function_name(selector) == function
+    def _around(self, place: Place) -> set[int]:
+        """The entries that pick the module here or one around it: a path or class selects everything that runs inside."""
+        if place.outer is None:
+            return set()
+        if self not in place.decided:
+            here = {position for position, picks in self._by_module if picks.module(place)}
+            around = self._around(place.outer)
+            place.decided[self] = around | here if here else around
+        return place.decided[self]
+
+
+def _misplaced(rule: InputRule, place: Place) -> RuleError:
+    return RuleError(
+        f"{type(rule).__name__} belongs to the layer that touches the input, but '{place.path}' reads hidden activations "
+        "(or the input reached it by way of relevance_rules, which explain() does not need)"
+    )
+
+
+def _atoms(selector: Selector) -> Iterator[Selector]:
+    if not isinstance(selector, tuple):
+        yield selector
+        return
+    for one in selector:
+        yield from _atoms(one)
 
 
 def describe(selector: Selector) -> str:

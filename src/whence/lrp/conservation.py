@@ -1,5 +1,6 @@
 """Where relevance went: what reached the input, and what biases, ε and shifts absorbed, layer by layer."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
@@ -69,20 +70,19 @@ class Meter:
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._absorbed: dict[str, Tensor] = {}
-        self._mixed: dict[str, Tensor] = {}
+        self._absorbed: defaultdict[str, list[Tensor]] = defaultdict(list)  # [batch] each
+        self._mixed: defaultdict[str, list[Tensor]] = defaultdict(list)  # of samples that cannot be told apart
 
     def add(self, path: str, amount: Tensor) -> None:
         """`amount` [batch, …] was absorbed at `path`; a batch folded into the first dimension (windows) is unfolded."""
         if not self._batch_size:
             return
-        amount = amount.detach()
-        told_apart = amount.dim() > 0 and amount.shape[0] % self._batch_size == 0
-        found, part = (
-            (self._absorbed, amount.reshape(self._batch_size, -1).sum(1)) if told_apart else (self._mixed, amount.sum())
-        )
-        earlier = found.get(path)
-        found[path] = part if earlier is None else earlier + part
+        if amount.dim() == 1 and len(amount) == self._batch_size:
+            self._absorbed[path].append(amount.detach())
+        elif amount.dim() and len(amount) % self._batch_size == 0:
+            self._absorbed[path].append(amount.detach().reshape(self._batch_size, -1).sum(1))
+        else:
+            self._mixed[path].append(amount.detach().sum())
 
     def read(self, output: Tensor, relevance: Tensor) -> Conservation:
         """The account since the last reading.
@@ -90,8 +90,10 @@ class Meter:
         Where a network takes the samples of a batch apart, mixes them, or holds them elsewhere than in the first dimension,
         what a layer absorbed is known only in sum. It is then shared out so that the samples balance as far as the sum does.
         """
-        by_layer, mixed = ({path: t.to(output) for path, t in part.items()} for part in (self._absorbed, self._mixed))
-        self._absorbed, self._mixed = {}, {}
+        by_layer = {path: _sum(amounts, output) for path, amounts in self._absorbed.items()}
+        mixed = {path: _sum(amounts, output) for path, amounts in self._mixed.items()}
+        self._absorbed.clear()
+        self._mixed.clear()
         for path, amount in mixed.items():
             by_layer[path] = by_layer.get(path, 0) + (amount / len(output)).expand_as(output)
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
@@ -101,6 +103,11 @@ class Meter:
         if gap.sum().abs() <= rounding.sum() and (gap.abs() > rounding).any():
             absorbed = absorbed + gap - gap.mean()
         return Conservation(output, relevance, absorbed, by_layer)
+
+
+def _sum(amounts: list[Tensor], like: Tensor) -> Tensor:
+    amounts = [amount.to(like) for amount in amounts]
+    return amounts[0] if len(amounts) == 1 else torch.stack(amounts).sum(0)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

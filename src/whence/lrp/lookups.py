@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import TOO_NARROW, InputError, ModelError
-from whence.lrp.functions import Call, function_name, tensors
-from whence.lrp.operations import MOVES_VALUES
+from whence.lrp.calls import Call, tensors
 
 TABLES = ("embedding", "getitem", "index_select")
-MOVES = frozenset(MOVES_VALUES)
 JOINS = frozenset({"cat", "stack", "meshgrid", "broadcast_tensors"})
 KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
 NOWHERE = -1
@@ -59,7 +57,7 @@ class Lookups:
         known = {id(t): places for t in tensors((args, kwargs)) if (places := self._places.get(t)) is not None}
         if not known:
             return function(*args, **kwargs)
-        call = Call(function, function_name(function), args, kwargs, ())
+        call = Call.of(function, args, kwargs)
         lookup = self._look_up(call, known) if call.name in TABLES else None
         if lookup is None:
             out = call.run()
@@ -118,7 +116,7 @@ class Lookups:
         elif call.name in JOINS:
             others = {id(t): torch.full_like(t, NOWHERE) for t in tensors((call.args, call.kwargs))}
             self._move(out, call.run_with(others | known))
-        elif call.name in MOVES:
+        elif call.facts.moves:
             (source,) = call.bind("input")  # alone: what it is indexed by stays
             if id(source) in known:
                 self._move(out, call.run_with({id(source): known[id(source)]}))

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from whence.lrp.functions import Call
-
-if TYPE_CHECKING:
-    from whence.lrp.mode import RelevanceMode
+from whence.lrp.calls import Call
+from whence.lrp.workbench import Workbench
 
 Distribute = Callable[..., Tensor]  # (relevance of the value, x, value, *constants) -> relevance of x
 
@@ -23,12 +21,12 @@ def with_rule(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Calla
     """
 
     def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def treatment(mode: "RelevanceMode", call: Call) -> Any:
+        def treatment(bench: Workbench, call: Call) -> Any:
             x, *constants = call.args
             if len(call.data) != 1 or call.data[0] is not x:
-                return mode.unknown_function(call)
+                return bench.unknown_function(call)
             back = lambda relevance, source, value: distribute(relevance, source, value, *constants)  # noqa: E731
-            return mode.distributed(x, call.run, back)
+            return bench.distributed(x, call.run, back)
 
         @wraps(function)
         def seen(x: Tensor, *constants: Any) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from whence.errors import RuleError
 from whence.lrp.composites import Composite, Selector, input_layer
-from whence.lrp.rules import AlphaBeta, Constant, Epsilon, Flat, Gamma, Identity, Rule, WSquare, ZBox, ZPlus
+from whence.lrp.rules import LRP_0, AlphaBeta, Constant, Epsilon, Flat, Gamma, Identity, Rule, WSquare, ZBox, ZPlus
 
 P = ParamSpec("P")
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -22,7 +22,7 @@ DENSE = (F.linear, torch.matmul, torch.addmm)
 DENSE_LAYERS = (F.linear, torch.addmm)
 STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj")
 OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
-LRP_0 = ("*", Epsilon(0))  # whatever other linear maps there are
+OTHERS = ("*", LRP_0)  # whatever other linear maps there are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -83,7 +83,7 @@ def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[flo
     centre, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
     falling = {(2,): 1.0, (5, 7): 10**-0.5, (10, 12, 14): 0.1, (17, 19, 21): 10**-1.5, (24, 26, 28): 0.01}
     middle = [(tuple(f"features.{i}" for i in layers), Gamma(gamma)) for layers, gamma in falling.items()]
-    return _composite(("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", Epsilon(0)))
+    return _composite(("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", LRP_0))
 
 
 @_labelled
@@ -100,7 +100,7 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
         (OPAQUE_ACTIVATIONS, Identity()),
         (CONVOLUTIONS, _gamma(conv_gamma)),
         (DENSE_LAYERS, _gamma(gamma)),
-        LRP_0,
+        OTHERS,
     )
 
 
@@ -112,7 +112,7 @@ def cp_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
 
 
 def _gamma(gamma: float) -> Gamma | Epsilon:
-    return Gamma(gamma) if gamma else Epsilon(0)
+    return Gamma(gamma) if gamma else LRP_0
 
 
 def _composite(*entries: tuple[Selector, Rule]) -> Composite:

@@ -1,17 +1,20 @@
 """One linear map on the way back: relevance in at its output, out at its input."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from whence.errors import ModelError
 from whence.lrp.conservation import Meter, dot, total
-from whence.lrp.linear import LinearMap, positive_contributions
-from whence.lrp.rules import Epsilon, InputRule, LinearRule, SplitRule, ratio
+from whence.lrp.kept import Kept
+from whence.lrp.linear import LinearMap, Weights, contributions_by_size, minus, plus, positive_contributions
+from whence.lrp.rules import Epsilon, Factors, Gamma, InputRule, LinearRule, SplitRule, ratio
+from whence.lrp.saved import version
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Companion:
     """Beside a tensor that is the input moved about: zeros that rules of the input layer write relevance to."""
 
@@ -19,7 +22,7 @@ class Companion:
     present: Tensor | None = None  # 1 where a value is the input's and 0 where it was padded; None: all are
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Step:
     """A linear map, its rule, and what is known of its input and output."""
 
@@ -33,10 +36,10 @@ class Step:
     def folded(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Step | None":
         """The step whose output is scaled and shifted along `dim`, where its map can take that in."""
         linear = None if self.rectified else self.linear.scaled(scale, shift, dim, rank)
-        return None if linear is None else replace(self, linear=linear)
+        return None if linear is None else Step(linear, self.rule, self.path, self.nonnegative, False, self.present)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Link:
     """What the output of a linear map remembers of its origin, so that a consumer can take the step over."""
 
@@ -45,85 +48,128 @@ class Link:
     version: int  # of the input when the map read it
     step: Step
 
+    def followed(self, step: Step) -> "Link":
+        """By more than the map itself."""
+        return Link(self.source, self.zeros, self.version, step)
 
-@dataclass(frozen=True)
+    def rectified(self) -> "Link":
+        """Followed by a ReLU."""
+        step = self.step
+        return self.followed(Step(step.linear, step.rule, step.path, step.nonnegative, True, step.present))
+
+
 class Propagation:
     """The backward of one step: from g = R/z at the output to g = R/a at the input."""
 
-    step: Step
-    shape: torch.Size  # of the input
-    meter: Meter
-    weight_version: int
+    def __init__(self, step: Step, shape: torch.Size, meter: Meter, kept: Kept, several: bool):
+        self.step, self.meter, self.shape = step, meter, shape  # of the input
+        self._kept, self._several = kept, several  # ways back from the same forward
+        self._weight_version = version(step.linear.weight)
+        self._factors: Factors | None = None
 
-    def kept(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+    def reads(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
         """What the way back needs of output and input; only their shapes where the rule is the gradient."""
         if not isinstance(self.step.rule, Epsilon):
             return z, a
         return (z,) if self.step.rule.epsilon or self.step.rectified else ()
 
-    def __call__(self, g: Tensor, *kept: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if self.step.linear.weight._version != self.weight_version:
+    def __call__(self, g: Tensor, *read: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rule, linear = self.step.rule, self.step.linear
+        if version(linear.weight) != self._weight_version:
             raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
-        rule, linear = self.step.rule, self.step.linear.unfolded().of_dtype(g.dtype)
-        kept = tuple(t.to(g.dtype) for t in kept)  # autocast: the map was computed in another type than its input has
+        weights = self._kept((linear.layout, g.dtype), linear.constants, lambda: Weights(linear, g.dtype))
+        read = tuple([t.to(g.dtype) for t in read])  # autocast: the map was computed in another type than its input has
         if isinstance(rule, Epsilon):
-            (z,) = kept or (g,)  # LRP-0 does not read z
-            return self._whole(linear, rule, g, z), None
-        z, a = kept
+            (z,) = read or (g,)  # LRP-0 does not read z
+            return self._whole(weights, rule, g, z), None
+        z, a = read
         if isinstance(rule, InputRule):
-            return None, self._distributed(linear, rule, g * z, a)
+            return None, self._distributed(weights, rule, g, z, a)
         if rule.merges(self.step.nonnegative, self.step.rectified):
-            return self._merged(linear, rule, g, z, a), None
-        return self._shared(linear, rule, g, z, a), None
+            return self._merged(weights, rule, g, z, a), None
+        return self._shared(weights, rule, g, z, a), None
 
-    def _distributed(self, linear: LinearMap, rule: InputRule, relevance: Tensor, a: Tensor) -> Tensor:
-        returned = rule.distribute(linear, a, relevance, self.step.present)
-        self.meter.add(self.step.path, total(relevance))
-        self.meter.add(self.step.path, -total(returned))
+    def _distributed(self, weights: Weights, rule: InputRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+        linear, present = self.step.linear, self.step.present
+
+        def factor() -> Factors:
+            denominator = rule.denominator(linear, weights, a, present)
+            return None, ratio(z, denominator.expand_as(z).clone() if len(denominator) < len(z) else denominator)
+
+        _, share = self._shares(g, factor)
+        returned = rule.spread(linear, weights, share, a, present)
+        self._absorb_difference(dot(g, z), total(returned))
         return returned
 
-    def _whole(self, linear: LinearMap, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
+    def _whole(self, weights: Weights, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
         share = rule.share(g, z, self.step.rectified)
-        if rule.epsilon or linear.bias is not None:
-            self.meter.add(self.step.path, self._absorbed_whole(linear, rule.epsilon, g, z, share))
-        return linear.transpose(share, linear.weight, self.shape)
+        if rule.epsilon or weights.bias is not None:
+            self.meter.add(self.step.path, self._absorbed_whole(weights.bias, rule.epsilon, g, z, share))
+        return self.step.linear.transpose(share, weights.weight, self.shape)
 
-    def _absorbed_whole(self, linear: LinearMap, epsilon: float, g: Tensor, z: Tensor, share: Tensor) -> Tensor:
+    def _absorbed_whole(self, bias: Tensor | None, epsilon: float, g: Tensor, z: Tensor, share: Tensor) -> Tensor:
         """R − Σ share · (z − b): what the bias takes and, where z ≥ 0, ε as a part of it."""
-        bias = linear.bias
+        linear = self.step.linear
         if bias is None:
             return total(share) * epsilon if self.step.rectified else dot(g, z) - dot(share, z)
         if self.step.rectified or not epsilon:
             return linear.bias_share(share, bias + epsilon)
         return linear.bias_share(share, bias) + dot(g, z) - dot(share, z)
 
-    def _shared(self, linear: LinearMap, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
-        whole, positive = rule.shares(g, z, positive_contributions(linear, a, self.step.nonnegative))
-        returned = self._transposed(linear, a, whole, positive)
-        self._absorb_difference(g, z, a, returned)
+    def _shared(self, weights: Weights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+        linear, nonnegative = self.step.linear, self.step.nonnegative
+        # γ divides by no small P, which may then be rounded like a large one; in half precision that is too coarse
+        by_size = isinstance(rule, Gamma) and not nonnegative and z.dtype.itemsize >= 4
+
+        def factors() -> Factors:
+            if by_size:
+                return rule.factors(z, contributions_by_size(linear, weights, z, a))
+            return rule.factors(z, positive_contributions(linear, weights, a, nonnegative))
+
+        whole, positive = self._shares(g, factors)
+        if by_size and whole is not None:
+            returned = self._transposed_by_size(weights, a, whole, positive)
+        else:
+            returned = self._transposed(weights, a, whole, positive)
+        self._absorb_difference(dot(g, z), dot(a, returned))
         return returned
 
-    def _merged(self, linear: LinearMap, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    def _merged(self, weights: Weights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         """Where a ≥ 0 and R = 0 at z < 0 both shares are proportional: one modified weight serves both ways."""
-        weight = rule.merged(linear.weight)
-        bias = None if linear.bias is None else rule.merged(linear.bias)
-        share = ratio(z, linear.apply(a, weight, bias), bounded=self.step.rectified).mul_(g)
+        linear, rectified = self.step.linear, self.step.rectified
+        weight, bias = weights.modified(rule.merged), weights.modified_bias(rule.merged)
+        _, share = self._shares(g, lambda: (None, ratio(z, linear.apply(a, weight, bias), bounded=rectified)))
         returned = linear.transpose(share, weight, self.shape)
-        if not self.step.rectified:  # relevance of outputs without a positive contribution is lost: count it
-            self._absorb_difference(g, z, a, returned)
+        if not rectified:  # relevance of outputs without a positive contribution is lost: count it
+            self._absorb_difference(dot(g, z), dot(a, returned))
         elif bias is not None:
             self.meter.add(self.step.path, linear.bias_share(share, bias))
         return returned
 
-    def _absorb_difference(self, g: Tensor, z: Tensor, a: Tensor, returned: Tensor) -> None:
-        """What came in and did not go out. Apart: input and output may hold the samples in different places."""
-        self.meter.add(self.step.path, dot(g, z))
-        self.meter.add(self.step.path, -dot(a, returned))
+    def _shares(self, g: Tensor, make: Callable[[], Factors]) -> Factors:
+        """The factors times g; they are the same on each of several ways back."""
+        whole, positive = make() if self._factors is None else self._factors
+        if self._several:
+            self._factors = whole, positive
+            return None if whole is None else whole * g, positive * g
+        return None if whole is None else whole.mul_(g), positive.mul_(g)
 
-    def _transposed(self, linear: LinearMap, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
+    def _absorb_difference(self, came: Tensor, went: Tensor) -> None:
+        """Apart: input and output may hold the samples in different places."""
+        self.meter.add(self.step.path, came)
+        self.meter.add(self.step.path, -went)
+
+    def _transposed_by_size(self, weights: Weights, a: Tensor, whole: Tensor, positive: Tensor) -> Tensor:
+        """The same as `_transposed`: L_wᵀ(whole + positive/2) + sign(a) L_|w|ᵀ(positive/2), in two passes."""
+        linear, half = self.step.linear, positive.mul_(0.5)
+        sized = linear.transpose(half, weights.modified(torch.abs), self.shape)
+        return linear.transpose(whole.add_(half), weights.weight, self.shape).addcmul_(a.sign(), sized)
+
+    def _transposed(self, weights: Weights, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
         """L_wᵀ(whole) + 1[a>0] L_w⁺ᵀ(positive) + 1[a<0] L_w⁻ᵀ(positive)."""
-        returned = linear.transpose(positive, linear.weight.clamp(min=0), self.shape)
+        linear = self.step.linear
+        returned = linear.transpose(positive, weights.modified(plus), self.shape)
         if not self.step.nonnegative:
-            falling = linear.transpose(positive, linear.weight.clamp(max=0), self.shape)
+            falling = linear.transpose(positive, weights.modified(minus), self.shape)
             returned = torch.where(a < 0, falling, returned)
-        return returned if whole is None else returned.add_(linear.transpose(whole, linear.weight, self.shape))
+        return returned if whole is None else returned.add_(linear.transpose(whole, weights.weight, self.shape))

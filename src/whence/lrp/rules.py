@@ -2,32 +2,29 @@
 
 A linear map gives `z = L_w(a) + b`, with P the sum of its positive contributions and N that of its negative ones, so that
 z = P + N + b. A rule says how much of the relevance R = g · z of each output returns along all contributions (`whole`) and
-how much along the positive ones alone (`positive`):
+how much along the positive ones alone (`positive`), both as factors of g, which no target changes:
 
-    R_in = a · L_wᵀ(whole) + a⁺ · L_w⁺ᵀ(positive) + a⁻ · L_w⁻ᵀ(positive)
+    R_in = a · L_wᵀ(g whole) + a⁺ · L_w⁺ᵀ(g positive) + a⁻ · L_w⁻ᵀ(g positive)
 
-and every rule here satisfies R = whole · z + positive · (P + b⁺), up to its ε: what does not reach the input is what the
+and every rule here satisfies z = whole · z + positive · (P + b⁺), up to its ε: what does not reach the input is what the
 biases and ε absorb. The three rules at the end are not proportional to the input and belong to the layer that touches it.
 
 Of the input, `present` is 1 where it is the user's and 0 where the network padded it before the map; None: all is the user's.
 Elementwise passes cost as much as convolutions in a network such as ResNet-50, so the rules count them: the arguments
-`positive` of `shares` and `denominator` of `ratio` are overwritten.
+`positive` of `factors` and `denominator` of `ratio` are overwritten.
 """
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import RuleError
+from whence.lrp.linear import LinearMap, Weights, minus, plus
 
-if TYPE_CHECKING:
-    from whence.lrp.linear import LinearMap
-
-Shares = tuple[Tensor | None, Tensor]  # (whole, positive)
+Factors = tuple[Tensor | None, Tensor]  # (whole, positive)
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,11 @@ class Gamma:
         _require_number("Gamma", self.gamma)
         _require(self.gamma >= 0, f"Gamma({self.gamma}): γ must not be negative")
 
-    def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
+    def factors(self, z: Tensor, positive: Tensor) -> Factors:
         # |p| = |z| + γ(P + b⁺) where z ≥ 0, and |z + γ(N + b⁻)| = (1 + γ)|z| + γ(P + b⁺) where z < 0
         own = F.leaky_relu(z, -(1 + self.gamma))
         p = torch.add(own, positive, alpha=self.gamma, out=positive).clamp_(min=torch.finfo(z.dtype).tiny)
-        return own.div_(p).mul_(g), torch.div(z, p, out=p).mul_(g).mul_(self.gamma)
+        return own.div_(p), torch.div(z, p, out=p).mul_(self.gamma)
 
     def merged(self, weight: Tensor) -> Tensor:
         return torch.add(weight, weight.clamp(min=0), alpha=self.gamma)
@@ -101,10 +98,9 @@ class AlphaBeta:
         _require(self.beta >= 0, f"AlphaBeta({self.alpha}, {self.beta}): β must not be negative")
         _require(abs(self.alpha - self.beta - 1) < 1e-9, f"AlphaBeta({self.alpha}, {self.beta}): α − β must be 1, as in (2, 1)")
 
-    def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
-        relevance = g * z
-        against = ratio(relevance, negative_part(z, positive)).mul_(self.beta)
-        return -against, ratio(relevance, positive).mul_(self.alpha).add_(against)
+    def factors(self, z: Tensor, positive: Tensor) -> Factors:
+        against = ratio(z, negative_part(z, positive)).mul_(self.beta)
+        return -against, ratio(z, positive).mul_(self.alpha).add_(against)
 
     def merged(self, weight: Tensor) -> Tensor:
         return weight.clamp(min=0)
@@ -121,8 +117,8 @@ class ZPlus:
     >>> whence.LRP({torch.nn.Conv2d: whence.ZPlus()})
     """
 
-    def shares(self, g: Tensor, z: Tensor, positive: Tensor) -> Shares:
-        return None, ratio(g * z, positive)
+    def factors(self, z: Tensor, positive: Tensor) -> Factors:
+        return None, ratio(z, positive)
 
     def merged(self, weight: Tensor) -> Tensor:
         return weight.clamp(min=0)
@@ -154,13 +150,18 @@ class ZBox:
             raise RuleError(f"ZBox(low, high): bounds of shape {shapes} do not go together") from None
         _require(below, "ZBox(low, high): every low must be below its high")
 
-    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
-        low, high = (_bound(bound, a, present) for bound in (self.low, self.high))
-        up, down = linear.weight.clamp(min=0), linear.weight.clamp(max=0)
-        z = linear.apply(a, linear.weight).sub_(linear.apply(low, up) + linear.apply(high, down))
-        share = ratio(relevance, z)
-        whole, rising = (linear.transpose(share, weight, a.shape) for weight in (linear.weight, up))
+    def denominator(self, linear: LinearMap, weights: Weights, a: Tensor, present: Tensor | None) -> Tensor:
+        low, high = self._bounds(a, present)
+        lowest = linear.apply(low, weights.modified(plus)) + linear.apply(high, weights.modified(minus))
+        return linear.apply(a, weights.weight).sub_(lowest)
+
+    def spread(self, linear: LinearMap, weights: Weights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
+        low, high = self._bounds(a, present)
+        whole, rising = (linear.transpose(share, w, a.shape) for w in (weights.weight, weights.modified(plus)))
         return a * whole - low * rising - high * (whole - rising)
+
+    def _bounds(self, a: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _bound(self.low, a, present), _bound(self.high, a, present)
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,11 @@ class WSquare:
     The bias takes no part.
     """
 
-    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
-        return _by_weight(linear, linear.weight.square(), a, relevance, present)
+    def denominator(self, linear: LinearMap, weights: Weights, a: Tensor, present: Tensor | None) -> Tensor:
+        return linear.apply(_presence(a, present), weights.modified(torch.square))
+
+    def spread(self, linear: LinearMap, weights: Weights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
+        return _presence(a, present) * linear.transpose(share, weights.modified(torch.square), a.shape)
 
 
 @dataclass(frozen=True)
@@ -183,8 +187,11 @@ class Flat:
     >>> whence.LRP({"conv1": whence.Flat()})
     """
 
-    def distribute(self, linear: "LinearMap", a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
-        return _by_weight(linear, torch.ones_like(linear.weight), a, relevance, present)
+    def denominator(self, linear: LinearMap, weights: Weights, a: Tensor, present: Tensor | None) -> Tensor:
+        return linear.apply(_presence(a, present), weights.modified(torch.ones_like))
+
+    def spread(self, linear: LinearMap, weights: Weights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
+        return _presence(a, present) * linear.transpose(share, weights.modified(torch.ones_like), a.shape)
 
 
 SplitRule = Gamma | AlphaBeta | ZPlus
@@ -211,8 +218,8 @@ FunctionRule = Identity | Constant | Gradient
 Rule = LinearRule | InputRule | FunctionRule
 
 
-def ratio(relevance: Tensor, denominator: Tensor, bounded: bool = False) -> Tensor:
-    """relevance / denominator, and 0 where nothing contributed: there is nobody to give it to. Overwrites `denominator`.
+def ratio(numerator: Tensor, denominator: Tensor, bounded: bool = False) -> Tensor:
+    """numerator / denominator, and 0 where nothing contributed: there is nobody to give it to. Overwrites `denominator`.
 
     Where the quotient is not bounded by itself, contributions so small that it could overflow count as none: SiLU leaves
     values of 1e-300.
@@ -220,7 +227,7 @@ def ratio(relevance: Tensor, denominator: Tensor, bounded: bool = False) -> Tens
     tiny = torch.finfo(denominator.dtype).tiny
     if not bounded:
         denominator = F.hardshrink(denominator, tiny**0.75 if tiny < 1e-30 else tiny)
-    return torch.div(relevance, denominator, out=denominator).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.div(numerator, denominator, out=denominator).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def negative_part(z: Tensor, positive: Tensor) -> Tensor:
@@ -241,10 +248,8 @@ def _bound(bound: float | Tensor, a: Tensor, present: Tensor | None) -> Tensor:
     raise RuleError(f"ZBox bounds of shape {tuple(bound.shape)} do not broadcast against the layer's input {tuple(a.shape)}")
 
 
-def _by_weight(linear: "LinearMap", weight: Tensor, a: Tensor, relevance: Tensor, present: Tensor | None) -> Tensor:
-    present = torch.ones_like(a[:1]) if present is None else present
-    share = ratio(relevance, linear.apply(present, weight).expand_as(relevance).clone())
-    return present * linear.transpose(share, weight, a.shape)
+def _presence(a: Tensor, present: Tensor | None) -> Tensor:
+    return torch.ones_like(a[:1]) if present is None else present
 
 
 def _require_number(rule: str, *values: float) -> None:
@@ -255,3 +260,6 @@ def _require_number(rule: str, *values: float) -> None:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise RuleError(message)
+
+
+LRP_0 = Epsilon(0)  # the gradient

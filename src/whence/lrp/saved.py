@@ -6,8 +6,9 @@ storage to copy themselves just before the network writes to it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
-from weakref import WeakSet
+from collections.abc import Callable, Sequence
+from itertools import chain
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -24,39 +25,61 @@ class Saved:
     __slots__ = ("__weakref__", "_value", "_version")
 
     def __init__(self, tensor: Tensor):
-        self._value = tensor.detach()
-        self._version = self._value._version
+        self._value = value = tensor.detach()
+        self._version = 0 if value.is_inference() else value._version
 
     @property
     def value(self) -> Tensor:
-        if self._value._version != self._version:
+        if self.overwritten:
             raise ModelError("a hidden activation was overwritten where whence could not see it; run that part out of place")
         return self._value
 
-    def copy(self) -> None:
-        self._value = self._value.clone()
-        self._version = self._value._version
+    @property
+    def overwritten(self) -> bool:
+        return version(self._value) != self._version
+
+    @property
+    def storage(self) -> int:
+        return _storage(self._value)
+
+    def copy(self, copies: dict[tuple, Tensor]) -> None:
+        """Move out of the storage; cells of the same view share a copy."""
+        value = self._value
+        view = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if view not in copies:
+            copies[view] = value.clone()
+        self._value, self._version = copies[view], copies[view]._version
 
 
 class Cells:
-    """All values saved in one forward pass, found by the storage they lie in."""
+    """All values saved in one forward pass; sorted by the storage they lie in once the network overwrites something."""
 
     def __init__(self):
-        self._by_storage: defaultdict[int, WeakSet[Saved]] = defaultdict(WeakSet)
+        self._unsorted: list[ref[Saved]] = []
+        self._by_storage: defaultdict[int, list[ref[Saved]]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        """How many are held."""
+        held = [*self._unsorted, *chain.from_iterable(self._by_storage.values())]
+        return sum(cell() is not None for cell in held)
 
     def save(self, tensor: Tensor) -> Saved:
-        cells = self._by_storage[tensor.untyped_storage().data_ptr()]
-        for cell in cells:
-            same = cell._value
-            if same._version == cell._version == tensor._version and _same_view(same, tensor):
-                return cell
         cell = Saved(tensor)
-        cells.add(cell)
+        self._unsorted.append(ref(cell))
         return cell
 
     def before_overwriting(self, tensor: Tensor) -> None:
-        for cell in list(self._by_storage.pop(tensor.untyped_storage().data_ptr(), ())):
-            cell.copy()
+        self._sort()
+        copies: dict[tuple, Tensor] = {}
+        for found in self._by_storage.pop(_storage(tensor), ()):
+            if (cell := found()) is not None and not cell.overwritten:
+                cell.copy(copies)
+
+    def _sort(self) -> None:
+        for found in self._unsorted:
+            if (cell := found()) is not None:
+                self._by_storage[cell.storage].append(found)
+        self._unsorted.clear()
 
 
 class Node(torch.autograd.Function):
@@ -79,6 +102,21 @@ class Node(torch.autograd.Function):
         return _returned(ctx, g)
 
 
+class Together(torch.autograd.Function):
+    """The same tensors, and `back(gradients, tensors)` for their gradients. `copied`: the tensors are kept as copies."""
+
+    @staticmethod
+    def forward(ctx, back: Callable[..., Sequence[Tensor]], copied: bool, *sources: Tensor):
+        ctx.back = back
+        aliases = tuple([t.detach().detach() for t in sources])
+        ctx.save_for_backward(*([t.clone() for t in aliases] if copied else aliases))
+        return aliases
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        return None, None, *ctx.back(gradients, ctx.saved_tensors)
+
+
 class OverwritingNode(torch.autograd.Function):
     """As `Node`, where the value has to end up in `target` itself, whose own history was cut before."""
 
@@ -97,13 +135,19 @@ class OverwritingNode(torch.autograd.Function):
 
 
 def hooked(out: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
-    """`out` with `hook(g)` for its gradient.
+    """`out` with `hook(g)` for its gradient, as the function that made it gets it: whoever reads the gradient at `out` reads g.
 
     A view gets a node instead: once its storage is overwritten, torch goes round the hooks of views.
     """
     if out._is_view():
         return Node.apply(out.detach, lambda g: (hook(g),), lambda value: (), out)  # type: ignore[return-value]
-    out.register_hook(lambda g: None if g is None else hook(g))
+    place = out.output_nr
+
+    def before(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        g = gradients[place]
+        return gradients if g is None else (*gradients[:place], hook(g), *gradients[place + 1 :])
+
+    out.grad_fn.register_prehook(before)  # type: ignore[union-attr]
     return out
 
 
@@ -113,5 +157,10 @@ def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     return (None,) * (len(ctx.needs_input_grad) - len(returned)) + returned
 
 
-def _same_view(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
+def version(t: Tensor) -> int:
+    """How often the tensor was overwritten; nobody can overwrite what was made in inference mode."""
+    return 0 if t.is_inference() else t._version
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()

@@ -1,9 +1,11 @@
-"""Which module is running: the stack of module calls, for selectors, error messages and inner layers."""
+"""Which module is running: the place of a call in the model, for selectors, error messages and inner layers."""
 
 import fnmatch
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from operator import is_
 from typing import Any
 
 import torch
@@ -17,28 +19,79 @@ Tap = Callable[[Tensor], None]
 Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, kwargs, output) -> another output, or None
 
 
+class Place:
+    """A running module within those that run around it."""
+
+    def __init__(self, module: object = None, names: Sequence[str] = (), outer: "Place | None" = None):
+        self.module, self.names, self.outer = module, names, outer
+        self.within: dict[int, Place] = {}  # by id of the inner module, which its place holds
+        self.decided: dict[Hashable, Any] = {}  # once for all calls from here
+
+    @cached_property
+    def modules(self) -> "list[Place]":
+        """The places of the running modules, innermost first."""
+        return [self, *self.outer.modules] if self.outer is not None else []
+
+    @cached_property
+    def path(self) -> str:
+        """The path of the innermost running module, in words where it has none."""
+        running = self.modules
+        named = next((place.names[0] for place in running if place.names), None)
+        return (type(self.module).__name__ if running else "(model)") if named is None else named or "(model)"
+
+
+class Outline:
+    """The modules of a model by path, and every place a call came from so far."""
+
+    def __init__(self, model: object):
+        self._model = model
+        self.modules = module_names(model)
+        self._parts = parts(model)
+        self._names: dict[int, list[str]] = {}
+        for name, module in self.modules.items():
+            refuse_hidden(module, name or "(model)")
+            self._names.setdefault(id(module), []).append(name)
+        self.root = Place()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a module was put in, taken out or exchanged."""
+        now = parts(self._model)
+        return len(now) != len(self._parts) or not all(map(is_, now, self._parts))
+
+    def names(self, module: object) -> list[str]:
+        """All paths of a module; more than one where it is shared, none where it is not a part of the model."""
+        return self._names.get(id(module), [])
+
+    def within(self, outer: Place, module: nn.Module) -> Place:
+        """The place of a module that runs in another; remembered if it is a part of the model."""
+        names = self._names.get(id(module), ())
+        place = Place(module, names, outer)
+        if names:
+            outer.within[id(module)] = place
+        else:
+            refuse_hidden(module, place.path)
+        return place
+
+
 class Scope:
     """Follows the module calls of one thread while entered; nothing is attached to the model.
 
     Hooks on all modules of the process are registered on entering and removed on leaving; calls of other threads pass by.
     """
 
-    def __init__(self, model: object):
-        self._modules = module_names(model)
-        self._names: dict[int, list[str]] = {}
-        for name, module in self._modules.items():
-            refuse_hidden(module, name or "(model)")
-            self._names.setdefault(id(module), []).append(name)
+    def __init__(self, outline: Outline):
+        self._outline = outline
+        self.place = outline.root  # of the running module
         self._taps: dict[int, list[Tap]] = {}
-        self.leaving: Leaving = lambda module, args, kwargs, output: None
-        self._stack: list[nn.Module] = []
+        self.leaving: Leaving | None = None
         self._undo = ExitStack()
         self._entered = False
 
     def __enter__(self) -> "Scope":
         self._thread = threading.get_ident()
         with ExitStack() as undo:
-            undo.callback(self._stack.clear)
+            undo.callback(setattr, self, "place", self._outline.root)
             undo.callback(global_hooks.register_module_forward_pre_hook(self._enter_module).remove)
             leave: Any = self._leave_module
             handle = global_hooks.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
@@ -53,64 +106,53 @@ class Scope:
         self._undo.close()
 
     @contextmanager
-    def resumed(self, modules: list[nn.Module], tap: Tap) -> Iterator[None]:
-        """Within these modules again, for a part that is computed again on the way back; `tap` stands in for all taps."""
-        taps, before, thread = self._taps, list(self._stack), getattr(self, "_thread", None)
+    def resumed(self, place: Place, tap: Tap) -> Iterator[None]:
+        """At this place again, for a part that is computed again on the way back; `tap` stands in for all taps."""
+        taps, before, thread = self._taps, self.place, getattr(self, "_thread", None)
         with nullcontext() if self._entered else self:
-            self._stack[:], self._taps = modules, {module: [tap] for module in taps}
+            self.place, self._taps = place, {module: [tap] for module in taps}
             self._thread = threading.get_ident()  # the way back may run in another
             try:
                 yield
             finally:
-                self._stack[:], self._taps, self._thread = before, taps, thread
+                self.place, self._taps, self._thread = before, taps, thread
 
     def tap(self, taps: dict[str, Tap]) -> None:
         """Call each tap with the output of the module it is named after."""
         for name, tap in taps.items():
-            self._taps.setdefault(id(self._modules[name]), []).append(tap)
+            self._taps.setdefault(id(self._outline.modules[name]), []).append(tap)
 
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The running modules, outermost first."""
-        return self._stack
-
-    def names(self, module: nn.Module) -> list[str]:
-        """All paths of a module; more than one where it is shared, none where it is not a part of the model."""
-        return self._names.get(id(module), [])
-
-    @property
-    def known_names(self) -> list[str]:
-        return list(self._modules)
+    def names(self, module: object) -> list[str]:
+        return self._outline.names(module)
 
     @property
     def path(self) -> str:
-        """The path of the innermost running module, in words where it has none."""
-        for module in reversed(self._stack):
-            if names := self.names(module):
-                return names[0] or "(model)"
-        return type(self._stack[-1]).__name__ if self._stack else "(model)"
+        return self.place.path
 
     def _enter_module(self, module: nn.Module, args: tuple) -> None:
-        if threading.get_ident() != self._thread:
-            return
-        self._stack.append(module)
-        refuse_hidden(module, self.path)
+        if threading.get_ident() == self._thread:
+            self.place = self.place.within.get(id(module)) or self._outline.within(self.place, module)
 
     def _leave_module(self, module: nn.Module, args: tuple, *rest: Any) -> object:
-        if threading.get_ident() != self._thread or not self._stack or self._stack[-1] is not module:
+        place = self.place
+        if threading.get_ident() != self._thread or place.module is not module or place.outer is None:
             return None
         *kwargs, output = rest  # torch leaves the keywords out where the module failed
+        changed = None
+        if output is not None and self.leaving is not None:
+            changed = self.leaving(module, args, kwargs[0], output)
+        self.place = place.outer
+        if output is not None and (taps := self._taps.get(id(module))):
+            return self._read_off(module, taps, output, changed)
+        return changed
+
+    def _read_off(self, module: nn.Module, taps: list[Tap], output: object, changed: object) -> object:
+        read = self._single(module, output if changed is None else changed)
+        if read is output and read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+            read = changed = hooked(read, lambda g: g)
         with torch._C.DisableTorchFunction():
-            changed = self.leaving(module, args, kwargs[0], output) if output is not None else None
-        self._stack.pop()
-        taps = self._taps.get(id(module), [])
-        if taps and output is not None:
-            read = self._single(module, output if changed is None else changed)
-            if read is output and read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
-                read = changed = hooked(read, lambda g: g)
-            with torch._C.DisableTorchFunction():
-                for tap in taps:
-                    tap(read)
+            for tap in taps:
+                tap(read)
         return changed
 
     def _single(self, module: nn.Module, output: object) -> Tensor:
@@ -119,6 +161,15 @@ class Scope:
         if first is None:
             raise SelectorError(f"layer '{self.names(module)[0]}' gives no tensor but {type(output).__name__}")
         return first
+
+
+def parts(model: object) -> list[object]:
+    """The model and all modules within it."""
+    found = [model]
+    for part in found:  # grows as it is read
+        if isinstance(part, nn.Module):
+            found += [child for child in part._modules.values() if child is not None]
+    return found
 
 
 def first_tensor(output: object) -> Tensor | None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.inputs import Inputs, Nest
+from whence.inputs import Inputs
+from whence.nests import Nest
 
 UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of pictures [N, C, …] by their dimensions
 

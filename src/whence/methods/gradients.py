@@ -9,8 +9,9 @@ from torch import Tensor
 
 from whence.errors import ModelError, RuleError
 from whence.explanation import Explanation
+from whence.lrp.calls import overwrites
 from whence.lrp.conservation import Conservation
-from whence.lrp.functions import function_name
+from whence.lrp.functions import facts_of
 from whence.lrp.lookups import Lookups
 from whence.lrp.mode import ConstantParameters
 from whence.lrp.saved import Node
@@ -93,8 +94,7 @@ class Deconvnet:
 
 def plain_gradients(task: Task, taps: Taps | None = None) -> Iterator[Gradients]:
     """Value and gradient at the inputs for each target."""
-    scope = Scope(task.model)
-    lookups = task.lookups
+    scope, lookups = task.scope, task.lookups
     return _gradients(task, scope, ConstantParameters(scope, lookups), taps or Taps(task.layers))
 
 
@@ -108,12 +108,12 @@ class ReluBack(ConstantParameters):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         x = args[0] if args else (kwargs or {}).get("input")
-        if function_name(function) != "relu" or not isinstance(x, Tensor) or not x.requires_grad:
+        if facts_of(function).name != "relu" or not isinstance(x, Tensor) or not x.requires_grad:
             return super().__torch_function__(function, types, args, kwargs)
         self.relus += 1
         before = x.detach()
         out: Any = Node.apply(before.relu, lambda g, active: (self._back(g, active),), lambda out: (out > 0,), x)
-        in_place = function_name(function) != function.__name__ or (kwargs or {}).get("inplace")
+        in_place = overwrites(facts_of(function), kwargs or {})
         return x.copy_(out) if in_place or args[1:] == (True,) else out
 
 
@@ -123,7 +123,7 @@ def _gradients(task: Task, scope: Scope, mode: ConstantParameters, taps: Taps) -
 
 
 def _explained(method: object, task: Task, relevance: Relevance, relu_back: Relevance | None = None) -> Iterator[Explanation]:
-    scope = Scope(task.model)
+    scope = task.scope
     mode = ConstantParameters(scope, task.lookups) if relu_back is None else ReluBack(scope, task.lookups, relu_back)
     for found in _gradients(task, scope, mode, Taps(task.layers)):
         if isinstance(mode, ReluBack) and not mode.relus:

@@ -12,7 +12,7 @@ from whence.lrp import presets
 from whence.lrp.composites import Composite, Selector
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
-from whence.lrp.scope import Scope
+from whence.lrp.workbench import OverwritesAfterAll
 from whence.methods.passes import Taps, Task, explanation, gradients, leaves, summed
 
 
@@ -44,15 +44,27 @@ class LRP:
             raise RuleError(f"unknown={self.unknown!r}; choose 'error', 'warn' or 'gradient'")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        taps, lookups = Taps(task.layers), task.lookups
-        sources, scope = leaves(task.inputs), Scope(task.model)
-        mode = RelevanceMode(Composite.of(self.rules), scope, self.unknown, sources, lookups, task.inputs.batch_size)
+        try:
+            yield from self._explanations(task)
+        except OverwritesAfterAll:
+            task.prepared.guarded = True
+            yield from self._explanations(task)
+
+    def _explanations(self, task: Task) -> Iterator[Explanation]:
+        taps, lookups, several = Taps(task.layers), task.lookups, len(task.targets) > 1
+        sources, prepared = leaves(task.inputs), task.prepared.for_several() if several else task.prepared
+        scope = task.scope
+        prepared.kept.begin()
+        mode = RelevanceMode(
+            self.rules, scope, prepared, self.unknown, sources, lookups, task.inputs.batch_size, several=several
+        )
         scope.tap(taps.callbacks(mode.pin))
         contexts = (scope, mode.saving, mode)
         for found in gradients(task, sources, lookups, contexts, taps, mode.written, mode.what_blocks):
-            mode.matcher.check_all_matched()
+            mode.matcher.check_all_matched(prepared.outline.modules)
             scores = found.scores(torch.mul)
             for i, written in zip(found.inputs, found.extras, strict=False):
                 scores[i] = scores[i] + written
             conservation = mode.meter.read(found.output, summed(scores))
+            task.prepared.guarded = mode.bench.overwrote
             yield explanation(self, task, found.output, found.target, scores, conservation, found.at_layers(torch.mul))

@@ -16,6 +16,7 @@ from whence.inputs import Inputs
 from whence.lrp.conservation import Conservation, total
 from whence.lrp.lookups import Alter, Lookups
 from whence.lrp.mode import ConstantParameters
+from whence.lrp.prepared import Prepared
 from whence.lrp.scope import Scope
 from whence.lrp.surroundings import entered
 from whence.progress import Progress
@@ -26,12 +27,21 @@ from whence.targets import Target, repeated, select
 class Task:
     """What is to be explained: checked and ready for any method."""
 
-    model: Callable[..., Any]
+    prepared: Prepared
     inputs: Inputs
     targets: Sequence[Target]
     layers: tuple[str, ...] = ()
     progress: Progress = True
     alter: Alter | None = None  # what is looked up for ids
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        return self.prepared.model
+
+    @property
+    def scope(self) -> Scope:
+        """Of one forward pass."""
+        return Scope(self.prepared.outline)
 
     @property
     def lookups(self) -> Lookups:
@@ -118,7 +128,7 @@ def leaves(inputs: Inputs) -> list[Tensor]:
 def values(task: Task) -> list[tuple[Tensor, Any]]:
     """The explained values `[N]` for each target, and the target with its indices filled in, without gradients."""
     lookups = task.lookups
-    contexts = () if task.alter is None else (scope := Scope(task.model), ConstantParameters(scope, lookups))
+    contexts = () if task.alter is None else (scope := task.scope, ConstantParameters(scope, lookups))
     given = task.inputs.copied() | lookups.given
     with entered(torch.no_grad(), *contexts):
         outputs = task.inputs.call(task.model, tuple(given.values()))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.errors import RuleError
 from whence.explanation import Explanation
-from whence.inputs import Inputs, Nest
+from whence.inputs import Inputs
 from whence.lrp.conservation import Conservation
 from whence.lrp.lookups import NOWHERE, Alter, Lookup
 from whence.methods import features
@@ -18,6 +18,7 @@ from whence.methods.batches import batched
 from whence.methods.gradients import plain_gradients
 from whence.methods.moments import Moments
 from whence.methods.passes import Task, explanation, refuse_layers, summed, values
+from whence.nests import Nest
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 

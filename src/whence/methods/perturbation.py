@@ -11,13 +11,13 @@ from torch import Tensor
 
 from whence.errors import InputError, RuleError
 from whence.explanation import Explanation
-from whence.inputs import Nest
 from whence.methods import features
 from whence.methods.batches import batched
 from whence.methods.features import UPSAMPLING, Features
 from whence.methods.moments import Moments
 from whence.methods.passes import Task, explanation, refuse_layers
 from whence.methods.questions import Questions
+from whence.nests import Nest
 
 MASKS_AT_ONCE = 64
 

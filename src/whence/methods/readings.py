@@ -13,7 +13,7 @@ from whence.errors import ModelError, SelectorError
 from whence.inputs import Inputs, check_model
 from whence.lrp.lookups import Lookups
 from whence.lrp.mode import ConstantParameters
-from whence.lrp.scope import Scope, first_tensor, named_layers
+from whence.lrp.scope import Outline, Scope, first_tensor, named_layers
 from whence.lrp.surroundings import entered
 from whence.methods.gradients import ReluBack
 
@@ -57,6 +57,7 @@ class Reader:
         if pattern is not None:
             raise SelectorError(f"'{pattern}' stands for several layers; name one")
         self._model, self._output = model, output
+        self._outline = Outline(model)
         found = named_layers(model, tuple(layers))
         self._layers = tuple(found)
         kinds = {name: _kind(module) for name, module in found.items()}
@@ -71,7 +72,7 @@ class Reader:
     def __call__(self, x: Tensor, redirected: bool = False) -> Reading:
         """What is read of `x`; `redirected` lets gradients through ReLUs that would stop all of a sample's."""
         reading = self.reading(x)
-        scope = Scope(self._model)
+        scope = Scope(self._outline)
         scope.tap({name: self._tap(reading, name) for name in self._layers})
         mode = ReluBack(scope, Lookups({}), _redirected) if redirected else ConstantParameters(scope, Lookups({}))
         with suppress(Reached), entered(scope, mode):
@@ -104,7 +105,7 @@ def layer_shapes(model: Callable[..., Any], x: Tensor) -> dict[str, tuple[int, .
     """
     check_model(model)
     found: dict[str, tuple[int, ...]] = {}
-    scope = Scope(model)
+    scope = Scope(Outline(model))
 
     def note(module: Any, args: tuple, kwargs: dict, output: object) -> None:
         first = first_tensor(output)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError, ModelError, RuleError
-from whence.inputs import Nest
 from whence.methods import features
 from whence.methods.gradients import plain_gradients
 from whence.methods.passes import Task, differentiating, values
+from whence.nests import Nest
 
 STRIDES = tuple(2.0**k for k in range(8))  # of the step that would reach the root of a linear map
 SECTIONS = tuple(k / 16 for k in range(1, 17))  # of the way to another sample

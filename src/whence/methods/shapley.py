@@ -9,7 +9,6 @@ from torch import Tensor
 
 from whence.errors import RuleError
 from whence.explanation import Explanation
-from whence.inputs import Nest
 from whence.lrp.conservation import Conservation
 from whence.methods import features, games
 from whence.methods.batches import batched
@@ -17,6 +16,7 @@ from whence.methods.features import Features
 from whence.methods.games import Estimator, Index, ShapleyValues, TooFew
 from whence.methods.passes import Task, explanation, refuse_layers
 from whence.methods.questions import Questions
+from whence.nests import Nest
 from whence.progress import progress
 
 

@@ -1,14 +1,12 @@
-"""From a text to a model's input, and from token ids back to what people read."""
+"""From a text to a model's input."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from whence.errors import InputError, first_line
-
-SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a space in front
+from whence.words import words_of
 
 
 @dataclass(frozen=True)
@@ -44,22 +42,6 @@ class Text:
         found = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, text.lstrip())]
         ids = min(found, key=len)  # some vocabularies put the space in front themselves
         if len(ids) != 1:
-            written = ", ".join(map(repr, tokens(self.tokenizer, ids)))
+            written = ", ".join(map(repr, words_of(self.tokenizer, ids)))
             raise InputError(f"{text!r} is no single token but {len(ids)}: {written}; choose one of them or give a token id")
         return int(ids[0])
-
-
-def tokens(tokenizer: Any, ids: Iterable[int]) -> list[str]:
-    """Each id as readable text, spaces in front kept.
-
-    >>> tokens(tokenizer, [464, 3797])
-    ['The', ' cat']
-    """
-    return [_readable(tokenizer, piece) for piece in tokenizer.convert_ids_to_tokens(list(map(int, ids)))]
-
-
-def _readable(tokenizer: Any, piece: str) -> str:
-    if piece in tokenizer.all_special_tokens or not piece:
-        return piece
-    text = tokenizer.convert_tokens_to_string([piece])
-    return f" {text}" if piece.startswith(SPACES) and not text.startswith(" ") else text

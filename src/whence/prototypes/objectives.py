@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import InputError, RuleError, SelectorError, TargetError
-from whence.explanation import described
 from whence.inputs import Inputs
 from whence.methods.readings import Reading
+from whence.nests import described
 from whence.targets import Logit, Span, select
 
 LEAST_COSINE = 0.1  # a direction off by more counts as if by this, lest there be no gradient (Olah et al. 2017)

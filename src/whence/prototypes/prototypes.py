@@ -1,7 +1,7 @@
 """What comes back from a search for prototypes."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from whence.show.drawable import PICTURES, Drawable, writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from whence.show.tiles import Tile
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -106,6 +108,33 @@ class Prototypes(Drawable):
 
     def figure(self) -> "Figure":
         """Side by side, named; with samples of the data, a row for each prototype and them."""
-        from whence.show import grids
+        from whence.show import tiles
 
-        return grids.figure(self)
+        titles = [f"{name}  ({activation:.3g})" for name, activation in zip(self.names, self.activation, strict=True)]
+        if self.samples is not None:
+            samples = [[self._tile(sample) for sample in row] for row in self.samples]
+            return tiles.rows([[self._tile(x, t), *row] for x, t, row in zip(self.images, titles, samples, strict=True)])
+        if self.columns is not None:
+            return tiles.mosaic([self._tile(x) for x in self.images], self.columns)
+        if not len(self):
+            raise InputError("there is no prototype to draw")
+        return tiles.grid([self._tile(x, title) for x, title in zip(self.images, titles, strict=True)])
+
+    def tiles(self) -> "list[Tile]":
+        """The prototypes as pictures under their names."""
+        return [self._tile(x, name) for x, name in zip(self.images, self.names, strict=True)]
+
+    def _tile(self, x: Tensor, title: str = "") -> "Tile":
+        from whence.show.tiles import Tile
+
+        return Tile(x, title, self.bounds)
+
+
+def side_by_side(rows: Mapping[str, Prototypes]) -> "Figure":
+    """A row of prototypes for each name: the same concepts under several priors.
+
+    >>> side_by_side({"ℓ2": whence.prototype(model, range(10)), "expert": whence.prototype(model, range(10), prior=expert)})
+    """
+    from whence.show.tiles import table
+
+    return table({name: prototypes.tiles() for name, prototypes in rows.items()})

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import InputError
-from whence.explanation import described
 from whence.inputs import check_model
+from whence.nests import described
 from whence.robustness.attacks import Attack
 from whence.robustness.box import PIXELS, Box
 from whence.robustness.cases import Model, logits_in_parts, one_input, predicted

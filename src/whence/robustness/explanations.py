@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from whence.explain import Method, explain, explain_targets, named
-from whence.explanation import Explanation, described
+from whence.explain import explain, explain_targets
+from whence.explanation import MOST_DRAWN, Explanation
 from whence.methods.paths import IntegratedGradients
+from whence.methods.table import Method, named
+from whence.nests import described
 from whence.progress import Progress, progress as progressing
 from whence.robustness.attacked import Attacked, attack
 from whence.robustness.attacks import Attack, require_not_negative
@@ -62,14 +64,12 @@ class AttackExplained(Drawable):
 
     def figure(self) -> "Figure":
         """Each sample, its heatmap, its twin, the twin's heatmap."""
-        from whence.show import twins
-
         names = {True: "adversarial twin", False: "twin that does not fool it"}
         order = 2 if getattr(self.attacked.attack, "norm", "linf") == "l2" else torch.inf
         norm = "ℓ2" if order == 2 else "ℓ∞"
         found = zip(self.attacked.success.tolist(), self.attacked.distances(order).tolist(), strict=True)
         titles = [f"{names[success]}, {norm} {far:.3g} away" for success, far in found]
-        return twins.figure(self.before, self.after, titles, self.moved.tolist())
+        return _beside(self.before, self.after, titles, self.moved)
 
 
 def explain_attack(
@@ -124,9 +124,7 @@ class ExplanationAttacked(Drawable):
 
     def figure(self) -> "Figure":
         """Each sample, its heatmap, its twin, the twin's heatmap."""
-        from whence.show import twins
-
-        return twins.figure(self.before, self.after, ["twin of the same output"] * len(self.after), self.moved.tolist())
+        return _beside(self.before, self.after, ["twin of the same output"] * len(self.after), self.moved)
 
 
 def attack_explanation(
@@ -230,3 +228,15 @@ def moved(before: Tensor, after: Tensor) -> Tensor:
 
 def _scaled(relevance: Tensor) -> Tensor:
     return relevance / relevance.abs().sum(1, keepdim=True).clamp(min=torch.finfo(relevance.dtype).tiny)
+
+
+def _beside(before: Explanation, after: Explanation, titles: Sequence[str], moved: Tensor) -> "Figure":
+    """The first samples and their twins, each with its heatmap."""
+    from whence.show.twins import Twin, beside
+
+    def twin(e: Explanation, i: int, title: str) -> Twin:
+        return Twin(e.inputs[i], title, e.relevance[i], f"why {e.target_names()[i]}:  f = {e.output[i]:.4g}")
+
+    drawn = range(min(len(before), MOST_DRAWN))
+    pairs = [(twin(before, i, "input"), twin(after, i, titles[i])) for i in drawn]
+    return beside(pairs, [f"{moved[i]:.0%} of this lies elsewhere for the twin" for i in drawn])

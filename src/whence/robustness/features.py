@@ -28,8 +28,13 @@ from whence.targets import Index, class_indices
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from whence.show.curves import Series
+
 Kind = Literal["weak", "strong"]
 KINDS: tuple[Kind, Kind] = ("weak", "strong")
+COLOURS: dict[Kind, str] = {"weak": "#c00000", "strong": "#0000c0"}
+OVER = {"d": "number of weak features d", "eta": "mean of the weak features η", "p": "reliability of the strong feature p",
+        "epsilon": "perturbation ε"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,10 +122,27 @@ class RobustFeaturesExperiment(Drawable):
         return replace(self.base, **{name: round(value) if name == "d" else value}), (0.0, self.epsilon)
 
     def figure(self) -> "Figure":
-        """Accuracy and robust accuracy over d, η, p and ε."""
-        from whence.show import curves
+        """Accuracy and robust accuracy over d, η, p and ε: closed forms as lines, simulations as points with their errors."""
+        from whence.show.curves import Plot, plots
 
-        return curves.figure(self)
+        shown = [Plot(over, self._series(name), self.epsilon if name == "epsilon" else None) for name, over in OVER.items()]
+        return plots(shown, "accuracy", "Classifiers by weak features and by the strong one: lines exact, points simulated")
+
+    def _series(self, name: str) -> "list[Series]":
+        from whence.show.curves import Series
+
+        series = []
+        for kind, colour in COLOURS.items():
+            rows = [row for row in self.rows if row["over"] == name and row["kind"] == kind]
+            x, simulated, errors = ([row[key] for row in rows] for key in ("value", "simulated", "standard_error"))
+            values = torch.linspace(min(x), max(x), 101, dtype=torch.float64).tolist()
+            strengths = self.at(name, x[0])[1]
+            for i, (strength, style) in enumerate(zip(strengths, ("-", "--"), strict=False)):
+                label = "" if name == "epsilon" else f"{kind} features" + (f", ε = {strength}" if i else "")
+                exact = [data.accuracy(kind, at[i]) for data, at in (self.at(name, value) for value in values)]
+                series.append(Series(values, exact, colour, style, label))
+            series.append(Series(x, simulated, colour, errors=errors))
+        return series
 
     def __repr__(self) -> str:
         at = [row for row in self.rows if row["over"] == "epsilon" and row["value"] in (0.0, self.epsilon)]
@@ -204,9 +226,11 @@ class FeatureScores(Drawable):
 
     def figure(self) -> "Figure":
         """Each feature by its usefulness, before and under the attack."""
-        from whence.show import curves
+        from whence.show.curves import cloud
 
-        return curves.scores_figure(self)
+        colours = [COLOURS["weak" if kept else "strong"] for kept in self.robust.tolist()]
+        names = ("usefulness", f"usefulness within ε = {self.epsilon}")
+        return cloud(self.usefulness.tolist(), self.robustness.tolist(), colours, names, repr(self))
 
 
 @torch.inference_mode(False)

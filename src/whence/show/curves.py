@@ -1,60 +1,69 @@
-"""Curves of accuracy and points of usefulness."""
+"""Values over values: lines, points with their errors, and clouds of points."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from whence.robustness.features import FeatureScores, Kind, RobustFeaturesExperiment
 
-COLOURS: "dict[Kind, str]" = {"weak": "#c00000", "strong": "#0000c0"}
-AXES = {"d": "number of weak features d", "eta": "mean of the weak features η", "p": "reliability of the strong feature p",
-        "epsilon": "perturbation ε"}  # fmt: skip
+@dataclass(frozen=True)
+class Series:
+    """A line; with errors, points."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    style: str = "-"
+    label: str = ""
+    errors: Sequence[float] | None = None
+
+    def draw(self, axis: "Axes") -> None:
+        if self.errors is None:
+            axis.plot(self.x, self.y, self.style, color=self.colour, linewidth=1.2, label=self.label or None)
+        else:
+            axis.errorbar(self.x, self.y, self.errors, fmt="o", markersize=3, color=self.colour, linewidth=0.8)
 
 
-def figure(experiment: "RobustFeaturesExperiment") -> Figure:
-    """Accuracy of both classifiers over d, η, p and ε: closed forms as lines, simulations as points with their errors."""
-    drawn = Figure(figsize=(10.4, 6.2), dpi=120, layout="constrained")
-    for axis, name in zip(drawn.subplots(2, 2).flat, AXES, strict=True):
-        for kind, colour in COLOURS.items():
-            _line(axis, experiment, name, kind, colour)
-        axis.set_xlabel(AXES[name], fontsize=9)
-        axis.set_ylabel("accuracy", fontsize=9)
+@dataclass(frozen=True)
+class Plot:
+    """Several series over the same values. `mark` is a value to be marked."""
+
+    over: str
+    series: Sequence[Series]
+    mark: float | None = None
+
+
+def plots(plots: Sequence[Plot], of: str, title: str, columns: int = 2) -> Figure:
+    """A plot beside the other, with one legend."""
+    rows = -(-len(plots) // columns)
+    drawn = Figure(figsize=(5.2 * columns, 3.1 * rows), dpi=120, layout="constrained")
+    for axis, plot in zip(drawn.subplots(rows, columns, squeeze=False).flat, plots, strict=False):
+        for series in plot.series:
+            series.draw(axis)
+        if plot.mark is not None:
+            axis.axvline(plot.mark, color="grey", linewidth=0.6)
+        axis.set_xlabel(plot.over, fontsize=9)
+        axis.set_ylabel(of, fontsize=9)
         axis.set_ylim(-0.04, 1.04)
         axis.tick_params(labelsize=8)
-    axis.axvline(experiment.epsilon, color="grey", linewidth=0.6)
     handles = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(*handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    drawn.suptitle("Classifiers by weak features and by the strong one: lines exact, points simulated", fontsize=10)
+    drawn.suptitle(title, fontsize=10)
     return drawn
 
 
-def _line(axis: "Axes", experiment: "RobustFeaturesExperiment", name: str, kind: "Kind", colour: str) -> None:
-    rows = [row for row in experiment.rows if row["over"] == name and row["kind"] == kind]
-    values = np.linspace(min(row["value"] for row in rows), max(row["value"] for row in rows), 101).tolist()
-    for attacked, style in ((False, "-"), (True, "--")):
-        label = f"{kind} features, ε = {experiment.epsilon}" if attacked else f"{kind} features"
-        if name != "epsilon":
-            exact = [data.accuracy(kind, at[attacked]) for data, at in (experiment.at(name, value) for value in values)]
-            axis.plot(values, exact, style, color=colour, linewidth=1.2, label=label)
-        elif not attacked:
-            axis.plot(values, [experiment.base.accuracy(kind, value) for value in values], style, color=colour, linewidth=1.2)
-    x, simulated, error = ([row[key] for row in rows] for key in ("value", "simulated", "standard_error"))
-    axis.errorbar(x, simulated, error, fmt="o", markersize=3, color=colour, linewidth=0.8)
-
-
-def scores_figure(scores: "FeatureScores") -> Figure:
-    """Each feature by its usefulness and what an attack leaves of it."""
+def cloud(x: Sequence[float], y: Sequence[float], colours: Sequence[str], names: tuple[str, str], title: str) -> Figure:
+    """A point for each pair of values, with the diagonal and the line at 0."""
     drawn = Figure(figsize=(5.6, 4.8), dpi=120, layout="constrained")
     axis = drawn.subplots()
-    useful, robust = scores.usefulness.cpu(), scores.robustness.cpu()
-    axis.scatter(useful, robust, s=12, c=["#c00000" if kept else "#0000c0" for kept in scores.robust.tolist()], alpha=0.7)
+    axis.scatter(x, y, s=12, c=colours, alpha=0.7)
     axis.axhline(0, color="black", linewidth=0.6)
-    axis.plot([0, float(useful.max())], [0, float(useful.max())], color="grey", linewidth=0.6)
-    axis.set_xlabel("usefulness", fontsize=9)
-    axis.set_ylabel(f"usefulness within ε = {scores.epsilon}", fontsize=9)
-    axis.set_title(repr(scores), fontsize=9)
+    axis.plot([0, max(x)], [0, max(x)], color="grey", linewidth=0.6)
+    axis.set_xlabel(names[0], fontsize=9)
+    axis.set_ylabel(names[1], fontsize=9)
+    axis.set_title(title, fontsize=9)
     return drawn

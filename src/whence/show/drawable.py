@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +29,32 @@ class Drawable(ABC):
 
     def show(self) -> None:
         """Show the picture: inline in a notebook, else in the system's image viewer."""
-        from whence.show import heatmaps
+        if _in_notebook():
+            from IPython.display import display
 
-        heatmaps.show(self, self.figure())
+            display(self)
+            return
+        from PIL import Image
+
+        Image.open(BytesIO(png(self.figure()))).show()
 
     def _repr_png_(self) -> bytes:
-        from whence.show import heatmaps
+        return png(self.figure())
 
-        return heatmaps.png(self.figure())
+
+def png(drawn: "Figure") -> bytes:
+    """The figure as PNG bytes."""
+    buffer = BytesIO()
+    drawn.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _in_notebook() -> bool:
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return get_ipython() is not None
 
 
 def writable(path: str | Path, suffixes: Sequence[str]) -> Path:

@@ -1,22 +1,20 @@
 """Texts with relevance: each token on red for relevance, blue for counter-relevance, as strong as it is relevant."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
     from rich.text import Text
-
-    from whence.generation import Generation
 
 RED, BLUE = (200, 20, 20), (20, 60, 200)
 CHARACTERS = 92  # in a line of a picture
-LINE = 0.3  # inches
+CHARACTER, LINE = 9.6 / CHARACTERS, 0.3  # inches
 Line = list[tuple[int, int]]  # (token, column)
 
 
@@ -75,49 +73,48 @@ def shown(word: str) -> str:
     return word.replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
-def width(labels: Sequence[str]) -> int:
-    """Characters that the longest line takes."""
-    return max(column + len(shown(labels[i])) for line in lines(labels) for i, column in line)
+@dataclass(frozen=True)
+class Words:
+    """One text of one sample."""
+
+    labels: Sequence[str]
+    relevance: Tensor  # [tokens]
+    title: str
+
+    @property
+    def width(self) -> float:
+        longest = max(column + len(shown(self.labels[i])) for line in lines(self.labels) for i, column in line)
+        return CHARACTER * longest
+
+    @property
+    def height(self) -> float:
+        return LINE * len(lines(self.labels)) + 0.5
+
+    def draw(self, part: "SubFigure", width: float) -> None:
+        axis, broken, values = part.subplots(), lines(self.labels), self.relevance.detach().flatten().float().cpu()
+        top = largest(values)
+        axis.set_xlim(0, width / CHARACTER)
+        axis.set_ylim(len(broken), 0)
+        axis.set_axis_off()
+        axis.set_title(self.title, fontsize=9, loc="left")
+        for row, line in enumerate(broken):
+            for i, column in line:
+                word, value = shown(self.labels[i]), float(values[i])
+                background = [c / 255 for c in colour(value, top)]
+                axis.add_patch(Rectangle((column, row + 0.04), len(word), 0.92, color=background, linewidth=0))
+                axis.text(column, row + 0.5, word.replace("$", r"\$"), family="monospace", fontsize=8.6, va="center",
+                          color=ink(value, top))  # fmt: skip
 
 
-def height(labels: Sequence[str]) -> float:
-    """Inches that the text takes, with its title."""
-    return LINE * len(lines(labels)) + 0.5
-
-
-def draw(axis: "Axes", labels: Sequence[str], relevance: Tensor, title: str, columns: int = CHARACTERS) -> None:
-    """The text into a picture."""
-    broken, values, top = lines(labels), relevance.tolist(), largest(relevance)
-    axis.set_xlim(0, columns)
-    axis.set_ylim(len(broken), 0)
-    axis.set_axis_off()
-    axis.set_title(title, fontsize=9, loc="left")
-    for row, line in enumerate(broken):
-        for i, column in line:
-            word = shown(labels[i])
-            background = [c / 255 for c in colour(values[i], top)]
-            axis.add_patch(Rectangle((column, row + 0.04), len(word), 0.92, color=background, linewidth=0))
-            axis.text(column, row + 0.5, word.replace("$", r"\$"), family="monospace", fontsize=8.6, va="center",
-                      color=ink(values[i], top))  # fmt: skip
-
-
-def grid(generation: "Generation") -> Figure:
-    """A row for each token a model wrote, a column for each token before it."""
-    relevance = generation.relevance[:, 0].float().cpu()
-    given = generation.explanations[0].tokens_of(0) or [str(int(i)) for i in generation.ids[0, :-1]]
-    written = [e.target_names()[0] for e in generation.explanations]
-    future = torch.arange(relevance.shape[1]) >= generation.start + torch.arange(len(relevance))[:, None]
-    shares = relevance / relevance.abs().amax(1, keepdim=True).clamp(min=1e-30)
-    scaled = (shares.sign() * shares.abs().sqrt()).masked_fill(future, float("nan"))
+def grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title: str) -> Figure:
+    """A row for each token written, a column for each token given; what is NaN is not drawn. Roots of shares of each row."""
+    shares = relevance / relevance.nan_to_num().abs().amax(1, keepdim=True).clamp(min=1e-30)
+    scaled = shares.sign() * shares.abs().sqrt()
     drawn = Figure(figsize=(1.6 + 0.26 * len(given), 1.2 + 0.26 * len(written)), dpi=120, layout="constrained")
     axis = drawn.subplots()
     axis.imshow(scaled.numpy(), cmap="seismic", vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor("#eeeeee")
     axis.set_xticks(range(len(given)), [shown(t).strip() or "␣" for t in given], rotation=90, fontsize=7, family="monospace")
     axis.set_yticks(range(len(written)), [shown(t) for t in written], fontsize=7, family="monospace")
-    axis.set_title(
-        "relevance of each token before, for each token written (roots of shares)",
-        fontsize=8,
-        loc="left",
-    )
+    axis.set_title(title, fontsize=8, loc="left")
     return drawn

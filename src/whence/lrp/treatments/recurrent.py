@@ -7,25 +7,22 @@ split by its rule: LRP-0, or what is chosen for the layer, as in `{nn.LSTM: Epsi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import TrainingModeError
-from whence.lrp.functions import Call
+from whence.lrp.calls import Call
 from whence.lrp.linear import Bilinear
-from whence.lrp.rules import Epsilon
-
-if TYPE_CHECKING:
-    from whence.lrp.mode import RelevanceMode
+from whence.lrp.rules import LRP_0
+from whence.lrp.workbench import Workbench
 
 State = tuple[Tensor, ...]  # (h,) or (h, c), each [N, H]
 
 
 @dataclass(frozen=True)
-class Weights:
+class LayerWeights:
     """Of one layer in one direction: gates along the first dimension."""
 
     of_input: Tensor  # [gates · H, D]
@@ -44,72 +41,72 @@ class Weights:
         return torch.cat([self.of_input, self.of_state], 1), bias
 
 
-Step = Callable[["RelevanceMode", Tensor, State, Weights], State]
+Step = Callable[[Workbench, Tensor, State, LayerWeights], State]
 
 
-def lstm_step(mode: "RelevanceMode", x: Tensor, state: State, weights: Weights) -> State:
+def lstm_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
     h, c = state
     input_gate, forget, signal, output = weights.together(x, h).chunk(4, -1)
-    c = _gated_sum(mode, (c, signal.tanh()), (forget.sigmoid(), input_gate.sigmoid()))
+    c = _gated(bench, (c, signal.tanh()), (forget.sigmoid(), input_gate.sigmoid()))
     h = output.sigmoid() * c.tanh()
     return (h if weights.projection is None else F.linear(h, weights.projection)), c
 
 
-def gru_step(mode: "RelevanceMode", x: Tensor, state: State, weights: Weights) -> State:
+def gru_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
     (h,) = state
     x_reset, x_update, x_new = F.linear(x, weights.of_input, weights.bias_input).chunk(3, -1)
     h_reset, h_update, h_new = F.linear(h, weights.of_state, weights.bias_state).chunk(3, -1)
     update = (x_update + h_update).sigmoid()
     new = (x_new + (x_reset + h_reset).sigmoid() * h_new).tanh()
-    return (_gated_sum(mode, (new, h), (1 - update, update)),)
+    return (_gated(bench, (new, h), (1 - update, update)),)
 
 
-def tanh_step(mode: "RelevanceMode", x: Tensor, state: State, weights: Weights) -> State:
+def tanh_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
     return (weights.together(x, state[0]).tanh(),)
 
 
-def relu_step(mode: "RelevanceMode", x: Tensor, state: State, weights: Weights) -> State:
+def relu_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
     return (weights.together(x, state[0]).relu(),)
 
 
 STEPS: dict[str, Step] = {"lstm": lstm_step, "gru": gru_step, "rnn_tanh": tanh_step, "rnn_relu": relu_step}
 
 
-def cell(mode: "RelevanceMode", call: Call) -> Tensor | State:
+def cell(bench: Workbench, call: Call) -> Tensor | State:
     """nn.LSTMCell, nn.GRUCell, nn.RNNCell: one step."""
     x, state, *weights = call.args
-    with mode:
-        new = STEPS[call.name.removesuffix("_cell")](mode, x, _state(state), Weights(*weights))
+    with bench.within():
+        new = STEPS[call.name.removesuffix("_cell")](bench, x, _state(state), LayerWeights(*weights))
     return new if call.name == "lstm_cell" else new[0]
 
 
-def recurrent(mode: "RelevanceMode", call: Call) -> tuple[Tensor, ...]:
+def recurrent(bench: Workbench, call: Call) -> tuple[Tensor, ...]:
     """nn.LSTM, nn.GRU, nn.RNN: layers, directions, packed sequences."""
     packed = not isinstance(call.args[3], bool)  # fourth is has_biases, and the weights where sequences are packed
     x, *rest = call.args
     sizes, rest = (rest[0], rest[1:]) if packed else (None, rest)
     initial, flat, biases, layers, dropout, training, bidirectional, *batch_first = rest
     if training and dropout:
-        raise TrainingModeError(f"'{mode.scope.path}' drops out; call model.eval() before explaining")
+        raise TrainingModeError(f"'{bench.path}' drops out; call model.eval() before explaining")
     first = any(batch_first)
-    with mode:
+    with bench.within():
         x = x.transpose(0, 1) if first else x
         steps = x.unbind(0) if sizes is None else x.split(sizes.tolist())
         states = list(zip(*_state(initial), strict=True))
-        outputs, final = _layers(mode, STEPS[call.name], steps, states, _grouped(flat, biases, layers, 1 + bidirectional))
+        outputs, final = _layers(bench, STEPS[call.name], steps, states, _grouped(flat, biases, layers, 1 + bidirectional))
         out = torch.stack(outputs) if sizes is None else torch.cat(outputs)
         return (out.transpose(0, 1) if first else out, *(torch.stack(part) for part in zip(*final, strict=True)))
 
 
 def _layers(
-    mode: "RelevanceMode", step: Step, steps: Sequence[Tensor], states: list[State], weights: list[list[Weights]]
+    bench: Workbench, step: Step, steps: Sequence[Tensor], states: list[State], weights: list[list[LayerWeights]]
 ) -> tuple[list[Tensor], list[State]]:
     """Layer on layer; the directions of one side by side."""
     final, given = [], iter(states)
     for directions in weights:
         sides = []
         for backwards, of_direction in enumerate(directions):
-            outputs, last = _run(mode, step, steps, next(given), of_direction, bool(backwards))
+            outputs, last = _run(bench, step, steps, next(given), of_direction, bool(backwards))
             sides.append(outputs)
             final.append(last)
         steps = sides[0] if len(sides) == 1 else [torch.cat(both, -1) for both in zip(*sides, strict=True)]
@@ -117,7 +114,7 @@ def _layers(
 
 
 def _run(
-    mode: "RelevanceMode", step: Step, steps: Sequence[Tensor], initial: State, weights: Weights, backwards: bool
+    bench: Workbench, step: Step, steps: Sequence[Tensor], initial: State, weights: LayerWeights, backwards: bool
 ) -> tuple[list[Tensor], State]:
     """One direction of one layer. Sequences are sorted, longest first: shorter ones end, or begin, below the others."""
     outputs: list[Tensor] = []
@@ -131,7 +128,7 @@ def _run(
             state = tuple(part[:count] for part in state)
         elif count > running:
             state = tuple(torch.cat([p, i[running:count]]) for p, i in zip(state, initial, strict=True))
-        state = step(mode, x, state, weights)
+        state = step(bench, x, state, weights)
         outputs.append(state[0])
     if ended:
         state = tuple(torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True))
@@ -142,23 +139,23 @@ def _state(given: Tensor | Sequence[Tensor]) -> State:
     return (given,) if isinstance(given, Tensor) else tuple(given)
 
 
-def _gated_sum(mode: "RelevanceMode", signals: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
+def _gated(bench: Workbench, signals: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
     """Σ gate ⊙ signal as a linear map of the signals, so that a rule can split it."""
     together, weight = torch.stack(tuple(signals), -1), torch.stack(tuple(gates), -1)
     if not together.requires_grad:
-        return _weighted(together, weight)
-    call = Call(_weighted, "gated_sum", (together, weight), {}, (together,))
-    return mode.linear(call, together, Bilinear(_weighted, weight), Epsilon(0), native=True)
+        return gated_sum(together, weight)
+    call = Call.of(gated_sum, (together, weight), {}, (together,))
+    return bench.linear(call, together, Bilinear(gated_sum, weight), LRP_0, native=True)
 
 
-def _weighted(a: Tensor, weight: Tensor) -> Tensor:
+def gated_sum(a: Tensor, weight: Tensor) -> Tensor:
     return (a * weight).sum(-1)
 
 
-def _grouped(flat: Sequence[Tensor], biases: bool, layers: int, directions: int) -> list[list[Weights]]:
-    """Weights by layer and direction, from torch's flat list of all of them."""
+def _grouped(flat: Sequence[Tensor], biases: bool, layers: int, directions: int) -> list[list[LayerWeights]]:
+    """LayerWeights by layer and direction, from torch's flat list of all of them."""
     each = len(flat) // (layers * directions)
     projected = each > 2 + 2 * biases
     parts = [list(flat[start : start + each]) for start in range(0, len(flat), each)]
-    weights = [Weights(*part[:-1], projection=part[-1]) if projected else Weights(*part) for part in parts]
+    weights = [LayerWeights(*part[:-1], projection=part[-1]) if projected else LayerWeights(*part) for part in parts]
     return [weights[start : start + directions] for start in range(0, len(weights), directions)]

@@ -1,0 +1,78 @@
+"""A model made ready to be explained many times."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import TargetError
+from whence.explanation import Explanation
+from whence.inputs import Inputs, check_model
+from whence.lrp.prepared import Prepared
+from whence.lrp.scope import named_layers
+from whence.methods.passes import Task
+from whence.methods.table import Method, named
+from whence.nests import Nest
+from whence.progress import Progress
+from whence.targets import Logit, Span, Target
+
+
+class Explainer:
+    """`explain` for one model and method, prepared: what no input changes is made once.
+
+    >>> explainer = whence.Explainer(model, method=whence.LRP(rules))
+    >>> for x, y in loader:
+    ...     e = explainer(x, target=y)
+
+    It keeps which rule holds where, and the weights that rules modify, in up to three times the memory of the weights. At each
+    call it notices a weight that was overwritten (by an optimiser, by `load_state_dict`), a parameter or module that was
+    exchanged, a model put in training mode. What is written to `weight.data` goes unseen, as it does by autograd: call
+    `forget()` after it.
+    """
+
+    def __init__(self, model: Callable[..., Any], method: Method | str | None = None):
+        self.model, self.method = model, named(method)
+        check_model(model)
+        self._prepared = Prepared(model, lasting=True)
+
+    def __repr__(self) -> str:
+        return f"Explainer({type(self.model).__name__}, method={self.method!r})"
+
+    def __call__(
+        self, inputs: Nest, target: Target = None, *, layers: Sequence[str] = (), progress: Progress = True
+    ) -> Explanation:
+        """As `whence.explain`, without the model."""
+        return next(self.targets(inputs, [target], layers=layers, progress=progress))
+
+    def targets(
+        self, inputs: Nest, targets: Sequence[Target], *, layers: Sequence[str] = (), progress: Progress = True
+    ) -> Iterator[Explanation]:
+        """As `whence.explain_targets`, without the model."""
+        check_model(self.model)
+        return explanations(self._prepared.up_to_date(), self.method, inputs, targets, layers, progress)
+
+    def forget(self) -> None:
+        """Let go of all that was made of weights; it is made anew when needed."""
+        self._prepared = Prepared(self.model, lasting=True)
+
+
+def explanations(
+    prepared: Prepared, method: Method, inputs: Nest, targets: Sequence[Target], layers: Sequence[str], progress: Progress
+) -> Iterator[Explanation]:
+    """One explanation for each target, of a checked model."""
+    if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
+        raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
+    named = tuple(named_layers(prepared.model, layers)) if layers else ()
+    task = Task(prepared, Inputs.of(inputs).detached(), list(targets), named, progress)
+    return _outside_of_inference_mode(method.explanations(task))
+
+
+def _outside_of_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
+    """What is made in inference mode cannot be differentiated later on."""
+    while True:
+        with torch.inference_mode(False):
+            explanation = next(explanations, None)
+        if explanation is None:
+            return
+        yield explanation

@@ -1,0 +1,48 @@
+"""All methods by their short names."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Protocol
+
+from whence.errors import RuleError
+from whence.explanation import Explanation
+from whence.methods.cams import GradCAM, LayerCAM
+from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
+from whence.methods.lrp import LRP
+from whence.methods.passes import Task
+from whence.methods.paths import IntegratedGradients
+from whence.methods.perturbation import RISE, FeatureAblation, Occlusion
+from whence.methods.shapley import Shapley
+from whence.methods.smoothing import SmoothGrad
+from whence.methods.taylor import SimpleTaylor
+
+
+class Method(Protocol):
+    """A way to explain: a frozen dataclass with a short name."""
+
+    name: ClassVar[str]
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        """One explanation for each target of the task."""
+        ...
+
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (LRP, GradientTimesInput, Sensitivity, IntegratedGradients, SmoothGrad, GuidedBackprop, Deconvnet, GradCAM,
+                   LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
+}  # fmt: skip
+
+
+def named(method: Method | str | None) -> Method:
+    """The method itself, by its short name, or the default."""
+    if method is None:
+        return LRP()
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+        return METHODS[method]()
+    if not hasattr(method, "explanations"):
+        raise RuleError(f"{method!r} is no method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
+    if isinstance(method, type):
+        raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
+    return method

@@ -1,0 +1,51 @@
+"""Nests: a tensor, a tuple of tensors, or a dict of tensors, as inputs and relevance come; and values in words."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
+
+
+def tensors(nest: Nest, name: str = "") -> dict[str, Tensor]:
+    """The tensors of a nest by name: "relevance", "relevance.1", "layers.features.28"."""
+    if isinstance(nest, Tensor):
+        return {name: nest}
+    items = nest.items() if isinstance(nest, dict) else enumerate(nest or ())
+    found: dict[str, Tensor] = {}
+    for key, value in items:
+        found |= tensors(value, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def each(change: Callable[[Tensor], Any], nest: Nest) -> Nest:
+    """The same nest of changed tensors."""
+    if isinstance(nest, Tensor):
+        return change(nest)
+    if isinstance(nest, dict):
+        return {key: each(change, value) for key, value in nest.items()}
+    return nest if nest is None else tuple(each(change, value) for value in nest)
+
+
+def described(value: Any) -> str:
+    """A method or rule in one line, its tensors by their shapes and its nests by what is in them.
+
+    >>> described(whence.ExpectedGradients(torch.rand(100, 784)))
+    'ExpectedGradients(background=tensor[100, 784])'
+    """
+    if isinstance(value, Tensor) and value.dim():
+        return f"tensor{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {described(v)}' for key, v in value.items())}}}"
+    if type(value) in (list, tuple):
+        return f"({', '.join(map(described, value))})"
+    if not is_dataclass(value) or isinstance(value, type) or not vars(type(value))["__dataclass_params__"].repr:
+        return repr(value)
+    given = ((f, getattr(value, f.name)) for f in fields(value))
+    return f"{type(value).__name__}({', '.join(f'{f.name}={described(v)}' for f, v in given if not _is_default(f, v))})"
+
+
+def _is_default(f: Field, value: Any) -> bool:
+    return value is f.default or (isinstance(value, int | float | str) and value == f.default)

@@ -1,0 +1,32 @@
+"""Panels of a figure, one below the other: each says how large it is and draws itself into its part."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+NARROWEST = 4.0  # inches
+
+
+class Panel(Protocol):
+    @property
+    def width(self) -> float:
+        """Inches that it likes to have; it gets those of the widest."""
+        ...
+
+    @property
+    def height(self) -> float: ...
+    def draw(self, part: "SubFigure", width: float) -> None: ...
+
+
+def stacked(panels: Sequence[Panel]) -> Figure:
+    """>>> stacked([Heatmap(x, relevance, "a seven"), Words(["not", " bad"], scores, "positive")])"""
+    heights, width = [panel.height for panel in panels], max(NARROWEST, *(panel.width for panel in panels))
+    drawn = Figure(figsize=(width, sum(heights)), dpi=120, layout="constrained")
+    parts = drawn.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, part in zip(panels, parts, strict=True):
+        panel.draw(part, width)
+    return drawn

@@ -1,0 +1,22 @@
+"""Token ids as people read them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a space in front
+
+
+def words_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    """Each id as readable text, spaces in front kept; `tokenizer` is Hugging Face's.
+
+    >>> words_of(tokenizer, [464, 3797])
+    ['The', ' cat']
+    """
+    return [_readable(tokenizer, piece) for piece in tokenizer.convert_ids_to_tokens(list(map(int, ids)))]
+
+
+def _readable(tokenizer: Any, piece: str) -> str:
+    if piece in tokenizer.all_special_tokens or not piece:
+        return piece
+    text = tokenizer.convert_tokens_to_string([piece])
+    return f" {text}" if piece.startswith(SPACES) and not text.startswith(" ") else text
