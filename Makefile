@@ -28,6 +28,7 @@ benchmarks: $(VENV)/.developer
 	$(INSTALL) --group peers
 	$(BIN)/python benchmarks/lrp.py
 	$(BIN)/python benchmarks/transformers.py
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/perturbation.py
 	$(BIN)/python benchmarks/shapley.py
 	$(BIN)/python benchmarks/prototypes.py

@@ -12,7 +12,12 @@ from whence import LRP, Epsilon, Gamma, presets
 from whence.lrp.linear import Convolution
 
 pytestmark = pytest.mark.usefixtures("float64")
-RULES = [presets.attn_lrp(0.1), presets.epsilon_plus_flat(), presets.epsilon_alpha2_beta1(), presets.epsilon_gamma_box(-4.0, 4.0)]
+RULES = [
+    presets.attn_lrp(0.1),
+    presets.epsilon_plus_flat(),
+    presets.epsilon_alpha2_beta1(),
+    presets.epsilon_gamma_box(-4.0, 4.0),
+]
 
 
 class Net(nn.Module):

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from whence.errors import RuleError, SelectorError, suggestion
 from whence.lrp.functions import function_name
 from whence.lrp.rules import Constant, FunctionRule, InputRule, LinearRule, Rule
 from whence.lrp.scope import Place
+
+MAGIC = frozenset("*?[")  # of shell globs
 
 
 class InputLayer:
@@ -63,8 +65,11 @@ class Picks:
 
     def __init__(self, selector: Selector):
         atoms = list(_atoms(selector))
-        patterns = [fnmatch.translate(atom) for atom in atoms if isinstance(atom, str) and atom != "*"]
-        self._paths = re.compile("|".join(patterns)) if patterns else None
+        patterns = [atom for atom in atoms if isinstance(atom, str) and atom != "*"]
+        # as most are written: "*mixer.x_proj"
+        self._ends = tuple(p[1:] for p in patterns if p.startswith("*") and not MAGIC.intersection(p[1:]))
+        others = [fnmatch.translate(p) for p in patterns if not (p.startswith("*") and p[1:] in self._ends)]
+        self._paths = re.compile("|".join(others)) if others else None
         self._classes = tuple(atom for atom in atoms if isinstance(atom, type))
         self.modules = bool(patterns or self._classes)
         self.everything = "*" in atoms  # also what runs in no module
@@ -72,8 +77,9 @@ class Picks:
         self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type | InputLayer)}
 
     def module(self, place: Place) -> bool:
-        if self._paths is not None and any(map(self._paths.match, place.names)):
-            return True
+        for name in place.names:
+            if name.endswith(self._ends) or (self._paths is not None and self._paths.match(name)):
+                return True
         return bool(self._classes) and isinstance(place.module, self._classes)
 
 
@@ -85,18 +91,19 @@ class Matcher:
         self._entries = [(Picks(selector), rule) for selector, rule in composite.entries]
         self._by_module = [(position, picks) for position, (picks, _) in enumerate(self._entries) if picks.modules]
         self._matched: set[int] = set()
+        self._decided: dict[Hashable, Any] = {}
 
     def linear_rule(self, place: Place, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
-        key = (self, function, touches_input)
-        if key not in place.decided:
-            place.decided[key] = self._search(place, function, touches_input, LinearRule | InputRule | Constant)
-        return place.decided[key]
+        key = (self._around(place), function, touches_input)
+        if key not in self._decided:
+            self._decided[key] = self._search(place, function, touches_input, LinearRule | InputRule | Constant)
+        return self._decided[key]
 
     def function_rule(self, place: Place, function: str) -> FunctionRule | None:
-        key = (self, function)
-        if key not in place.decided:
-            place.decided[key] = self._search(place, function, False, FunctionRule)
-        return place.decided[key]
+        key = (self._around(place), function)
+        if key not in self._decided:
+            self._decided[key] = self._search(place, function, False, FunctionRule)
+        return self._decided[key]
 
     def check_all_matched(self, paths: Iterable[str]) -> None:
         """Raise for the first of the user's selectors that no function call met."""
@@ -119,15 +126,14 @@ class Matcher:
                 return rule
         return None
 
-    def _around(self, place: Place) -> set[int]:
+    def _around(self, place: Place) -> frozenset[int]:
         """The entries that pick the module here or one around it: a path or class selects everything that runs inside."""
-        if place.outer is None:
-            return set()
-        if self not in place.decided:
-            here = {position for position, picks in self._by_module if picks.module(place)}
-            around = self._around(place.outer)
-            place.decided[self] = around | here if here else around
-        return place.decided[self]
+        around = place.decided.get(self)
+        if around is None:
+            here = frozenset([position for position, picks in self._by_module if picks.module(place)])
+            around = here if place.outer is None else here | self._around(place.outer)
+            place.decided[self] = around
+        return around
 
 
 def _misplaced(rule: InputRule, place: Place) -> RuleError:

@@ -27,6 +27,7 @@ from whence.lrp.prepared import Prepared
 from whence.lrp.propagation import Companion
 from whence.lrp.reading import Reader
 from whence.lrp.rules import Constant, FunctionRule, Gradient, Identity, InputRule, Rule
+from whence.lrp.saved import Saved
 from whence.lrp.scope import Place, Scope
 from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, recomputing_by
 from whence.lrp.treatments.activations import identity, rectify
@@ -130,7 +131,7 @@ class RelevanceMode(GradientMode):
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
         self._reader = Reader(self.bench.known, all_known=batch_size > 0)
         # what native functions keep for their gradients goes through the cells as well
-        guard = saved_tensors_hooks(self.bench.cells.save, lambda cell: cell.value)
+        guard = saved_tensors_hooks(self.bench.cells.save, Saved.value.fget)  # type: ignore[attr-defined]
         self.saving: AbstractContextManager = guard if prepared.guarded else nullcontext()
         for x, written in zip(inputs, self.written, strict=True):
             self.bench.known.note(x, Inherited(bool((x.detach() >= 0).all()), Companion(written)))

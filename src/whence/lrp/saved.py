@@ -26,17 +26,17 @@ class Saved:
 
     def __init__(self, tensor: Tensor):
         self._value = value = tensor.detach()
-        self._version = 0 if value.is_inference() else value._version
+        self._version = value._version
 
     @property
     def value(self) -> Tensor:
-        if self.overwritten:
+        if self._value._version != self._version:
             raise ModelError("a hidden activation was overwritten where whence could not see it; run that part out of place")
         return self._value
 
     @property
     def overwritten(self) -> bool:
-        return version(self._value) != self._version
+        return self._value._version != self._version
 
     @property
     def storage(self) -> int:
