@@ -154,7 +154,7 @@ class RelevanceMode(GradientMode):
         results = inherited(call, known) if facts.passes_on else NOTHING
         if call.overwrites:
             out = self._overwrite(operation, call)
-        elif operation.alone and operation.alone(self.bench, call) and all(map(known.plain, call.data)):
+        elif operation.alone and all(map(known.plain, call.data)) and operation.alone(self.bench, call):
             out = call.run()
         else:
             out = self._pass(operation, call)
