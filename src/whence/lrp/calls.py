@@ -63,6 +63,11 @@ class Call:
         found = dict(zip(keys, given, strict=False)) | by_keyword
         return [found[key] if key in found else defaults[key] for key in keys]
 
+    def with_replaced(self, replacement: dict[int, Tensor]) -> "Call":
+        """The call with tensors replaced by identity, to be treated so."""
+        args, kwargs = mapped(lambda t: replacement.get(id(t), t), self.args, self.kwargs)
+        return replace(self, args=args, kwargs=kwargs, data=[replacement.get(id(t), t) for t in self.data])
+
     def run_with(self, replacement: dict[int, Tensor]) -> Any:
         """The same call with tensors replaced by identity: {id(old): new}."""
         args, kwargs = mapped(lambda t: replacement.get(id(t), t), self.args, self.kwargs)

@@ -1,5 +1,6 @@
 """Torch functions as a function mode meets them: one name for all spellings, and what is known of each before it is called."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,7 +31,7 @@ class Facts:
     """What is known of a torch function whatever it is called with."""
 
     name: str  # the same for all spellings
-    asks: bool  # it reads or sets an attribute of a tensor, other than its values moved about (x.mT)
+    asks: bool  # no more than for an attribute of a tensor, other than its values moved about (x.mT), or for its likeness
     overwrites: bool  # its first argument, as its name says
     moves: bool  # values about
     pointwise: bool  # each value of the result is a function of one value of each argument
@@ -50,7 +51,7 @@ def facts_of(function: Callable[..., Any]) -> Facts:
     name = function_name(function)
     return Facts(
         name,
-        asks=getattr(function, "__name__", "") in ("__get__", "__set__") and name not in VALUES,
+        asks=(getattr(function, "__name__", "") in ("__get__", "__set__") and name not in VALUES) or name in words.FRESH,
         overwrites=_overwrites(getattr(function, "__name__", "")),
         moves=name in words.MOVES_VALUES,
         pointwise=name in words.POINTWISE,
@@ -78,14 +79,18 @@ def function_name(function: Callable[..., Any]) -> str:
     return SYNONYMS.get(name, name)
 
 
-def spelling(function: Callable[..., Any]) -> str:
-    """How a user can name the function as a selector."""
+def spelling(function: Callable[..., Any]) -> str | None:
+    """How a user can name the function as a selector, if it has a name."""
     name = getattr(function, "__name__", "")
     prefix, _, rest = name.partition("_")
     places = [("torch", torch), ("torch.nn.functional", torch.nn.functional), ("torch.Tensor", Tensor)]
-    if prefix in ("special", "fft", "linalg") and rest:
-        places, name = [(f"torch.{prefix}", getattr(torch, prefix))], rest
-    return next((f"{where}.{name}" for where, holder in places if name and hasattr(holder, name)), "that_function")
+    found = [(f"{where}.{name}", getattr(holder, name, None)) for where, holder in places]
+    if prefix.strip("_") in ("special", "fft", "linalg", "sparse"):
+        found.append((f"torch.{prefix.strip('_')}.{rest}", getattr(getattr(torch, prefix.strip("_")), rest, None)))
+    home = getattr(function, "__module__", None) or ""
+    found.append((f"{home}.{name}", getattr(sys.modules.get(home), name, None)))
+    same = function_name(function)
+    return next((named for named, other in found if callable(other) and function_name(other) == same), None)
 
 
 def _overwrites(name: str) -> bool:

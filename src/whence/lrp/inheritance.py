@@ -32,6 +32,7 @@ class Inherited:
 
 
 NOTHING = Inherited()
+BACKWARD_HOOK = "BackwardHookFunctionBackward"  # torch's name for the node
 
 
 class Knowledge(ref):
@@ -83,6 +84,21 @@ class Known:
         known = self.of(t)
         return NOTHING if known is None else known.inherited
 
+    def looked_at(self, t: Tensor) -> Tensor | None:
+        """The tensor that `t` was for torch's backward hooks of modules, which pass the gradient on, if it was seen."""
+        node, place = t.grad_fn, t.output_nr
+        while node is not None and node.name() == BACKWARD_HOOK:
+            node, place = node.next_functions[place]
+        if node is t.grad_fn:
+            return None
+        living = (known() for known in self.by_id.values())
+        return next((s for s in living if s is not None and _made_by(s, node) and s.output_nr == place), None)
+
+    def stands_for(self, t: Tensor, original: Tensor) -> None:
+        """What is known of the original is known of `t`."""
+        known = self.of(original)
+        self.see(t) if known is None else self.note(t, known.inherited, known.link)
+
     def note(self, t: Tensor, inherited: Inherited = NOTHING, link: Link | None = None) -> Knowledge:
         """What is known of it from now on."""
         key = id(t)
@@ -108,6 +124,10 @@ class Known:
         """Let nobody take over the map that made it, and nothing be a function of what it is a function of."""
         known = self.inherited(t)
         self.note(t, Inherited(known.nonnegative, known.companion))
+
+
+def _made_by(t: Tensor, node: Any) -> bool:
+    return t.grad_fn is node if t.grad_fn is not None else getattr(node, "variable", None) is t
 
 
 def inherited(call: Call, table: Known) -> Inherited:

@@ -36,6 +36,10 @@ from whence.lrp.vocabulary import LEAVES_VALUES
 from whence.lrp.workbench import Unknown, Workbench
 
 
+DIFFERENTIATES = ("grad", "backward")
+HOOKS = "register_hook"
+
+
 class GradientMode(TorchFunctionMode):
     """One at a time in a thread: a gradient modified twice would be neither of the two."""
 
@@ -94,8 +98,11 @@ class ConstantParameters(GradientMode):
         self.lookups = lookups
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if facts_of(function).asks:
+        facts = facts_of(function)
+        if facts.asks:
             return function(*args, **(kwargs or {}))
+        if facts.name == HOOKS:
+            return _only_looking(function, args)
         given = args, kwargs or {}
         args, kwargs = constant_parameters(*given)
         out = self.lookups.run(function, args, kwargs, record=not self.recomputing)
@@ -129,7 +136,9 @@ class RelevanceMode(GradientMode):
         self.bench = Workbench(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
         scope.leaving = self._opaque_module
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
-        self._reader = Reader(self.bench.known, all_known=batch_size > 0)
+        self._explains = batch_size > 0
+        self._looked_at: list[object] = []  # by backward hooks of modules: what is known of it has to last
+        self._reader = Reader(self.bench.known, all_known=self._explains)
         # what native functions keep for their gradients goes through the cells as well
         guard = saved_tensors_hooks(self.bench.cells.save, Saved.value.fget)  # type: ignore[attr-defined]
         self.saving: AbstractContextManager = guard if prepared.guarded else nullcontext()
@@ -149,8 +158,8 @@ class RelevanceMode(GradientMode):
         call = self._reader.call(function, facts, args, kwargs or {})
         if not call.data or not torch.is_grad_enabled():
             return self._beside(call, (args, kwargs or {}))
-        for t in self._reader.strangers:
-            self._meet(t, call)
+        if self._reader.strangers:
+            call = self._meet(self._reader.strangers, call)
         results = inherited(call, known) if facts.passes_on else NOTHING
         if call.overwrites:
             out = self._overwrite(operation, call)
@@ -159,7 +168,10 @@ class RelevanceMode(GradientMode):
         else:
             out = self._pass(operation, call)
         for t in (out,) if type(out) is Tensor else tensors(args[0] if out is None else out):
-            known.see(t) if results is NOTHING and not call.overwrites else known.learn(t, results)
+            if results is not NOTHING:
+                known.learn(t, results)
+            elif t.requires_grad:
+                known.see(t)
         return out
 
     def what_blocks(self) -> str:
@@ -184,19 +196,27 @@ class RelevanceMode(GradientMode):
                 return False
         return not kwargs or (INERT.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
 
-    def _meet(self, t: Tensor, call: Call) -> None:
-        """Data seen for the first time is a leaf, or its maker hid."""
-        if t.grad_fn is not None:
-            self._refuse_unseen(t.grad_fn.name(), call.name)
-        self.bench.known.see(t)
+    def _meet(self, strangers: Sequence[Tensor], call: Call) -> Call:
+        """Data seen for the first time is a leaf, or what a module's backward hook looks at, or its maker hid."""
+        replaced = {}
+        for t in strangers:
+            original = self.bench.known.looked_at(t) if t.grad_fn is not None else None
+            if original is not None:
+                self.bench.known.stands_for(t, original)
+            elif t.grad_fn is not None:
+                replaced[id(t)] = self.bench.impassable(t, self._unseen(t.grad_fn.name(), call.name))
+                self.bench.see(replaced[id(t)])
+            else:
+                self.bench.see(t)
+        return call.with_replaced(replaced) if replaced else call
 
-    def _refuse_unseen(self, maker: str, reader: str) -> None:
+    def _unseen(self, maker: str, reader: str) -> OpaqueError:
         here = f"'{reader}' in '{self.scope.path}'"
         if maker.startswith("CheckpointFunction"):
-            raise OpaqueError(
+            return OpaqueError(
                 f"{here} follows reentrant checkpointing, which hides what runs inside; use checkpoint(…, use_reentrant=False)"
             )
-        raise OpaqueError(
+        return OpaqueError(
             f"{here} reads a tensor made by {maker}, which whence did not see: an autograd.Function, a compiled extension, or "
             "a part run outside the rules; give the module that makes it a rule, such as "
             "LRP({'its.path': whence.Identity()} | …), detach it, or write it in torch functions"
@@ -206,6 +226,10 @@ class RelevanceMode(GradientMode):
 
     def _beside(self, call: Call, given: tuple[tuple, dict]) -> Any:
         """What no relevance passes: constants, token ids on their way to a table, what runs without gradients."""
+        if self._reader.met_own_graph:
+            out = call.function(*given[0], **given[1])
+            self._reader.of_own_graph(out)
+            return out
         if call.overwrites and call.args and isinstance(call.args[0], Tensor):
             self._overwrite_unseen(call.args[0], call.name)
         out = self.lookups.run(call.function, call.args, call.kwargs, record=not self.recomputing, see=self.bench.see)
@@ -252,6 +276,13 @@ class RelevanceMode(GradientMode):
         return operation.treatment(self.bench, call) if rule is None else RULED[type(rule)](self.bench, call)
 
     def _untabled(self, call: Call) -> Any:
+        if call.name in DIFFERENTIATES and self._explains:
+            raise ModelError(
+                f"the model differentiates within its forward pass, in '{self.scope.path}', what depends on the input; whence "
+                "would change the values it finds. Explain the part of the model that computes the output without it"
+            )
+        if call.name == HOOKS and self._explains:
+            return _only_looking(call.function, call.args)
         out = call.run()
         if not any(t.requires_grad and all(t is not d for d in call.data) for t in tensors(out)):
             return out  # a size, an arg max, a comparison: nothing that relevance could enter
@@ -260,6 +291,8 @@ class RelevanceMode(GradientMode):
 
     def _opaque_module(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
         """The output of a module whose inside cannot be seen, by the rule there is for the module."""
+        if module._backward_hooks or module._backward_pre_hooks:
+            self._looked_at.append(output)
         if not isinstance(output, Tensor) or self.bench.known.seen(output):
             return None
         with torch._C.DisableTorchFunction():
@@ -306,6 +339,16 @@ class RelevanceMode(GradientMode):
                 yield
         finally:
             self.bench.copies = before
+
+
+def _only_looking(register: Callable[..., Any], args: tuple) -> Any:
+    """A hook that a model puts on its gradient, without what it makes of it: that is for training, and changes no output."""
+    t, hook = args
+
+    def look(g: Tensor) -> None:
+        hook(g)
+
+    return register(t, look)
 
 
 RULED: dict[type, Callable[[Workbench, Call], Any]] = {

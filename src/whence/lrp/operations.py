@@ -13,20 +13,25 @@ from whence.lrp.calls import Call
 from whence.lrp.functions import Facts, facts_of
 from whence.lrp.treatments.activations import clamp, glu, identity, rectify, statistic
 from whence.lrp.treatments.arithmetic import (
+    added_quotient,
+    added_scaling,
     affine,
     always,
+    between,
     one_factor,
     only_data,
     plain,
     power,
     quotient,
+    reduced,
+    sampled,
     scale,
     solution,
     winner,
 )
 from whence.lrp.treatments.attention import scaled_dot_product_attention, softmax, written_out
 from whence.lrp.treatments.linear import added_product, bilinear, convolution, dense, plain_dense, transposed_convolution
-from whence.lrp.treatments.norms import batch_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
+from whence.lrp.treatments.norms import batch_norm, cosine, distance, group_norm, instance_norm, layer_norm, normalize, rms_norm
 from whence.lrp.treatments.recurrent import cell, recurrent
 from whence.lrp.workbench import Workbench
 
@@ -41,14 +46,21 @@ TREATMENTS: dict[str, Treatment] = (
     | dict.fromkeys(words.MATMULS, bilinear)
     | dict.fromkeys(words.ACTIVATIONS, identity)
     | dict.fromkeys(words.STATISTICS, statistic)
-    | dict.fromkeys(["log_softmax", "softmin", "logsumexp"], Workbench.own_gradient)
-    | dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv"], added_product)
+    | dict.fromkeys(words.OWN_GRADIENT, Workbench.own_gradient)
+    | dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv", "sparse_addmm"], added_product)
+    | dict.fromkeys(["scatter_reduce", "index_reduce", "segment_reduce"], reduced)
+    | dict.fromkeys(["grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"], sampled)
     | {
         "linear": dense,
         "batch_norm": batch_norm,
         "relu": rectify,
         "mul": scale,
+        "addcmul": added_scaling,
+        "addcdiv": added_quotient,
+        "lerp": between,
         "div": quotient,
+        "cosine_similarity": cosine,
+        "pairwise_distance": distance,
         "linalg_solve": solution,
         "linalg_solve_triangular": solution,
         "pow": power,

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.lrp.calls import INERT, Call, tensors
 from whence.lrp.functions import Facts
@@ -22,23 +23,33 @@ def _places(kinds: tuple[type, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class Reader:
     """Makes calls of torch functions and their arguments.
 
-    `all_known`: the inputs are, so that any other leaf is a constant; else a leaf that was not seen is an input.
+    `all_known`: the inputs are, so that any other leaf is the network's own; else a leaf that was not seen is an input. Of
+    its own leaves a network makes graphs of its own, to differentiate as it runs: they are constants where they meet data.
     """
 
     def __init__(self, known: Known, all_known: bool):
         self._by_id, self._all_known = known.by_id, all_known
         self.strangers: list[Tensor] = []  # depend on something and were not seen, in the call read last
+        self.met_own_graph = False  # in the call read last
+        self._of_own_graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def call(self, function: Callable[..., Any], facts: Facts, args: tuple, kwargs: dict[str, Any]) -> Call:
         data: list[Tensor] = []
         constants: list[Tensor] = []
         self.strangers.clear()
+        self.met_own_graph = False
         args = self._read(args, data, constants)
         if kwargs:
             values = tuple(kwargs.values())
             read = self._read(values, data, constants)
             kwargs = kwargs if read is values else dict(zip(kwargs, read, strict=True))
         return Call(function, facts, args, kwargs, data, constants, facts.overwrites or bool(kwargs.get("inplace")))
+
+    def of_own_graph(self, out: Any) -> None:
+        """What was made of the network's own leaves."""
+        for t in tensors(out):
+            if t.requires_grad:
+                self._of_own_graphs[t] = True
 
     def _read(self, values: Any, data: list[Tensor], constants: list[Tensor]) -> Any:
         of_tensors, others = _places(tuple(map(type, values)))
@@ -62,7 +73,7 @@ class Reader:
 
     def _other(self, value: Any, data: list[Tensor], constants: list[Tensor]) -> Any:
         kind = type(value)
-        if kind is Parameter or (isinstance(value, Tensor) and self._is_constant(value)):
+        if isinstance(value, Tensor) and (isinstance(value, Parameter) or self._is_own(value)):
             constants.append(value.detach())
             return constants[-1]
         if kind is list or kind is tuple:
@@ -73,10 +84,13 @@ class Reader:
                 self.strangers.append(t)
         return value
 
-    def _is_constant(self, t: Tensor) -> bool:
-        """Whether it is to be read as one though it requires a gradient."""
-        unknown_leaf = t.requires_grad and t.grad_fn is None and self._all_known and not self._seen(t)
-        return unknown_leaf or isinstance(t, Parameter)
+    def _is_own(self, t: Tensor) -> bool:
+        """Whether it requires a gradient, but of a graph that is no part of the explanation."""
+        if not self._all_known or not t.requires_grad or self._seen(t):
+            return False
+        own = t.grad_fn is None or t in self._of_own_graphs
+        self.met_own_graph |= own
+        return own
 
     def _seen(self, t: Tensor) -> bool:
         known = self._by_id.get(id(t))

@@ -28,7 +28,7 @@ PLAIN = _words("""
 
 SIGNED = _words("""
     neg diff fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn
-    fft_irfftn fft_fftshift fft_ifftshift
+    fft_irfftn fft_fftshift fft_ifftshift affine_grid
 """)  # linear, and of either sign whatever the input's
 
 AFFINE = _words("""
@@ -40,8 +40,12 @@ WINNERS = _words("maximum minimum max min fmax fmin clamp_min clamp_max")
 
 MATMULS = _words("""
     matmul mm bmm mv rmatmul dot vdot inner outer einsum tensordot grouped_mm vecdot linalg_vecdot linalg_multi_dot
-    chain_matmul
+    chain_matmul sparse_mm smm
 """)
+
+OWN_GRADIENT = _words("""
+    log_softmax softmin logsumexp log log2 log10 atan2 arctan2 cdist
+""")  # neither linear nor of f(0) = 0: what their gradient does not conserve is measured
 
 ACTIVATIONS = _words("""
     relu6 hardtanh silu gelu mish hardswish tanh elu celu selu softsign tanhshrink softshrink hardshrink sin tan asin
@@ -49,9 +53,14 @@ ACTIVATIONS = _words("""
 """)  # f(0) = 0
 
 STATISTICS = _words("""
-    sigmoid hardsigmoid softplus exp exp2 erf rsqrt sqrt reciprocal rdiv std var std_mean var_mean logsigmoid cos cosh
+    sigmoid hardsigmoid softplus exp exp2 erf rsqrt sqrt reciprocal rdiv std var std_mean var_mean log_sigmoid cos cosh
     floor ceil round trunc sign sgn inverse linalg_inv
 """)
+
+FRESH = _words("""
+    zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
+    new_tensor new_empty_strided
+""")  # made in the likeness of a tensor, and of nothing else
 
 LEAVES_VALUES = frozenset(_words("requires_grad detach share_memory"))  # end in an underscore and overwrite nothing
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from whence.errors import RuleError, UnknownFunctionError
+from whence.errors import RuleError, UnknownFunctionError, WhenceError
 from whence.lrp.calls import Call, tensors
 from whence.lrp.composites import Matcher
 from whence.lrp.conservation import Meter, dot, total
@@ -87,6 +87,10 @@ class Workbench:
         with self.within():
             return function(*args)
 
+    def valued(self, call: Call, written_out: Tensor) -> Tensor:
+        """The call's own value, to the last bit, with the way back of what it was written out as."""
+        return self.node(written_out, call.run, lambda g: (g,), lambda value: ())
+
     # values kept for the way back
 
     def save(self, t: Tensor) -> Saved:
@@ -158,17 +162,29 @@ class Workbench:
 
     def unknown_function(self, call: Call) -> Any:
         """What the caller wants done with a function that may not be linear and has no rule."""
-        example = f"LRP({{{spelling(call.function)}: whence.Identity()}})"
+        selector = spelling(call.function) or repr(self.path)
         message = (
-            f"'{call.name}' in '{self.path}' is not known to be linear and has no rule; give it one, such as {example} "
-            "(activation with f(0) = 0), whence.Constant() (gate, statistic) or whence.Gradient(), or pass "
-            "LRP(unknown='gradient')"
+            f"'{call.name}' in '{self.path}' is not known to be linear and has no rule; give it one, such as "
+            f"LRP({{{selector}: whence.Identity()}}) (activation with f(0) = 0), whence.Constant() (gate, statistic) or "
+            "whence.Gradient(), or pass LRP(unknown='gradient')"
         )
         if self._unknown == "error":
-            raise UnknownFunctionError(message)
+            return self.refused(call, UnknownFunctionError(message))
         if self._unknown == "warn":
             warnings.warn(message, stacklevel=2)
         return self.own_gradient(call)
+
+    def refused(self, call: Call, error: WhenceError) -> Any:
+        """The call's value; the error is for relevance that comes back by it. A loss on the side may do as it likes."""
+        return call.run_with({id(t): self.impassable(t, error) for t in call.data})
+
+    def impassable(self, t: Tensor, error: WhenceError) -> Tensor:
+        """The same tensor, and an error for its gradient."""
+
+        def back(g: Tensor) -> tuple[Tensor]:
+            raise error
+
+        return self.node(t, t.detach, back, lambda value: ())
 
     def distributed(
         self, source: Tensor, value: Callable[[], Tensor], distribute: Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -67,6 +67,46 @@ def product(bench: Workbench, call: Call) -> Tensor:
     return divided(call.run(), len(call.data))
 
 
+def added_scaling(bench: Workbench, call: Call) -> Tensor:
+    """input + value · a · b."""
+    offset, a, b, value = call.bind("input tensor1 tensor2 value", value=1)
+    if not (a.requires_grad and b.requires_grad):
+        return affine(bench, call)
+    return bench.valued(call, bench.follow(lambda: offset + a * b * value))
+
+
+def added_quotient(bench: Workbench, call: Call) -> Tensor:
+    """input + value · a / b: the denominator is a statistic."""
+    _, _, denominator, _ = call.bind("input tensor1 tensor2 value", value=1)
+    data = [t for t in call.data if t is not denominator]
+    if not data:
+        return bench.constant(call)
+    held = denominator.detach()
+    args, kwargs = mapped(lambda t: held if t is denominator else t, call.args, call.kwargs)
+    return affine(bench, replace(call, args=args, kwargs=kwargs, data=data, constants=[*call.constants, held]))
+
+
+def between(bench: Workbench, call: Call) -> Tensor:
+    """(1 − w) · start + w · end."""
+    start, end, weight = call.bind("input end weight")
+    if not isinstance(weight, Tensor) or not weight.requires_grad:
+        return affine(bench, call)
+    return bench.valued(call, bench.follow(lambda: start + weight * (end - start)))
+
+
+def sampled(bench: Workbench, call: Call) -> Tensor:
+    """Values read off between the places of a picture: linear in the values, the places are a statistic."""
+    keys = "input grid mode padding_mode align_corners"
+    values, grid, *_ = call.bind(keys, mode=None, padding_mode=None, align_corners=None)
+    return call.run_with({id(grid): grid.detach()}) if values.requires_grad else bench.constant(call)
+
+
+def reduced(bench: Workbench, call: Call) -> Tensor:
+    """Sums, means and winners of groups are homogeneous; of a product nothing is known."""
+    of_products = any(isinstance(given, str) and given == "prod" for given in (*call.args, *call.kwargs.values()))
+    return bench.unknown_function(call) if of_products else bench.own_gradient(call)
+
+
 def quotient(bench: Workbench, call: Call) -> Any:
     """a / b: the denominator is a statistic."""
     numerator, denominator, rounding = call.bind("input other rounding_mode", rounding_mode=None)

@@ -59,6 +59,23 @@ def normalize(bench: Workbench, call: Call) -> Tensor:
     return bench.node(x, call.run, lambda g, norm: (g / norm,), lambda value: (norm,))
 
 
+def cosine(bench: Workbench, call: Call) -> Tensor:
+    """a · b / (‖a‖ ‖b‖), the norms constant."""
+    first, second, dim, eps = call.bind("x1 x2 dim eps", dim=1, eps=1e-8)
+
+    def written_out() -> Tensor:
+        a, b = torch.broadcast_tensors(first, second)
+        return (F.normalize(a, dim=dim, eps=eps) * F.normalize(b, dim=dim, eps=eps)).sum(dim)
+
+    return bench.valued(call, bench.follow(written_out))
+
+
+def distance(bench: Workbench, call: Call) -> Tensor:
+    """‖a − b + ε‖"""
+    first, second, p, eps, keepdim = call.bind("x1 x2 p eps keepdim", p=2.0, eps=1e-6, keepdim=False)
+    return bench.valued(call, bench.follow(lambda: torch.linalg.vector_norm(first - second + eps, p, -1, keepdim)))
+
+
 def group_norm(bench: Workbench, call: Call) -> Tensor:
     x, groups, weight, bias, eps = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (len(x), groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
