@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import whence
-from whence import LRP, AlphaBeta, Constant, Epsilon, Flat, Gamma, Gradient, Identity, ZBox, ZPlus
+from whence import LRP, AlphaBeta, Constant, Epsilon, Flat, Gamma, Gradient, Identity, ZBox, ZPlus, presets
 
+X = torch.linspace(-2, 2, 12, dtype=torch.float64).view(3, 4)
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -139,6 +140,17 @@ def test_what_was_overwritten_unseen_is_not_copied_as_if_it_were_right():
         saved.value  # noqa: B018
 
 
+@pytest.mark.parametrize("activation", [F.leaky_relu, F.hardtanh, F.celu, F.rrelu])
+def test_activations_that_overwrite(activation):
+    first_layer, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    method = LRP({F.linear: Gamma(0.3)})
+    a, b = (
+        whence.explain(lambda x, inplace=inplace: second(activation(first_layer(x), inplace=inplace)), X, first, method=method)
+        for inplace in (False, True)
+    )
+    assert torch.allclose(a.relevance, b.relevance, rtol=1e-10)
+
+
 def test_views_that_are_overwritten():
     layer = nn.Linear(4, 4, bias=False)
 
@@ -233,6 +245,44 @@ def test_the_own_gradient_can_be_asked_for_everywhere():
 def test_a_gate_before_the_output_is_explained_in_words():
     with pytest.raises(whence.errors.ModelError, match=r"sigmoid in .* held constant .* logits"):
         whence.explain(lambda x: torch.sigmoid(x), torch.randn(2, 3), first)
+
+
+@pytest.mark.parametrize("saturating", [torch.sigmoid, lambda z: z.softmax(1), lambda z: F.log_softmax(z, 1), F.logsigmoid])
+@pytest.mark.parametrize("rules", [presets.attn_lrp(), presets.cp_lrp(), {}], ids=repr)
+def test_a_class_behind_a_plain_sigmoid_or_softmax_is_the_value_before_it(saturating, rules):
+    layer, x = nn.Linear(3, 4), torch.randn(2, 3)
+    plain = whence.explain(lambda x: layer(x), x, 2, method=LRP(rules))
+    for end in (saturating, lambda z: saturating(z).reshape(2, 2, 2).flatten(1)):
+        e = whence.explain(lambda x, end=end: end(layer(x)), x, 2, method=LRP(rules))
+        if end is saturating or not saturating(torch.zeros(2, 4, requires_grad=True)).requires_grad:
+            assert torch.allclose(e.relevance, plain.relevance)
+            assert torch.equal(e.output, plain.output)
+            assert "before the final" in repr(e)
+    assert not plain.note
+
+
+def test_a_rule_for_the_sigmoid_is_what_the_user_wants():
+    layer, x = nn.Linear(3, 4), torch.randn(2, 3)
+    e = whence.explain(lambda x: layer(x).sigmoid(), x, 2, method=LRP({torch.sigmoid: Gradient()}))
+    assert torch.allclose(e.output, layer(x).sigmoid()[:, 2])
+    assert not e.note
+
+
+def test_one_value_a_sample_however_it_is_squeezed():
+    layer, x = nn.Linear(3, 1), torch.randn(2, 3)
+    plain = whence.explain(lambda x: layer(x), x)
+    for model in (lambda x: layer(x)[:, 0], lambda x: layer(x).squeeze(1), lambda x: layer(x).sigmoid().squeeze()):
+        assert torch.allclose(whence.explain(model, x).relevance, plain.relevance)
+        assert torch.allclose(whence.explain(model, x[:1]).relevance, plain.relevance[:1])
+
+
+def test_where_gates_took_all_relevance_zeros_are_no_answer():
+    layer, x = nn.Linear(3, 4), torch.randn(2, 3)
+    detector = lambda x: torch.cat([layer(x)[:, :2], layer(x)[:, 2:].sigmoid().view(2, 2)], 1)  # noqa: E731
+    with pytest.raises(whence.errors.ModelError, match=r"no relevance reaches the input; sigmoid .*whence.Neuron"):
+        whence.explain(detector, x, lambda y: y[:, 3])
+    assert whence.explain(detector, x, lambda y: y[:, 0]).relevance.any()
+    assert not whence.explain(lambda x: F.relu(layer(x) - 99) + 1, x, first).relevance.any()  # a dead ReLU: that is the answer
 
 
 def test_a_gate_can_be_given_another_rule():

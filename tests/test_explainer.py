@@ -304,3 +304,34 @@ def test_a_value_times_a_function_of_what_it_was_before_is_a_product():
     whole = whence.explain(gated(False), x, lambda y: y, layers=[])
     assert whole.conservation.error.max() < 1e-12
     assert whence.explain(gated(True), x, lambda y: y).conservation.error.max() < 1e-12
+
+
+class Overwriting(nn.Module):
+    """Overwrites a value that a gradient needs, from a certain call on."""
+
+    def __init__(self, since):
+        super().__init__()
+        self.layer, self.since, self.calls = nn.Linear(4, 4), since, 0
+        self.eval()
+
+    def forward(self, x):
+        self.calls += 1
+        y = self.layer(x).sin()
+        z = y * y.cos()
+        if self.calls > self.since:
+            y.add_(1)
+        return z + y
+
+
+@pytest.mark.parametrize("since", [0, 1, 2])
+def test_a_network_may_begin_to_overwrite(since):
+    model, x = Overwriting(since), torch.randn(2, 4)
+    explainer = whence.Explainer(model)
+    for call in range(4):
+        e = explainer(x, 1)
+        whole = Overwriting(0 if call >= since else 99)
+        whole.load_state_dict(model.state_dict())
+        torch.testing.assert_close(e.relevance, whence.explain(whole, x, 1).relevance)
+    runs = model.calls
+    explainer(x, 1)
+    assert model.calls == runs + 1  # once it is known to, it is not run twice

@@ -44,6 +44,8 @@ def test_the_front_exports_what_the_contract_names():
              "robust_features_experiment", "FeatureScores", "feature_scores"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
+        "activations",
+        "patches",
         "explainer",
         "explanation",
         "inputs",

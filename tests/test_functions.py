@@ -66,6 +66,13 @@ def test_lerp(layer, x):
     assert torch.allclose(gated.relevance, parts.relevance, rtol=1e-10)
 
 
+def test_a_difference_from_a_constant(x):
+    c = torch.randn(4)
+    conserved(lambda x: torch.rsub(x, c, alpha=2), x, absorbed=c.sum())
+    conserved(lambda x: torch.rsub(c, x, alpha=2), x, absorbed=-2 * c.sum())
+    conserved(lambda x: 1 - x, x, absorbed=4.0)
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
 def test_grid_sample_is_linear_in_the_values_and_its_places_are_a_statistic(layer, x, mode):
     theta = torch.tensor([[0.9, 0.2, 0.1], [-0.1, 0.8, 0.2]])
@@ -109,7 +116,9 @@ def test_scatter_reduce(layer, x, reduction, alone):
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "max", "min"])
 def test_segment_reduce(layer, x, reduction):
-    conserved(lambda x: torch.segment_reduce(layer(x).T.contiguous(), reduction, lengths=torch.tensor([1, 3])).T, x, absorbed=0.0)
+    conserved(
+        lambda x: torch.segment_reduce(layer(x).T.contiguous(), reduction, lengths=torch.tensor([1, 3])).T, x, absorbed=0.0
+    )
 
 
 @pytest.mark.filterwarnings("ignore:index_reduce")

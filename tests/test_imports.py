@@ -13,7 +13,7 @@ SOURCES = Path(whence.__file__).parent
 ROOMS = [
     "errors",
     "lrp",
-    "nests words inputs progress targets show",
+    "activations nests words inputs patches progress targets show",
     "explanation",
     "methods checkpoint",
     "explainer explain generation",

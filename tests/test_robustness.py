@@ -687,7 +687,7 @@ def test_bad_inputs_and_labels_are_refused(bundled):
         (lambda: attack(model, x, y - 5), whence.errors.TargetError, "label -5 is out of range"),
         (lambda: whence.PGD(0.1, targets=3)(model, x, y), whence.errors.TargetError, "target of sample 3 is its label"),
         (lambda: whence.PGD(0.1, targets=12)(model, x, y), whence.errors.TargetError, "target 12 is out of range"),
-        (lambda: attack(lambda x: x.flatten(1).sum(1), x, y), whence.errors.TargetError, r"\(50,\)"),
+        (lambda: attack(lambda x: x.flatten(1).sum(1), x, y), whence.errors.ModelError, r"\(50, 1\)"),
         (lambda: attack(lambda x: x.flatten(1)[:, :1], x, y * 0), whence.errors.ModelError, "two classes or more"),
         (lambda: attack(lambda x: torch.ones(len(x), 3), x, y * 0), whence.errors.ModelError, "does not depend"),
         (lambda: attack(model.train(), x, y), whence.errors.TrainingModeError, "eval"),

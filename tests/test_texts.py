@@ -128,8 +128,10 @@ def test_tables_of_any_rank_and_one_tensor_given_twice():
 
 def test_ids_of_another_batch_size_and_float_masks():
     table = nn.Embedding(11, 3)
-    with pytest.raises(errors.InputError, match=r"looked up for 2 samples; give a row for each"):
-        whence.explain(lambda a, b: (table(a) + table(b)).sum(1), (torch.ones(2, 4).long(), torch.ones(1, 4).long()))
+    shared = torch.tensor([[1, 2, 3, 4]])
+    e = whence.explain(lambda a, b: (table(a) + table(b)).sum(1), (torch.ones(2, 4).long(), shared), lambda out: out[:, 0])
+    assert torch.allclose(e.relevance[1], 2 * table(shared)[..., 0])  # of both samples
+    assert e.conservation.error.max() < 1e-5
 
     def pooled(input_ids, attention_mask):
         return (table(input_ids) * attention_mask[..., None]).sum(1)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.activations import Inner
 from whence.lrp.conservation import Conservation
 from whence.nests import Nest, described, each, tensors
+from whence.patches import Patches
 from whence.show.drawable import PICTURES, Drawable, writable
 from whence.targets import Logit, Span, of_samples
 from whence.words import words_of
@@ -50,6 +52,8 @@ class Explanation(Drawable):
     standard_errors: Nest = None
     interactions: Tensor | None = None
     root: Nest = None  # of a Taylor decomposition, like the inputs
+    patches: Mapping[str, Patches] = field(default_factory=dict)  # of inputs that are pictures cut into rows, by their names
+    note: str = ""  # what is explained, where it is not quite what was asked for
 
     def __len__(self) -> int:
         return len(self.output)
@@ -63,23 +67,28 @@ class Explanation(Drawable):
             index = slice(index % len(self), index % len(self) + 1)
         if index.step is not None and index.step < 1:
             raise IndexError(f"samples cannot be sliced by steps of {index.step}")
+
+        def chosen(rows: Any) -> Any:
+            return rows[index] if len(rows) == len(self) else rows  # else they belong to all samples
+
         return replace(
             self,
-            relevance=each(lambda t: t[index], self.relevance),
+            relevance=each(chosen, self.relevance),
             output=self.output[index],
             target=of_samples(self.target, index),
             conservation=self.conservation[index],
-            layers=each(lambda t: t[index], self.layers),
-            inputs=each(lambda t: t[index], self.inputs),
-            tokens={name: rows[index] for name, rows in self.tokens.items()},
-            standard_errors=each(lambda t: t[index], self.standard_errors),
-            interactions=each(lambda t: t[index], self.interactions),
-            root=each(lambda t: t[index], self.root),
+            layers=each(chosen, self.layers),
+            inputs=each(chosen, self.inputs),
+            tokens={name: chosen(rows) for name, rows in self.tokens.items()},
+            standard_errors=each(chosen, self.standard_errors),
+            interactions=each(chosen, self.interactions),
+            root=each(chosen, self.root),
         )
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(list(t.shape)) for t in tensors(self.relevance).values())
-        return f"Explanation of {shapes} by {described(self.method)}\n  target {self.target_names()}\n  {self.conservation!r}"
+        target = f"{self.target_names()}{self.note and f', {self.note}'}"
+        return f"Explanation of {shapes} by {described(self.method)}\n  target {target}\n  {self.conservation!r}"
 
     def target_names(self) -> list[str]:
         """A word for the target of each sample."""
@@ -87,7 +96,9 @@ class Explanation(Drawable):
             return [self._name(i) for i in self.target.tolist()]
         if isinstance(self.target, Logit | Span):
             return [self.target.words(self._name, i) for i in range(len(self))]
-        return [getattr(self.target, "__name__", "function")] * len(self)
+        return [str(self.target) if isinstance(self.target, Inner) else getattr(self.target, "__name__", "function")] * len(
+            self
+        )
 
     def with_tokens(self, tokenizer: Any) -> "Explanation":
         """The same with token ids as words, for pictures, pages and the terminal; `tokenizer` is Hugging Face's."""
@@ -134,13 +145,20 @@ class Explanation(Drawable):
         title = f"{self.target_names()[sample]}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
         panels: list[Panel] = []
         for name, x in tensors(self.inputs).items():
-            r = relevance[name][sample]
-            if name in self.tokens:
-                panels.append(Words(self.tokens[name][sample], r, title))
-            elif x.is_floating_point():
-                panels.append(Bars(r, title) if r.dim() == 1 else Heatmap(x[sample], r, title))
-            elif not self.tokens:  # else they are ids of other kinds, such as segments: no text
-                panels.append(Words([f" {i}" for i in x[sample].flatten().tolist()], r, title))
+            r = relevance[name]
+            if name in self.patches:
+                pictures = zip(
+                    self.patches[name].pictures(x, torch.mean), self.patches[name].pictures(r, torch.sum), strict=True
+                )
+                panels += [Heatmap(picture, heat, title) for picture, heat in pictures]
+                continue
+            for row in [sample] if len(x) == len(self) else range(len(x)):
+                if name in self.tokens:
+                    panels.append(Words(self.tokens[name][row], r[row], title))
+                elif x.is_floating_point():
+                    panels.append(Bars(r[row], title) if r.dim() == 2 else Heatmap(x[row], r[row], title))
+                elif not self.tokens:  # else they are ids of other kinds, such as segments: no text
+                    panels.append(Words([f" {i}" for i in x[row].flatten().tolist()], r[row], title))
         return panels
 
     def numbers(self) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ from whence.errors import TOO_NARROW, InputError, ModelError, TrainingModeError,
 from whence.lrp.scope import exported
 from whence.nests import Nest
 
+# do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
+MODELESS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -20,10 +23,11 @@ class Inputs:
     parts: tuple[Any, ...]
     names: tuple[str, ...] | None = None  # of a dict
     single: bool = False
+    whole: frozenset[int] = frozenset()  # parts that belong to a single sample with all of their rows: here `[1, rows, …]`
 
     @classmethod
     def of(cls, inputs: Nest) -> "Inputs":
-        """Checked inputs: something to explain, finite, not empty, one batch size.
+        """Checked inputs: something to explain, finite, not empty.
 
         >>> Inputs.of({"pixels": torch.rand(2, 3, 8, 8)}).batch_size
         2
@@ -37,7 +41,7 @@ class Inputs:
         else:
             raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}")
         found._check()
-        return found
+        return found._of_one_sample() if found.shared and found.batch_size == 1 else found
 
     @property
     def explained(self) -> tuple[int, ...]:
@@ -59,14 +63,31 @@ class Inputs:
 
     @property
     def batch_size(self) -> int:
-        return len(self.parts[min([*self.explained, *self.ids])])
+        """The number of samples. Where the parts have several first dimensions, those without a row for each sample belong to
+        all: that of a text is the batch, and a single picture is one sample however many texts it is compared with. Of parts
+        without names it is the first, and of mere rows of ids (bags and where they begin) the shortest."""
+        parts = [self.parts[i] for i in sorted((*self.explained, *self.ids))]
+        text = self.named("input_ids") if self.names else None
+        if isinstance(text, Tensor):
+            return 1 if 1 in [len(self.parts[i]) for i in self.explained] else len(text)
+        return next((len(part) for part in parts if part.dim() > 1 or part.is_floating_point()), min(map(len, parts)))
+
+    @property
+    def shared(self) -> bool:
+        """Whether some part has no row for each sample, but belongs to all."""
+        return any(len(self.parts[i]) != self.batch_size for i in (*self.explained, *self.ids))
+
+    def admits(self, count: int) -> bool:
+        """Whether outputs of so many rows can be of these inputs: one for each sample, or one for all there is."""
+        return count in {1, self.batch_size, *(len(self.parts[i]) for i in (*self.explained, *self.ids))}
 
     def named(self, name: str) -> Any:
         """The part of a dict of that name, or None."""
-        return dict(zip(self.names or (), self.parts, strict=False)).get(name)
+        return dict(zip(self.names or (), self._as_given(dict(enumerate(self.parts))).values(), strict=False)).get(name)
 
     def together(self, values: dict[int, Any]) -> Nest:
         """Values of the explained parts in the structure of the inputs; None for the others."""
+        values = self._as_given(values)
         if self.single:
             return values[0]
         filled = tuple(values.get(i) for i in range(len(self.parts)))
@@ -76,8 +97,8 @@ class Inputs:
         """What `together` put together, by position."""
         if self.single:
             return {0: nest}
-        values = nest.values() if self.names else nest
-        return {i: value for i, value in enumerate(values) if value is not None}
+        values = dict(enumerate(nest.values() if self.names else nest))
+        return {i: self._of_sample(i, value) for i, value in values.items() if value is not None}
 
     def copied(self) -> dict[int, Any]:
         """All parts by position, tensors as copies: a network may overwrite what it is given."""
@@ -111,6 +132,7 @@ class Inputs:
 
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
         """The model's outputs, its own complaints about the input turned into one clear line."""
+        parts = tuple(self._as_given(dict(enumerate(parts))).values())
         try:
             return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
         except WhenceError:
@@ -121,6 +143,18 @@ class Inputs:
             shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
             problem = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(f"the model cannot run on an input of shape {shapes}: {problem}") from error
+
+    def _of_one_sample(self) -> "Inputs":
+        shared = frozenset(i for i in (*self.explained, *self.ids) if len(self.parts[i]) != 1)
+        one = replace(self, whole=shared)
+        return replace(one, parts=tuple(one._of_sample(i, part) for i, part in enumerate(self.parts)))
+
+    def _of_sample(self, i: int, value: Any) -> Any:
+        return value[None] if i in self.whole and isinstance(value, Tensor) and value.dim() else value
+
+    def _as_given(self, values: dict[int, Any]) -> dict[int, Any]:
+        """With the rows of whole parts in their first dimension again."""
+        return {i: value[0] if i in self.whole and isinstance(value, Tensor) else value for i, value in values.items()}
 
     def _check(self) -> None:
         if not self.explained and not self.ids:
@@ -136,8 +170,6 @@ class Inputs:
                 raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
         for i in self.explained:
             x = self.parts[i]
-            if len(x) != self.batch_size:
-                raise InputError(f"inputs disagree about the batch size: {self.batch_size} and {len(x)}")
             if not torch.isfinite(x).all():
                 raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
             if x.dtype == torch.float16:
@@ -157,7 +189,7 @@ def check_model(model: object) -> None:
     for module in found:  # grows as it is read
         if isinstance(module, torch.fx.GraphModule) and exported(module):  # it is in the mode it was exported in
             continue
-        if module.training:
+        if module.training and type(module) not in MODELESS:
             name = next(name for name, part in model.named_modules() if part is module) or "the model"
             raise TrainingModeError(f"{name!r} is in training mode; call model.eval() before explaining")
         for name, parameter in module._parameters.items():

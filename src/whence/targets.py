@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import TargetError, WhenceError, first_line, out_of_memory
+from whence.activations import Inner, Reading
+from whence.errors import ModelError, TargetError, WhenceError, first_line, out_of_memory
 from whence.inputs import Inputs
 
 Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
@@ -97,37 +98,48 @@ class Span:
         return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
 
 
-Target = Index | Logit | Span | Callable[[Any], Tensor]
+Target = Index | Logit | Span | Inner | Callable[[Any], Tensor]
 
 
-def select(outputs: Any, target: Target, inputs: Inputs) -> tuple[Tensor, Any]:
+def select(outputs: Any, target: Target, inputs: Inputs, reading: Reading | None = None) -> tuple[Tensor, Any]:
     """The explained value of each sample `[N]`, and the target it stands for: class or token indices `[N]`, or the target
-    itself with its indices filled in, or the function.
+    itself with its indices filled in, or the function. `reading` is what a target inside the network reads.
 
     >>> select(torch.tensor([[1.0, 3.0]]), None, Inputs.of(torch.zeros(1, 2)))
     (tensor([3.]), tensor([1]))
     """
-    batch_size = inputs.batch_size
+    if isinstance(target, Inner):
+        return _check_values(_read(target, outputs, reading), inputs), target
     if callable(target):
-        return _check_values(_called(target, outputs, batch_size), batch_size), target
-    logits = logits_of(outputs, batch_size)
+        return _check_values(_called(target, outputs, inputs.batch_size), inputs), target
+    logits = logits_of(outputs, inputs.admits, inputs.batch_size)
     if isinstance(target, Logit | Span):
         return target.select(logits, inputs)
     values, resolved = Logit(target).select(logits, inputs)
     return values, resolved.index
 
 
+def reads_outputs(target: Target) -> bool:
+    """Whether the target picks among the model's outputs as they are: classes, tokens."""
+    return not callable(target) and not isinstance(target, Inner)
+
+
 def logits_of(
-    outputs: Any, batch_size: int, advice: str = "pass target=lambda outputs: … that gives one value a sample"
+    outputs: Any,
+    admits: Callable[[int], bool],
+    batch_size: int,
+    advice: str = "pass target=lambda outputs: … that gives one value a sample",
 ) -> Tensor:
-    """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs."""
+    """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs; of one value a sample, `[N, 1]`."""
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
         keys = list(map(str, outputs.keys())) if hasattr(outputs, "keys") else []
         fields = f" with {', '.join(keys)}{'' if 'logits' in keys else ' and no logits'}" if keys else ""
         kind = type(outputs).__name__
         raise TargetError(f"the model returns {kind}{fields}; load it with a head (AutoModelFor…) or {advice}")
-    if logits.dim() not in (2, 3) or len(logits) != batch_size:
+    if logits.dim() == 1 or (logits.dim() == 0 and batch_size == 1):
+        logits = logits.reshape(-1, 1)
+    if logits.dim() not in (2, 3) or not admits(len(logits)):
         raise TargetError(
             f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
             f"N = {batch_size}; {advice}"
@@ -216,11 +228,22 @@ def _called(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> A
         ) from error
 
 
-def _check_values(values: Any, batch_size: int) -> Tensor:
-    if not isinstance(values, Tensor) or values.shape != (batch_size,):
-        given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+def _read(target: Inner, outputs: Any, reading: Reading | None) -> Tensor:
+    if reading is None:
         raise TargetError(
-            f"the target function gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]. "
+            f"{target} is inside the network, which is not looked into here; give a class or a function of outputs"
+        )
+    missing = [layer for layer in target.layers if layer not in reading.layers]
+    if missing:
+        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to explain")
+    return target.value(replace(reading, output=outputs))
+
+
+def _check_values(values: Any, inputs: Inputs) -> Tensor:
+    if not isinstance(values, Tensor) or values.dim() != 1 or not inputs.admits(len(values)):
+        given, batch_size = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__, inputs.batch_size
+        raise TargetError(
+            f"the target gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]. "
             "Many methods ask for more samples at once than there are; it must take any number of them"
         )
     return values

@@ -66,36 +66,29 @@ class Conservation:
 
 
 class Meter:
-    """Collects what each layer absorbs while relevance returns; idle for a batch size of 0."""
+    """Collects what each layer absorbs while relevance returns, unless nobody will read it."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._absorbed: defaultdict[str, list[Tensor]] = defaultdict(list)  # [batch] each
-        self._mixed: defaultdict[str, list[Tensor]] = defaultdict(list)  # of samples that cannot be told apart
+    def __init__(self, idle: bool = False):
+        self._idle = idle
+        self._absorbed: defaultdict[str, list[Tensor]] = defaultdict(list)  # [rows] each
 
     def add(self, path: str, amount: Tensor) -> None:
-        """`amount` [batch, …] was absorbed at `path`; a batch folded into the first dimension (windows) is unfolded."""
-        if not self._batch_size:
-            return
-        if amount.dim() == 1 and len(amount) == self._batch_size:
-            self._absorbed[path].append(amount.detach())
-        elif amount.dim() and len(amount) % self._batch_size == 0:
-            self._absorbed[path].append(amount.detach().reshape(self._batch_size, -1).sum(1))
-        else:
-            self._mixed[path].append(amount.detach().sum())
+        """`amount` [rows, …] was absorbed at `path`."""
+        if not self._idle:
+            amount = amount.detach()
+            self._absorbed[path].append(
+                amount if amount.dim() == 1 else amount.reshape(len(amount) if amount.dim() else 1, -1).sum(1)
+            )
 
     def read(self, output: Tensor, relevance: Tensor) -> Conservation:
         """The account since the last reading.
 
-        Where a network takes the samples of a batch apart, mixes them, or holds them elsewhere than in the first dimension,
-        what a layer absorbed is known only in sum. It is then shared out so that the samples balance as far as the sum does.
+        A batch folded into the first dimension (windows) is unfolded. Where a network takes the samples of a batch apart,
+        mixes them, or holds them elsewhere than in the first dimension, what a layer absorbed is known only in sum. It is then
+        shared out so that the samples balance as far as the sum does.
         """
         by_layer = {path: _sum(amounts, output) for path, amounts in self._absorbed.items()}
-        mixed = {path: _sum(amounts, output) for path, amounts in self._mixed.items()}
         self._absorbed.clear()
-        self._mixed.clear()
-        for path, amount in mixed.items():
-            by_layer[path] = by_layer.get(path, 0) + (amount / len(output)).expand_as(output)
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
         gap = output - relevance - absorbed
         flow = output.abs() + relevance.abs() + absorbed.abs()
@@ -106,8 +99,18 @@ class Meter:
 
 
 def _sum(amounts: list[Tensor], like: Tensor) -> Tensor:
-    amounts = [amount.to(like) for amount in amounts]
+    """Of each sample, as far as the rows tell."""
+    amounts = [of_samples(amount.to(like), len(like)) for amount in amounts]
     return amounts[0] if len(amounts) == 1 else torch.stack(amounts).sum(0)
+
+
+def of_samples(amount: Tensor, count: int) -> Tensor:
+    """Amounts `[rows, …]` of each of `count` samples, `[count]`; in equal shares where the rows do not tell them apart."""
+    if amount.dim() == 1 and len(amount) == count:
+        return amount
+    if amount.dim() and len(amount) % count == 0:
+        return amount.reshape(count, -1).sum(1)
+    return (amount.sum() / count).expand(count)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Lookups:
         see(given)
         return given
 
-    def scores(self, relevance: Sequence[Tensor], batch_size: int) -> dict[int, Tensor]:
+    def scores(self, relevance: Sequence[Tensor]) -> dict[int, Tensor]:
         """One score an id, from the relevance of each of the found vectors: summed over its numbers and its look-ups."""
         if not self.found:
             return {}
@@ -85,13 +85,7 @@ class Lookups:
             flat.index_add_(0, places.to(flat.device), score.to(flat))
             reached[places.to(flat.device)] = True
         parts = zip(self.given.items(), flat.split(sizes), reached.split(sizes), strict=True)
-        found = {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
-        for score in found.values():
-            if len(score) != batch_size:
-                raise InputError(
-                    f"ids of shape {tuple(score.shape)} are looked up for {batch_size} samples; give a row for each, by expand"
-                )
-        return found
+        return {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
 
     def _look_up(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
         table, ids = _table_and_ids(call)

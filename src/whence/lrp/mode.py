@@ -35,7 +35,6 @@ from whence.lrp.treatments.hidden import opaque
 from whence.lrp.vocabulary import LEAVES_VALUES
 from whence.lrp.workbench import Unknown, Workbench
 
-
 DIFFERENTIATES = ("grad", "backward")
 HOOKS = "register_hook"
 
@@ -115,7 +114,8 @@ class ConstantParameters(GradientMode):
 class RelevanceMode(GradientMode):
     """Gradients modified by the rules while entered. `explain` and `relevance_rules` are made of it.
 
-    `several` says that relevance will return more than once from the same forward pass.
+    `explains` says that the inputs are all there is to explain, and that somebody reads the account; `several` that relevance
+    will return more than once from the same forward pass.
     """
 
     def __init__(
@@ -126,17 +126,18 @@ class RelevanceMode(GradientMode):
         unknown: Unknown = "error",
         inputs: Sequence[Tensor] = (),
         lookups: Lookups | None = None,
-        batch_size: int = 0,
+        explains: bool = False,
         several: bool = False,
     ):
         super().__init__(scope)
         self.lookups = lookups or Lookups({})
-        self.meter = Meter(batch_size)
+        self.meter = Meter(idle=not explains)
         self.matcher = prepared.matcher(rules)
         self.bench = Workbench(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
         scope.leaving = self._opaque_module
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
-        self._explains = batch_size > 0
+        self._explains = explains
+        self.saturated = ""  # what is explained in its place
         self._looked_at: list[object] = []  # by backward hooks of modules: what is known of it has to last
         self._reader = Reader(self.bench.known, all_known=self._explains)
         # what native functions keep for their gradients goes through the cells as well
@@ -179,7 +180,17 @@ class RelevanceMode(GradientMode):
         if self.bench.last_constant is None:
             return "; a detach, an integer or a no_grad may cut it off"
         held = f"{self.bench.last_constant} is held constant as a gate or statistic"
-        return f"; {held}. Explain the value before it (the logits), or give it a rule"
+        return f"; {held}. Explain the value before it (the logits), as in target=whence.Neuron('head', 3), or give it a rule"
+
+    def before_saturation(self, outputs: Any) -> Any:
+        """The values of which the outputs are a plain sigmoid or softmax, if they are: relevance passes by neither."""
+        logits = getattr(outputs, "logits", outputs)
+        before = self.bench.saturated.get(logits) if isinstance(logits, Tensor) else None
+        if before is None:
+            return outputs
+        name, value = before
+        self.saturated = f"of the value before the final {name}"
+        return value()
 
     def pin(self, t: Tensor) -> None:
         """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
@@ -233,7 +244,17 @@ class RelevanceMode(GradientMode):
         if call.overwrites and call.args and isinstance(call.args[0], Tensor):
             self._overwrite_unseen(call.args[0], call.name)
         out = self.lookups.run(call.function, call.args, call.kwargs, record=not self.recomputing, see=self.bench.see)
+        if call.facts.moves and self.bench.saturated and isinstance(out, Tensor):
+            self._follow_saturated(call, out)
         return the_parameter_itself(out, given, (call.args, call.kwargs))
+
+    def _follow_saturated(self, call: Call, out: Tensor) -> None:
+        """Saturated values that are moved about, as in `sigmoid(x).squeeze(1)`."""
+        (moved,) = call.bind("input")
+        before = self.bench.saturated.get(moved) if isinstance(moved, Tensor) else None
+        if before is not None:
+            name, value = before
+            self.bench.saturated[out] = name, lambda: self.bench.follow(call.run_with, {id(moved): value()})
 
     def _overwrite_unseen(self, target: Tensor, name: str) -> None:
         """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
@@ -273,7 +294,10 @@ class RelevanceMode(GradientMode):
         if operation.treatment is None:
             return self._untabled(call)
         rule = self.bench.function_rule(call.name) if operation.by_rule else None
-        return operation.treatment(self.bench, call) if rule is None else RULED[type(rule)](self.bench, call)
+        out = operation.treatment(self.bench, call) if rule is None else RULED[type(rule)](self.bench, call)
+        if operation.saturates and (rule is None or isinstance(rule, Constant)) and not call.overwrites:
+            self.bench.saturated[out] = call.name, lambda source=call.data[0]: source
+        return out
 
     def _untabled(self, call: Call) -> Any:
         if call.name in DIFFERENTIATES and self._explains:

@@ -109,6 +109,7 @@ class Operation:
     treatment: Treatment | None
     by_rule: bool  # a user's rule comes before the treatment
     alone: Callable[[Workbench, Call], bool] | None  # whether autograd's own gradient is all there is to a call
+    saturates: bool  # what it is made of says more than its result
     passes_by: bool  # the treatment is to let it be, and its results have nothing to inherit
 
 
@@ -123,5 +124,6 @@ def operation_of(function: Callable[..., Any]) -> Operation:
         treatment,
         by_rule=treatment not in WITHOUT_FUNCTION_RULES,
         alone=GRADIENT_ALONE.get(treatment),
+        saturates=facts.name in words.SATURATES,
         passes_by=treatment is plain and not (facts.overwrites or facts.pointwise or facts.nonnegative or facts.clips),
     )

@@ -57,6 +57,8 @@ STATISTICS = _words("""
     floor ceil round trunc sign sgn inverse linalg_inv
 """)
 
+SATURATES = frozenset(_words("sigmoid softmax log_softmax log_sigmoid"))  # and keeps the order of values
+
 FRESH = _words("""
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
     new_tensor new_empty_strided

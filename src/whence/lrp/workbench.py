@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import RuleError, UnknownFunctionError, WhenceError
 from whence.lrp.calls import Call, tensors
@@ -48,6 +49,10 @@ class Workbench:
         self.within = within  # a context in which torch functions are treated as the model's are
         self.known = Known()
         self.cells = Cells()
+        self.saturated: WeakTensorKeyDictionary = (
+            WeakTensorKeyDictionary()
+        )  # values by a sigmoid or softmax: its name, and of what
+        self.gates_reached = False  # by relevance that ends in values that a sigmoid or softmax made
         self._held: tuple[str, Place] | None = None
         self.copies = False  # whether what is kept is: of a part computed again, torch keeps the tensors themselves
         self._matcher, self._unknown, self._several = matcher, unknown, several

@@ -16,7 +16,7 @@ from whence.lrp.lookups import Lookups
 from whence.lrp.mode import ConstantParameters
 from whence.lrp.saved import Node
 from whence.lrp.scope import Scope
-from whence.methods.passes import Gradients, Taps, Task, explanation, gradients, leaves, summed
+from whence.methods.passes import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
 
 Relevance = Callable[[Tensor, Tensor], Tensor]  # of a value and the gradient there
 
@@ -119,7 +119,7 @@ class ReluBack(ConstantParameters):
 
 def _gradients(task: Task, scope: Scope, mode: ConstantParameters, taps: Taps) -> Iterator[Gradients]:
     scope.tap(taps.callbacks(mode.pin))
-    return gradients(task, leaves(task.inputs), mode.lookups, (scope, mode), taps)
+    return gradients(task, leaves(task.inputs), mode.lookups, (scope, mode), taps, watched(task, scope))
 
 
 def _explained(method: object, task: Task, relevance: Relevance, relu_back: Relevance | None = None) -> Iterator[Explanation]:
@@ -130,7 +130,7 @@ def _explained(method: object, task: Task, relevance: Relevance, relu_back: Rele
             name = type(method).__name__
             raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
-        account = Conservation(found.output, summed(scores), adds_up=isinstance(method, GradientTimesInput))
+        account = Conservation(found.output, summed(scores, len(found.output)), adds_up=isinstance(method, GradientTimesInput))
         yield explanation(method, task, found.output, found.target, scores, account, found.at_layers(relevance))
 
 

@@ -6,14 +6,15 @@ from typing import ClassVar
 
 import torch
 
-from whence.errors import RuleError
+from whence.errors import ModelError, RuleError
 from whence.explanation import Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite, Selector
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
 from whence.lrp.workbench import OverwritesAfterAll
-from whence.methods.passes import Taps, Task, explanation, gradients, leaves, summed
+from whence.methods.passes import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
+from whence.targets import reads_outputs
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,26 @@ class LRP:
         sources, prepared = leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
         prepared.kept.begin()
-        mode = RelevanceMode(
-            self.rules, scope, prepared, self.unknown, sources, lookups, task.inputs.batch_size, several=several
-        )
+        mode = RelevanceMode(self.rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
+        reading = watched(task, scope, mode.bench.see)
         contexts = (scope, mode.saving, mode)
-        for found in gradients(task, sources, lookups, contexts, taps, mode.written, mode.what_blocks):
+        for found in gradients(
+            task, sources, lookups, contexts, taps, reading, mode.written, mode.what_blocks, mode.before_saturation
+        ):
             mode.matcher.check_all_matched(prepared.outline.modules)
+            _check_arrival(found, mode)
             scores = found.scores(torch.mul)
             for i, written in zip(found.inputs, found.extras, strict=False):
                 scores[i] = scores[i] + written
-            conservation = mode.meter.read(found.output, summed(scores))
+            conservation = mode.meter.read(found.output, summed(scores, len(found.output)))
             task.prepared.guarded = mode.bench.overwrote
-            yield explanation(self, task, found.output, found.target, scores, conservation, found.at_layers(torch.mul))
+            layers, note = found.at_layers(torch.mul), mode.saturated if reads_outputs(found.target) else ""
+            yield explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
+
+
+def _check_arrival(found: Gradients, mode: RelevanceMode) -> None:
+    """Raise where gates took all relevance: zeros would look like an answer."""
+    gradients = [g for _, g in (*found.inputs.values(), *found.looked_up)] + found.extras
+    if mode.bench.gates_reached and found.output.any() and not any(g.any() for g in gradients):
+        raise ModelError(f"no relevance reaches the input{mode.what_blocks()}")

@@ -3,24 +3,26 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
+from whence.activations import Inner, Reading
 from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.explanation import Explanation
 from whence.inputs import Inputs
-from whence.lrp.conservation import Conservation, total
+from whence.lrp.conservation import Conservation, of_samples, total
 from whence.lrp.lookups import Alter, Lookups
 from whence.lrp.mode import ConstantParameters
 from whence.lrp.prepared import Prepared
-from whence.lrp.scope import Scope
+from whence.lrp.scope import Scope, named_layers
 from whence.lrp.surroundings import entered
+from whence.patches import Patches
 from whence.progress import Progress
-from whence.targets import Target, repeated, select
+from whence.targets import Target, reads_outputs, repeated, select
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Gradients:
         """The relevance of every explained input: like it, or one score an id."""
         # the sum over a vector would lose in half precision what cancels in it
         wide = [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
-        of_ids = self.lookups.scores([relevance(*pair) for pair in wide], len(self.output))
+        of_ids = self.lookups.scores([relevance(*pair) for pair in wide])
         return {i: relevance(*pair) for i, pair in self.inputs.items()} | of_ids
 
     def at_layers(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[str, list[Tensor]]:
@@ -127,15 +129,33 @@ def leaves(inputs: Inputs) -> list[Tensor]:
 
 def values(task: Task) -> list[tuple[Tensor, Any]]:
     """The explained values `[N]` for each target, and the target with its indices filled in, without gradients."""
-    lookups = task.lookups
-    contexts = () if task.alter is None else (scope := task.scope, ConstantParameters(scope, lookups))
+    lookups, scope = task.lookups, None
+    contexts: list[AbstractContextManager] = []
+    if task.alter is not None or any(isinstance(target, Inner) for target in task.targets):
+        scope = task.scope
+        contexts = [scope, ConstantParameters(scope, lookups)]
+    reading = None if scope is None else watched(task, scope)
     given = task.inputs.copied() | lookups.given
     with entered(torch.no_grad(), *contexts):
         outputs = task.inputs.call(task.model, tuple(given.values()))
-        found = [select(outputs, target, task.inputs) for target in task.targets]
+        found = [select(outputs, target, task.inputs, reading) for target in task.targets]
     for value, _ in found:
         _check_finite(value)
     return found
+
+
+def watched(task: Task, scope: Scope, see: Callable[[Tensor], None] = lambda kept: None) -> Reading:
+    """What the targets inside the network read in the forward pass to come; `see` is shown the copies that are kept."""
+    names = [layer for target in task.targets if isinstance(target, Inner) for layer in target.layers]
+    layers = named_layers(task.model, names)
+    reading = Reading.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers)
+
+    def tap(name: str, out: Tensor) -> None:
+        reading.layers[name] = kept = out.clone()  # a later layer may overwrite it in place
+        see(kept)
+
+    scope.tap({name: partial(tap, name) for name in layers})
+    return reading
 
 
 def gradients(
@@ -144,12 +164,15 @@ def gradients(
     lookups: Lookups,
     contexts: tuple[AbstractContextManager, ...],
     taps: Taps,
+    reading: Reading,
     extras: Sequence[Tensor] = (),
     blocked: Callable[[], str] = lambda: "",
+    shown: Callable[[Any], Any] = lambda outputs: outputs,
 ) -> Iterator[Gradients]:
     """One forward within `contexts`, then for each target the gradients at `sources`, at what was looked up and at `extras`.
 
-    `blocked` says, for the error message, what may have cut the path from input to output.
+    `blocked` says, for the error message, what may have cut the path from input to output; `shown` which outputs classes are
+    picked from.
     """
     inputs = task.inputs
     with entered(differentiating(), *contexts):
@@ -164,7 +187,7 @@ def gradients(
         )
     for last, target in _with_last(task.targets):
         with entered(differentiating(), *contexts):
-            values, resolved = select(outputs, target, inputs)
+            values, resolved = select(shown(outputs) if reads_outputs(target) else outputs, target, inputs, reading)
         _check_output(values, blocked)
         found = backward(values, [*sources, *vectors, *extras], keep_graph=not last)
         at_inputs, at_vectors, at_extras = _parted(found, len(sources), len(vectors))
@@ -216,9 +239,9 @@ def _with_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
     return ((i == len(remaining) - 1, target) for i, target in enumerate(remaining))
 
 
-def summed(scores: dict[int, Tensor]) -> Tensor:
-    """Σ R of each sample over all of its inputs, `[N]`."""
-    first, *others = (total(score) for score in scores.values())
+def summed(scores: dict[int, Tensor], count: int) -> Tensor:
+    """Σ R of each of `count` samples over all of its inputs, `[N]`."""
+    first, *others = (of_samples(total(score), count) for score in scores.values())
     return reduce(lambda a, b: a + b.to(a), others, first)
 
 
@@ -237,10 +260,11 @@ def explanation(
         relevance=task.inputs.together(scores),
         output=output,
         target=target,
-        conservation=conservation or Conservation(output, summed(scores), adds_up=False),
+        conservation=conservation or Conservation(output, summed(scores, len(output)), adds_up=False),
         layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in (layers or {}).items()},
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,
+        patches=Patches.found(task.model, task.inputs),
         **more,
     )
 

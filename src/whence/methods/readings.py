@@ -1,14 +1,14 @@
 """Activations at named layers: a forward pass that ends where the last of them is reached."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import batchnorm, conv, instancenorm
+from torch import Tensor
 
+from whence.activations import Reading
 from whence.errors import ModelError, SelectorError
 from whence.inputs import Inputs, check_model
 from whence.lrp.lookups import Lookups
@@ -17,33 +17,9 @@ from whence.lrp.scope import Outline, Scope, first_tensor, named_layers
 from whence.lrp.surroundings import entered
 from whence.methods.gradients import ReluBack
 
-CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-CHANNELS_FIRST = (conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm)
-
 
 class Reached(BaseException):
     """All that is wanted has been read; what the model would go on to compute is not."""
-
-
-@dataclass
-class Reading:
-    """What one forward pass showed."""
-
-    x: Tensor  # [K, …], what the model was given
-    layers: dict[str, Tensor] = field(default_factory=dict)
-    output: Any = None
-    channels_last: frozenset[str] = frozenset()  # layers, as far as their kind tells
-    channels_first: frozenset[str] = frozenset()
-
-    def parted(self, size: int) -> "list[Reading]":
-        """Those of `size` samples each. Split at once: the way back from as many slices would fill as many whole tensors."""
-        count = len(self.x) // size
-        layers = {name: a.split(size) for name, a in self.layers.items()}
-        outputs = _parted(self.output, size, len(self.x))
-        return [
-            replace(self, x=x, layers={name: parts[k] for name, parts in layers.items()}, output=outputs[k])
-            for k, x in zip(range(count), self.x.split(size), strict=True)
-        ]
 
 
 class Reader:
@@ -58,16 +34,12 @@ class Reader:
             raise SelectorError(f"'{pattern}' stands for several layers; name one")
         self._model, self._output = model, output
         self._outline = Outline(model)
-        found = named_layers(model, tuple(layers))
-        self._layers = tuple(found)
-        kinds = {name: _kind(module) for name, module in found.items()}
-        self._channels_last = frozenset(name for name, kind in kinds.items() if kind == "last")
-        self._channels_first = frozenset(name for name, kind in kinds.items() if kind == "first")
+        self._layers = named_layers(model, tuple(layers))
 
     def reading(self, x: Tensor, layers: dict[str, Tensor] | None = None) -> Reading:
         """What is known of `x` before the model has run."""
-        known = {} if layers is None else layers
-        return Reading(x, known, channels_last=self._channels_last, channels_first=self._channels_first)
+        reading = Reading.of_layers(x, self._layers)
+        return reading if layers is None else replace(reading, layers=layers)
 
     def __call__(self, x: Tensor, redirected: bool = False) -> Reading:
         """What is read of `x`; `redirected` lets gradients through ReLUs that would stop all of a sample's."""
@@ -117,30 +89,6 @@ def layer_shapes(model: Callable[..., Any], x: Tensor) -> dict[str, tuple[int, .
     with torch.no_grad(), scope:
         Inputs((x,), single=True).call(model, (x.clone(),))
     return found
-
-
-def _kind(module: nn.Module) -> str | None:
-    """Where a layer has its channels, as the last of its parts that is known tells: "first" after the samples, or "last"."""
-    for part in reversed(list(module.modules())):
-        if isinstance(part, CHANNELS_LAST):
-            return "last"
-        if isinstance(part, CHANNELS_FIRST):
-            return "first"
-    return None
-
-
-def _parted(output: Any, size: int, samples: int) -> Sequence[Any]:
-    """An output, whatever it is made of, in parts of `size` samples each."""
-    count = samples // size
-    if isinstance(output, Tensor) and output.dim() and len(output) == samples:
-        return output.split(size)
-    if isinstance(output, Mapping):
-        parts = {key: _parted(value, size, samples) for key, value in output.items()}
-        return [type(output)(**{key: part[k] for key, part in parts.items()}) for k in range(count)]
-    if type(output) in (list, tuple):
-        several = [_parted(value, size, samples) for value in output]
-        return [type(output)(part[k] for part in several) for k in range(count)]
-    return [output] * count
 
 
 def _redirected(g: Tensor, active: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class SimpleTaylor:
             at_root = function.value(root)
             relevance = (function.x - root) * function.slope(beside)[1]
             scores = function.parts(relevance)
-            remainder = output - at_root - summed(scores)
-            account = Conservation(output, summed(scores), remainder, {"second-order terms": remainder}, at_root)
+            remainder = output - at_root - summed(scores, len(output))
+            account = Conservation(output, summed(scores, len(output)), remainder, {"second-order terms": remainder}, at_root)
             yield explanation(self, task, output, target, scores, account, root=task.inputs.together(function.parts(root)))
 
     def _root(self, function: Function) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whence.activations import Reading
 from whence.errors import InputError, RuleError, SelectorError, TargetError
 from whence.inputs import Inputs
-from whence.methods.readings import Reading
 from whence.nests import described
 from whence.targets import Logit, Span, select
 
@@ -139,7 +139,8 @@ class Channel(Objective):
         return (self.layer,)
 
     def value(self, reading: Reading) -> Tensor:
-        return of_channel(reading, self.layer, self.channel).flatten(1).mean(1)
+        places = of_channel(reading, self.layer, self.channel)
+        return places.reshape(len(places), -1).mean(1)
 
     def __str__(self) -> str:
         return f"{self.layer}:{self.channel}"
@@ -243,7 +244,8 @@ class _OfPhoto(Objective):
     def _both(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """Activations `[K, numbers]`, and those on the photo `[numbers]`."""
         a = reading.layers[self.layer].flatten(1)
-        assert self._activation is not None
+        if self._activation is None:
+            raise TargetError(f"a {type(self).__name__} compares with a photo, which only prototype() reads")
         _check_same_size(a, self._activation, self.layer)
         return a, self._activation.flatten()
 

@@ -75,7 +75,7 @@ class Case:
 
 def class_logits(reader: Reader, x: Tensor) -> Tensor:
     """The logits `[N, classes]` of a model."""
-    logits = logits_of(reader(x).output, len(x), "wrap it, as in lambda x: model(x)[0]")
+    logits = logits_of(reader(x).output, len(x).__eq__, len(x), "wrap it, as in lambda x: model(x)[0]")
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ModelError(f"an attack needs logits [N, classes] of two classes or more, not {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():

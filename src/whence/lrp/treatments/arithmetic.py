@@ -29,7 +29,14 @@ def affine(bench: Workbench, call: Call) -> Any:
     if call.name == "add" and (link := _folded(bench, call)) is not None:
         return bench.step(link, call.run)
     offset = _added(bench, call) if call.name in SUMS else _at_zero(bench, call)
-    return bench.absorb(call.run(), lambda g: g * offset())
+    if not (bench.saturated and any(t in bench.saturated for t in call.constants)):
+        return bench.absorb(call.run(), lambda g: g * offset())
+
+    def into_gates(g: Tensor) -> Tensor:
+        bench.gates_reached = True
+        return g * offset()
+
+    return bench.absorb(call.run(), into_gates)
 
 
 def winner(bench: Workbench, call: Call) -> Any:

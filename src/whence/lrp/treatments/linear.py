@@ -18,7 +18,7 @@ from whence.lrp.workbench import Workbench
 def plain_dense(bench: Workbench, call: Call) -> bool:
     """Whether a dense layer without bias has LRP-0 for its rule, so that there is nothing to do."""
     args = call.args
-    if len(args) != 3 or args[2] is not None or len(call.data) > 1 or call.data[0] is not args[0] or args[0].dim() < 2:
+    if len(args) != 3 or args[2] is not None or len(call.data) > 1 or call.data[0] is not args[0]:
         return False
     rule = bench.linear_rule(call.facts.name, touches_input=False)
     return rule is LRP_0 or rule == LRP_0

@@ -1,0 +1,80 @@
+"""What one forward pass showed of a model: activations at named layers, and the output."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm, conv, instancenorm
+
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+CHANNELS_FIRST = (conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm)
+
+
+@dataclass
+class Reading:
+    """What one forward pass showed."""
+
+    x: Tensor  # [K, …], what the model was given
+    layers: dict[str, Tensor] = field(default_factory=dict)
+    output: Any = None
+    channels_last: frozenset[str] = frozenset()  # layers, as far as their kind tells
+    channels_first: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_layers(cls, x: Tensor, layers: dict[str, nn.Module]) -> "Reading":
+        """What is known of `x` before the model has run."""
+        kinds = {name: _kind(module) for name, module in layers.items()}
+        return cls(
+            x,
+            channels_last=frozenset(name for name, kind in kinds.items() if kind == "last"),
+            channels_first=frozenset(name for name, kind in kinds.items() if kind == "first"),
+        )
+
+    def parted(self, size: int) -> "list[Reading]":
+        """Those of `size` samples each. Split at once: the way back from as many slices would fill as many whole tensors."""
+        count = len(self.x) // size
+        layers = {name: a.split(size) for name, a in self.layers.items()}
+        outputs = _parted(self.output, size, len(self.x))
+        return [
+            replace(self, x=x, layers={name: parts[k] for name, parts in layers.items()}, output=outputs[k])
+            for k, x in zip(range(count), self.x.split(size), strict=True)
+        ]
+
+
+@runtime_checkable
+class Inner(Protocol):
+    """A target inside the network: the objectives of prototypes are some."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """What it reads, by module path."""
+        ...
+
+    def value(self, reading: Reading) -> Tensor:
+        """`[samples]`"""
+        ...
+
+
+def _kind(module: nn.Module) -> str | None:
+    """Where a layer has its channels, as the last of its parts that is known tells: "first" after the samples, or "last"."""
+    for part in reversed(list(module.modules())):
+        if isinstance(part, CHANNELS_LAST):
+            return "last"
+        if isinstance(part, CHANNELS_FIRST):
+            return "first"
+    return None
+
+
+def _parted(output: Any, size: int, samples: int) -> Sequence[Any]:
+    """An output, whatever it is made of, in parts of `size` samples each."""
+    count = samples // size
+    if isinstance(output, Tensor) and output.dim() and len(output) == samples:
+        return output.split(size)
+    if isinstance(output, Mapping):
+        parts = {key: _parted(value, size, samples) for key, value in output.items()}
+        return [type(output)(**{key: part[k] for key, part in parts.items()}) for k in range(count)]
+    if type(output) in (list, tuple):
+        several = [_parted(value, size, samples) for value in output]
+        return [type(output)(part[k] for part in several) for k in range(count)]
+    return [output] * count
