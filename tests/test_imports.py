@@ -25,6 +25,7 @@ LRP = [
     "vocabulary functions calls",
     "linear saved conservation kept",
     "rules propagation",
+    "bags",
     "inheritance lookups reading scope surroundings",
     "composites prepared",
     "workbench own_rules",

@@ -65,6 +65,10 @@ class MissingPackageError(WhenceError, ImportError):
     """An optional package is not installed."""
 
 
+class ConservationWarning(UserWarning):
+    """Relevance and what was absorbed do not add up to the output, by more than rounding does."""
+
+
 class MaskedGradientWarning(UserWarning):
     """An attack by gradients met gradients of zero: its failure is no robustness."""
 

@@ -1,6 +1,7 @@
 """What goes into a model: a tensor, a tuple of tensors, or a dict of keyword arguments."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from whence.errors import TOO_NARROW, InputError, ModelError, TrainingModeError, WhenceError, first_line, out_of_memory
-from whence.lrp.scope import exported
+from whence.lrp.scope import MKLDNN, exported, quantised
 from whence.nests import Nest
 
 # do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
@@ -74,8 +75,9 @@ class Inputs:
 
     @property
     def shared(self) -> bool:
-        """Whether some part has no row for each sample, but belongs to all."""
-        return any(len(self.parts[i]) != self.batch_size for i in (*self.explained, *self.ids))
+        """Whether some part has no row for each sample, but belongs to all. Mere rows of integers beside others are a table."""
+        several = [i for i, part in self.ids.items() if part.dim() > 1]
+        return any(len(self.parts[i]) != self.batch_size for i in [*self.explained, *several] or self.ids)
 
     def admits(self, count: int) -> bool:
         """Whether outputs of so many rows can be of these inputs: one for each sample, or one for all there is."""
@@ -101,8 +103,8 @@ class Inputs:
         return {i: self._of_sample(i, value) for i, value in values.items() if value is not None}
 
     def copied(self) -> dict[int, Any]:
-        """All parts by position, tensors as copies: a network may overwrite what it is given."""
-        return {i: part.clone() if isinstance(part, Tensor) else part for i, part in enumerate(self.parts)}
+        """All parts by position, tensors and caches as copies: a network may overwrite what it is given."""
+        return {i: _copied(part) for i, part in enumerate(self.parts)}
 
     def detached(self) -> "Inputs":
         """Without the graphs they may have come by, and outside of the inference mode they may have been made in."""
@@ -162,6 +164,8 @@ class Inputs:
             raise InputError(f"nothing to explain in inputs of {given}; images must be floating point: x.float() / 255")
         for i in (*self.explained, *self.ids):
             x = self.parts[i]
+            if x.is_nested:
+                raise InputError("the input is a nested tensor; pad it: torch.nested.to_padded_tensor(x, 0.0)")
             if x.layout != torch.strided or x.is_meta:
                 raise InputError(
                     f"the input is {'on the meta device' if x.is_meta else 'sparse'}; pass a dense tensor with values"
@@ -179,6 +183,12 @@ class Inputs:
             raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")
 
 
+def _copied(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.clone()
+    return deepcopy(part) if hasattr(part, "get_seq_length") else part  # Hugging Face's caches of keys and values
+
+
 def check_model(model: object) -> None:
     """A callable, and in eval mode throughout if it is a module."""
     if not callable(model):
@@ -189,7 +199,9 @@ def check_model(model: object) -> None:
     for module in found:  # grows as it is read
         if isinstance(module, torch.fx.GraphModule) and exported(module):  # it is in the mode it was exported in
             continue
-        if module.training and type(module) not in MODELESS:
+        if quantised(module) or type(module).__module__ == MKLDNN:  # in the mode they were made in
+            continue
+        if getattr(module, "training", False) and type(module) not in MODELESS:
             name = next(name for name, part in model.named_modules() if part is module) or "the model"
             raise TrainingModeError(f"{name!r} is in training mode; call model.eval() before explaining")
         for name, parameter in module._parameters.items():

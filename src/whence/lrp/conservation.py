@@ -19,7 +19,7 @@ class Conservation:
     `absorbed` is summed up on the way back from what each layer kept; it is None where the method cannot measure it, and
     `by_layer` is then empty. `baseline` is the output that was there without the features, for methods that compare with a
     baseline. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|; `adds_up` says whether the method
-    means them to vanish.
+    means them to vanish. A gap that rounding cannot have made is a `ConservationWarning`.
     """
 
     output: Tensor  # [N]
@@ -42,8 +42,21 @@ class Conservation:
     @property
     def error(self) -> Tensor:
         amounts = torch.stack([part.abs() for part in self.parts.values()])
-        rounding = torch.finfo(self.output.dtype).eps * (amounts.sum(0) + 1)
-        return self.gap.abs() / torch.maximum(self.output.abs(), rounding)
+        eps = torch.finfo(self.output.dtype).eps
+        rounding = eps * (amounts.sum(0) + 1)
+        scale = torch.where(self.output == 0, amounts.sum(0) + 1e4 * eps, self.output.abs())  # a ReLU at the end may give 0
+        return self.gap.abs() / torch.maximum(scale, rounding)
+
+    @property
+    def tolerance(self) -> float:
+        """The error that is shown as none."""
+        return max(1e-3, 16 * torch.finfo(self.output.dtype).eps)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether all gaps may be rounding: below a hundredth of the amounts that went about."""
+        parts = torch.stack([part.abs() for part in (self.output, *self.parts.values(), *self.by_layer.values())]).sum(0)
+        return bool((self.gap.abs() <= 10 * (self.tolerance * parts + torch.finfo(parts.dtype).eps)).all())
 
     def __getitem__(self, samples: slice) -> "Conservation":
         """The account of some of the samples."""
@@ -59,7 +72,7 @@ class Conservation:
                     f"output {self.output[i]:.4g}; relevance {self.relevance[i]:.4g} does not add up to it by this method"
                 )
                 continue
-            equals = "=" if self.error[i] < 1e-3 else "≠"
+            equals = "=" if self.error[i] < self.tolerance else "≠"
             parts = " + ".join(f"{name} {part[i]:.4g}" for name, part in self.parts.items())
             lines.append(f"output {self.output[i]:.4g} {equals} {parts} (error {self.error[i]:.0e})")
         return "Conservation: " + "\n              ".join(lines)

@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import TOO_NARROW, InputError, ModelError
+from whence.lrp.bags import pool
 from whence.lrp.calls import Call, tensors
+from whence.lrp.saved import Node
 
-TABLES = ("embedding", "getitem", "index_select")
+TABLES = ("embedding", "embedding_bag", "getitem", "index_select")
+CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as"})
 JOINS = frozenset({"cat", "stack", "meshgrid", "broadcast_tensors"})
 KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
 NOWHERE = -1
@@ -38,6 +41,7 @@ class Lookups:
         self.found: list[Lookup] = []
         self.given = {i: t.clone() for i, t in ids.items()}  # one tensor may be given twice, and a network may overwrite it
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._classes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # that the places of one-hot vectors stand for
         start = 0
         for t in self.given.values():
             self._places[t] = torch.arange(start, start + t.numel(), device=t.device).view(t.shape)
@@ -58,19 +62,21 @@ class Lookups:
         if not known:
             return function(*args, **kwargs)
         call = Call.of(function, args, kwargs)
-        lookup = self._look_up(call, known) if call.name in TABLES else None
+        lookup = self._look_up(call, known)
         if lookup is None:
             out = call.run()
             self._follow(call, known, out)
             return out
-        if not torch.is_grad_enabled():
-            return lookup.vectors
-        lookup.vectors.requires_grad_()
-        if record:
-            self.found.append(lookup)
-        given = lookup.vectors.clone()  # a network may overwrite what it looks up
-        see(given)
-        return given
+        given = lookup.vectors
+        if torch.is_grad_enabled():
+            lookup.vectors.requires_grad_()
+            if record:
+                self.found.append(lookup)
+            given = lookup.vectors.clone()  # a network may overwrite what it looks up
+        out = self._as_the_call_gives(call, given)
+        if out.requires_grad:
+            see(out)
+        return out
 
     def scores(self, relevance: Sequence[Tensor]) -> dict[int, Tensor]:
         """One score an id, from the relevance of each of the found vectors: summed over its numbers and its look-ups."""
@@ -87,8 +93,33 @@ class Lookups:
         parts = zip(self.given.items(), flat.split(sizes), reached.split(sizes), strict=True)
         return {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
 
+    def elsewhere(self, relevance: Sequence[Tensor]) -> list[Tensor]:
+        """Relevance `[rows, …]` at ids that the network put in itself, among the inputs' own."""
+        amounts = []
+        for lookup, r in zip(self.found, relevance, strict=True):
+            own = lookup.places == NOWHERE
+            if own.any():
+                amounts.append(r.reshape(*lookup.places.shape, -1).sum(-1) * own.to(r.device))
+        return amounts
+
     def _look_up(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
-        table, ids = _table_and_ids(call)
+        found = self._among_classes(call, known) if call.name in CASTS else self._in_table(call, known)
+        return found if found is None or self._alter is None else self._alter(found)
+
+    def _among_classes(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
+        """One-hot vectors of ids become numbers that a network computes with: each is looked up, as it were, by itself."""
+        source = call.args[0]
+        classes = self._classes.get(source)
+        if classes is None:
+            return None
+        out = call.run()
+        if not out.is_floating_point():
+            self._places[out], self._classes[out] = known[id(source)], classes
+            return None
+        return Lookup(out[..., None], known[id(source)], lambda others: (others == classes).to(out)[..., None])
+
+    def _in_table(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
+        table, ids = _table_and_ids(call) if call.name in TABLES else (None, None)
         if not isinstance(table, Tensor) or not table.is_floating_point() or id(ids) not in known:
             return None
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
@@ -96,24 +127,40 @@ class Lookups:
             raise InputError(f"id {wrong} is out of the vocabulary of {len(table)}; use the model's own tokenizer")
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
-        found = Lookup(call.run().detach(), known[id(ids)], lambda others: call.run_with({id(ids): others}).detach())
-        return found if self._alter is None else self._alter(found)
+        if call.name == "embedding_bag":
+            return Lookup(table.detach()[ids], known[id(ids)], lambda others: table.detach()[others])
+        return Lookup(call.run().detach(), known[id(ids)], lambda others: call.run_with({id(ids): others}).detach())
+
+    def _as_the_call_gives(self, call: Call, vectors: Tensor) -> Tensor:
+        """What the network is given of the vectors found."""
+        if call.name in CASTS:
+            return vectors.squeeze(-1)
+        if call.name != "embedding_bag":
+            return vectors
+        pooled = pool(call, vectors)
+        return pooled if self._alter is not None else Node.apply(call.run, lambda g: (g,), lambda value: (), pooled)  # type: ignore
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
-        """Ids that are moved about, joined, padded or renumbered keep their places."""
-        if call.overwrites or not any(not t.is_floating_point() for t in tensors(out)):
+        """Ids that are moved about, joined, padded, renumbered or written as one-hot vectors keep their places."""
+        if call.facts.overwrites or not any(not t.is_floating_point() for t in tensors(out)):
             return
         table, ids = _table_and_ids(call) if call.name in TABLES else (None, None)
         if ids is not None and id(ids) in known and id(table) not in known:
             if out.shape == ids.shape:  # a table of numbers: the vocabulary renumbered
                 self._places[out] = known[id(ids)]
+        elif call.name == "one_hot":
+            (places,) = known.values()
+            self._places[out] = places[..., None].expand(out.shape)
+            self._classes[out] = torch.arange(out.shape[-1], device=out.device).expand(out.shape)
         elif call.name in JOINS:
             others = {id(t): torch.full_like(t, NOWHERE) for t in tensors((call.args, call.kwargs))}
-            self._move(out, call.run_with(others | known))
+            self._move(self._places, out, call.run_with(others | known))
         elif call.facts.moves:
             (source,) = call.bind("input")  # alone: what it is indexed by stays
             if id(source) in known:
-                self._move(out, call.run_with({id(source): known[id(source)]}))
+                self._move(self._places, out, call.run_with({id(source): known[id(source)]}))
+                if source in self._classes:
+                    self._move(self._classes, out, call.run_with({id(source): self._classes[source]}))
         elif call.name == "pad":
             ids, pad, mode, _ = call.bind("input pad mode value", mode="constant", value=0)
             self._places[out] = torch.nn.functional.pad(known[id(ids)], pad, mode, NOWHERE if mode == "constant" else None)
@@ -122,13 +169,14 @@ class Lookups:
             if out.shape == places.shape:
                 self._places[out] = places
 
-    def _move(self, out: Any, moved: Any) -> None:
-        for t, places in zip(tensors(out), tensors(moved), strict=True):
-            self._places[t] = places
+    @staticmethod
+    def _move(table: WeakTensorKeyDictionary, out: Any, moved: Any) -> None:
+        for t, value in zip(tensors(out), tensors(moved), strict=True):
+            table[t] = value
 
 
 def _table_and_ids(call: Call) -> tuple[Any, Any]:
-    if call.name == "embedding":
+    if call.name in ("embedding", "embedding_bag"):
         ids, table = call.bind("input weight")
     elif call.name == "getitem":
         table, ids = call.args

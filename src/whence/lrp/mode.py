@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import ModelError, OpaqueError, RuleError
 from whence.lrp.calls import INERT, Call, constant_parameters, depends, tensors, the_parameter_itself
@@ -138,6 +139,7 @@ class RelevanceMode(GradientMode):
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
         self._explains = explains
         self.saturated = ""  # what is explained in its place
+        self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that a hidden module overwrote
         self._looked_at: list[object] = []  # by backward hooks of modules: what is known of it has to last
         self._reader = Reader(self.bench.known, all_known=self._explains)
         # what native functions keep for their gradients goes through the cells as well
@@ -258,7 +260,10 @@ class RelevanceMode(GradientMode):
 
     def _overwrite_unseen(self, target: Tensor, name: str) -> None:
         """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
-        if target.requires_grad and name not in LEAVES_VALUES:
+        if target.requires_grad and self.bench.function_rule("") is not None:  # within a module whose inside is not looked at
+            if target not in self._before_module:
+                self._before_module[target] = target.detach().clone()
+        elif target.requires_grad and name not in LEAVES_VALUES:
             raise ModelError(
                 f"'{name}' in '{self.scope.path}' overwrites a value that depends on the input under no_grad, where relevance "
                 "cannot follow; run it outside no_grad or out of place"
@@ -328,7 +333,8 @@ class RelevanceMode(GradientMode):
             return self._by_rule(rule, Call.of(module.forward, args, kwargs, data), output)
 
     def _by_rule(self, rule: FunctionRule, call: Call, output: Tensor) -> Tensor:
-        seen = opaque(self.bench, call, output.detach(), rule)
+        (x,) = call.data
+        seen = opaque(self.bench, call, self._before_module.get(x, x.detach()), output.detach(), rule)
         if seen.requires_grad:
             self.bench.see(seen)
         return seen

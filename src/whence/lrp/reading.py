@@ -24,7 +24,8 @@ class Reader:
     """Makes calls of torch functions and their arguments.
 
     `all_known`: the inputs are, so that any other leaf is the network's own; else a leaf that was not seen is an input. Of
-    its own leaves a network makes graphs of its own, to differentiate as it runs: they are constants where they meet data.
+    its own leaves a network makes graphs of its own, to differentiate as it runs, and weights may have been made of parameters
+    beforehand: they are constants where they meet data.
     """
 
     def __init__(self, known: Known, all_known: bool):
@@ -88,9 +89,22 @@ class Reader:
         """Whether it requires a gradient, but of a graph that is no part of the explanation."""
         if not self._all_known or not t.requires_grad or self._seen(t):
             return False
-        own = t.grad_fn is None or t in self._of_own_graphs
+        own = t.grad_fn is None or t in self._of_own_graphs or not self._of_the_inputs(t)
         self.met_own_graph |= own
         return own
+
+    def _of_the_inputs(self, t: Tensor) -> bool:
+        """Whether its graph leads to anything that was seen; that of a weight made beforehand of parameters does not."""
+        seen = {id(leaf) for known in self._by_id.values() if (leaf := known()) is not None and leaf.is_leaf}
+        open_ends, met = [t.grad_fn], set()
+        for node in open_ends:  # grows as it is read
+            if id(getattr(node, "variable", None)) in seen:
+                return True
+            new = [following for following, _ in node.next_functions if following is not None and following not in met]
+            met.update(new)
+            open_ends += new
+        self._of_own_graphs[t] = True
+        return False
 
     def _seen(self, t: Tensor) -> bool:
         known = self._by_id.get(id(t))

@@ -69,6 +69,8 @@ class Cells:
         return cell
 
     def before_overwriting(self, tensor: Tensor) -> None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # within a vmap, which has no storage to write to
+            return
         self._sort()
         copies: dict[tuple, Tensor] = {}
         for found in self._by_storage.pop(_storage(tensor), ()):

@@ -1,6 +1,7 @@
 """Which module is running: the place of a call in the model, for selectors, error messages and inner layers."""
 
 import fnmatch
+import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,6 +15,9 @@ from torch.nn.modules import module as global_hooks
 
 from whence.errors import OpaqueError, SelectorError, suggestion
 from whence.lrp.saved import hooked
+
+MKLDNN = "torch.utils.mkldnn"
+QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)?modules")
 
 Tap = Callable[[Tensor], None]
 Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, kwargs, output) -> another output, or None
@@ -206,9 +210,17 @@ def _fits(path: str, pattern: str) -> bool:
 
 def refuse_hidden(module: nn.Module, path: str) -> None:
     """Raise for modules that run without calling torch functions, or call others than were written."""
+    changed = "quantised" if quantised(module) else "in the layout of MKL-DNN" if type(module).__module__ == MKLDNN else None
+    if changed:
+        raise OpaqueError(f"module '{path}' is {changed} and has no gradients; explain the floating-point model it was made of")
     made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if exported(module) else None
     if made:
         raise OpaqueError(f"module '{path}' is {made} and hides its functions; explain the original nn.Module")
+
+
+def quantised(module: nn.Module) -> bool:
+    """Whether it computes with integers, by torch's own kinds of modules."""
+    return any(QUANTISED.search(kind.__module__) for kind in type(module).__mro__)
 
 
 def exported(module: nn.Module) -> bool:

@@ -1,15 +1,17 @@
 """Layer-wise relevance propagation as a method beside the others."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
-from whence.errors import ModelError, RuleError
+from whence.errors import ConservationWarning, ModelError, RuleError
 from whence.explanation import Explanation
 from whence.lrp import presets
 from whence.lrp.composites import Composite, Selector
+from whence.lrp.conservation import Conservation
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
 from whence.lrp.workbench import OverwritesAfterAll
@@ -68,10 +70,25 @@ class LRP:
             scores = found.scores(torch.mul)
             for i, written in zip(found.inputs, found.extras, strict=False):
                 scores[i] = scores[i] + written
+            for amount in found.elsewhere(torch.mul):
+                mode.meter.add("ids that the model put in", amount)
             conservation = mode.meter.read(found.output, summed(scores, len(found.output)))
             task.prepared.guarded = mode.bench.overwrote
+            _check_balance(conservation)
             layers, note = found.at_layers(torch.mul), mode.saturated if reads_outputs(found.target) else ""
             yield explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
+
+
+def _check_balance(account: Conservation) -> None:
+    if not account.rounded:
+        worst = float(account.error.max())
+        largest = max(account.by_layer, key=lambda layer: float(account.by_layer[layer].abs().max()), default="(none)")
+        warnings.warn(
+            f"relevance and what was absorbed miss the output by {worst:.0e} of it: amounts that cancel (the largest was absorbed "
+            f"in '{largest}'; explain model.double() to tell), or a gradient that the model changes where whence cannot see it",
+            ConservationWarning,
+            stacklevel=2,
+        )
 
 
 def _check_arrival(found: Gradients, mode: RelevanceMode) -> None:

@@ -80,10 +80,17 @@ class Gradients:
 
     def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
         """The relevance of every explained input: like it, or one score an id."""
-        # the sum over a vector would lose in half precision what cancels in it
-        wide = [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
-        of_ids = self.lookups.scores([relevance(*pair) for pair in wide])
+        of_ids = self.lookups.scores([relevance(*pair) for pair in self._wide])
         return {i: relevance(*pair) for i, pair in self.inputs.items()} | of_ids
+
+    def elsewhere(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """The relevance of ids that the network put in itself."""
+        return self.lookups.elsewhere([relevance(*pair) for pair in self._wide])
+
+    @property
+    def _wide(self) -> list[Pair]:
+        """What was looked up, in a precision in which the sum over a vector keeps what cancels in it."""
+        return [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
 
     def at_layers(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[str, list[Tensor]]:
         """The relevance at every call of the layers read off."""

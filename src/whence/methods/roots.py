@@ -16,6 +16,8 @@ from whence.nests import Nest
 STRIDES = tuple(2.0**k for k in range(8))  # of the step that would reach the root of a linear map
 SECTIONS = tuple(k / 16 for k in range(1, 17))  # of the way to another sample
 MOST_REFINEMENTS = 60
+MOST_HALVINGS = 30
+FLAT = 1e-3  # of the last step: if f is 0 so far before a root too, it is 0 all around
 OF_NUMBERS = "a Taylor decomposition is one of numbers; for token ids use gradient_times_input or LRP"
 NEAR_ENOUGH = 1e-3  # of the distance: how far a root may lie beside the projection on its tangent plane
 SMALLEST_SHARE = 1 / 100  # of the way to that projection
@@ -249,6 +251,11 @@ def root_on_curve(
         crossed = f_between * f_far < 0
         near, f_near = torch.where(crossed, far, near), torch.where(crossed, f_far, f_near / 2)
         far, f_far = torch.where(open_still, between, far), torch.where(open_still, f_between, f_far)
+    flat = found & (f_far == 0) & (value(far - FLAT * (far - near)) == 0)
+    for _ in range(MOST_HALVINGS if flat.any() else 0):  # to where the zeros of a ReLU begin
+        between = (near + far) / 2
+        zero = value(between) == 0
+        near, far = torch.where(flat & ~zero, between, near), torch.where(flat & zero, between, far)
     return far, found & (f_far.abs() <= enough)
 
 

@@ -14,6 +14,9 @@ from whence.methods import features
 from whence.methods.passes import Task, explanation, refuse_layers, summed, values
 from whence.methods.roots import Function, NearestRoot
 
+KINK = "at a root on a kink, where the gradient is its limit from the sample's side"
+SAME_SLOPE = 1e-2  # as far as gradients may differ at and beside a root of a smooth function
+
 
 @dataclass(frozen=True, eq=False)
 class SimpleTaylor:
@@ -44,24 +47,31 @@ class SimpleTaylor:
         quiet = replace(task, progress=False)
         for output, target in values(task):
             function = Function(quiet, target)
-            root, beside = self._root(function)
-            at_root = function.value(root)
-            relevance = (function.x - root) * function.slope(beside)[1]
+            root = self._root(function)
+            at_root, slope, on_kink = _slope(function, root)
+            relevance = (function.x - root) * slope
             scores = function.parts(relevance)
             remainder = output - at_root - summed(scores, len(output))
             account = Conservation(output, summed(scores, len(output)), remainder, {"second-order terms": remainder}, at_root)
-            yield explanation(self, task, output, target, scores, account, root=task.inputs.together(function.parts(root)))
+            found = task.inputs.together(function.parts(root))
+            yield explanation(self, task, output, target, scores, account, root=found, note=KINK if on_kink else "")
 
-    def _root(self, function: Function) -> tuple[Tensor, Tensor]:
-        """The root, and where its gradient is taken: beside the origin, towards the sample, for ReLUs have none at 0."""
+    def _root(self, function: Function) -> Tensor:
         inputs = function.task.inputs
         if isinstance(self.root, str) and self.root == "origin":
-            return torch.zeros_like(function.x), function.x * torch.finfo(function.x.dtype).eps ** 0.5
+            return torch.zeros_like(function.x)
         if isinstance(self.root, str):
-            root = NearestRoot().near(function)
-        elif hasattr(self.root, "near"):
-            root = self.root.near(function)
-        else:
-            given = features.baselines(self.root, inputs)
-            root = function.row({i: given[i].expand_as(inputs.parts[i]) for i in inputs.explained})
-        return root, root
+            return NearestRoot().near(function)
+        if hasattr(self.root, "near"):
+            return self.root.near(function)
+        given = features.baselines(self.root, inputs)
+        return function.row({i: given[i].expand_as(inputs.parts[i]) for i in inputs.explained})
+
+
+def _slope(function: Function, root: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """f and its gradient at the root, and whether some root lies on a kink: there it is the limit from the sample's side, for
+    ReLUs have none at 0."""
+    at_root, slope = function.slope(root)
+    beside = function.slope(root + (function.x - root) * torch.finfo(root.dtype).eps ** 0.5)[1]
+    kinks = (beside - slope).norm(dim=1) > SAME_SLOPE * torch.maximum(beside.norm(dim=1), slope.norm(dim=1))
+    return at_root, torch.where(kinks[:, None], beside, slope), bool(kinks.any())

@@ -10,22 +10,22 @@ from whence.lrp.treatments.activations import ratio_to, times
 from whence.lrp.workbench import Workbench
 
 
-def opaque(bench: Workbench, call: Call, value: Tensor, rule: FunctionRule) -> Tensor:
-    """The value of a module of hidden functions, one of whose arguments depends on the input."""
+def opaque(bench: Workbench, call: Call, source: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
+    """The value of a module of hidden functions, one of whose arguments depends on the input: `source`, as the module got it."""
     (x,), path, meter = call.data, bench.path, bench.meter
     if isinstance(rule, Constant):
         bench.hold("a hidden function")
         return value
     if isinstance(rule, Identity):
-        return bench.node(x, lambda: value, times, ratio_to(x, 0.0))
-    source = x.detach()
+        return bench.node(x, lambda: value, times, ratio_to(source, 0.0))
     place, function = torch.empty(0), call.function  # in the arguments stands for x: no tensor of the graph is held
     args, kwargs = mapped(lambda t: place if t is x else t, call.args, call.kwargs)
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         with torch.enable_grad():
             leaf = source.detach().requires_grad_()
-            filled, named = mapped(lambda t: leaf if t is place else t, args, kwargs)
+            given = leaf.clone()  # it may overwrite it
+            filled, named = mapped(lambda t: given if t is place else t, args, kwargs)
             (returned,) = torch.autograd.grad(function(*filled, **named), leaf, g)
         meter.add(path, dot(g, value))
         meter.add(path, -dot(returned, source))

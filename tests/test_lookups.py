@@ -1,0 +1,109 @@
+"""Ids and where they are looked up: tables, bags, one-hot vectors, ids that a network puts in itself."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import whence
+from whence import LRP, Epsilon
+
+pytestmark = pytest.mark.usefixtures("float64")
+METHODS = ["lrp", "gradient_times_input", "integrated_gradients", "sensitivity", whence.SmoothGrad(n_samples=2)]
+
+
+@pytest.fixture
+def ids():
+    ids = torch.randint(1, 9, (2, 5))
+    ids[0, 3] = 0
+    return ids
+
+
+def written_out(bag, ids):
+    """The same by `nn.Embedding`."""
+    vectors = F.embedding(ids, bag.weight)
+    kept = torch.ones_like(ids, dtype=torch.bool) if bag.padding_idx is None else ids != bag.padding_idx
+    if bag.mode == "max":
+        return vectors.masked_fill(~kept[..., None], -9e9).amax(1)
+    sums = (vectors * kept[..., None]).sum(1)
+    return sums if bag.mode == "sum" else sums / kept.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_bag_is_its_embeddings_pooled(ids, mode, padding, method):
+    bag, layer = nn.EmbeddingBag(9, 4, mode=mode, padding_idx=padding), nn.Linear(4, 3)
+    e = whence.explain(lambda ids: layer(bag(ids)), ids, 1, method=method)
+    parts = whence.explain(lambda ids: layer(written_out(bag, ids)), ids, 1, method=method)
+    assert torch.allclose(e.relevance, parts.relevance, atol=1e-10)
+    assert torch.equal(e.output, layer(bag(ids))[:, 1])
+
+
+def test_bags_in_one_row_with_the_places_where_they_begin(ids):
+    bag, layer = nn.EmbeddingBag(9, 4), nn.Linear(4, 3)
+    model = lambda text, offsets: layer(bag(text, offsets))  # noqa: E731
+    padded = whence.explain(lambda ids: layer(bag(ids)), ids, 1)
+    e = whence.explain(model, (ids.flatten(), torch.tensor([0, 5])), 1)
+    assert torch.allclose(e.relevance[0].view(2, 5), padded.relevance)
+    assert e.conservation.error.max() < 1e-10
+    alone = whence.explain(model, (ids[0], torch.tensor([0])), 1)
+    assert torch.allclose(alone.relevance[0], padded.relevance[0])
+    assert alone.output.shape == (1,)
+
+
+def test_weights_and_last_offsets_of_a_bag(ids):
+    bag, share = nn.EmbeddingBag(9, 4, mode="sum", include_last_offset=True), torch.rand(10)
+    model = lambda text, offsets: bag(text, offsets, per_sample_weights=share)  # noqa: E731
+    e = whence.explain(model, (ids.flatten(), torch.tensor([0, 10])), lambda y: y[:, 1])
+    assert torch.allclose(e.relevance[0], bag.weight[ids.flatten(), 1] * share)
+
+
+@pytest.mark.parametrize(
+    "hot",
+    [
+        lambda ids: F.one_hot(ids, 9).double(),
+        lambda ids: F.one_hot(ids, 9).to(torch.float64),
+        lambda ids: F.one_hot(ids, 9).long().type(torch.float64),
+        lambda ids: F.one_hot(ids).float().double(),
+    ],
+)
+def test_one_hot_vectors_times_a_table_are_looked_up(ids, hot):
+    ids[0, 0] = 8
+    table, layer = torch.randn(9, 4), nn.Linear(4, 3)
+    looked_up = whence.explain(lambda ids: layer(table[ids].sum(1)), ids, 1)
+    e = whence.explain(lambda ids: layer((hot(ids) @ table).sum(1)), ids, 1)
+    assert torch.allclose(e.relevance.double(), looked_up.relevance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [*METHODS, whence.FeatureAblation(baselines=0), whence.Shapley(baselines=0)], ids=str)
+def test_sequences_as_one_hot_channels(ids, method):
+    """DNA: the letters are channels, moved to where a convolution has them."""
+    conv, layer = nn.Conv1d(9, 4, 3), nn.Linear(4, 3)
+    e = whence.explain(
+        lambda ids: layer(conv(F.one_hot(ids, 9).permute(0, 2, 1).double()).relu().amax(2)), ids, 1, method=method
+    )
+    assert e.relevance.shape == (2, 5)
+    assert e.relevance.any()
+    if method in ("lrp", "integrated_gradients"):
+        assert e.conservation.error.max() < (1e-6 if method == "lrp" else 0.1)
+    if isinstance(method, whence.Shapley):
+        changed = ids.clone()
+        changed[:, :] = 0
+        difference = layer(conv(F.one_hot(ids, 9).mT.double()).relu().amax(2)) - layer(
+            conv(F.one_hot(changed, 9).mT.double()).relu().amax(2)
+        )
+        assert torch.allclose(e.relevance.sum(1), difference[:, 1].detach())
+
+
+def test_what_ids_of_the_networks_own_absorb_is_counted(ids):
+    """Soft prompts, and padding that a network puts in."""
+    table, layer = torch.randn(9, 4), nn.Linear(4, 3, bias=False)
+
+    def prompted(ids):
+        return layer(table[torch.cat([torch.full((2, 3), 7), F.pad(ids, (0, 1), value=2)], 1)].sum(1))
+
+    e = whence.explain(prompted, ids, 1, method=LRP({nn.Linear: Epsilon(0)}))
+    assert e.conservation.error.max() < 1e-10
+    own = layer(3 * table[7] + table[2])[1].detach()
+    assert torch.allclose(e.conservation.by_layer["ids that the model put in"], own.expand(2))

@@ -1,0 +1,186 @@
+"""Models in the states that people have them in: hooked, cached, quantised, frozen, stateful, with hidden parts."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+import whence
+from whence import LRP, Constant, Gamma, Gradient, Identity, errors
+
+X = torch.linspace(-1, 2, 12).view(3, 4)
+
+
+def layers():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+
+
+# weights made beforehand
+
+
+@pytest.mark.parametrize("rules", [{nn.Linear: Gamma(0.3)}, whence.presets.attn_lrp()], ids=repr)
+def test_weights_made_outside_with_a_graph_are_constants(rules):
+    net = layers()
+    plain = whence.explain(net, X, 1, method=LRP(rules))
+    derived = {name: p * 1 for name, p in net.named_parameters()}
+    e = whence.explain(lambda x: torch.func.functional_call(net, derived, (x,)), X, 1, method=LRP({F.linear: Gamma(0.3)}))
+    expected = whence.explain(net, X, 1, method=LRP({F.linear: Gamma(0.3)}))
+    assert torch.allclose(e.relevance, expected.relevance, rtol=1e-5)
+    parametrizations.spectral_norm(net[0])
+    net.eval()
+    normed = whence.explain(net, X, 1, method=LRP(rules))
+    with parametrize.cached():
+        net[0].weight  # noqa: B018  made before the explanation begins
+        cached = whence.explain(net, X, 1, method=LRP(rules))
+    assert torch.allclose(cached.relevance, normed.relevance, rtol=1e-5)
+    assert not torch.allclose(plain.relevance, normed.relevance)
+
+
+def test_what_hides_a_way_from_the_input_is_refused_still():
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    with pytest.raises(errors.OpaqueError, match="HiddenBackward"):
+        whence.explain(lambda x: F.linear(x, Hidden.apply(x.mean(0, keepdim=True))), X, 0)
+
+
+# modules of hidden functions that overwrite what they are given
+
+
+class Sparsemax(torch.autograd.Function):
+    """As in TabNet: it shifts its input in place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x -= x.amax(-1, keepdim=True)
+        ordered = x.sort(-1, descending=True).values
+        cumulative, ranks = ordered.cumsum(-1) - 1, torch.arange(1, x.shape[-1] + 1)
+        size = (ranks * ordered > cumulative).sum(-1, keepdim=True)
+        out = (x - cumulative.gather(-1, size - 1) / size).clamp(min=0)
+        ctx.save_for_backward(size, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        size, out = ctx.saved_tensors
+        g = g * (out > 0)
+        return torch.where(out > 0, g - g.sum(-1, keepdim=True) / size, 0)
+
+
+class Selector(nn.Module):
+    def forward(self, x):
+        return Sparsemax.apply(x)
+
+
+@pytest.mark.parametrize("rule", [Gradient(), Identity()], ids=repr)
+def test_a_rule_for_a_module_holds_where_its_function_overwrites(rule):
+    first, last = nn.Linear(4, 5), nn.Linear(5, 2)
+    net = nn.Sequential(first, Selector(), last).eval()
+    e = whence.explain(net, X, 1, method=LRP({"1": rule} | whence.presets.attn_lrp()))
+    assert torch.allclose(e.output, net(X)[:, 1])
+    assert e.conservation.error.max() < 1e-3
+
+
+def test_a_gate_that_overwrites():
+    first, last, gate = nn.Linear(4, 4), nn.Linear(4, 2), Selector()
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.gate = first, last, gate
+
+        def forward(self, x):
+            return self.last(x * self.gate(self.first(x) * 1))
+
+    net = Gated().eval()
+    e = whence.explain(net, X, 1, method=LRP({"gate": Constant()} | whence.presets.attn_lrp()))
+    held = gate(first(X) * 1).detach()
+    assert torch.allclose(e.relevance, X * held * last.weight[1], atol=1e-6)
+
+
+# states
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_and_mkldnn_parts_are_refused_by_a_true_sentence():
+    net = layers()
+    quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(errors.OpaqueError, match=r"module '0' is quantised .* floating-point model"):
+        whence.explain(quantised, X, 1)
+    e = whence.explain(quantised, X, 1, method=whence.FeatureAblation())
+    assert torch.allclose(e.output, quantised(X)[:, 1])
+    if torch.backends.mkldnn.is_available():
+        from torch.utils import mkldnn
+
+        with pytest.raises(errors.OpaqueError, match=r"module '0' is in the layout of MKL-DNN"):
+            whence.explain(mkldnn.to_mkldnn(layers()), X, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frozen_scripted_modules_are_opaque_and_can_be_perturbed():
+    net = layers()
+    frozen = torch.jit.freeze(torch.jit.script(net))
+    with pytest.raises(errors.OpaqueError, match="scripted"):
+        whence.explain(frozen, X, 1)
+    e = whence.explain(frozen, X, 1, method=whence.FeatureAblation())
+    assert torch.allclose(e.relevance, whence.explain(net, X, 1, method=whence.FeatureAblation()).relevance, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+def test_nested_tensors_are_refused_with_advice():
+    with pytest.raises(errors.InputError, match="to_padded_tensor"):
+        whence.explain(layers(), torch.nested.nested_tensor([torch.rand(2), torch.rand(3)]), 1)
+
+
+def test_a_slice_of_a_network_is_in_its_mode():
+    assert whence.explain(layers()[:-1], X, 1).output.shape == (3,)
+    with pytest.raises(errors.TrainingModeError):
+        whence.explain(nn.Sequential(nn.Dropout(), nn.Linear(4, 2)), X, 1)
+
+
+# conservation is watched
+
+
+class Scaling(nn.Module):
+    """Scales gradients where nobody can see it."""
+
+    def forward(self, x):
+        with torch._C.DisableTorchFunction():
+            x.register_hook(lambda g: g * 0.5)
+        return x * 1
+
+
+def test_an_error_beyond_rounding_is_a_warning_that_names_a_layer():
+    net = nn.Sequential(nn.Linear(4, 5), Scaling(), nn.Linear(5, 2)).eval()
+    with pytest.warns(errors.ConservationWarning, match=r"miss the output by .* absorbed in '2'|absorbed in '0'"):
+        e = whence.explain(net, X, 1)
+    assert "≠" in repr(e)
+
+
+def test_an_output_of_zero_is_no_error():
+    net = nn.Sequential(nn.Linear(4, 2), nn.ReLU()).eval()
+    with torch.no_grad():
+        net[0].bias.fill_(-99)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        e = whence.explain(net, X, 1)
+    assert not e.output.any()
+    assert e.conservation.error.max() == 0
+    assert "≠" not in repr(e)
+
+
+def test_an_account_of_zero_that_does_not_balance_is_one():
+    account = whence.Conservation(torch.zeros(1), torch.tensor([0.3]), torch.tensor([0.1]))
+    assert account.error > 0.9
+    balanced = whence.Conservation(torch.zeros(1), torch.tensor([0.3]), torch.tensor([-0.3 + 3e-8]))
+    assert balanced.error < 1e-6
