@@ -107,3 +107,35 @@ def test_what_ids_of_the_networks_own_absorb_is_counted(ids):
     assert e.conservation.error.max() < 1e-10
     own = layer(3 * table[7] + table[2])[1].detach()
     assert torch.allclose(e.conservation.by_layer["ids that the model put in"], own.expand(2))
+
+
+def test_deep_taylor_on_words_is_w_squared_by_hand():
+    """king, man, queen, woman: R_i = Σ_j w_ij² / Σ_i w_ij² · R_j for unbounded real input, whatever the vector."""
+    king, man, queen, woman = range(4)
+    table = torch.tensor([[1.0, 1.0], [1.0, 0.0], [-1.0, 1.0], [-1.0, 0.0]])  # (male, royal)
+    weight = torch.tensor([[2.0, 0.5, -1.0, 0.5], [0.0, 1.0, 0.0, 1.0], [-1.0, 0.0, 2.0, 1.0]])  # of two words in a row
+    top = torch.tensor([[1.0, 2.0, 0.5], [0.0, 1.0, 1.0]])
+    model = lambda ids: F.linear(F.relu(F.linear(table[ids].flatten(1), weight)), top)  # noqa: E731
+    pairs = torch.tensor([[king, queen], [man, woman], [queen, king]])
+    e = whence.explain(model, pairs, 0, method=LRP(whence.presets.deep_taylor()))
+    for ids, relevance in zip(pairs, e.relevance, strict=True):
+        hidden = (weight @ table[ids].flatten()).clamp(min=0)
+        of_hidden = top[0] * hidden  # all weights are positive: z⁺ gives each its part
+        shares = weight.square() / weight.square().sum(1, keepdim=True)
+        assert torch.allclose(relevance, (shares * of_hidden[:, None]).sum(0).view(2, 2).sum(1))
+    assert not torch.allclose(e.relevance, whence.explain(model, pairs, 0, method=LRP({F.linear: whence.ZPlus()})).relevance)
+
+
+def test_rules_of_the_input_layer_reach_every_look_up_of_an_id():
+    word, place, layer = nn.Embedding(9, 4), nn.Embedding(5, 4), nn.Linear(4, 3)
+    ids = torch.randint(9, (2, 5))
+    for rule in (whence.Flat(), whence.WSquare()):
+        rules = LRP({whence.input_layer: rule})
+        e = whence.explain(lambda ids: layer(word(ids) + place.weight).sum(1), ids, 1, method=rules)
+        vectors = whence.explain(lambda v: layer(v).sum(1), (word(ids) + place.weight).detach(), 1, method=rules)
+        assert torch.allclose(e.relevance, vectors.relevance.sum(-1))
+        assert e.conservation.error.max() < 1e-10
+        several = list(whence.explain_targets(lambda ids: layer(word(ids)).sum(1), ids, [0, 1], method=rules))
+        for target, one in enumerate(several):
+            alone = whence.explain(lambda ids: layer(word(ids)).sum(1), ids, target, method=rules)
+            assert torch.allclose(one.relevance, alone.relevance)

@@ -1,5 +1,7 @@
 """Every rule on every linear map against the message-by-message oracle."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 import oracles
 import whence
 from layers import LAYERS, make
-from whence import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+from whence import LRP, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -155,3 +157,51 @@ def test_rules_against_their_definition_are_refused(make_rule, message):
 
 def test_alpha_minus_beta_is_one_up_to_rounding():
     AlphaBeta(2.3, 1.3)
+
+
+# αβ without biases, and its two parts
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("rule", [AlphaBeta(2, 1, bias=False), AlphaBeta(1, 0, bias=False), ZPlus(bias=False)], ids=repr)
+def test_biases_may_be_left_out_of_the_sums(rule, signed):
+    """The course's (4.10): R_j = Σ_k (α (a_j w_jk)⁺ / Σ_j (a_j w_jk)⁺ − β (a_j w_jk)⁻ / Σ_j (a_j w_jk)⁻) R_k, total."""
+    layer, x = nn.Linear(5, 4), torch.randn(3, 5)
+    x = x if signed else x.abs()
+    alpha, beta = (rule.alpha, rule.beta) if isinstance(rule, AlphaBeta) else (1, 0)
+    for model in (layer, nn.Sequential(layer, nn.ReLU())):
+        e = whence.explain(model.eval(), x, lambda y: y.sum(1), method=LRP({F.linear: rule}))
+        parts = x[:, None] * layer.weight  # [N, k, j]
+        rising, falling = parts.clamp(min=0), parts.clamp(max=0)
+        shares = alpha * rising / rising.sum(2, keepdim=True) - (beta * falling / falling.sum(2, keepdim=True) if beta else 0)
+        assert torch.allclose(e.relevance, (shares * model(x)[..., None]).sum(1), rtol=1e-9)
+        assert torch.allclose(e.conservation.relevance, e.output)  # total: every output has contributions of both signs
+        assert e.conservation.error.max() < 1e-9
+        with_bias = whence.explain(model, x, lambda y: y.sum(1), method=LRP({F.linear: replace(rule, bias=True)}))
+        assert not torch.allclose(with_bias.relevance, e.relevance)
+
+
+def test_relevance_of_outputs_of_a_bias_alone_is_absorbed():
+    layer = nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.fill_(-1.0)
+        layer.bias.fill_(5.0)
+    for model in (layer, nn.Sequential(layer, nn.ReLU()).eval()):
+        e = whence.explain(model.eval(), torch.ones(1, 2), 0, method=LRP({F.linear: ZPlus(bias=False)}))
+        assert not e.relevance.any()
+        assert torch.allclose(e.conservation.absorbed, e.output)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_relevance_and_counter_relevance_apart(bias):
+    net, x = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.randn(3, 5)
+    above = {"2": AlphaBeta(2, 1, bias)}
+    both, relevance, counter = (
+        whence.explain(net, x, 1, method=LRP({"0": AlphaBeta(2, 1, bias, part)} | above))
+        for part in ("both", "relevance", "counter-relevance")
+    )
+    assert torch.allclose(relevance.relevance + counter.relevance, both.relevance)
+    assert torch.allclose(relevance.conservation.relevance, -2 * counter.conservation.relevance) or bias  # α = 2, β = 1
+    assert counter.conservation.error.max() < 1e-9
+    with pytest.raises(whence.errors.RuleError, match="choose 'both'"):
+        AlphaBeta(part="all")

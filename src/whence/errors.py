@@ -73,6 +73,9 @@ class MaskedGradientWarning(UserWarning):
     """An attack by gradients met gradients of zero: its failure is no robustness."""
 
 
+FLEX_ATTENTION = "flex attention hides what it computes; load the model with attn_implementation='sdpa'"
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,8 @@ from whence.targets import Logit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DECODER = "decoder_input_ids"
+
 
 @dataclass(frozen=True, eq=False)
 class Generation(Drawable):
@@ -29,13 +31,14 @@ class Generation(Drawable):
     >>> written.with_tokens(tokenizer).save("why.png")
     """
 
-    ids: Tensor  # [N, T + n]
+    ids: Tensor  # [N, T + n]; of an encoder-decoder those of the decoder
     start: int  # T, where the new tokens begin
     explanations: tuple[Explanation, ...]  # n
 
     @property
     def relevance(self) -> Tensor:
-        """`[n, N, T + n − 1]`: by new token and sample, the relevance of every token that may come before."""
+        """`[n, N, T + n − 1]`: by new token and sample, the relevance of every token that may come before; those that an
+        encoder read come first."""
         return torch.stack([_of_tokens(e.relevance) for e in self.explanations])
 
     def __len__(self) -> int:
@@ -56,9 +59,12 @@ class Generation(Drawable):
         from whence.show.tokens import grid
 
         relevance = self.relevance[:, 0].float().cpu()
-        given = self.explanations[0].tokens_of(0) or [str(int(i)) for i in self.ids[0, :-1]]
+        first = self.explanations[0]
+        words = [word for rows in first.tokens.values() for word in rows[0]]
+        given = words or [str(int(i)) for t in _texts(first.inputs) for i in t[0]]
         written = [e.target_names()[0] for e in self.explanations]
-        future = torch.arange(relevance.shape[1]) >= self.start + torch.arange(len(relevance))[:, None]
+        begin = relevance.shape[1] - (self.ids.shape[1] - 1) + self.start
+        future = torch.arange(relevance.shape[1]) >= begin + torch.arange(len(relevance))[:, None]
         title = "relevance of each token before, for each token written (roots of shares)"
         return grid(written, given, relevance.masked_fill(future, float("nan")), title)
 
@@ -71,21 +77,25 @@ def explain_generation(
     continuation: Tensor | None = None,
     method: Method | str | None = None,
 ) -> Generation:
-    """Let a causal model continue a text, likeliest token first, and explain the logit of each token it adds.
+    """Let a model continue a text, likeliest token first, and explain the logit of each token it adds.
 
-    `inputs` are token ids `[N, T]` or a dict with `input_ids`, all of one length. A `continuation` `[N, n]` written before
+    `inputs` are token ids `[N, T]` or a dict with `input_ids`, all of one length. An encoder-decoder (T5, Whisper) is given what
+    its encoder reads, and writes from its own first token, or from `decoder_input_ids`. A `continuation` `[N, n]` written before
     (by sampling, say) is explained instead. Writing stops where all texts have ended. It takes a forward pass for each
     token; explaining all of them takes one more, and a backward pass for each.
 
     Raises `InputError` for inputs or a continuation of another form, `TargetError` where nothing is generated.
     """
     check_model(model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        inputs = _with_decoder(model, inputs)
     parts = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
-    ids, mask = parts.get("input_ids"), parts.get("attention_mask")
-    if not isinstance(ids, Tensor) or not _are_ids(ids) or set(parts) - {"input_ids", "attention_mask"}:
+    writes, masks = (DECODER, "decoder_attention_mask") if DECODER in parts else ("input_ids", "attention_mask")
+    ids, mask = parts.get(writes), parts.get(masks)
+    if not isinstance(ids, Tensor) or not _are_ids(ids) or (writes != DECODER and set(parts) - {writes, masks}):
         raise InputError("a generation continues token ids [N, T]: pass them, or a dict of input_ids and attention_mask")
     if mask is not None and mask.shape != ids.shape:
-        raise InputError(f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}; they must agree")
+        raise InputError(f"{masks} has shape {tuple(mask.shape)}, {writes} {tuple(ids.shape)}; they must agree")
     if mask is not None and not mask[:, -1].all():
         raise InputError("the texts are padded on the right, where they are to be continued; pad them on the left")
     if continuation is not None and not (_are_ids(continuation) and len(continuation) == len(ids)):
@@ -124,14 +134,35 @@ def _are_ids(t: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 2 and not t.is_floating_point()
 
 
+def _with_decoder(model: Any, inputs: Nest) -> Nest:
+    """What an encoder-decoder reads, and the token that it begins to write with."""
+    parts = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    if DECODER in parts:
+        return parts
+    settings = (getattr(model, name, None) for name in ("generation_config", "config"))
+    first = next((start for s in settings if (start := getattr(s, "decoder_start_token_id", None)) is not None), None)
+    read = next((t for t in parts.values() if isinstance(t, Tensor)), None)
+    if first is None or read is None:
+        raise InputError("the model does not say which token its decoder begins with; pass decoder_input_ids too")
+    return parts | {DECODER: torch.full((len(read), 1), first, device=read.device)}
+
+
 def _extended(inputs: Nest, ids: Tensor) -> Nest:
     """The same inputs for a longer text."""
     if isinstance(inputs, Tensor):
         return ids
-    if (mask := inputs.get("attention_mask")) is None:
-        return {"input_ids": ids}
-    return {"input_ids": ids, "attention_mask": torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)}
+    writes, masks = (DECODER, "decoder_attention_mask") if DECODER in inputs else ("input_ids", "attention_mask")
+    longer = {**inputs, writes: ids}
+    if (mask := inputs.get(masks)) is not None:
+        longer[masks] = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)
+    return longer
 
 
 def _of_tokens(relevance: Nest) -> Tensor:
-    return relevance["input_ids"] if isinstance(relevance, dict) else relevance
+    texts = _texts(relevance)
+    return torch.cat([t.to(texts[0]) for t in texts], 1)
+
+
+def _texts(nest: Nest) -> list[Tensor]:
+    """Of ids, in the order in which they are read."""
+    return [nest] if isinstance(nest, Tensor) else [t for name in ("input_ids", DECODER) if (t := nest.get(name)) is not None]

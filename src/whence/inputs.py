@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from whence.errors import TOO_NARROW, InputError, ModelError, TrainingModeError, WhenceError, first_line, out_of_memory
+from whence.errors import (
+    FLEX_ATTENTION,
+    TOO_NARROW,
+    InputError,
+    ModelError,
+    TrainingModeError,
+    WhenceError,
+    first_line,
+    out_of_memory,
+)
 from whence.lrp.scope import MKLDNN, exported, quantised
 from whence.nests import Nest
 
@@ -142,6 +151,8 @@ class Inputs:
         except Exception as error:
             if out_of_memory(error):
                 raise
+            if "FlexAttention" in str(error):
+                raise ModelError(FLEX_ATTENTION) from error
             shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
             problem = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(f"the model cannot run on an input of shape {shapes}: {problem}") from error

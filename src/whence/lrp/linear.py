@@ -82,9 +82,9 @@ def minus(t: Tensor) -> Tensor:
     return t.clamp(max=0)
 
 
-def positive_contributions(linear: LinearMap, weights: Weights, a: Tensor, nonnegative: bool) -> Tensor:
-    """P + b⁺: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
-    rising, bias = weights.modified(plus), weights.modified_bias(plus)
+def positive_contributions(linear: LinearMap, weights: Weights, a: Tensor, nonnegative: bool, with_bias: bool) -> Tensor:
+    """P + b⁺, or P: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
+    rising, bias = weights.modified(plus), weights.modified_bias(plus) if with_bias else None
     if nonnegative:
         return linear.apply(a, rising, bias)
     return linear.apply(plus(a), rising, bias).add_(linear.apply(minus(a), weights.modified(minus)))

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.errors import ModelError, OpaqueError, RuleError
+from whence.errors import FLEX_ATTENTION, ModelError, OpaqueError, RuleError
 from whence.lrp.calls import INERT, Call, constant_parameters, depends, tensors, the_parameter_itself
 from whence.lrp.composites import Composite, Selector
 from whence.lrp.conservation import Meter
@@ -136,7 +136,10 @@ class RelevanceMode(GradientMode):
         self.matcher = prepared.matcher(rules)
         self.bench = Workbench(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
         scope.leaving = self._opaque_module
+        # what rules of the input layer write relevance to: beside the inputs, and beside what was looked up, by its number
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
+        self.beside_lookups: list[int] = []
+        self._rules_at_input = any(isinstance(rule, InputRule) for _, rule in Composite.of(rules).entries)
         self._explains = explains
         self.saturated = ""  # what is explained in its place
         self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that a hidden module overwrote
@@ -229,6 +232,8 @@ class RelevanceMode(GradientMode):
             return OpaqueError(
                 f"{here} follows reentrant checkpointing, which hides what runs inside; use checkpoint(…, use_reentrant=False)"
             )
+        if maker.startswith("FlexAttention"):
+            return OpaqueError(f"{here}: {FLEX_ATTENTION}")
         return OpaqueError(
             f"{here} reads a tensor made by {maker}, which whence did not see: an autograd.Function, a compiled extension, or "
             "a part run outside the rules; give the module that makes it a rule, such as "
@@ -245,10 +250,20 @@ class RelevanceMode(GradientMode):
             return out
         if call.overwrites and call.args and isinstance(call.args[0], Tensor):
             self._overwrite_unseen(call.args[0], call.name)
-        out = self.lookups.run(call.function, call.args, call.kwargs, record=not self.recomputing, see=self.bench.see)
+        out = self.lookups.run(call.function, call.args, call.kwargs, record=not self.recomputing, see=self._see_looked_up)
         if call.facts.moves and self.bench.saturated and isinstance(out, Tensor):
             self._follow_saturated(call, out)
         return the_parameter_itself(out, given, (call.args, call.kwargs))
+
+    def _see_looked_up(self, t: Tensor) -> None:
+        """What was looked up touches the input as the input itself does, unless it was pooled at once."""
+        lookup = self.lookups.found[-1]
+        if not self._rules_at_input or self.recomputing or t.numel() != lookup.vectors.numel():
+            self.bench.see(t)
+            return
+        self.written.append(torch.zeros_like(t, requires_grad=True))
+        self.beside_lookups.append(len(self.lookups.found) - 1)
+        self.bench.known.note(t, Inherited(companion=Companion(self.written[-1])))
 
     def _follow_saturated(self, call: Call, out: Tensor) -> None:
         """Saturated values that are moved about, as in `sigmoid(x).squeeze(1)`."""

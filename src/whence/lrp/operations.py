@@ -33,6 +33,7 @@ from whence.lrp.treatments.attention import scaled_dot_product_attention, softma
 from whence.lrp.treatments.linear import added_product, bilinear, convolution, dense, plain_dense, transposed_convolution
 from whence.lrp.treatments.norms import batch_norm, cosine, distance, group_norm, instance_norm, layer_norm, normalize, rms_norm
 from whence.lrp.treatments.recurrent import cell, recurrent
+from whence.lrp.treatments.state_spaces import parted
 from whence.lrp.workbench import Workbench
 
 Treatment = Callable[..., Any]  # (workbench, call) -> the call's value, with the right way back
@@ -51,6 +52,8 @@ TREATMENTS: dict[str, Treatment] = (
     | dict.fromkeys(["scatter_reduce", "index_reduce", "segment_reduce"], reduced)
     | dict.fromkeys(["grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"], sampled)
     | {
+        "split": parted,
+        "split_with_sizes": parted,
         "linear": dense,
         "batch_norm": batch_norm,
         "relu": rectify,
@@ -88,7 +91,7 @@ TREATMENTS: dict[str, Treatment] = (
 
 WITHOUT_FUNCTION_RULES = frozenset({
     plain, affine, winner, scale, dense, added_product, convolution, transposed_convolution, bilinear, batch_norm,
-    rectify, recurrent, cell, scaled_dot_product_attention, written_out,
+    rectify, parted, recurrent, cell, scaled_dot_product_attention, written_out,
 })  # fmt: skip
 
 

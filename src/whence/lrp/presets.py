@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from whence.errors import RuleError
 from whence.lrp.composites import Composite, Selector, input_layer
 from whence.lrp.rules import LRP_0, AlphaBeta, Constant, Epsilon, Flat, Gamma, Identity, Rule, WSquare, ZBox, ZPlus
+from whence.lrp.treatments.state_spaces import state_space_parts
 
 P = ParamSpec("P")
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 DENSE = (F.linear, torch.matmul, torch.addmm)
 DENSE_LAYERS = (F.linear, torch.addmm)
-STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj")
+STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj", state_space_parts)
 OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
 OTHERS = ("*", LRP_0)  # whatever other linear maps there are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

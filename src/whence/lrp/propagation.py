@@ -123,8 +123,9 @@ class Propagation:
 
         def factors() -> Factors:
             if by_size:
-                return rule.factors(z, contributions_by_size(linear, weights, z, a))
-            return rule.factors(z, positive_contributions(linear, weights, a, nonnegative))
+                return rule.factors(z, contributions_by_size(linear, weights, z, a), z)
+            positive = positive_contributions(linear, weights, a, nonnegative, rule.bias)
+            return rule.factors(z, positive, z if rule.bias or weights.bias is None else z - self._bias_alone(weights, a))
 
         whole, positive = self._shares(g, factors)
         if by_size and whole is not None:
@@ -134,13 +135,16 @@ class Propagation:
         self._absorb_difference(dot(g, z), dot(a, returned))
         return returned
 
+    def _bias_alone(self, weights: Weights, a: Tensor) -> Tensor:
+        return self.step.linear.apply(torch.zeros_like(a[:1]), weights.weight, weights.bias)
+
     def _merged(self, weights: Weights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         """Where a ≥ 0 and R = 0 at z < 0 both shares are proportional: one modified weight serves both ways."""
         linear, rectified = self.step.linear, self.step.rectified
-        weight, bias = weights.modified(rule.merged), weights.modified_bias(rule.merged)
-        _, share = self._shares(g, lambda: (None, ratio(z, linear.apply(a, weight, bias), bounded=rectified)))
+        weight, bias = weights.modified(rule.merged), weights.modified_bias(rule.merged) if rule.bias else None
+        _, share = self._shares(g, lambda: (None, ratio(z, linear.apply(a, weight, bias), bounded=rectified and rule.bias)))
         returned = linear.transpose(share, weight, self.shape)
-        if not rectified:  # relevance of outputs without a positive contribution is lost: count it
+        if not (rectified and rule.bias):  # relevance of outputs without a positive contribution is lost: count it
             self._absorb_difference(dot(g, z), dot(a, returned))
         elif bias is not None:
             self.meter.add(self.step.path, linear.bias_share(share, bias))

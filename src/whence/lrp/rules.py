@@ -16,6 +16,7 @@ Elementwise passes cost as much as convolutions in a network such as ResNet-50, 
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,12 +64,13 @@ class Gamma:
     """
 
     gamma: float = 0.25
+    bias: ClassVar[bool] = True
 
     def __post_init__(self):
         _require_number("Gamma", self.gamma)
         _require(self.gamma >= 0, f"Gamma({self.gamma}): γ must not be negative")
 
-    def factors(self, z: Tensor, positive: Tensor) -> Factors:
+    def factors(self, z: Tensor, positive: Tensor, contributions: Tensor) -> Factors:
         # |p| = |z| + γ(P + b⁺) where z ≥ 0, and |z + γ(N + b⁻)| = (1 + γ)|z| + γ(P + b⁺) where z < 0
         own = F.leaky_relu(z, -(1 + self.gamma))
         p = torch.add(own, positive, alpha=self.gamma, out=positive).clamp_(min=torch.finfo(z.dtype).tiny)
@@ -87,37 +89,51 @@ class AlphaBeta:
 
     >>> whence.LRP({torch.nn.Conv2d: whence.AlphaBeta(2, 1)})
 
-    α R is relevance along the positive contributions, −β R counter-relevance along the negative ones.
+    α R is relevance along the positive contributions, −β R counter-relevance along the negative ones. `part` "relevance" or
+    "counter-relevance" returns one of the two alone; they add up to "both". With `bias` False the sums Σ⁺ and Σ⁻ are of
+    contributions alone, as in the lecture notes and in zennit's `zero_params="bias"`: then biases absorb nothing, and conservation
+    is total wherever there are contributions of both signs. With it (Bach et al.; zennit, LRP toolbox), b⁺ and b⁻ take their share.
     """
 
     alpha: float = 2.0
     beta: float = 1.0
+    bias: bool = True
+    part: Literal["both", "relevance", "counter-relevance"] = "both"
 
     def __post_init__(self):
+        known = ("both", "relevance", "counter-relevance")
+        _require(self.part in known, f"AlphaBeta(part={self.part!r}): choose {', '.join(map(repr, known))}")
+
         _require_number("AlphaBeta", self.alpha, self.beta)
         _require(self.beta >= 0, f"AlphaBeta({self.alpha}, {self.beta}): β must not be negative")
         _require(abs(self.alpha - self.beta - 1) < 1e-9, f"AlphaBeta({self.alpha}, {self.beta}): α − β must be 1, as in (2, 1)")
 
-    def factors(self, z: Tensor, positive: Tensor) -> Factors:
-        against = ratio(z, negative_part(z, positive)).mul_(self.beta)
+    def factors(self, z: Tensor, positive: Tensor, contributions: Tensor) -> Factors:
+        if self.part == "relevance":
+            return None, ratio(z, positive).mul_(self.alpha)
+        against = ratio(z, negative_part(contributions, positive)).mul_(self.beta)
+        if self.part == "counter-relevance":
+            return -against, against
         return -against, ratio(z, positive).mul_(self.alpha).add_(against)
 
     def merged(self, weight: Tensor) -> Tensor:
         return weight.clamp(min=0)
 
     def merges(self, nonnegative: bool, rectified: bool) -> bool:
-        return nonnegative and self.beta == 0
+        return nonnegative and self.beta == 0 and self.part == "both"
 
 
 @dataclass(frozen=True)
 class ZPlus:
     """The z⁺ rule: only positive contributions carry relevance; deep Taylor decomposition of a ReLU layer
-    (Montavon et al. 2017, eq. 11) and the same as `AlphaBeta(1, 0)`.
+    (Montavon et al. 2017, eq. 11) and the same as `AlphaBeta(1, 0)`, of which it has the `bias`.
 
     >>> whence.LRP({torch.nn.Conv2d: whence.ZPlus()})
     """
 
-    def factors(self, z: Tensor, positive: Tensor) -> Factors:
+    bias: bool = True
+
+    def factors(self, z: Tensor, positive: Tensor, contributions: Tensor) -> Factors:
         return None, ratio(z, positive)
 
     def merged(self, weight: Tensor) -> Tensor:

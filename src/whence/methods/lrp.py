@@ -67,9 +67,7 @@ class LRP:
         ):
             mode.matcher.check_all_matched(prepared.outline.modules)
             _check_arrival(found, mode)
-            scores = found.scores(torch.mul)
-            for i, written in zip(found.inputs, found.extras, strict=False):
-                scores[i] = scores[i] + written
+            scores = found.scores(torch.mul, mode.beside_lookups)
             for amount in found.elsewhere(torch.mul):
                 mode.meter.add("ids that the model put in", amount)
             conservation = mode.meter.read(found.output, summed(scores, len(found.output)))

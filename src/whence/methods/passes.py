@@ -78,10 +78,16 @@ class Gradients:
     layers: dict[str, list[Pair]]
     extras: list[Tensor]
 
-    def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
-        """The relevance of every explained input: like it, or one score an id."""
-        of_ids = self.lookups.scores([relevance(*pair) for pair in self._wide])
-        return {i: relevance(*pair) for i, pair in self.inputs.items()} | of_ids
+    def scores(self, relevance: Callable[[Tensor, Tensor], Tensor], beside: Sequence[int] = ()) -> dict[int, Tensor]:
+        """The relevance of every explained input: like it, or one score an id. The extras, if they are relevance, are that of
+        the inputs and of the look-ups that `beside` numbers."""
+        found = {i: relevance(*pair) for i, pair in self.inputs.items()}
+        at_vectors = [relevance(*pair) for pair in self._wide]
+        for i, written in zip(found, self.extras, strict=False):
+            found[i] = found[i] + written
+        for number, written in zip(beside, self.extras[len(found) :], strict=True):
+            at_vectors[number] = at_vectors[number] + written.reshape(at_vectors[number].shape)
+        return found | self.lookups.scores(at_vectors)
 
     def elsewhere(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         """The relevance of ids that the network put in itself."""

@@ -1,0 +1,35 @@
+"""State spaces that cut what they need out of one tensor: Mamba-2 and its kin."""
+
+from typing import Any
+
+from torch import Tensor
+
+from whence.lrp.calls import Call
+from whence.lrp.rules import Constant
+from whence.lrp.workbench import Workbench
+
+PARAMETERS = ("A_log", "dt_bias", "D")  # as every Mamba-2 names them
+
+
+def state_space_parts(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The selector of the cut into values, B and C: `Constant()` holds B and C, so that relevance takes the way of the values.
+
+    Both depend on the input, as a gate does. Were they data, the three factors of C · B · x would be halved in the order in
+    which chunks of the sequence are multiplied (MambaLRP, Rezaei Jafari et al. 2024).
+    """
+    values, b, c = x.split(sizes, dim)
+    return values, b, c
+
+
+def parted(bench: Workbench, call: Call) -> Any:
+    out = call.run()
+    if isinstance(out, tuple | list) and len(out) == 3 and _in_state_space(bench) and out[1].shape == out[2].shape:
+        if isinstance(bench.function_rule(state_space_parts.__name__), Constant):
+            values, b, c = out
+            bench.hold("B and C of the state space")
+            return values, b.detach(), c.detach()
+    return out
+
+
+def _in_state_space(bench: Workbench) -> bool:
+    return all(hasattr(bench.scope.place.module, name) for name in PARAMETERS)
