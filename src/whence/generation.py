@@ -79,9 +79,9 @@ def explain_generation(
 ) -> Generation:
     """Let a model continue a text, likeliest token first, and explain the logit of each token it adds.
 
-    `inputs` are token ids `[N, T]` or a dict with `input_ids`, all of one length. An encoder-decoder (T5, Whisper) is given what
-    its encoder reads, and writes from its own first token, or from `decoder_input_ids`. A `continuation` `[N, n]` written before
-    (by sampling, say) is explained instead. Writing stops where all texts have ended. It takes a forward pass for each
+    `inputs` are token ids `[N, T]` or a dict with `input_ids`, all of one length. An encoder-decoder (T5, Whisper) is given
+    what its encoder reads, and writes from its own first token, or from `decoder_input_ids`. A `continuation` `[N, n]` written
+    before (by sampling, say) is explained instead. Writing stops where all texts have ended. It takes a forward pass for each
     token; explaining all of them takes one more, and a backward pass for each.
 
     Raises `InputError` for inputs or a continuation of another form, `TargetError` where nothing is generated.

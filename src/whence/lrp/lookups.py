@@ -120,7 +120,12 @@ class Lookups:
 
     def _in_table(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
         table, ids = _table_and_ids(call) if call.name in TABLES else (None, None)
-        if not isinstance(table, Tensor) or not table.is_floating_point() or id(ids) not in known:
+        if (
+            not isinstance(table, Tensor)
+            or not isinstance(ids, Tensor)
+            or not table.is_floating_point()
+            or id(ids) not in known
+        ):
             return None
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())

@@ -349,7 +349,8 @@ class RelevanceMode(GradientMode):
 
     def _by_rule(self, rule: FunctionRule, call: Call, output: Tensor) -> Tensor:
         (x,) = call.data
-        seen = opaque(self.bench, call, self._before_module.get(x, x.detach()), output.detach(), rule)
+        before = self._before_module.get(x)
+        seen = opaque(self.bench, call, x.detach() if before is None else before, output.detach(), rule)
         if seen.requires_grad:
             self.bench.see(seen)
         return seen

@@ -96,7 +96,8 @@ class Reader:
     def _of_the_inputs(self, t: Tensor) -> bool:
         """Whether its graph leads to anything that was seen; that of a weight made beforehand of parameters does not."""
         seen = {id(leaf) for known in self._by_id.values() if (leaf := known()) is not None and leaf.is_leaf}
-        open_ends, met = [t.grad_fn], set()
+        open_ends: list[Any] = [t.grad_fn]
+        met: set[Any] = set()
         for node in open_ends:  # grows as it is read
             if id(getattr(node, "variable", None)) in seen:
                 return True

@@ -91,8 +91,8 @@ class AlphaBeta:
 
     α R is relevance along the positive contributions, −β R counter-relevance along the negative ones. `part` "relevance" or
     "counter-relevance" returns one of the two alone; they add up to "both". With `bias` False the sums Σ⁺ and Σ⁻ are of
-    contributions alone, as in the lecture notes and in zennit's `zero_params="bias"`: then biases absorb nothing, and conservation
-    is total wherever there are contributions of both signs. With it (Bach et al.; zennit, LRP toolbox), b⁺ and b⁻ take their share.
+    contributions alone, as in lecture notes and by zennit's `zero_params="bias"`: biases absorb nothing, and conservation is
+    total wherever there are contributions of both signs. With it (Bach et al.; zennit, LRP toolbox), b⁺ and b⁻ take a share.
     """
 
     alpha: float = 2.0

@@ -69,7 +69,7 @@ class Cells:
         return cell
 
     def before_overwriting(self, tensor: Tensor) -> None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # within a vmap, which has no storage to write to
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]  # of a vmap, without storage
             return
         self._sort()
         copies: dict[tuple, Tensor] = {}

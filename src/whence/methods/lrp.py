@@ -82,8 +82,8 @@ def _check_balance(account: Conservation) -> None:
         worst = float(account.error.max())
         largest = max(account.by_layer, key=lambda layer: float(account.by_layer[layer].abs().max()), default="(none)")
         warnings.warn(
-            f"relevance and what was absorbed miss the output by {worst:.0e} of it: amounts that cancel (the largest was absorbed "
-            f"in '{largest}'; explain model.double() to tell), or a gradient that the model changes where whence cannot see it",
+            f"relevance and what was absorbed miss the output by {worst:.0e} of it: amounts that cancel (the largest was "
+            f"absorbed in '{largest}'; explain model.double() to tell), or a gradient that the model changes unseen",
             ConservationWarning,
             stacklevel=2,
         )

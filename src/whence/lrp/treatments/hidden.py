@@ -11,7 +11,7 @@ from whence.lrp.workbench import Workbench
 
 
 def opaque(bench: Workbench, call: Call, source: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
-    """The value of a module of hidden functions, one of whose arguments depends on the input: `source`, as the module got it."""
+    """The value of a module of hidden functions, one of whose arguments depends on the input, and was `source`."""
     (x,), path, meter = call.data, bench.path, bench.meter
     if isinstance(rule, Constant):
         bench.hold("a hidden function")

@@ -23,12 +23,13 @@ def state_space_parts(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, Te
 
 def parted(bench: Workbench, call: Call) -> Any:
     out = call.run()
-    if isinstance(out, tuple | list) and len(out) == 3 and _in_state_space(bench) and out[1].shape == out[2].shape:
-        if isinstance(bench.function_rule(state_space_parts.__name__), Constant):
-            values, b, c = out
-            bench.hold("B and C of the state space")
-            return values, b.detach(), c.detach()
-    return out
+    if len(out) != 3 or not _in_state_space(bench) or out[1].shape != out[2].shape:
+        return out
+    if not isinstance(bench.function_rule(state_space_parts.__name__), Constant):
+        return out
+    values, b, c = out
+    bench.hold("B and C of the state space")
+    return values, b.detach(), c.detach()
 
 
 def _in_state_space(bench: Workbench) -> bool:
