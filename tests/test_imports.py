@@ -13,10 +13,10 @@ SOURCES = Path(whence.__file__).parent
 ROOMS = [
     "errors",
     "lrp",
-    "activations nests words inputs patches progress targets show",
+    "activations nests words states inputs patches progress targets show",
     "explanation",
     "methods checkpoint",
-    "explainer explain generation",
+    "explainer explain generation load",
     "prototypes robustness neuralize",
     "models",
     "cli",

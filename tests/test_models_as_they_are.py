@@ -184,3 +184,60 @@ def test_an_account_of_zero_that_does_not_balance_is_one():
     assert account.error > 0.9
     balanced = whence.Conservation(torch.zeros(1), torch.tensor([0.3]), torch.tensor([-0.3 + 3e-8]))
     assert balanced.error < 1e-6
+
+
+# models that remember
+
+
+class Remembering(nn.Module):
+    """A leaky integrator, as spiking networks have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.memory, self.seen, self.stages = nn.Linear(4, 2), None, [], {}
+        self.register_buffer("decay", torch.tensor(0.5))
+        self.eval()
+
+    def forward(self, x):
+        now = self.layer(x)
+        self.memory = now if self.memory is None else self.decay * self.memory + now
+        self.seen.append(self.memory)
+        self.stages["last"] = now
+        self.newcomer = now
+        self.decay = self.decay * 0.9
+        return self.memory
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient_times_input", "integrated_gradients", whence.FeatureAblation()], ids=str)
+def test_a_model_that_remembers_is_left_with_what_it_remembered(method):
+    model = Remembering()
+    first = whence.explain(model, X, 1, method=method)
+    again = whence.explain(model, X, 1, method=method)
+    assert torch.equal(first.relevance, again.relevance)
+    assert model.memory is None
+    assert model.seen == []
+    assert model.stages == {}
+    assert not hasattr(model, "newcomer")
+    assert model.decay == 0.5
+    if method not in ("lrp", "gradient_times_input"):  # others run several rounds at once, of which it remembers one
+        return
+    with torch.no_grad():
+        model(X)
+    before = model.memory, list(model.seen), dict(model.stages)
+    later = whence.explain(model, X, 1, method=method)
+    assert not torch.equal(later.output, first.output)
+    assert (model.memory, list(model.seen), dict(model.stages)) == before
+    assert not model.memory.requires_grad
+
+
+def test_a_model_that_fails_midway_is_left_so_too():
+    class Failing(Remembering):
+        def forward(self, x):
+            super().forward(x)
+            raise RuntimeError("boom")
+
+    model = Failing()
+    with pytest.raises(errors.ModelError, match="boom"):
+        whence.explain(model, X, 1)
+    assert model.memory is None
+    assert model.seen == []

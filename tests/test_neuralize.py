@@ -674,7 +674,7 @@ def test_what_cannot_be_a_network_is_refused(blobs):
     refused(KernelDensity(kernel="tophat").fit(x), "tophat.*gaussian")
     refused(KernelDensity(metric="manhattan").fit(x), "manhattan.*euclidean")
     refused(NearestCentroid(metric="manhattan").fit(x, y), "manhattan")
-    refused(SVC().fit(x, y > 0), "both signs; explain its decision_function")
+    refused(SVC().fit(x, y > 0), "both signs; explain it from outside: whence.explain.estimator.decision_function")
     refused(IsolationForest(n_estimators=2).fit(x), "TreeExplainer")
     refused(DBSCAN().fit(x), "SupportSets")
     refused(BisectingKMeans(2).fit(x), "use KMeans")

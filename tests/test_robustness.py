@@ -694,7 +694,7 @@ def test_bad_inputs_and_labels_are_refused(bundled):
         (lambda: attack(model.eval(), (x, x), y), whence.errors.InputError, "one floating-point tensor"),
         (lambda: whence.attack(model, x, y, "pgd"), whence.errors.InputError, "callable of model"),
         (lambda: whence.attack(model, x, y, whence.PGD), whence.errors.InputError, r"such as whence.PGD\(0.2\), not <class"),
-        (lambda: whence.attack(model, x.numpy(), y, attack), whence.errors.InputError, "inputs must be a tensor"),
+        (lambda: whence.attack(model, x.numpy(), y, attack), whence.errors.InputError, "inputs must be a tensor, not ndarray"),
         (lambda: whence.attack(model, x, y + 20, attack), whence.errors.TargetError, "out of range"),
         (lambda: whence.attack(model, x, y, lambda m, x, y: x * math.nan), whence.errors.InputError, "finite twins"),
         (lambda: whence.attack(model, x, y, lambda m, x, y: x + 2), whence.errors.InputError, "outside its bounds"),

@@ -8,6 +8,7 @@ from whence.explain import explain as explain, explain_targets as explain_target
 from whence.explainer import Explainer as Explainer
 from whence.explanation import Explanation as Explanation
 from whence.generation import Generation as Generation, explain_generation as explain_generation
+from whence.load import load as load
 from whence.lrp import presets as presets
 from whence.lrp.composites import Composite as Composite, input_layer as input_layer
 from whence.lrp.conservation import Conservation as Conservation

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from whence.explainer import explanations
+from whence.explainer import Names, Naming, explanations
 from whence.explanation import Explanation
 from whence.inputs import check_model
 from whence.lrp.prepared import Prepared
@@ -20,6 +20,8 @@ def explain(
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
+    class_names: Names = (),
+    feature_names: Any = None,
     progress: Progress = True,
 ) -> Explanation:
     """Why this output? Relevance of every input feature for the target output of each sample.
@@ -29,16 +31,19 @@ def explain(
     >>> e.conservation       # output = relevance + absorbed, to rounding
 
     `model` is any callable made of torch functions, in eval mode if it is a module; it is left as it was. `inputs` is a
-    tensor `[N, …]`, a tuple of them, or a dict that is passed as keyword arguments; token ids `[N, T]` get a score each.
+    tensor `[N, …]`, a tuple of them, or a dict that is passed as keyword arguments; token ids `[N, T]` get a score each. NumPy
+    arrays and data frames go to functions of NumPy (`forest.predict_proba`), which methods without gradients explain.
     `target` is None (the arg max), a class, one class a sample, a `Logit` (of a token at a position, rather than another)
     or `Span` of a text, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
     fit most networks (`presets.attn_lrp()`) if not given. `layers` names modules whose outputs' relevance is wanted too,
-    with * for any one part of a path: "model.layers.*". Methods that take seconds show a bar; `progress` False shows none, and
-    a function is told (done, total) instead.
+    with * for any one part of a path: "model.layers.*". `class_names` are those of the outputs and `feature_names` those of a
+    vector's numbers or a series' channels (a dict of them by input where there are several), for pictures. Methods that take
+    seconds show a bar; `progress` False shows none, and a function is told (done, total) instead.
 
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
-    return next(explain_targets(model, inputs, [target], method=method, layers=layers, progress=progress))
+    names = {"class_names": class_names, "feature_names": feature_names}
+    return next(explain_targets(model, inputs, [target], method=method, layers=layers, progress=progress, **names))
 
 
 def explain_targets(
@@ -48,6 +53,8 @@ def explain_targets(
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
+    class_names: Names = (),
+    feature_names: Any = None,
     progress: Progress = True,
 ) -> Iterator[Explanation]:
     """Explanations of several targets of the same inputs: one forward pass for all, one backward pass each.
@@ -55,4 +62,5 @@ def explain_targets(
     >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
     """
     check_model(model)
-    return explanations(Prepared(model), named(method), inputs, targets, layers, progress)
+    names = Naming(class_names, feature_names)
+    return explanations(Prepared(model), named(method), inputs, targets, layers, progress, names)

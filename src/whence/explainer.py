@@ -1,12 +1,13 @@
 """A model made ready to be explained many times."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.errors import TargetError
+from whence.errors import InputError, TargetError, suggestion
 from whence.explanation import Explanation
 from whence.inputs import Inputs, check_model
 from whence.lrp.prepared import Prepared
@@ -16,6 +17,8 @@ from whence.methods.table import Method, named
 from whence.nests import Nest
 from whence.progress import Progress
 from whence.targets import Logit, Span, Target
+
+Names = Sequence[str] | Mapping[int, str]
 
 
 class Explainer:
@@ -31,8 +34,16 @@ class Explainer:
     `forget()` after it.
     """
 
-    def __init__(self, model: Callable[..., Any], method: Method | str | None = None):
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        method: Method | str | None = None,
+        *,
+        class_names: Names = (),
+        feature_names: Any = None,
+    ):
         self.model, self.method = model, named(method)
+        self._naming = Naming(class_names, feature_names)
         check_model(model)
         self._prepared = Prepared(model, lasting=True)
 
@@ -50,7 +61,7 @@ class Explainer:
     ) -> Iterator[Explanation]:
         """As `whence.explain_targets`, without the model."""
         check_model(self.model)
-        return explanations(self._prepared.up_to_date(), self.method, inputs, targets, layers, progress)
+        return explanations(self._prepared.up_to_date(), self.method, inputs, targets, layers, progress, self._naming)
 
     def forget(self) -> None:
         """Let go of all that was made of weights; it is made anew when needed."""
@@ -58,14 +69,54 @@ class Explainer:
 
 
 def explanations(
-    prepared: Prepared, method: Method, inputs: Nest, targets: Sequence[Target], layers: Sequence[str], progress: Progress
+    prepared: Prepared,
+    method: Method,
+    inputs: Nest,
+    targets: Sequence[Target],
+    layers: Sequence[str],
+    progress: Progress,
+    naming: "Naming",
 ) -> Iterator[Explanation]:
     """One explanation for each target, of a checked model."""
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
         raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
-    task = Task(prepared, Inputs.of(inputs).detached(), list(targets), named, progress)
-    return _outside_of_inference_mode(method.explanations(task))
+    given = Inputs.of(inputs).detached()
+    task = Task(prepared, given, list(targets), named, progress)
+    return _outside_of_inference_mode(naming.named(method.explanations(task), given))
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What classes and features are called in pictures."""
+
+    classes: Names = ()
+    features: Any = None  # of the one input, or by input
+
+    def named(self, explanations: Iterator[Explanation], inputs: Inputs) -> Iterator[Explanation]:
+        """The same under these names, or those that the inputs brought along."""
+        features = self._by_input(inputs)
+        for explanation in explanations:
+            yield replace(explanation, classes=self.classes or explanation.classes, features=features)
+
+    def _by_input(self, inputs: Inputs) -> dict[str, list[str]]:
+        names = dict(
+            zip(
+                inputs.names or ("",) if inputs.single else inputs.names or map(str, range(len(inputs.parts))),
+                inputs.parts,
+                strict=True,
+            )
+        )
+        given = inputs.features if self.features is None else self.features
+        by_input = given if isinstance(given, Mapping) else {next(iter(names)): given} if given is not None else {}
+        for name, features in by_input.items():
+            if name not in names:
+                raise InputError(f"feature_names of {name!r}, which is none of the inputs{suggestion(name, names)}")
+            if len(features) != names[name].shape[1]:
+                raise InputError(
+                    f"{len(features)} feature_names for an input of shape {tuple(names[name].shape)}; give one a column"
+                )
+        return {name: list(map(str, features)) for name, features in by_input.items()}
 
 
 def _outside_of_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:

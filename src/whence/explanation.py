@@ -1,5 +1,6 @@
 """What comes back from an explanation."""
 
+import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from whence.activations import Inner
+from whence.errors import InputError
 from whence.lrp.conservation import Conservation
 from whence.nests import Nest, described, each, tensors
 from whence.patches import Patches
-from whence.show.drawable import PICTURES, Drawable, writable
+from whence.show.drawable import PICTURES, Drawable, writable, written
 from whence.targets import Logit, Span, of_samples
 from whence.words import words_of
 
@@ -48,6 +50,7 @@ class Explanation(Drawable):
     inputs: Nest = None
     method: Any = None
     classes: Sequence[str] | Mapping[int, str] = ()  # names of the classes or tokens, for pictures and pages
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of features or channels, by input
     tokens: dict[str, list[list[str]]] = field(default_factory=dict)  # of inputs of token ids, by their names
     standard_errors: Nest = None
     interactions: Tensor | None = None
@@ -101,10 +104,18 @@ class Explanation(Drawable):
         )
 
     def with_tokens(self, tokenizer: Any) -> "Explanation":
-        """The same with token ids as words, for pictures, pages and the terminal; `tokenizer` is Hugging Face's."""
+        """The same with token ids as words, for pictures, pages and the terminal.
+
+        >>> e.with_tokens(tokenizer)                               # Hugging Face's
+        >>> e.with_tokens(lambda ids: [vocabulary[i] for i in ids])
+        >>> e.with_tokens(["not", " bad"])                         # of one text; a list of lists of several
+        """
         named = tensors(self.inputs)
         texts = {name: t for name, t in named.items() if not t.is_floating_point() and ("input_ids" in name or len(named) == 1)}
-        words = {name: [words_of(tokenizer, row) for row in t.reshape(len(t), -1).tolist()] for name, t in texts.items()}
+        rows = {name: t.reshape(len(t), -1).tolist() for name, t in texts.items()}
+        if isinstance(tokenizer, list | tuple):
+            return replace(self, tokens={name: _given_words(tokenizer, ids) for name, ids in rows.items()})
+        words = {name: [words_of(tokenizer, row) for row in ids] for name, ids in rows.items()}
         if self.classes or not isinstance(self.target, Tensor | Logit):
             return replace(self, tokens=words)
         target = self.target if isinstance(self.target, Logit) else Logit(self.target)
@@ -123,9 +134,11 @@ class Explanation(Drawable):
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .jpg, .pdf, .svg), a page (.html) or the numbers (.npz, .safetensors); returns the path."""
         path = writable(path, SUFFIXES)
-        {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}.get(
-            path.suffix, super().save
-        )(path)
+        if path.suffix in PICTURES:
+            return super().save(path)
+        write = {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}[path.suffix]
+        with written(path) as beside:
+            write(beside)
         return path
 
     def figure(self) -> "Figure":
@@ -137,15 +150,15 @@ class Explanation(Drawable):
 
     def _panels(self, sample: int) -> "list[Panel]":
         """What of one sample is drawn."""
-        from whence.show.bars import Bars
         from whence.show.heatmaps import Heatmap
+        from whence.show.pairs import Pairs
         from whence.show.tokens import Words
 
-        account, relevance = self.conservation, tensors(self.relevance)
-        title = f"{self.target_names()[sample]}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
+        account, relevance, given = self.conservation, tensors(self.relevance), tensors(self.inputs)
+        about = f"{self.target_names()[sample]}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
         panels: list[Panel] = []
-        for name, x in tensors(self.inputs).items():
-            r = relevance[name]
+        for name, x in given.items():
+            r, title = relevance[name], f"{name}   {about}" if len(given) > 1 else about
             if name in self.patches:
                 pictures = zip(
                     self.patches[name].pictures(x, torch.mean), self.patches[name].pictures(r, torch.sum), strict=True
@@ -156,14 +169,30 @@ class Explanation(Drawable):
                 if name in self.tokens:
                     panels.append(Words(self.tokens[name][row], r[row], title))
                 elif x.is_floating_point():
-                    panels.append(Bars(r[row], title) if r.dim() == 2 else Heatmap(x[row], r[row], title))
+                    panels.append(self._of_numbers(name, x[row], r[row], title))
                 elif not self.tokens:  # else they are ids of other kinds, such as segments: no text
                     panels.append(Words([f" {i}" for i in x[row].flatten().tolist()], r[row], title))
+        if self.interactions is not None:
+            names = next(iter(self.features.values()), ())
+            panels.append(Pairs(self.interactions[sample], "interactions of the features", names))
         return panels
 
+    def _of_numbers(self, name: str, x: Tensor, relevance: Tensor, title: str) -> "Panel":
+        """One input of one sample: bars of a vector, lines of a series, else a picture."""
+        from whence.show.bars import Bars
+        from whence.show.heatmaps import Heatmap
+        from whence.show.series import Series, is_series
+
+        if relevance.dim() == 1:
+            return Bars(relevance, title, self.features.get(name, ()))
+        return Series(x, relevance, title, self.features.get(name, ())) if is_series(x) else Heatmap(x, relevance, title)
+
     def numbers(self) -> dict[str, Tensor]:
-        """Everything as named tensors: what `.npz` and `.safetensors` hold."""
-        named = tensors(self.relevance, "relevance") | tensors(self.layers, "layers") | {"output": self.output}
+        """Everything as named tensors: what `.npz` and `.safetensors` hold, and `whence.load` reads."""
+        named = tensors(self.relevance, "relevance") | tensors(self.inputs, "inputs") | tensors(self.layers, "layers")
+        named |= {"output": self.output, "relevance_sum": self.conservation.relevance} | tensors(
+            self.conservation.by_layer, "absorbed_by"
+        )
         logit = Logit(self.target) if isinstance(self.target, Tensor) else self.target
         if isinstance(logit, Logit):
             named |= {
@@ -180,12 +209,26 @@ class Explanation(Drawable):
         arrays: dict[str, Any] = {
             name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in self.numbers().items()
         }
-        np.savez_compressed(path, **arrays)
+        np.savez_compressed(path, about=self._about(), **arrays)
 
     def _save_safetensors(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        save_file(self.numbers(), path, {"method": described(self.method)})
+        save_file(self.numbers(), path, {"method": described(self.method), "about": self._about()})
+
+    def _about(self) -> str:
+        """What is no number, as JSON."""
+        classes = self.classes if isinstance(self.classes, Mapping) else dict(enumerate(self.classes))
+        return json.dumps({
+            "method": described(self.method),
+            "targets": self.target_names(),
+            "structure": "tensor" if isinstance(self.relevance, Tensor) else type(self.relevance).__name__,
+            "adds_up": self.conservation.adds_up,
+            "classes": {str(i): name for i, name in classes.items()},
+            "features": {name: list(names) for name, names in self.features.items()},
+            "tokens": self.tokens,
+            "note": self.note,
+        })  # fmt: skip
 
     def _save_page(self, path: Path) -> None:
         from whence.show.pages import embedded, page
@@ -217,3 +260,12 @@ class Explanation(Drawable):
             for i in range(len(self))
             for name, rows in self.tokens.items()
         ]
+
+
+def _given_words(words: Sequence[Any], ids: list[list[int]]) -> list[list[str]]:
+    """A word for each id."""
+    rows = [list(words)] if words and isinstance(words[0], str) else [list(row) for row in words]
+    if [len(row) for row in rows] != [len(row) for row in ids]:
+        given, wanted = ([len(row) for row in table] for table in (rows, ids))
+        raise InputError(f"texts of {given} words for texts of {wanted} tokens; give a word for each token")
+    return rows

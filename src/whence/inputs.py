@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -21,6 +22,7 @@ from whence.errors import (
 )
 from whence.lrp.scope import MKLDNN, exported, quantised
 from whence.nests import Nest
+from whence.states import left_as_it_was
 
 # do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
 MODELESS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
@@ -33,6 +35,8 @@ class Inputs:
     parts: tuple[Any, ...]
     names: tuple[str, ...] | None = None  # of a dict
     single: bool = False
+    features: Any = None  # the names of a data frame's columns
+    arrays: bool = False  # the model is a function of NumPy arrays
     whole: frozenset[int] = frozenset()  # parts that belong to a single sample with all of their rows: here `[1, rows, …]`
 
     @classmethod
@@ -42,6 +46,10 @@ class Inputs:
         >>> Inputs.of({"pixels": torch.rand(2, 3, 8, 8)}).batch_size
         2
         """
+        if _is_frame(inputs):
+            return replace(cls.of(inputs.to_numpy()), features=list(inputs.columns))
+        if isinstance(inputs, np.ndarray):
+            return replace(cls.of(as_tensor(inputs)), arrays=True)
         if isinstance(inputs, Tensor):
             found = cls((inputs,), single=True)
         elif isinstance(inputs, Mapping):
@@ -145,10 +153,13 @@ class Inputs:
         """The model's outputs, its own complaints about the input turned into one clear line."""
         parts = tuple(self._as_given(dict(enumerate(parts))).values())
         try:
-            return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
+            with left_as_it_was(model):
+                if self.arrays:
+                    return _of_arrays(model(*(part.detach().cpu().numpy() for part in parts)))
+                return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
         except WhenceError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if out_of_memory(error):
                 raise
             if "FlexAttention" in str(error):
@@ -194,6 +205,28 @@ class Inputs:
             raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")
 
 
+def as_tensor(array: Any) -> Any:
+    """A data frame or an array as a tensor, anything else as it is."""
+    array = array.to_numpy() if _is_frame(array) else array
+    if not isinstance(array, np.ndarray):
+        return array
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except TypeError:
+        kind = "numbers and words" if array.dtype == object else str(array.dtype)
+        raise InputError(
+            f"the inputs are an array of {kind}; give an array of numbers, categories as one-hot columns"
+        ) from None
+
+
+def _is_frame(data: Any) -> bool:
+    return hasattr(data, "columns") and hasattr(data, "to_numpy")
+
+
+def _of_arrays(outputs: Any) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(outputs)) if isinstance(outputs, np.ndarray) else outputs
+
+
 def _copied(part: Any) -> Any:
     if isinstance(part, Tensor):
         return part.clone()
@@ -203,7 +236,9 @@ def _copied(part: Any) -> Any:
 def check_model(model: object) -> None:
     """A callable, and in eval mode throughout if it is a module."""
     if not callable(model):
-        raise ModelError(f"a model must be callable, not {type(model).__name__}")
+        ways = [way for way in ("predict_proba", "decision_function", "predict") if hasattr(model, way)]
+        hint = f"; pass its {ways[0]}, and a method without gradients such as whence.Shapley()" if ways else ""
+        raise ModelError(f"a model must be callable, not {type(model).__name__}{hint}")
     if not isinstance(model, torch.nn.Module):
         return
     found = [model]

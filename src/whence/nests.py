@@ -35,8 +35,9 @@ def described(value: Any) -> str:
     >>> described(whence.ExpectedGradients(torch.rand(100, 784)))
     'ExpectedGradients(background=tensor[100, 784])'
     """
-    if isinstance(value, Tensor) and value.dim():
-        return f"tensor{list(value.shape)}"
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and shape:
+        return f"{'tensor' if isinstance(value, Tensor) else 'array'}{list(shape)}"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {described(v)}' for key, v in value.items())}}}"
     if type(value) in (list, tuple):

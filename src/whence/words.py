@@ -3,15 +3,24 @@
 from collections.abc import Iterable
 from typing import Any
 
+from whence.errors import InputError
+
 SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a space in front
 
 
 def words_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
-    """Each id as readable text, spaces in front kept; `tokenizer` is Hugging Face's.
+    """Each id as readable text, spaces in front kept; `tokenizer` is Hugging Face's, or a function of a list of ids.
 
     >>> words_of(tokenizer, [464, 3797])
     ['The', ' cat']
     """
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        if not callable(tokenizer):
+            raise InputError(
+                f"words are told by a tokenizer, a function of ids or a list of words, not {type(tokenizer).__name__}"
+            )
+        told: Any = tokenizer(list(map(int, ids)))
+        return list(map(str, told))
     return [_readable(tokenizer, piece) for piece in tokenizer.convert_ids_to_tokens(list(map(int, ids)))]
 
 

@@ -1,6 +1,9 @@
 """The command line: `whence explain`, `whence prototype`, `whence attack`, `whence models`. One file a command."""
 
 import sys
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,13 +26,26 @@ app.command()(attack)
 app.command()(models)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("whence"))
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Open trained networks: why this output, and what do they take a concept to be?"""
 
 
 def main() -> None:
     """Run the command line; the library's errors end it with one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of ASCII shows a ? for what it has no letter for
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (WhenceError, OSError) as error:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from whence.cli.explain import check_method, configured, is_array, named, read_input, warn, warn_of_random_weights
+from whence.cli.explain import configured, is_array, named, read_input, warn, warn_of_random_weights
+from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
-from whence.methods.table import METHODS
+from whence.methods.table import METHODS, check_name
 from whence.robustness.attacks import FGSM, MIFGSM, PGD, Attack, DeepFool
 from whence.robustness.box import Box
 from whence.robustness.explanations import AttackExplained, explain_attack
@@ -62,7 +62,7 @@ def attack(
         return
     if by not in ATTACKS:
         raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
-    check_method(method)
+    check_name(method)
     loaded = load_model(model, weights)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
@@ -132,23 +132,18 @@ def _report(pair: AttackExplained, loaded: "LoadedModel", input: str | None, sam
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if not report["trained"]:
+    if report["trained"] is False:
         warn_of_random_weights(report["model"])
     if not all(report["right_before"]):
         warn("the model says another class than --label from the start")
     elif not any(report["success"]):
         warn(f"{report['attack']} found no adversarial example here; that does not prove that there is none")
-    table = Table(
-        box=None,
-        pad_edge=False,
-        title=f"{report['model']} on {report['input']}, attacked by {report['attack']}",
-        title_justify="left",
-    )
-    for heading in ("before", "after", "largest change", "relevance moved"):
-        table.add_column(heading, justify="left" if heading in ("before", "after") else "right")
-    for row in report["samples"]:
-        table.add_row(row["before"], row["after"], f"{row['largest_change']:.4g}", f"{row['relevance_moved']:.0%}")
-    console.print(table)
+    title = f"{report['model']} on {report['input']}, attacked by {report['attack']}"
+    rows = [
+        (row["before"], row["after"], f"{row['largest_change']:.4g}", f"{row['relevance_moved']:.0%}")
+        for row in report["samples"]
+    ]
+    print_table(console, ("before", "after", "largest change", "relevance moved"), rows, title, words=2)
     console.print(f"the pictures lie in [bold]{report['picture']}[/]")
 
 
@@ -167,15 +162,11 @@ def _run_experiment(name: str, epsilon: float, seed: int, out: Path, as_json: bo
         return
     console = Console(highlight=False, soft_wrap=True)
     data = found.base
-    table = Table(
-        box=None, pad_edge=False, title_justify="left",
-        title=f"d = {data.d} weak features of mean {data.mean:.3g}, one strong feature right with p = {data.p}",
-    )  # fmt: skip
-    for heading in ("classifier", "ε", "accuracy, exact", "simulated"):
-        table.add_column(heading, justify="left" if heading == "classifier" else "right")
+    rows = []
     for row in found.rows:
         if row["over"] == "epsilon" and row["value"] in (0.0, epsilon):
             simulated = f"{row['simulated']:.2%} ± {row['standard_error']:.2%}"
-            table.add_row(f"{row['kind']} features", f"{row['value']:g}", f"{row['exact']:.2%}", simulated)
-    console.print(table)
+            rows.append((f"{row['kind']} features", f"{row['value']:g}", f"{row['exact']:.2%}", simulated))
+    title = f"d = {data.d} weak features of mean {data.mean:.3g}, one strong feature right with p = {data.p}"
+    print_table(console, ("classifier", "ε", "accuracy, exact", "simulated"), rows, title)
     console.print(f"the plot lies in [bold]{out}[/]")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from whence.cli.tables import print_table
 from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
 from whence.explain import explain as run
 from whence.explanation import SUFFIXES, Explanation
@@ -18,7 +18,7 @@ from whence.lrp import presets
 from whence.lrp.composites import Composite
 from whence.methods.features import patches
 from whence.methods.lrp import LRP
-from whence.methods.table import METHODS
+from whence.methods.table import METHODS, check_name
 from whence.nests import tensors
 from whence.show.drawable import writable
 from whence.targets import Logit
@@ -66,6 +66,8 @@ def explain(
     x = read_input(input, loaded, sample)
     chosen = configured(method, rules, loaded, x, is_picture=not is_array(input))
     explained = Logit(named(target, loaded), named(rather_than, loaded), position)
+    if explained.index is not None and explained.index == explained.rather_than:
+        raise TargetError(f"--target and --rather-than are both {target}; there is no difference to explain")
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
     if loaded.text is not None:
         explanation = explanation.with_tokens(loaded.text.tokenizer)
@@ -79,15 +81,10 @@ def explain(
 
 def _check(method: str, rules: str | None, out: Path) -> None:
     """What can be refused before the model is loaded."""
-    check_method(method)
+    check_name(method)
     if rules is not None and (method != "lrp" or rules not in PRESETS):
         raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
     writable(out, SUFFIXES)
-
-
-def check_method(name: str) -> None:
-    if name not in METHODS:
-        raise RuleError(f"no method {name!r}; choose from {', '.join(METHODS)}")
 
 
 def configured(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
@@ -151,7 +148,14 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
         return images[sample : sample + 1]
     if loaded.text is not None:
         return loaded.text.read(given)
-    return read_array(Path(given)) if is_array(given) else loaded.preprocessing.read(given)
+    return _as_computed(read_array(Path(given)), loaded.model) if is_array(given) else loaded.preprocessing.read(given)
+
+
+def _as_computed(x: Tensor, model: Any) -> Tensor:
+    """Floating-point numbers in the precision of the model."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    of_model = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+    return x.to(of_model) if x.is_floating_point() else x
 
 
 def is_array(given: str | None) -> bool:
@@ -197,6 +201,7 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
         "baseline": None if account.baseline is None else account.baseline.tolist(),
         "adds_up": account.adds_up,
         "error": account.error.tolist(),
+        "note": explanation.note,
         "picture": str(out),
         **texts,
     }
@@ -210,7 +215,7 @@ def _scores(explanation: Explanation) -> list[float]:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if not report["trained"]:
+    if report["trained"] is False:
         warn_of_random_weights(report["model"])
     if "tokens" in report:
         from whence.show import tokens
@@ -218,21 +223,16 @@ def _print(report: dict[str, Any]) -> None:
         console.print(tokens.terminal(report["tokens"], torch.tensor(report["scores"])))
         console.print()
     named = "a text" if "tokens" in report else report["input"]
-    table = Table(
-        box=None,
-        pad_edge=False,
-        title=f"{report['model']} on {named}, explained by {report['method']}",
-        title_justify="left",
-    )
     parts = [part for part in ("relevance", "absorbed", "baseline") if report[part] is not None]
     headings = ("target", "output", *parts, *(["error"] if report["adds_up"] else []))
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "target" else "right")
+    rows = []
     for i, target in enumerate(report["target"]):
         name = str(target["index"]) if target["name"] == str(target["index"]) else f"{target['index']} {target['name']}"
         amounts = [f"{report[heading][i]:{'.0e' if heading == 'error' else '.4g'}}" for heading in headings[1:]]
-        table.add_row(name, *amounts)
-    console.print(table)
+        rows.append((name, *amounts))
+    print_table(console, headings, rows, f"{report['model']} on {named}, explained by {report['method']}")
+    if report["note"]:
+        console.print(f"explained is the output {report['note']}")
     if len(parts) > 1:
         console.print(f"output = {' + '.join(SOURCES[part] for part in parts)}")
     console.print(f"the picture lies in [bold]{report['picture']}[/]")

@@ -6,7 +6,8 @@ import typer
 from rich.columns import Columns
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from whence.cli.tables import print_table
 
 MOST = 100  # names of one source that are listed without being asked for
 
@@ -52,10 +53,9 @@ def _list_layers(name: str, contains: str) -> None:
     size = loaded.preprocessing.size
     if loaded.text is not None or size is None:
         raise InputError(f"{name} does not say how large its pictures are; use whence.layer_shapes(model, x) in Python")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer")
-    table.add_column("gives, for one picture")
-    for layer, shape in layer_shapes(loaded.model, torch.zeros(1, loaded.preprocessing.channels, *size)).items():
-        if contains.lower() in layer.lower():
-            table.add_row(layer, " × ".join(map(str, shape[1:])))
-    Console(highlight=False).print(table)
+    rows = [
+        (layer, " × ".join(map(str, shape[1:])))
+        for layer, shape in layer_shapes(loaded.model, torch.zeros(1, loaded.preprocessing.channels, *size)).items()
+        if contains.lower() in layer.lower()
+    ]
+    print_table(Console(highlight=False, soft_wrap=True), ("layer", "gives, for one picture"), rows, words=2)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from whence.cli.explain import named, read_array, warn, warn_of_random_weights
+from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
 from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
 from whence.prototypes.maximize import prototype as run
 from whence.prototypes.priors import L2, CodeSpace
 from whence.prototypes.prototypes import side_by_side
 from whence.prototypes.samples import top_samples
-from whence.show.drawable import PICTURES, writable
+from whence.show.drawable import PICTURES, writable, written
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -65,7 +65,9 @@ def prototype(
     settings: dict[str, Any] = {"steps": steps, "seed": seed}
     if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURES:
         found = {name: _found(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
-        side_by_side(found).savefig(out)
+        drawn = side_by_side(found)
+        with written(out) as beside_it:
+            drawn.savefig(beside_it)
     else:
         name = prior or "none"
         prototypes = _found(loaded, concepts, name, strength, image, size, settings)
@@ -188,15 +190,13 @@ def _report(found: "dict[str, Prototypes]") -> list[dict[str, Any]]:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if not report["trained"]:
+    if report["trained"] is False:
         warn_of_random_weights(report["model"])
     for note in dict.fromkeys(row["note"] for row in report["prototypes"] if row["note"]):
         warn(note)
-    table = Table(box=None, pad_edge=False, title=f"prototypes of {report['model']}", title_justify="left")
-    for heading in ("prior", "concept", "activation", "log p(x)"):
-        table.add_column(heading, justify="left" if heading in ("prior", "concept") else "right")
+    rows = []
     for row in report["prototypes"]:
         log_prob = "" if row["log_prob"] is None else f"{row['log_prob']:.4g}"
-        table.add_row(row["prior"], row["concept"], f"{row['activation']:.4g}", log_prob)
-    console.print(table)
+        rows.append((row["prior"], row["concept"], f"{row['activation']:.4g}", log_prob))
+    print_table(console, ("prior", "concept", "activation", "log p(x)"), rows, f"prototypes of {report['model']}", words=2)
     console.print(f"the picture lies in [bold]{report['picture']}[/]")

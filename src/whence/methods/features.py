@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.inputs import Inputs
+from whence.inputs import Inputs, as_tensor
 from whence.nests import Nest
 
 UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of pictures [N, C, …] by their dimensions
@@ -19,6 +19,7 @@ Baselines = Any  # a number or a tensor for every input, or a tuple or dict of t
 
 def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
     """What was given for each part of the inputs, by position; one alone holds for all floating-point parts."""
+    given = as_tensor(given)
     if given is None:
         return {}
     if isinstance(given, Mapping):

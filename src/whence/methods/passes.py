@@ -188,6 +188,8 @@ def gradients(
     picked from.
     """
     inputs = task.inputs
+    if inputs.arrays:
+        raise RuleError("functions of NumPy arrays have no gradients; use whence.Shapley(), Occlusion or FeatureAblation")
     with entered(differentiating(), *contexts):
         copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
         given = inputs.copied() | copies | lookups.given

@@ -174,7 +174,7 @@ class Windows:
         strides = tuple(-(-s // 2) for s in shape) if strides is None else _sizes(strides, lengths, "strides")
         if any(s > length for s, length in zip(shape, lengths, strict=True)):
             raise InputError(f"a window of {shape} is larger than the input of {lengths} a sample")
-        if any(stride > s for stride, s in zip(strides, shape, strict=True)):
+        if any(s < stride and s < length for stride, s, length in zip(strides, shape, lengths, strict=True)):
             raise InputError(f"strides {strides} skip what windows of {shape} do not reach; relevance would be lost there")
         return cls(lengths, shape, strides)
 

@@ -1,15 +1,17 @@
 """All methods by their short names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Protocol
 
-from whence.errors import RuleError
+from whence.errors import RuleError, suggestion
 from whence.explanation import Explanation
+from whence.lrp.composites import Composite
 from whence.methods.cams import GradCAM, LayerCAM
 from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
+from whence.methods.keywords import checked
 from whence.methods.lrp import LRP
 from whence.methods.passes import Task
-from whence.methods.paths import IntegratedGradients
+from whence.methods.paths import ExpectedGradients, IntegratedGradients
 from whence.methods.perturbation import RISE, FeatureAblation, Occlusion
 from whence.methods.shapley import Shapley
 from whence.methods.smoothing import SmoothGrad
@@ -32,17 +34,29 @@ METHODS: dict[str, type[Method]] = {
                    LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
 }  # fmt: skip
 
+for _kind in (*METHODS.values(), ExpectedGradients):
+    setattr(_kind, "__init__", checked(_kind))  # noqa: B010
+
 
 def named(method: Method | str | None) -> Method:
     """The method itself, by its short name, or the default."""
     if method is None:
         return LRP()
     if isinstance(method, str):
-        if method not in METHODS:
-            raise RuleError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+        check_name(method)
         return METHODS[method]()
+    if isinstance(method, Composite | Mapping):
+        raise RuleError("rules are no method yet; write whence.LRP(rules)")
     if not hasattr(method, "explanations"):
         raise RuleError(f"{method!r} is no method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
     if isinstance(method, type):
         raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
     return method
+
+
+def check_name(name: str) -> None:
+    """Raise for what is no short name of a method."""
+    if name not in METHODS:
+        by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
+        meant = f"; its name is {by_class!r}" if by_class else suggestion(name, METHODS)
+        raise RuleError(f"no method {name!r}{meant or '; choose from ' + ', '.join(METHODS)}")

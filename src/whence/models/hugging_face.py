@@ -1,9 +1,11 @@
 """Models of Hugging Face's transformers, from a folder or by name, with the reader that belongs to them."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from torch import nn
 
@@ -30,16 +32,29 @@ def load(transformers: Any, name: str) -> tuple[nn.Module, Preprocessing | None,
 
 
 def _load(transformers: Any, name: str) -> tuple[nn.Module, Preprocessing | None, Text | None, list[str]]:
-    config = transformers.AutoConfig.from_pretrained(name)
+    where = {} if os.path.isdir(name) or _hub_answers() else {"local_files_only": True}  # else it tries for half a minute
+    config = transformers.AutoConfig.from_pretrained(name, **where)
     architecture = (config.architectures or ["?"])[0]
     loader = next((loader for ending, loader in HEADS.items() if architecture.endswith(ending)), None)
     if loader is None:
         raise LoadError(f"hf:{name} is a {architecture}; the command line takes {', '.join(HEADS)}; explain others from Python")
-    model = getattr(transformers, loader).from_pretrained(name)
+    model = getattr(transformers, loader).from_pretrained(name, **where)
     if loader == "AutoModelForImageClassification":
         return model, _pictures(transformers, name), None, _classes(config)
-    text = Text(transformers.AutoTokenizer.from_pretrained(name))
+    text = Text(transformers.AutoTokenizer.from_pretrained(name, **where))
     return model, None, text, _classes(config) if "Classification" in loader else []
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; behind a proxy nobody can tell beforehand."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Preprocessing:
 
     def read(self, path: str | Path) -> Tensor:
         """The picture as a batch of one, `[1, C, H, W]`."""
-        image = read_image(path).convert("L" if self.channels == 1 else "RGB")
+        image = _of_eight_bits(read_image(path), path).convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
             image = _fit(image, self.size, self.resize)
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
@@ -63,6 +63,19 @@ def read_image(path: str | Path) -> Image.Image:
         raise LoadError(f"{path} is not an image that Pillow can read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def _of_eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
+    """Deep greys (16 bits, 32 bits, floating point) on the scale of all other pictures: Pillow would clip them to white."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    scales = (65535,) if image.mode.startswith("I;16") else (1, 255, 65535) if image.mode == "F" else (255, 65535)
+    top = next((top for top in scales if high <= top), None)
+    if low < 0 or top is None:
+        raise LoadError(f"{path} has grey values from {low:g} to {high:g}; save it with 8 or 16 bits")
+    return Image.fromarray((values / top * 255).round().astype(np.uint8))
 
 
 def _fit(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:

@@ -29,7 +29,7 @@ class LoadedModel:
     model: Callable[..., Any]
     preprocessing: Preprocessing
     classes: Sequence[str] = ()
-    trained: bool = True
+    trained: bool | None = True  # None: nobody says
     text: Text | None = None  # of models that read texts
 
 
@@ -64,6 +64,8 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
             f"no model {name!r}; choose {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
             "FILE.py:FACTORY (see `whence models`)"
         )
+    if _downloads(weights) and source not in ("torchvision", "timm"):
+        raise LoadError(f"{name} has no published weights to download by {weights}; pass a file, or leave --weights out")
     if weights is not None and not _downloads(weights):
         if not isinstance(loaded.model, nn.Module):
             raise LoadError(f"{name} is no torch.nn.Module; weights cannot be loaded into it")
@@ -143,7 +145,7 @@ def _factory(file: str, function: str) -> LoadedModel:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from error
     factory = getattr(module, function, None)
     if not callable(factory):
@@ -151,7 +153,7 @@ def _factory(file: str, function: str) -> LoadedModel:
         raise LoadError(f"{file} has no function {function!r}{suggestion(function, known)}")
     try:
         model = factory if isinstance(factory, nn.Module) else factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"{file}:{function}() failed: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(model, LoadedModel):  # with its own preprocessing and class names
         return model
@@ -159,7 +161,7 @@ def _factory(file: str, function: str) -> LoadedModel:
         raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
     own = getattr(model, "classes", None)
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
-    return LoadedModel(f"{file}:{function}", model, Preprocessing(None), classes)
+    return LoadedModel(f"{file}:{function}", model, Preprocessing(None), classes, trained=None)
 
 
 def _downloads(weights: str | Path | None) -> bool:

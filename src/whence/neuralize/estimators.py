@@ -258,11 +258,18 @@ READINGS: dict[str, Callable[[Any], _Reading]] = {
 }
 
 WITHOUT_PREDICT = "it has labels but no rule for new points; give its clusters as whence.SupportSets(X, labels, gamma)"
-SIGNED = "its coefficients have both signs; explain its decision_function as a callable, by whence.Occlusion or whence.Shapley"
 TREES = "trees have no distances; use shap.TreeExplainer"
+
+
+def _signed(way: str) -> str:
+    explained = f"whence.explain(estimator.{way}, X[:5], method=whence.Shapley(background=X[:100]))"
+    return f"its coefficients have both signs; explain it from outside: {explained}"
+
+
 INSTEAD = {
-    "SVC": SIGNED, "NuSVC": SIGNED, "SVR": SIGNED, "NuSVR": SIGNED, "GaussianProcessRegressor": SIGNED,
-    "GaussianProcessClassifier": SIGNED, "IsolationForest": TREES, "RandomForestClassifier": TREES,
+    "SVC": _signed("decision_function"), "NuSVC": _signed("decision_function"), "SVR": _signed("predict"),
+    "NuSVR": _signed("predict"), "GaussianProcessRegressor": _signed("predict"),
+    "GaussianProcessClassifier": _signed("predict_proba"), "IsolationForest": TREES, "RandomForestClassifier": TREES,
     "RandomForestRegressor": TREES, "DBSCAN": WITHOUT_PREDICT, "HDBSCAN": WITHOUT_PREDICT, "OPTICS": WITHOUT_PREDICT,
     "AgglomerativeClustering": WITHOUT_PREDICT, "SpectralClustering": WITHOUT_PREDICT,
     "LocalOutlierFactor": "it is a ratio of local densities; use KernelDensity or OneClassSVM",

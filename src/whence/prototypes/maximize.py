@@ -16,6 +16,7 @@ from whence.prototypes.objectives import Concept, objectives
 from whence.prototypes.priors import CodeSpace, Prior
 from whence.prototypes.prototypes import Prototypes
 from whence.prototypes.search import Search, generators
+from whence.prototypes.starts import best_of_several, several
 from whence.prototypes.transforms import Jiggle, Transform
 
 SMALLEST_PHOTO = 32  # sides from which a picture of three channels is taken for a photo
@@ -71,6 +72,8 @@ def prototype(
     search = Search(reader, concepts, prior, strength, size, written, changes, diversity, of_model)
     with differentiating():
         randoms = generators(concepts, seed)
+        if start is None and several(search):
+            return best_of_several(search, steps, written.lr if lr is None else lr, seed, randoms, progress)
         return search.run(search.start(start, randoms), steps, written.lr if lr is None else lr, randoms, progress)
 
 

@@ -44,6 +44,10 @@ class L2:
     def log_prob(self, x: Tensor) -> Tensor:
         return -self.strength * _centred(x, self.center).square().flatten(1).sum(1)
 
+    def response(self, w: Tensor) -> Tensor:
+        """How far wᵀx moves the maximum of the density, for rows of w: w / 2λ."""
+        return w / max(2 * self.strength, torch.finfo(w.dtype).tiny)
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianExpert:
@@ -90,6 +94,15 @@ class GaussianExpert:
         whitened = torch.linalg.solve_triangular(factor, off.T, upper=False)
         volume = factor.diagonal().log().sum() + 0.5 * off.shape[1] * math.log(2 * math.pi)
         return -0.5 * whitened.square().sum(0) - volume.to(x)
+
+    def response(self, w: Tensor) -> Tensor:
+        """How far wᵀx moves the maximum of the density, for rows of w: Σw."""
+        return w @ self.covariance.to(w)
+
+    def draws(self, count: int, random: torch.Generator) -> Tensor:
+        """Samples `[count, …]`."""
+        noise = torch.randn(count, self.mean.numel(), generator=random, dtype=torch.float32).to(self.mean)
+        return self.mean + (noise @ self._factor.T).view(count, *self.shape)
 
 
 class GaussianRBM:
@@ -156,14 +169,30 @@ class GaussianRBM:
                 progress(epoch + 1, epochs)
         return self
 
+    def response(self, w: Tensor) -> Tensor:
+        """How far wᵀx moves the maximum of the density while no hidden unit changes, for rows of w: σ²w."""
+        return self.variance * w
+
+    def draws(self, count: int, random: torch.Generator, steps: int = 300) -> Tensor:
+        """Samples `[count, …]`, the last means of as many chains of Gibbs sampling."""
+        numbers = self.center.numel()
+        chains = self.center + torch.randn(count, numbers, generator=random, dtype=torch.float32)
+        for _ in range(steps):
+            means = self._means(chains, random)
+            chains = means + self.variance**0.5 * torch.randn(means.shape, generator=random, dtype=torch.float32)
+        return self._means(chains, random).view(count, *self.shape)
+
+    def _means(self, x: Tensor, random: torch.Generator) -> Tensor:
+        """Of inputs, given hidden units drawn given `x`."""
+        return self.center + torch.bernoulli(self._hidden(x), generator=random) @ self.weight
+
     def _step(self, seen: Tensor, chains: Tensor, lr: float, random: torch.Generator) -> Tensor:
         here, there = self._hidden(seen), self._hidden(chains)
         self.weight += lr * (here.T @ seen - there.T @ chains) / len(seen)
         self.hidden_bias += lr * (here.mean(0) - there.mean(0))
         self.center += lr * (seen.mean(0) - chains.mean(0))
-        on = torch.bernoulli(self._hidden(chains), generator=random)
-        noise = torch.randn(chains.shape, generator=random, dtype=chains.dtype)
-        return self.center + on @ self.weight + self.variance**0.5 * noise
+        means = self._means(chains, random)
+        return means + self.variance**0.5 * torch.randn(means.shape, generator=random, dtype=means.dtype)
 
     def _hidden(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x @ self.weight.T / self.variance + self.hidden_bias)
@@ -220,6 +249,10 @@ class CodeSpace:
 
     def log_prob(self, z: Tensor) -> Tensor:
         return -self.strength * _centred(z, self.center).square().flatten(1).sum(1)
+
+    def response(self, w: Tensor) -> Tensor:
+        """How far wᵀz moves the maximum of the density, for rows of w: w / 2λ."""
+        return w / max(2 * self.strength, torch.finfo(w.dtype).tiny)
 
 
 def _first_inputs(decoder: Any) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.show.drawable import PICTURES, Drawable, writable
+from whence.show.drawable import PICTURES, Drawable, writable, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,16 +88,17 @@ class Prototypes(Drawable):
     def save(self, path: str | Path) -> Path:
         """Write a picture of all (.png, .jpg, .pdf, .svg) or the numbers (.npz, .safetensors); returns the path."""
         path = writable(path, (*PICTURES, ".npz", ".safetensors"))
-        if path.suffix == ".npz":
-            import numpy as np
+        if path.suffix in PICTURES:
+            return super().save(path)
+        with written(path) as beside:
+            if path.suffix == ".npz":
+                import numpy as np
 
-            np.savez(path, **{name: t.numpy() for name, t in self.numbers().items()}, names=list(self.names))  # type: ignore[arg-type]
-        elif path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+                np.savez(beside, **{name: t.numpy() for name, t in self.numbers().items()}, names=list(self.names))  # type: ignore
+            else:
+                from safetensors.torch import save_file
 
-            save_file(self.numbers(), path, {"names": "\n".join(self.names)})
-        else:
-            super().save(path)
+                save_file(self.numbers(), beside, {"names": "\n".join(self.names)})
         return path
 
     def numbers(self) -> dict[str, Tensor]:

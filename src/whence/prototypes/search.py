@@ -14,11 +14,13 @@ from whence.errors import InputError, ModelError, RuleError, WhenceError, first_
 from whence.methods.readings import Reader
 from whence.progress import Progress, progress as progressing
 from whence.prototypes.images import Codes, Pixels
+from whence.prototypes.newton import Precondition, ascend
 from whence.prototypes.objectives import Objective
 from whence.prototypes.priors import CodeSpace
 from whence.prototypes.prototypes import Prototypes
 from whence.prototypes.transforms import Transform
 
+LEAST_ASCENT = 32  # steps
 WARM_UP = 16  # steps in which gradients are led round ReLUs that are off
 MANY = 64  # steps, after which one should have arrived
 STRAIGHT_ON = 0.95  # of the way that so many steps can lead
@@ -65,7 +67,29 @@ class Search:
     def run(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator], shown: Progress
     ) -> Prototypes:
-        """Adam with a rate that falls to 0 as a cosine. A prototype whose terms are no longer finite stays where it was."""
+        """Adam, and on from there. A prototype whose terms are no longer finite stays where it was."""
+        course = self._climbed(parameters, steps, lr, randoms, shown)
+        found = [p.detach() for p in parameters]
+        rising = torch.zeros_like(course.alive)
+        if self._smooth:
+            found, rising = self._ascended(found, course.alive, max(LEAST_ASCENT, steps // 4))
+        return self._prototypes(found, course, steps, rising)
+
+    def scouted(
+        self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator]
+    ) -> tuple[list[Tensor], Tensor]:
+        """How far a search of so few steps comes, and how high `[K]`."""
+        parameters = [p.detach().requires_grad_() for p in parameters]
+        self._climbed(parameters, steps, lr, randoms, shown=False)
+        with torch.no_grad():
+            x = self._rendered(parameters)
+            activation, log_prob = self._terms(parameters, x, x, redirected=False)
+        return [p.detach() for p in parameters], (activation + self.strength * log_prob).nan_to_num(nan=-torch.inf)
+
+    def _climbed(
+        self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator], shown: Progress
+    ) -> "Course":
+        """Adam with a rate that falls to 0 as a cosine."""
         optimizer = torch.optim.Adam(parameters, lr, maximize=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         course = Course(len(self.concepts), parameters)
@@ -91,7 +115,41 @@ class Search:
                 schedule.step()
                 course.hold()
                 advance(1, f"activation {float(activation.detach().mean()):.3g}" if shown else "")
-        return self._prototypes([p.detach() for p in parameters], course, steps)
+        return course
+
+    @property
+    def _smooth(self) -> bool:
+        """Whether nothing is random and something bounds the search, so that it has an end to be reached."""
+        bounded = (self.prior is not None and self.strength > 0) or getattr(self.image, "low", None) is not None
+        return self.transform is None and not self.diversity and bounded
+
+    def _ascended(self, parameters: list[Tensor], alive: Tensor, steps: int) -> tuple[list[Tensor], Tensor]:
+        """On to where nothing rises any more, and which still rise."""
+        shapes, sizes = [p.shape for p in parameters], [p[0].numel() for p in parameters]
+        count = len(self.concepts)
+
+        def parted(row: Tensor) -> list[Tensor]:
+            return [part.reshape(shape) for part, shape in zip(row.split(sizes, 1), shapes, strict=True)]
+
+        def evaluate(row: Tensor) -> tuple[Tensor, Tensor]:
+            leaves = [part.detach().requires_grad_() for part in parted(row)]
+            x = self._rendered(leaves)
+            activation, log_prob = self._terms(leaves, x, x, redirected=False)
+            total = activation + self.strength * log_prob
+            gradients = torch.autograd.grad(total.sum(), leaves, allow_unused=True)
+            flat = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
+            return total.detach().to(row.dtype), torch.cat([g.reshape(count, -1) for g in flat], 1)
+
+        start = torch.cat([p.reshape(count, -1) for p in parameters], 1)
+        found, rising = ascend(evaluate, start, steps, self._response())
+        found = torch.where(alive[:, None], found, start)
+        return parted(found), rising & alive
+
+    def _response(self) -> Precondition | None:
+        """The step that a gradient asks for against the prior alone, where the parameters are what it is a prior of."""
+        response = getattr(self.prior, "response", None)
+        plain = isinstance(self.image, Codes) or (isinstance(self.image, Pixels) and self.image.low is None)
+        return None if response is None or not plain else lambda g: response(g) / self.strength
 
     def _terms(self, parameters: list[Tensor], x: Tensor, given: Tensor, redirected: bool) -> tuple[Tensor, Tensor]:
         """Objective and log-prior of each prototype `[K]`, the model given as many copies of each, one after the other."""
@@ -145,10 +203,10 @@ class Search:
         return -self.diversity * ((x @ x.T) * torch.tensor(pairs).to(x)).sum()
 
     @torch.no_grad()
-    def _prototypes(self, parameters: list[Tensor], course: "Course", steps: int) -> Prototypes:
+    def _prototypes(self, parameters: list[Tensor], course: "Course", steps: int, rising: Tensor) -> Prototypes:
         x = self._rendered(parameters).detach()
         activation, log_prob = self._terms(parameters, x, x, redirected=False)
-        note = self._note(course, steps)
+        note = self._note(course, steps, rising)
         if note:
             warnings.warn(note, stacklevel=5)
         low, high = getattr(self.image, "low", None), getattr(self.image, "high", None)
@@ -163,7 +221,7 @@ class Search:
             note=note,
         )
 
-    def _note(self, course: "Course", steps: int) -> str:
+    def _note(self, course: "Course", steps: int, rising: Tensor) -> str:
         """What went wrong, in words."""
         notes = [
             f"the objective of {self.concepts[k]} is NaN or infinite after {step} steps; this is its last good input"
@@ -172,7 +230,10 @@ class Search:
         dead = ", ".join(str(self.concepts[k]) for k in (course.alive & ~course.moved).nonzero().flatten().tolist())
         if dead:
             notes.append(f"the gradient of {dead} has been zero everywhere: dead units; try start=, an input that moves them")
-        unbounded = isinstance(self.image, Pixels) and self.image.low is None
+        if rising.any() and steps >= MANY:
+            names = ", ".join(str(self.concepts[k]) for k in rising.nonzero().flatten().tolist())
+            notes.append(f"{names} still rose when the {steps} steps ended; take more")
+        unbounded = isinstance(self.image, Pixels) and self.image.low is None and not self._smooth
         # Adam moves no number by more than its rate
         if not notes and unbounded and steps >= MANY and course.went() > STRAIGHT_ON * course.reach:
             notes.append(

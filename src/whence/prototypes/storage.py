@@ -8,13 +8,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from whence.errors import LoadError, first_line
-from whence.show.drawable import writable
+from whence.show.drawable import writable, written
 
 
 def save(tensors: Mapping[str, Tensor], described: Mapping[str, object], path: str | Path) -> Path:
     """Write tensors and a description."""
     path = writable(path, (".safetensors",))
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path, {key: str(v) for key, v in described.items()})
+    with written(path) as beside:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {key: str(v) for key, v in described.items()})
     return path
 
 

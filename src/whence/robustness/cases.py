@@ -121,6 +121,8 @@ def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterat
 
 def one_input(x: Tensor) -> Tensor:
     """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"the inputs must be a tensor, not {type(x).__name__}")
     inputs = Inputs.of(x).detached()
     if not inputs.single or not inputs.explained:
         raise InputError("an attack changes one floating-point tensor [N, …]; pass that, and a model that takes it alone")

@@ -1,7 +1,9 @@
 """Results that are looked at as one figure."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +25,9 @@ class Drawable(ABC):
 
     def save(self, path: str | Path) -> Path:
         """Write the picture (.png, .jpg, .pdf, .svg); returns the path."""
-        path = writable(path, PICTURES)
-        self.figure().savefig(path)
+        path, drawn = writable(path, PICTURES), self.figure()
+        with written(path) as beside:
+            drawn.savefig(beside)
         return path
 
     def show(self) -> None:
@@ -47,6 +50,21 @@ def png(drawn: "Figure") -> bytes:
     buffer = BytesIO()
     drawn.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A file beside, which takes the place of `path` once it is whole: a full disk leaves what was there.
+
+    >>> with written(Path("heat.png")) as beside:
+    ...     figure.savefig(beside)
+    """
+    beside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _in_notebook() -> bool:

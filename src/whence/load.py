@@ -1,0 +1,103 @@
+"""load(): an explanation as it was saved."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from whence.errors import LoadError, first_line
+from whence.explanation import Explanation
+from whence.lrp.conservation import Conservation
+from whence.nests import Nest
+from whence.targets import Logit
+
+
+def load(path: str | Path) -> Explanation:
+    """An explanation from the `.npz` or `.safetensors` that its `save` wrote: to draw it again, to compare, to go on.
+
+    >>> whence.explain(model, x).save("e.npz")
+    >>> whence.load("e.npz").relevance
+
+    Its method is told in words, and so is a target that was a function. Raises `LoadError` for other files.
+    """
+    path = Path(path)
+    read = {".npz": _npz, ".safetensors": _safetensors}.get(path.suffix)
+    if read is None or not path.is_file():
+        raise LoadError(f"{path} is no .npz or .safetensors of an explanation")
+    try:
+        numbers, about = read(path)
+    except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
+        raise LoadError(f"{path} cannot be read as an explanation: {first_line(error)}") from error
+    if about is None or "output" not in numbers:
+        raise LoadError(f"{path} holds no explanation; explanations are saved by e.save(path)")
+    return _explanation(numbers, json.loads(about))
+
+
+def _npz(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        about = str(arrays["about"]) if "about" in arrays.files else None
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "about"}, about
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("about")  # noqa: SIM118
+
+
+def _explanation(numbers: Mapping[str, Tensor], about: dict[str, Any]) -> Explanation:
+    def nest(prefix: str, structure: str = about["structure"]) -> Nest:
+        parts = {name.removeprefix(f"{prefix}."): t for name, t in numbers.items() if name.startswith(f"{prefix}.")}
+        if structure == "tensor":
+            return numbers.get(prefix)
+        if structure == "dict" or not parts:
+            return parts or None
+        return tuple(parts.get(str(i)) for i in range(max(map(int, parts)) + 1))
+
+    output, target = numbers["output"], _target(numbers, about["targets"])
+    account = Conservation(
+        output,
+        numbers["relevance_sum"],
+        numbers.get("absorbed"),
+        nest("absorbed_by", "dict") or {},
+        numbers.get("baseline"),
+        about["adds_up"],
+    )
+    return Explanation(
+        relevance=nest("relevance"),
+        output=output,
+        target=target,
+        conservation=account,
+        layers=nest("layers", "dict") or {},
+        inputs=nest("inputs"),
+        method=Named(about["method"]),
+        classes={int(i): name for i, name in about["classes"].items()},
+        features=about["features"],
+        tokens=about["tokens"],
+        standard_errors=nest("standard_errors"),
+        interactions=numbers.get("interactions"),
+        root=nest("root"),
+        note=about["note"],
+    )
+
+
+def _target(numbers: Mapping[str, Tensor], told: list[str]) -> Any:
+    if "target" not in numbers:
+        return Named(told[0] if told else "")
+    return Logit(numbers["target"], numbers["rather_than"]) if "rather_than" in numbers else numbers["target"]
+
+
+class Named:
+    """What is known of a method or a target once it was saved: how it was written."""
+
+    def __init__(self, words: str):
+        self.words = self.__name__ = words
+
+    def __repr__(self) -> str:
+        return self.words

@@ -1,0 +1,94 @@
+"""Quasi-Newton ascent (L-BFGS, Nocedal 1980) of many functions at once, each as if it were alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]  # x [K, n] -> f [K] and its gradient [K, n]
+Precondition = Callable[[Tensor], Tensor]  # of a gradient [K, n]: −H₀⁻¹ g
+
+PAIRS = 10  # that curvature is remembered by
+HALVINGS = 12
+NOTHING_LEFT = 1e-13  # of the value: then the place is known to a few millionths
+ENOUGH = 1e-4  # of the rise that the slope promises (Armijo)
+
+
+@dataclass
+class Curvature:
+    """−H⁻¹ by the last steps and the changes of the gradient on them."""
+
+    precondition: Precondition | None
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def times(self, g: Tensor) -> Tensor:
+        """The step that g asks for: the two-loop recursion."""
+        remembered = []
+        for s, y in reversed(self.pairs):
+            weight = _ratio(_dot(s, g), _dot(s, y))
+            g = g - weight[:, None] * y
+            remembered.append(weight)
+        d = self._initial(g)
+        for (s, y), weight in zip(self.pairs, reversed(remembered), strict=True):
+            d = d + (weight - _ratio(_dot(y, d), _dot(s, y)))[:, None] * s
+        return d
+
+    def learn(self, s: Tensor, fall: Tensor) -> None:
+        """A step, and by how much the gradient fell on it; where it did not, nothing is learnt."""
+        bent = (_dot(s, fall) > 1e-10 * s.norm(dim=1) * fall.norm(dim=1))[:, None]
+        self.pairs = [*self.pairs, (torch.where(bent, s, 0), torch.where(bent, fall, 0))][-PAIRS:]
+
+    def _initial(self, g: Tensor) -> Tensor:
+        if self.precondition is not None:
+            return self.precondition(g)
+        if not self.pairs:
+            return g / g.norm(dim=1, keepdim=True).clamp(min=1.0)
+        s, y = self.pairs[-1]
+        scale = _ratio(_dot(s, y), _dot(y, y))
+        return torch.where(scale > 0, scale, 1 / g.norm(dim=1).clamp(min=1.0))[:, None] * g
+
+
+def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition | None = None) -> tuple[Tensor, Tensor]:
+    """The highest points `[K, n]` that are reached from `x`, and of which the function still rose when the steps ended."""
+    f, g = evaluate(x)
+    curvature, going = Curvature(precondition), torch.isfinite(f)
+    for _ in range(steps):
+        if not going.any():
+            break
+        d = curvature.times(g)
+        d = torch.where((_dot(d, g) > 0)[:, None], d, Curvature(precondition).times(g))
+        after, f_after, g_after, stepped = _line_search(evaluate, x, f, g, d, going)
+        curvature.learn(torch.where(stepped[:, None], after - x, 0), torch.where(stepped[:, None], g - g_after, 0))
+        rounding = 10 * torch.finfo(f.dtype).eps * f.abs()
+        left = _dot(curvature.times(g_after), g_after)  # to rise, by the quadratic model: twice as much
+        going = going & stepped & ((f_after > f + rounding) | (left < _dot(d, g))) & (left > NOTHING_LEFT * f_after.abs())
+        x, f, g = after, f_after, g_after
+    return x, going
+
+
+def _line_search(
+    evaluate: Evaluate, x: Tensor, f: Tensor, g: Tensor, d: Tensor, going: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each one's first of the steps d, d/2, d/4, … that rises by enough, as far as rounding tells; none if there is none."""
+    length, searching = going.to(x.dtype), going.clone()
+    rounding, slope = 10 * torch.finfo(f.dtype).eps * f.abs(), _dot(d, g)
+    found, f_found, g_found = x.clone(), f.clone(), g.clone()
+    for _ in range(HALVINGS):
+        tried = x + length[:, None] * d
+        f_tried, g_tried = evaluate(tried)
+        enough = searching & torch.isfinite(f_tried) & (f_tried >= f + ENOUGH * length * slope - rounding)
+        found[enough], f_found[enough], g_found[enough] = tried[enough], f_tried[enough], g_tried[enough]
+        searching = searching & ~enough
+        if not searching.any():
+            break
+        length = torch.where(searching, length / 2, length)
+    return found, f_found, g_found, going & ~searching
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))

@@ -1,0 +1,43 @@
+"""What features do together: a matrix of their interactions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from whence.show.heatmaps import COLOURS, scale
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+MOST_NAMED = 40
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Red where two features raise the output together, blue where they lower it; what each does alone on the diagonal."""
+
+    values: Tensor  # [features, features]
+    title: str
+    names: Sequence[str] = ()
+
+    @property
+    def width(self) -> float:
+        return 6.0
+
+    @property
+    def height(self) -> float:
+        return 4.6
+
+    def draw(self, part: "SubFigure", width: float) -> None:
+        axis, values = part.subplots(), self.values.detach().float().cpu()
+        limit, count = scale(values), len(values)
+        shown = axis.imshow(values.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.set_title(self.title, fontsize=9)
+        if self.names and count <= MOST_NAMED:
+            axis.set_xticks(range(count), self.names, fontsize=6, rotation=90)
+            axis.set_yticks(range(count), self.names, fontsize=6)
+        else:
+            axis.tick_params(labelsize=7)
+        part.colorbar(shown, ax=axis, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
