@@ -63,7 +63,7 @@ def test_what_still_rises_is_said(linear):
         """A density of which it is not said how a gradient moves its maximum."""
 
         def __init__(self):
-            self.widths = torch.logspace(0, 4, 64)
+            self.widths = torch.logspace(-3, 5, 64)
 
         def log_prob(self, x):
             return -(x.flatten(1).square() * self.widths).sum(1)

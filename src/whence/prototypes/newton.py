@@ -11,6 +11,7 @@ Precondition = Callable[[Tensor], Tensor]  # of a gradient [K, n]: −H₀⁻¹ 
 
 PAIRS = 10  # that curvature is remembered by
 HALVINGS = 12
+LATELY, MUCH = 6, 1e-3  # steps; of the value
 NOTHING_LEFT = 1e-13  # of the value: then the place is known to a few millionths
 ENOUGH = 1e-4  # of the rise that the slope promises (Armijo)
 
@@ -50,9 +51,10 @@ class Curvature:
 
 
 def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition | None = None) -> tuple[Tensor, Tensor]:
-    """The highest points `[K, n]` that are reached from `x`, and of which the function still rose when the steps ended."""
+    """The highest points `[K, n]` that are reached from `x`, and of which the function still rose well when the steps ended."""
     f, g = evaluate(x)
     curvature, going = Curvature(precondition), torch.isfinite(f)
+    course = [f]
     for _ in range(steps):
         if not going.any():
             break
@@ -64,7 +66,8 @@ def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition
         left = _dot(curvature.times(g_after), g_after)  # to rise, by the quadratic model: twice as much
         going = going & stepped & ((f_after > f + rounding) | (left < _dot(d, g))) & (left > NOTHING_LEFT * f_after.abs())
         x, f, g = after, f_after, g_after
-    return x, going
+        course = [*course, f][-LATELY:]
+    return x, going & (f - course[0] > MUCH * f.abs())
 
 
 def _line_search(

@@ -120,7 +120,7 @@ class Search:
     @property
     def _smooth(self) -> bool:
         """Whether nothing is random and something bounds the search, so that it has an end to be reached."""
-        bounded = (self.prior is not None and self.strength > 0) or getattr(self.image, "low", None) is not None
+        bounded = self.prior is not None and self.strength > 0  # a sigmoid bounds it too, but has no end
         return self.transform is None and not self.diversity and bounded
 
     def _ascended(self, parameters: list[Tensor], alive: Tensor, steps: int) -> tuple[list[Tensor], Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -121,7 +122,7 @@ def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterat
 
 def one_input(x: Tensor) -> Tensor:
     """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
-    if not isinstance(x, Tensor):
+    if isinstance(x, np.ndarray):
         raise InputError(f"the inputs must be a tensor, not {type(x).__name__}")
     inputs = Inputs.of(x).detached()
     if not inputs.single or not inputs.explained:

@@ -1,0 +1,388 @@
+"""Explains every kind of model that can be built here, and writes down what came of it.
+
+    python scripts/sweep.py                        # all; writes docs/reference/models.md
+    python scripts/sweep.py timm:resnet18 hf:llama # some; prints what came of them
+
+Small random versions: one architecture of every module file of timm, every task and family of torchvision at their own size,
+every model type of transformers that can be built from a shrunken configuration, and the layers of PyTorch Geometric.
+"""
+
+import contextlib
+import inspect
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+
+import torch
+from torch import Tensor, nn
+
+import whence
+
+PAGE = Path(__file__).parents[1] / "docs/reference/models.md"
+SECONDS = 150  # for one model
+SMALL = ("atto", "femto", "pico", "nano", "xxs", "xxt", "050", "_s0", "tiny", "mini", "xs", "_b0", "small", "_t", "18", "_s", "26")
+
+
+@dataclass
+class Outcome:
+    """What came of explaining one model."""
+
+    name: str
+    kind: str  # "conserved", "refused", "off", "failed" or "not built"
+    detail: str = ""
+    error: float | None = None
+    cost: float | None = None  # by forward and backward
+
+    @property
+    def figure(self) -> str:
+        return f"{self.error:.0e}" if self.kind in ("conserved", "off") and self.error is not None else self.detail
+
+
+class TooLongError(BaseException):
+    """The time for one model is over."""
+
+
+# what there is
+
+
+def names() -> list[str]:
+    return [*timms(), *torchvisions(), *transformers_types(), *graph_layers()]
+
+
+def timms() -> list[str]:
+    import timm
+
+    found = []
+    for module in timm.list_modules():
+        known = timm.list_models(module=module)
+        if known:
+            ranks = {name: next((i for i, part in enumerate(SMALL) if part in name), len(SMALL)) for name in known}
+            found.append(f"timm:{min(known, key=lambda name: (ranks[name], len(name), name))}")
+    return sorted(set(found))
+
+
+def torchvisions() -> list[str]:
+    from torchvision import models
+
+    first: dict[tuple[str, str], str] = {}
+    for name in models.list_models():
+        builder = models.get_model_builder(name)
+        first.setdefault((builder.__module__, ""), name)
+    return [f"torchvision:{name}" for name in first.values()]
+
+
+def transformers_types() -> list[str]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return [f"hf:{name}" for name in CONFIG_MAPPING_NAMES]
+
+
+def graph_layers() -> list[str]:
+    with contextlib.suppress(ImportError):
+        from torch_geometric.nn import conv
+
+        return [f"pyg:{name}" for name in conv.__all__ if name not in ("MessagePassing", "SimpleConv", "HypergraphConv")]
+    return []
+
+
+# one model
+
+
+def outcome(name: str) -> Outcome:
+    """What comes of explaining the model of that name by default."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(SECONDS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                model, inputs, target = BUILDERS[name.split(":")[0]](name.split(":")[1])
+                with torch.no_grad():
+                    _run(model, inputs)
+            except TooLongError:
+                raise
+            except BaseException as error:
+                return Outcome(name, "not built", f"{type(error).__name__}: {_first_line(error)}")
+            return _explained(name, model, inputs, target)
+    except TooLongError:
+        return Outcome(name, "not built", f"more than {SECONDS} s")
+    finally:
+        signal.alarm(0)
+
+
+def _explained(name: str, model: Any, inputs: Any, target: Any) -> Outcome:
+    try:
+        begin = time.perf_counter()
+        e = whence.explain(model, inputs, target, progress=False)
+        seconds = time.perf_counter() - begin
+    except whence.errors.WhenceError as error:
+        return Outcome(name, "refused", _first_line(error))
+    except TooLongError:
+        raise
+    except BaseException as error:
+        return Outcome(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
+    account = e.conservation
+    kind = "conserved" if account.rounded else "off"
+    return Outcome(name, kind, error=float(account.error.max()), cost=seconds / _plain_seconds(model, inputs))
+
+
+def _plain_seconds(model: Any, inputs: Any) -> float:
+    """Of a forward pass and a backward pass to the input or the parameters."""
+    begin = time.perf_counter()
+    if isinstance(inputs, Tensor):
+        inputs = inputs.clone().requires_grad_()
+    out = _run(model, inputs)
+    found = next((t for t in _tensors(out) if t.is_floating_point() and t.requires_grad), None)
+    if found is not None:
+        found.sum().backward()
+    return time.perf_counter() - begin
+
+
+def _run(model: Any, inputs: Any) -> Any:
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, dict):
+        for value in out.values():
+            yield from _tensors(value)
+    elif isinstance(out, list | tuple):
+        for value in out:
+            yield from _tensors(value)
+
+
+def of_output(out: Any) -> Tensor:
+    """One value a sample: the largest logit, or the first number of the first output."""
+    logits = getattr(out, "logits", None)
+    first = logits if isinstance(logits, Tensor) else next(t for t in _tensors(out) if t.is_floating_point() and t.requires_grad)
+    rows = first.reshape(len(first), -1) if first.dim() > 1 else first.reshape(1, -1) if first.dim() == 0 else first[:, None]
+    return rows[:, rows.shape[1] // 2]
+
+
+def _too_long(*_: Any) -> None:
+    raise TooLongError
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """With statistics and shifts that a trained network has, and one of fresh weights has not."""
+    with torch.no_grad():
+        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith(("running_mean", "bias")) and t.is_floating_point():
+                t.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                t.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+# builders
+
+
+def _timm(name: str) -> tuple[nn.Module, Tensor, Any]:
+    import timm
+
+    model = randomised(timm.create_model(name, num_classes=10))
+    return model, torch.randn(1, *model.default_cfg["input_size"]), None
+
+
+def _torchvision(name: str) -> tuple[nn.Module, Any, Any]:
+    from torchvision import models
+
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    backbone = {"weights_backbone": None} if "detection" in models.get_model_builder(name).__module__ else {}
+    model = randomised(models.get_model(name, weights=None, **extra, **backbone))
+    module = models.get_model_builder(name).__module__
+    if "detection" in module:
+        return (lambda x: model(list(x))), torch.rand(1, 3, 224, 224), lambda out: out[0]["scores"].sum()[None]
+    if "segmentation" in module:
+        return model, torch.randn(1, 3, 128, 128), lambda out: out["out"][:, 1].mean((1, 2))
+    if "optical_flow" in module:
+        pictures = (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128))
+        return model, pictures, lambda out: out[-1].flatten(1).sum(1)
+    if "video" in module:
+        return model, torch.randn(1, 3, 8 if "mvit" not in name else 16, 112 if "mvit" not in name else 224, 112 if "mvit" not in name else 224), None
+    size = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    return model, torch.randn(1, 3, size, size), lambda out: of_output(out)
+
+
+SHRUNK: dict[str, int] = (
+    dict.fromkeys("hidden_size d_model n_embd dim embed_dim hidden_dim encoder_hidden_size decoder_hidden_size embedding_size "
+                  "word_embed_proj_dim projection_dim text_embed_dim d_embed emb_dim model_dim decoder_dim".split(), 32)
+    | dict.fromkeys("intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim n_inner d_inner mlp_dim dim_feedforward "
+                    "moe_intermediate_size shared_expert_intermediate_size encoder_intermediate_size "
+                    "shared_intermediate_size".split(), 48)
+    | dict.fromkeys("num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth num_decoder_layers "
+                    "num_encoder_layers encoder_depth n_blocks num_blocks".split(), 2)
+    | dict.fromkeys("num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+                    "num_encoder_attention_heads num_decoder_attention_heads".split(), 4)
+    | {"num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "vocab_size": 120, "max_position_embeddings": 64, "n_positions": 64,
+       "n_ctx": 64, "max_seq_len": 64, "image_size": 32, "patch_size": 8, "num_experts": 4, "num_local_experts": 4,
+       "n_routed_experts": 4, "num_experts_per_tok": 2, "max_source_positions": 64, "max_target_positions": 64,
+       "num_mel_bins": 16, "type_vocab_size": 2, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+       "kv_lora_rank": 16, "q_lora_rank": 16, "state_size": 8, "mamba_d_state": 8, "num_queries": 5}
+)  # fmt: skip
+
+
+def shrunken(config: Any, seen: int = 0) -> Any:
+    """The configuration with small numbers for all sizes that are known, inner configurations too."""
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_dict") and seen < 3:
+            shrunken(value, seen + 1)
+        elif name in SHRUNK and isinstance(value, int) and not isinstance(value, bool):
+            with contextlib.suppress(Exception):
+                setattr(config, name, min(SHRUNK[name], value) if value > 0 else value)
+        elif name.endswith("token_id") and isinstance(value, int) and value >= 100:
+            with contextlib.suppress(Exception):
+                setattr(config, name, 100 + value % 19)
+        elif name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
+            setattr(config, name, value[:2])
+    return config
+
+
+def _hugging_face(name: str) -> tuple[nn.Module, Any, Any]:
+    import transformers as t
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = shrunken(CONFIG_MAPPING[name]())
+    heads = (
+        "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
+        "AutoModelForImageClassification", "AutoModelForImageTextToText", "AutoModelForAudioClassification",
+        "AutoModelForObjectDetection", "AutoModelForSemanticSegmentation", "AutoModelForCTC", "AutoModelForSpeechSeq2Seq",
+        "AutoModel",
+    )  # fmt: skip
+    problem: Exception = LookupError("no head")
+    for head in heads:
+        try:
+            model = getattr(t, head).from_config(config)
+        except Exception as error:
+            problem = error
+            continue
+        if sum(p.numel() for p in model.parameters()) > 60e6:
+            raise ValueError("still of more than 60 million weights when shrunk")
+        return randomised(model), _inputs(model), lambda out: of_output(out)
+    raise problem
+
+
+def _inputs(model: nn.Module) -> dict[str, Tensor]:
+    """What the model's forward asks for by its usual names."""
+    config, takes = model.config, inspect.signature(model.forward).parameters
+    ids = torch.randint(5, min(99, getattr(config.get_text_config(), "vocab_size", 99) or 99), (1, 9))
+    main = getattr(model, "main_input_name", "input_ids")
+    size = _image_size(config)
+    channels = getattr(getattr(config, "vision_config", config), "num_channels", 3) or 3
+    known: dict[str, Callable[[], Tensor]] = {
+        "input_ids": lambda: ids,
+        "pixel_values": lambda: torch.randn(1, channels, size, size),
+        "input_features": lambda: torch.randn(1, getattr(config, "num_mel_bins", 16), 64),
+        "input_values": lambda: torch.randn(1, 4000),
+        "decoder_input_ids": lambda: ids[:, :4],
+    }
+    given = {main: known[main]()} if main in known else {"input_ids": ids}
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
+        given["decoder_input_ids"] = known["decoder_input_ids"]()
+    if main == "input_ids" and "pixel_values" in takes and any(part in type(model).__name__ for part in ("CLIP", "Siglip", "Align")):
+        given["pixel_values"] = known["pixel_values"]()
+    return given
+
+
+def _image_size(config: Any) -> int:
+    size = getattr(getattr(config, "vision_config", config), "image_size", 32)
+    return size if isinstance(size, int) else size[0] if isinstance(size, list | tuple) else 32
+
+
+def _graph(name: str) -> tuple[nn.Module, Any, Any]:
+    from torch_geometric.nn import conv
+
+    layer = getattr(conv, name)
+    edges = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 2, 4], [1, 2, 3, 4, 5, 0, 3, 5, 1]])
+    settings = _settings(layer)
+    made = layer(**settings).eval()
+    takes = inspect.signature(made.forward).parameters
+    more: dict[str, Any] = {}
+    if settings.get("edge_dim"):
+        more["edge_attr"] = torch.randn(edges.shape[1], settings["edge_dim"])
+    if "edge_type" in takes:
+        more["edge_type"] = torch.zeros(edges.shape[1], dtype=torch.long)
+    if "pos" in takes:
+        more["pos"] = torch.randn(6, 3)
+    call = lambda x: made(x, edge_index=edges, **more)  # noqa: E731
+    return call, torch.randn(6, 8), lambda out: (out[0] if isinstance(out, tuple) else out).flatten(1)[:, 0]
+
+
+def _settings(layer: type) -> dict[str, Any]:
+    usual = {"in_channels": 8, "out_channels": 8, "channels": 8, "hidden_channels": 8, "num_layers": 2, "K": 2, "num_relations": 2,
+             "kernel_size": 2, "dim": 1 if layer.__name__ == "SplineConv" else 3, "alpha": 0.1, "num_nodes": 6, "heads": 1,
+             "nn": nn.Linear(16 if layer.__name__ == "EdgeConv" else 8, 8), "aggregators": ["mean", "max"], "scalers": ["identity"],
+             "deg": torch.tensor([0, 3, 3]), "phi": nn.Linear(8, 8), "lin": nn.Linear(8, 8)}  # fmt: skip
+    needed = [p.name for p in inspect.signature(layer.__init__).parameters.values() if p.default is p.empty]
+    return {key: usual[key] for key in needed if key in usual}
+
+
+BUILDERS: dict[str, Callable[[str], tuple[Any, Any, Any]]] = {
+    "timm": _timm, "torchvision": _torchvision, "hf": _hugging_face, "pyg": _graph,
+}  # fmt: skip
+
+
+# the page
+
+
+def page(outcomes: list[Outcome]) -> str:
+    built = [o for o in outcomes if o.kind != "not built"]
+    lines = ["# Models", "", f"What came of explaining {len(built)} models by default (`scripts/sweep.py`; torch "
+             f"{torch.__version__}), small and with random weights: by how much relevance and what was absorbed miss the output, "
+             "or why the model was refused.", "", "| | built | conserved | refused | off | failed |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for source, label in (("timm", "timm"), ("torchvision", "torchvision"), ("hf", "transformers"), ("pyg", "PyTorch Geometric")):
+        own = [o for o in built if o.name.startswith(f"{source}:")]
+        counts = [str(sum(o.kind == kind for o in own)) for kind in ("conserved", "refused", "off", "failed")]
+        lines.append(f"| {label} | {len(own)} | {' | '.join(counts)} |")
+    for title, kinds in (("Refused", ("refused",)), ("Off or failed", ("off", "failed")), ("Conserved", ("conserved",))):
+        rows = [o for o in built if o.kind in kinds]
+        if rows:
+            lines += ["", f"## {title}", "", "| model | error, or the reason |", "|---|---|"]
+            lines += [f"| {o.name} | {o.figure.replace('|', '∣')} |" for o in rows]
+    left = [o for o in outcomes if o.kind == "not built"]
+    lines += ["", "## Not built", "", f"{len(left)} could not be built or run this small: "
+              + ", ".join(o.name for o in left) + "."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    asked = sys.argv[1:]
+    chosen = [name for part in asked for name in (names() if ":" not in part or part.endswith(":") else [part]) if name.startswith(part)]
+    with Pool(2, maxtasksperchild=10) as pool:
+        outcomes = []
+        for found in pool.imap(outcome, chosen or names()):
+            outcomes.append(found)
+            cost = "" if found.cost is None else f"  {found.cost:.1f}x"
+            print(f"{found.name:<40} {found.kind:<10} {found.figure}{cost}", flush=True)
+    if not asked:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page(outcomes), encoding="utf-8")
+        print(f"wrote {PAGE}")
+
+
+# a CUDA build of torchvision beside a CPU build of torch imports only once its operators are declared
+_operators = torch.library.Library("torchvision", "FRAGMENT")
+for _name in ("nms", "qnms"):
+    with contextlib.suppress(RuntimeError):
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+if __name__ == "__main__":
+    main()
