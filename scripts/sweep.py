@@ -30,7 +30,25 @@ import whence
 
 PAGE = Path(__file__).parents[1] / "docs/reference/models.md"
 SECONDS = 150  # for one model
-SMALL = ("atto", "femto", "pico", "nano", "xxs", "xxt", "050", "_s0", "tiny", "mini", "xs", "_b0", "small", "_t", "18", "_s", "26")
+SMALL = (
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxs",
+    "xxt",
+    "050",
+    "_s0",
+    "tiny",
+    "mini",
+    "xs",
+    "_b0",
+    "small",
+    "_t",
+    "18",
+    "_s",
+    "26",
+)
 
 
 @dataclass
@@ -168,7 +186,9 @@ def _tensors(out: Any) -> Iterator[Tensor]:
 def of_output(out: Any) -> Tensor:
     """One value a sample: the largest logit, or the first number of the first output."""
     logits = getattr(out, "logits", None)
-    first = logits if isinstance(logits, Tensor) else next(t for t in _tensors(out) if t.is_floating_point() and t.requires_grad)
+    first = (
+        logits if isinstance(logits, Tensor) else next(t for t in _tensors(out) if t.is_floating_point() and t.requires_grad)
+    )
     rows = first.reshape(len(first), -1) if first.dim() > 1 else first.reshape(1, -1) if first.dim() == 0 else first[:, None]
     return rows[:, rows.shape[1] // 2]
 
@@ -217,27 +237,33 @@ def _torchvision(name: str) -> tuple[nn.Module, Any, Any]:
         pictures = (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128))
         return model, pictures, lambda out: out[-1].flatten(1).sum(1)
     if "video" in module:
-        return model, torch.randn(1, 3, 8 if "mvit" not in name else 16, 112 if "mvit" not in name else 224, 112 if "mvit" not in name else 224), None
+        return (
+            model,
+            torch.randn(
+                1, 3, 8 if "mvit" not in name else 16, 112 if "mvit" not in name else 224, 112 if "mvit" not in name else 224
+            ),
+            None,
+        )
     size = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
     return model, torch.randn(1, 3, size, size), lambda out: of_output(out)
 
 
-SHRUNK: dict[str, int] = (
-    dict.fromkeys("hidden_size d_model n_embd dim embed_dim hidden_dim encoder_hidden_size decoder_hidden_size embedding_size "
-                  "word_embed_proj_dim projection_dim text_embed_dim d_embed emb_dim model_dim decoder_dim".split(), 32)
-    | dict.fromkeys("intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim n_inner d_inner mlp_dim dim_feedforward "
-                    "moe_intermediate_size shared_expert_intermediate_size encoder_intermediate_size "
-                    "shared_intermediate_size".split(), 48)
-    | dict.fromkeys("num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth num_decoder_layers "
-                    "num_encoder_layers encoder_depth n_blocks num_blocks".split(), 2)
-    | dict.fromkeys("num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-                    "num_encoder_attention_heads num_decoder_attention_heads".split(), 4)
-    | {"num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "vocab_size": 120, "max_position_embeddings": 64, "n_positions": 64,
-       "n_ctx": 64, "max_seq_len": 64, "image_size": 32, "patch_size": 8, "num_experts": 4, "num_local_experts": 4,
-       "n_routed_experts": 4, "num_experts_per_tok": 2, "max_source_positions": 64, "max_target_positions": 64,
-       "num_mel_bins": 16, "type_vocab_size": 2, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
-       "kv_lora_rank": 16, "q_lora_rank": 16, "state_size": 8, "mamba_d_state": 8, "num_queries": 5}
-)  # fmt: skip
+SIZES = {
+    32: """hidden_size d_model n_embd dim embed_dim hidden_dim encoder_hidden_size decoder_hidden_size embedding_size
+        word_embed_proj_dim projection_dim text_embed_dim d_embed emb_dim model_dim decoder_dim image_size""",
+    48: """intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim n_inner d_inner mlp_dim dim_feedforward
+        moe_intermediate_size shared_expert_intermediate_size encoder_intermediate_size shared_intermediate_size""",
+    2: """num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth num_decoder_layers
+        num_encoder_layers encoder_depth n_blocks num_blocks num_key_value_heads num_experts_per_tok type_vocab_size""",
+    4: """num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads
+        num_encoder_attention_heads num_decoder_attention_heads num_experts num_local_experts n_routed_experts""",
+    8: "head_dim d_kv patch_size qk_rope_head_dim qk_nope_head_dim v_head_dim state_size mamba_d_state",
+    16: "num_mel_bins kv_lora_rank q_lora_rank",
+    64: "max_position_embeddings n_positions n_ctx max_seq_len max_source_positions max_target_positions",
+    120: "vocab_size",
+    5: "num_queries",
+}
+SHRUNK = {name: size for size, named in SIZES.items() for name in named.split()}
 
 
 def shrunken(config: Any, seen: int = 0) -> Any:
@@ -297,7 +323,11 @@ def _inputs(model: nn.Module) -> dict[str, Tensor]:
     given = {main: known[main]()} if main in known else {"input_ids": ids}
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
         given["decoder_input_ids"] = known["decoder_input_ids"]()
-    if main == "input_ids" and "pixel_values" in takes and any(part in type(model).__name__ for part in ("CLIP", "Siglip", "Align")):
+    if (
+        main == "input_ids"
+        and "pixel_values" in takes
+        and any(part in type(model).__name__ for part in ("CLIP", "Siglip", "Align"))
+    ):
         given["pixel_values"] = known["pixel_values"]()
     return given
 
@@ -327,10 +357,12 @@ def _graph(name: str) -> tuple[nn.Module, Any, Any]:
 
 
 def _settings(layer: type) -> dict[str, Any]:
-    usual = {"in_channels": 8, "out_channels": 8, "channels": 8, "hidden_channels": 8, "num_layers": 2, "K": 2, "num_relations": 2,
-             "kernel_size": 2, "dim": 1 if layer.__name__ == "SplineConv" else 3, "alpha": 0.1, "num_nodes": 6, "heads": 1,
-             "nn": nn.Linear(16 if layer.__name__ == "EdgeConv" else 8, 8), "aggregators": ["mean", "max"], "scalers": ["identity"],
-             "deg": torch.tensor([0, 3, 3]), "phi": nn.Linear(8, 8), "lin": nn.Linear(8, 8)}  # fmt: skip
+    usual = {
+        "in_channels": 8, "out_channels": 8, "channels": 8, "hidden_channels": 8, "num_layers": 2, "K": 2, "num_relations": 2,
+        "kernel_size": 2, "dim": 1 if layer.__name__ == "SplineConv" else 3, "alpha": 0.1, "num_nodes": 6, "heads": 1,
+        "nn": nn.Linear(16 if layer.__name__ == "EdgeConv" else 8, 8), "phi": nn.Linear(8, 8), "lin": nn.Linear(8, 8),
+        "aggregators": ["mean", "max"], "scalers": ["identity"], "deg": torch.tensor([0, 3, 3]),
+    }  # fmt: skip
     needed = [p.name for p in inspect.signature(layer.__init__).parameters.values() if p.default is p.empty]
     return {key: usual[key] for key in needed if key in usual}
 
@@ -345,10 +377,18 @@ BUILDERS: dict[str, Callable[[str], tuple[Any, Any, Any]]] = {
 
 def page(outcomes: list[Outcome]) -> str:
     built = [o for o in outcomes if o.kind != "not built"]
-    lines = ["# Models", "", f"What came of explaining {len(built)} models by default (`scripts/sweep.py`; torch "
-             f"{torch.__version__}), small and with random weights: by how much relevance and what was absorbed miss the output, "
-             "or why the model was refused.", "", "| | built | conserved | refused | off | failed |", "|---|---|---|---|---|---|"]  # fmt: skip
-    for source, label in (("timm", "timm"), ("torchvision", "torchvision"), ("hf", "transformers"), ("pyg", "PyTorch Geometric")):
+    about = (
+        f"What came of explaining {len(built)} models by default (`scripts/sweep.py`; torch {torch.__version__}), small and "
+        "with random weights: by how much relevance and what was absorbed miss the output, or why the model was refused."
+    )
+    table = ["| | built | conserved | refused | off | failed |", "|---|---|---|---|---|---|"]
+    lines = ["# Models", "", about, "", *table]
+    for source, label in (
+        ("timm", "timm"),
+        ("torchvision", "torchvision"),
+        ("hf", "transformers"),
+        ("pyg", "PyTorch Geometric"),
+    ):
         own = [o for o in built if o.name.startswith(f"{source}:")]
         counts = [str(sum(o.kind == kind for o in own)) for kind in ("conserved", "refused", "off", "failed")]
         lines.append(f"| {label} | {len(own)} | {' | '.join(counts)} |")
@@ -365,7 +405,12 @@ def page(outcomes: list[Outcome]) -> str:
 
 def main() -> None:
     asked = sys.argv[1:]
-    chosen = [name for part in asked for name in (names() if ":" not in part or part.endswith(":") else [part]) if name.startswith(part)]
+    chosen = [
+        name
+        for part in asked
+        for name in (names() if ":" not in part or part.endswith(":") else [part])
+        if name.startswith(part)
+    ]
     with Pool(2, maxtasksperchild=10) as pool:
         outcomes = []
         for found in pool.imap(outcome, chosen or names()):

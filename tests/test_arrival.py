@@ -97,7 +97,7 @@ def test_newtons_step_ends_a_quadratic():
 
 def test_curvature_is_learnt():
     evaluate, top, _ = quadratic(20, 1e2, torch.float64)
-    x, rising = ascend(evaluate, torch.zeros(3, 20, dtype=torch.float64), 200)
+    x, _ = ascend(evaluate, torch.zeros(3, 20, dtype=torch.float64), 200)
     assert torch.allclose(x, top, atol=1e-4)
     few, still = ascend(evaluate, torch.zeros(3, 20, dtype=torch.float64), 3)
     assert still.all()

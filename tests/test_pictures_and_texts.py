@@ -161,3 +161,110 @@ def test_values_of_no_part_are_refused():
         whence.explain(lambda a, b: a.repeat(2, 1), (torch.rand(2, 3), torch.rand(3, 3)), lambda out: out[:, 0])
     with pytest.raises(errors.ModelError, match=r"\(2, 3\), \(3, 3\)"):
         whence.explain(lambda a, b: a + b, (torch.rand(2, 3), torch.rand(3, 3)))
+
+
+# on the command line
+
+
+def words(special):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    listed = [*special, *["a", "photo", "of", "cat", "dog", "what", "is", "in", "the", "picture", "?", "user", "assistant"]]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
+        additional_special_tokens=special[4:],
+    )  # fmt: skip
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+ENDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1}
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("photo") / "photo.jpg"
+    Image.effect_noise((64, 48), 80).convert("RGB").save(path)
+    return path
+
+
+def pixels():
+    module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    return module.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder, tokenizer = tmp_path_factory.mktemp("clip"), words(["<unk>", "<pad>", "<bos>", "<eos>"])
+    config = transformers.CLIPConfig(
+        text_config=SMALL | ENDS | {"vocab_size": len(tokenizer), "max_position_embeddings": 32},
+        vision_config=SMALL | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPProcessor(pixels(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llava_folder(tmp_path_factory):
+    folder, tokenizer = tmp_path_factory.mktemp("llava"), words(["<unk>", "<pad>", "<bos>", "<eos>", "<image>"])
+    text = transformers.LlamaConfig(**SMALL, **ENDS, vocab_size=len(tokenizer), num_key_value_heads=2)
+    vision = transformers.CLIPVisionConfig(**SMALL, image_size=32, patch_size=8)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=4, image_seq_length=16)
+    torch.manual_seed(0)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    settings = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    transformers.LlavaProcessor(pixels(), tokenizer, image_token="<image>", **settings).save_pretrained(folder)
+    return folder
+
+
+def whence_explain(capsys, *arguments):
+    import json
+
+    from whence.cli import app
+
+    app(["explain", *map(str, arguments), "--json"], standalone_mode=False)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_photo_and_texts_by_clip(clip_folder, photo, tmp_path, capsys):
+    given = (photo, "--text", "a photo of a cat", "--text", "a photo of a dog", "--model", f"hf:{clip_folder}")
+    best = whence_explain(capsys, *given, "--out", tmp_path / "clip.html")
+    dog = whence_explain(capsys, *given, "--target", "a photo of a dog", "--rather-than", 0, "--out", tmp_path / "clip.png")
+    assert best["target"][0]["name"] in ("a photo of a cat", "a photo of a dog")
+    assert best["error"][0] < 1e-3
+    assert dog["target"][0]["name"] == "a photo of a dog rather than a photo of a cat"
+    page = (tmp_path / "clip.html").read_text()
+    assert "cat</span>" in page
+    assert "dog</span>" in page
+    assert "base64" in page
+
+
+def test_a_photo_and_a_question(llava_folder, photo, tmp_path, capsys):
+    found = whence_explain(
+        capsys, photo, "--text", "what is in the picture ?", "--model", f"hf:{llava_folder}", "--out", tmp_path / "llava.html"
+    )
+    assert found["error"][0] < 1e-3
+    assert len(found["tokens"]) == 16 + 6
+    assert "&lt;image&gt;×16" in (tmp_path / "llava.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to explain: pass a photo"),
+        (("photo",), "pass --text"),
+        (("photo", "--text", "a", "--text", "b"), "goes on writing one text, not 2"),
+    ],
+)
+def test_what_is_missing_is_said(llava_folder, photo, arguments, message):
+    from whence.cli import app
+
+    given = [str(photo) if argument == "photo" else argument for argument in arguments]
+    with pytest.raises(errors.InputError, match=message):
+        app(["explain", *given, "--model", f"hf:{llava_folder}"], standalone_mode=False)

@@ -152,7 +152,7 @@ class Explanation(Drawable):
         """What of one sample is drawn."""
         from whence.show.heatmaps import Heatmap
         from whence.show.pairs import Pairs
-        from whence.show.tokens import Words
+        from whence.show.tokens import Words, gathered
 
         account, relevance, given = self.conservation, tensors(self.relevance), tensors(self.inputs)
         about = f"{self.target_names()[sample]}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
@@ -165,9 +165,9 @@ class Explanation(Drawable):
                 )
                 panels += [Heatmap(picture, heat, title) for picture, heat in pictures]
                 continue
-            for row in [sample] if len(x) == len(self) else range(len(x)):
+            for row in self._rows(x, sample):
                 if name in self.tokens:
-                    panels.append(Words(self.tokens[name][row], r[row], title))
+                    panels.append(Words(*gathered(self.tokens[name][row], r[row]), title))
                 elif x.is_floating_point():
                     panels.append(self._of_numbers(name, x[row], r[row], title))
                 elif not self.tokens:  # else they are ids of other kinds, such as segments: no text
@@ -176,6 +176,10 @@ class Explanation(Drawable):
             names = next(iter(self.features.values()), ())
             panels.append(Pairs(self.interactions[sample], "interactions of the features", names))
         return panels
+
+    def _rows(self, rows: Any, sample: int) -> Sequence[int]:
+        """Those of one sample: its own, or all where they belong to all samples."""
+        return [sample] if len(rows) == len(self) else range(len(rows))
 
     def _of_numbers(self, name: str, x: Tensor, relevance: Tensor, title: str) -> "Panel":
         """One input of one sample: bars of a vector, lines of a series, else a picture."""
@@ -252,13 +256,14 @@ class Explanation(Drawable):
 
     def _styled_texts(self) -> list[tuple[str, list]]:
         """The texts of each sample as coloured tokens, under what is explained."""
-        from whence.show.tokens import styled
+        from whence.show.tokens import gathered, styled
 
         relevance, names = tensors(self.relevance), self.target_names()
         return [
-            (names[i], styled(rows[i], relevance[name][i].flatten().float().cpu()))
+            (names[i], styled(*gathered(rows[row], relevance[name][row].float().cpu())))
             for i in range(len(self))
             for name, rows in self.tokens.items()
+            for row in self._rows(rows, i)
         ]
 
 

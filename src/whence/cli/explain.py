@@ -1,6 +1,7 @@
 """`whence explain`: a picture, a text or a bundled digit, a model, a heatmap."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -53,6 +54,9 @@ def explain(
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
     sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Beside a photo, for models that read both; several for CLIP to choose from.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path(
         "heat.png"
     ),
@@ -63,10 +67,15 @@ def explain(
 
     _check(method, rules, out)
     loaded = load_model(model, weights)
-    x = read_input(input, loaded, sample)
+    x = read_input(input, loaded, sample) if loaded.both is None else loaded.both.read(_photo(input, loaded), text or [])
+    if text and loaded.both is None:
+        raise InputError(f"--text: {loaded.name} does not read a picture and a text together")
     chosen = configured(method, rules, loaded, x, is_picture=not is_array(input))
-    explained = Logit(named(target, loaded), named(rather_than, loaded), position)
-    if explained.index is not None and explained.index == explained.rather_than:
+    if loaded.both is not None and loaded.both.compares:
+        explained: Any = _of_texts(loaded.model, x, text or [], target, rather_than)
+    else:
+        explained = Logit(named(target, loaded), named(rather_than, loaded), position)
+    if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
         raise TargetError(f"--target and --rather-than are both {target}; there is no difference to explain")
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
     if loaded.text is not None:
@@ -77,6 +86,37 @@ def explain(
         print(json.dumps(report))
     else:
         _print(report)
+
+
+def _photo(input: str | None, loaded: "LoadedModel") -> str:
+    if input is None:
+        raise InputError(
+            f"nothing to explain: pass a photo, as in `whence explain photo.jpg --text 'a cat' --model {loaded.name}`"
+        )
+    return input
+
+
+def _of_texts(model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None) -> Callable[[Any], Tensor]:
+    """The score of one text for the picture, by its number or as it was given; of the likeliest if none is named."""
+    chosen, other = (_number(text, texts) for text in (target, rather_than))
+    if chosen is None:
+        with torch.no_grad():
+            chosen = int(model(**x).logits_per_image.argmax(1))
+
+    def score(outputs: Any) -> Tensor:
+        scores = outputs.logits_per_image
+        return scores[:, chosen] if other is None else scores[:, chosen] - scores[:, other]
+
+    score.__name__ = texts[chosen] if other is None else f"{texts[chosen]} rather than {texts[other]}"
+    return score
+
+
+def _number(text: str | None, texts: list[str]) -> int | None:
+    if text is None or text in texts:
+        return None if text is None else texts.index(text)
+    if text.isdecimal() and int(text) < len(texts):
+        return int(text)
+    raise TargetError(f"no --text is {text!r}; choose one of them, or its number from 0 to {len(texts) - 1}")
 
 
 def _check(method: str, rules: str | None, out: Path) -> None:
@@ -186,31 +226,34 @@ def read_array(path: Path) -> Tensor:
 
 def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
     account, target = explanation.conservation, explanation.target
-    texts = {"tokens": explanation.tokens_of(0), "scores": _scores(explanation)} if explanation.tokens else {}
+    index = target.index if isinstance(target, Logit) else None
+    numbers = index.tolist() if isinstance(index, Tensor) else [None] * len(explanation)
+    texts = _text(explanation) if explanation.tokens else {}
     return {
         "model": loaded.name,
         "trained": loaded.trained,
         "input": f"bundled digit {sample}" if input is None else input,
         "method": type(explanation.method).__name__,
-        "target": [
-            {"index": i, "name": name} for i, name in zip(target.index.tolist(), explanation.target_names(), strict=True)
-        ],
+        "target": [{"index": i, "name": name} for i, name in zip(numbers, explanation.target_names(), strict=True)],
         "output": account.output.tolist(),
         "relevance": account.relevance.tolist(),
         "absorbed": None if account.absorbed is None else account.absorbed.tolist(),
         "baseline": None if account.baseline is None else account.baseline.tolist(),
         "adds_up": account.adds_up,
         "error": account.error.tolist(),
+        "photo": loaded.both is not None,
         "note": explanation.note,
         "picture": str(out),
         **texts,
     }
 
 
-def _scores(explanation: Explanation) -> list[float]:
-    """Relevance of the tokens of the first text."""
-    name = next(iter(explanation.tokens))
-    return tensors(explanation.relevance)[name][0].tolist()
+def _text(explanation: Explanation) -> dict[str, Any]:
+    """The tokens of the first text and their relevance; of several beside one picture, the text that has most."""
+    name, rows = next(iter(explanation.tokens.items()))
+    relevance = tensors(explanation.relevance)[name]
+    row = 0 if len(rows) == len(explanation) else int(relevance.abs().sum(1).argmax())
+    return {"tokens": rows[row], "scores": relevance[row].tolist()}
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -220,14 +263,15 @@ def _print(report: dict[str, Any]) -> None:
     if "tokens" in report:
         from whence.show import tokens
 
-        console.print(tokens.terminal(report["tokens"], torch.tensor(report["scores"])))
+        console.print(tokens.terminal(*tokens.gathered(report["tokens"], torch.tensor(report["scores"]))))
         console.print()
-    named = "a text" if "tokens" in report else report["input"]
+    named = "a text" if "tokens" in report and not report["photo"] else report["input"]
     parts = [part for part in ("relevance", "absorbed", "baseline") if report[part] is not None]
     headings = ("target", "output", *parts, *(["error"] if report["adds_up"] else []))
     rows = []
     for i, target in enumerate(report["target"]):
-        name = str(target["index"]) if target["name"] == str(target["index"]) else f"{target['index']} {target['name']}"
+        number = target["index"]
+        name = target["name"] if number is None or target["name"] == str(number) else f"{number} {target['name']}"
         amounts = [f"{report[heading][i]:{'.0e' if heading == 'error' else '.4g'}}" for heading in headings[1:]]
         rows.append((name, *amounts))
     print_table(console, headings, rows, f"{report['model']} on {named}, explained by {report['method']}")

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,8 +12,11 @@ from torch import nn
 
 from whence.errors import LoadError, first_line
 from whence.models.images import Preprocessing
+from whence.models.pictures_and_texts import PictureAndTexts
 from whence.models.texts import Text
 
+BOTH = {"ForConditionalGeneration": "AutoModelForImageTextToText", "ForVision2Seq": "AutoModelForImageTextToText"}
+COMPARE = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "ChineseCLIPModel", "AlignModel", "MetaClip2Model")
 HEADS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForCausalLM": "AutoModelForCausalLM",
@@ -21,8 +25,19 @@ HEADS = {
 }
 
 
-def load(transformers: Any, name: str) -> tuple[nn.Module, Preprocessing | None, Text | None, list[str]]:
-    """The model, its reader of pictures or of texts, and the names of its classes."""
+@dataclass(frozen=True)
+class Loaded:
+    """A model, what reads its pictures, its texts or both, and the names of its classes."""
+
+    model: nn.Module
+    pictures: Preprocessing | None = None
+    text: Text | None = None
+    both: PictureAndTexts | None = None
+    classes: list[str] = field(default_factory=list)
+
+
+def load(transformers: Any, name: str) -> Loaded:
+    """The model of a folder or of a name on the hub."""
     try:
         with _quiet(transformers.utils.logging):
             return _load(transformers, name)
@@ -31,18 +46,28 @@ def load(transformers: Any, name: str) -> tuple[nn.Module, Preprocessing | None,
         raise LoadError(f"transformers cannot load {name!r}: {first_line(_cause(error))}{where}") from error
 
 
-def _load(transformers: Any, name: str) -> tuple[nn.Module, Preprocessing | None, Text | None, list[str]]:
+def _load(transformers: Any, name: str) -> Loaded:
     where = {} if os.path.isdir(name) or _hub_answers() else {"local_files_only": True}  # else it tries for half a minute
     config = transformers.AutoConfig.from_pretrained(name, **where)
     architecture = (config.architectures or ["?"])[0]
+    if architecture in COMPARE or (hasattr(config, "vision_config") and architecture.endswith(tuple(BOTH))):
+        return _load_both(transformers, name, architecture, where)
     loader = next((loader for ending, loader in HEADS.items() if architecture.endswith(ending)), None)
     if loader is None:
         raise LoadError(f"hf:{name} is a {architecture}; the command line takes {', '.join(HEADS)}; explain others from Python")
     model = getattr(transformers, loader).from_pretrained(name, **where)
     if loader == "AutoModelForImageClassification":
-        return model, _pictures(transformers, name), None, _classes(config)
+        return Loaded(model, pictures=_pictures(transformers, name), classes=_classes(config))
     text = Text(transformers.AutoTokenizer.from_pretrained(name, **where))
-    return model, None, text, _classes(config) if "Classification" in loader else []
+    return Loaded(model, text=text, classes=_classes(config) if "Classification" in loader else [])
+
+
+def _load_both(transformers: Any, name: str, architecture: str, where: dict[str, bool]) -> Loaded:
+    compares = architecture in COMPARE
+    loader = architecture if compares else next(loader for ending, loader in BOTH.items() if architecture.endswith(ending))
+    model = getattr(transformers, loader).from_pretrained(name, **where)
+    processor = transformers.AutoProcessor.from_pretrained(name, **where)
+    return Loaded(model, text=Text(processor.tokenizer), both=PictureAndTexts(processor, compares))
 
 
 def _hub_answers() -> bool:

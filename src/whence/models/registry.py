@@ -15,6 +15,7 @@ from whence.errors import LoadError, MissingPackageError, first_line, suggestion
 from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
 from whence.models.images import Preprocessing
+from whence.models.pictures_and_texts import PictureAndTexts
 from whence.models.texts import Text
 from whence.models.weights_files import load_weights
 
@@ -31,6 +32,7 @@ class LoadedModel:
     classes: Sequence[str] = ()
     trained: bool | None = True  # None: nobody says
     text: Text | None = None  # of models that read texts
+    both: PictureAndTexts | None = None  # of models that read pictures and texts together
 
 
 def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
@@ -131,8 +133,9 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
 
 
 def _hugging_face(name: str) -> LoadedModel:
-    model, pictures, text, classes = hugging_face.load(_import("transformers", "transformers"), name)
-    return LoadedModel(f"hf:{name}", model, pictures or Preprocessing(None), classes, text=text)
+    found = hugging_face.load(_import("transformers", "transformers"), name)
+    pictures = found.pictures or Preprocessing(None)
+    return LoadedModel(f"hf:{name}", found.model, pictures, found.classes, text=found.text, both=found.both)
 
 
 def _factory(file: str, function: str) -> LoadedModel:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 RED, BLUE = (200, 20, 20), (20, 60, 200)
+LONG_RUN = 6  # of the same token
 CHARACTERS = 92  # in a line of a picture
 CHARACTER, LINE = 9.6 / CHARACTERS, 0.3  # inches
 Line = list[tuple[int, int]]  # (token, column)
@@ -40,6 +43,19 @@ def styled(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, str, str
     """Each token as (text, background, ink, relevance), for a page."""
     top, values = largest(relevance), relevance.tolist()
     return [(word, f"rgb{colour(r, top)}", ink(r, top), r) for word, r in zip(labels, values, strict=True)]
+
+
+def gathered(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
+    """Long runs of one token, such as those that stand for a photo, as one with their sum.
+
+    >>> gathered(["<image>"] * 576 + [" cat"], relevance)[0]
+    ['<image>×576', ' cat']
+    """
+    runs = [(word, len(list(run))) for word, run in groupby(labels)]
+    parts = relevance.flatten().split([n for _, n in runs])
+    words = [[f"{word}×{n}"] if n >= LONG_RUN else [word] * n for word, n in runs]
+    sums = [part.sum()[None] if len(part) >= LONG_RUN else part for part in parts]
+    return [word for run in words for word in run], torch.cat(sums)
 
 
 def terminal(labels: Sequence[str], relevance: Tensor) -> "Text":
