@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
@@ -30,6 +30,7 @@ import whence
 
 PAGE = Path(__file__).parents[1] / "docs/reference/models.md"
 SECONDS = 150  # for one model
+MOST_WEIGHTS = 150_000_000
 SMALL = (
     "atto",
     "femto",
@@ -74,7 +75,7 @@ class TooLongError(BaseException):
 
 
 def names() -> list[str]:
-    return [*timms(), *torchvisions(), *transformers_types(), *graph_layers()]
+    return [*graph_layers(), *torchvisions(), *transformers_types(), *timms()]
 
 
 def timms() -> list[str]:
@@ -218,6 +219,9 @@ def randomised(model: nn.Module) -> nn.Module:
 def _timm(name: str) -> tuple[nn.Module, Tensor, Any]:
     import timm
 
+    with torch.device("meta"), contextlib.suppress(RuntimeError, NotImplementedError):  # some compute while they are built
+        if sum(p.numel() for p in timm.create_model(name).parameters()) > MOST_WEIGHTS:
+            raise ValueError("of more than 150 million weights")
     model = randomised(timm.create_model(name, num_classes=10))
     return model, torch.randn(1, *model.default_cfg["input_size"]), None
 
@@ -266,19 +270,29 @@ SIZES = {
 SHRUNK = {name: size for size, named in SIZES.items() for name in named.split()}
 
 
-def shrunken(config: Any, seen: int = 0) -> Any:
-    """The configuration with small numbers for all sizes that are known, inner configurations too."""
+COUNTS = frozenset(name for size in (2, 120, 5) for name in SIZES[size].split()) | {"num_experts", "num_local_experts"}
+HEADS = """CausalLM Seq2SeqLM MaskedLM SequenceClassification ImageClassification ImageTextToText AudioClassification
+    ObjectDetection SemanticSegmentation CTC SpeechSeq2Seq MultimodalLM PreTraining MaskGeneration ZeroShotObjectDetection
+    ZeroShotImageClassification DepthEstimation ImageSegmentation UniversalSegmentation InstanceSegmentation
+    VideoClassification QuestionAnswering TokenClassification AudioFrameClassification TextToWaveform KeypointDetection
+    """
+
+
+def shrunken(config: Any, names: Collection[str], depth: int = 0) -> Any:
+    """The configuration with small numbers for those of its sizes, inner configurations too."""
     for name, value in list(vars(config).items()):
-        if hasattr(value, "to_dict") and seen < 3:
-            shrunken(value, seen + 1)
-        elif name in SHRUNK and isinstance(value, int) and not isinstance(value, bool):
+        if hasattr(value, "to_dict") and depth < 3:
+            shrunken(value, names, depth + 1)
+        elif name in names and isinstance(value, int) and not isinstance(value, bool):
             with contextlib.suppress(Exception):
                 setattr(config, name, min(SHRUNK[name], value) if value > 0 else value)
         elif name.endswith("token_id") and isinstance(value, int) and value >= 100:
             with contextlib.suppress(Exception):
                 setattr(config, name, 100 + value % 19)
-        elif name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
-            setattr(config, name, value[:2])
+        elif name in ("layer_types", "layers_block_type", "mlp_layer_types") and isinstance(value, list) and value:
+            kinds = list(dict.fromkeys(value))[-2:]
+            with contextlib.suppress(Exception):
+                setattr(config, name, (kinds * 2)[:2])
     return config
 
 
@@ -286,24 +300,27 @@ def _hugging_face(name: str) -> tuple[nn.Module, Any, Any]:
     import transformers as t
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = shrunken(CONFIG_MAPPING[name]())
-    heads = (
-        "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
-        "AutoModelForImageClassification", "AutoModelForImageTextToText", "AutoModelForAudioClassification",
-        "AutoModelForObjectDetection", "AutoModelForSemanticSegmentation", "AutoModelForCTC", "AutoModelForSpeechSeq2Seq",
-        "AutoModel",
-    )  # fmt: skip
     problem: Exception = LookupError("no head")
-    for head in heads:
-        try:
-            model = getattr(t, head).from_config(config)
-        except Exception as error:
-            problem = error
-            continue
-        if sum(p.numel() for p in model.parameters()) > 60e6:
-            raise ValueError("still of more than 60 million weights when shrunk")
-        return randomised(model), _inputs(model), lambda out: of_output(out)
+    for sizes in (SHRUNK, COUNTS):  # all that is known, or numbers of layers and words alone
+        for head in [*(f"AutoModelFor{head}" for head in HEADS.split()), "AutoModel"]:
+            try:
+                with torch.device("meta"):
+                    weights = sum(p.numel() for p in _made(t, head, CONFIG_MAPPING[name](), sizes).parameters())
+                if weights > MOST_WEIGHTS:
+                    raise ValueError("still of more than 150 million weights when shrunk")
+                model = randomised(_made(t, head, CONFIG_MAPPING[name](), sizes))
+                inputs = _inputs(model)
+                with torch.no_grad():
+                    _run(model, inputs)
+            except Exception as error:
+                problem = error
+                continue
+            return model, inputs, lambda out: of_output(out)
     raise problem
+
+
+def _made(transformers: Any, head: str, config: Any, sizes: Collection[str]) -> nn.Module:
+    return getattr(transformers, head).from_config(shrunken(config, sizes))
 
 
 def _inputs(model: nn.Module) -> dict[str, Tensor]:

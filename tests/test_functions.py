@@ -310,3 +310,68 @@ def test_what_hides_behind_a_backward_hook_is_still_refused(x):
     net[0].register_full_backward_hook(lambda *given: None)
     with pytest.raises(errors.OpaqueError):
         whence.explain(net, x, 1)
+
+
+# vmapped parts
+
+
+@pytest.mark.parametrize(
+    ("vmapped", "plain"),
+    [
+        (lambda f, x: torch.vmap(f)(x), lambda f, x: f(x)),
+        (lambda f, x: torch.vmap(f, in_dims=1, out_dims=1)(x.T).T, lambda f, x: f(x)),
+        (lambda f, x: torch.vmap(lambda a, b: f(a) + b, in_dims=(0, None))(x, torch.ones(4)), lambda f, x: f(x) + 1),
+        (lambda f, x: torch.vmap(lambda a: (f(a), a * 2), out_dims=(0, 0))(x)[0], lambda f, x: f(x)),
+        (lambda f, x: torch.vmap(torch.vmap(lambda a: a.tanh() * 2))(x) + f(x), lambda f, x: x.tanh() * 2 + f(x)),
+    ],
+)
+@pytest.mark.parametrize("rule", [Epsilon(0), Gamma(0.5)], ids=repr)
+def test_what_is_vmapped_is_seen_sample_by_sample(layer, x, vmapped, plain, rule):
+    f = lambda x: F.relu(layer(x))  # noqa: E731
+    rules = LRP({F.linear: rule})
+    e = whence.explain(lambda x: vmapped(f, x), x, total, method=rules)
+    expected = whence.explain(lambda x: plain(f, x), x, total, method=rules)
+    assert torch.allclose(e.output, expected.output)
+    assert torch.allclose(e.relevance, expected.relevance, atol=1e-10)
+    assert e.conservation.error.max() < 1e-9
+
+
+def test_vmap_is_left_as_it_was(layer, x):
+    from torch._functorch import apis
+
+    before = apis.vmap_impl
+    with pytest.raises(errors.TargetError):
+        whence.explain(lambda x: torch.vmap(layer)(x), x, 99)
+    assert apis.vmap_impl is before
+
+
+# attention
+
+
+@pytest.mark.filterwarnings("ignore::whence.errors.ConservationWarning")  # written out, such rows pass on what is 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["lrp", "gradient_times_input"])
+@pytest.mark.parametrize("of_values", [False, True])
+def test_rows_of_attention_that_a_mask_leaves_nothing_of(dtype, method, of_values):
+    """There torch's own backward on a CPU is wrong, where the mask is the least finite number."""
+    q, k, v = (nn.Linear(8, 8, bias=False, dtype=dtype) for _ in range(3))
+    x, mask = torch.randn(2, 5, 8, dtype=dtype), torch.zeros(5, 5, dtype=dtype)
+    mask[2], mask[:, 4] = torch.finfo(dtype).min, torch.finfo(dtype).min
+    fixed = torch.randn(2, 1, 5, 8, dtype=dtype)
+
+    def operands(x):
+        return (fixed, fixed, v(x)[:, None]) if of_values else (q(x)[:, None], k(x)[:, None], v(x)[:, None])
+
+    def fused(x):
+        return F.scaled_dot_product_attention(*operands(x), attn_mask=mask)[:, 0]
+
+    def written_out(x):
+        a, b, c = operands(x)
+        return (((a @ b.mT) * 8**-0.5 + mask).softmax(-1) @ c)[:, 0]
+
+    e, expected = (whence.explain(f, x, lambda y: y[:, 2, 0] + y[:, 1, 1], method=method) for f in (fused, written_out))
+    assert torch.allclose(e.output, expected.output, rtol=1e-5)
+    assert torch.allclose(e.relevance, expected.relevance, rtol=1e-3, atol=1e-6)
+    if method == "lrp":
+        assert e.conservation.error.max() < 1e-4
+        assert torch.equal(e.output, fused(x)[:, 2, 0] + fused(x)[:, 1, 1])

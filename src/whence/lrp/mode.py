@@ -30,8 +30,9 @@ from whence.lrp.reading import Reader
 from whence.lrp.rules import Constant, FunctionRule, Gradient, Identity, InputRule, Rule
 from whence.lrp.saved import Saved
 from whence.lrp.scope import Place, Scope
-from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, recomputing_by
+from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, VMAPS_LOOPED, recomputing_by
 from whence.lrp.treatments.activations import identity, rectify
+from whence.lrp.treatments.attention import by_a_right_kernel, has_wrong_kernel
 from whence.lrp.treatments.hidden import opaque
 from whence.lrp.vocabulary import LEAVES_VALUES
 from whence.lrp.workbench import Unknown, Workbench
@@ -59,7 +60,7 @@ class GradientMode(TorchFunctionMode):
                 "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
             )
         if outer is None and not self.recomputing:
-            for context in (EAGERLY, CHECKPOINTS_CARRIED, recomputing_by(self._recompute)):
+            for context in (EAGERLY, VMAPS_LOOPED, CHECKPOINTS_CARRIED, recomputing_by(self._recompute)):
                 self._around.enter_context(context)
         self._outer.append(outer)
         self._entered.mode = self
@@ -105,6 +106,8 @@ class ConstantParameters(GradientMode):
             return _only_looking(function, args)
         given = args, kwargs or {}
         args, kwargs = constant_parameters(*given)
+        if facts.name == "scaled_dot_product_attention" and has_wrong_kernel(call := Call.of(function, args, kwargs)):
+            return by_a_right_kernel(call)
         out = self.lookups.run(function, args, kwargs, record=not self.recomputing)
         out = the_parameter_itself(out, given, (args, kwargs))
         if function is torch.nn.functional.batch_norm and out.requires_grad:

@@ -1,6 +1,7 @@
-"""What has to be arranged around a forward pass for the mode to see all of it: compiled parts run eagerly, and checkpointed
-parts are seen again when they are computed again. Both are process-wide in torch: the first who needs them makes the change,
-the last undoes it.
+"""What has to be arranged around a forward pass for the mode to see all of it: compiled parts run eagerly, vmapped parts sample
+by sample, and checkpointed parts are seen again when they are computed again.
+
+All are process-wide in torch: the first who needs them makes the change, the last undoes it.
 """
 
 import sys
@@ -11,10 +12,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch._functorch import apis, vmap
 from torch.utils import checkpoint
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 Recompute = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
+VMAP = "vmap_impl"  # what a vmapped function looks up at each call
 GENERATOR = "_checkpoint_without_reentrant_generator"  # what torch's checkpoint() looks up at each call
 
 
@@ -94,6 +98,37 @@ def _checkpoints_carried() -> Iterator[None]:
 
 
 @contextmanager
+def _vmaps_looped() -> Iterator[None]:
+    """What is vmapped over data runs as a loop, whose functions can be seen: values of single samples, equal to rounding."""
+    original = getattr(apis, VMAP, None)
+    if original is None:  # a torch that has moved it: what it makes is then refused as unseen
+        yield
+        return
+
+    def looped(
+        function: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str, chunk_size: Any, *args: Any, **named: Any
+    ) -> Any:
+        seen = getattr(_recompute, "value", None) is not None
+        if not seen or not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_leaves(args)):
+            return original(function, in_dims, out_dims, randomness, chunk_size, *args, **named)
+        count, dims, values, structure = vmap._process_batched_inputs(in_dims, args, function)
+        results = []
+        for i in range(count):
+            of_one = [value if d is None else value.select(d, i) for value, d in zip(values, dims, strict=True)]
+            results.append(function(*tree_unflatten(of_one, structure), **named))
+        leaves, structure = [tree_leaves(result) for result in results], tree_structure(results[0])
+        placed = [out_dims] * len(leaves[0]) if isinstance(out_dims, int) else tree_leaves(out_dims)
+        stacked = [torch.stack(parts, d) for parts, d in zip(zip(*leaves, strict=True), placed, strict=True)]
+        return tree_unflatten(stacked, structure)
+
+    setattr(apis, VMAP, looped)
+    try:
+        yield
+    finally:
+        setattr(apis, VMAP, original)
+
+
+@contextmanager
 def entered(*contexts: AbstractContextManager) -> Iterator[None]:
     """All of the contexts, one within the other."""
     with ExitStack() as undo:
@@ -112,5 +147,6 @@ def _eagerly() -> Iterator[None]:
         yield
 
 
+VMAPS_LOOPED = Shared(_vmaps_looped)
 CHECKPOINTS_CARRIED = Shared(_checkpoints_carried)
 EAGERLY = Shared(_eagerly)

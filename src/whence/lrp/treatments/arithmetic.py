@@ -146,8 +146,8 @@ def divided(out: Tensor, divisor: float) -> Tensor:
 
 
 def unmasked(offset: Tensor) -> Tensor:
-    """Without −∞: what is masked so has weight 0 in a softmax."""
-    return offset.masked_fill(offset.isneginf(), 0) if offset.is_floating_point() else offset
+    """Without −∞ or the least finite number: what is masked so has weight 0 in a softmax, or all of a row is masked alike."""
+    return offset.masked_fill(offset <= torch.finfo(offset.dtype).min / 2, 0) if offset.is_floating_point() else offset
 
 
 def always(bench: Workbench, call: Call) -> bool:
