@@ -230,9 +230,9 @@ def _torchvision(name: str) -> tuple[nn.Module, Any, Any]:
     from torchvision import models
 
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    backbone = {"weights_backbone": None} if "detection" in models.get_model_builder(name).__module__ else {}
-    model = randomised(models.get_model(name, weights=None, **extra, **backbone))
     module = models.get_model_builder(name).__module__
+    backbone = {"weights_backbone": None} if "detection" in module or "segmentation" in module else {}
+    model = randomised(models.get_model(name, weights=None, **extra, **backbone))
     if "detection" in module:
         return (lambda x: model(list(x))), torch.rand(1, 3, 224, 224), lambda out: out[0]["scores"].sum()[None]
     if "segmentation" in module:
@@ -241,13 +241,8 @@ def _torchvision(name: str) -> tuple[nn.Module, Any, Any]:
         pictures = (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128))
         return model, pictures, lambda out: out[-1].flatten(1).sum(1)
     if "video" in module:
-        return (
-            model,
-            torch.randn(
-                1, 3, 8 if "mvit" not in name else 16, 112 if "mvit" not in name else 224, 112 if "mvit" not in name else 224
-            ),
-            None,
-        )
+        side = 224 if name.startswith(("mvit", "s3d")) else 112
+        return model, torch.randn(1, 3, 16, side, side), None
     size = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
     return model, torch.randn(1, 3, size, size), lambda out: of_output(out)
 

@@ -241,3 +241,28 @@ def test_a_model_that_fails_midway_is_left_so_too():
         whence.explain(model, X, 1)
     assert model.memory is None
     assert model.seen == []
+
+
+def test_a_model_that_waits_to_be_quantised_is_a_floating_point_one():
+    class Waiting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.sum = nn.Linear(4, 4), torch.ao.nn.quantized.FloatFunctional()
+
+        def forward(self, x):
+            return self.sum.add_relu(self.layer(x), x)
+
+    model = Waiting().eval()
+    e = whence.explain(model, X, 1)
+    assert torch.allclose(e.relevance, whence.explain(lambda x: F.relu(model.layer(x) + x), X, 1).relevance)
+
+
+def test_groups_of_none_absorb_nothing():
+    layer = nn.Linear(4, 4)
+
+    def grouped(x):
+        none, all_of_them = x[:0], x
+        return torch.cat([layer(none) + 1, layer(all_of_them)])
+
+    e = whence.explain(grouped, X, 1)
+    assert e.conservation.error.max() < 1e-5

@@ -88,10 +88,7 @@ class Meter:
     def add(self, path: str, amount: Tensor) -> None:
         """`amount` [rows, …] was absorbed at `path`."""
         if not self._idle:
-            amount = amount.detach()
-            self._absorbed[path].append(
-                amount if amount.dim() == 1 else amount.reshape(len(amount) if amount.dim() else 1, -1).sum(1)
-            )
+            self._absorbed[path].append(total(amount.detach()))
 
     def read(self, output: Tensor, relevance: Tensor) -> Conservation:
         """The account since the last reading.
@@ -128,9 +125,14 @@ def of_samples(amount: Tensor, count: int) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ a·b of each sample, `[batch]`, without a product in memory."""
-    return torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1))
+    return torch.linalg.vecdot(_rows(a), _rows(b))
 
 
 def total(a: Tensor) -> Tensor:
     """Σ a of each sample, `[batch]`."""
-    return a.reshape(len(a), -1).sum(1)
+    return a if a.dim() == 1 else _rows(a).sum(1)
+
+
+def _rows(a: Tensor) -> Tensor:
+    """`[batch, numbers]`, also of a batch of none."""
+    return a.flatten(1) if a.dim() > 1 else a.reshape(-1, 1)

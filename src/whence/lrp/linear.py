@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whence.lrp.conservation import total
+
 Modification = Callable[[Tensor], Tensor]  # what a rule makes of a weight or bias
 
 
@@ -106,7 +108,7 @@ class Dense:
         return s @ weight
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        return (s @ bias).reshape(len(s), -1).sum(1)
+        return total(s @ bias)
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Dense | None":
         return Dense(self.weight, self.bias, *_both(self, scale, shift)) if dim == rank - 1 else None
