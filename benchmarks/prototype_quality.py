@@ -4,7 +4,8 @@
 
 The bundled digit network is explained, ten classes by ten seeds. Beside real test digits and the class means:
 nearest-neighbour correlation with digits of the same class, the mean probability that three other networks give the class,
-the Fréchet distance to real digits in features of one of them, the share of mid-grey pixels, and the network's own logit.
+the Fréchet distance to real digits in features of one of them, the share of mid-grey pixels, the network's own logit, and how
+many of ten their nearest real digits read right.
 """
 
 import sys
@@ -55,6 +56,11 @@ def train(model: nn.Sequential, images: Tensor, labels: Tensor) -> nn.Sequential
     return model.eval()
 
 
+def centred(t: Tensor) -> Tensor:
+    flat = t.flatten(1)
+    return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+
+
 class Measures:
     def __init__(self, folder: Path):
         images, labels = read(folder, "train")
@@ -70,14 +76,16 @@ class Measures:
         transfer = torch.stack([model(x).softmax(1)[torch.arange(len(x)), classes] for model in self.networks.values()])
         own = digits()(x)[torch.arange(len(x)), classes]
         mid_grey = ((x > 0.15) & (x < 0.85)).float().mean()
-        figures = [self._nearest(x, classes), transfer.mean(), self._frechet(x), mid_grey, own.mean()]
+        figures = [self._nearest(x, classes), transfer.mean(), self._frechet(x), mid_grey, own.mean(), self._read(x, classes)]
         return [float(figure) for figure in figures]
 
-    def _nearest(self, x: Tensor, classes: Tensor) -> Tensor:
-        def centred(t: Tensor) -> Tensor:
-            flat = t.flatten(1)
-            return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+    def _read(self, x: Tensor, classes: Tensor) -> Tensor:
+        """How many of ten the nearest real digit, of any class, is of the right one."""
+        likeness = centred(x) @ centred(self.real).T
+        likeness[likeness > 0.9999] = -1  # a real digit is its own nearest neighbour
+        return 10 * (self.real_labels[likeness.argmax(1)] == classes).float().mean()
 
+    def _nearest(self, x: Tensor, classes: Tensor) -> Tensor:
         best = [centred(x[classes == c]) @ centred(self.real[self.real_labels == c]).T for c in range(10)]
         # a real digit is its own nearest neighbour: the second counts
         return torch.cat([(b - 2 * (b > 0.9999).float()).amax(1) for b in best]).mean()
@@ -123,16 +131,20 @@ def main(folder: Path) -> None:
     real = torch.cat([measures.real[measures.real_labels == c][:SEEDS] for c in range(10)])
     rows["*real test digits*"] = measures.row(real, torch.arange(10).repeat_interleave(SEEDS))
     rows["*class means*"] = measures.row(measures.means.repeat(SEEDS, 1, 1, 1), classes)
-    head = "| prior | nearest neighbour | transfer p | Fréchet | mid-grey | own logit |"
-    table = [head, "|---|---|---|---|---|---|"]
-    table += [f"| {name} | {n:.2f} | {t:.2f} | {f:.0f} | {g:.2f} | {o:.1f} |" for name, (n, t, f, g, o) in rows.items()]
+    head = "| prior | nearest neighbour | transfer p | Fréchet | mid-grey | own logit | read right of 10 |"
+    table = [head, "|---|---|---|---|---|---|---|"]
+    table += [
+        f"| {name} | {n:.2f} | {t:.2f} | {f:.0f} | {g:.2f} | {o:.1f} | {r:.1f} |" for name, (n, t, f, g, o, r) in rows.items()
+    ]
     trade = {s: prototypes(expert, s) for s in STRENGTHS}
     figures = {s: measures.row(p.images, classes) for s, p in trade.items()}
     second = [
-        "| strength of the expert | nearest neighbour | transfer p | Fréchet | mid-grey | own logit |",
-        "|---|---|---|---|---|---|",
+        "| strength of the expert | nearest neighbour | transfer p | Fréchet | mid-grey | own logit | read right of 10 |",
+        "|---|---|---|---|---|---|---|",
     ]
-    second += [f"| {s:g} | {n:.2f} | {t:.2f} | {f:.0f} | {g:.2f} | {o:.1f} |" for s, (n, t, f, g, o) in figures.items()]
+    second += [
+        f"| {s:g} | {n:.2f} | {t:.2f} | {f:.0f} | {g:.2f} | {o:.1f} | {r:.1f} |" for s, (n, t, f, g, o, r) in figures.items()
+    ]
     peers.write(
         "prototype_quality", f"# Prototypes of digits\n\n{peers.versions()}; {SEEDS} seeds of each class.\n", table, second
     )
