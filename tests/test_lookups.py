@@ -139,3 +139,12 @@ def test_rules_of_the_input_layer_reach_every_look_up_of_an_id():
         for target, one in enumerate(several):
             alone = whence.explain(lambda ids: layer(word(ids)).sum(1), ids, target, method=rules)
             assert torch.allclose(one.relevance, alone.relevance)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_of_nothing(ids, mode):
+    bag, layer = nn.EmbeddingBag(9, 4, mode=mode), nn.Linear(4, 3)
+    e = whence.explain(lambda text, offsets: layer(bag(text, offsets)), (ids[0], torch.tensor([0, 0])), lambda y: y[:, 1])
+    assert torch.equal(e.output, layer(bag(ids[0], torch.tensor([0, 0])))[:, 1])
+    assert torch.isfinite(e.relevance[0]).all()
+    assert e.conservation.error.max() < 1e-10
