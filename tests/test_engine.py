@@ -810,3 +810,22 @@ def test_layers_that_are_overwritten_keep_their_relevance(method):
         ours, theirs = (whence.explain(net(kind(inplace=i)), x, 1, method=method, layers=["0", "1"]) for i in (True, False))
         torch.testing.assert_close(ours.layers, theirs.layers)
         assert method or ours.conservation.error.max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "overwrite",
+    [
+        lambda p: p.neg_(), lambda p: p.sub_(1), lambda p: p.mul_(-2), lambda p: p.clamp_(max=0.1),
+        lambda p: p[:, 0].zero_(), lambda p: p[:, 1].mul_(-3),
+    ],
+)  # fmt: skip
+def test_a_sigmoid_that_was_overwritten_is_none(overwrite):
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+
+    def model(x):
+        p = torch.sigmoid(layer(x))
+        overwrite(p)
+        return p
+
+    with pytest.raises(whence.errors.ModelError, match="held constant"):
+        whence.explain(model, x, 1)

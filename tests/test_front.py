@@ -46,7 +46,6 @@ def test_the_front_exports_what_the_contract_names():
     modules = {
         "activations",
         "patches",
-        "states",
         "explainer",
         "explanation",
         "inputs",

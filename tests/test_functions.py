@@ -322,6 +322,8 @@ def test_what_hides_behind_a_backward_hook_is_still_refused(x):
         (lambda f, x: torch.vmap(f, in_dims=1, out_dims=1)(x.T).T, lambda f, x: f(x)),
         (lambda f, x: torch.vmap(lambda a, b: f(a) + b, in_dims=(0, None))(x, torch.ones(4)), lambda f, x: f(x) + 1),
         (lambda f, x: torch.vmap(lambda a: (f(a), a * 2), out_dims=(0, 0))(x)[0], lambda f, x: f(x)),
+        (lambda f, x: torch.vmap(lambda a: (f(a), torch.ones(1)), out_dims=(0, None))(x)[0], lambda f, x: f(x)),
+        (lambda f, x: torch.vmap(lambda a: ((f(a), a),), out_dims=(0,))(x)[0][0], lambda f, x: f(x)),
         (lambda f, x: torch.vmap(torch.vmap(lambda a: a.tanh() * 2))(x) + f(x), lambda f, x: x.tanh() * 2 + f(x)),
     ],
 )

@@ -13,7 +13,7 @@ SOURCES = Path(whence.__file__).parent
 ROOMS = [
     "errors",
     "lrp",
-    "activations nests words states inputs patches progress targets show",
+    "activations nests words inputs patches progress targets show",
     "explanation",
     "methods checkpoint",
     "explainer explain generation load",
@@ -26,7 +26,7 @@ LRP = [
     "linear saved conservation kept",
     "rules propagation",
     "bags",
-    "inheritance lookups reading scope surroundings",
+    "inheritance lookups reading scope surroundings states",
     "composites prepared",
     "workbench own_rules",
     "treatments",

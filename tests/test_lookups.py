@@ -148,3 +148,31 @@ def test_a_bag_of_nothing(ids, mode):
     assert torch.equal(e.output, layer(bag(ids[0], torch.tensor([0, 0])))[:, 1])
     assert torch.isfinite(e.relevance[0]).all()
     assert e.conservation.error.max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    "on", [lambda hot: hot * 1.0, lambda hot: hot.sum(1).double(), lambda hot: hot / 2, lambda hot: hot + 1]
+)
+def test_one_hot_vectors_that_cannot_be_followed_are_refused(ids, on):
+    layer, x = nn.Linear(9, 3), torch.randn(2, 5, 4)
+
+    def model(ids, x):
+        return layer(on(F.one_hot(ids, 9)).double().reshape(2, -1, 9)).sum(1) + x.sum((1, 2))[:, None]
+
+    with pytest.raises(whence.errors.InputError, match=r"F.one_hot\(ids, n\).float\(\)"):
+        whence.explain(model, (ids, x), 0)
+    asked = whence.explain(lambda ids, x: x.sum((1, 2))[:, None] + F.one_hot(ids, 9).argmax(-1)[:, :1] * 0, (ids, x), 0)
+    assert asked.relevance[0] is None
+
+
+def test_long_vectors_of_a_bag_are_brought_down_first(ids):
+    bag = nn.EmbeddingBag(9, 4, mode="sum", max_norm=0.1)
+    e = whence.explain(bag.eval(), ids, 0)
+    assert e.conservation.error.max() < 1e-9
+    assert torch.allclose(e.output, bag(ids)[:, 0])
+
+
+def test_weights_of_a_bag_that_are_explained_are_refused_by_what_can_be_done(ids):
+    bag = nn.EmbeddingBag(9, 4, mode="sum")
+    with pytest.raises(whence.errors.UnknownFunctionError, match=r"F\.embedding and multiply"):
+        whence.explain(lambda ids, weights: bag(ids, per_sample_weights=weights), (ids, torch.rand(2, 5)), 0)

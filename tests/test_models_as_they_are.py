@@ -266,3 +266,67 @@ def test_groups_of_none_absorb_nothing():
 
     e = whence.explain(grouped, X, 1)
     assert e.conservation.error.max() < 1e-5
+
+
+class Lazy(nn.Module):
+    """Makes what it needs when it is first asked, and notes that it did."""
+
+    def __init__(self):
+        super().__init__()
+        self.ready, self.layer = False, nn.Linear(4, 3)
+        self.eval()
+
+    def forward(self, x):
+        if not self.ready:
+            self.factor, self.ready = torch.arange(4.0), True
+        return self.layer(x * self.factor)
+
+
+def test_a_model_that_notes_what_it_made_goes_on_working():
+    model = Lazy()
+    first = whence.explain(model, X, 1)
+    assert not model.ready
+    assert torch.equal(model(X)[:, 1], first.output)
+    assert torch.equal(whence.explain(model, X, 1).relevance, first.relevance)
+
+
+class Queue(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.waiting, self.nested, self.layer = [torch.ones(4)], {"layers": []}, nn.Linear(4, 3)
+        self.eval()
+
+    def forward(self, x):
+        x = x + self.waiting.pop() if self.waiting else x
+        self.nested["kept"] = [x]
+        return self.layer(x)
+
+
+def test_what_a_model_takes_out_is_put_back():
+    model = Queue()
+    first, second = whence.explain(model, X, 1), whence.explain(model, X, 1)
+    assert torch.equal(first.output, second.output)
+    assert len(model.waiting) == 1
+    assert model.nested.keys() == {"layers"}
+
+
+class Cache(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("cache", torch.zeros(3, 4))
+        self.eval()
+
+    def forward(self, x):
+        self.cache[:] = self.cache * 0.5 + x
+        return self.layer(self.cache)
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient_times_input"])
+def test_a_buffer_that_is_written_into_is_refused_and_left(method):
+    model = Cache()
+    for _ in range(2):
+        with pytest.raises(errors.ModelError, match="into its tensor 'cache'"):
+            whence.explain(model, X, 1, method=method)
+        assert not model.cache.requires_grad
+        assert not model.cache.any()

@@ -268,3 +268,16 @@ def test_what_is_missing_is_said(llava_folder, photo, arguments, message):
     given = [str(photo) if argument == "photo" else argument for argument in arguments]
     with pytest.raises(errors.InputError, match=message):
         app(["explain", *given, "--model", f"hf:{llava_folder}"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("method", ["shapley", whence.FeatureAblation(), "integrated_gradients"], ids=str)
+def test_methods_that_take_features_away_refuse_what_several_samples_share(method):
+    with pytest.raises(errors.InputError, match="one at a time"):
+        whence.explain(lambda x, t: (x.sum(1) * t.sum())[:, None], (torch.rand(4, 6), torch.rand(7, 3)), 0, method=method)
+
+
+def test_a_number_beside_texts_is_no_picture():
+    table = torch.randn(9, 3)
+    inputs = {"input_ids": torch.randint(9, (3, 4)), "scale": torch.tensor([2.0])}
+    e = whence.explain(lambda input_ids, scale: table[input_ids].sum(1) * scale, inputs, 1)
+    assert e.output.shape == (3,)

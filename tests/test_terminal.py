@@ -112,7 +112,7 @@ def test_an_interrupt_at_any_moment_ends_it_quietly(tmp_path, after):
     started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(after)
     started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
+    _, err = started.communicate(timeout=120)
     assert started.returncode in (1, 130, -signal.SIGINT)
     assert "Traceback" not in err or "whence_command" not in err
     assert list(tmp_path.iterdir()) == []
@@ -213,3 +213,21 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
     with pytest.raises(LoadError, match="is the network there"):
         hugging_face.load(library, "nobody/nothing")
     assert asked == [{"local_files_only": True}]
+
+
+@pytest.mark.parametrize("width", [80, 12])
+def test_words_in_brackets_are_words(width):
+    from io import StringIO
+
+    from rich.console import Console
+
+    from whence.cli.tables import print_table
+
+    console = Console(file=StringIO(), width=width)
+    print_table(console, ("target", "output"), [("[/INST]", "1"), ("[unk]", "2")], "a[b].jpg")
+    assert all(word in console.file.getvalue() for word in ("[/INST]", "[unk]", "a[b].jpg"))
+
+
+def test_an_objective_that_moves_with_nothing_is_said():
+    with pytest.raises(whence.errors.ModelError, match="does not depend on the input"):
+        whence.prototype(lambda x: torch.zeros(len(x), 3), 0, shape=(4,), steps=10)

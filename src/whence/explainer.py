@@ -97,7 +97,12 @@ class Naming:
         """The same under these names, or those that the inputs brought along."""
         features = self._by_input(inputs)
         for explanation in explanations:
-            yield replace(explanation, classes=self.classes or explanation.classes, features=features)
+            yield replace(explanation, classes=self._class_names() or explanation.classes, features=features)
+
+    def _class_names(self) -> Names:
+        if isinstance(self.classes, Mapping):
+            return {int(i): str(name) for i, name in self.classes.items()}
+        return list(map(str, self.classes))
 
     def _by_input(self, inputs: Inputs) -> dict[str, list[str]]:
         names = dict(
@@ -112,10 +117,9 @@ class Naming:
         for name, features in by_input.items():
             if name not in names:
                 raise InputError(f"feature_names of {name!r}, which is none of the inputs{suggestion(name, names)}")
-            if len(features) != names[name].shape[1]:
-                raise InputError(
-                    f"{len(features)} feature_names for an input of shape {tuple(names[name].shape)}; give one a column"
-                )
+            shape = tuple(getattr(names[name], "shape", ()))
+            if len(shape) < 2 or len(features) != shape[1]:
+                raise InputError(f"{len(features)} feature_names for an input of shape {shape}; give one a column")
         return {name: list(map(str, features)) for name, features in by_input.items()}
 
 

@@ -3,7 +3,7 @@
 import json
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from whence.show.panels import Panel
 
 MOST_DRAWN = 16  # samples
+FEW_ROWS = 4
 SUFFIXES = (*PICTURES, ".html", ".npz", ".safetensors")
 
 
@@ -165,6 +166,9 @@ class Explanation(Drawable):
                 )
                 panels += [Heatmap(picture, heat, title) for picture, heat in pictures]
                 continue
+            if x.dim() == 2 and x.is_floating_point() and len(x) != len(self) and len(x) > FEW_ROWS:
+                panels.append(Heatmap(x, r, title))  # many rows that belong to all samples, such as the nodes of a graph
+                continue
             for row in self._rows(x, sample):
                 if name in self.tokens:
                     panels.append(Words(*gathered(self.tokens[name][row], r[row]), title))
@@ -218,7 +222,8 @@ class Explanation(Drawable):
     def _save_safetensors(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        save_file(self.numbers(), path, {"method": described(self.method), "about": self._about()})
+        apart = {name: t.clone() for name, t in self.numbers().items()}  # an input may have been given twice
+        save_file(apart, path, {"method": described(self.method), "about": self._about()})
 
     def _about(self) -> str:
         """What is no number, as JSON."""
@@ -231,6 +236,9 @@ class Explanation(Drawable):
             "classes": {str(i): name for i, name in classes.items()},
             "features": {name: list(names) for name, names in self.features.items()},
             "tokens": self.tokens,
+            "layers": {name: len(calls) for name, calls in self.layers.items() if isinstance(calls, tuple)},
+            "patches": {name: asdict(patches) for name, patches in self.patches.items()},
+            "bfloat16": [name for name, t in self.numbers().items() if t.dtype == torch.bfloat16],
             "note": self.note,
         })  # fmt: skip
 

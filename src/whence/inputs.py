@@ -21,8 +21,8 @@ from whence.errors import (
     out_of_memory,
 )
 from whence.lrp.scope import MKLDNN, exported, quantised
+from whence.lrp.states import left_as_it_was
 from whence.nests import Nest
-from whence.states import left_as_it_was
 
 # do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
 MODELESS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
@@ -87,7 +87,8 @@ class Inputs:
         parts = [self.parts[i] for i in sorted((*self.explained, *self.ids))]
         text = self.named("input_ids") if self.names else None
         if isinstance(text, Tensor):
-            return 1 if 1 in [len(self.parts[i]) for i in self.explained] else len(text)
+            pictures = [self.parts[i] for i in self.explained if self.parts[i].dim() > 1]
+            return 1 if any(len(picture) == 1 for picture in pictures) else len(text)
         return next((len(part) for part in parts if part.dim() > 1 or part.is_floating_point()), min(map(len, parts)))
 
     @property

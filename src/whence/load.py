@@ -14,6 +14,7 @@ from whence.errors import LoadError, first_line
 from whence.explanation import Explanation
 from whence.lrp.conservation import Conservation
 from whence.nests import Nest
+from whence.patches import Patches
 from whence.targets import Logit
 
 
@@ -60,6 +61,11 @@ def _explanation(numbers: Mapping[str, Tensor], about: dict[str, Any]) -> Explan
             return parts or None
         return tuple(parts.get(str(i)) for i in range(max(map(int, parts)) + 1))
 
+    numbers = {name: t.bfloat16() if name in about["bfloat16"] else t for name, t in numbers.items()}
+    layers = nest("layers", "dict") or {}
+    for name, count in about["layers"].items():  # that ran several times
+        layers[name] = tuple(layers.pop(f"{name}.{i}") for i in range(count))
+    patches = {name: Patches(tuple(map(tuple, p["grids"])), p["frames"], p["merged"]) for name, p in about["patches"].items()}
     output, target = numbers["output"], _target(numbers, about["targets"])
     account = Conservation(
         output,
@@ -74,7 +80,8 @@ def _explanation(numbers: Mapping[str, Tensor], about: dict[str, Any]) -> Explan
         output=output,
         target=target,
         conservation=account,
-        layers=nest("layers", "dict") or {},
+        layers=layers,
+        patches=patches,
         inputs=nest("inputs"),
         method=Named(about["method"]),
         classes={int(i): name for i, name in about["classes"].items()},

@@ -144,7 +144,7 @@ def _print(report: dict[str, Any]) -> None:
         for row in report["samples"]
     ]
     print_table(console, ("before", "after", "largest change", "relevance moved"), rows, title, words=2)
-    console.print(f"the pictures lie in [bold]{report['picture']}[/]")
+    console.print(f"the pictures lie in {report['picture']}", markup=False)
 
 
 def _check_experiment(name: str, given: list[str]) -> None:
@@ -169,4 +169,4 @@ def _run_experiment(name: str, epsilon: float, seed: int, out: Path, as_json: bo
             rows.append((f"{row['kind']} features", f"{row['value']:g}", f"{row['exact']:.2%}", simulated))
     title = f"d = {data.d} weak features of mean {data.mean:.3g}, one strong feature right with p = {data.p}"
     print_table(console, ("classifier", "ε", "accuracy, exact", "simulated"), rows, title)
-    console.print(f"the plot lies in [bold]{out}[/]")
+    console.print(f"the plot lies in {out}", markup=False)

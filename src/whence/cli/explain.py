@@ -279,4 +279,4 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"explained is the output {report['note']}")
     if len(parts) > 1:
         console.print(f"output = {' + '.join(SOURCES[part] for part in parts)}")
-    console.print(f"the picture lies in [bold]{report['picture']}[/]")
+    console.print(f"the picture lies in {report['picture']}", markup=False)

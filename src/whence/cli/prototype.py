@@ -199,4 +199,4 @@ def _print(report: dict[str, Any]) -> None:
         log_prob = "" if row["log_prob"] is None else f"{row['log_prob']:.4g}"
         rows.append((row["prior"], row["concept"], f"{row['activation']:.4g}", log_prob))
     print_table(console, ("prior", "concept", "activation", "log p(x)"), rows, f"prototypes of {report['model']}", words=2)
-    console.print(f"the picture lies in [bold]{report['picture']}[/]")
+    console.print(f"the picture lies in {report['picture']}", markup=False)

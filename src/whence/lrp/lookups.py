@@ -17,6 +17,9 @@ TABLES = ("embedding", "embedding_bag", "getitem", "index_select")
 CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as"})
 JOINS = frozenset({"cat", "stack", "meshgrid", "broadcast_tensors"})
 KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
+ASKS = frozenset(
+    {"argmax", "argmin", "numel", "dim", "size", "detach", "one_hot"}
+)  # of one-hot vectors: no way on for relevance
 NOWHERE = -1
 
 
@@ -66,6 +69,7 @@ class Lookups:
         if lookup is None:
             out = call.run()
             self._follow(call, known, out)
+            self._check_followed(call, out)
             return out
         given = lookup.vectors
         if torch.is_grad_enabled():
@@ -133,6 +137,7 @@ class Lookups:
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
         if call.name == "embedding_bag":
+            call.run()  # may bring long vectors of the table down to their largest norm
             return Lookup(table.detach()[ids], known[id(ids)], lambda others: table.detach()[others])
         return Lookup(call.run().detach(), known[id(ids)], lambda others: call.run_with({id(ids): others}).detach())
 
@@ -173,6 +178,15 @@ class Lookups:
             places = next(iter(known.values()))  # of the ids, if a mask that was given follows them
             if out.shape == places.shape:
                 self._places[out] = places
+
+    def _check_followed(self, call: Call, out: Any) -> None:
+        """Raise where one-hot vectors become other numbers: relevance of their ids would be lost without a word."""
+        hot = any(t in self._classes for t in tensors((call.args, call.kwargs)))
+        if hot and isinstance(out, Tensor) and out.dtype != torch.bool and out not in self._classes and call.name not in ASKS:
+            raise InputError(
+                f"one-hot vectors of ids are integers in '{call.name}', where relevance cannot follow them; make them numbers "
+                "first: F.one_hot(ids, n).float()"
+            )
 
     @staticmethod
     def _move(table: WeakTensorKeyDictionary, out: Any, moved: Any) -> None:

@@ -30,12 +30,13 @@ from whence.lrp.reading import Reader
 from whence.lrp.rules import Constant, FunctionRule, Gradient, Identity, InputRule, Rule
 from whence.lrp.saved import Saved
 from whence.lrp.scope import Place, Scope
+from whence.lrp.states import about_to_overwrite
 from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, VMAPS_LOOPED, recomputing_by
 from whence.lrp.treatments.activations import identity, rectify
 from whence.lrp.treatments.attention import by_a_right_kernel, has_wrong_kernel
 from whence.lrp.treatments.hidden import opaque
 from whence.lrp.vocabulary import LEAVES_VALUES
-from whence.lrp.workbench import Unknown, Workbench
+from whence.lrp.workbench import Saturated, Unknown, Workbench
 
 DIFFERENTIATES = ("grad", "backward")
 HOOKS = "register_hook"
@@ -104,6 +105,8 @@ class ConstantParameters(GradientMode):
             return function(*args, **(kwargs or {}))
         if facts.name == HOOKS:
             return _only_looking(function, args)
+        if facts.overwrites and args and isinstance(args[0], Tensor):
+            about_to_overwrite(args[0])
         given = args, kwargs or {}
         args, kwargs = constant_parameters(*given)
         if facts.name == "scaled_dot_product_attention" and has_wrong_kernel(call := Call.of(function, args, kwargs)):
@@ -193,12 +196,11 @@ class RelevanceMode(GradientMode):
     def before_saturation(self, outputs: Any) -> Any:
         """The values of which the outputs are a plain sigmoid or softmax, if they are: relevance passes by neither."""
         logits = getattr(outputs, "logits", outputs)
-        before = self.bench.saturated.get(logits) if isinstance(logits, Tensor) else None
+        before = self.bench.saturation(logits) if isinstance(logits, Tensor) else None
         if before is None:
             return outputs
-        name, value = before
-        self.saturated = f"of the value before the final {name}"
-        return value()
+        self.saturated = f"of the value before the final {before.name}"
+        return before.value()
 
     def pin(self, t: Tensor) -> None:
         """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
@@ -271,10 +273,10 @@ class RelevanceMode(GradientMode):
     def _follow_saturated(self, call: Call, out: Tensor) -> None:
         """Saturated values that are moved about, as in `sigmoid(x).squeeze(1)`."""
         (moved,) = call.bind("input")
-        before = self.bench.saturated.get(moved) if isinstance(moved, Tensor) else None
+        before = self.bench.saturation(moved) if isinstance(moved, Tensor) else None
         if before is not None:
-            name, value = before
-            self.bench.saturated[out] = name, lambda: self.bench.follow(call.run_with, {id(moved): value()})
+            value = lambda: self.bench.follow(call.run_with, {id(moved): before.value()})  # noqa: E731
+            self.bench.saturated[out] = Saturated(before.name, out._version, value)
 
     def _overwrite_unseen(self, target: Tensor, name: str) -> None:
         """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
@@ -319,7 +321,7 @@ class RelevanceMode(GradientMode):
         rule = self.bench.function_rule(call.name) if operation.by_rule else None
         out = operation.treatment(self.bench, call) if rule is None else RULED[type(rule)](self.bench, call)
         if operation.saturates and (rule is None or isinstance(rule, Constant)) and not call.overwrites:
-            self.bench.saturated[out] = call.name, lambda source=call.data[0]: source
+            self.bench.saturated[out] = Saturated(call.name, out._version, lambda source=call.data[0]: source)
         return out
 
     def _untabled(self, call: Call) -> Any:

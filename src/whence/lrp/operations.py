@@ -30,7 +30,7 @@ from whence.lrp.treatments.arithmetic import (
     winner,
 )
 from whence.lrp.treatments.attention import scaled_dot_product_attention, softmax, written_out
-from whence.lrp.treatments.linear import added_product, bilinear, convolution, dense, plain_dense, transposed_convolution
+from whence.lrp.treatments.linear import added_product, bag, bilinear, convolution, dense, plain_dense, transposed_convolution
 from whence.lrp.treatments.norms import batch_norm, cosine, distance, group_norm, instance_norm, layer_norm, normalize, rms_norm
 from whence.lrp.treatments.recurrent import cell, recurrent
 from whence.lrp.treatments.state_spaces import parted
@@ -52,6 +52,7 @@ TREATMENTS: dict[str, Treatment] = (
     | dict.fromkeys(["scatter_reduce", "index_reduce", "segment_reduce"], reduced)
     | dict.fromkeys(["grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"], sampled)
     | {
+        "embedding_bag": bag,
         "split": parted,
         "split_with_sizes": parted,
         "linear": dense,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch._functorch import apis, vmap
 from torch.utils import checkpoint
-from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+from torch.utils._pytree import _broadcast_to_and_flatten, tree_leaves, tree_structure, tree_unflatten
 
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 Recompute = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
@@ -117,8 +117,9 @@ def _vmaps_looped() -> Iterator[None]:
             of_one = [value if d is None else value.select(d, i) for value, d in zip(values, dims, strict=True)]
             results.append(function(*tree_unflatten(of_one, structure), **named))
         leaves, structure = [tree_leaves(result) for result in results], tree_structure(results[0])
-        placed = [out_dims] * len(leaves[0]) if isinstance(out_dims, int) else tree_leaves(out_dims)
-        stacked = [torch.stack(parts, d) for parts, d in zip(zip(*leaves, strict=True), placed, strict=True)]
+        placed = _broadcast_to_and_flatten(out_dims, structure) or []
+        columns = zip(zip(*leaves, strict=True), placed, strict=True)
+        stacked = [parts[0] if d is None else torch.stack(parts, d) for parts, d in columns]
         return tree_unflatten(stacked, structure)
 
     setattr(apis, VMAP, looped)

@@ -6,7 +6,7 @@ The mode makes one for each forward pass and hands it to the treatment of each c
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -23,9 +23,18 @@ from whence.lrp.propagation import Companion, Link, Propagation, Step
 from whence.lrp.rules import LRP_0, Constant, Epsilon, FunctionRule, InputRule, LinearRule, ratio
 from whence.lrp.saved import Back, Cells, Keep, Node, OverwritingNode, Saved, Together, hooked
 from whence.lrp.scope import Place, Scope
+from whence.lrp.states import about_to_overwrite
 
 Unknown = Literal["error", "warn", "gradient"]
 DEFAULT_RULE = Epsilon()
+
+
+class Saturated(NamedTuple):
+    """What is known of values that a sigmoid or softmax made."""
+
+    name: str
+    version: int  # of the tensor: once overwritten it is no sigmoid any more
+    value: Callable[[], Tensor]  # of what
 
 
 class OverwritesAfterAll(BaseException):
@@ -49,9 +58,7 @@ class Workbench:
         self.within = within  # a context in which torch functions are treated as the model's are
         self.known = Known()
         self.cells = Cells()
-        self.saturated: WeakTensorKeyDictionary = (
-            WeakTensorKeyDictionary()
-        )  # values by a sigmoid or softmax: its name, and of what
+        self.saturated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values by a sigmoid or softmax: `Saturated`
         self.gates_reached = False  # by relevance that ends in values that a sigmoid or softmax made
         self._held: tuple[str, Place] | None = None
         self.copies = False  # whether what is kept is: of a part computed again, torch keeps the tensors themselves
@@ -83,6 +90,11 @@ class Workbench:
         """Of a product x · h(x) of a value and a function of the same value, the second factor."""
         return gate(call, self.known)
 
+    def saturation(self, t: Tensor) -> Saturated | None:
+        """Of what sigmoid or softmax the tensor still is."""
+        found = self.saturated.get(t)
+        return found if found is not None and found.version == t._version else None
+
     def see(self, t: Tensor) -> None:
         """A tensor that a treatment made of what was seen is seen too."""
         self.known.see(t)
@@ -102,6 +114,7 @@ class Workbench:
         return self.cells.save(t)
 
     def before_overwriting(self, t: Tensor) -> None:
+        about_to_overwrite(t)
         if not self.prepared.guarded:
             raise OverwritesAfterAll
         self.overwrote = True

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from whence.errors import InputError, ModelError, out_of_memory
 from whence.inputs import Inputs
+from whence.methods.features import refuse_shared
 from whence.methods.passes import Task
 from whence.progress import progress
 
@@ -26,9 +27,7 @@ def batched(
     `batch_size` is how many samples the model runs at once; chosen by the size of the input if not given. Where memory runs
     out, half as many are tried.
     """
-    if task.inputs.shared:
-        name = type(method).__name__
-        raise InputError(f"some inputs have no row for each of {task.inputs.batch_size} samples; {name} explains one at a time")
+    refuse_shared(task.inputs, type(method).__name__)
     at_once = 1 if task.inputs.whole else max(1, batch_size_of(batch_size, task.inputs) // task.inputs.batch_size)
     done = 0
     with progress(getattr(method, "name", "whence").replace("_", " "), count, task.progress) as advance:

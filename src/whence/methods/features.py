@@ -41,6 +41,12 @@ def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
     return dict.fromkeys(texts, given)
 
 
+def refuse_shared(inputs: Inputs, by: str) -> None:
+    """Raise where parts belong to all of several samples: rounds of them would mix."""
+    if inputs.shared:
+        raise InputError(f"some inputs have no row for each of {inputs.batch_size} samples; {by} explains one at a time")
+
+
 def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
     """What replaces absent features of each part, like it or `[1, …]`: `default` for numbers. Ids have none: they are left
     alone where nothing is given."""
@@ -120,6 +126,7 @@ class Features:
         >>> Features.of(torch.tensor([[0, 0, 1]]), Inputs.of(x), {0: x}).count
         2
         """
+        refuse_shared(inputs, "a method that takes features away")
         given = parts(feature_mask, inputs, "feature_mask")
         masks, start = {}, 0
         for i in explained:

@@ -98,6 +98,8 @@ class Search:
             for step in range(steps):
                 x = self._rendered(parameters)
                 activation, log_prob = self._terms(parameters, x, self._changed(x, randoms), redirected=step < warm_up)
+                if not activation.requires_grad:
+                    raise ModelError("the objective does not depend on the input; there is nothing to climb")
                 if step in (warm_up, steps - 1):
                     course.moved |= _any(
                         torch.autograd.grad(activation.sum(), parameters, retain_graph=True, allow_unused=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from whence.show.words import plain
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
@@ -38,7 +40,7 @@ class Bars:
 
     def draw(self, part: "SubFigure", width: float) -> None:
         axis, values = part.subplots(), self.values.detach().float().cpu()
-        axis.set_title(self.title, fontsize=9)
+        axis.set_title(plain(self.title), fontsize=9)
         if self.names:
             self._draw_named(axis, values)
             return
@@ -62,4 +64,4 @@ class Bars:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return plain(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import WhenceError
+from whence.show.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ class Heatmap:
 
 def bare(axis: "Axes", heading: str) -> None:
     """A picture under its heading, without ticks."""
-    axis.set_title(heading, fontsize=9)
+    axis.set_title(plain(heading), fontsize=9)
     axis.set_xticks([])
     axis.set_yticks([])
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from whence.show.heatmaps import COLOURS, scale
+from whence.show.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -34,10 +35,10 @@ class Pairs:
         axis, values = part.subplots(), self.values.detach().float().cpu()
         limit, count = scale(values), len(values)
         shown = axis.imshow(values.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
-        axis.set_title(self.title, fontsize=9)
+        axis.set_title(plain(self.title), fontsize=9)
         if self.names and count <= MOST_NAMED:
-            axis.set_xticks(range(count), self.names, fontsize=6, rotation=90)
-            axis.set_yticks(range(count), self.names, fontsize=6)
+            axis.set_xticks(range(count), list(map(plain, self.names)), fontsize=6, rotation=90)
+            axis.set_yticks(range(count), list(map(plain, self.names)), fontsize=6)
         else:
             axis.tick_params(labelsize=7)
         part.colorbar(shown, ax=axis, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.show.heatmaps import COLOURS, scale
+from whence.show.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -49,7 +50,7 @@ class Series:
             axis.plot(time.numpy(), x[c].numpy(), color="black", linewidth=0.9)
             axis.set_ylim(low - margin, high + margin)
             axis.tick_params(labelsize=6)
-            axis.set_ylabel(self.names[c] if self.names else "", fontsize=7, rotation=0, ha="right")
-        axes[0].set_title(self.title, fontsize=9)
+            axis.set_ylabel(plain(self.names[c]) if self.names else "", fontsize=7, rotation=0, ha="right")
+        axes[0].set_title(plain(self.title), fontsize=9)
         bar = part.colorbar(shown, ax=list(axes), fraction=0.02, pad=0.01)
         bar.ax.tick_params(labelsize=7)

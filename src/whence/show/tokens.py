@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from whence.show.words import plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from rich.text import Text
@@ -112,13 +114,13 @@ class Words:
         axis.set_xlim(0, width / CHARACTER)
         axis.set_ylim(len(broken), 0)
         axis.set_axis_off()
-        axis.set_title(self.title, fontsize=9, loc="left")
+        axis.set_title(plain(self.title), fontsize=9, loc="left")
         for row, line in enumerate(broken):
             for i, column in line:
                 word, value = shown(self.labels[i]), float(values[i])
                 background = [c / 255 for c in colour(value, top)]
                 axis.add_patch(Rectangle((column, row + 0.04), len(word), 0.92, color=background, linewidth=0))
-                axis.text(column, row + 0.5, word.replace("$", r"\$"), family="monospace", fontsize=8.6, va="center",
+                axis.text(column, row + 0.5, plain(word), family="monospace", fontsize=8.6, va="center",
                           color=ink(value, top))  # fmt: skip
 
 
@@ -130,7 +132,9 @@ def grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title:
     axis = drawn.subplots()
     axis.imshow(scaled.numpy(), cmap="seismic", vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor("#eeeeee")
-    axis.set_xticks(range(len(given)), [shown(t).strip() or "␣" for t in given], rotation=90, fontsize=7, family="monospace")
-    axis.set_yticks(range(len(written)), [shown(t) for t in written], fontsize=7, family="monospace")
-    axis.set_title(title, fontsize=8, loc="left")
+    axis.set_xticks(
+        range(len(given)), [plain(shown(t).strip() or "␣") for t in given], rotation=90, fontsize=7, family="monospace"
+    )
+    axis.set_yticks(range(len(written)), [plain(shown(t)) for t in written], fontsize=7, family="monospace")
+    axis.set_title(plain(title), fontsize=8, loc="left")
     return drawn

@@ -29,7 +29,7 @@ def affine(bench: Workbench, call: Call) -> Any:
     if call.name == "add" and (link := _folded(bench, call)) is not None:
         return bench.step(link, call.run)
     offset = _added(bench, call) if call.name in SUMS else _at_zero(bench, call)
-    if not (bench.saturated and any(t in bench.saturated for t in call.constants)):
+    if not (bench.saturated and any(bench.saturation(t) for t in call.constants)):
         return bench.absorb(call.run(), lambda g: g * offset())
 
     def into_gates(g: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.errors import UnknownFunctionError
 from whence.lrp.calls import Call, tensors
 from whence.lrp.linear import Bilinear, Convolution, Dense, Geometry
 from whence.lrp.rules import LRP_0
@@ -86,6 +87,17 @@ def added_product(bench: Workbench, call: Call) -> Tensor:
         return affine(bench, call)
     out = call.function(offset, bench.watched(a, _half), bench.watched(b, _half), beta=beta, alpha=alpha)
     return out if offset.requires_grad else bench.absorb(out, lambda g: g * unmasked(offset) * beta)
+
+
+def bag(bench: Workbench, call: Call) -> Any:
+    """A bag of embeddings whose weights depend on the input."""
+    return bench.refused(
+        call,
+        UnknownFunctionError(
+            f"the per_sample_weights of an EmbeddingBag in '{bench.path}' depend on the input; hold them fixed in a function of "
+            "the ids alone, or look the ids up by F.embedding and multiply"
+        ),
+    )
 
 
 def _half(g: Tensor, value: Tensor) -> tuple[Tensor]:

@@ -1,0 +1,95 @@
+"""A model that remembers (`self.memory = …`) is left with what it remembered before."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import ModelError
+
+TORCHS = frozenset(vars(nn.Module())) - {"_buffers"}  # what every module has, and no forward pass changes
+_running = threading.local()
+
+
+@contextmanager
+def left_as_it_was(model: object) -> Iterator[None]:
+    """A module that keeps tensors of a forward pass, as attributes, buffers or in lists and dicts, has its attributes of before
+    again: what it kept would hold the graph of an explanation, and change the next one. Of a module that keeps none, counts
+    and notes stay. One that writes what depends on the input into a tensor of its own is refused, and has the values of before.
+    """
+    memories = [Memory(module) for module in model.modules()] if isinstance(model, nn.Module) else []
+    before, _running.overwritten = getattr(_running, "overwritten", None), {}
+    try:
+        yield
+    finally:
+        overwritten, _running.overwritten = _running.overwritten, before
+        for memory in memories:
+            memory.restore()
+    for memory in memories:
+        memory.refuse_what_holds_a_graph(overwritten)
+
+
+def about_to_overwrite(t: Tensor) -> None:
+    """Keep the values of a tensor that nothing is known of: it may be the model's own."""
+    overwritten = getattr(_running, "overwritten", None)
+    owner = t if t._base is None else t._base
+    if overwritten is not None and owner.is_leaf and id(owner) not in overwritten:
+        overwritten[id(owner)] = owner, owner.detach().clone()
+
+
+class Memory:
+    """The attributes of a module, and what is in those that are lists or dicts."""
+
+    __slots__ = ("_attributes", "_inside", "_module")
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._attributes = attributes = vars(module).copy()
+        self._inside: list[tuple[Any, Any]] = []
+        for name in attributes.keys() - TORCHS:
+            value = attributes[name]
+            if type(value) is dict or type(value) is list:
+                self._inside.append((value, value.copy()))
+
+    def restore(self) -> None:
+        now, before = vars(self._module), self._attributes
+        changed = [] if _same(now, before) else [(now.get(k), before.get(k)) for k in now.keys() | before.keys()]
+        containers = [(container, inside) for container, inside in self._inside if not _same(container, inside)]
+        kept = any(map(_has_tensors, (value for pair in changed for value in pair if pair[0] is not pair[1])))
+        if not kept and not any(_has_tensors(part) for pair in containers for part in pair):
+            return
+        now.clear()
+        now.update(before)
+        for container, inside in containers:
+            container.clear()
+            container.update(inside) if isinstance(inside, dict) else container.extend(inside)
+
+    def refuse_what_holds_a_graph(self, overwritten: dict[int, tuple[Tensor, Tensor]]) -> None:
+        for name, t in (*self._attributes.items(), *self._module._buffers.items()):
+            if isinstance(t, Tensor) and t.requires_grad and t.grad_fn is not None and id(t) in overwritten:
+                _, values = overwritten[id(t)]
+                with torch.no_grad():
+                    t.detach_().copy_(values)
+                raise ModelError(
+                    f"the model writes what depends on the input into its tensor '{name}', which would hold the explanation's "
+                    f"graph; let it make a new one (self.{name} = …) as it runs"
+                )
+
+
+def _has_tensors(value: Any, depth: int = 2) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return depth > 0 and any(_has_tensors(part, depth - 1) for part in inside)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(map(is_, a.values(), b.values())) and a.keys() == b.keys()
+    return all(map(is_, a, b))
