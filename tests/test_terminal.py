@@ -110,9 +110,12 @@ def test_an_interrupt_at_any_moment_ends_it_quietly(tmp_path, after):
         "99999",
     ]
     started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(after)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=120)
+    try:
+        time.sleep(after)
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=120)
+    finally:
+        started.kill()
     assert started.returncode in (1, 130, -signal.SIGINT)
     assert "Traceback" not in err or "whence_command" not in err
     assert list(tmp_path.iterdir()) == []

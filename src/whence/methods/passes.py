@@ -229,6 +229,8 @@ def backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[Te
             found = torch.autograd.grad(values.sum(), sources, retain_graph=keep_graph, allow_unused=True)
     except CheckpointError as error:
         raise ModelError(f"a checkpointed part did not compute the same again: {first_line(error)}") from error
+    except AssertionError as error:  # of an autograd.Function of its own
+        raise ModelError(f"a part of the model fails on the way back: {first_line(error)}") from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

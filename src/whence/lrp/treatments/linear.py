@@ -94,8 +94,8 @@ def bag(bench: Workbench, call: Call) -> Any:
     return bench.refused(
         call,
         UnknownFunctionError(
-            f"the per_sample_weights of an EmbeddingBag in '{bench.path}' depend on the input; hold them fixed in a function of "
-            "the ids alone, or look the ids up by F.embedding and multiply"
+            f"the per_sample_weights of an EmbeddingBag in '{bench.path}' depend on the input; hold them fixed in a function "
+            "of the ids alone, or look the ids up by F.embedding and multiply"
         ),
     )
 
