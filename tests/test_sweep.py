@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 import conftest
 
 PATH = Path(__file__).parents[1] / "scripts/sweep.py"
@@ -11,6 +13,7 @@ sweep = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_models_are_conserved_or_refused_for_a_reason(monkeypatch):
     import torch
 
