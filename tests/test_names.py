@@ -253,3 +253,12 @@ def test_many_rows_that_belong_to_all_are_one_picture(tmp_path):
     e = whence.explain(lambda x: x.mean(0, keepdim=True), torch.randn(120, 8), 1)
     assert len(e._panels(0)) == 1
     assert e.save(tmp_path / "graph.png").stat().st_size > 1000
+
+
+def test_what_is_held_fixed_is_named(net):
+    model = lambda x, scale, mask: net(x * scale * mask)  # noqa: E731
+    e = whence.explain(model, {"x": torch.randn(2, 4), "scale": 3, "mask": torch.ones(2, 4)}, 1)
+    assert e.held_fixed == ["scale", "mask"]
+    assert "held fixed: scale, mask" in repr(e)
+    assert whence.explain(model, (torch.randn(2, 4), 3, torch.ones(2, 4).long()), 1).held_fixed == ["1", "2"]
+    assert not whence.explain(net, torch.randn(2, 4), 1).held_fixed

@@ -281,3 +281,16 @@ def test_a_number_beside_texts_is_no_picture():
     inputs = {"input_ids": torch.randint(9, (3, 4)), "scale": torch.tensor([2.0])}
     e = whence.explain(lambda input_ids, scale: table[input_ids].sum(1) * scale, inputs, 1)
     assert e.output.shape == (3,)
+
+
+def test_several_pictures_of_one_text(llava_folder, tmp_path):
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(llava_folder).eval()
+    ids = torch.tensor([[5, *[4] * 16, 6, *[4] * 16, 7, 8]])
+    pictures = torch.randn(2, 3, 32, 32)
+    e = whence.explain(model, {"input_ids": ids, "pixel_values": pictures, "attention_mask": torch.ones_like(ids)}, Logit(5))
+    assert e.output.shape == (1,)
+    assert e.relevance["pixel_values"].shape == (2, 3, 32, 32)
+    assert e.relevance["pixel_values"].flatten(1).abs().sum(1).min() > 0
+    assert e.conservation.error.max() < 1e-3
+    assert len(e._panels(0)) == 3
+    assert e.save(tmp_path / "two.png").stat().st_size > 1000

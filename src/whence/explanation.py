@@ -92,7 +92,20 @@ class Explanation(Drawable):
     def __repr__(self) -> str:
         shapes = ", ".join(str(list(t.shape)) for t in tensors(self.relevance).values())
         target = f"{self.target_names()}{self.note and f', {self.note}'}"
-        return f"Explanation of {shapes} by {described(self.method)}\n  target {target}\n  {self.conservation!r}"
+        fixed = f"; held fixed: {', '.join(self.held_fixed)}" if self.held_fixed else ""
+        return f"Explanation of {shapes} by {described(self.method)}{fixed}\n  target {target}\n  {self.conservation!r}"
+
+    @property
+    def held_fixed(self) -> list[str]:
+        """The inputs that are not explained, by name or place: masks, numbers, integers that are no ids."""
+        return [name for name in self._parts if name not in tensors(self.relevance)]
+
+    @property
+    def _parts(self) -> list[str]:
+        """All inputs, by name or place."""
+        if isinstance(self.relevance, Tensor):
+            return [""]
+        return list(map(str, self.relevance if isinstance(self.relevance, dict) else range(len(self.relevance or ()))))
 
     def target_names(self) -> list[str]:
         """A word for the target of each sample."""
@@ -232,6 +245,7 @@ class Explanation(Drawable):
             "method": described(self.method),
             "targets": self.target_names(),
             "structure": "tensor" if isinstance(self.relevance, Tensor) else type(self.relevance).__name__,
+            "parts": self._parts,
             "adds_up": self.conservation.adds_up,
             "classes": {str(i): name for i, name in classes.items()},
             "features": {name: list(names) for name, names in self.features.items()},

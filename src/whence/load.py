@@ -57,9 +57,10 @@ def _explanation(numbers: Mapping[str, Tensor], about: dict[str, Any]) -> Explan
         parts = {name.removeprefix(f"{prefix}."): t for name, t in numbers.items() if name.startswith(f"{prefix}.")}
         if structure == "tensor":
             return numbers.get(prefix)
-        if structure == "dict" or not parts:
+        if structure == "dict" and prefix not in ("relevance", "inputs"):
             return parts or None
-        return tuple(parts.get(str(i)) for i in range(max(map(int, parts)) + 1))
+        whole = {name: parts.get(name) for name in about["parts"]} if parts else {}
+        return whole or None if structure == "dict" else tuple(whole.values()) or None
 
     numbers = {name: t.bfloat16() if name in about["bfloat16"] else t for name, t in numbers.items()}
     layers = nest("layers", "dict") or {}
