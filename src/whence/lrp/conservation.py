@@ -54,9 +54,9 @@ class Conservation:
 
     @property
     def rounded(self) -> bool:
-        """Whether all gaps may be rounding: below a hundredth of the amounts that went about."""
+        """Whether all gaps may be rounding: below a hundredth of the amounts that went about, or that of numbers around 1."""
         parts = torch.stack([part.abs() for part in (self.output, *self.parts.values(), *self.by_layer.values())]).sum(0)
-        return bool((self.gap.abs() <= 10 * (self.tolerance * parts + torch.finfo(parts.dtype).eps)).all())
+        return bool((self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps).all())
 
     def __getitem__(self, samples: slice) -> "Conservation":
         """The account of some of the samples."""
