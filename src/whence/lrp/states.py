@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from operator import is_
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import ModelError
+from whence.lrp.scope import parts
 
 TORCHS = frozenset(vars(nn.Module())) - {"_buffers"}  # what every module has, and no forward pass changes
 _running = threading.local()
@@ -21,7 +23,7 @@ def left_as_it_was(model: object) -> Iterator[None]:
     again: what it kept would hold the graph of an explanation, and change the next one. Of a module that keeps none, counts
     and notes stay. One that writes what depends on the input into a tensor of its own is refused, and has the values of before.
     """
-    memories = [Memory(module) for module in model.modules()] if isinstance(model, nn.Module) else []
+    memories = [Memory(module) for module in parts(model) if _may_remember(type(module))]
     before, _running.overwritten = getattr(_running, "overwritten", None), {}
     try:
         yield
@@ -29,8 +31,14 @@ def left_as_it_was(model: object) -> Iterator[None]:
         overwritten, _running.overwritten = _running.overwritten, before
         for memory in memories:
             memory.restore()
-    for memory in memories:
+    for memory in memories if overwritten else ():
         memory.refuse_what_holds_a_graph(overwritten)
+
+
+@lru_cache(maxsize=4096)
+def _may_remember(kind: type) -> bool:
+    """Torch's own modules keep no tensor of a forward pass; batch norm in training mode counts, and is in eval mode here."""
+    return issubclass(kind, nn.Module) and not kind.__module__.startswith("torch.nn.modules.")
 
 
 def about_to_overwrite(t: Tensor) -> None:
