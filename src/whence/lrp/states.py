@@ -23,7 +23,7 @@ def left_as_it_was(model: object) -> Iterator[None]:
     again: what it kept would hold the graph of an explanation, and change the next one. Of a module that keeps none, counts
     and notes stay. One that writes what depends on the input into a tensor of its own is refused, and has the values of before.
     """
-    memories = [Memory(module) for module in parts(model) if _may_remember(type(module))]
+    memories = [Memory(module) for module in parts(model) if isinstance(module, nn.Module) and _may_remember(type(module))]
     before, _running.overwritten = getattr(_running, "overwritten", None), {}
     try:
         yield
@@ -38,7 +38,7 @@ def left_as_it_was(model: object) -> Iterator[None]:
 @lru_cache(maxsize=4096)
 def _may_remember(kind: type) -> bool:
     """Torch's own modules keep no tensor of a forward pass; batch norm in training mode counts, and is in eval mode here."""
-    return issubclass(kind, nn.Module) and not kind.__module__.startswith("torch.nn.modules.")
+    return not kind.__module__.startswith("torch.nn.modules.")
 
 
 def about_to_overwrite(t: Tensor) -> None:
