@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import whence
+from hidden import Hidden
 from whence import LRP, Epsilon, Gamma, ZBox, errors, presets
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -184,7 +185,7 @@ def test_log_sigmoid_is_a_gate(layer, x):
         lambda x: F.cross_entropy(x, torch.zeros(3, dtype=torch.long)),
         lambda x: torch.special.erfinv(x.tanh()),
         lambda x: torch.linalg.svd(x),
-        lambda x: Squared.apply(x) + 1,
+        lambda x: Hidden.apply(x) + 1,
     ],
 )
 def test_what_never_reaches_the_output_is_not_refused(layer, x, beside):
@@ -196,23 +197,13 @@ def test_what_never_reaches_the_output_is_not_refused(layer, x, beside):
     conserved(model, x, absorbed=0.0)
 
 
-class Squared(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-
-
 def test_what_does_is_refused_by_names_that_exist(x):
     with pytest.raises(errors.UnknownFunctionError, match=r"torch\.special\.erfinv: whence"):
         whence.explain(lambda x: torch.special.erfinv(x.tanh()), x, total)
     with pytest.raises(errors.UnknownFunctionError, match=r"torch\.nn\.functional\.mse_loss: whence"):
         whence.explain(lambda x: x * F.mse_loss(x, torch.zeros(3, 4)), x, total)
-    with pytest.raises(errors.OpaqueError, match="SquaredBackward"):
-        whence.explain(lambda x: Squared.apply(x) + 1, x, total)
+    with pytest.raises(errors.OpaqueError, match="HiddenBackward"):
+        whence.explain(lambda x: Hidden.apply(x) + 1, x, total)
 
 
 def test_every_hint_names_what_can_be_found(x):
@@ -302,11 +293,11 @@ def test_backward_hooks_of_modules_look_and_change_nothing(rules):
 
 
 def test_what_hides_behind_a_backward_hook_is_still_refused(x):
-    class Hidden(nn.Module):
+    class Hides(nn.Module):
         def forward(self, x):
-            return Squared.apply(x)
+            return Hidden.apply(x)
 
-    net = nn.Sequential(Hidden(), nn.Linear(4, 2)).eval()
+    net = nn.Sequential(Hides(), nn.Linear(4, 2)).eval()
     net[0].register_full_backward_hook(lambda *given: None)
     with pytest.raises(errors.OpaqueError):
         whence.explain(net, x, 1)

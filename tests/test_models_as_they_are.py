@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import whence
+from hidden import Hidden
 from whence import LRP, Constant, Gamma, Gradient, Identity, errors
 
 X = torch.linspace(-1, 2, 12).view(3, 4)
@@ -41,15 +42,6 @@ def test_weights_made_outside_with_a_graph_are_constants(rules):
 
 
 def test_what_hides_a_way_from_the_input_is_refused_still():
-    class Hidden(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * 2
-
     with pytest.raises(errors.OpaqueError, match="HiddenBackward"):
         whence.explain(lambda x: F.linear(x, Hidden.apply(x.mean(0, keepdim=True))), X, 0)
 
