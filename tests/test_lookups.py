@@ -176,3 +176,11 @@ def test_weights_of_a_bag_that_are_explained_are_refused_by_what_can_be_done(ids
     bag = nn.EmbeddingBag(9, 4, mode="sum")
     with pytest.raises(whence.errors.UnknownFunctionError, match=r"F\.embedding and multiply"):
         whence.explain(lambda ids, weights: bag(ids, per_sample_weights=weights), (ids, torch.rand(2, 5)), 0)
+
+
+def test_what_rules_of_the_input_layer_give_to_ids_of_the_networks_own_is_counted(ids):
+    table, layer = torch.randn(9, 4), nn.Linear(4, 3)
+    padded = lambda ids: layer(table[F.pad(ids, (0, 2), value=3)]).relu().sum(1)  # noqa: E731
+    e = whence.explain(padded, ids, 1, method=LRP({whence.input_layer: whence.WSquare()}))
+    assert e.conservation.by_layer["ids that the model put in"].abs().max() > 0
+    assert e.conservation.error.max() < 1e-10

@@ -67,8 +67,9 @@ class LRP:
         ):
             mode.matcher.check_all_matched(prepared.outline.modules)
             _check_arrival(found, mode)
-            scores = found.scores(torch.mul, mode.beside_lookups)
-            for amount in found.elsewhere(torch.mul):
+            at_lookups = found.at_lookups(torch.mul, mode.beside_lookups)
+            scores = found.at_inputs(torch.mul) | lookups.scores(at_lookups)
+            for amount in lookups.elsewhere(at_lookups):
                 mode.meter.add("ids that the model put in", amount)
             conservation = mode.meter.read(found.output, summed(scores, len(found.output)))
             task.prepared.guarded = mode.bench.overwrote

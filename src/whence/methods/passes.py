@@ -78,25 +78,24 @@ class Gradients:
     layers: dict[str, list[Pair]]
     extras: list[Tensor]
 
-    def scores(self, relevance: Callable[[Tensor, Tensor], Tensor], beside: Sequence[int] = ()) -> dict[int, Tensor]:
-        """The relevance of every explained input: like it, or one score an id. The extras, if they are relevance, are that of
-        the inputs and of the look-ups that `beside` numbers."""
+    def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
+        """The relevance of every explained input: like it, or one score an id."""
+        return self.at_inputs(relevance) | self.lookups.scores(self.at_lookups(relevance))
+
+    def at_inputs(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
+        """The relevance of the explained numbers, and what was written beside them."""
         found = {i: relevance(*pair) for i, pair in self.inputs.items()}
-        at_vectors = [relevance(*pair) for pair in self._wide]
-        for i, written in zip(found, self.extras, strict=False):
-            found[i] = found[i] + written
-        for number, written in zip(beside, self.extras[len(found) :], strict=True):
-            at_vectors[number] = at_vectors[number] + written.reshape(at_vectors[number].shape)
-        return found | self.lookups.scores(at_vectors)
+        beside = zip(found, self.extras, strict=False)
+        return found | {i: found[i] + written for i, written in beside}
 
-    def elsewhere(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-        """The relevance of ids that the network put in itself."""
-        return self.lookups.elsewhere([relevance(*pair) for pair in self._wide])
-
-    @property
-    def _wide(self) -> list[Pair]:
-        """What was looked up, in a precision in which the sum over a vector keeps what cancels in it."""
-        return [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
+    def at_lookups(self, relevance: Callable[[Tensor, Tensor], Tensor], beside: Sequence[int] = ()) -> list[Tensor]:
+        """The relevance of the vectors found, and what was written beside those that `beside` numbers; in a precision in which
+        the sum over a vector keeps what cancels in it."""
+        wide = [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
+        found = [relevance(*pair) for pair in wide]
+        for number, written in zip(beside, self.extras[len(self.inputs) :], strict=True):
+            found[number] = found[number] + written.reshape(found[number].shape)
+        return found
 
     def at_layers(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[str, list[Tensor]]:
         """The relevance at every call of the layers read off."""
