@@ -105,13 +105,7 @@ class Naming:
         return list(map(str, self.classes))
 
     def _by_input(self, inputs: Inputs) -> dict[str, list[str]]:
-        names = dict(
-            zip(
-                inputs.names or ("",) if inputs.single else inputs.names or map(str, range(len(inputs.parts))),
-                inputs.parts,
-                strict=True,
-            )
-        )
+        names = dict(zip(inputs.labels, inputs.parts, strict=True))
         given = inputs.features if self.features is None else self.features
         by_input = given if isinstance(given, Mapping) else {next(iter(names)): given} if given is not None else {}
         for name, features in by_input.items():

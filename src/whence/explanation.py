@@ -113,9 +113,8 @@ class Explanation(Drawable):
             return [self._name(i) for i in self.target.tolist()]
         if isinstance(self.target, Logit | Span):
             return [self.target.words(self._name, i) for i in range(len(self))]
-        return [str(self.target) if isinstance(self.target, Inner) else getattr(self.target, "__name__", "function")] * len(
-            self
-        )
+        name = str(self.target) if isinstance(self.target, Inner) else getattr(self.target, "__name__", "function")
+        return [name] * len(self)
 
     def with_tokens(self, tokenizer: Any) -> "Explanation":
         """The same with token ids as words, for pictures, pages and the terminal.
@@ -164,7 +163,6 @@ class Explanation(Drawable):
 
     def _panels(self, sample: int) -> "list[Panel]":
         """What of one sample is drawn."""
-        from whence.show.heatmaps import Heatmap
         from whence.show.pairs import Pairs
         from whence.show.tokens import Words, gathered
 
@@ -173,22 +171,14 @@ class Explanation(Drawable):
         panels: list[Panel] = []
         for name, x in given.items():
             r, title = relevance[name], f"{name}   {about}" if len(given) > 1 else about
-            if name in self.patches:
-                pictures = zip(
-                    self.patches[name].pictures(x, torch.mean), self.patches[name].pictures(r, torch.sum), strict=True
-                )
-                panels += [Heatmap(picture, heat, title) for picture, heat in pictures]
-                continue
-            if x.dim() == 2 and x.is_floating_point() and len(x) != len(self) and len(x) > FEW_ROWS:
-                panels.append(Heatmap(x, r, title))  # many rows that belong to all samples, such as the nodes of a graph
-                continue
-            for row in self._rows(x, sample):
-                if name in self.tokens:
-                    panels.append(Words(*gathered(self.tokens[name][row], r[row]), title))
-                elif x.is_floating_point():
-                    panels.append(self._of_numbers(name, x[row], r[row], title))
-                elif not self.tokens:  # else they are ids of other kinds, such as segments: no text
-                    panels.append(Words([f" {i}" for i in x[row].flatten().tolist()], r[row], title))
+            if x.is_floating_point():
+                panels += self._of_numbers(name, x, r, title, sample)
+            elif name in self.tokens:
+                rows = self._rows(x, sample)
+                panels += [Words(*gathered(self.tokens[name][row], r[row]), title) for row in rows]
+            elif not self.tokens:  # else they are ids of other kinds, such as segments: no text
+                rows = self._rows(x, sample)
+                panels += [Words([f" {i}" for i in x[row].flatten().tolist()], r[row], title) for row in rows]
         if self.interactions is not None:
             names = next(iter(self.features.values()), ())
             panels.append(Pairs(self.interactions[sample], "interactions of the features", names))
@@ -198,15 +188,29 @@ class Explanation(Drawable):
         """Those of one sample: its own, or all where they belong to all samples."""
         return [sample] if len(rows) == len(self) else range(len(rows))
 
-    def _of_numbers(self, name: str, x: Tensor, relevance: Tensor, title: str) -> "Panel":
-        """One input of one sample: bars of a vector, lines of a series, else a picture."""
+    def _of_numbers(self, name: str, x: Tensor, relevance: Tensor, title: str, sample: int) -> "list[Panel]":
+        """One input: the pictures that its rows are patches of, one picture of many rows that belong to all samples (the nodes
+        of a graph), else each row by itself."""
+        from whence.show.heatmaps import Heatmap
+
+        if name in self.patches:
+            patches = self.patches[name]
+            both = zip(patches.pictures(x, torch.mean), patches.pictures(relevance, torch.sum), strict=True)
+            return [Heatmap(picture, heat, title) for picture, heat in both]
+        if x.dim() == 2 and len(x) != len(self) and len(x) > FEW_ROWS:
+            return [Heatmap(x, relevance, title)]
+        return [self._of_row(name, x[row], relevance[row], title) for row in self._rows(x, sample)]
+
+    def _of_row(self, name: str, x: Tensor, relevance: Tensor, title: str) -> "Panel":
+        """Bars of a vector, lines of a series, else a picture."""
         from whence.show.bars import Bars
         from whence.show.heatmaps import Heatmap
         from whence.show.series import Series, is_series
 
+        names = self.features.get(name, ())
         if relevance.dim() == 1:
-            return Bars(relevance, title, self.features.get(name, ()))
-        return Series(x, relevance, title, self.features.get(name, ())) if is_series(x) else Heatmap(x, relevance, title)
+            return Bars(relevance, title, names)
+        return Series(x, relevance, title, names) if is_series(x) else Heatmap(x, relevance, title)
 
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold, and `whence.load` reads."""
@@ -227,18 +231,18 @@ class Explanation(Drawable):
     def _save_npz(self, path: Path) -> None:
         import numpy as np
 
-        arrays: dict[str, Any] = {
-            name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in self.numbers().items()
-        }
-        np.savez_compressed(path, about=self._about(), **arrays)
+        numbers = self.numbers()
+        arrays: dict[str, Any] = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in numbers.items()}
+        np.savez_compressed(path, about=self._about(numbers), **arrays)
 
     def _save_safetensors(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        apart = {name: t.clone() for name, t in self.numbers().items()}  # an input may have been given twice
-        save_file(apart, path, {"method": described(self.method), "about": self._about()})
+        numbers = self.numbers()
+        apart = {name: t.clone() for name, t in numbers.items()}  # an input may have been given twice
+        save_file(apart, path, {"method": described(self.method), "about": self._about(numbers)})
 
-    def _about(self) -> str:
+    def _about(self, numbers: Mapping[str, Tensor]) -> str:
         """What is no number, as JSON."""
         classes = self.classes if isinstance(self.classes, Mapping) else dict(enumerate(self.classes))
         return json.dumps({
@@ -252,7 +256,7 @@ class Explanation(Drawable):
             "tokens": self.tokens,
             "layers": {name: len(calls) for name, calls in self.layers.items() if isinstance(calls, tuple)},
             "patches": {name: asdict(patches) for name, patches in self.patches.items()},
-            "bfloat16": [name for name, t in self.numbers().items() if t.dtype == torch.bfloat16],
+            "bfloat16": [name for name, t in numbers.items() if t.dtype == torch.bfloat16],
             "note": self.note,
         })  # fmt: skip
 

@@ -90,7 +90,7 @@ def explain_generation(
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         inputs = _with_decoder(model, inputs)
     parts = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
-    writes, masks = (DECODER, "decoder_attention_mask") if DECODER in parts else ("input_ids", "attention_mask")
+    writes, masks = _written(parts)
     ids, mask = parts.get(writes), parts.get(masks)
     if not isinstance(ids, Tensor) or not _are_ids(ids) or (writes != DECODER and set(parts) - {writes, masks}):
         raise InputError("a generation continues token ids [N, T]: pass them, or a dict of input_ids and attention_mask")
@@ -147,11 +147,16 @@ def _with_decoder(model: Any, inputs: Nest) -> Nest:
     return parts | {DECODER: torch.full((len(read), 1), first, device=read.device)}
 
 
+def _written(parts: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the ids that are continued, and of their mask."""
+    return (DECODER, "decoder_attention_mask") if DECODER in parts else ("input_ids", "attention_mask")
+
+
 def _extended(inputs: Nest, ids: Tensor) -> Nest:
     """The same inputs for a longer text."""
     if isinstance(inputs, Tensor):
         return ids
-    writes, masks = (DECODER, "decoder_attention_mask") if DECODER in inputs else ("input_ids", "attention_mask")
+    writes, masks = _written(inputs)
     longer = {**inputs, writes: ids}
     if (mask := inputs.get(masks)) is not None:
         longer[masks] = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)

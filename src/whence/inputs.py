@@ -101,6 +101,11 @@ class Inputs:
         """Whether outputs of so many rows can be of these inputs: one for each sample, or one for all there is."""
         return count in {1, self.batch_size, *(len(self.parts[i]) for i in (*self.explained, *self.ids))}
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the parts are called: their names, or their places; nothing where there is one alone."""
+        return ("",) if self.single else self.names or tuple(map(str, range(len(self.parts))))
+
     def named(self, name: str) -> Any:
         """The part of a dict of that name, or None."""
         return dict(zip(self.names or (), self._as_given(dict(enumerate(self.parts))).values(), strict=False)).get(name)

@@ -52,46 +52,57 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("about")  # noqa: SIM118
 
 
-def _explanation(numbers: Mapping[str, Tensor], about: dict[str, Any]) -> Explanation:
-    def nest(prefix: str, structure: str = about["structure"]) -> Nest:
-        parts = {name.removeprefix(f"{prefix}."): t for name, t in numbers.items() if name.startswith(f"{prefix}.")}
-        if structure == "tensor":
-            return numbers.get(prefix)
-        if structure == "dict" and prefix not in ("relevance", "inputs"):
-            return parts or None
-        whole = {name: parts.get(name) for name in about["parts"]} if parts else {}
-        return whole or None if structure == "dict" else tuple(whole.values()) or None
-
-    numbers = {name: t.bfloat16() if name in about["bfloat16"] else t for name, t in numbers.items()}
-    layers = nest("layers", "dict") or {}
-    for name, count in about["layers"].items():  # that ran several times
-        layers[name] = tuple(layers.pop(f"{name}.{i}") for i in range(count))
-    patches = {name: Patches(tuple(map(tuple, p["grids"])), p["frames"], p["merged"]) for name, p in about["patches"].items()}
-    output, target = numbers["output"], _target(numbers, about["targets"])
-    account = Conservation(
-        output,
-        numbers["relevance_sum"],
-        numbers.get("absorbed"),
-        nest("absorbed_by", "dict") or {},
-        numbers.get("baseline"),
-        about["adds_up"],
-    )
+def _explanation(numbers: dict[str, Tensor], about: dict[str, Any]) -> Explanation:
+    numbers |= {name: numbers[name].bfloat16() for name in about["bfloat16"]}
     return Explanation(
-        relevance=nest("relevance"),
-        output=output,
-        target=target,
-        conservation=account,
-        layers=layers,
-        patches=patches,
-        inputs=nest("inputs"),
+        relevance=_nest(numbers, "relevance", about),
+        output=numbers["output"],
+        target=_target(numbers, about["targets"]),
+        conservation=_account(numbers, about["adds_up"]),
+        layers=_layers(numbers, about["layers"]),
+        inputs=_nest(numbers, "inputs", about),
         method=Named(about["method"]),
         classes={int(i): name for i, name in about["classes"].items()},
         features=about["features"],
         tokens=about["tokens"],
-        standard_errors=nest("standard_errors"),
+        standard_errors=_nest(numbers, "standard_errors", about),
         interactions=numbers.get("interactions"),
-        root=nest("root"),
+        root=_nest(numbers, "root", about),
+        patches={
+            name: Patches(tuple(map(tuple, p["grids"])), p["frames"], p["merged"]) for name, p in about["patches"].items()
+        },
         note=about["note"],
+    )
+
+
+def _under(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in numbers.items() if name.startswith(f"{prefix}.")}
+
+
+def _nest(numbers: Mapping[str, Tensor], prefix: str, about: dict[str, Any]) -> Nest:
+    """What was saved in the structure of the inputs; None for parts that have none, and where there is nothing."""
+    if about["structure"] == "tensor":
+        return numbers.get(prefix)
+    found = _under(numbers, prefix)
+    whole = {name: found.get(name) for name in about["parts"]} if found else {}
+    return (whole if about["structure"] == "dict" else tuple(whole.values())) or None
+
+
+def _layers(numbers: Mapping[str, Tensor], several: dict[str, int]) -> dict[str, Any]:
+    """By layer; a tuple of those that ran several times."""
+    layers: dict[str, Any] = dict(_under(numbers, "layers"))
+    return layers | {name: tuple(layers.pop(f"{name}.{i}") for i in range(count)) for name, count in several.items()}
+
+
+def _account(numbers: Mapping[str, Tensor], adds_up: bool) -> Conservation:
+    return Conservation(
+        numbers["output"],
+        numbers["relevance_sum"],
+        numbers.get("absorbed"),
+        _under(numbers, "absorbed_by"),
+        numbers.get("baseline"),
+        adds_up,
     )
 
 

@@ -65,17 +65,20 @@ class Call:
 
     def with_replaced(self, replacement: dict[int, Tensor]) -> "Call":
         """The call with tensors replaced by identity, to be treated so."""
-        args, kwargs = mapped(lambda t: replacement.get(id(t), t), self.args, self.kwargs)
+        args, kwargs = self._replaced(replacement)
         return replace(self, args=args, kwargs=kwargs, data=[replacement.get(id(t), t) for t in self.data])
 
     def run_with(self, replacement: dict[int, Tensor]) -> Any:
         """The same call with tensors replaced by identity: {id(old): new}."""
-        args, kwargs = mapped(lambda t: replacement.get(id(t), t), self.args, self.kwargs)
+        args, kwargs = self._replaced(replacement)
         return self.function(*args, **kwargs)
 
     def held_constant(self) -> Any:
         """The call's value with no way back."""
         return self.run_with({id(t): t.detach() for t in self.data})
+
+    def _replaced(self, replacement: dict[int, Tensor]) -> tuple[tuple, dict]:
+        return mapped(lambda t: replacement.get(id(t), t), self.args, self.kwargs)
 
 
 def overwrites(facts: Facts, kwargs: dict[str, Any]) -> bool:

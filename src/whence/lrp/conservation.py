@@ -55,6 +55,8 @@ class Conservation:
     @property
     def rounded(self) -> bool:
         """Whether all gaps may be rounding: below a hundredth of the amounts that went about, or that of numbers around 1."""
+        if bool((self.error <= self.tolerance).all()):
+            return True
         parts = torch.stack([part.abs() for part in (self.output, *self.parts.values(), *self.by_layer.values())]).sum(0)
         return bool((self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps).all())
 

@@ -11,15 +11,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from whence.errors import TOO_NARROW, InputError, ModelError
 from whence.lrp.bags import pool
 from whence.lrp.calls import Call, tensors
-from whence.lrp.saved import Node
+from whence.lrp.saved import valued
 
 TABLES = ("embedding", "embedding_bag", "getitem", "index_select")
 CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as"})
 JOINS = frozenset({"cat", "stack", "meshgrid", "broadcast_tensors"})
 KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
-ASKS = frozenset(
-    {"argmax", "argmin", "numel", "dim", "size", "detach", "one_hot"}
-)  # of one-hot vectors: no way on for relevance
+# what may be asked of one-hot vectors, and is no way on for relevance
+ASKS = frozenset({"argmax", "argmin", "numel", "dim", "size", "detach", "one_hot"})
 NOWHERE = -1
 
 
@@ -148,7 +147,7 @@ class Lookups:
         if call.name != "embedding_bag":
             return vectors
         pooled = pool(call, vectors)
-        return pooled if self._alter is not None else Node.apply(call.run, lambda g: (g,), lambda value: (), pooled)  # type: ignore
+        return pooled if self._alter is not None else valued(call.run, pooled)
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
         """Ids that are moved about, joined, padded, renumbered or written as one-hot vectors keep their places."""

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import FLEX_ATTENTION, ModelError, OpaqueError, RuleError
-from whence.lrp.calls import INERT, Call, constant_parameters, depends, tensors, the_parameter_itself
+from whence.lrp.calls import INERT, Call, constant_parameters, depends, overwrites, tensors, the_parameter_itself
 from whence.lrp.composites import Composite, Selector
 from whence.lrp.conservation import Meter
 from whence.lrp.functions import facts_of
@@ -105,7 +105,7 @@ class ConstantParameters(GradientMode):
             return function(*args, **(kwargs or {}))
         if facts.name == HOOKS:
             return _only_looking(function, args)
-        if facts.overwrites and args and isinstance(args[0], Tensor):
+        if overwrites(facts, kwargs or {}) and args and isinstance(args[0], Tensor):
             about_to_overwrite(args[0])
         given = args, kwargs or {}
         args, kwargs = constant_parameters(*given)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.lrp.calls import INERT, Call, tensors
+from whence.lrp.calls import INERT, Call, overwrites, tensors
 from whence.lrp.functions import Facts
 from whence.lrp.inheritance import Known
 
@@ -44,7 +44,7 @@ class Reader:
             values = tuple(kwargs.values())
             read = self._read(values, data, constants)
             kwargs = kwargs if read is values else dict(zip(kwargs, read, strict=True))
-        return Call(function, facts, args, kwargs, data, constants, facts.overwrites or bool(kwargs.get("inplace")))
+        return Call(function, facts, args, kwargs, data, constants, overwrites(facts, kwargs))
 
     def of_own_graph(self, out: Any) -> None:
         """What was made of the network's own leaves."""

@@ -104,6 +104,11 @@ class Node(torch.autograd.Function):
         return _returned(ctx, g)
 
 
+def valued(value: Callable[[], Tensor], written_out: Tensor) -> Tensor:
+    """What `value()` gives, to the last bit, with the way back of what it was written out as."""
+    return Node.apply(value, lambda g: (g,), lambda value: (), written_out)  # type: ignore[return-value]
+
+
 class Together(torch.autograd.Function):
     """The same tensors, and `back(gradients, tensors)` for their gradients. `copied`: the tensors are kept as copies."""
 

@@ -104,10 +104,6 @@ class Workbench:
         with self.within():
             return function(*args)
 
-    def valued(self, call: Call, written_out: Tensor) -> Tensor:
-        """The call's own value, to the last bit, with the way back of what it was written out as."""
-        return self.node(written_out, call.run, lambda g: (g,), lambda value: ())
-
     # values kept for the way back
 
     def save(self, t: Tensor) -> Saved:

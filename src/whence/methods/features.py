@@ -36,7 +36,7 @@ def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
         return dict.fromkeys(inputs.explained, given)
     texts = [i for i in inputs.ids if not (inputs.names or {i: ""})[i].endswith("mask")]
     if len(texts) > 1:
-        names = ", ".join((inputs.names or tuple(map(str, range(len(inputs.parts)))))[i] for i in texts)
+        names = ", ".join(inputs.labels[i] for i in texts)
         raise InputError(f"{what} for which of {names}? Give a dict or tuple like the inputs")
     return dict.fromkeys(texts, given)
 

@@ -15,7 +15,7 @@ from whence.models.images import Preprocessing
 from whence.models.pictures_and_texts import PictureAndTexts
 from whence.models.texts import Text
 
-BOTH = {"ForConditionalGeneration": "AutoModelForImageTextToText", "ForVision2Seq": "AutoModelForImageTextToText"}
+WRITE = ("ForConditionalGeneration", "ForVision2Seq")  # about a picture, on from a text
 COMPARE = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "ChineseCLIPModel", "AlignModel", "MetaClip2Model")
 HEADS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
@@ -50,7 +50,7 @@ def _load(transformers: Any, name: str) -> Loaded:
     where = {} if os.path.isdir(name) or _hub_answers() else {"local_files_only": True}  # else it tries for half a minute
     config = transformers.AutoConfig.from_pretrained(name, **where)
     architecture = (config.architectures or ["?"])[0]
-    if architecture in COMPARE or (hasattr(config, "vision_config") and architecture.endswith(tuple(BOTH))):
+    if architecture in COMPARE or (hasattr(config, "vision_config") and architecture.endswith(WRITE)):
         return _load_both(transformers, name, architecture, where)
     loader = next((loader for ending, loader in HEADS.items() if architecture.endswith(ending)), None)
     if loader is None:
@@ -64,8 +64,7 @@ def _load(transformers: Any, name: str) -> Loaded:
 
 def _load_both(transformers: Any, name: str, architecture: str, where: dict[str, bool]) -> Loaded:
     compares = architecture in COMPARE
-    loader = architecture if compares else next(loader for ending, loader in BOTH.items() if architecture.endswith(ending))
-    model = getattr(transformers, loader).from_pretrained(name, **where)
+    model = getattr(transformers, architecture if compares else "AutoModelForImageTextToText").from_pretrained(name, **where)
     processor = transformers.AutoProcessor.from_pretrained(name, **where)
     return Loaded(model, text=Text(processor.tokenizer), both=PictureAndTexts(processor, compares))
 

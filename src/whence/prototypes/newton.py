@@ -62,9 +62,8 @@ def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition
         d = torch.where((_dot(d, g) > 0)[:, None], d, Curvature(precondition).times(g))
         after, f_after, g_after, stepped = _line_search(evaluate, x, f, g, d, going)
         curvature.learn(torch.where(stepped[:, None], after - x, 0), torch.where(stepped[:, None], g - g_after, 0))
-        rounding = 10 * torch.finfo(f.dtype).eps * f.abs()
         left = _dot(curvature.times(g_after), g_after)  # to rise, by the quadratic model: twice as much
-        going = going & stepped & ((f_after > f + rounding) | (left < _dot(d, g))) & (left > NOTHING_LEFT * f_after.abs())
+        going = going & stepped & ((f_after > f + _rounding(f)) | (left < _dot(d, g))) & (left > NOTHING_LEFT * f_after.abs())
         x, f, g = after, f_after, g_after
         course = [*course, f][-LATELY:]
     return x, going & (f - course[0] > MUCH * f.abs())
@@ -75,18 +74,22 @@ def _line_search(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each one's first of the steps d, d/2, d/4, … that rises by enough, as far as rounding tells; none if there is none."""
     length, searching = going.to(x.dtype), going.clone()
-    rounding, slope = 10 * torch.finfo(f.dtype).eps * f.abs(), _dot(d, g)
+    lowest, slope = f - _rounding(f), _dot(d, g)
     found, f_found, g_found = x.clone(), f.clone(), g.clone()
     for _ in range(HALVINGS):
         tried = x + length[:, None] * d
         f_tried, g_tried = evaluate(tried)
-        enough = searching & torch.isfinite(f_tried) & (f_tried >= f + ENOUGH * length * slope - rounding)
+        enough = searching & torch.isfinite(f_tried) & (f_tried >= lowest + ENOUGH * length * slope)
         found[enough], f_found[enough], g_found[enough] = tried[enough], f_tried[enough], g_tried[enough]
         searching = searching & ~enough
         if not searching.any():
             break
         length = torch.where(searching, length / 2, length)
     return found, f_found, g_found, going & ~searching
+
+
+def _rounding(f: Tensor) -> Tensor:
+    return 10 * torch.finfo(f.dtype).eps * f.abs()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -82,9 +82,14 @@ class Search:
         parameters = [p.detach().requires_grad_() for p in parameters]
         self._climbed(parameters, steps, lr, randoms, shown=False)
         with torch.no_grad():
-            x = self._rendered(parameters)
-            activation, log_prob = self._terms(parameters, x, x, redirected=False)
-        return [p.detach() for p in parameters], (activation + self.strength * log_prob).nan_to_num(nan=-torch.inf)
+            height = self._height(parameters)
+        return [p.detach() for p in parameters], height.nan_to_num(nan=-torch.inf)
+
+    def _height(self, parameters: list[Tensor]) -> Tensor:
+        """What is maximised, of the inputs as they are, `[K]`."""
+        x = self._rendered(parameters)
+        activation, log_prob = self._terms(parameters, x, x, redirected=False)
+        return activation + self.strength * log_prob
 
     def _climbed(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator], shown: Progress
@@ -135,9 +140,7 @@ class Search:
 
         def evaluate(row: Tensor) -> tuple[Tensor, Tensor]:
             leaves = [part.detach().requires_grad_() for part in parted(row)]
-            x = self._rendered(leaves)
-            activation, log_prob = self._terms(leaves, x, x, redirected=False)
-            total = activation + self.strength * log_prob
+            total = self._height(leaves)
             gradients = torch.autograd.grad(total.sum(), leaves, allow_unused=True)
             flat = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
             return total.detach().to(row.dtype), torch.cat([g.reshape(count, -1) for g in flat], 1)

@@ -1,6 +1,6 @@
 """Relevance of the features of a plain vector, as bars."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ MOST_NAMED = 20
 LONGEST_NAME = 32
 
 
-def colours(values: Tensor) -> list[str]:
+def colours(values: Iterable[float]) -> list[str]:
     """Red for relevance, blue for counter-relevance."""
-    return [RED if value > 0 else BLUE for value in values.tolist()]
+    return [RED if value > 0 else BLUE for value in values]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,7 @@ class Bars:
     values: Tensor  # [features]
     title: str
     names: Sequence[str] = ()
-
-    @property
-    def width(self) -> float:
-        return 7.0
+    width: float = 7.0
 
     @property
     def height(self) -> float:
@@ -44,7 +41,7 @@ class Bars:
         if self.names:
             self._draw_named(axis, values)
             return
-        axis.bar(range(len(values)), values.numpy(), color=colours(values))
+        axis.bar(range(len(values)), values.numpy(), color=colours(values.tolist()))
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_xlabel("feature", fontsize=8)
         axis.set_ylabel("relevance", fontsize=8)
@@ -55,7 +52,7 @@ class Bars:
         amounts, labels = values[shown].tolist(), [_short(str(self.names[int(i)])) for i in shown]
         if len(rest):
             amounts, labels = [*amounts, float(values[rest].sum())], [*labels, f"{len(rest)} others"]
-        axis.barh(range(len(amounts)), amounts, color=[RED if amount > 0 else BLUE for amount in amounts])
+        axis.barh(range(len(amounts)), amounts, color=colours(amounts))
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_yticks(range(len(labels)), labels, fontsize=7)
         axis.set_ylim(len(labels) - 0.5, -0.5)

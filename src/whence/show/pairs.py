@@ -22,14 +22,8 @@ class Pairs:
     values: Tensor  # [features, features]
     title: str
     names: Sequence[str] = ()
-
-    @property
-    def width(self) -> float:
-        return 6.0
-
-    @property
-    def height(self) -> float:
-        return 4.6
+    width: float = 6.0
+    height: float = 4.6
 
     def draw(self, part: "SubFigure", width: float) -> None:
         axis, values = part.subplots(), self.values.detach().float().cpu()

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.lrp.calls import Call, mapped
+from whence.lrp.calls import Call
 from whence.lrp.propagation import Link
-from whence.lrp.saved import hooked
+from whence.lrp.saved import hooked, valued
 from whence.lrp.workbench import Workbench
 
 # the factors of both arguments, by that of the one that has one
@@ -79,7 +79,7 @@ def added_scaling(bench: Workbench, call: Call) -> Tensor:
     offset, a, b, value = call.bind("input tensor1 tensor2 value", value=1)
     if not (a.requires_grad and b.requires_grad):
         return affine(bench, call)
-    return bench.valued(call, bench.follow(lambda: offset + a * b * value))
+    return valued(call.run, bench.follow(lambda: offset + a * b * value))
 
 
 def added_quotient(bench: Workbench, call: Call) -> Tensor:
@@ -89,8 +89,8 @@ def added_quotient(bench: Workbench, call: Call) -> Tensor:
     if not data:
         return bench.constant(call)
     held = denominator.detach()
-    args, kwargs = mapped(lambda t: held if t is denominator else t, call.args, call.kwargs)
-    return affine(bench, replace(call, args=args, kwargs=kwargs, data=data, constants=[*call.constants, held]))
+    over_constant = call.with_replaced({id(denominator): held})
+    return affine(bench, replace(over_constant, data=data, constants=[*call.constants, held]))
 
 
 def between(bench: Workbench, call: Call) -> Tensor:
@@ -98,7 +98,7 @@ def between(bench: Workbench, call: Call) -> Tensor:
     start, end, weight = call.bind("input end weight")
     if not isinstance(weight, Tensor) or not weight.requires_grad:
         return affine(bench, call)
-    return bench.valued(call, bench.follow(lambda: start + weight * (end - start)))
+    return valued(call.run, bench.follow(lambda: start + weight * (end - start)))
 
 
 def sampled(bench: Workbench, call: Call) -> Tensor:
@@ -202,6 +202,5 @@ def _at_zero(bench: Workbench, call: Call) -> Callable[[], Tensor]:
     """The call's value with zeros for all data, its constants as they are now: the offset of an affine function."""
     constants = {id(t): bench.save(t) for t in call.constants}
     zeros = {id(t): t.new_zeros(()).expand(t.shape) for t in call.data}
-    args, kwargs = mapped(lambda t: zeros.get(id(t), t), call.args, call.kwargs)
-    at_zero = replace(call, args=args, kwargs=kwargs, data=())  # holds no tensor of the graph that will hold it
+    at_zero = replace(call.with_replaced(zeros), data=())  # holds no tensor of the graph that will hold it
     return lambda: unmasked(at_zero.run_with({key: cell.value for key, cell in constants.items()}))

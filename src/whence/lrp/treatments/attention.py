@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whence.lrp.calls import Call
 from whence.lrp.conservation import dot, total
 from whence.lrp.rules import Constant
-from whence.lrp.saved import Node
+from whence.lrp.saved import valued
 from whence.lrp.treatments.arithmetic import unmasked
 from whence.lrp.workbench import Workbench
 
@@ -43,13 +43,13 @@ def scaled_dot_product_attention(bench: Workbench, call: Call) -> Tensor:
     Two products follow each other, the scores q kᵀ and their softmax times v, and each halves what it shares: a quarter of
     the gradient goes to each of q and k, half of it to v. Where the softmax is constant (CP-LRP) all of it goes to v.
     """
-    given = dict(zip(OPERANDS, call.bind(" ".join(OPERANDS), attn_mask=None), strict=True))
+    given: dict[str, Any] = dict(zip(OPERANDS, call.bind(" ".join(OPERANDS), attn_mask=None), strict=True))
     data = {name: t for name, t in given.items() if t is not None and t.requires_grad}
     if isinstance(bench.function_rule("softmax"), Constant):
         bench.hold("the attention")
         return _with(call, given | {name: t.detach() for name, t in data.items() if name != "value"})
     if data.keys() <= {"value"}:
-        return bench.valued(call, by_a_right_kernel(call)) if has_wrong_kernel(call) else call.run()
+        return _with(call, given)
     shared = bench.watched_together(tuple(data.values()), _shared(bench, tuple(data)))
     out = _with(call, given | dict(zip(data, shared, strict=True)))
     if "value" in data:
@@ -82,12 +82,8 @@ def _shared(bench: Workbench, names: tuple[str, ...]) -> Callable[[Sequence[Tens
 def _with(call: Call, tensors: dict[str, Any]) -> Tensor:
     others = {name: value for name, value in call.kwargs.items() if name not in tensors}
     args = (*tensors.values(), *call.args[len(tensors) :])
-    if not has_wrong_kernel(call):
-        return call.function(*args, **others)
-    with torch.no_grad():
-        value = call.run()
-    out = by_a_right_kernel(replace(call, args=args, kwargs=others))
-    return Node.apply(lambda: value, lambda g: (g,), lambda value: (), out)  # type: ignore[return-value]
+    of_these = replace(call, args=args, kwargs=others)
+    return valued(call.run, by_a_right_kernel(of_these)) if has_wrong_kernel(call) else of_these.run()
 
 
 def has_wrong_kernel(call: Call) -> bool:

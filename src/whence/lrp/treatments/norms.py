@@ -10,6 +10,7 @@ from whence.lrp.calls import Call
 from whence.lrp.functions import facts_of
 from whence.lrp.linear import Diagonal
 from whence.lrp.rules import LRP_0
+from whence.lrp.saved import valued
 from whence.lrp.treatments.activations import times
 from whence.lrp.workbench import Workbench
 
@@ -67,13 +68,13 @@ def cosine(bench: Workbench, call: Call) -> Tensor:
         a, b = torch.broadcast_tensors(first, second)
         return (F.normalize(a, dim=dim, eps=eps) * F.normalize(b, dim=dim, eps=eps)).sum(dim)
 
-    return bench.valued(call, bench.follow(written_out))
+    return valued(call.run, bench.follow(written_out))
 
 
 def distance(bench: Workbench, call: Call) -> Tensor:
     """‖a − b + ε‖"""
     first, second, p, eps, keepdim = call.bind("x1 x2 p eps keepdim", p=2.0, eps=1e-6, keepdim=False)
-    return bench.valued(call, bench.follow(lambda: torch.linalg.vector_norm(first - second + eps, p, -1, keepdim)))
+    return valued(call.run, bench.follow(lambda: torch.linalg.vector_norm(first - second + eps, p, -1, keepdim)))
 
 
 def group_norm(bench: Workbench, call: Call) -> Tensor:
