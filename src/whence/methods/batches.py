@@ -14,7 +14,8 @@ from whence.progress import progress
 
 T = TypeVar("T")
 
-NUMBERS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}  # of the input; what a cache and a card are filled by
+NUMBERS_AT_ONCE = {"cpu": 2**17, "cuda": 2**25}  # of the input; what a cache and a card are filled by
+FEW_AT_ONCE, NUMBERS_OF_FEW = 4, 2**21  # pictures so large that no cache holds what becomes of one
 NUMBERS_AN_ID = 512  # an id stands for a vector
 MOST_AT_ONCE = 2**14
 
@@ -55,7 +56,8 @@ def automatic_batch_size(inputs: Inputs) -> int:
     tensors = [part for part in inputs.parts if isinstance(part, Tensor) and part.dim()]
     numbers = sum(t[0].numel() * (1 if t.is_floating_point() else NUMBERS_AN_ID) for t in tensors if len(t))
     budget = NUMBERS_AT_ONCE["cuda" if any(t.is_cuda for t in tensors) else "cpu"]
-    return min(MOST_AT_ONCE, max(1, budget // max(1, numbers)))
+    few = min(FEW_AT_ONCE, NUMBERS_OF_FEW // max(1, numbers))
+    return min(MOST_AT_ONCE, max(1, few, budget // max(1, numbers)))
 
 
 def _fewer(at_once: int, samples: int, error: BaseException) -> int:
