@@ -41,7 +41,8 @@ def test_the_front_exports_what_the_contract_names():
              "layer_shapes", "neuralize", "Neuralized", "SupportSets", "Distance", "Mahalanobis", "SoftMin", "SoftMax",
              "Contrast", "fgsm", "pgd", "FGSM", "PGD", "MIFGSM", "DeepFool", "Box", "attack", "Attacked", "explain_attack",
              "AttackExplained", "attack_explanation", "ExplanationAttacked", "RobustFeatures", "RobustFeaturesExperiment",
-             "robust_features_experiment", "FeatureScores", "feature_scores"}  # fmt: skip
+             "robust_features_experiment", "FeatureScores", "feature_scores", "evaluate", "Evaluation", "compare", "Comparison",
+             "tune", "Tuning", "superpixels", "metrics", "imputers", "RisingGamma"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
         "activations",
@@ -61,6 +62,8 @@ def test_the_front_exports_what_the_contract_names():
         "prototypes",
         "robustness",
         "nests",
+        "evaluation",
+        "fingerprints",
         "words",
     }
     assert names <= public

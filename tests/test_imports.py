@@ -13,11 +13,11 @@ SOURCES = Path(whence.__file__).parent
 ROOMS = [
     "errors",
     "lrp",
-    "activations nests words inputs patches progress targets show",
+    "activations fingerprints nests words inputs patches progress targets show",
     "explanation",
     "methods checkpoint",
     "explainer explain generation load",
-    "prototypes robustness neuralize",
+    "evaluation prototypes robustness neuralize",
     "models",
     "cli",
 ]

@@ -43,7 +43,7 @@ class Frame:
 def test_features_and_classes_have_names(net, tmp_path):
     e = whence.explain(net, torch.randn(2, 4), 1, feature_names=NAMES, class_names=["no", "yes", "perhaps"])
     assert e.target_names() == ["yes", "yes"]
-    (bars,) = e._panels(0)
+    (bars,) = e.panels(0)
     assert list(bars.names) == NAMES
     assert e.save(tmp_path / "bars.png").stat().st_size > 1000
     prepared = whence.Explainer(net, feature_names=NAMES, class_names=["no", "yes", "perhaps"])
@@ -80,14 +80,14 @@ def test_series_are_lines_and_several_inputs_are_titled_by_their_names(tmp_path)
     model = lambda ecg, photo: ecg.sum((1, 2))[:, None] * photo.sum((1, 2, 3))[:, None]  # noqa: E731
     inputs = {"ecg": torch.randn(2, 3, 100), "photo": torch.rand(2, 3, 16, 16)}
     e = whence.explain(model, inputs, 0, feature_names={"ecg": ["I", "II", "III"]})
-    ecg, photo = e._panels(0)
+    ecg, photo = e.panels(0)
     assert isinstance(ecg, Series)
     assert isinstance(photo, Heatmap)
     assert ecg.title.startswith("ecg ")
     assert photo.title.startswith("photo ")
     assert e.save(tmp_path / "both.png").stat().st_size > 1000
     flat = whence.explain(lambda x: x.flatten(1).sum(1), torch.randn(1, 28, 28))
-    assert isinstance(flat._panels(0)[0], Heatmap)
+    assert isinstance(flat.panels(0)[0], Heatmap)
 
 
 def test_words_are_told_by_a_list_or_a_function():
@@ -107,8 +107,8 @@ def test_interactions_are_drawn(net, tmp_path):
 
     x = torch.randn(1, 4)
     e = whence.explain(net, x, 1, method=whence.Shapley(background=torch.randn(20, 4), interactions="sii"), feature_names=NAMES)
-    assert isinstance(e._panels(0)[-1], Pairs)
-    assert list(e._panels(0)[-1].names) == NAMES
+    assert isinstance(e.panels(0)[-1], Pairs)
+    assert list(e.panels(0)[-1].names) == NAMES
     assert e.save(tmp_path / "pairs.png").stat().st_size > 1000
 
 
@@ -251,7 +251,7 @@ def test_layers_that_ran_twice_and_inputs_given_twice_are_read_back(tmp_path):
 
 def test_many_rows_that_belong_to_all_are_one_picture(tmp_path):
     e = whence.explain(lambda x: x.mean(0, keepdim=True), torch.randn(120, 8), 1)
-    assert len(e._panels(0)) == 1
+    assert len(e.panels(0)) == 1
     assert e.save(tmp_path / "graph.png").stat().st_size > 1000
 
 

@@ -135,7 +135,8 @@ def test_when_the_users_own_block_raises():
 def test_two_threads_explain_two_models_at_once():
     models = [Small(), Small()]
     inputs = [torch.randn(2, 3, 16, 16) for _ in models]
-    alone = [whence.explain(m, x).relevance for m, x in zip(models, inputs, strict=True)]
+    method = LRP({"features.*": Gamma(0.25)})
+    alone = [whence.explain(m, x, method=method).relevance for m, x in zip(models, inputs, strict=True)]
     before = [state(m) for m in models]
     together: dict[int, list] = {0: [], 1: []}
     barrier = threading.Barrier(2)
@@ -143,7 +144,7 @@ def test_two_threads_explain_two_models_at_once():
     def work(i: int):
         barrier.wait()
         for _ in range(20):
-            together[i].append(whence.explain(models[i], inputs[i], method=LRP({"features.*": Gamma(0.25)})).relevance)
+            together[i].append(whence.explain(models[i], inputs[i], method=method).relevance)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for t in threads:

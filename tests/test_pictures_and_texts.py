@@ -117,7 +117,7 @@ def test_it_is_drawn_as_one(qwen, clip, tmp_path, suffix):
     assert whence.explain(qwen, prompt(1), Logit(5)).save(tmp_path / f"qwen.{suffix}").stat().st_size > 5000
     e = whence.explain(clip, texts(2) | {"pixel_values": torch.randn(1, 3, 16, 16)}, lambda out: out.logits_per_image[:, 1])
     assert e.save(tmp_path / f"clip.{suffix}").stat().st_size > 5000
-    assert len(e._panels(0)) == 3
+    assert len(e.panels(0)) == 3
 
 
 # what else has another first dimension belongs to all samples
@@ -292,5 +292,5 @@ def test_several_pictures_of_one_text(llava_folder, tmp_path):
     assert e.relevance["pixel_values"].shape == (2, 3, 32, 32)
     assert e.relevance["pixel_values"].flatten(1).abs().sum(1).min() > 0
     assert e.conservation.error.max() < 1e-3
-    assert len(e._panels(0)) == 3
+    assert len(e.panels(0)) == 3
     assert e.save(tmp_path / "two.png").stat().st_size > 1000

@@ -4,6 +4,12 @@ from importlib.metadata import version as _version
 
 from whence import errors as errors
 from whence.checkpoint import checkpointed as checkpointed
+from whence.evaluation import imputers as imputers, metrics as metrics
+from whence.evaluation.comparison import Comparison as Comparison, compare as compare
+from whence.evaluation.evaluate import evaluate as evaluate
+from whence.evaluation.regions import superpixels as superpixels
+from whence.evaluation.results import Evaluation as Evaluation
+from whence.evaluation.tuning import Tuning as Tuning, tune as tune
 from whence.explain import explain as explain, explain_targets as explain_targets
 from whence.explainer import Explainer as Explainer
 from whence.explanation import Explanation as Explanation
@@ -21,6 +27,7 @@ from whence.lrp.rules import (
     Gamma as Gamma,
     Gradient as Gradient,
     Identity as Identity,
+    RisingGamma as RisingGamma,
     WSquare as WSquare,
     ZBox as ZBox,
     ZPlus as ZPlus,

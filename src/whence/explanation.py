@@ -159,9 +159,9 @@ class Explanation(Drawable):
         tokens; bars for plain vectors."""
         from whence.show.panels import stacked
 
-        return stacked([panel for sample in range(min(len(self), MOST_DRAWN)) for panel in self._panels(sample)])
+        return stacked([panel for sample in range(min(len(self), MOST_DRAWN)) for panel in self.panels(sample)])
 
-    def _panels(self, sample: int) -> "list[Panel]":
+    def panels(self, sample: int) -> "list[Panel]":
         """What of one sample is drawn."""
         from whence.show.pairs import Pairs
         from whence.show.tokens import Words, gathered

@@ -118,6 +118,11 @@ class Inputs:
         filled = tuple(values.get(i) for i in range(len(self.parts)))
         return filled if self.names is None else dict(zip(self.names, filled, strict=True))
 
+    @property
+    def nest(self) -> Nest:
+        """All parts as they were given."""
+        return self.together(dict(enumerate(self.parts)))
+
     def apart(self, nest: Nest) -> dict[int, Any]:
         """What `together` put together, by position."""
         if self.single:

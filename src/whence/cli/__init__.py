@@ -1,4 +1,4 @@
-"""The command line: `whence explain`, `whence prototype`, `whence attack`, `whence models`. One file a command."""
+"""The command line: `whence explain`, `compare`, `evaluate`, `prototype`, `attack`, `models`. One file a command."""
 
 import sys
 from importlib.metadata import version
@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from whence.cli.attack import attack
+from whence.cli.compare import compare
+from whence.cli.evaluate import evaluate
 from whence.cli.explain import explain
 from whence.cli.models import models
 from whence.cli.prototype import prototype
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(explain)
+app.command()(compare)
+app.command()(evaluate)
 app.command()(prototype)
 app.command()(attack)
 app.command()(models)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.explain import configured, is_array, named, read_input, warn, warn_of_random_weights
+from whence.cli.explain import is_array, named, read_input, warn, warn_of_random_weights
+from whence.cli.methods import configured
 from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
 from whence.methods.table import METHODS, check_name

@@ -2,23 +2,20 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from torch import Tensor
 
+from whence.cli.methods import PRESETS, configured
 from whence.cli.tables import print_table
 from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
 from whence.explain import explain as run
 from whence.explanation import SUFFIXES, Explanation
-from whence.lrp import presets
-from whence.lrp.composites import Composite
-from whence.methods.features import patches
-from whence.methods.lrp import LRP
 from whence.methods.table import METHODS, check_name
 from whence.nests import tensors
 from whence.show.drawable import writable
@@ -27,15 +24,11 @@ from whence.targets import Logit
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
-PATCHES_A_SIDE = 14
-PRESETS = ("attn_lrp", "cp_lrp", "epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat",
-           "epsilon_alpha2_beta1", "deep_taylor")  # fmt: skip
 SOURCES = {
     "relevance": "relevance",
     "absorbed": "absorbed (by biases, ε, shifts, softmaxes or terms of second order)",
     "baseline": "baseline (the output at the baseline or root)",
 }
-BOUNDED = ("epsilon_gamma_box", "deep_taylor")
 
 
 def explain(
@@ -125,34 +118,6 @@ def _check(method: str, rules: str | None, out: Path) -> None:
     if rules is not None and (method != "lrp" or rules not in PRESETS):
         raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
     writable(out, SUFFIXES)
-
-
-def configured(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
-    """The method of that name as fits the model and its input."""
-    return LRP(_rules(rules, loaded, is_picture)) if name == "lrp" else _method(name, loaded, x)
-
-
-def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
-    """The preset of that name; if none is given z^B at the pixels where their bounds are known."""
-    bounded = is_picture and loaded.preprocessing.bounds_known
-    name = name or ("epsilon_gamma_box" if bounded else "attn_lrp")
-    if name not in BOUNDED:
-        return getattr(presets, name)()
-    if not bounded:
-        raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose another")
-    return getattr(presets, name)(*loaded.preprocessing.bounds)
-
-
-def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:
-    """The method of that name, with features fit for looking at: patches of a picture, tokens of a text."""
-    method = METHODS[name]
-    given: dict[str, Any] = {}
-    takes = {f.name for f in fields(cast(Any, method))}
-    if "feature_mask" in takes and isinstance(x, Tensor) and x.dim() == 4:
-        given["feature_mask"] = patches(x, -(-max(x.shape[2:]) // PATCHES_A_SIDE))
-    if "baselines" in takes and loaded.text is not None:
-        given["baselines"] = {"input_ids": loaded.text.blank_id}
-    return method(**given)
 
 
 def named(index: str | None, loaded: "LoadedModel") -> int | None:

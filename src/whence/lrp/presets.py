@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from whence.errors import RuleError
 from whence.lrp.composites import Composite, Selector, input_layer
-from whence.lrp.rules import LRP_0, AlphaBeta, Constant, Epsilon, Flat, Gamma, Identity, Rule, WSquare, ZBox, ZPlus
+from whence.lrp.rules import LRP_0, AlphaBeta, Constant, Epsilon, Flat, Gamma, Identity, RisingGamma, Rule, WSquare, ZBox, ZPlus
 from whence.lrp.treatments.state_spaces import state_space_parts
 
 P = ParamSpec("P")
@@ -88,10 +88,33 @@ def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[flo
 
 
 @_labelled
-def attn_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
+def falling_gamma(
+    layers: Sequence[str],
+    first: float = 1.0,
+    last: float = 0.01,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+) -> Composite:
+    """γ from `first` down to `last` with depth, by equal ratios over the linear layers named in their order, LRP-0 elsewhere;
+    z^B at the pixels where their bounds are given (the course sheet's rules for VGG-16, for any network).
+
+    >>> layers = [name for name in whence.layer_shapes(model, x) if isinstance(modules[name], (nn.Conv2d, nn.Linear))]
+    >>> whence.LRP(whence.presets.falling_gamma(layers, 1.0, 0.01))
+    """
+    if not layers or not (first > 0 and last > 0):
+        raise RuleError(f"falling_gamma needs layers, and γ above 0 at both ends, not {first} and {last}")
+    steps = max(len(layers) - 1, 1)
+    gammas = [(name, Gamma(first * (last / first) ** (i / steps))) for i, name in enumerate(layers)]
+    box = [(input_layer, ZBox(low, high))] if low is not None and high is not None else []
+    return _composite(*box, *gammas, OTHERS)  # fmt: skip
+
+
+@_labelled
+def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """AttnLRP (Achtibat et al. 2024): softmax by its own gradient, products halved. The default, for networks of any kind.
 
-    γ = 0 is LRP-0, the gradient, and costs no more than that. On language models leave it so; on vision transformers γ on
+    γ of convolutions grows on the way down (`RisingGamma`) unless `conv_gamma` is given. γ of dense layers is 0:
+    LRP-0, the gradient, which costs no more than that. On language models leave it so; on vision transformers γ on
     the dense layers too (0.01 to 1) makes heatmaps calmer.
 
     In state-space models step sizes, B and C are constant (MambaLRP, Rezaei Jafari et al. 2024).
@@ -106,14 +129,14 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
 
 
 @_labelled
-def cp_lrp(gamma: float = 0.0, conv_gamma: float = 0.25) -> Composite:
+def cp_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
     and none is lost in a softmax: without biases, ΣR is the output."""
     return _composite((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries)
 
 
-def _gamma(gamma: float) -> Gamma | Epsilon:
-    return Gamma(gamma) if gamma else LRP_0
+def _gamma(gamma: float | None) -> Gamma | RisingGamma | Epsilon:
+    return RisingGamma() if gamma is None else Gamma(gamma) if gamma else LRP_0
 
 
 def _composite(*entries: tuple[Selector, Rule]) -> Composite:

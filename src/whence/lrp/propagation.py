@@ -10,7 +10,7 @@ from whence.errors import ModelError
 from whence.lrp.conservation import Meter, dot, total
 from whence.lrp.kept import Kept
 from whence.lrp.linear import LinearMap, Weights, contributions_by_size, minus, plus, positive_contributions
-from whence.lrp.rules import Epsilon, Factors, Gamma, InputRule, LinearRule, SplitRule, ratio
+from whence.lrp.rules import Epsilon, Factors, Gamma, InputRule, LinearRule, RisingGamma, SplitRule, ratio
 from whence.lrp.saved import version
 
 
@@ -58,14 +58,30 @@ class Link:
         return self.followed(Step(step.linear, step.rule, step.path, step.nonnegative, True, step.present))
 
 
+class Descent:
+    """Counts the layers that relevance reaches, anew on each way back."""
+
+    def __init__(self):
+        self._way_back, self._number = -1, 0
+
+    def next(self) -> int:
+        """The number of this layer, from 1 on."""
+        under_way = torch._C._current_graph_task_id()
+        if under_way != self._way_back:
+            self._way_back, self._number = under_way, 0
+        self._number += 1
+        return self._number
+
+
 class Propagation:
     """The backward of one step: from g = R/z at the output to g = R/a at the input."""
 
-    def __init__(self, step: Step, shape: torch.Size, meter: Meter, kept: Kept, several: bool):
+    def __init__(self, step: Step, shape: torch.Size, meter: Meter, kept: Kept, descent: Descent, several: bool):
         self.step, self.meter, self.shape = step, meter, shape  # of the input
-        self._kept, self._several = kept, several  # ways back from the same forward
+        self._kept, self._descent, self._several = kept, descent, several  # ways back from the same forward
         self._weight_version = version(step.linear.weight)
         self._factors: Factors | None = None
+        self._factors_of: Gamma | None = None
 
     def reads(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
         """What the way back needs of output and input; only their shapes where the rule is the gradient."""
@@ -74,7 +90,7 @@ class Propagation:
         return (z,) if self.step.rule.epsilon or self.step.rectified else ()
 
     def __call__(self, g: Tensor, *read: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rule, linear = self.step.rule, self.step.linear
+        rule, linear = self._rule(), self.step.linear
         if version(linear.weight) != self._weight_version:
             raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
         weights = self._kept((linear.layout, g.dtype), linear.constants, lambda: Weights(linear, g.dtype))
@@ -88,6 +104,15 @@ class Propagation:
         if rule.merges(self.step.nonnegative, self.step.rectified):
             return self._merged(weights, rule, g, z, a), None
         return self._shared(weights, rule, g, z, a), None
+
+    def _rule(self) -> Epsilon | SplitRule | InputRule:
+        rule = self.step.rule
+        if not isinstance(rule, RisingGamma):
+            return rule
+        here = rule.at(self._descent.next())
+        if here is not self._factors_of:
+            self._factors, self._factors_of = None, here
+        return here
 
     def _distributed(self, weights: Weights, rule: InputRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         linear, present = self.step.linear, self.step.present

@@ -15,6 +15,7 @@ Elementwise passes cost as much as convolutions in a network such as ResNet-50, 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from typing import ClassVar, Literal
 
@@ -210,8 +211,35 @@ class Flat:
         return _presence(a, present) * linear.transpose(share, weights.modified(torch.ones_like), a.shape)
 
 
+@dataclass(frozen=True)
+class RisingGamma:
+    """LRP-γ that grows on the way down: γ = `step` for the topmost layer under this rule, 2 `step` for the one below, and so
+    on. Near the output contributions are few and clear; the more layers relevance has come through, the more it is scattered.
+
+    >>> whence.LRP({torch.nn.Conv2d: whence.RisingGamma(0.1)})
+
+    Layers are counted as relevance reaches them, so those of parallel branches one after the other.
+    """
+
+    step: float = 0.1
+
+    def __post_init__(self):
+        _require_number("RisingGamma", self.step)
+        _require(self.step > 0, f"RisingGamma({self.step}): γ must grow")
+
+    def at(self, number: int) -> Gamma:
+        """The rule of the layer that relevance reaches as the `number`-th, from 1 on."""
+        return _gamma(self.step * number)
+
+
+@cache
+def _gamma(gamma: float) -> Gamma:
+    """One rule for one γ: weights that it modified are known by it."""
+    return Gamma(gamma)
+
+
 SplitRule = Gamma | AlphaBeta | ZPlus
-LinearRule = Epsilon | SplitRule
+LinearRule = Epsilon | SplitRule | RisingGamma
 InputRule = ZBox | WSquare | Flat
 
 

@@ -12,6 +12,7 @@ from whence.errors import InputError
 from whence.inputs import Inputs, as_tensor
 from whence.nests import Nest
 
+PATCHES_A_SIDE = 14  # of a picture, where nothing else is said
 UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of pictures [N, C, …] by their dimensions
 
 Baselines = Any  # a number or a tensor for every input, or a tuple or dict of them like the inputs

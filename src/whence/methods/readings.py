@@ -16,6 +16,7 @@ from whence.lrp.mode import ConstantParameters
 from whence.lrp.scope import Outline, Scope, first_tensor, named_layers
 from whence.lrp.surroundings import entered
 from whence.methods.gradients import ReluBack
+from whence.nests import Nest
 
 
 class Reached(BaseException):
@@ -69,8 +70,8 @@ class Reader:
         return tap
 
 
-def layer_shapes(model: Callable[..., Any], x: Tensor) -> dict[str, tuple[int, ...]]:
-    """The layers of a model by name, and the shape of what each gives for `x` `[N, …]`, in the order in which they end.
+def layer_shapes(model: Callable[..., Any], inputs: Nest) -> dict[str, tuple[int, ...]]:
+    """The layers of a model by name, and the shape of what each gives for the inputs, in the order in which they end.
 
     >>> whence.layer_shapes(model, x)
     {'features.0': (1, 64, 224, 224), 'features.1': (1, 64, 224, 224), …}
@@ -86,8 +87,9 @@ def layer_shapes(model: Callable[..., Any], x: Tensor) -> dict[str, tuple[int, .
                 found.setdefault(name, tuple(first.shape))
 
     scope.leaving = note
+    given = Inputs.of(inputs)
     with torch.no_grad(), scope:
-        Inputs((x,), single=True).call(model, (x.clone(),))
+        given.call(model, tuple(given.copied().values()))
     return found
 
 

@@ -88,8 +88,10 @@ class PGD:
 
     @torch.inference_mode(False)
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.cat([self._attacked(case, generator) for case in cases(model, x, y, self.targets, self.box)])
+        # restarts of one part draw no numbers of the next
+        parts = enumerate(cases(model, x, y, self.targets, self.box))
+        sources = ((case, torch.Generator().manual_seed(self.seed + 1_000_003 * number)) for number, case in parts)
+        return torch.cat([self._attacked(case, generator) for case, generator in sources])
 
     def _attacked(self, case: Case, generator: torch.Generator) -> Tensor:
         pixels = self._ascended(case, generator, first=True)

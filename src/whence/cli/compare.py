@@ -1,0 +1,65 @@
+"""`whence compare`: one input by several methods in one figure."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from whence.cli.explain import is_array, named, read_input, warn_of_random_weights
+from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
+from whence.cli.tables import print_table
+from whence.errors import InputError
+from whence.evaluation.comparison import METHODS as USUAL, compare as run
+from whence.show.drawable import PICTURES, writable
+
+
+def compare(
+    input: Annotated[
+        str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+    ] = "digits",
+    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    methods: Annotated[str | None, typer.Option(help=SEVERAL_HELP)] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
+    ] = None,
+    common_scale: Annotated[bool, typer.Option("--common-scale", help="All heatmaps in the colours of the strongest.")] = False,
+    sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("compared.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+) -> None:
+    """What do several methods say? Draws their heatmaps side by side."""
+    from whence.models.registry import load_model
+
+    writable(out, PICTURES)
+    check_known(listed(methods or ""), SEVERAL, "method")
+    loaded = load_model(model, weights)
+    if loaded.both is not None:
+        raise InputError(f"{loaded.name} reads pictures and texts together; use whence explain")
+    x = read_input(input, loaded, sample, "compare")
+    pictures = isinstance(x, torch.Tensor) and x.dim() == 4
+    wanted = listed(methods) if methods is not None else [name for name in USUAL if pictures or name != "grad_cam"]
+    by_name = {name: one_of_several(name, loaded, x, not is_array(input)) for name in wanted}
+    found = run(loaded.model, x, by_name, named(target, loaded), common_scale=common_scale, class_names=loaded.classes)
+    if loaded.text is not None:
+        found = found.with_tokens(loaded.text.tokenizer)
+    found.save(out)
+    if as_json:
+        print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.table, "picture": str(out)}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    if loaded.trained is False:
+        warn_of_random_weights(loaded.name)
+    rows = [
+        [r["method"], r["target"], f"{r['output']:.4g}", f"{r['relevance']:.4g}", f"{r['counter_relevance']:.0%}"]
+        for r in found.table
+    ]
+    print_table(
+        console, ["method", "target", "output", "relevance", "against"], rows, f"{loaded.name} by {len(found)} methods", words=2
+    )
+    console.print(f"the picture lies in {out}", markup=False)

@@ -1,0 +1,121 @@
+"""`whence evaluate`: which of several methods can be trusted on one's own model and data."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from whence.cli.data import DATA_HELP, read_data
+from whence.cli.explain import warn_of_random_weights
+from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
+from whence.cli.tables import print_table
+from whence.errors import InputError
+from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
+from whence.evaluation.imputers import IMPUTERS
+from whence.evaluation.intervals import interval
+from whence.evaluation.metrics import METRICS, removes
+from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation, shown
+from whence.nests import each
+from whence.show.drawable import writable
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+KEPT = ".{}-unfinished"
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+    ] = "digits",
+    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    methods: Annotated[str, typer.Option(help=SEVERAL_HELP)] = ",".join(USUAL),
+    metrics: Annotated[str, typer.Option(help=f"Names with commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
+    target: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
+    regions: Annotated[
+        str | None,
+        typer.Option(help="What is taken away at once: pixels, or the side of square patches; some 14 a side if not given."),
+    ] = None,
+    imputer: Annotated[
+        str | None, typer.Option(help=f"What stands in its place: a number or id, {', '.join(IMPUTERS)}.")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="logit, logit_difference or probability.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many samples.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .html, .png, .pdf, .svg, .csv or .json.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
+) -> None:
+    """Which explanation can be trusted? Scores methods on data; a run that was killed goes on where it was."""
+    from whence.models.registry import load_model
+
+    writable(out, SUFFIXES)
+    wanted, measured = listed(methods), listed(metrics)
+    check_known(wanted, SEVERAL, "method")
+    check_known(measured, list(METRICS), "metric")
+    loaded = load_model(model, weights)
+    samples = read_data(data, loaded, "evaluate", limit)
+    first, bounded = _first(samples), loaded.preprocessing.bounds_known
+    by_name = {name: one_of_several(name, loaded, first, bounded) for name in wanted}
+    removal = _removal(regions, imputer, score, loaded, measured)
+    kept = out.with_name(KEPT.format(out.name))
+    found = run(loaded.model, samples, by_name, measured, target=_target(target), seed=seed, keep=kept, **removal)
+    found.save(out)
+    _forget(kept)
+    if as_json:
+        print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.plain_table, "report": str(out)}))
+    else:
+        _print(found, loaded, out)
+
+
+def _first(samples: Any) -> Any:
+    """One sample as a batch, by which methods are fitted to the kind of input."""
+    if not isinstance(samples, tuple):  # a data set
+        item = samples[0]
+        return (item[0] if isinstance(item, tuple) else item)[None]
+    return each(lambda t: t[:1], samples[0])
+
+
+def _removal(
+    regions: str | None, imputer: str | None, score: str | None, loaded: "LoadedModel", metrics: list[str]
+) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if regions is not None:
+        given["regions"] = int(regions) if regions.isdecimal() else regions
+    if imputer is not None:
+        given["imputer"] = imputer if imputer in IMPUTERS else _number(imputer)
+    elif loaded.text is not None and any(removes(METRICS[name]()) for name in metrics):
+        given["imputer"] = loaded.text.blank_id
+    if score is not None:
+        given["score"] = score
+    return given
+
+
+def _number(given: str) -> float | int:
+    try:
+        return int(given) if given.lstrip("-").isdecimal() else float(given)
+    except ValueError as error:
+        raise InputError(f"--imputer {given}: give a number or one of {', '.join(IMPUTERS)}") from error
+
+
+def _target(given: str) -> Any:
+    return int(given) if given.isdecimal() else given
+
+
+def _forget(kept: Path) -> None:
+    from shutil import rmtree
+
+    rmtree(kept, ignore_errors=True)
+
+
+def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if loaded.trained is False:
+        warn_of_random_weights(loaded.name)
+    heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
+    rows = [[name, *(shown(interval(scores[metric])) for metric in found.better)] for name, scores in found.values.items()]
+    print_table(console, heads, rows, f"explanations of {loaded.name}")
+    console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)
+    console.print(f"the report lies in {out}", markup=False)

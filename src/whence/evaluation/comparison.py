@@ -1,0 +1,144 @@
+"""compare(): one input, several methods, one figure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import WhenceError
+from whence.evaluation.batches import Batch, Way
+from whence.evaluation.ways import Methods, ways_of
+from whence.explainer import Names
+from whence.explanation import FEW_ROWS, Explanation
+from whence.inputs import Inputs, check_model
+from whence.lrp.conservation import Conservation
+from whence.lrp.prepared import Prepared
+from whence.methods.passes import summed
+from whence.nests import Nest, tensors
+from whence.show.drawable import Drawable
+from whence.targets import Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "grad_cam", "occlusion")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Comparison(Drawable):
+    """The same inputs by several methods.
+
+    >>> c = whence.compare(model, x, ["lrp", "integrated_gradients"], target=3)
+    >>> c["lrp"].relevance
+    >>> c.save("compared.png")
+
+    `explanations` holds one by each method. In the figure each heatmap has its own scale, or one for all of a sample with
+    `common_scale`; under the name stand the sum of relevance and the share of counter-relevance, Σ|R⁻| / Σ|R|.
+    """
+
+    explanations: Mapping[str, Explanation]
+    common_scale: bool = False
+
+    def __getitem__(self, method: str) -> Explanation:
+        return self.explanations[method]
+
+    def __len__(self) -> int:
+        return len(self.explanations)
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each sample and method: target, output, sum of relevance, share of counter-relevance."""
+        rows = []
+        for name, e in self.explanations.items():
+            against, targets = counter_relevance(e), e.target_names()
+            for i in range(len(e)):
+                output, total = float(e.output[i]), float(e.conservation.relevance[i])
+                rows.append({"sample": i, "method": name, "target": targets[i], "output": output, "relevance": total,
+                             "counter_relevance": float(against[i])})  # fmt: skip
+        return sorted(rows, key=lambda row: row["sample"])
+
+    def with_tokens(self, tokenizer: Any) -> "Comparison":
+        """The same with token ids as words (`Explanation.with_tokens`)."""
+        return replace(self, explanations={name: e.with_tokens(tokenizer) for name, e in self.explanations.items()})
+
+    def __repr__(self) -> str:
+        lines = [
+            f"  {r['method']}: f = {r['output']:.4g}, ΣR = {r['relevance']:.4g}, {r['counter_relevance']:.0%} counter-relevance"
+            for r in self.table
+            if r["sample"] == 0
+        ]
+        return "\n".join([f"Comparison of {len(self)} methods; of sample 0:", *lines])
+
+    def figure(self) -> "Figure":
+        """A row for each of the first samples, with the input and its heatmaps side by side; what is no picture one below the
+        other."""
+        from whence.show.panels import stacked
+        from whence.show.side_by_side import side_by_side
+
+        first = next(iter(self.explanations.values()))
+        drawn = range(min(len(first), FEW_ROWS))
+        given = tensors(first.inputs)
+        if len(given) == 1 and (x := next(iter(given.values()))).dim() == 4 and not first.patches:
+            return side_by_side([(x[i], self._heading(i), self._heatmaps(i)) for i in drawn], self.common_scale)
+        panels = [(name, panel) for i in drawn for name, e in self.explanations.items() for panel in e.panels(i)]
+        return stacked([replace(panel, title=f"{name}   {panel.title}") for name, panel in panels])  # type: ignore
+
+    def _heading(self, sample: int) -> str:
+        first = next(iter(self.explanations.values()))
+        return f"{first.target_names()[sample]}:  f = {float(first.output[sample]):.4g}"
+
+    def _heatmaps(self, sample: int) -> list[tuple[str, Tensor]]:
+        found = []
+        for name, e in self.explanations.items():
+            total, against = float(e.conservation.relevance[sample]), float(counter_relevance(e)[sample])
+            heat = next(iter(tensors(e.relevance).values()))[sample]
+            found.append((f"{name}\nΣR = {total:.4g}, {against:.0%} against", heat))
+        return found
+
+
+def compare(
+    model: Callable[..., Any],
+    inputs: Nest,
+    methods: Methods = METHODS,
+    target: Target = None,
+    *,
+    common_scale: bool = False,
+    class_names: Names = (),
+) -> Comparison:
+    """The same inputs explained by several methods, side by side.
+
+    >>> whence.compare(model, x, ["lrp", "gradient_times_input"], target=483).save("compared.png")
+    >>> whence.compare(model, x, {"γ = 0": whence.LRP(...), "γ = 1": whence.LRP(...), "theirs": their_function})
+
+    `methods` as in `whence.evaluate`; a method that cannot explain this model is an error that names it. All explain the same
+    target: the arg max is taken once.
+    """
+    check_model(model)
+    given = Inputs.of(inputs).detached()
+    batch = Batch.of(Prepared(model), given, target, range(given.batch_size), None, None, 0)
+    found = {way.name: _explained(way, batch) for way in ways_of(model, methods)}
+    return Comparison({name: replace(e, classes=class_names or e.classes) for name, e in found.items()}, common_scale)
+
+
+def counter_relevance(e: Explanation) -> Tensor:
+    """Σ|R⁻| / Σ|R| of each sample, `[N]`."""
+    rows = [r.detach().double().cpu().reshape(len(e), -1) for r in tensors(e.relevance).values()]
+    flat = torch.cat(rows, 1)
+    return flat.clamp(max=0).abs().sum(1) / flat.abs().sum(1).clamp(min=1e-300)
+
+
+def _explained(way: Way, batch: Batch) -> Explanation:
+    try:
+        case = way.case(batch)
+    except WhenceError as error:
+        raise type(error)(f"{way.name}: {error}") from error
+    if case.explanation is not None:
+        return case.explanation
+    scores, inputs = case.relevance, batch.inputs
+    account = Conservation(batch.output, summed(scores, len(batch)).to(batch.output), adds_up=False)
+    return Explanation(
+        inputs.together(scores), batch.output, batch.target, account,
+        inputs=inputs.together({i: inputs.parts[i] for i in scores}), method=way.name,
+    )  # fmt: skip

@@ -1,0 +1,224 @@
+"""evaluate(): how much explanations can be trusted, by several metrics, for several methods, sample by sample."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.errors import InputError, ModelError, RuleError, TargetError, first_line, out_of_memory
+from whence.evaluation import data as samples_of
+from whence.evaluation.batches import Batch, Way
+from whence.evaluation.data import Samples
+from whence.evaluation.imputers import Imputer
+from whence.evaluation.metrics import Metric, Metrics, metrics_of
+from whence.evaluation.regions import Spec
+from whence.evaluation.results import Evaluation, Failure, on_grid
+from whence.evaluation.ways import Methods, ways_of
+from whence.fingerprints import fingerprint
+from whence.inputs import check_model
+from whence.lrp.prepared import Prepared
+from whence.progress import Progress, progress
+from whence.show.drawable import written
+from whence.targets import Target, of_samples
+
+METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "random")
+METRICS = ("srg", "sparseness", "max_sensitivity")
+
+
+def evaluate(
+    model: Callable[..., Any],
+    data: Any,
+    methods: Methods = METHODS,
+    metrics: Metrics = METRICS,
+    *,
+    target: Target | str = "predicted",
+    masks: Tensor | None = None,
+    regions: Spec = None,
+    imputer: Imputer | Tensor | float | str | None = None,
+    score: str | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    keep: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = True,
+) -> Evaluation:
+    """How far explanations of a model can be trusted: each method on each sample by each metric.
+
+    >>> found = whence.evaluate(model, (x, y), ["lrp", "gradient_times_input", "random"], ["srg", "selectivity"])
+    >>> found
+    >>> found.values["lrp"]["srg"]                 # [n]
+    >>> found.differences("srg", to="random")      # paired
+    >>> found.save("report.html")                  # or .png, .csv, .json
+
+    `data` is `(x, y)`, `x`, a data set or a loader. `methods` are names or methods, or a dict by name, in which functions
+    `(model, inputs, target) → relevance` of other libraries may stand too; "random" is chance itself. `metrics` are names
+    (`whence.metrics.METRICS`) or metrics. `target` is what is explained: "predicted", "label", or as for `explain`. `masks`
+    `[N, …]` mark where relevance should lie. `regions`, `imputer`, `score` and `steps` are those of the metrics by name that
+    take parts of the input away (`whence.metrics.Removal`, `Flipping`).
+
+    A method that fails on a sample has no value there; the sample is named in `failures`, the rest counted. What is random is
+    set by `seed` and the place of a sample in the data, not by its batch. With `keep`, a folder, what was finished before a
+    crash is read there, not computed again.
+
+    Raises `InputError`, `RuleError`, `TargetError` for what cannot be evaluated, and the error of a method that fails on all.
+    """
+    check_model(model)
+    ways = ways_of(model, methods)
+    given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
+    found = metrics_of(metrics, {name: value for name, value in given.items() if value is not None})
+    _check_needs(found, model, masks)
+    run = Run(Prepared(model, lasting=True), ways, found, target, masks, seed, Kept.at(keep, model, seed, found))
+    return run.over(data, batch_size, progress)
+
+
+@dataclass
+class Run:
+    """One evaluation under way."""
+
+    prepared: Prepared
+    ways: list[Way]
+    metrics: list[Metric]
+    target: Target | str
+    masks: Tensor | None
+    seed: int
+    kept: "Kept"
+    _errors: dict[str, Exception] = field(default_factory=dict)  # the first of each method
+
+    def over(self, data: Any, batch_size: int | None, shown: Progress) -> Evaluation:
+        scores: dict[str, list[dict[str, Tensor]]] = {way.name: [] for way in self.ways}
+        failures: list[Failure] = []
+        total, done = samples_of.count(data), 0
+        with progress("evaluate", (total or 0) * len(self.ways), total is not None and shown) as advance:
+            for samples in samples_of.batches(data, batch_size):
+                self._check_masks(total or samples.numbers.stop)
+                done = samples.numbers.stop
+                for way, found, failed in self._batch(samples):
+                    scores[way.name].append(found)
+                    failures += failed
+                    advance(len(samples.numbers), way.name)
+        for way in self.ways:
+            if sum(failure.method == way.name for failure in failures) == done:
+                raise self._errors.get(way.name) or ModelError(f"{way.name!r} fails on every sample: {failures[0].message}")
+        return Evaluation.of({name: _together(parts) for name, parts in scores.items()}, self.metrics, failures)
+
+    def _batch(self, samples: Samples) -> Iterator[tuple[Way, dict[str, Tensor], list[Failure]]]:
+        """The values of each method; the model is asked only for what is not kept."""
+        batch: Batch | None = None
+        for way in self.ways:
+            key = self.kept.key(way, samples, self._target(samples), self._masks(samples))
+            found = self.kept.read(key)
+            if found is None:
+                batch = batch or self._made(samples)
+                found = self._values(way, batch, samples)
+                self.kept.write(key, *found)
+            yield way, *found
+
+    def _values(self, way: Way, batch: Batch, samples: Samples) -> tuple[dict[str, Tensor], list[Failure]]:
+        """Of all samples at once; where that fails, one by one, so that those at fault are known."""
+        try:
+            return self._of_case(way, batch), []
+        except Exception as error:
+            if isinstance(error, RuleError) or out_of_memory(error):  # no fault of a sample
+                raise
+            if len(samples.numbers) == 1:
+                self._errors.setdefault(way.name, error)
+                nothing = {metric.name: torch.full((1,), torch.nan, dtype=torch.float64) for metric in self.metrics}
+                return nothing, [Failure(way.name, samples.numbers[0], first_line(error))]
+        found = [self._values(way, self._made(one), one) for one in samples.each()]
+        return _together([values for values, _ in found]), [failure for _, failed in found for failure in failed]
+
+    def _of_case(self, way: Way, batch: Batch) -> dict[str, Tensor]:
+        case = way.case(batch)
+        found = {metric.name: metric(case).double().cpu() for metric in self.metrics}
+        for curves in list(case.curves.values())[:1]:
+            found |= on_grid(curves)
+        return found
+
+    def _made(self, samples: Samples) -> Batch:
+        target, masks = self._target(samples), self._masks(samples)
+        return Batch.of(self.prepared, samples.inputs, target, samples.numbers, samples.labels, masks, self.seed)
+
+    def _target(self, samples: Samples) -> Target:
+        if not isinstance(self.target, str):
+            target = torch.as_tensor(self.target) if isinstance(self.target, list | tuple) else self.target
+            if isinstance(target, Tensor) and target.dim() == 0:
+                return target
+            return of_samples(target, torch.tensor(list(samples.numbers)))
+        if self.target == "predicted":
+            return None
+        if self.target == "label":
+            if samples.labels is None:
+                raise TargetError("target='label' needs labels: data=(x, y)")
+            return samples.labels
+        raise TargetError(f"target={self.target!r}; choose 'predicted', 'label', a class, or what explain() takes")
+
+    def _masks(self, samples: Samples) -> Tensor | None:
+        return None if self.masks is None else self.masks[samples.numbers.start : samples.numbers.stop]
+
+    def _check_masks(self, count: int) -> None:
+        if self.masks is not None and len(self.masks) < count:
+            raise InputError(f"{len(self.masks)} masks for {count} samples; give one each")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of what is finished, each piece under the fingerprint of all that it depends on."""
+
+    folder: Path | None
+    settings: str = ""
+
+    @classmethod
+    def at(cls, folder: str | Path | None, model: Any, seed: int, metrics: Sequence[Metric]) -> "Kept":
+        if folder is None:
+            return cls(None)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, fingerprint(model, seed, metrics))
+
+    def key(self, way: Way, samples: Samples, target: Any, masks: Tensor | None) -> str:
+        if self.folder is None:
+            return ""
+        return fingerprint(self.settings, way.name, way.method, samples.inputs.parts, samples.numbers, target, masks)
+
+    def read(self, key: str) -> tuple[dict[str, Tensor], list[Failure]] | None:
+        path = self._path(key)
+        if path is None or not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as kept:
+            failures = [Failure(**failure) for failure in json.loads(str(kept["failures"]))]
+            return {name: torch.from_numpy(kept[name]) for name in kept.files if name != "failures"}, failures
+
+    def write(self, key: str, found: dict[str, Tensor], failures: list[Failure]) -> None:
+        path = self._path(key)
+        if path is None:
+            return
+        with written(path) as beside:
+            arrays: dict[str, Any] = {name: values.numpy() for name, values in found.items()}
+            np.savez(beside, failures=json.dumps([vars(failure) for failure in failures]), **arrays)
+
+    def _path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{key}.npz"
+
+
+def _check_needs(metrics: Sequence[Metric], model: Any, masks: Tensor | None) -> None:
+    for metric in metrics:
+        if getattr(metric, "needs_masks", False) and masks is None:
+            raise InputError(f"{metric.name} needs masks=, one of each sample: [N, H, W] of pictures, [N, T] of texts")
+        if getattr(metric, "needs_module", False) and not isinstance(model, nn.Module):
+            raise ModelError(f"{metric.name} makes weights random; the model must be a torch.nn.Module")
+
+
+def _together(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Values of all samples; NaN where some have none."""
+    like = {key: value for part in parts for key, value in part.items()}
+
+    def padded(part: dict[str, Tensor], key: str) -> Tensor:
+        count = len(next(iter(part.values())))
+        return part.get(key, like[key].new_full((count, *like[key].shape[1:]), torch.nan))
+
+    return {key: torch.cat([padded(part, key) for part in parts]) for key in like}

@@ -1,0 +1,228 @@
+"""What an evaluation found: values, means with intervals, curves, as a table, a figure, a file or a page."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import RuleError, suggestion
+from whence.evaluation.curves import Curves
+from whence.evaluation.intervals import Interval, difference, interval
+from whence.show.drawable import PICTURES, Drawable, writable, written
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUFFIXES = (*PICTURES, ".csv", ".json", ".html")
+COLUMNS = ("method", "metric", "mean", "low", "high", "n", "failed", "better")
+ARROWS = {"higher": "↑", "lower": "↓"}
+ORDERS = ("most_first", "least_first")
+GRID = 41  # points of a mean curve
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that a method or metric could not do."""
+
+    method: str
+    sample: int
+    message: str
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Evaluation(Drawable):
+    """Several methods by several metrics.
+
+    >>> found = whence.evaluate(model, (x, y), ["lrp", "random"], ["srg"])
+    >>> found.table[0]
+    {'method': 'lrp', 'metric': 'srg', 'mean': 5.2, 'low': 4.6, 'high': 5.8, 'n': 50, 'failed': 0, 'better': 'higher'}
+    >>> found.values["lrp"]["srg"], found.best("srg")
+
+    `table` has a row for each method and metric, with the middle 95 % of bootstrapped means; `values[method][metric]` is `[n]`,
+    NaN where a sample has no value; `curves[method]` holds the mean curves of the first flipping, over the fraction taken away;
+    `failures` names the samples that failed.
+    """
+
+    values: Mapping[str, Mapping[str, Tensor]]
+    better: Mapping[str, str]  # of the metrics, by name
+    failures: Sequence[Failure] = ()
+    curves: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # method -> order -> [points]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Mapping[str, Tensor]], metrics: Sequence[Any], failures: Sequence[Failure]) -> "Evaluation":
+        names = [metric.name for metric in metrics]
+        values = {method: {name: scores[name] for name in names} for method, scores in found.items()}
+        curves = {
+            method: {order: scores[order].nanmean(0) for order in ORDERS if order in scores} for method, scores in found.items()
+        }
+        drawn = {method: of_method for method, of_method in curves.items() if of_method}
+        return cls(values, {metric.name: metric.better for metric in metrics}, failures, drawn)
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        rows = []
+        for method, scores in self.values.items():
+            failed = sum(failure.method == method for failure in self.failures)
+            for metric, values in scores.items():
+                found = interval(values)
+                rows.append(
+                    {"method": method, "metric": metric, **found._asdict(), "failed": failed, "better": self.better[metric]}
+                )
+        return rows
+
+    @property
+    def plain_table(self) -> list[dict[str, Any]]:
+        """The table with None for what is no number, as JSON wants it."""
+        return [{key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()} for row in self.table]
+
+    def differences(self, metric: str, to: str) -> list[dict[str, Any]]:
+        """The mean of each method's values less those of the method `to`, paired by sample, with intervals: where one excludes
+        0, the two differ."""
+        reference = self._of(to)[self._metric(metric)]
+        others = {name: scores[metric] for name, scores in self.values.items() if name != to}
+        return [
+            {"method": name, "metric": metric, "to": to, **difference(values, reference)._asdict()}
+            for name, values in others.items()
+        ]
+
+    def best(self, metric: str) -> str:
+        """The method with the best mean."""
+        if self.better[self._metric(metric)] == "neither":
+            raise RuleError(f"{metric} has no better end; look at the figures")
+        sign = 1 if self.better[metric] == "higher" else -1
+        means = {name: sign * interval(scores[metric]).mean for name, scores in self.values.items()}
+        return max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
+
+    def __repr__(self) -> str:
+        heads = ["", *(f"{name} {ARROWS.get(self.better[name], '')}".strip() for name in self.better)]
+        lines = [
+            heads,
+            *([method, *(shown(interval(scores[name])) for name in self.better)] for method, scores in self.values.items()),
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+        return f"{text}\n{self.footnote}"
+
+    @property
+    def footnote(self) -> str:
+        """How many samples there are, and which failed."""
+        count = max(len(values) for scores in self.values.values() for values in scores.values())
+        by_method = {method: [f for f in self.failures if f.method == method] for method in self.values}
+        failed = [
+            f"{method} failed on {len(found)}: {_listed([f.sample for f in found])} ({found[0].message})"
+            for method, found in by_method.items()
+            if found
+        ]
+        few = " (too few for intervals)" if count < 5 else ""
+        return "; ".join([f"{count} samples, means with 95 % intervals{few}", *failed])
+
+    def save(self, path: str | Path) -> Path:
+        """Write a picture (.png, .pdf, …), the table (.csv), all values (.json) or a page (.html); returns the path."""
+        path = writable(path, SUFFIXES)
+        if path.suffix in PICTURES:
+            return super().save(path)
+        text = {".csv": self._csv, ".json": self._json, ".html": self._page}[path.suffix]()
+        with written(path) as beside:
+            beside.write_text(text, encoding="utf-8")
+        return path
+
+    def figure(self) -> "Figure":
+        """The means of each metric with their intervals, and the mean curves."""
+        from whence.show.intervals import Curve, Means, means_and_curves
+
+        panels = []
+        for metric, better in self.better.items():
+            found = [interval(scores[metric]) for scores in self.values.values()]
+            title = f"{metric} {f'({better} is better)' if better in ARROWS else ''}".strip()
+            panels.append(Means(title, list(self.values), [i.mean for i in found], [(i.low, i.high) for i in found]))
+        drawn = {
+            method: [
+                Curve(torch.linspace(0, 1, GRID).tolist(), curve.tolist(), order == ORDERS[0])
+                for order, curve in orders.items()
+            ]
+            for method, orders in self.curves.items()
+        }
+        return means_and_curves(panels, drawn)
+
+    def _of(self, method: str) -> Mapping[str, Tensor]:
+        if method not in self.values:
+            raise RuleError(
+                f"no method {method!r} here{suggestion(method, self.values) or '; there are ' + ', '.join(self.values)}"
+            )
+        return self.values[method]
+
+    def _metric(self, name: str) -> str:
+        if name not in self.better:
+            raise RuleError(
+                f"no metric {name!r} here{suggestion(name, self.better) or '; there are ' + ', '.join(self.better)}"
+            )
+        return name
+
+    def _csv(self) -> str:
+        text = StringIO()
+        writer: csv.DictWriter[Any] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.table)
+        return text.getvalue()
+
+    def _json(self) -> str:
+        values = {m: {name: _plain(v.tolist()) for name, v in scores.items()} for m, scores in self.values.items()}
+        curves = {m: {order: _plain(c.tolist()) for order, c in orders.items()} for m, orders in self.curves.items()}
+        failures = [vars(failure) for failure in self.failures]
+        return json.dumps({"table": self.plain_table, "values": values, "curves": curves, "failures": failures}, indent=1)
+
+    def _page(self) -> str:
+        from whence.show.pages import embedded, page
+
+        rows = [[method, *(shown(interval(scores[name])) for name in self.better)] for method, scores in self.values.items()]
+        heads = [(name, ARROWS.get(better, "")) for name, better in self.better.items()]
+        failures = [(f.method, f.sample, f.message) for f in self.failures]
+        return page(
+            "evaluation.html",
+            heads=heads,
+            rows=rows,
+            footnote=self.footnote,
+            failures=failures,
+            picture=embedded(self.figure()),
+        )
+
+
+def shown(found: Interval) -> str:
+    """A mean and its interval in few characters.
+
+    >>> shown(Interval(5.1234, 4.4, 5.9, 50))
+    '5.12 [4.4, 5.9]'
+    """
+    if math.isnan(found.mean):
+        return "–"
+    return f"{found.mean:.3g}" + ("" if math.isnan(found.low) else f" [{found.low:.2g}, {found.high:.2g}]")
+
+
+def on_grid(curves: Curves) -> dict[str, Tensor]:
+    """Both curves at the same fractions for all samples, `[N, points]`."""
+    grid = torch.linspace(0, 1, GRID, dtype=torch.float64).expand(len(curves.fractions), -1).contiguous()
+    fractions = curves.fractions.contiguous()
+    right = torch.searchsorted(fractions, grid).clamp(1, fractions.shape[1] - 1)
+    start, end = fractions.gather(1, right - 1), fractions.gather(1, right)
+    share = ((grid - start) / (end - start).clamp(min=1e-12)).clamp(0, 1)
+    return {
+        order: torch.lerp(curve.gather(1, right - 1), curve.gather(1, right), share)
+        for order, curve in zip(ORDERS, (curves.most_first, curves.least_first), strict=True)
+    }
+
+
+def _plain(values: list) -> list:
+    return [None if isinstance(v, float) and not math.isfinite(v) else v for v in values]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")

@@ -1,0 +1,104 @@
+"""Checks that train: does a network learn without what an explanation calls relevant, does an explanation read the labels?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import InputError
+from whence.evaluation.batches import Batch
+from whence.evaluation.curves import ranked
+from whence.evaluation.imputers import Mean, imputer_of
+from whence.evaluation.randomization import spearman
+from whence.evaluation.regions import Regions, Spec
+from whence.evaluation.ways import Methods, ways_of
+from whence.inputs import Inputs
+
+Labelled = tuple[Tensor, Tensor]
+Training = Callable[[Tensor, Tensor, int], nn.Module]  # (x, y, seed) -> a trained network in eval mode
+AT_ONCE = 256
+
+
+def roar(
+    train: Training,
+    data: Labelled,
+    test: Labelled,
+    methods: Methods,
+    *,
+    fractions: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    seeds: Sequence[int] = (0,),
+    regions: Spec = "pixels",
+    imputer: Any = None,
+) -> list[dict[str, Any]]:
+    """Remove and retrain (Hooker et al. 2019): the most relevant fraction of every training and test sample becomes the mean, a
+    network is trained from scratch, and its test accuracy told. The lower, the more the explanation had found.
+
+    >>> rows = whence.evaluation.retraining.roar(train, (x, y), (x_test, y_test), ["lrp", "random"])
+    >>> rows[0]
+    {'method': 'lrp', 'fraction': 0.1, 'accuracy': [0.97]}
+
+    `train(x, y, seed)` gives a trained network in eval mode; it is called once for all data and once for each method, fraction
+    and seed. Explained are the labels.
+    """
+    if not all(0 < fraction < 1 for fraction in fractions):
+        raise InputError(f"fractions {tuple(fractions)}; give some between 0 and 1")
+    model, rows = train(*data, seeds[0]), []
+    for way in ways_of(model, methods):
+        ordered = [_ordered(way, part, regions) for part in (data, test)]
+        for fraction in fractions:
+            parts = [_without(part[0], *order, fraction, imputer) for part, order in zip((data, test), ordered, strict=True)]
+            accuracy = []
+            for seed in seeds:
+                network = train(parts[0], data[1], seed)
+                accuracy.append(_accuracy(network, parts[1], test[1]))
+            rows.append({"method": way.name, "fraction": fraction, "accuracy": accuracy})
+    return rows
+
+
+def label_randomisation(
+    train: Training, data: Labelled, methods: Methods, *, samples: Tensor | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Spearman's correlation of |R| between a network trained on the labels and one trained on shuffled labels, for each sample
+    (Adebayo et al. 2018, section 4): near 0 where the explanation says what was learned.
+
+    `samples` are explained, the first hundred of the data if not given.
+    """
+    x, y = data
+    samples = x[:100] if samples is None else samples
+    shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
+    learned, lost = train(x, y, seed), train(x, shuffled, seed)
+    found: dict[str, Tensor] = {}
+    for one, other in zip(ways_of(learned, methods), ways_of(lost, methods), strict=True):
+        batch = Batch.of(one.prepared, Inputs.of(samples), None, range(len(samples)), None, None, seed)
+        case = one.case(batch)
+        found[one.name] = spearman(case.flat().abs(), case.flat(other.relevance(batch.inputs, batch.target)).abs())
+    return found
+
+
+def _ordered(way: Any, data: Labelled, spec: Spec) -> tuple[Tensor, Regions]:
+    """The rank of each region of each sample, by the relevance for its label."""
+    x, y = data
+    ranks, found = [], None
+    for start in range(0, len(x), AT_ONCE):
+        rows = range(start, min(start + AT_ONCE, len(x)))
+        batch = Batch.of(way.prepared, Inputs.of(x[rows.start : rows.stop]), y[rows.start : rows.stop], rows, None, None, 0)
+        found = Regions.of(spec, batch.inputs, [0])
+        ranks.append(ranked(found.means(way.case(batch).relevance), found.valid, batch.random("ties")))
+    assert found is not None
+    return torch.cat(ranks), found
+
+
+def _without(x: Tensor, ranks: Tensor, regions: Regions, fraction: float, imputer: Any) -> Tensor:
+    chosen = ranks < round(fraction * ranks.shape[1])
+    hidden = regions.entries(chosen[None])[0]
+    fill = imputer_of(Mean() if imputer is None else imputer).fills(
+        x, [torch.Generator().manual_seed(i) for i in range(len(x))]
+    )
+    return fill[0](hidden)[0]
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    right = [network(part).argmax(1) == of_part for part, of_part in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)]
+    return float(torch.cat(right).double().mean())

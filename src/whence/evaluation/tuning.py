@@ -1,0 +1,259 @@
+"""tune(): the settings that explain a model best on given data, by successive halving."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from whence.errors import InputError, RuleError
+from whence.evaluation.candidates import Bounds, rule_sets, varied
+from whence.evaluation.complexity import Sparseness
+from whence.evaluation.data import Samples, batches
+from whence.evaluation.evaluate import evaluate
+from whence.evaluation.imputers import Imputer
+from whence.evaluation.intervals import Interval, interval
+from whence.evaluation.metrics import METRICS, Metric, metrics_of
+from whence.evaluation.regions import Spec
+from whence.evaluation.results import Evaluation
+from whence.inputs import Inputs, check_model
+from whence.methods.lrp import LRP
+from whence.methods.table import Method
+from whence.progress import Progress, progress
+from whence.show.drawable import PICTURES, Drawable, writable, written
+from whence.targets import Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIRST = 8  # samples that all candidates are tried on
+FINALISTS = 3
+SUFFIXES = (*PICTURES, ".json")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Tuning(Drawable):
+    """Which candidate won, and by how much.
+
+    >>> found = whence.tune(model, (x, y))
+    >>> found.method                                # to be used: whence.explain(model, x, method=found.method)
+    >>> found.held_out                              # finalists and the default, on samples that chose nothing
+    >>> found.save("pareto.png")
+
+    `table` has a row for each candidate: the mean metric and sparseness on the `n` samples it was tried on; those that fell out
+    early were tried on few. `front` names those that no other surpasses in both.
+    """
+
+    name: str
+    method: Method
+    metric: str
+    better: str
+    table: Sequence[Mapping[str, Any]]
+    held_out: Evaluation
+
+    @property
+    def score(self) -> Interval:
+        """Of the winner on held-out samples."""
+        return interval(self.held_out.values[self.name][self.metric])
+
+    @property
+    def front(self) -> list[str]:
+        """Not surpassed in the metric and in sparseness by any other."""
+        sign = 1 if self.better == "higher" else -1
+        points = {row["method"]: (sign * row[self.metric], row["sparseness"]) for row in self.table}
+        return [
+            name
+            for name, (a, b) in points.items()
+            if not any((c >= a and d >= b) and (c > a or d > b) for other, (c, d) in points.items() if other != name)
+        ]
+
+    def __repr__(self) -> str:
+        found = self.score
+        return (
+            f"Tuning of {len(self.table)} candidates: {self.name} has {self.metric} {found.mean:.3g} "
+            f"[{found.low:.2g}, {found.high:.2g}] on {found.n} held-out samples\n{self.held_out!r}"
+        )
+
+    def figure(self) -> "Figure":
+        """The metric over sparseness, the front joined by a line."""
+        from whence.show.fronts import Point, front
+
+        points = [
+            Point(row["method"], row["sparseness"], row[self.metric], row["method"] in self.front, row["method"] == self.name)
+            for row in self.table
+        ]
+        return front(points, ("sparseness", f"{self.metric} ({self.better} is better)"))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture (.png, .jpg, .pdf, .svg) or the table (.json); returns the path."""
+        path = writable(path, SUFFIXES)
+        if path.suffix in PICTURES:
+            return super().save(path)
+        with written(path) as beside:
+            text = json.dumps({"best": self.name, "table": self.table, "held_out": self.held_out.table}, indent=1)
+            beside.write_text(text, encoding="utf-8")
+        return path
+
+
+def tune(
+    model: Callable[..., Any],
+    data: Any,
+    candidates: Mapping[str, Method] | Method | None = None,
+    *,
+    fields: Mapping[str, Sequence[Any]] | None = None,
+    metric: Metric | str = "srg",
+    bounds: Bounds | None = None,
+    target: Target | str = "predicted",
+    regions: Spec = None,
+    imputer: Imputer | Tensor | float | str | None = None,
+    score: str | None = None,
+    steps: int | None = None,
+    held_out: float = 0.5,
+    seed: int = 0,
+    progress: Progress = True,
+) -> Tuning:
+    """The method that explains a model best, by a metric, on given data.
+
+    >>> found = whence.tune(model, (x, y))                                         # some twenty rule sets of LRP
+    >>> whence.explain(model, x, method=found.method)
+    >>> whence.tune(model, (x, y), bounds=(low, high))                             # z^B at the pixels too
+    >>> whence.tune(model, x, whence.IntegratedGradients(), fields={"n_steps": [8, 32], "baselines": [0.0, 0.5]})
+    >>> whence.tune(model, x, {"mine": whence.LRP({...}), "theirs": whence.LRP(whence.presets.epsilon_plus())})
+
+    `candidates` are methods by name, or one method of which `fields` says what to try; rule sets that fit the network
+    (`whence.evaluation.candidates.rule_sets`, γ by depth among them) if not given. All are tried on a few samples, the better
+    half on twice as many, and so on (successive halving, Jamieson and Talwalkar 2016). A part `held_out` of the samples chooses
+    nothing: on it the finalists and the default are measured, which is the figure to report. The rest is as in `evaluate`.
+    """
+    check_model(model)
+    given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
+    chosen = metrics_of([metric], {name: value for name, value in given.items() if value is not None})[0]
+    if chosen.better not in ("higher", "lower"):
+        good = [name for name, kind in METRICS.items() if kind.better != "neither"]
+        raise RuleError(f"{chosen.name} has no better end; tune by one of {', '.join(good)}")
+    samples = Pool.of(data, held_out, seed, target)
+    methods = _candidates(model, candidates, fields, bounds, samples)
+    search = Search(model, methods, chosen, samples, seed)
+    winner, finalists = search.halved(progress)
+    named = {name: methods[name] for name in finalists} | {"default": LRP()}
+    found = search.evaluated(named, samples.kept_out)
+    return Tuning(winner, methods[winner], chosen.name, chosen.better, search.table(), found)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All samples at hand, in random order: those that choose, and those that do not."""
+
+    inputs: Inputs
+    labels: Tensor | None
+    target: Target | str
+    choosing: Tensor  # numbers
+    kept_out: Tensor
+
+    @classmethod
+    def of(cls, data: Any, held_out: float, seed: int, target: Target | str) -> "Pool":
+        if not 0 < held_out < 1:
+            raise RuleError(f"held_out={held_out}; give a share between 0 and 1")
+        found = list(batches(data))
+        inputs, labels = _joined(found)
+        count = inputs.batch_size
+        if count < 4:
+            raise InputError(f"{count} samples; tuning needs at least 4: some to choose by, some to measure on")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        cut = max(2, count - round(held_out * count))
+        return cls(inputs, labels, target, order[:cut], order[cut:])
+
+    def some(self, numbers: Tensor) -> Any:
+        """Of those numbers, as data for `evaluate`."""
+        return self.inputs.of_samples(numbers).nest, None if self.labels is None else self.labels[numbers]
+
+    def targets(self, numbers: Tensor) -> Any:
+        if isinstance(self.target, Tensor) and self.target.dim():
+            return self.target[numbers]
+        return [self.target[i] for i in numbers.tolist()] if isinstance(self.target, list | tuple) else self.target
+
+
+@dataclass
+class Search:
+    """Candidates, and their values on the samples they were tried on so far."""
+
+    model: Callable[..., Any]
+    methods: Mapping[str, Method]
+    metric: Metric
+    samples: Pool
+    seed: int
+
+    def __post_init__(self):
+        self._values: dict[str, list[Tensor]] = {name: [] for name in self.methods}
+        self._sparse: dict[str, list[Tensor]] = {name: [] for name in self.methods}
+
+    def evaluated(self, methods: Mapping[str, Method], numbers: Tensor) -> Evaluation:
+        metrics = [self.metric, *([Sparseness()] if self.metric.name != Sparseness.name else [])]
+        data, target = self.samples.some(numbers), self.samples.targets(numbers)
+        return evaluate(self.model, data, methods, metrics, target=target, seed=self.seed, progress=False)
+
+    def halved(self, shown: Progress) -> tuple[str, list[str]]:
+        """The best, and the finalists with it first."""
+        left, done, numbers = list(self.methods), 0, self.samples.choosing
+        more = min(FIRST, len(numbers))
+        with progress("tune", len(numbers), shown) as advance:
+            while True:
+                found = self.evaluated({name: self.methods[name] for name in left}, numbers[done : done + more])
+                for name in left:
+                    self._values[name].append(found.values[name][self.metric.name])
+                    self._sparse[name].append(found.values[name][Sparseness.name])
+                done += more
+                advance(more, f"{len(left)} candidates")
+                left = sorted(left, key=self._loss)
+                if done >= len(numbers):
+                    return left[0], left[:FINALISTS]
+                left = left[: max(FINALISTS, -(-len(left) // 2))]
+                more = min(done, len(numbers) - done)
+
+    def table(self) -> list[dict[str, Any]]:
+        """All candidates, the best first; those tried on more samples before those that fell out."""
+        rows = [
+            {"method": name, self.metric.name: self._mean(self._values[name]), "sparseness": self._mean(self._sparse[name]),
+             "n": sum(map(len, self._values[name]))}
+            for name in self.methods
+        ]  # fmt: skip
+        return sorted(rows, key=lambda row: (-row["n"], self._loss(row["method"])))
+
+    def _loss(self, name: str) -> float:
+        mean = self._mean(self._values[name])
+        return torch.inf if mean != mean else -mean if self.metric.better == "higher" else mean
+
+    def _mean(self, values: list[Tensor]) -> float:
+        return float(torch.cat(values).nanmean())
+
+
+def _candidates(
+    model: Callable[..., Any], given: Any, fields: Mapping[str, Sequence[Any]] | None, bounds: Bounds | None, samples: Pool
+) -> dict[str, Method]:
+    if given is not None and bounds is not None:
+        raise RuleError("bounds are for the rule sets that are tried by default; put whence.ZBox into the candidates")
+    if fields is not None:
+        if given is None or isinstance(given, Mapping):
+            raise RuleError("fields vary one method; give it, as in tune(model, x, whence.IntegratedGradients(), fields={…})")
+        return varied(given, fields)
+    if given is None:
+        return dict(rule_sets(model, samples.inputs.of_samples(samples.choosing[:1]).nest, bounds))
+    if not isinstance(given, Mapping) or not given:
+        raise RuleError("candidates are methods by name, or one method and the fields to vary")
+    return dict(given)
+
+
+def _joined(found: list[Samples]) -> tuple[Inputs, Tensor | None]:
+    nests, labels = [s.inputs.nest for s in found], [s.labels for s in found]
+    names = list(nests[0]) if isinstance(nests[0], dict) else None
+    if isinstance(nests[0], Tensor):
+        joined: Any = torch.cat(nests)
+    elif names is not None:
+        joined = {name: torch.cat([nest[name] for nest in nests]) for name in names}
+    else:
+        joined = tuple(torch.cat(parts) for parts in zip(*nests, strict=True))
+    known = [t for t in labels if t is not None]
+    return Inputs.of(joined), torch.cat(known) if len(known) == len(labels) else None
