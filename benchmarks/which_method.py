@@ -129,9 +129,9 @@ def main(data: Path, names: tuple[str, ...]) -> None:
             found[subject.name] = measured(subject, SAMPLES[name])
             print(name, repr(found[subject.name]), flush=True)
     heading = (
-        f"# Which method\n\n{peers.versions('zennit', 'captum')}.\n\nSRG of the predicted class's logit (higher is better, 0 is "
-        "chance), patches some fourteen a side replaced by the mean; means with 95 % bootstrap intervals. Bold: not below the "
-        "best LRP of all by more than the paired interval. – : cannot explain this network.\n"
+        f"# Which method\n\n{peers.versions('zennit', 'captum')}.\n\nSRG of the predicted class's logit (higher is better, "
+        "0 is chance), patches some fourteen a side replaced by the mean; means with 95 % bootstrap intervals. Bold: not below "
+        "the best LRP of all by more than the paired interval. – : cannot explain this network.\n"
     )
     peers.write("which_method", heading, table(found))
 

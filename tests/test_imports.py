@@ -18,6 +18,8 @@ ROOMS = [
     "methods checkpoint",
     "explainer explain generation load",
     "evaluation prototypes robustness neuralize",
+    "datasets",
+    "audit",
     "models",
     "cli",
 ]

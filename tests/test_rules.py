@@ -204,3 +204,65 @@ def test_relevance_and_counter_relevance_apart(bias):
     assert counter.conservation.error.max() < 1e-9
     with pytest.raises(whence.errors.RuleError, match="choose 'both'"):
         AlphaBeta(part="all")
+
+
+# γ that grows on the way down
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.left, self.right, self.head = (
+            nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 2), (2, 2), (2, 2), (2, 3))
+        )
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.head(F.relu(self.left(x)) + F.relu(self.right(x))).mean((2, 3))
+
+
+def test_rising_gamma_counts_layers_as_relevance_reaches_them():
+    torch.manual_seed(0)
+    model, x = Branches().eval(), torch.rand(2, 1, 6, 6)
+    rules = {"head": Gamma(0.3), "right": Gamma(0.6), "left": Gamma(0.9), "first": Gamma(1.2)}
+    expected = whence.explain(model, x, 1, method=LRP(rules)).relevance
+    method = LRP({nn.Conv2d: whence.RisingGamma(0.3)})
+    assert torch.allclose(whence.explain(model, x, 1, method=method).relevance, expected, atol=1e-9)
+    anything = LRP({F.conv2d: whence.RisingGamma(0.3)})
+    assert torch.allclose(whence.explain(lambda x: model(x), x, 1, method=anything).relevance, expected, atol=1e-9)
+    explainer = whence.Explainer(model, method)
+    assert torch.allclose(explainer(x, 1).relevance, expected, atol=1e-9)
+    assert torch.allclose(explainer(x, 1).relevance, expected, atol=1e-9)
+    _, again = explainer.targets(x, [0, 1])  # several ways back from one forward pass
+    assert torch.allclose(again.relevance, expected, atol=1e-9)
+    inner, outer = explainer.targets(x, [whence.Neuron("left", 1), 1])  # of different lengths
+    assert torch.allclose(outer.relevance, expected, atol=1e-9)
+    short = whence.explain(model, x, whence.Neuron("left", 1), method=LRP({"left": Gamma(0.3), "first": Gamma(0.6)}))
+    assert torch.allclose(inner.relevance, short.relevance, atol=1e-9)
+
+
+def test_rising_gamma_within_ones_own_loop():
+    torch.manual_seed(0)
+    model, x = Branches().eval(), torch.rand(2, 1, 6, 6, requires_grad=True)
+    with whence.relevance_rules({nn.Conv2d: whence.RisingGamma(0.3)}, model):
+        logits = model(x)
+    for _ in range(2):
+        (g,) = torch.autograd.grad(logits[:, 1].sum(), x, retain_graph=True)
+        expected = whence.explain(model, x.detach(), 1, method=LRP({nn.Conv2d: whence.RisingGamma(0.3)})).relevance
+        assert torch.allclose(x.detach() * g, expected, atol=1e-6)
+
+
+def test_rising_gamma_must_rise():
+    with pytest.raises(whence.errors.RuleError, match="must grow"):
+        whence.RisingGamma(0)
+
+
+def test_little_relevance_is_said_in_words():
+    model = nn.Sequential(nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-4)
+        model[0].bias.fill_(5.0)
+    account = whence.explain(model, torch.rand(2, 3), 0).conservation
+    assert "reached the input" in repr(account)
+    assert "'0' absorbed most" in account.caution
+    assert not whence.explain(nn.Linear(3, 2, bias=False).eval(), torch.rand(2, 3), 0).conservation.caution

@@ -4,6 +4,8 @@ from importlib.metadata import version as _version
 
 from whence import errors as errors
 from whence.checkpoint import checkpointed as checkpointed
+from whence.datasets.explain_dataset import explain_dataset as explain_dataset
+from whence.datasets.store import Store as Store, open_store as open_store
 from whence.evaluation import imputers as imputers, metrics as metrics
 from whence.evaluation.comparison import Comparison as Comparison, compare as compare
 from whence.evaluation.evaluate import evaluate as evaluate

@@ -10,6 +10,7 @@ WhenceError
 ├── RuleError               a rule or method configured against its definition
 ├── SelectorError           a selector or layer name that matches nothing
 ├── LoadError               a model, weights or image file that cannot be read
+│   └── StoreError          a store of explanations that is of other settings, damaged or not there
 └── MissingPackageError     an optional package is not installed
 """
 
@@ -59,6 +60,10 @@ class SelectorError(WhenceError, LookupError):
 
 class LoadError(WhenceError):
     """A model, a weights file or an image cannot be read."""
+
+
+class StoreError(LoadError):
+    """A store of explanations is of other settings, damaged, or lacks what is asked for."""
 
 
 class MissingPackageError(WhenceError, ImportError):

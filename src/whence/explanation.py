@@ -273,6 +273,7 @@ class Explanation(Drawable):
             method=described(self.method),
             parts=list(account.parts) if account.adds_up else [],
             headings=list(amounts),
+            caution=account.caution,
             samples=list(zip(self.target_names(), zip(*columns, strict=True), strict=True)),
             layers=[(name, amount.tolist()) for name, amount in layers],
             texts=self._styled_texts(),

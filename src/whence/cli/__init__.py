@@ -1,4 +1,4 @@
-"""The command line: `whence explain`, `compare`, `evaluate`, `prototype`, `attack`, `models`. One file a command."""
+"""The command line, `whence explain` and its like: one file a command."""
 
 import sys
 from importlib.metadata import version
@@ -12,6 +12,7 @@ from whence.cli.attack import attack
 from whence.cli.compare import compare
 from whence.cli.evaluate import evaluate
 from whence.cli.explain import explain
+from whence.cli.explain_dataset import explain_dataset
 from whence.cli.models import models
 from whence.cli.prototype import prototype
 from whence.errors import WhenceError
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(explain)
 app.command()(compare)
 app.command()(evaluate)
+app.command()(explain_dataset)
 app.command()(prototype)
 app.command()(attack)
 app.command()(models)

@@ -208,6 +208,7 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
         "error": account.error.tolist(),
         "photo": loaded.both is not None,
         "note": explanation.note,
+        "caution": account.caution,
         "picture": str(out),
         **texts,
     }
@@ -242,6 +243,8 @@ def _print(report: dict[str, Any]) -> None:
     print_table(console, headings, rows, f"{report['model']} on {named}, explained by {report['method']}")
     if report["note"]:
         console.print(f"explained is the output {report['note']}")
+    if report["caution"]:
+        warn(report["caution"])
     if len(parts) > 1:
         console.print(f"output = {' + '.join(SOURCES[part] for part in parts)}")
     console.print(f"the picture lies in {report['picture']}", markup=False)

@@ -49,12 +49,11 @@ def configured(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_p
 
 
 def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
-    """The preset of that name; if none is given z^B at the pixels where their bounds are known."""
-    bounded = is_picture and loaded.preprocessing.bounds_known
-    name = name or ("epsilon_gamma_box" if bounded else "attn_lrp")
+    """The preset of that name; that of `LRP()` if none is given."""
+    name = name or "attn_lrp"
     if name not in BOUNDED:
         return getattr(presets, name)()
-    if not bounded:
+    if not (is_picture and loaded.preprocessing.bounds_known):
         raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose another")
     return getattr(presets, name)(*loaded.preprocessing.bounds)
 

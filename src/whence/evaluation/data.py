@@ -79,14 +79,15 @@ def _is_whole(data: Any) -> bool:
 
 def _pair(data: Any) -> tuple[Nest, Any]:
     """Inputs and labels, of what may be inputs alone."""
-    if isinstance(data, list | tuple) and len(data) == 2 and _are_labels(data[1]):
+    if isinstance(data, list | tuple) and len(data) == 2 and are_labels(data[1]):
         return data[0], data[1]
     return (tuple(data) if isinstance(data, list) else data), None
 
 
-def _are_labels(thing: Any) -> bool:
+def are_labels(thing: Any) -> bool:
+    """Whether the second of a pair may be the labels of the first: none, a list, numbers in a row, or one number."""
     shape = getattr(thing, "shape", None)
-    return thing is None or isinstance(thing, list) or (shape is not None and len(shape) <= 1)
+    return thing is None or isinstance(thing, list | int) or (shape is not None and len(shape) <= 1)
 
 
 def _cut(inputs: Nest, labels: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:

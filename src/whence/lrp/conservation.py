@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+LITTLE = 0.01  # of the output
+
 
 @dataclass(frozen=True)
 class Conservation:
@@ -60,6 +62,20 @@ class Conservation:
         parts = torch.stack([part.abs() for part in (self.output, *self.parts.values(), *self.by_layer.values())]).sum(0)
         return bool((self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps).all())
 
+    @property
+    def caution(self) -> str:
+        """A sentence where less than a hundredth of an output reached the input: the heatmap then shows next to none of it."""
+        if self.absorbed is None or not self.adds_up:
+            return ""
+        share = self.relevance.abs() / self.output.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
+        share = share.where(self.output != 0, 1.0)
+        least = int(share.argmin())
+        if share[least] >= LITTLE:
+            return ""
+        layer = max(self.by_layer, key=lambda name: float(self.by_layer[name][least].abs()), default="")
+        took = f"; '{layer}' absorbed most" if layer else ""
+        return f"only {float(share[least]):.1%} of the output of sample {least} reached the input{took}; try other rules"
+
     def __getitem__(self, samples: slice) -> "Conservation":
         """The account of some of the samples."""
         parts = {name: part[samples] for name, part in self.parts.items()}
@@ -77,7 +93,7 @@ class Conservation:
             equals = "=" if self.error[i] < self.tolerance else "≠"
             parts = " + ".join(f"{name} {part[i]:.4g}" for name, part in self.parts.items())
             lines.append(f"output {self.output[i]:.4g} {equals} {parts} (error {self.error[i]:.0e})")
-        return "Conservation: " + "\n              ".join(lines)
+        return "Conservation: " + "\n              ".join([*lines, *filter(None, [self.caution])])
 
 
 class Meter:

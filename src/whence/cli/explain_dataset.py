@@ -1,0 +1,75 @@
+"""`whence explain-dataset`: a folder of pictures, all explained, in a store that survives being killed."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from whence.cli.data import DATA_HELP, read_data
+from whence.cli.explain import warn, warn_of_random_weights
+from whence.cli.methods import PRESETS, configured
+from whence.datasets.explain_dataset import SHARD_SIZE, explain_dataset as run
+from whence.errors import InputError
+from whence.methods.table import METHODS, check_name
+from whence.models.folders import Folder
+
+
+def explain_dataset(
+    store: Annotated[Path, typer.Argument(help="The folder of the store, new or begun.")],
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    model: Annotated[
+        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+    ] = "digits",
+    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
+    rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
+    targets: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Keep the relevance of every channel of this layer; several times.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Keep relevance as it is, not summed over channels in half precision.")
+    ] = False,
+    shard: Annotated[str | None, typer.Option(help="A part for array jobs: i/n, or env under torchrun.")] = None,
+    shard_size: Annotated[int, typer.Option(help="Samples a file.")] = SHARD_SIZE,
+    batch_size: Annotated[int | None, typer.Option(help="Samples at once; by their size if not given.")] = None,
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster, host:port; one on this machine if not given.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many samples.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+) -> None:
+    """Explain a whole data set, into a store. A run that was killed goes on where it was."""
+    from whence.models.registry import load_model
+
+    check_name(method)
+    loaded = load_model(model, weights)
+    if loaded.both is not None or loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; a store of those is made from Python: whence.explain_dataset")
+    samples = read_data(data, loaded, "explain-dataset", limit)
+    bounded = loaded.preprocessing.bounds_known
+    first = torch.zeros(1, loaded.preprocessing.channels, *(loaded.preprocessing.size or (1, 1)))
+    found = run(
+        loaded.model, samples, store,
+        method=configured(method, rules, loaded, first, bounded), targets=int(targets) if targets.isdecimal() else targets,
+        layers=layer or (), reduce="none" if full else "channels", shard=shard, shard_size=shard_size, batch_size=batch_size,
+        engine=engine, address=address, class_names=loaded.classes,
+    )  # fmt: skip
+    name = samples.name if isinstance(samples, Folder) else str
+    failures = [{"sample": name(f["index"]), "message": f["message"]} for f in found.failures]
+    if as_json:
+        about = {"model": loaded.name, "trained": loaded.trained, "samples": len(found), "missing_shards": found.missing}
+        print(json.dumps(about | {"failures": failures, "store": str(store)}))
+        return
+    if loaded.trained is False:
+        warn_of_random_weights(loaded.name)
+    for failure in failures[:10]:
+        warn(f"{failure['sample']}: {failure['message']}")
+    if len(failures) > 10:
+        warn(f"and {len(failures) - 10} more that failed")
+    console = Console(highlight=False, soft_wrap=True)
+    rest = f", {len(found.missing)} shards are left to other jobs" if found.missing else ""
+    console.print(f"{len(found)} of {found.manifest.count} samples of {loaded.name} explained{rest}", markup=False)
+    console.print(f"the store lies in {store}; whence audit {store}", markup=False)

@@ -1,0 +1,115 @@
+"""explain_dataset(): explanations of a whole data set, on one machine or many, that survive being killed."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whence.datasets.by_ray import by_ray
+from whence.datasets.rows import Rows
+from whence.datasets.store import Shard, Store, claimed, open_store
+from whence.datasets.work import Job, Worker, finish
+from whence.errors import InputError, RuleError, StoreError
+from whence.methods.table import Method, named
+from whence.progress import Progress, progress
+
+SHARD_SIZE = 256
+REDUCTIONS = ("channels", "none")
+
+
+def explain_dataset(
+    model: Callable[..., Any],
+    dataset: Any,
+    store: str | Path,
+    *,
+    method: Method | str | None = None,
+    targets: Any = "predicted",
+    layers: Sequence[str] = (),
+    batch_size: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    reduce: str = "channels",
+    read: Callable[[Any], Any] | None = None,
+    class_names: Sequence[str] = (),
+    pictures: bool = True,
+    shard: str | tuple[int, int] | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    progress: Progress = True,
+) -> Store:
+    """Explanations of a whole data set in a store, a folder of shards; a run that was killed goes on where it was.
+
+    >>> store = whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])
+    >>> whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])       # nothing left to do
+    >>> whence.explain_dataset(model, dataset, "explanations", shard="3/8")                  # the fourth of eight array jobs
+
+    `dataset` is map-style (PyTorch's, Hugging Face's, `(x, y)`), its rows inputs or pairs of input and label; `read` makes them
+    of other rows. `targets` is "predicted", "label", or a target as for `explain` (`[n]`: one each). `reduce` "channels" keeps
+    maps summed over channels in half precision, "none" relevance as it is. `layers` keeps the relevance of every channel of
+    named layers, `pictures` small pictures of the inputs for looking at.
+
+    Each shard of `shard_size` samples is written aside and renamed, with a checksum; a rerun computes the missing ones alone
+    and refuses a store of another model, method, data or setting, naming which. Samples that cannot be read or explained are in
+    `store.failures`. `shard="i/n"` does every n-th shard, for array jobs and `torchrun`, with no coordinator; `engine="ray"`
+    shares the shards among the workers of a Ray cluster at `address`.
+    """
+    if reduce not in REDUCTIONS:
+        raise RuleError(f"reduce={reduce!r}; choose from {', '.join(REDUCTIONS)}")
+    if isinstance(targets, str) and targets not in ("predicted", "label"):
+        raise RuleError(f"targets={targets!r}; choose 'predicted', 'label', or what explain() takes")
+    if not isinstance(shard_size, int) or shard_size < 1:
+        raise InputError(f"shard_size={shard_size!r}; give the number of samples in a file")
+    rows = Rows.of(dataset, read)
+    if not rows.count:
+        raise InputError("the data set is empty; there is nothing to explain")
+    wanted = torch.as_tensor(targets) if isinstance(targets, list | tuple) else targets
+    job = Job(model, rows, named(method), wanted, tuple(layers), batch_size, reduce, pictures)
+    there = claimed(Path(store), job.manifest(shard_size, class_names))
+    todo = [number for number in _mine(there, shard) if number in set(unfinished(there))]
+    engines = {"local": locally, "ray": by_ray}
+    if engine not in engines:
+        raise RuleError(f"engine={engine!r}; choose from {', '.join(engines)}")
+    engines[engine](job, there, todo, progress, address)
+    return open_store(store)
+
+
+def unfinished(store: Store) -> list[int]:
+    """The shards that are missing, or damaged and to be computed again."""
+    found = []
+    for number in range(store.manifest.shards):
+        try:
+            Shard.read(store.path(number), store.manifest.settings)
+        except StoreError:
+            store.path(number).unlink(missing_ok=True)
+            found.append(number)
+    return found
+
+
+def locally(job: Job, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
+    """One shard after the other in this process."""
+    if address is not None:
+        raise RuleError("address is that of a Ray cluster; give engine='ray' too")
+    worker = Worker(job)
+    with progress("explain dataset", sum(len(store.manifest.rows(number)) for number in todo), shown) as advance:
+        for number in todo:
+            finish(worker, store, number)
+            advance(len(store.manifest.rows(number)))
+
+
+def _mine(store: Store, shard: str | tuple[int, int] | None) -> Sequence[int]:
+    """Every shard, or every n-th from the i-th on, as torchrun's environment or the caller says."""
+    i, n = (0, 1) if shard is None else _parted(shard)
+    return range(i, store.manifest.shards, n)
+
+
+def _parted(shard: str | tuple[int, int]) -> tuple[int, int]:
+    if shard == "env":
+        shard = (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    try:
+        i, n = map(int, shard.split("/") if isinstance(shard, str) else shard)
+    except (ValueError, TypeError) as error:
+        raise RuleError(f"shard={shard!r}; give 'i/n', as in '0/8', or 'env' under torchrun") from error
+    if not 0 <= i < n:
+        raise RuleError(f"shard={shard!r}: of n parts they are numbered 0 to n − 1")
+    return i, n

@@ -1,0 +1,112 @@
+"""Whatever a data set is, as numbered rows: an input, and a label where there is one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from whence.errors import InputError
+from whence.evaluation.data import are_labels
+from whence.inputs import Inputs, as_tensor
+from whence.nests import Nest, each
+
+Row = tuple[Nest, int | None]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that could not be read or does not fit the others."""
+
+    index: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a data set, read when they are asked for.
+
+    >>> rows = Rows.of((x, y))
+    >>> rows.read(range(10, 20))
+    """
+
+    count: int
+    row: Callable[[int], Row]
+
+    @classmethod
+    def of(cls, data: Any, read: Callable[[Any], Any] | None = None) -> "Rows":
+        """`(x, y)` or `x` of tensors, or a map-style data set (PyTorch's, Hugging Face's, a folder of pictures) whose rows are
+        inputs or pairs of input and label, or are made so by `read`."""
+        if isinstance(data, Tensor | dict) or hasattr(data, "dtype") or _is_pair(data):
+            return cls._of_tensors(*(data if _is_pair(data) else (data, None)))
+        if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+            raise InputError(
+                f"a {type(data).__name__} has no length, or no rows by number, so that nothing could be resumed; give a "
+                "map-style data set, or a list of its rows"
+            )
+        made = (lambda i: read(data[i])) if read is not None else data.__getitem__
+        return cls(_length(data), lambda i: _parted(made(i)))
+
+    @classmethod
+    def _of_tensors(cls, x: Nest, y: Any) -> "Rows":
+        inputs = Inputs.of(as_tensor(x))
+        nest, count = inputs.nest, inputs.batch_size
+        labels = None if y is None else torch.as_tensor(as_tensor(y)).reshape(-1)
+        if labels is not None and len(labels) != count:
+            raise InputError(f"{len(labels)} labels for {count} samples; give one each")
+        return cls(count, lambda i: (each(lambda t: t[i], nest), None if labels is None else int(labels[i])))
+
+    def read(self, numbers: Sequence[int]) -> "tuple[list[int], Nest, Tensor | None, list[Unreadable]]":
+        """The rows of those numbers as a batch: numbers, inputs, labels; and those that cannot be read, or are not of the size
+        that most are."""
+        found: list[tuple[int, Row]] = []
+        failed: list[Unreadable] = []
+        for i in numbers:
+            try:
+                found.append((i, self.row(i)))
+            except Exception as error:
+                failed.append(Unreadable(i, f"{type(error).__name__}: {error}".splitlines()[0]))
+        shapes = [_shape(x) for _, (x, _) in found]
+        usual = max(set(shapes), key=shapes.count, default=None)
+        for (i, _), shape in zip(found, shapes, strict=True):
+            if shape != usual:
+                failed.append(Unreadable(i, f"a sample of {shape} among others of {usual}; resize them alike"))
+        alike = [row for row, shape in zip(found, shapes, strict=True) if shape == usual]
+        if not alike:
+            return [], None, None, failed
+        labels = [-1 if label is None else label for _, (_, label) in alike]
+        inputs = default_collate([x for _, (x, _) in alike])
+        known = any(label >= 0 for label in labels)
+        return [i for i, _ in alike], _as_nest(inputs), torch.tensor(labels) if known else None, failed
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and are_labels(data[1])
+
+
+def _length(data: Any) -> int:
+    try:
+        return len(data)
+    except TypeError as error:
+        raise InputError(f"the length of this {type(data).__name__} is unknown; give a map-style data set") from error
+
+
+def _parted(row: Any) -> Row:
+    if isinstance(row, list | tuple) and len(row) == 2 and are_labels(row[1]):
+        x, y = row
+        return x, None if y is None else int(y)
+    return row, None
+
+
+def _shape(x: Nest) -> Any:
+    if isinstance(x, dict):
+        return {name: _shape(part) for name, part in x.items()}.__repr__()
+    if isinstance(x, list | tuple):
+        return tuple(map(_shape, x))
+    return tuple(getattr(x, "shape", ()))
+
+
+def _as_nest(inputs: Any) -> Nest:
+    return tuple(inputs) if isinstance(inputs, list) else inputs

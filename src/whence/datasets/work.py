@@ -1,0 +1,203 @@
+"""The work on one shard: what a job is, and who does it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.datasets.rows import Rows, Unreadable
+from whence.datasets.store import Manifest, Shard, Store, halved
+from whence.errors import InputError, RuleError, StoreError, WhenceError, first_line, out_of_memory
+from whence.evaluation.batches import Watching
+from whence.explainer import Explainer
+from whence.explanation import Explanation
+from whence.fingerprints import fingerprint
+from whence.inputs import Inputs
+from whence.methods.batches import automatic_batch_size
+from whence.methods.table import Method
+from whence.nests import Nest, described, each, tensors
+from whence.targets import Target
+
+LOOKED_AT = 8  # rows by which data sets are told apart
+PICTURE = 64  # pixels a side, of the pictures that are kept for looking at
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is computed for every shard; it can be sent to other machines."""
+
+    model: Callable[..., Any]
+    rows: Rows
+    method: Method
+    targets: Any
+    layers: tuple[str, ...]
+    batch_size: int | None
+    reduce: str
+    pictures: bool
+
+    def manifest(self, shard_size: int, classes: Sequence[str]) -> Manifest:
+        return Manifest(
+            count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
+            method_words=described(self.method), data=self._data(), targets=_in_words(self.targets), layers=self.layers,
+            reduce=self.reduce, library=f"whence {version('whence')}", classes=list(map(str, classes)),
+        )  # fmt: skip
+
+    def _data(self) -> str:
+        """By its length and a few of its rows: reading all would take as long as explaining them."""
+        count = self.rows.count
+        looked_at = sorted({round(i * (count - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}) if count else []
+        found = []
+        for i in looked_at:
+            try:
+                found.append(self.rows.row(i))
+            except Exception as error:
+                found.append(first_line(error))
+        return fingerprint(count, found)
+
+
+class Worker:
+    """Explains shards, on the prepared explainer; the next batch is read while one is explained."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._explainer = Explainer(job.model, job.method)
+
+    def shard(self, numbers: range) -> Shard:
+        """All samples of these numbers, and those that failed."""
+        parts: list[dict[str, Tensor]] = []
+        failures: list[Unreadable] = []
+        for batch, inputs, labels, unreadable in self._read(numbers):
+            failures += unreadable
+            if batch:
+                found, failed = self._explained(batch, inputs, labels)
+                parts += found
+                failures += failed
+        if not parts:
+            return Shard({"index": torch.zeros(0, dtype=torch.long)}, [vars(f) for f in failures])
+        names = parts[0]
+        together = {name: torch.cat([part[name] for part in parts]) for name in names}
+        order = together["index"].argsort()
+        failed = [vars(failure) for failure in sorted(failures, key=lambda f: f.index)]
+        return Shard({name: t[order] for name, t in together.items()}, failed)
+
+    def _read(self, numbers: range) -> Iterator[tuple[list[int], Nest, Tensor | None, list[Unreadable]]]:
+        size = self.job.batch_size or self._usual_size(numbers)
+        pieces = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future | None = reader.submit(self.job.rows.read, pieces[0])
+            for following in [*pieces[1:], None]:
+                assert ahead is not None
+                found = ahead.result()
+                ahead = None if following is None else reader.submit(self.job.rows.read, following)
+                yield found
+
+    def _usual_size(self, numbers: range) -> int:
+        for i in numbers:
+            _, inputs, _, _ = self.job.rows.read([i])
+            if inputs is not None:
+                return min(64, automatic_batch_size(Inputs.of(inputs)))
+        return 1
+
+    def _explained(
+        self, numbers: list[int], inputs: Nest, labels: Tensor | None
+    ) -> tuple[list[dict[str, Tensor]], list[Unreadable]]:
+        """The batch; where that fails, sample by sample."""
+        try:
+            return [self._of_batch(numbers, inputs, labels)], []
+        except Exception as error:
+            if isinstance(error, RuleError) or out_of_memory(error):
+                raise
+            if len(numbers) == 1:
+                return [], [Unreadable(numbers[0], first_line(error))]
+        parts, failures = [], []
+        for i, number in enumerate(numbers):
+            one = each(lambda t, i=i: t[i : i + 1], inputs)
+            found, failed = self._explained([number], one, None if labels is None else labels[i : i + 1])
+            parts += found
+            failures += failed
+        return parts, failures
+
+    def _of_batch(self, numbers: list[int], inputs: Nest, labels: Tensor | None) -> dict[str, Tensor]:
+        job, shown = self.job, []
+        e = self._explainer(inputs, self._target(numbers, labels, shown), layers=job.layers, progress=False)
+        count = len(numbers)
+        found = {
+            "index": torch.tensor(numbers),
+            "output": e.output.float(),
+            "label": torch.full((count,), -1) if labels is None else labels.long(),
+            "relevance_sum": e.conservation.relevance.float(),
+            "conservation_error": e.conservation.error.float(),
+        }
+        if shown:
+            logits = shown[-1].detach()
+            found |= {"prediction": logits.argmax(1), "confidence": logits.float().softmax(1).amax(1)}
+            found["target"] = found["prediction"] if e.target.index is None else e.target.index
+        found |= halved(reduced(e)) if job.reduce == "channels" else {"relevance": _only(e)}
+        for name, relevance in e.layers.items():
+            found[f"layers.{name}"] = _by_channel(relevance)
+        if job.pictures and (picture := _picture(e)) is not None:
+            found["picture"] = picture
+        return {name: t.detach().cpu() for name, t in found.items()}
+
+    def _target(self, numbers: list[int], labels: Tensor | None, shown: list[Tensor]) -> Target:
+        wanted = self.job.targets
+        if isinstance(wanted, str):
+            if wanted == "predicted":
+                return Watching(None, shown=shown)
+            if labels is None:
+                raise RuleError("targets='label' needs labels; the data set has none")
+            return Watching(labels, shown=shown)
+        if isinstance(wanted, Tensor) and wanted.dim():
+            return Watching(wanted[numbers], shown=shown)
+        return Watching(wanted, shown=shown) if isinstance(wanted, int | Tensor) else wanted
+
+
+def finish(worker: Worker, store: Store, number: int) -> None:
+    """One shard, explained and written."""
+    found = worker.shard(store.manifest.rows(number))
+    try:
+        found.write(store.path(number), store.manifest.settings)
+    except Exception as error:  # safetensors' own, for a full disk too
+        if isinstance(error, WhenceError):
+            raise
+        raise StoreError(f"{store.path(number)} cannot be written: {first_line(error)}") from error
+
+
+def reduced(e: Explanation) -> Tensor:
+    """Relevance summed over channels: `[n, H, W]` of pictures, `[n, T]` of series and texts, as it is of vectors."""
+    relevance = _only(e)
+    return relevance.sum(1) if relevance.dim() > 2 else relevance
+
+
+def _only(e: Explanation) -> Tensor:
+    found = tensors(e.relevance)
+    if len(found) != 1:
+        raise InputError(f"a store holds the relevance of one input, not of {', '.join(found)}; wrap the model")
+    return next(iter(found.values()))
+
+
+def _by_channel(relevance: Any) -> Tensor:
+    """Σ over space, `[n, C]`, of all calls of the layer; of texts and patches `[n, T, C]` over tokens."""
+    calls = relevance if isinstance(relevance, tuple) else (relevance,)
+    return sum(r.flatten(2).sum(2) if r.dim() > 3 else r.sum(1) if r.dim() == 3 else r for r in calls).float()  # type: ignore
+
+
+def _picture(e: Explanation) -> Tensor | None:
+    """The inputs as bytes, `[n, C, h, w]`, at most so many pixels a side; None of what is no picture."""
+    x = next(iter(tensors(e.inputs).values()))
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        return None
+    x = x.float()
+    if max(x.shape[2:]) > PICTURE:
+        scale = PICTURE / max(x.shape[2:])
+        x = torch.nn.functional.interpolate(x, scale_factor=scale, mode="area")
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    return ((x - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
+
+
+def _in_words(targets: Any) -> str:
+    return targets if isinstance(targets, str) else fingerprint(targets)
