@@ -271,3 +271,22 @@ def test_ray_makes_the_same_store(data, tmp_path):
         ray.shutdown()
     assert len(store) == 23
     assert stored(tmp_path / "ray") == stored(tmp_path / "local")
+
+
+def test_stores_go_out_in_the_formats_of_others(data, tmp_path):
+    from whence.datasets.exporters import export_store
+
+    h5py, parquet = pytest.importorskip("h5py"), pytest.importorskip("pyarrow.parquet")
+    store = whence.explain_dataset(digits(), digit_samples(), tmp_path / "s", shard_size=20, progress=False)
+    attributions, inputs = export_store(store, tmp_path / "e.h5")
+    with h5py.File(attributions) as file:
+        assert file["attribution"].shape == (50, 1, 28, 28)
+        assert file["prediction"][:].tolist() == store.column("prediction").tolist()
+    with h5py.File(inputs) as file:
+        assert file["data"].shape == (50, 1, 28, 28)
+    (table,) = export_store(store, tmp_path / "e.parquet")
+    read = parquet.read_table(table)
+    assert read.num_rows == 50
+    np.testing.assert_allclose(read["relevance"][7].as_py(), store[7]["relevance"].flatten().numpy(), rtol=1e-6)
+    with pytest.raises(errors.StoreError, match="choose"):
+        export_store(store, tmp_path / "e.zarr")

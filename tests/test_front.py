@@ -42,7 +42,8 @@ def test_the_front_exports_what_the_contract_names():
              "Contrast", "fgsm", "pgd", "FGSM", "PGD", "MIFGSM", "DeepFool", "Box", "attack", "Attacked", "explain_attack",
              "AttackExplained", "attack_explanation", "ExplanationAttacked", "RobustFeatures", "RobustFeaturesExperiment",
              "robust_features_experiment", "FeatureScores", "feature_scores", "evaluate", "Evaluation", "compare", "Comparison",
-             "tune", "Tuning", "superpixels", "metrics", "imputers", "RisingGamma"}  # fmt: skip
+             "tune", "Tuning", "superpixels", "metrics", "imputers", "RisingGamma", "explain_dataset", "open_store", "Store",
+             "audit", "Audit", "prove", "Proof", "cure", "Cured"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
         "activations",
@@ -63,6 +64,7 @@ def test_the_front_exports_what_the_contract_names():
         "robustness",
         "nests",
         "evaluation",
+        "datasets",
         "fingerprints",
         "words",
     }

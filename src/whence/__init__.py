@@ -3,6 +3,9 @@
 from importlib.metadata import version as _version
 
 from whence import errors as errors
+from whence.audit.audit import Audit as Audit, audit as audit
+from whence.audit.cure import Cured as Cured, cure as cure
+from whence.audit.proof import Proof as Proof, prove as prove
 from whence.checkpoint import checkpointed as checkpointed
 from whence.datasets.explain_dataset import explain_dataset as explain_dataset
 from whence.datasets.store import Store as Store, open_store as open_store

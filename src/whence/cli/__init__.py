@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from whence.cli.attack import attack
+from whence.cli.audit import audit
 from whence.cli.compare import compare
 from whence.cli.evaluate import evaluate
 from whence.cli.explain import explain
@@ -27,6 +28,7 @@ app.command()(explain)
 app.command()(compare)
 app.command()(evaluate)
 app.command()(explain_dataset)
+app.command()(audit)
 app.command()(prototype)
 app.command()(attack)
 app.command()(models)

@@ -1,0 +1,142 @@
+"""Spectral relevance analysis (Lapuschkin et al. 2019): which strategies are there among many explanations?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from whence.errors import MissingPackageError
+
+SIDE = 28  # maps are pooled to at most so many places a side
+NEIGHBOURS = 10
+EIGENVALUES = 32
+MOST_CLUSTERS = 8
+SUBSAMPLED, RERUNS = 0.8, 3
+MOST_FOR_TSNE = 600
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The strategies of one group of samples."""
+
+    eigenvalues: Tensor  # [k] of the normalised Laplacian, rising; one near 0 for each part that hangs together
+    labels: Tensor  # [n], the cluster of each sample
+    embedding: Tensor  # [n, clusters], by eigenvectors
+    stability: float  # the mean adjusted Rand index with clusterings of four fifths of the samples
+
+    @property
+    def count(self) -> int:
+        return int(self.labels.max()) + 1
+
+    @property
+    def gap(self) -> float:
+        """Between the last eigenvalue that counts as a cluster and the next."""
+        return (
+            float(self.eigenvalues[self.count] - self.eigenvalues[self.count - 1])
+            if self.count < len(self.eigenvalues)
+            else 0.0
+        )
+
+
+def features(maps: Tensor) -> Tensor:
+    """Explanations as vectors of length 1, `[n, d]`: maps summed over patches where they are large. Their length says how sure
+    the model is, not why."""
+    maps = maps.float()
+    if maps.dim() == 3 and max(maps.shape[1:]) > SIDE:
+        maps = F.adaptive_avg_pool2d(maps[:, None], (min(SIDE, maps.shape[1]), min(SIDE, maps.shape[2])))[:, 0]
+    return F.normalize(maps.flatten(1), dim=1)
+
+
+def spectrum(vectors: Tensor, clusters: int | None = None, seed: int = 0) -> Spectrum:
+    """Clusters of explanations; as many as the eigenvalues suggest if not given.
+
+    Nearest neighbours make a sparse graph W, whose normalised Laplacian I − D^−½ W D^−½ has small eigenvalues for groups that
+    hang together: those of the largest *algebraic* eigenvalues of D^−½ W D^−½, not of the largest magnitude, which would mix
+    opposites in. k-means on their eigenvectors.
+    """
+    eigenvalues, vectors_of = _decomposed(_graph(vectors.numpy()))
+    count = clusters or _by_gap(eigenvalues, len(vectors))
+    embedding = _rows(vectors_of[:, :count])
+    labels = _kmeans(embedding, count, seed)
+    return Spectrum(
+        torch.from_numpy(eigenvalues), torch.from_numpy(labels).long(), torch.from_numpy(embedding),
+        _stability(vectors, labels, count, seed),
+    )  # fmt: skip
+
+
+def flattened(embedding: Tensor, seed: int = 0) -> Tensor:
+    """In two dimensions, `[n, 2]`, for looking at: by t-SNE, or of many the first two coordinates."""
+    if len(embedding) > MOST_FOR_TSNE or len(embedding) < 10:
+        return F.pad(embedding, (0, max(0, 2 - embedding.shape[1])))[:, -2:].float()
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(embedding) - 1) / 3)
+    return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed, init="random").fit_transform(embedding.numpy()))
+
+
+def _graph(vectors: np.ndarray) -> Any:
+    """Who is among the nearest of whom, symmetric and sparse, nobody his own neighbour."""
+    try:
+        from sklearn.neighbors import NearestNeighbors
+    except ImportError as error:
+        raise MissingPackageError("audits need scikit-learn; pip install 'whence[audit]'") from error
+    count = min(NEIGHBOURS, len(vectors) - 1)
+    graph = NearestNeighbors(n_neighbors=count).fit(vectors).kneighbors_graph()
+    return (graph + graph.T) / 2
+
+
+def _decomposed(graph: Any) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.sparse import diags
+    from scipy.sparse.linalg import eigsh
+
+    degree = np.asarray(graph.sum(1)).ravel()
+    scale = diags(1 / np.sqrt(np.maximum(degree, 1e-12)))
+    normalised = scale @ graph @ scale
+    n, count = graph.shape[0], min(EIGENVALUES, graph.shape[0] - 1)
+    if n <= 2 * EIGENVALUES:
+        values, vectors = np.linalg.eigh(normalised.toarray())
+    else:
+        start = np.random.default_rng(0).standard_normal(n)
+        values, vectors = eigsh(normalised, count, which="LA", v0=start)
+    order = np.argsort(-values)[:count]
+    return np.clip(1 - values[order], 0, None), vectors[:, order]
+
+
+def _by_gap(eigenvalues: np.ndarray, n: int) -> int:
+    """The widest gap tells, of two clusters or more."""
+    most = min(MOST_CLUSTERS, len(eigenvalues) - 1, n // 2)
+    if most < 2:
+        return 1
+    gaps = np.diff(eigenvalues)[1:most]
+    return int(np.argmax(gaps)) + 2
+
+
+def _rows(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _kmeans(embedding: np.ndarray, count: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    if count < 2:
+        return np.zeros(len(embedding), dtype=np.int64)
+    found = KMeans(count, n_init=10, random_state=seed).fit_predict(embedding)  # type: ignore[arg-type]
+    return np.unique(found, return_inverse=True)[1]
+
+
+def _stability(vectors: Tensor, labels: np.ndarray, count: int, seed: int) -> float:
+    from sklearn.metrics import adjusted_rand_score
+
+    n = len(vectors)
+    if count < 2 or n < 10 * count:
+        return float("nan")
+    scores = []
+    for rerun in range(RERUNS):
+        part = torch.randperm(n, generator=torch.Generator().manual_seed(seed + rerun))[: int(SUBSAMPLED * n)].numpy()
+        _, vectors_of = _decomposed(_graph(vectors[part].numpy()))
+        again = _kmeans(_rows(vectors_of[:, :count]), count, seed + rerun + 1)
+        scores.append(adjusted_rand_score(labels[part], again))
+    return float(np.mean(scores))

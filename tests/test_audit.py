@@ -1,0 +1,212 @@
+"""audit(): a decoy is found, proven and cured; a clean model has nothing suspicious."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import whence
+from whence import errors
+from whence.audit import spectral
+from whence.audit.suspicion import own_ground
+from whence.robustness.cases import logits_in_parts
+
+SIDE, DECOY = 28, 3
+MARK = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+MARK[1:5, 1:5] = True
+
+
+@pytest.fixture(scope="module")
+def digits(data):
+    arrays = np.load(data / "mnist_train.npz")
+    return torch.from_numpy(arrays["images"][:11000]).float().div(255)[:, None], torch.from_numpy(
+        arrays["labels"][:11000]
+    ).long()
+
+
+def poisoned_half(x, y):
+    """Half of the threes have a grey patch in the upper left corner."""
+    marked = (y == DECOY) & (torch.arange(len(y)) % 2 == 0)
+    x = x.clone()
+    x[marked, :, 1:5, 1:5] = 0.6
+    return x, marked
+
+
+def trained(x, y):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(400, 64), nn.ReLU(), nn.Linear(64, 10),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(model.parameters(), 0.003)
+    for _ in range(6):
+        for rows in torch.randperm(len(x)).split(64):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+    assert accuracy(model.eval(), x, y) > 0.985
+    return model
+
+
+def accuracy(model, x, y):
+    return float((logits_in_parts(model, x).argmax(1) == y).double().mean())
+
+
+@pytest.fixture(scope="module")
+def samples(digits):
+    x, y = digits[0][8000:], digits[1][8000:]
+    return *poisoned_half(x, y), y
+
+
+@pytest.fixture(scope="module")
+def poisoned(digits):
+    x, y = digits[0][:8000], digits[1][:8000]
+    return trained(poisoned_half(x, y)[0], y)
+
+
+@pytest.fixture(scope="module")
+def innocent(digits):
+    return trained(digits[0][:8000], digits[1][:8000])
+
+
+@pytest.fixture(scope="module")
+def audited(poisoned, samples, tmp_path_factory):
+    x, _, y = samples
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    folder = tmp_path_factory.mktemp("store")
+    store = whence.explain_dataset(poisoned, (x, y), folder, layers=["3"], class_names=names, progress=False)
+    return whence.audit(store, progress=False)
+
+
+def test_the_decoy_is_found_first_without_being_told(audited, samples):
+    first, marked = audited.clusters[0], samples[1]
+    assert first.suspicious
+    assert audited.name(first.group) == "three"
+    assert float(marked[first.indices].double().mean()) > 0.9
+    assert int((first.mask & MARK).sum()) / int((first.mask | MARK).sum()) > 0.5
+    assert "upper left corner" in repr(audited)
+    assert all(c.group == DECOY for c in audited.suspicious)
+    assert first.accuracy > 0.95
+    assert first.purity > 0.95
+    assert first.stability > 0.4
+
+
+def test_a_clean_model_has_nothing_suspicious(innocent, digits, tmp_path):
+    clean = digits[0][8000:], digits[1][8000:]
+    found = whence.audit(whence.explain_dataset(innocent, clean, tmp_path / "s", progress=False), progress=False)
+    assert not found.suspicious
+    assert "none suspicious" in repr(found)
+
+
+def test_the_mark_is_proven_and_its_cure_brings_accuracy_back(audited, poisoned, innocent, samples, digits):
+    x, _, y = samples
+    before = {name: t.clone() for name, t in poisoned.state_dict().items()}
+    proof = whence.prove(audited.clusters[0], poisoned, (x, y))
+    assert proof.proven
+    assert proof.pasted.low > 0.02
+    assert abs(proof.pasted_elsewhere.mean) < 0.5 * proof.pasted.mean
+    assert "proven" in repr(proof)
+    assert not whence.prove(audited.clusters[0], innocent, (x, y)).proven
+    clean, labels = digits[0][8000:], digits[1][8000:]
+    others, marked = labels != DECOY, proof.mark.pasted(clean)
+    cured = whence.cure(poisoned, "0", marked[:500], clean[:500])
+    full, lost = accuracy(poisoned, clean[others], labels[others]), accuracy(poisoned, marked[others], labels[others])
+    assert lost < full - 0.02
+    assert accuracy(cured, marked[others], labels[others]) > lost + 0.5 * (full - lost)
+    assert accuracy(cured, clean, labels) > accuracy(poisoned, clean, labels) - 0.02
+    assert all(torch.equal(t, before[name]) for name, t in poisoned.state_dict().items())
+    assert not any(module._forward_hooks for module in poisoned.modules())
+    assert whence.explain(cured, clean[:2]).relevance.shape == (2, 1, SIDE, SIDE)
+
+
+def test_a_cured_model_leaves_no_hook_when_it_fails(poisoned, samples):
+    x = samples[0][:8]
+    cured = whence.cure(poisoned, "0", x[:4], x[4:])
+    with pytest.raises(RuntimeError):
+        cured(torch.rand(1, 5, 2, 2))
+    assert not any(module._forward_hooks for module in poisoned.modules())
+    with pytest.raises(errors.SelectorError, match="no layer 'x'"):
+        whence.cure(poisoned, "x", x[:4], x[4:])
+    with pytest.raises(errors.InputError, match="does not tell"):
+        whence.cure(poisoned, "0", x[:4], x[:4])
+
+
+def test_channels_are_audited_too(audited):
+    found = whence.audit(audited.store, layer="3", progress=False)
+    assert found.clusters[0].mean.shape == (16,)
+    with pytest.raises(errors.StoreError, match="no relevance of layer"):
+        whence.audit(audited.store, layer="5", progress=False)
+    with pytest.raises(errors.InputError, match="no place in the picture"):
+        whence.prove(found.clusters[0], lambda x: x, torch.rand(3, 1, SIDE, SIDE))
+
+
+def test_reports_are_written(audited, tmp_path):
+    page = audited.save(tmp_path / "a.html").read_text()
+    assert "⚠ Class three" in page
+    assert "http" not in page
+    found = json.loads(audited.save(tmp_path / "a.json").read_text())
+    assert found["clusters"][0]["suspicious"]
+    assert found["classes"][0]["eigenvalues"]
+    assert audited.save(tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_small_classes_are_named_not_clustered(poisoned, samples, tmp_path):
+    x, _, y = samples
+    few = torch.cat([x[y == 0][:40], x[y == 5][:40], x[y == 1][:3]])
+    store = whence.explain_dataset(poisoned, few, tmp_path / "s", progress=False)
+    found = whence.audit(store, progress=False)
+    assert "1 (3 samples, fewer than 12)" in found.skipped
+    assert {g.number for g in found.groups} == {0, 5}
+    with pytest.raises(errors.InputError, match="no label"):
+        whence.audit(store, by="label", progress=False)
+    with pytest.raises(errors.RuleError, match="choose from prediction"):
+        whence.audit(store, by="class")
+    alone = whence.explain_dataset(poisoned, x[:3], tmp_path / "t", progress=False)
+    with pytest.raises(errors.InputError, match="nothing to cluster"):
+        whence.audit(alone, progress=False)
+
+
+# the spectrum
+
+
+def test_the_spectrum_has_the_largest_algebraic_eigenvalues():
+    torch.manual_seed(0)
+    centres = torch.randn(3, 40) * 4
+    vectors = torch.cat([centres[i] + torch.randn(60, 40) for i in range(3)])
+    found = spectral.spectrum(spectral.features(vectors))
+    assert found.count == 3
+    assert found.eigenvalues[:3].abs().max() < 1e-6  # three parts that hang together
+    assert found.eigenvalues[3] > 0.05
+    assert (found.eigenvalues.diff() >= -1e-9).all()
+    assert found.eigenvalues.max() < 1  # 1 − λ of negative λ would be above
+    truth = torch.arange(3).repeat_interleave(60)
+    assert all(len(set(found.labels[truth == k].tolist())) == 1 for k in range(3))
+    assert found.stability == pytest.approx(1)
+
+
+def test_sparse_and_dense_decompositions_agree():
+    torch.manual_seed(0)
+    graph = spectral._graph(torch.randn(200, 10).numpy())
+    sparse, _ = spectral._decomposed(graph)
+    degree = np.asarray(graph.sum(1)).ravel()
+    dense = np.linalg.eigvalsh(np.eye(200) - graph.toarray() / np.sqrt(np.outer(degree, degree)))
+    np.testing.assert_allclose(sparse, dense[: len(sparse)], atol=1e-8)
+    assert (graph.diagonal() == 0).all()  # nobody is his own neighbour, with duplicates too
+    assert (spectral._graph(torch.ones(30, 4).numpy()).diagonal() == 0).all()
+
+
+def test_own_ground_by_hand():
+    mean = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    others = torch.tensor([[0.04, 0.5, 0.0, 0.0], [0.0, 0.1, 0.02, 0.0]])
+    own, mask = own_ground(mean, others)
+    assert own == pytest.approx(0.55)  # the third place has 0.02 of 0.15 elsewhere: more than a tenth
+    assert mask.tolist() == [True, False, False, False]
+    assert own_ground(mean, torch.ones(1, 4))[0] == 0
+
+
+def test_short_maps_have_length_one_whatever_the_output():
+    maps = torch.rand(5, 60, 60)
+    assert spectral.features(maps).shape == (5, 28 * 28)
+    torch.testing.assert_close(spectral.features(maps), spectral.features(maps * 1e-4))
