@@ -35,6 +35,9 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/prototype_quality.py ../shared/data
 	$(BIN)/python benchmarks/neuralize.py ../shared/data
 	$(BIN)/python benchmarks/attacks.py ../shared/data
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/which_method.py ../shared/data
+	$(BIN)/python benchmarks/dataset.py ../shared/data
 
 clean:
 	rm -rf $(VENV) demo

@@ -56,7 +56,10 @@ def main(folder: Path) -> None:
     rows = [f"| {name} | {t:.2f} | {t / times['bare loop']:.2f} |" for name, t in times.items()]
     small = peak_mebibytes()
     took = seconds(lambda: stored((x, y), aside / "all"))
-    memory = f"60,000 digits: {took:.0f} s; the process held at most {small:.0f} MiB after 8,192 of them and {peak_mebibytes():.0f} after all (the digits themselves 180)."
+    memory = (
+        f"60,000 digits: {took:.0f} s; the process had held {small:.0f} MiB at most after 8,192 of them, and "
+        f"{peak_mebibytes():.0f} after all (the digits themselves are 180)."
+    )
     ray = _ray(few, aside)
     store = whence.open_store(aside / "all")
     vectors = spectral.features(store.relevance[:MANY])
@@ -64,8 +67,9 @@ def main(folder: Path) -> None:
     part = vectors[: MANY // 4].numpy()
     theirs = seconds(lambda: np.sort(pdist(part)))
     spectrum = (
-        f"Spectrum of {MANY:,} maps of 784 places, stability included: {ours:.0f} s. CoRelAy's first step alone, all distances (scipy's "
-        f"pdist), takes {theirs:.0f} s for {MANY // 4:,} and grows with the square: {16 * theirs:.0f} s and {MANY**2 * 4 / 1e9:.1f} GB."
+        f"Spectrum of {MANY:,} maps of 784 places, stability included: {ours:.0f} s. CoRelAy's first step alone, all distances "
+        f"(scipy's pdist), takes {theirs:.0f} s for {MANY // 4:,} and grows with the square: {16 * theirs:.0f} s and "
+        f"{MANY**2 * 4 / 1e9:.1f} GB for as many."
     )
     shutil.rmtree(aside)
     peers.write(
@@ -87,7 +91,10 @@ def _ray(data: tuple, aside: Path) -> str:
         stored((data[0][:512], data[1][:512]), aside / f"warm{workers}", engine="ray")
         times[workers] = seconds(lambda workers=workers: stored(data, aside / f"ray{workers}", engine="ray"))
         ray.shutdown()
-    return f"Ray, starting its workers included: one worker {times[1]:.1f} s, two {times[2]:.1f} s, {times[1] / times[2]:.2f} times as fast."
+    return (
+        f"Ray, starting its workers included: one worker {times[1]:.1f} s, two {times[2]:.1f} s, "
+        f"{times[1] / times[2]:.2f} times as fast."
+    )
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def audit(
         raise InputError(f"the samples have no {by}; choose by='prediction'")
     groups, skipped = _grouped(store, maps, column, clusters, seed, progress)
     if not groups:
-        raise InputError(f"no class has {FEWEST} samples or more; there is nothing to cluster")
+        raise InputError(f"no class has {FEWEST} samples or more: there is nothing to cluster; explain more of the data")
     found = _clusters(store, shares(maps), groups, layer or "", seed)
     ranked = sorted(found, key=lambda c: (not c.suspicious, -c.own))
     return Audit(store, ranked, groups, skipped, layer or "")
