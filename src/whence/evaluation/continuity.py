@@ -127,11 +127,9 @@ def translation(model: Any, x: Tensor, methods: Any, target: Any = None, *, step
         cells = torch.nn.functional.adaptive_avg_pool2d(heat, grid).flatten(1)
         largest = float(cells.abs().max()) or 1.0
         colours = ["#c00000", "#d07000", "#808000", "#008040", "#008080", "#0060c0", "#4000c0", "#a000a0", "#606060"]
-        lines = [
-            Series(shifts, (cells[:, c] / largest / 2 + 0.5).tolist(), colours[c % len(colours)]) for c in range(cells.shape[1])
-        ]
+        lines = [Series(shifts, (cells[:, c] / largest).tolist(), colours[c % len(colours)]) for c in range(cells.shape[1])]
         drawn.append(Plot(f"shift in pixels: {way.name}", lines))
-    return plots(drawn, "relevance of each cell", "", min(3, len(drawn)))
+    return plots(drawn, "relevance of each cell, in shares of the largest", "", min(3, len(drawn)), (-1.05, 1.05))
 
 
 def _inputs(x: Tensor) -> Any:

@@ -18,7 +18,7 @@ from whence.evaluation.imputers import Imputer
 from whence.evaluation.intervals import Interval, interval
 from whence.evaluation.metrics import METRICS, Metric, metrics_of
 from whence.evaluation.regions import Spec
-from whence.evaluation.results import Evaluation
+from whence.evaluation.results import Evaluation, shown
 from whence.inputs import Inputs, check_model
 from whence.methods.lrp import LRP
 from whence.methods.table import Method
@@ -71,11 +71,8 @@ class Tuning(Drawable):
         ]
 
     def __repr__(self) -> str:
-        found = self.score
-        return (
-            f"Tuning of {len(self.table)} candidates: {self.name} has {self.metric} {found.mean:.3g} "
-            f"[{found.low:.2g}, {found.high:.2g}] on {found.n} held-out samples\n{self.held_out!r}"
-        )
+        head = f"Tuning of {len(self.table)} candidates: {self.name} has {self.metric} {shown(self.score)}"
+        return f"{head} on {self.score.n} held-out samples\n{self.held_out!r}"
 
     def figure(self) -> "Figure":
         """The metric over sparseness, the front joined by a line."""
@@ -195,11 +192,11 @@ class Search:
         data, target = self.samples.some(numbers), self.samples.targets(numbers)
         return evaluate(self.model, data, methods, metrics, target=target, seed=self.seed, progress=False)
 
-    def halved(self, shown: Progress) -> tuple[str, list[str]]:
+    def halved(self, bar: Progress) -> tuple[str, list[str]]:
         """The best, and the finalists with it first."""
         left, done, numbers = list(self.methods), 0, self.samples.choosing
         more = min(FIRST, len(numbers))
-        with progress("tune", len(numbers), shown) as advance:
+        with progress("tune", len(numbers), bar) as advance:
             while True:
                 found = self.evaluated({name: self.methods[name] for name in left}, numbers[done : done + more])
                 for name in left:

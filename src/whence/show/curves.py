@@ -37,7 +37,7 @@ class Plot:
     mark: float | None = None
 
 
-def plots(plots: Sequence[Plot], of: str, title: str, columns: int = 2) -> Figure:
+def plots(plots: Sequence[Plot], of: str, title: str, columns: int = 2, limits: tuple[float, float] = (-0.04, 1.04)) -> Figure:
     """A plot beside the other, with one legend."""
     rows = -(-len(plots) // columns)
     drawn = Figure(figsize=(5.2 * columns, 3.1 * rows), dpi=120, layout="constrained")
@@ -48,7 +48,7 @@ def plots(plots: Sequence[Plot], of: str, title: str, columns: int = 2) -> Figur
             axis.axvline(plot.mark, color="grey", linewidth=0.6)
         axis.set_xlabel(plot.over, fontsize=9)
         axis.set_ylabel(of, fontsize=9)
-        axis.set_ylim(-0.04, 1.04)
+        axis.set_ylim(*limits)
         axis.tick_params(labelsize=8)
     handles = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(*handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
