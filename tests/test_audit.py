@@ -210,3 +210,25 @@ def test_short_maps_have_length_one_whatever_the_output():
     maps = torch.rand(5, 60, 60)
     assert spectral.features(maps).shape == (5, 28 * 28)
     torch.testing.assert_close(spectral.features(maps), spectral.features(maps * 1e-4))
+
+
+def test_one_class_alone_is_compared_with_none(poisoned, samples, tmp_path):
+    x, _, y = samples
+    store = whence.explain_dataset(poisoned, x[(y == 3)][:40], tmp_path / "s", targets=3, progress=False)
+    if len(store.column("prediction").unique()) == 1:
+        with pytest.raises(errors.InputError, match="one class"):
+            whence.audit(store, progress=False)
+    with pytest.raises(errors.RuleError, match="clusters=40"):
+        whence.audit(store, clusters=40, progress=False)
+
+
+def test_scattered_places_are_no_mark(audited, poisoned, samples):
+    from dataclasses import replace
+
+    x, _, y = samples
+    scattered = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    scattered[2, 2] = scattered[25, 25] = True
+    with pytest.raises(errors.InputError, match="scattered"):
+        whence.prove(replace(audited.clusters[0], mask=scattered), poisoned, (x, y))
+    with pytest.raises(errors.InputError, match="no other place"):
+        whence.prove(replace(audited.clusters[0], mask=torch.ones(SIDE, SIDE, dtype=torch.bool)), poisoned, (x, y))

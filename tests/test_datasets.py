@@ -93,12 +93,12 @@ def test_a_rerun_does_only_what_is_missing(data, tmp_path):
     before = stored(tmp_path / "s")
     asked.clear()
     whence.explain_dataset(model, Watched(), tmp_path / "s", shard_size=10, batch_size=4, progress=False)
-    assert len(asked) <= 8  # what tells the data apart
+    assert len(asked) <= 9  # what tells the data apart, and its shape
     store.path(1).unlink()
     store.path(2).write_bytes(store.path(2).read_bytes()[:-10])  # torn
     asked.clear()
     again = whence.explain_dataset(model, Watched(), tmp_path / "s", shard_size=10, batch_size=4, progress=False)
-    assert set(asked[8:]) == set(range(10, 23))
+    assert set(asked[9:]) == set(range(10, 23))
     assert stored(tmp_path / "s") == before
     assert torch.equal(again.index, torch.arange(23))
 
@@ -136,7 +136,7 @@ def test_foreign_and_damaged_shards_are_found(data, tmp_path):
     one.path(1).write_bytes(raw)
     with pytest.raises(errors.StoreError, match="checksum"):
         whence.open_store(tmp_path / "a").column("output")
-    assert unfinished(whence.open_store(tmp_path / "a")) == [1]
+    assert unfinished(whence.open_store(tmp_path / "a"), range(3)) == [1]
     with pytest.raises(errors.LoadError, match="no folder"):
         whence.open_store(tmp_path / "nowhere")
     with pytest.raises(errors.LoadError, match="is no store"):
@@ -290,3 +290,67 @@ def test_stores_go_out_in_the_formats_of_others(data, tmp_path):
     np.testing.assert_allclose(read["relevance"][7].as_py(), store[7]["relevance"].flatten().numpy(), rtol=1e-6)
     with pytest.raises(errors.StoreError, match="choose"):
         export_store(store, tmp_path / "e.zarr")
+
+
+# what a reviewer found wrong
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion", "smooth_grad", "rise", "lrp"])
+def test_predictions_are_of_the_inputs_themselves(method, tmp_path):
+    x, _ = digit_samples()
+    kind = whence.RISE(n_masks=20) if method == "rise" else method
+    store = whence.explain_dataset(digits(), x[:12], tmp_path / "s", method=kind, progress=False)
+    logits = digits()(x[:12]).detach()
+    assert torch.equal(store.column("prediction"), logits.argmax(1))
+    torch.testing.assert_close(store.column("confidence"), logits.softmax(1).amax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_functions_with_other_constants_are_other_settings(data, tmp_path):
+    whence.explain_dataset(cnn(), data[0], tmp_path / "s", targets=lambda out: out[:, 3], progress=False)
+    with pytest.raises(errors.StoreError, match="targets"):
+        whence.explain_dataset(cnn(), data[0], tmp_path / "s", targets=lambda out: out[:, 4], progress=False)
+
+
+def test_a_failed_shard_and_samples_of_other_sizes_leave_the_rest_readable(data, tmp_path):
+    rows = [("no", 0)] * 5 + [(torch.rand(2, SIDE, SIDE), 1)] * 10 + [(torch.rand(2, 9, 9), 2)] * 5
+    store = whence.explain_dataset(cnn(), rows, tmp_path / "s", shard_size=5, progress=False)
+    assert len(store) == 10
+    assert len(store.failures) == 10
+    usable = [(torch.rand(2, SIDE, SIDE), 1)] * 10 + [(torch.rand(2, 9, 9), 2)] * 5
+    store = whence.explain_dataset(cnn(), usable, tmp_path / "t", shard_size=5, progress=False)
+    assert store.column("prediction").shape == (10,)
+    assert store.relevance[:].shape == (10, SIDE, SIDE)
+    assert store.relevance[:0].shape == (0, SIDE, SIDE)
+    assert store.relevance[np.int64(3)].shape == (SIDE, SIDE)
+    assert len(store.failures) == 5
+
+
+def test_settings_that_cannot_work_are_refused_before_a_folder_is_claimed(data, tmp_path):
+    for given, error in [
+        ({"layers": ["nope"]}, errors.SelectorError),
+        ({"targets": 17}, errors.TargetError),
+        ({"targets": [1, 2]}, errors.TargetError),
+        ({"targets": "label"}, errors.RuleError),
+        ({"read": lambda row: row}, errors.InputError),
+    ]:
+        with pytest.raises(error):
+            whence.explain_dataset(cnn(), data[0], tmp_path / "s", progress=False, **given)
+        assert not (tmp_path / "s").exists()
+    x = torch.rand(6, 72)
+    with pytest.raises(errors.InputError):
+        whence.explain_dataset(lambda a, b: a + b, (x, x), tmp_path / "s", progress=False)
+
+
+def test_regression_and_series(tmp_path):
+    line = nn.Sequential(nn.Flatten(), nn.Linear(72, 1)).eval()
+    assert len(whence.explain_dataset(line, torch.rand(5, 2, SIDE, SIDE), tmp_path / "r", progress=False)) == 5
+    net = nn.Sequential(nn.Conv1d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(90, 2)).eval()
+    store = whence.explain_dataset(net, torch.randn(8, 2, 20), tmp_path / "c", layers=["0"], progress=False)
+    assert store.channels("0").shape == (8, 5)
+
+
+def test_targets_for_each_sample_are_of_their_sample(tmp_path):
+    x, y = digit_samples()
+    wanted = (y + 1) % 10
+    store = whence.explain_dataset(digits(), x, tmp_path / "s", targets=whence.Logit(wanted), batch_size=7, progress=False)
+    torch.testing.assert_close(store.column("output"), digits()(x).detach().gather(1, wanted[:, None])[:, 0])

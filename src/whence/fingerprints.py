@@ -1,14 +1,17 @@
 """What a computation depends on, in one word: the same settings, weights and data have the same fingerprint."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from functools import partial
 from hashlib import sha256
-from types import FunctionType
+from pathlib import PurePath
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+UNSEEN = ("training", "_compiled_call_impl", "_is_full_backward_hook")  # of modules: they change no value here
 
 
 def fingerprint(*things: Any) -> str:
@@ -17,53 +20,92 @@ def fingerprint(*things: Any) -> str:
     >>> fingerprint(whence.LRP(), torch.ones(2)) == fingerprint(whence.LRP(), torch.ones(2))
     True
 
-    Of modules it reads weights and structure, of dataclasses their fields, of functions their code and what they close over,
-    but for lists, dicts and sets, which functions fill.
+    Of modules it reads structure, weights, buffers and attributes, of functions their code and what they close over, of other
+    objects their class and attributes.
     """
-    made = sha256()
+    made = Made()
     for thing in things:
-        _add(made, thing)
-    return made.hexdigest()[:16]
+        made.add(thing)
+    return made.letters.hexdigest()[:16]
 
 
-def _add(made: Any, thing: Any) -> None:
-    made.update(f"{type(thing).__qualname__}(".encode())
-    if isinstance(thing, Tensor | np.ndarray):
-        _add_numbers(made, torch.as_tensor(thing))
-    elif isinstance(thing, nn.Module):
-        made.update(str(thing).encode())
-        for name, tensor in thing.state_dict().items():
-            made.update(name.encode())
-            _add(made, tensor)
-    elif isinstance(thing, Mapping):
-        for key, value in thing.items():
-            _add(made, key)
-            _add(made, value)
-    elif isinstance(thing, list | tuple | set | frozenset):
-        for value in thing:
-            _add(made, value)
-    elif is_dataclass(thing) and not isinstance(thing, type):
-        for field in fields(thing):
-            _add(made, getattr(thing, field.name))
-    elif isinstance(thing, FunctionType):
-        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        closed = [value for value in cells if not isinstance(value, list | dict | set)]
-        made.update(thing.__code__.co_code)
-        for value in (thing.__qualname__, thing.__code__.co_names, thing.__defaults__, *closed):
-            _add(made, value)
-    elif isinstance(thing, type):
-        made.update(thing.__qualname__.encode())
-    else:
-        made.update(_words(thing).encode())
-    made.update(b")")
+class Made:
+    """A fingerprint under way."""
+
+    def __init__(self):
+        self.letters = sha256()
+        self._seen: dict[int, Any] = {}  # held, so that no other object comes to lie there
+
+    def add(self, thing: Any) -> None:
+        self._say(f"{type(thing).__module__}.{type(thing).__qualname__}(")
+        if isinstance(thing, Tensor | np.ndarray | np.generic):
+            self._numbers(torch.as_tensor(thing) if not _of_words(thing) else thing)
+        elif isinstance(thing, str | bytes | bytearray | int | float | complex | bool | range | slice | None | type(...)):
+            self._say(repr(thing))
+        elif isinstance(thing, PurePath):
+            self._say(str(thing))
+        elif id(thing) in self._seen:
+            self._say("again")
+        else:
+            self._seen[id(thing)] = thing
+            self._parts(thing)
+        self._say(")")
+
+    def _parts(self, thing: Any) -> None:
+        if isinstance(thing, Mapping):
+            self._all(*(part for pair in thing.items() for part in pair))
+        elif isinstance(thing, set | frozenset):
+            self._all(*sorted(thing, key=repr))
+        elif isinstance(thing, list | tuple):
+            self._all(*thing)
+        elif isinstance(thing, FunctionType):
+            self._all(thing.__code__, thing.__defaults__, thing.__kwdefaults__)
+            self._all(*(_content(cell) for cell in thing.__closure__ or ()))
+        elif isinstance(thing, CodeType):
+            self._all(thing.co_code, thing.co_consts, thing.co_names)
+        elif isinstance(thing, MethodType):
+            self._all(thing.__func__, thing.__self__)
+        elif isinstance(thing, partial):
+            self._all(thing.func, thing.args, thing.keywords)
+        elif isinstance(thing, nn.Module):
+            self._module(thing)
+        elif isinstance(thing, type | ModuleType | BuiltinFunctionType):
+            self._say(f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing.__name__)}")
+        elif hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__"):
+            slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+            self._all(vars(thing) if hasattr(thing, "__dict__") else {}, [getattr(thing, name, None) for name in slots])
+        else:
+            words = repr(thing)
+            self._say("" if " at 0x" in words else words)
+
+    def _module(self, module: nn.Module) -> None:
+        own = {name: value for name, value in vars(module).items() if not name.endswith("hooks") and name not in UNSEEN}
+        forward = getattr(type(module), "forward", None)
+        self._all(own, forward if isinstance(forward, FunctionType) else None)
+
+    def _numbers(self, values: Any) -> None:
+        if not isinstance(values, Tensor):  # an array of words or objects
+            self._all(*values.ravel().tolist())
+            return
+        self._say(f"{values.dtype}{tuple(values.shape)}")
+        plain = values.detach().cpu()
+        plain = plain.to_dense() if plain.layout != torch.strided else plain
+        self.letters.update(plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+    def _all(self, *things: Any) -> None:
+        for thing in things:
+            self.add(thing)
+
+    def _say(self, words: str) -> None:
+        self.letters.update(words.encode())
 
 
-def _add_numbers(made: Any, tensor: Tensor) -> None:
-    made.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+def _of_words(thing: Any) -> bool:
+    return isinstance(thing, np.ndarray | np.generic) and thing.dtype.kind not in "biufc"
 
 
-def _words(thing: Any) -> str:
-    """Of what is neither: its words, without where it lies in memory."""
-    words = repr(thing)
-    return type(thing).__module__ if " at 0x" in words else words
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None

@@ -145,6 +145,8 @@ def audit(
     Raises `StoreError` for a store without what is asked for, `InputError` where there is too little in it.
     """
     store = store if isinstance(store, Store) else open_store(store)
+    if clusters is not None and not 1 <= clusters <= FEWEST:
+        raise RuleError(f"clusters={clusters}; give 1 to {FEWEST}, or None for as many as the eigenvalues suggest")
     if by not in GROUPS:
         raise RuleError(f"by={by!r}; choose from {', '.join(GROUPS)}")
     if not store.present or not len(store):
@@ -156,7 +158,9 @@ def audit(
     groups, skipped = _grouped(store, maps, column, clusters, seed, progress)
     if not groups:
         raise InputError(f"no class has {FEWEST} samples or more: there is nothing to cluster; explain more of the data")
-    found = _clusters(store, shares(maps), groups, layer or "", seed)
+    if len(column.unique()) < 2:
+        raise InputError("all samples are of one class; there is none to compare its explanations with")
+    found = _clusters(store, shares(maps), column, groups, layer or "", seed)
     ranked = sorted(found, key=lambda c: (not c.suspicious, -c.own))
     return Audit(store, ranked, groups, skipped, layer or "")
 
@@ -186,14 +190,15 @@ def _grouped(
     return groups, skipped
 
 
-def _clusters(store: Store, parts: Tensor, groups: Sequence[Group], layer: str, seed: int) -> list[Cluster]:
+def _clusters(store: Store, parts: Tensor, column: Tensor, groups: Sequence[Group], layer: str, seed: int) -> list[Cluster]:
     members = {(g.number, k): g.rows[g.spectrum.labels == k] for g in groups for k in range(g.spectrum.count)}
     means = {key: parts[rows].mean(0) for key, rows in members.items()}
+    clustered = {g.number for g in groups}
+    small = {int(c): parts[column == c].mean(0) for c in column.unique() if int(c) not in clustered}
     columns = {name: store.column(name) for name in ("label", "prediction", "confidence") if name in store.names}
     found = []
     for g in groups:
-        others = [mean for (number, _), mean in means.items() if number != g.number]
-        against = torch.stack(others) if others else torch.zeros(1, *parts.shape[1:])
+        against = torch.stack([*small.values(), *(mean for (number, _), mean in means.items() if number != g.number)])
         for k in range(g.spectrum.count):
             rows, mean = members[g.number, k], means[g.number, k]
             own, mask = own_ground(mean, against)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.errors import InputError, SelectorError, suggestion
+from whence.errors import InputError, ModelError, SelectorError, suggestion
 from whence.evaluation.data import MOST_AT_ONCE
 from whence.inputs import check_model
 from whence.methods.readings import Reader
@@ -24,7 +24,7 @@ class Cured(nn.Module):
         self.model, self.layer = model, layer
         self.direction = nn.Buffer(direction)
         self.mean = nn.Buffer(mean)
-        self.train(model.training)
+        self.training = model.training  # without touching the mode of its parts
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         handle = self.model.get_submodule(self.layer).register_forward_hook(self._projected)
@@ -33,7 +33,9 @@ class Cured(nn.Module):
         finally:
             handle.remove()
 
-    def _projected(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    def _projected(self, module: nn.Module, args: Any, out: Any) -> Tensor:
+        if not isinstance(out, Tensor):
+            raise ModelError(f"layer {self.layer!r} gives {type(out).__name__}, not a tensor; choose a layer that gives one")
         direction, mean = (t.to(out) for t in (self.direction, self.mean))
         along = ((out - mean) * direction).flatten(1).sum(1)
         return out - along.view(-1, *[1] * (out.dim() - 1)) * direction
@@ -49,7 +51,9 @@ def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> Cu
     not yet what it stands for, lose least. Raises `SelectorError` for a layer that is not there.
     """
     check_model(model)
-    if layer not in dict(model.named_modules()):
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a cure is in a layer of a torch.nn.Module, not of {type(model).__name__}")
+    if not layer or layer not in dict(model.named_modules()):
         raise SelectorError(f"no layer {layer!r} in the model{suggestion(layer, dict(model.named_modules()))}")
     if with_mark.shape[1:] != without.shape[1:] or not len(with_mark) or not len(without):
         raise InputError(f"samples of {tuple(with_mark.shape)} with the mark and of {tuple(without.shape)} without; give alike")

@@ -18,6 +18,7 @@ from whence.robustness.cases import logits_in_parts
 
 SAMPLES = 200
 LEAST = 0.01  # change of probability: less is no proof, however certain
+FILLED = 0.25  # of the rectangle around a mask, the mask
 MARGIN = 1  # pixels around the mask that belong to the mark
 
 
@@ -99,13 +100,17 @@ def prove(
     >>> whence.prove(whence.audit("explanations").clusters[0], model, dataset)
     Proof: proven. The mark pasted on other classes changes the probability by 0.43 [0.39, 0.47] …
 
-    The mark is the rectangle around the cluster's mask with what the cluster's most typical samples have there on average.
+    The mark is the rectangle around the cluster's mask with the median of what samples of the cluster have there.
     `dataset` is the one that the store is of. Raises `InputError` for clusters of channels, which have no place.
     """
     check_model(model)
     if cluster.layer or cluster.mask.dim() != 2 or not cluster.mask.any():
         raise InputError("this cluster has no place in the picture that could be cut or pasted; audit the input, not a layer")
     rows, random = Rows.of(dataset, read), torch.Generator().manual_seed(seed)
+    if int(cluster.indices.max()) >= rows.count:
+        raise InputError(
+            f"{rows.count} samples, but the cluster has sample {int(cluster.indices.max())}; give the data of the store"
+        )
     own = _some(cluster.indices, samples, random)
     members = set(cluster.indices.tolist())
     strangers = torch.tensor([i for i in range(rows.count) if i not in members])
@@ -115,6 +120,11 @@ def prove(
     if not len(without):
         raise InputError("the data has no samples of other classes to paste the mark on")
     mark = mark_of(cluster, with_mark)
+    area = (mark.rows.stop - mark.rows.start) * (mark.columns.stop - mark.columns.start)
+    if int(cluster.mask.sum()) < FILLED * area:
+        raise InputError(
+            "the suspicious places are scattered; there is no one mark to cut or paste. Look at the cluster's samples"
+        )
     aside = _elsewhere(mark, with_mark, random)
     before_other, before_own = (_probability(model, x, cluster.group) for x in (without, with_mark))
     pasted, pasted_aside = (
@@ -129,7 +139,7 @@ def prove(
 
 
 def mark_of(cluster: Cluster, x: Tensor) -> Mark:
-    """The rectangle around the mask, a pixel wider, with the mean of what samples of the cluster have there."""
+    """The rectangle around the mask, a pixel wider, with the median of what samples of the cluster have there."""
     h, w = cluster.mask.shape
     if x.dim() != 4 or tuple(x.shape[2:]) != (h, w):
         raise InputError(f"a mask of {(h, w)} for samples of {tuple(x.shape[1:])}; marks are cut from pictures [C, H, W]")
@@ -140,13 +150,18 @@ def mark_of(cluster: Cluster, x: Tensor) -> Mark:
 
 
 def _elsewhere(mark: Mark, x: Tensor, random: torch.Generator) -> tuple[int, int]:
-    """A shift to a place that does not touch the mark, mirrored where there is room, else at random."""
-    h, w = x.shape[2:]
-    down, right = h - mark.rows.stop - mark.rows.start, w - mark.columns.stop - mark.columns.start
-    if abs(down) >= mark.rows.stop - mark.rows.start or abs(right) >= mark.columns.stop - mark.columns.start:
-        return down, right
-    top = int(torch.randint(h - (mark.rows.stop - mark.rows.start) + 1, (), generator=random))
-    return top - mark.rows.start, right
+    """A shift to a place that does not touch the mark."""
+    height, width = mark.rows.stop - mark.rows.start, mark.columns.stop - mark.columns.start
+    tops, lefts = range(x.shape[2] - height + 1), range(x.shape[3] - width + 1)
+    free = [
+        (top - mark.rows.start, left - mark.columns.start)
+        for top in tops
+        for left in lefts
+        if abs(top - mark.rows.start) >= height or abs(left - mark.columns.start) >= width
+    ]
+    if not free:
+        raise InputError("the mark is too large: there is no other place of its size to compare with")
+    return free[int(torch.randint(len(free), (), generator=random))]
 
 
 def _some(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:

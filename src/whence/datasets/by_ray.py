@@ -40,8 +40,9 @@ def by_ray(job: Job, store: Store, todo: Sequence[int], shown: Progress, address
     try:
         workers = max(1, min(len(todo), int(ray.cluster_resources().get("CPU", 1))))
         shards = ray.data.from_items(list(todo), override_num_blocks=len(todo))
+        pool = ray.data.ActorPoolStrategy(size=workers)
         made = (ray.put(job), str(Path(store.folder).resolve()))
-        done = shards.map_batches(ShardWorker, fn_constructor_args=made, batch_size=1, concurrency=workers)
+        done = shards.map_batches(ShardWorker, fn_constructor_args=made, batch_size=1, compute=pool)
         sizes = {number: len(store.manifest.rows(number)) for number in todo}
         with progress("explain dataset", sum(sizes.values()), shown) as advance:
             for batch in done.iter_batches(batch_size=1, prefetch_batches=0):
@@ -66,6 +67,7 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 

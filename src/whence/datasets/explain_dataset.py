@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from whence.datasets.by_ray import by_ray
 from whence.datasets.rows import Rows
-from whence.datasets.store import Shard, Store, claimed, open_store
-from whence.datasets.work import Job, Worker, finish
-from whence.errors import InputError, RuleError, StoreError
+from whence.datasets.store import MANIFEST, Shard, Store, claimed, open_store
+from whence.datasets.work import LOOKED_AT, Job, Worker, finish
+from whence.errors import InputError, RuleError, StoreError, TargetError, WhenceError
 from whence.methods.table import Method, named
 from whence.progress import Progress, progress
 
@@ -63,10 +65,15 @@ def explain_dataset(
     rows = Rows.of(dataset, read)
     if not rows.count:
         raise InputError("the data set is empty; there is nothing to explain")
-    wanted = torch.as_tensor(targets) if isinstance(targets, list | tuple) else targets
-    job = Job(model, rows, named(method), wanted, tuple(layers), batch_size, reduce, pictures)
-    there = claimed(Path(store), job.manifest(shard_size, class_names))
-    todo = [number for number in _mine(there, shard) if number in set(unfinished(there))]
+    wanted = torch.as_tensor(targets) if isinstance(targets, list | tuple | np.ndarray) else targets
+    if isinstance(wanted, Tensor) and wanted.dim() and len(wanted) != rows.count:
+        raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one, or one each")
+    job = Job(model, rows, named(method), wanted, tuple(layers), batch_size, reduce, pictures, rows.shape)
+    folder = Path(store)
+    if not (folder / MANIFEST).is_file():
+        _try(job)
+    there = claimed(folder, job.manifest(shard_size, class_names))
+    todo = unfinished(there, _mine(there, shard))
     engines = {"local": locally, "ray": by_ray}
     if engine not in engines:
         raise RuleError(f"engine={engine!r}; choose from {', '.join(engines)}")
@@ -74,16 +81,31 @@ def explain_dataset(
     return open_store(store)
 
 
-def unfinished(store: Store) -> list[int]:
-    """The shards that are missing, or damaged and to be computed again."""
+def unfinished(store: Store, numbers: Sequence[int]) -> list[int]:
+    """Those of the shards that are missing, or damaged and to be computed again."""
     found = []
-    for number in range(store.manifest.shards):
+    for number in numbers:
         try:
             Shard.read(store.path(number), store.manifest.settings)
         except StoreError:
             store.path(number).unlink(missing_ok=True)
             found.append(number)
     return found
+
+
+def _try(job: Job) -> None:
+    """A sample, before a folder is claimed for settings that cannot work."""
+    worker, failed = Worker(job), None
+    for i in range(min(job.rows.count, LOOKED_AT)):
+        numbers, inputs, labels, _ = job.rows.read([i], job.shape)
+        try:
+            if numbers:
+                worker.explained(numbers, inputs, labels)
+                return
+        except WhenceError as error:  # perhaps of this sample alone
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 def locally(job: Job, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:

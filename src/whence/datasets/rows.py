@@ -1,6 +1,7 @@
 """Whatever a data set is, as numbered rows: an input, and a label where there is one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,10 @@ class Rows:
     def of(cls, data: Any, read: Callable[[Any], Any] | None = None) -> "Rows":
         """`(x, y)` or `x` of tensors, or a map-style data set (PyTorch's, Hugging Face's, a folder of pictures) whose rows are
         inputs or pairs of input and label, or are made so by `read`."""
-        if isinstance(data, Tensor | dict) or hasattr(data, "dtype") or _is_pair(data):
+        whole = isinstance(data, Tensor | dict | tuple) or hasattr(data, "dtype") or hasattr(data, "columns")
+        if whole and read is not None:
+            raise InputError("read makes inputs of rows; tensors are taken as they are. Give a data set of rows")
+        if whole:
             return cls._of_tensors(*(data if _is_pair(data) else (data, None)))
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
             raise InputError(
@@ -58,9 +62,18 @@ class Rows:
             raise InputError(f"{len(labels)} labels for {count} samples; give one each")
         return cls(count, lambda i: (each(lambda t: t[i], nest), None if labels is None else int(labels[i])))
 
-    def read(self, numbers: Sequence[int]) -> "tuple[list[int], Nest, Tensor | None, list[Unreadable]]":
-        """The rows of those numbers as a batch: numbers, inputs, labels; and those that cannot be read, or are not of the size
-        that most are."""
+    @property
+    def shape(self) -> Any:
+        """The shape of the first row that can be read."""
+        for i in range(self.count):
+            with suppress(Exception):
+                if found := _shape(self.row(i)[0]):
+                    return found
+        return None
+
+    def read(self, numbers: Sequence[int], usual: Any = None) -> "tuple[list[int], Nest, Tensor | None, list[Unreadable]]":
+        """The rows of those numbers as a batch: numbers, inputs, labels; and those that cannot be read, or are not of the
+        `usual` shape, that of the first if not given."""
         found: list[tuple[int, Row]] = []
         failed: list[Unreadable] = []
         for i in numbers:
@@ -69,7 +82,7 @@ class Rows:
             except Exception as error:
                 failed.append(Unreadable(i, f"{type(error).__name__}: {error}".splitlines()[0]))
         shapes = [_shape(x) for _, (x, _) in found]
-        usual = max(set(shapes), key=shapes.count, default=None)
+        usual = usual or next(iter(shapes), None)
         for (i, _), shape in zip(found, shapes, strict=True):
             if shape != usual:
                 failed.append(Unreadable(i, f"a sample of {shape} among others of {usual}; resize them alike"))

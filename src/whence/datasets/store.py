@@ -1,6 +1,7 @@
 """A store of explanations: a folder of shards, each written aside and renamed, and a manifest of what made them."""
 
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -33,6 +34,7 @@ class Manifest:
     targets: str
     layers: Sequence[str]
     reduce: str
+    pictures: bool
     library: str
     classes: Sequence[str] = ()
     format: int = FORMAT
@@ -160,7 +162,12 @@ class Store:
     @property
     def names(self) -> list[str]:
         """Of all columns."""
-        return sorted(self.shard(self.present[0]).tensors) if self.present else []
+        return sorted(self._filled[0].tensors) if self._filled else []
+
+    @property
+    def _filled(self) -> list[Shard]:
+        """The first shard in which not every sample failed."""
+        return next(([found] for number in self.present if len((found := self.shard(number)).tensors["index"])), [])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -192,7 +199,8 @@ class Store:
             raise StoreError(f"{self.folder} has no shards yet; nothing was computed")
         if name not in self.names:
             raise StoreError(f"the store has no {name!r}; it has {', '.join(self.names)}")
-        return torch.cat([self.shard(shard).tensors[name] for shard in self.present])
+        parts = [self.shard(shard).tensors for shard in self.present]
+        return torch.cat([tensors[name] for tensors in parts if len(tensors["index"])])
 
     def channels(self, layer: str) -> Tensor:
         """The relevance of every channel of a layer, `[n, C]`."""
@@ -219,11 +227,11 @@ class Column:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self), *self.of(self.store.shard(self.store.present[0])).shape[1:])
+        return (len(self), *self.of(self.store._filled[0]).shape[1:])
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Tensor:
-        if isinstance(rows, int):
-            return self[[rows]][0]
+        if hasattr(rows, "__index__") and not isinstance(rows, Tensor):
+            return self[[operator.index(rows)]][0]  # type: ignore[arg-type]
         numbers = torch.arange(len(self))[rows] if isinstance(rows, slice) else torch.as_tensor(rows)
         wanted, size = self.store.index[numbers], self.store.manifest.shard_size
         found: dict[int, Tensor] = {}
@@ -233,11 +241,12 @@ class Column:
             here = wanted[wanted // size == shard].tolist()
             maps = self.of(part)[[position[number] for number in here]]
             found |= dict(zip(here, maps, strict=True))
-        return torch.stack([found[number] for number in wanted.tolist()])
+        return torch.stack([found[number] for number in wanted.tolist()]) if len(wanted) else torch.zeros(0, *self.shape[1:])
 
     def batches(self) -> Iterator[Tensor]:
         """A shard at a time."""
-        return (self.of(self.store.shard(shard)) for shard in self.store.present)
+        shards = (self.store.shard(shard) for shard in self.store.present)
+        return (self.of(shard) for shard in shards if len(shard.tensors["index"]))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return torch.cat(list(self.batches())).numpy().astype(dtype or np.float32)
@@ -259,7 +268,7 @@ def claimed(folder: Path, manifest: Manifest) -> Store:
     """The store of this manifest in a folder, new or begun; one of other settings is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).is_file():
-        if any(folder.iterdir()):
+        if any(not path.name.startswith(".") for path in folder.iterdir()):  # another job may be writing its manifest
             raise StoreError(f"{folder} is neither empty nor a store; choose another folder")
         manifest.write(folder)
     there = Manifest.read(folder)

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.datasets.rows import Rows, Unreadable
 from whence.datasets.store import Manifest, Shard, Store, halved
@@ -20,7 +20,7 @@ from whence.inputs import Inputs
 from whence.methods.batches import automatic_batch_size
 from whence.methods.table import Method
 from whence.nests import Nest, described, each, tensors
-from whence.targets import Target
+from whence.targets import Logit, Target, of_samples
 
 LOOKED_AT = 8  # rows by which data sets are told apart
 PICTURE = 64  # pixels a side, of the pictures that are kept for looking at
@@ -38,12 +38,13 @@ class Job:
     batch_size: int | None
     reduce: str
     pictures: bool
+    shape: Any = None  # of the samples; others fail
 
     def manifest(self, shard_size: int, classes: Sequence[str]) -> Manifest:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
             method_words=described(self.method), data=self._data(), targets=_in_words(self.targets), layers=self.layers,
-            reduce=self.reduce, library=f"whence {version('whence')}", classes=list(map(str, classes)),
+            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", classes=list(map(str, classes)),
         )  # fmt: skip
 
     def _data(self) -> str:
@@ -76,7 +77,7 @@ class Worker:
                 found, failed = self._explained(batch, inputs, labels)
                 parts += found
                 failures += failed
-        if not parts:
+        if not parts:  # all of them failed: the settings did, unless each for a reason of its own
             return Shard({"index": torch.zeros(0, dtype=torch.long)}, [vars(f) for f in failures])
         names = parts[0]
         together = {name: torch.cat([part[name] for part in parts]) for name in names}
@@ -88,16 +89,19 @@ class Worker:
         size = self.job.batch_size or self._usual_size(numbers)
         pieces = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(1) as reader:
-            ahead: Future | None = reader.submit(self.job.rows.read, pieces[0])
+            ahead: Future | None = reader.submit(self._rows, pieces[0])
             for following in [*pieces[1:], None]:
                 assert ahead is not None
                 found = ahead.result()
-                ahead = None if following is None else reader.submit(self.job.rows.read, following)
+                ahead = None if following is None else reader.submit(self._rows, following)
                 yield found
+
+    def _rows(self, numbers: Sequence[int]) -> tuple[list[int], Nest, Tensor | None, list[Unreadable]]:
+        return self.job.rows.read(numbers, self.job.shape)
 
     def _usual_size(self, numbers: range) -> int:
         for i in numbers:
-            _, inputs, _, _ = self.job.rows.read([i])
+            _, inputs, _, _ = self._rows([i])
             if inputs is not None:
                 return min(64, automatic_batch_size(Inputs.of(inputs)))
         return 1
@@ -107,7 +111,7 @@ class Worker:
     ) -> tuple[list[dict[str, Tensor]], list[Unreadable]]:
         """The batch; where that fails, sample by sample."""
         try:
-            return [self._of_batch(numbers, inputs, labels)], []
+            return [self.explained(numbers, inputs, labels)], []
         except Exception as error:
             if isinstance(error, RuleError) or out_of_memory(error):
                 raise
@@ -119,9 +123,12 @@ class Worker:
             found, failed = self._explained([number], one, None if labels is None else labels[i : i + 1])
             parts += found
             failures += failed
+        if len({failure.message for failure in failures}) == 1 and len(failures) == len(numbers) > 1:
+            self.explained(numbers, inputs, labels)  # all for one reason: it is none of the samples'
         return parts, failures
 
-    def _of_batch(self, numbers: list[int], inputs: Nest, labels: Tensor | None) -> dict[str, Tensor]:
+    def explained(self, numbers: list[int], inputs: Nest, labels: Tensor | None) -> dict[str, Tensor]:
+        """The columns of one batch."""
         job, shown = self.job, []
         e = self._explainer(inputs, self._target(numbers, labels, shown), layers=job.layers, progress=False)
         count = len(numbers)
@@ -133,12 +140,12 @@ class Worker:
             "conservation_error": e.conservation.error.float(),
         }
         if shown:
-            logits = shown[-1].detach()
+            logits = _of_the_inputs_themselves(shown, e)
             found |= {"prediction": logits.argmax(1), "confidence": logits.float().softmax(1).amax(1)}
-            found["target"] = found["prediction"] if e.target.index is None else e.target.index
+            found["target"] = e.target.index
         found |= halved(reduced(e)) if job.reduce == "channels" else {"relevance": _only(e)}
         for name, relevance in e.layers.items():
-            found[f"layers.{name}"] = _by_channel(relevance)
+            found[f"layers.{name}"] = _by_channel(relevance, _channels_first(job.model, name))
         if job.pictures and (picture := _picture(e)) is not None:
             found["picture"] = picture
         return {name: t.detach().cpu() for name, t in found.items()}
@@ -151,6 +158,8 @@ class Worker:
             if labels is None:
                 raise RuleError("targets='label' needs labels; the data set has none")
             return Watching(labels, shown=shown)
+        if isinstance(wanted, Logit):
+            return Watching(*vars(of_samples(wanted, torch.tensor(numbers))).values(), shown=shown)
         if isinstance(wanted, Tensor) and wanted.dim():
             return Watching(wanted[numbers], shown=shown)
         return Watching(wanted, shown=shown) if isinstance(wanted, int | Tensor) else wanted
@@ -173,6 +182,14 @@ def reduced(e: Explanation) -> Tensor:
     return relevance.sum(1) if relevance.dim() > 2 else relevance
 
 
+def _of_the_inputs_themselves(shown: list[Tensor], e: Explanation) -> Tensor:
+    """The logits that gave the explained outputs: many methods ask for altered inputs too."""
+    for logits in shown:
+        if len(logits) == len(e) and torch.allclose(logits.gather(1, e.target.index[:, None])[:, 0], e.output, rtol=1e-4):
+            return logits
+    raise StoreError("the method explains other outputs than the model gives; store it with a target function")
+
+
 def _only(e: Explanation) -> Tensor:
     found = tensors(e.relevance)
     if len(found) != 1:
@@ -180,10 +197,17 @@ def _only(e: Explanation) -> Tensor:
     return next(iter(found.values()))
 
 
-def _by_channel(relevance: Any) -> Tensor:
+def _by_channel(relevance: Any, channels_first: bool) -> Tensor:
     """Σ over space, `[n, C]`, of all calls of the layer; of texts and patches `[n, T, C]` over tokens."""
     calls = relevance if isinstance(relevance, tuple) else (relevance,)
-    return sum(r.flatten(2).sum(2) if r.dim() > 3 else r.sum(1) if r.dim() == 3 else r for r in calls).float()  # type: ignore
+    found = [r if r.dim() < 3 else r.flatten(2).sum(2) if r.dim() > 3 or channels_first else r.sum(1) for r in calls]
+    return torch.stack(found).sum(0).float()
+
+
+def _channels_first(model: Any, layer: str) -> bool:
+    """Whether `[n, …, …]` of this layer is a series `[n, C, T]`, not tokens `[n, T, C]`."""
+    kinds = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
+    return isinstance(model, nn.Module) and isinstance(dict(model.named_modules()).get(layer), kinds)
 
 
 def _picture(e: Explanation) -> Tensor | None:

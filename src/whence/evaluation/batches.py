@@ -63,7 +63,9 @@ class Batch:
     def random(self, purpose: str) -> list[torch.Generator]:
         """A source of random numbers for each sample."""
         kind = sum(map(ord, purpose))
-        return [torch.Generator().manual_seed(self.seed * 1_000_003 + kind * 10_007 + number) for number in self.numbers]
+        return [
+            torch.Generator().manual_seed((self.seed * 1_000_003 + kind * 10_007 + number) % 2**63) for number in self.numbers
+        ]
 
     def asked(self, score: Score) -> Questions:
         """What the model says to altered inputs, as a score of the class that is explained."""
@@ -82,6 +84,8 @@ class Batch:
         """The likeliest of the other classes."""
         shown: list[Tensor] = []
         values(replace(self.task, targets=[Watching(self.target, shown=shown)]))
+        if shown[0].shape[1] < 2:
+            raise TargetError("a logit difference needs two classes; use score='logit'")
         return shown[0].scatter(1, self.target[:, None], -torch.inf).argmax(1)
 
 
@@ -103,10 +107,7 @@ class Watching(Logit):
     shown: list[Tensor] = field(default_factory=list)
 
     def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
-        rows = self._rows(logits, inputs)
-        if rows.shape[1] < 2:
-            raise TargetError("a logit difference needs two classes; use score='logit'")
-        self.shown.append(rows)
+        self.shown.append(self._rows(logits, inputs).detach())
         return super().select(logits, inputs)
 
 

@@ -57,14 +57,18 @@ def varied(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     >>> list(varied(whence.IntegratedGradients(), {"n_steps": [8, 32]}))
     ['n_steps=8', 'n_steps=32']
     """
+    if not hasattr(method, "explanations") or isinstance(method, type):
+        raise RuleError(f"{method!r} is no method with fields; pass one, such as whence.IntegratedGradients()")
     known = [f.name for f in fields(method)]
     unknown = [name for name in choices if name not in known]
     if unknown:
         raise RuleError(f"{type(method).__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
     combined = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
-    return {
-        ", ".join(f"{name}={_short(value)}" for name, value in given.items()): replace(method, **given) for given in combined
-    }
+    found: dict[str, Any] = {}
+    for given in combined:
+        name = ", ".join(f"{field}={_short(value)}" for field, value in given.items())
+        found[name if name not in found else f"{name} ({len(found) + 1})"] = replace(method, **given)
+    return found
 
 
 def _flat(gamma: float) -> LRP:

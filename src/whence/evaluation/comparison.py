@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.errors import WhenceError
+from whence.errors import ModelError, WhenceError, first_line
 from whence.evaluation.batches import Batch, Way
 from whence.evaluation.ways import Methods, ways_of
 from whence.explainer import Names
@@ -101,7 +101,7 @@ class Comparison(Drawable):
 def compare(
     model: Callable[..., Any],
     inputs: Nest,
-    methods: Methods = METHODS,
+    methods: Methods | None = None,
     target: Target = None,
     *,
     common_scale: bool = False,
@@ -118,8 +118,16 @@ def compare(
     check_model(model)
     given = Inputs.of(inputs).detached()
     batch = Batch.of(Prepared(model), given, target, range(given.batch_size), None, None, 0)
-    found = {way.name: _explained(way, batch) for way in ways_of(model, methods)}
+    found = {way.name: _explained(way, batch) for way in ways_of(model, methods or usual(given))}
     return Comparison({name: replace(e, classes=class_names or e.classes) for name, e in found.items()}, common_scale)
+
+
+def usual(inputs: Inputs) -> list[str]:
+    """The methods that are compared where none are named: those that these inputs have."""
+    if not inputs.explained:
+        return [name for name in METHODS if name not in ("grad_cam", "occlusion")]
+    pictures = any(inputs.parts[i].dim() == 4 for i in inputs.explained)
+    return [name for name in METHODS if pictures or name != "grad_cam"]
 
 
 def counter_relevance(e: Explanation) -> Tensor:
@@ -134,6 +142,8 @@ def _explained(way: Way, batch: Batch) -> Explanation:
         case = way.case(batch)
     except WhenceError as error:
         raise type(error)(f"{way.name}: {error}") from error
+    except Exception as error:
+        raise ModelError(f"{way.name} failed: {type(error).__name__}: {first_line(error)}") from error
     if case.explanation is not None:
         return case.explanation
     scores, inputs = case.relevance, batch.inputs

@@ -10,7 +10,7 @@ from torch import Tensor
 from whence.errors import RuleError
 from whence.evaluation.batches import Case
 from whence.evaluation.imputers import Blur
-from whence.evaluation.removal import Removal
+from whence.evaluation.removal import Removal, keyed
 
 TO_THE_MEAN = Removal()
 
@@ -26,8 +26,8 @@ class Curves:
 
 @dataclass(frozen=True)
 class Flipping:
-    """Takes regions away in the order of their mean relevance, in `steps` equal steps (as many as there are regions if these
-    are fewer); ties in random order. What is not varied is computed once: both ends belong to both orders.
+    """Takes regions away in the order of their mean relevance, in `steps` equal steps; ties in random order. What is not varied
+    is computed once: both ends belong to both orders.
 
     >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.SRG(whence.metrics.Flipping(whence.metrics.Removal(regions=8)))])
     """
@@ -41,14 +41,15 @@ class Flipping:
 
     def curves(self, case: Case) -> Curves:
         """Of all samples; computed once a case."""
-        if self not in case.curves:
-            case.curves[self] = self._curves(case)
-        return case.curves[self]
+        key = keyed(self)
+        if key not in case.curves:
+            case.curves[key] = self._curves(case)
+        return case.curves[key]
 
     def _curves(self, case: Case) -> Curves:
         batch, regions = case.batch, self.removal.regions_of(case.batch)
         ranks, counts = ranked(regions.means(case.relevance), regions.valid, batch.random("ties")), regions.counts
-        points = min(self.steps, int(counts.max()))
+        points = self.steps  # for samples of few regions too: their values must not depend on batch-mates that have more
         removed = (torch.linspace(0, 1, points + 1, dtype=torch.float64)[:, None] * counts).round().long()  # [points + 1, N]
 
         def chosen(rounds: slice) -> Tensor:
@@ -68,7 +69,9 @@ class Flipping:
 def ranked(scores: Tensor, valid: Tensor, random: list[torch.Generator]) -> Tensor:
     """The place of each region in the order of falling scores, `[N, regions]`, ties in random order, those that are not there
     behind all others."""
-    noise = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in random])
+    noise = torch.full(scores.shape, 2.0)
+    for row, there, generator in zip(noise, valid, random, strict=True):
+        row[there] = torch.rand(int(there.sum()), generator=generator)
     shuffled = noise.argsort(1)
     falling = scores.masked_fill(~valid, -torch.inf).gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     order = shuffled.gather(1, falling)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from whence.methods.batches import automatic_batch_size
 from whence.nests import Nest, each
 
 MOST_AT_ONCE = 64
+LABELS = ("label", "labels")  # what Hugging Face calls them
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,26 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[Samples]:
         raise InputError("the data is empty; there is nothing to evaluate")
 
 
+def opened(data: Any, batch_size: int | None) -> tuple[Inputs, Any]:
+    """The first inputs, and the data, which may have to be begun to know them."""
+    pieces = data if _is_whole(data) or hasattr(data, "__getitem__") or not hasattr(data, "__iter__") else chain_of(data)
+    if isinstance(pieces, tuple) and not _is_whole(data):
+        first, data = pieces
+        return Inputs.of(_pair(first)[0]), data
+    return next(iter(batches(data, batch_size or 1))).inputs, data
+
+
+def chain_of(data: Any) -> tuple[Any, Any]:
+    """The first piece of an iterable, and the whole of it again."""
+    if hasattr(data, "dataset") and not isinstance(data, Iterator):  # a loader starts anew
+        return next(iter(data)), data
+    pieces = iter(data)
+    first = next(pieces, None)
+    if first is None:
+        raise InputError("the data is empty; there is nothing to evaluate")
+    return first, chain([first], pieces)
+
+
 def count(data: Any) -> int | None:
     """How many samples there are, if that can be known before they are read."""
     if _is_whole(data):
@@ -61,6 +83,8 @@ def count(data: Any) -> int | None:
 
 
 def _pairs(data: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:
+    if type(data).__name__ == "IterableDataset" or any(k.__name__ == "IterableDataset" for k in type(data).__mro__):
+        raise InputError("an IterableDataset gives single samples; put it into a DataLoader, which makes batches of them")
     if _is_whole(data):
         inputs, labels = _pair(data)
         yield from _cut(inputs, labels, batch_size)
@@ -79,6 +103,8 @@ def _is_whole(data: Any) -> bool:
 
 def _pair(data: Any) -> tuple[Nest, Any]:
     """Inputs and labels, of what may be inputs alone."""
+    if isinstance(data, Mapping) and (name := next((name for name in LABELS if name in data), None)) is not None:
+        return {key: value for key, value in data.items() if key != name}, data[name]
     if isinstance(data, list | tuple) and len(data) == 2 and are_labels(data[1]):
         return data[0], data[1]
     return (tuple(data) if isinstance(data, list) else data), None
@@ -87,14 +113,15 @@ def _pair(data: Any) -> tuple[Nest, Any]:
 def are_labels(thing: Any) -> bool:
     """Whether the second of a pair may be the labels of the first: none, a list, numbers in a row, or one number."""
     shape = getattr(thing, "shape", None)
-    return thing is None or isinstance(thing, list | int) or (shape is not None and len(shape) <= 1)
+    column = shape is not None and (len(shape) <= 1 or (len(shape) == 2 and shape[1] == 1 and "int" in str(thing.dtype)))
+    return thing is None or isinstance(thing, list | int) or column
 
 
 def _cut(inputs: Nest, labels: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:
     found = Inputs.of(inputs)
     whole, n = found.nest if not found.arrays and found.features is None else inputs, found.batch_size
     size = batch_size or min(MOST_AT_ONCE, automatic_batch_size(found))
-    labels = None if labels is None else torch.as_tensor(as_tensor(labels))
+    labels = None if labels is None else torch.as_tensor(as_tensor(labels)).reshape(-1)
     for start in range(0, n, size):
         rows = slice(start, start + size)
         if found.arrays or found.features is not None:

@@ -1,10 +1,11 @@
 """evaluate(): how much explanations can be trusted, by several metrics, for several methods, sample by sample."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,13 +29,14 @@ from whence.targets import Target, of_samples
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "random")
 METRICS = ("srg", "sparseness", "max_sensitivity")
+METRICS_OF_IDS = ("srg", "sparseness")  # which have nothing between them
 
 
 def evaluate(
     model: Callable[..., Any],
     data: Any,
     methods: Methods = METHODS,
-    metrics: Metrics = METRICS,
+    metrics: Metrics | None = None,
     *,
     target: Target | str = "predicted",
     masks: Tensor | None = None,
@@ -59,7 +61,7 @@ def evaluate(
     `(model, inputs, target) → relevance` of other libraries may stand too; "random" is chance itself. `metrics` are names
     (`whence.metrics.METRICS`) or metrics. `target` is what is explained: "predicted", "label", or as for `explain`. `masks`
     `[N, …]` mark where relevance should lie. `regions`, `imputer`, `score` and `steps` are those of the metrics by name that
-    take parts of the input away (`whence.metrics.Removal`, `Flipping`).
+    take parts of the input away (`whence.metrics.Removal`, `Flipping`); for token ids `imputer=tokenizer.mask_token_id`.
 
     A method that fails on a sample has no value there; the sample is named in `failures`, the rest counted. What is random is
     set by `seed` and the place of a sample in the data, not by its batch. With `keep`, a folder, what was finished before a
@@ -69,10 +71,14 @@ def evaluate(
     """
     check_model(model)
     ways = ways_of(model, methods)
+    first, data = samples_of.opened(data, batch_size)
+    metrics = (METRICS if first.explained else METRICS_OF_IDS) if metrics is None else metrics
     given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
     found = metrics_of(metrics, {name: value for name, value in given.items() if value is not None})
+    masks = None if masks is None else torch.as_tensor(masks)
     _check_needs(found, model, masks)
-    run = Run(Prepared(model, lasting=True), ways, found, target, masks, seed, Kept.at(keep, model, seed, found))
+    wanted = torch.as_tensor(target) if isinstance(target, list | tuple) or hasattr(target, "__array__") else target
+    run = Run(Prepared(model, lasting=True), ways, found, wanted, masks, seed, Kept.at(keep, model, seed, found))
     return run.over(data, batch_size, progress)
 
 
@@ -95,7 +101,7 @@ class Run:
         total, done = samples_of.count(data), 0
         with progress("evaluate", (total or 0) * len(self.ways), total is not None and shown) as advance:
             for samples in samples_of.batches(data, batch_size):
-                self._check_masks(total or samples.numbers.stop)
+                self._check_counts(total or samples.numbers.stop, known=total is not None)
                 done = samples.numbers.stop
                 for way, found, failed in self._batch(samples):
                     scores[way.name].append(found)
@@ -115,7 +121,8 @@ class Run:
             if found is None:
                 batch = batch or self._made(samples)
                 found = self._values(way, batch, samples)
-                self.kept.write(key, *found)
+                if not found[1]:  # what failed may succeed another time
+                    self.kept.write(key, *found)
             yield way, *found
 
     def _values(self, way: Way, batch: Batch, samples: Samples) -> tuple[dict[str, Tensor], list[Failure]]:
@@ -130,6 +137,8 @@ class Run:
                 nothing = {metric.name: torch.full((1,), torch.nan, dtype=torch.float64) for metric in self.metrics}
                 return nothing, [Failure(way.name, samples.numbers[0], first_line(error))]
         found = [self._values(way, self._made(one), one) for one in samples.each()]
+        if len({failure.message for _, failed in found for failure in failed}) == 1 and all(failed for _, failed in found):
+            raise self._errors[way.name]  # all for one reason: it is none of the samples'
         return _together([values for values, _ in found]), [failure for _, failed in found for failure in failed]
 
     def _of_case(self, way: Way, batch: Batch) -> dict[str, Tensor]:
@@ -145,10 +154,9 @@ class Run:
 
     def _target(self, samples: Samples) -> Target:
         if not isinstance(self.target, str):
-            target = torch.as_tensor(self.target) if isinstance(self.target, list | tuple) else self.target
-            if isinstance(target, Tensor) and target.dim() == 0:
-                return target
-            return of_samples(target, torch.tensor(list(samples.numbers)))
+            if isinstance(self.target, Tensor) and self.target.dim() == 0:
+                return self.target
+            return of_samples(self.target, torch.tensor(list(samples.numbers)))
         if self.target == "predicted":
             return None
         if self.target == "label":
@@ -160,9 +168,12 @@ class Run:
     def _masks(self, samples: Samples) -> Tensor | None:
         return None if self.masks is None else self.masks[samples.numbers.start : samples.numbers.stop]
 
-    def _check_masks(self, count: int) -> None:
-        if self.masks is not None and len(self.masks) < count:
-            raise InputError(f"{len(self.masks)} masks for {count} samples; give one each")
+    def _check_counts(self, count: int, known: bool) -> None:
+        """One mask and one target for each sample."""
+        for what, given in (("masks", self.masks), ("targets", self.target)):
+            several = isinstance(given, Tensor) and given.dim() > 0
+            if several and (len(given) < count or (known and len(given) != count)):  # type: ignore[arg-type]
+                raise InputError(f"{len(given)} {what} for {count} samples; give one each")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -177,8 +188,10 @@ class Kept:
         if folder is None:
             return cls(None)
         folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"keep={str(folder)!r} is a file; give a folder")
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, fingerprint(model, seed, metrics))
+        return cls(folder, fingerprint(model, seed, metrics, version("whence")))
 
     def key(self, way: Way, samples: Samples, target: Any, masks: Tensor | None) -> str:
         if self.folder is None:
@@ -189,17 +202,19 @@ class Kept:
         path = self._path(key)
         if path is None or not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as kept:
-            failures = [Failure(**failure) for failure in json.loads(str(kept["failures"]))]
-            return {name: torch.from_numpy(kept[name]) for name in kept.files if name != "failures"}, failures
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return {name: torch.from_numpy(kept[name]) for name in kept.files}, []
+        except (OSError, ValueError, BadZipFile, EOFError):  # damaged: to be computed again
+            return None
 
-    def write(self, key: str, found: dict[str, Tensor], failures: list[Failure]) -> None:
+    def write(self, key: str, found: dict[str, Tensor], _: list[Failure]) -> None:
         path = self._path(key)
         if path is None:
             return
         with written(path) as beside:
             arrays: dict[str, Any] = {name: values.numpy() for name, values in found.items()}
-            np.savez(beside, failures=json.dumps([vars(failure) for failure in failures]), **arrays)
+            np.savez(beside, **arrays)
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{key}.npz"

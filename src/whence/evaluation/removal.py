@@ -35,7 +35,7 @@ class Removal:
 
     def regions_of(self, batch: Batch) -> Regions:
         parts = self._parts(batch)
-        return batch.once(("regions", _key(self.regions)), lambda: Regions.of(self.regions, batch.inputs, parts))
+        return batch.once(("regions", keyed(self.regions)), lambda: Regions.of(self.regions, batch.inputs, parts))
 
     def whole(self, batch: Batch) -> Tensor:
         """The scores with everything there, `[N]`."""
@@ -62,7 +62,7 @@ class Removal:
             by_part = [imputer.fills(values[i], random) for i in parts]
             return [dict(zip(parts, fills, strict=True)) for fills in zip(*by_part, strict=True)]
 
-        return batch.once(("fills", _key(self.imputer)), drawn)
+        return batch.once(("fills", keyed(self.imputer)), drawn)
 
     def _parts(self, batch: Batch) -> list[int]:
         """The parts that are taken away: those that are explained, numbers before ids."""
@@ -74,8 +74,8 @@ class Removal:
         return found
 
 
-def _key(spec: Any) -> Any:
-    """Of what may be no key, itself in its place in memory."""
+def keyed(spec: Any) -> Any:
+    """Of what may be no key, its place in memory."""
     try:
         hash(spec)
     except TypeError:

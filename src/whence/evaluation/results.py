@@ -80,7 +80,9 @@ class Evaluation(Drawable):
     @property
     def plain_table(self) -> list[dict[str, Any]]:
         """The table with None for what is no number, as JSON wants it."""
-        return [{key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()} for row in self.table]
+        return [
+            {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()} for row in self.table
+        ]
 
     def differences(self, metric: str, to: str) -> list[dict[str, Any]]:
         """The mean of each method's values less those of the method `to`, paired by sample, with intervals: where one excludes

@@ -9,7 +9,7 @@ from torch import Tensor
 from whence.errors import RuleError
 from whence.evaluation.batches import Batch, Case
 from whence.evaluation.regions import Regions
-from whence.evaluation.removal import Removal
+from whence.evaluation.removal import Removal, keyed
 
 MOST_REMOVED = 0.8
 WITH_ZEROS = Removal(imputer=0.0)
@@ -33,7 +33,7 @@ class SensitivityN:
             raise RuleError(f"{self!r}: give sizes between 0 and 1, and at least 3 subsets")
 
     def __call__(self, case: Case) -> Tensor:
-        regions, lost, chosen = case.batch.once(self, lambda: self._lost(case.batch))
+        regions, lost, chosen = case.batch.once(keyed(self), lambda: self._lost(case.batch))
         sums = summed(case, regions, chosen)  # [sizes · subsets, N]
         by_size = (t.unflatten(0, (-1, self.subsets)) for t in (sums, lost))
         return correlation(*by_size, dim=1).nanmean(0)
@@ -45,7 +45,8 @@ class SensitivityN:
         of_samples = []
         for random, valid, count in zip(batch.random("subsets"), regions.valid, counts, strict=True):
             sizes = (torch.tensor(self.sizes) * count).round().clamp(1, max(int(count) - 1, 1)).long()
-            drawn = torch.rand(len(sizes), self.subsets, len(valid), generator=random).masked_fill(~valid, 2)
+            drawn = torch.full((len(sizes), self.subsets, len(valid)), 2.0)
+            drawn[..., valid] = torch.rand(len(sizes), self.subsets, int(count), generator=random)
             of_samples.append(drawn.argsort(2).argsort(2) < sizes[:, None, None])
         return regions, *losses(self.removal, batch, torch.stack(of_samples, 2).flatten(0, 1))
 
@@ -64,7 +65,7 @@ class Infidelity:
     better: ClassVar[str] = "lower"
 
     def __call__(self, case: Case) -> Tensor:
-        regions, lost, chosen = case.batch.once((type(self), self.removal, self.subsets), lambda: self._lost(case.batch))
+        regions, lost, chosen = case.batch.once((type(self), keyed(self.removal), self.subsets), lambda: self._lost(case.batch))
         sums = summed(case, regions, chosen)
         if not self.scaled:
             return ((sums - lost) ** 2).mean(0)
@@ -73,9 +74,10 @@ class Infidelity:
 
     def _lost(self, batch: Batch) -> tuple[Regions, Tensor, Tensor]:
         regions = self.removal.regions_of(batch)
-        count = regions.valid.shape[1]
-        halves = [torch.rand(self.subsets, count, generator=random) < 0.5 for random in batch.random("halves")]
-        return regions, *losses(self.removal, batch, torch.stack(halves, 1) & regions.valid)
+        halves = torch.zeros(self.subsets, *regions.valid.shape, dtype=torch.bool)
+        for i, random in enumerate(batch.random("halves")):
+            halves[:, i, regions.valid[i]] = torch.rand(self.subsets, int(regions.counts[i]), generator=random) < 0.5
+        return regions, *losses(self.removal, batch, halves)
 
 
 def losses(removal: Removal, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, WhenceError
 from whence.evaluation.candidates import Bounds, rule_sets, varied
 from whence.evaluation.complexity import Sparseness
 from whence.evaluation.data import Samples, batches
@@ -24,7 +24,7 @@ from whence.methods.lrp import LRP
 from whence.methods.table import Method
 from whence.progress import Progress, progress
 from whence.show.drawable import PICTURES, Drawable, writable, written
-from whence.targets import Target
+from whence.targets import Target, of_samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ class Tuning(Drawable):
         if path.suffix in PICTURES:
             return super().save(path)
         with written(path) as beside:
-            text = json.dumps({"best": self.name, "table": self.table, "held_out": self.held_out.table}, indent=1)
+            text = json.dumps({"best": self.name, "table": self.table, "held_out": self.held_out.plain_table}, indent=1)
             beside.write_text(text, encoding="utf-8")
         return path
 
@@ -135,7 +135,7 @@ def tune(
     methods = _candidates(model, candidates, fields, bounds, samples)
     search = Search(model, methods, chosen, samples, seed)
     winner, finalists = search.halved(progress)
-    named = {name: methods[name] for name in finalists} | {"default": LRP()}
+    named = _with_default(search, {name: methods[name] for name in finalists}, samples)
     found = search.evaluated(named, samples.kept_out)
     return Tuning(winner, methods[winner], chosen.name, chosen.better, search.table(), found)
 
@@ -160,17 +160,20 @@ class Pool:
         if count < 4:
             raise InputError(f"{count} samples; tuning needs at least 4: some to choose by, some to measure on")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        cut = max(2, count - round(held_out * count))
+        cut = min(max(2, count - round(held_out * count)), count - 1)
         return cls(inputs, labels, target, order[:cut], order[cut:])
 
     def some(self, numbers: Tensor) -> Any:
         """Of those numbers, as data for `evaluate`."""
-        return self.inputs.of_samples(numbers).nest, None if self.labels is None else self.labels[numbers]
+        inputs = self.inputs.of_samples(numbers)
+        nest = inputs.nest.numpy() if inputs.arrays else inputs.nest
+        return nest, None if self.labels is None else self.labels[numbers]
 
     def targets(self, numbers: Tensor) -> Any:
-        if isinstance(self.target, Tensor) and self.target.dim():
-            return self.target[numbers]
-        return [self.target[i] for i in numbers.tolist()] if isinstance(self.target, list | tuple) else self.target
+        if isinstance(self.target, str) or (isinstance(self.target, Tensor) and not self.target.dim()):
+            return self.target
+        given = torch.as_tensor(self.target) if isinstance(self.target, list | tuple) else self.target
+        return of_samples(given, numbers)
 
 
 @dataclass
@@ -227,6 +230,15 @@ class Search:
         return float(torch.cat(values).nanmean())
 
 
+def _with_default(search: Search, finalists: dict[str, Method], samples: Pool) -> dict[str, Method]:
+    """The finalists beside the default, where that can explain the model at all."""
+    try:
+        search.evaluated({"default": LRP()}, samples.choosing[:1])
+    except WhenceError:
+        return finalists
+    return {"default": LRP()} | finalists
+
+
 def _candidates(
     model: Callable[..., Any], given: Any, fields: Mapping[str, Sequence[Any]] | None, bounds: Bounds | None, samples: Pool
 ) -> dict[str, Method]:
@@ -253,4 +265,4 @@ def _joined(found: list[Samples]) -> tuple[Inputs, Tensor | None]:
     else:
         joined = tuple(torch.cat(parts) for parts in zip(*nests, strict=True))
     known = [t for t in labels if t is not None]
-    return Inputs.of(joined), torch.cat(known) if len(known) == len(labels) else None
+    return replace(Inputs.of(joined), arrays=found[0].inputs.arrays), torch.cat(known) if len(known) == len(labels) else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from whence.errors import WhenceError
@@ -59,7 +60,7 @@ def written(path: Path) -> Iterator[Path]:
     >>> with written(Path("heat.png")) as beside:
     ...     figure.savefig(beside)
     """
-    beside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    beside = path.with_name(f".{path.stem}-{os.getpid()}-{token_hex(3)}{path.suffix}")
     try:
         yield beside
         beside.replace(path)
