@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from whence.cli.data import DATA_HELP, read_data
-from whence.cli.explain import warn_of_random_weights
+from whence.cli.explain import warn, warn_of_random_weights
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
 from whence.cli.tables import print_table
 from whence.errors import InputError
@@ -17,6 +17,7 @@ from whence.evaluation.imputers import IMPUTERS
 from whence.evaluation.intervals import interval
 from whence.evaluation.metrics import METRICS, removes
 from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation, shown
+from whence.models.folders import Folder
 from whence.nests import each
 from whence.show.drawable import writable
 
@@ -57,6 +58,10 @@ def evaluate(
     check_known(measured, list(METRICS), "metric")
     loaded = load_model(model, weights)
     samples = read_data(data, loaded, "evaluate", limit)
+    if isinstance(samples, Folder):
+        samples, unreadable = samples.readable()
+        for error in unreadable:
+            warn(f"left out: {error}")
     first, bounded = _first(samples), loaded.preprocessing.bounds_known
     by_name = {name: one_of_several(name, loaded, first, bounded) for name in wanted}
     removal = _removal(regions, imputer, score, loaded, measured)

@@ -1,0 +1,103 @@
+"""`whence evaluate`, `compare`, `explain-dataset` and `audit` as a user types them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from whence.models.digits import digit_samples
+from whence_command import main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words):
+        monkeypatch.setattr("sys.argv", ["whence", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return typed
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Threes and sevens in folders named by class, one file broken."""
+    x, y = digit_samples()
+    for i, label in enumerate(y.tolist()):
+        if label in (3, 7):
+            (tmp_path / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray((x[i, 0].numpy() * 255).astype("uint8")).save(tmp_path / "photos" / str(label) / f"{i}.png")
+    (tmp_path / "photos" / "3" / "broken.png").write_text("no picture")
+    return "photos"
+
+
+def test_evaluate_a_folder(run, photos, tmp_path):
+    code, out, err = run("evaluate", "--data", photos, "--methods", "lrp,random", "--metrics", "srg", "--target", "label",
+                         "--json", "--out", "r.html")  # fmt: skip
+    assert code == 0
+    assert "left out" in err
+    table = json.loads(out)["table"]
+    assert {row["method"]: row["n"] for row in table} == {"lrp": 10, "random": 10}
+    assert (tmp_path / "r.html").is_file()
+    assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]
+
+
+def test_explain_a_folder_and_look_for_a_clever_hans(run, photos, tmp_path):
+    code, out, _ = run("explain-dataset", "store", "--data", photos, "--targets", "label", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["samples"] == 10
+    assert "broken.png" in found["failures"][0]["sample"]
+    code, _, err = run("explain-dataset", "store", "--data", photos)
+    assert code == 2
+    assert "targets (label there, predicted now)" in err
+    code, _, err = run("audit", "store")
+    assert code == 2
+    assert "12 samples or more" in err
+    x, y = digit_samples()
+    many = np.clip(np.tile(x.numpy()[:, 0], (6, 1, 1)) + 0.1 * np.random.default_rng(0).random((300, 28, 28)), 0, 1)
+    np.savez("many.npz", images=(many * 255).astype("uint8"), labels=np.tile(y.numpy(), 6))
+    assert run("explain-dataset", "more", "--data", "many.npz")[0] == 0
+    code, out, _ = run("audit", "more", "--out", "a.json", "--clusters", "2")
+    assert code == 0
+    assert "clusters of 300 explanations" in out
+    assert len(json.loads((tmp_path / "a.json").read_text())["clusters"]) == 20
+
+
+def test_compare(run, tmp_path):
+    code, out, _ = run("compare", "--methods", "lrp,epsilon_plus,random", "--json")
+    assert code == 0
+    assert [row["method"] for row in json.loads(out)["table"]] == ["lrp", "epsilon_plus", "random"]
+    assert (tmp_path / "compared.png").stat().st_size > 5000
+    assert run("compare")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("evaluate", "--methods", "lpr"), "no method 'lpr'; did you mean 'lrp'"),
+        (("evaluate", "--metrics", "sgr"), "no metric 'sgr'; did you mean 'srg'"),
+        (("evaluate", "--data", "nowhere"), "no folder or file nowhere"),
+        (("evaluate", "--imputer", "much"), "give a number or one of"),
+        (("evaluate", "--limit", "0"), "give at least 1"),
+        (("evaluate", "--out", "report.doc"), "choose .png"),
+        (("compare", "--methods", "gxi"), "no method 'gxi'"),
+        (("explain-dataset", "s", "--targets", "all"), "choose 'predicted'"),
+        (("explain-dataset", "s", "--engine", "spark"), "choose from local, ray"),
+        (("explain-dataset", "s", "--shard", "4"), "give 'i/n'"),
+        (("audit", "nowhere"), "no folder nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, words, said):
+    code, _, err = run(*words)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
