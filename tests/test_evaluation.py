@@ -199,7 +199,7 @@ def test_sensitivity_n_is_1_for_a_linear_model_and_equals_a_transcription():
     net, relevance = cnn(), torch.randn(2, 2, SIDE, SIDE)
     x = torch.rand(2, 2, SIDE, SIDE)
     found = scores(net, x, given_map(relevance), metric)
-    batch = Batch.of(Prepared(net), Inputs.of(x), None, range(2), None, None, 0)
+    batch = Batch.of(Prepared(net), Inputs.of(x), None)
     regions, _, chosen = metric._lost(batch)
     mask = regions.masks[0]
     for i in range(2):

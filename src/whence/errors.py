@@ -91,6 +91,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
+def hint(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:
+    """A closing hint with the nearest known names, or with all where none is near."""
+    known = list(known)
+    return suggestion(name, known) or f"; {otherwise} {', '.join(known)}"
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """A closing hint with the nearest known names, or nothing."""
     near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)

@@ -15,7 +15,7 @@ from whence.errors import InputError
 from whence.lrp.conservation import Conservation
 from whence.nests import Nest, described, each, tensors
 from whence.patches import Patches
-from whence.show.drawable import PICTURES, Drawable, writable, written
+from whence.show.drawable import PICTURES, Drawable, text
 from whence.targets import Logit, Span, of_samples
 from whence.words import words_of
 
@@ -146,13 +146,8 @@ class Explanation(Drawable):
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .jpg, .pdf, .svg), a page (.html) or the numbers (.npz, .safetensors); returns the path."""
-        path = writable(path, SUFFIXES)
-        if path.suffix in PICTURES:
-            return super().save(path)
-        write = {".html": self._save_page, ".npz": self._save_npz, ".safetensors": self._save_safetensors}[path.suffix]
-        with written(path) as beside:
-            write(beside)
-        return path
+        others = {".html": text(self._page), ".npz": self._save_npz, ".safetensors": self._save_safetensors}
+        return self._saved(path, others)
 
     def figure(self) -> "Figure":
         """A row for each of the first samples and inputs: the input, its heatmap, and one over the other; a text with coloured
@@ -260,7 +255,7 @@ class Explanation(Drawable):
             "note": self.note,
         })  # fmt: skip
 
-    def _save_page(self, path: Path) -> None:
+    def _page(self) -> str:
         from whence.show.pages import embedded, page
 
         account = self.conservation
@@ -268,7 +263,7 @@ class Explanation(Drawable):
         columns = [column.tolist() for column in amounts.values()]
         layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
         pictures = not self.tokens or any(t.is_floating_point() for t in tensors(self.inputs).values())
-        text = page(
+        return page(
             "explanation.html",
             method=described(self.method),
             parts=list(account.parts) if account.adds_up else [],
@@ -279,7 +274,6 @@ class Explanation(Drawable):
             texts=self._styled_texts(),
             picture=embedded(self.figure()) if pictures else None,
         )
-        path.write_text(text, encoding="utf-8")
 
     def _styled_texts(self) -> list[tuple[str, list]]:
         """The texts of each sample as coloured tokens, under what is explained."""

@@ -15,7 +15,7 @@ from whence.audit.suspicion import Cluster, own_ground, shares
 from whence.datasets.store import Store, open_store
 from whence.errors import InputError, RuleError, StoreError
 from whence.progress import Progress, progress
-from whence.show.drawable import PICTURES, Drawable, writable, written
+from whence.show.drawable import PICTURES, Drawable, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,8 +60,7 @@ class Audit(Drawable):
 
     def name(self, group: int) -> str:
         """Of a class."""
-        classes = self.store.manifest.classes
-        return classes[group] if group < len(classes) else str(group)
+        return self.store.manifest.class_name(group)
 
     def __repr__(self) -> str:
         found = self.suspicious
@@ -71,13 +70,7 @@ class Audit(Drawable):
 
     def save(self, path: str | Path) -> Path:
         """Write a page (.html), everything as numbers (.json), or the picture (.png, .pdf, …); returns the path."""
-        path = writable(path, SUFFIXES)
-        if path.suffix in PICTURES:
-            return super().save(path)
-        text = self.json() if path.suffix == ".json" else self._page()
-        with written(path) as beside:
-            beside.write_text(text, encoding="utf-8")
-        return path
+        return self._saved(path, {".html": text(self._page), ".json": text(self.json)})
 
     def figure(self) -> "Figure":
         """A row for each of the first clusters: mean heatmap, the suspicious places, samples nearest to the mean."""
@@ -180,9 +173,7 @@ def _grouped(
         for number in numbers:
             rows = (column == number).nonzero()[:, 0]
             if len(rows) < FEWEST:
-                classes = store.manifest.classes
-                name = classes[number] if number < len(classes) else str(number)
-                skipped.append(f"{name} ({len(rows)} samples, fewer than {FEWEST})")
+                skipped.append(f"{store.manifest.class_name(number)} ({len(rows)} samples, fewer than {FEWEST})")
             else:
                 found = spectral.spectrum(spectral.features(maps[rows]), clusters, seed)
                 groups.append(Group(number, rows, found))

@@ -33,19 +33,19 @@ class Mark:
     def pasted(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
         """On pictures `[N, C, H, W]`, moved by so many pixels."""
         twins = x.clone()
-        rows, columns = self._place(x, down, right)
+        rows, columns = self._place(down, right)
         twins[:, :, rows, columns] = self.content.to(x)
         return twins
 
     def cut(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
         """Out of pictures, the hole filled from around it."""
         hidden = torch.zeros(1, 1, 1, *x.shape[2:], dtype=torch.bool, device=x.device)
-        rows, columns = self._place(x, down, right)
+        rows, columns = self._place(down, right)
         hidden[..., rows, columns] = True
         (fill,) = Inpainting().fills(x, [])
         return fill(hidden.expand(1, *x.shape))[0]
 
-    def _place(self, x: Tensor, down: int, right: int) -> tuple[slice, slice]:
+    def _place(self, down: int, right: int) -> tuple[slice, slice]:
         rows = slice(self.rows.start + down, self.rows.stop + down)
         columns = slice(self.columns.start + right, self.columns.stop + right)
         return rows, columns

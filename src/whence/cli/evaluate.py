@@ -14,9 +14,8 @@ from whence.cli.tables import print_table
 from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
 from whence.evaluation.imputers import IMPUTERS
-from whence.evaluation.intervals import interval
 from whence.evaluation.metrics import METRICS, removes
-from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation, shown
+from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation
 from whence.models.folders import Folder
 from whence.nests import each
 from whence.show.drawable import writable
@@ -120,7 +119,6 @@ def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
     if loaded.trained is False:
         warn_of_random_weights(loaded.name)
     heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
-    rows = [[name, *(shown(interval(scores[metric])) for metric in found.better)] for name, scores in found.values.items()]
-    print_table(console, heads, rows, f"explanations of {loaded.name}")
+    print_table(console, heads, found.words, f"explanations of {loaded.name}")
     console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)
     console.print(f"the report lies in {out}", markup=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from whence.errors import RuleError, suggestion
+from whence.errors import RuleError, hint
 from whence.evaluation.controls import Random
 from whence.lrp import presets
 from whence.lrp.composites import Composite
@@ -33,7 +33,7 @@ def check_known(given: Sequence[str], known: Sequence[str], what: str) -> None:
     """Raise for the first name that is none of those known."""
     for name in given:
         if name not in known:
-            raise RuleError(f"no {what} {name!r}{suggestion(name, known) or '; choose from ' + ', '.join(known)}")
+            raise RuleError(f"no {what} {name!r}{hint(name, known)}")
 
 
 def one_of_several(name: str, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from whence.datasets.store import Store
+from whence.datasets.store import SCALE, Store, maps_of
 from whence.errors import MissingPackageError, StoreError
 
 ENDINGS = (".h5", ".parquet")
@@ -61,12 +61,11 @@ def _parquet(store: Store, path: Path) -> list[Path]:
     writer: Any = None
     try:
         for number in store.present:
-            tensors = dict(store.shard(number).tensors)
-            if not len(tensors["index"]):
+            shard = store.shard(number)
+            if not len(shard.tensors["index"]):
                 continue
-            tensors["relevance"] = _whole(tensors)
-            rows = {name: _listed(t) for name, t in tensors.items() if name != "relevance_scale"}
-            table = pyarrow.table(rows)
+            columns = {**shard.tensors, "relevance": maps_of(shard)}
+            table = pyarrow.table({name: _listed(t) for name, t in columns.items() if name != SCALE})
             writer = writer or ParquetWriter(path, table.schema)
             writer.write_table(table)
     finally:
@@ -75,11 +74,5 @@ def _parquet(store: Store, path: Path) -> list[Path]:
     return [path]
 
 
-def _whole(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    maps = tensors["relevance"].float()
-    scale = tensors.get("relevance_scale")
-    return maps if scale is None else maps * scale.view(-1, *[1] * (maps.dim() - 1))
-
-
-def _listed(t: torch.Tensor) -> Any:
+def _listed(t: Tensor) -> Any:
     return t.numpy() if t.dim() == 1 else list(t.flatten(1).numpy())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from whence.errors import InputError
-from whence.evaluation.data import are_labels
+from whence.evaluation.data import is_whole, pair
 from whence.inputs import Inputs, as_tensor
 from whence.nests import Nest, each
 
@@ -40,11 +40,10 @@ class Rows:
     def of(cls, data: Any, read: Callable[[Any], Any] | None = None) -> "Rows":
         """`(x, y)` or `x` of tensors, or a map-style data set (PyTorch's, Hugging Face's, a folder of pictures) whose rows are
         inputs or pairs of input and label, or are made so by `read`."""
-        whole = isinstance(data, Tensor | dict | tuple) or hasattr(data, "dtype") or hasattr(data, "columns")
-        if whole and read is not None:
+        if is_whole(data) and read is not None:
             raise InputError("read makes inputs of rows; tensors are taken as they are. Give a data set of rows")
-        if whole:
-            return cls._of_tensors(*(data if _is_pair(data) else (data, None)))
+        if is_whole(data):
+            return cls._of_tensors(*pair(data))
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
             raise InputError(
                 f"a {type(data).__name__} has no length, or no rows by number, so that nothing could be resumed; give a "
@@ -95,10 +94,6 @@ class Rows:
         return [i for i, _ in alike], _as_nest(inputs), torch.tensor(labels) if known else None, failed
 
 
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple) and len(data) == 2 and are_labels(data[1])
-
-
 def _length(data: Any) -> int:
     try:
         return len(data)
@@ -107,10 +102,8 @@ def _length(data: Any) -> int:
 
 
 def _parted(row: Any) -> Row:
-    if isinstance(row, list | tuple) and len(row) == 2 and are_labels(row[1]):
-        x, y = row
-        return x, None if y is None else int(y)
-    return row, None
+    x, y = pair(row)
+    return x, None if y is None else int(y)
 
 
 def _shape(x: Nest) -> Any:

@@ -18,6 +18,7 @@ from whence.show.drawable import written
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ALL = slice(None)
 SCALE = "relevance_scale"  # what half-precision maps are to be multiplied by
 
 
@@ -47,6 +48,9 @@ class Manifest:
     def settings(self) -> str:
         """One word for all of it."""
         return fingerprint(self._plain)
+
+    def class_name(self, number: int) -> str:
+        return self.classes[number] if number < len(self.classes) else str(number)
 
     def rows(self, shard: int) -> range:
         """The numbers of the samples in a shard."""
@@ -180,7 +184,7 @@ class Store:
         shard = self.shard(number // self.manifest.shard_size)
         at = int((shard.tensors["index"] == number).nonzero()[0])
         found = {name: t[at] for name, t in shard.tensors.items() if name != SCALE}
-        return found | {"relevance": _scaled(shard, slice(at, at + 1))[0]}
+        return found | {"relevance": maps_of(shard, slice(at, at + 1))[0]}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[i] for i in range(len(self)))
@@ -212,7 +216,7 @@ class Store:
     @property
     def relevance(self) -> "Column":
         """Maps by row, read as they are sliced: `store.relevance[100:200]`, `[100, …]`; `np.asarray(store.relevance)`."""
-        return Column(self, lambda shard: _scaled(shard, slice(None)))
+        return Column(self, maps_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,7 +296,8 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return fingerprint(dict(sorted(tensors.items())))
 
 
-def _scaled(shard: Shard, rows: slice) -> Tensor:
+def maps_of(shard: Shard, rows: slice = ALL) -> Tensor:
+    """Relevance as it was, of some rows of a shard."""
     maps = shard.tensors["relevance"][rows]
     if SCALE not in shard.tensors:
         return maps

@@ -20,7 +20,7 @@ from whence.inputs import Inputs
 from whence.methods.batches import automatic_batch_size
 from whence.methods.table import Method
 from whence.nests import Nest, described, each, tensors
-from whence.targets import Logit, Target, of_samples
+from whence.targets import Logit, Target
 
 LOOKED_AT = 8  # rows by which data sets are told apart
 PICTURE = 64  # pixels a side, of the pictures that are kept for looking at
@@ -159,7 +159,8 @@ class Worker:
                 raise RuleError("targets='label' needs labels; the data set has none")
             return Watching(labels, shown=shown)
         if isinstance(wanted, Logit):
-            return Watching(*vars(of_samples(wanted, torch.tensor(numbers))).values(), shown=shown)
+            here = wanted.mapped(lambda index: index[numbers])
+            return Watching(here.index, here.rather_than, here.position, shown)
         if isinstance(wanted, Tensor) and wanted.dim():
             return Watching(wanted[numbers], shown=shown)
         return Watching(wanted, shown=shown) if isinstance(wanted, int | Tensor) else wanted

@@ -37,11 +37,13 @@ class Batch:
 
     @classmethod
     def of(
-        cls, prepared: Prepared, inputs: Inputs, target: Target, numbers: Sequence[int], labels: Any, masks: Any, seed: int
+        cls, prepared: Prepared, inputs: Inputs, target: Target, numbers: Sequence[int] | None = None, **more: Any
     ) -> "Batch":
+        """The model is asked once what is explained; samples are numbered from 0 on if nothing else is said."""
         task = Task(prepared, inputs, [target], progress=False)
         ((output, resolved),) = values(task)
-        return cls(replace(task, targets=[resolved]), output, numbers, labels, masks, seed)
+        numbers = range(inputs.batch_size) if numbers is None else numbers
+        return cls(replace(task, targets=[resolved]), output, numbers, **more)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -80,13 +82,21 @@ class Batch:
             raise TargetError(f"score={score!r} needs a class as target; {self.target!r} is none")
         return Probability(self.target) if score == "probability" else Logit(self.target, rather_than=self._runner_up())
 
-    def _runner_up(self) -> Tensor:
-        """The likeliest of the other classes."""
+    @property
+    def logits(self) -> Tensor:
+        """Of all classes, `[N, classes]`, where the target is one of them."""
+        return self.once("logits", self._logits)
+
+    def _logits(self) -> Tensor:
         shown: list[Tensor] = []
         values(replace(self.task, targets=[Watching(self.target, shown=shown)]))
-        if shown[0].shape[1] < 2:
+        return shown[0]
+
+    def _runner_up(self) -> Tensor:
+        """The likeliest of the other classes."""
+        if self.logits.shape[1] < 2:
             raise TargetError("a logit difference needs two classes; use score='logit'")
-        return shown[0].scatter(1, self.target[:, None], -torch.inf).argmax(1)
+        return self.logits.scatter(1, self.target[:, None], -torch.inf).argmax(1)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from whence.evaluation.ways import Methods, ways_of
 from whence.explainer import Names
 from whence.explanation import FEW_ROWS, Explanation
 from whence.inputs import Inputs, check_model
-from whence.lrp.conservation import Conservation
 from whence.lrp.prepared import Prepared
-from whence.methods.passes import summed
+from whence.methods.passes import explanation
 from whence.nests import Nest, tensors
 from whence.show.drawable import Drawable
 from whence.targets import Target
@@ -117,7 +116,7 @@ def compare(
     """
     check_model(model)
     given = Inputs.of(inputs).detached()
-    batch = Batch.of(Prepared(model), given, target, range(given.batch_size), None, None, 0)
+    batch = Batch.of(Prepared(model), given, target)
     found = {way.name: _explained(way, batch) for way in ways_of(model, methods or usual(given))}
     return Comparison({name: replace(e, classes=class_names or e.classes) for name, e in found.items()}, common_scale)
 
@@ -146,9 +145,4 @@ def _explained(way: Way, batch: Batch) -> Explanation:
         raise ModelError(f"{way.name} failed: {type(error).__name__}: {first_line(error)}") from error
     if case.explanation is not None:
         return case.explanation
-    scores, inputs = case.relevance, batch.inputs
-    account = Conservation(batch.output, summed(scores, len(batch)).to(batch.output), adds_up=False)
-    return Explanation(
-        inputs.together(scores), batch.output, batch.target, account,
-        inputs=inputs.together({i: inputs.parts[i] for i in scores}), method=way.name,
-    )  # fmt: skip
+    return explanation(way.name, batch.task, batch.output, batch.target, case.relevance)

@@ -8,6 +8,10 @@ from torch import Tensor
 
 from whence.errors import InputError, RuleError
 from whence.evaluation.batches import Batch, Case
+from whence.evaluation.ways import ways_of
+from whence.inputs import Inputs
+from whence.lrp.prepared import Prepared
+from whence.targets import repeated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,19 +114,16 @@ def translation(model: Any, x: Tensor, methods: Any, target: Any = None, *, step
 
     >>> whence.evaluation.continuity.translation(digits(), x, ["lrp", "sensitivity"]).savefig("translation.png")
     """
-    from whence.evaluation.ways import ways_of
-    from whence.explainer import Explainer
     from whence.show.curves import Plot, Series, plots
 
     if x.dim() != 4 or len(x) != 1:
         raise InputError(f"one picture [1, C, H, W] is moved, not {tuple(x.shape)}")
     shifts = list(range(-steps, steps + 1))
     moved = torch.cat([shifted(x, 3, step) for step in shifts])
-    target = Explainer(model)(x, target).target if target is None else target
+    here = Batch.of(Prepared(model), Inputs.of(x), target)
     drawn = []
     for way in ways_of(model, methods):
-        batch = Batch.of(way.prepared, _inputs(moved), target.expand(len(moved)) if isinstance(target, Tensor) else target,
-                         range(len(moved)), None, None, 0)  # fmt: skip
+        batch = Batch.of(way.prepared, Inputs.of(moved), repeated(here.target, len(moved)))
         heat = way.case(batch).relevance[0].sum(1, keepdim=True)
         cells = torch.nn.functional.adaptive_avg_pool2d(heat, grid).flatten(1)
         largest = float(cells.abs().max()) or 1.0
@@ -130,9 +131,3 @@ def translation(model: Any, x: Tensor, methods: Any, target: Any = None, *, step
         lines = [Series(shifts, (cells[:, c] / largest).tolist(), colours[c % len(colours)]) for c in range(cells.shape[1])]
         drawn.append(Plot(f"shift in pixels: {way.name}", lines))
     return plots(drawn, "relevance of each cell, in shares of the largest", "", min(3, len(drawn)), (-1.05, 1.05))
-
-
-def _inputs(x: Tensor) -> Any:
-    from whence.inputs import Inputs
-
-    return Inputs.of(x)

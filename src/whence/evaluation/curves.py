@@ -2,7 +2,7 @@
 the two curves."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -83,6 +83,23 @@ def area(curve: Tensor, fractions: Tensor) -> Tensor:
     return torch.trapezoid(curve, fractions, dim=1)
 
 
+class ByFlipping(Protocol):
+    @property
+    def flipping(self) -> Flipping: ...
+
+
+def under_most_first(metric: ByFlipping, case: Case) -> Tensor:
+    """The area under the curve of the most relevant first."""
+    curves = metric.flipping.curves(case)
+    return area(curves.most_first, curves.fractions)
+
+
+def under_least_first(metric: ByFlipping, case: Case) -> Tensor:
+    """The area under the curve of the least relevant first."""
+    curves = metric.flipping.curves(case)
+    return area(curves.least_first, curves.fractions)
+
+
 BY_THE_MEAN = Flipping()
 WITH_ZEROS = Flipping(Removal(imputer=0.0))
 PROBABILITY_WITH_ZEROS = Flipping(Removal(imputer=0.0, score="probability"))
@@ -113,9 +130,7 @@ class MIF:
     name: ClassVar[str] = "mif"
     better: ClassVar[str] = "lower"
 
-    def __call__(self, case: Case) -> Tensor:
-        c = self.flipping.curves(case)
-        return area(c.most_first, c.fractions)
+    __call__ = under_most_first
 
 
 @dataclass(frozen=True)
@@ -127,9 +142,7 @@ class LIF:
     name: ClassVar[str] = "lif"
     better: ClassVar[str] = "higher"
 
-    def __call__(self, case: Case) -> Tensor:
-        c = self.flipping.curves(case)
-        return area(c.least_first, c.fractions)
+    __call__ = under_least_first
 
 
 @dataclass(frozen=True)
@@ -169,9 +182,7 @@ class Deletion:
     name: ClassVar[str] = "deletion"
     better: ClassVar[str] = "lower"
 
-    def __call__(self, case: Case) -> Tensor:
-        c = self.flipping.curves(case)
-        return area(c.most_first, c.fractions)
+    __call__ = under_most_first
 
 
 @dataclass(frozen=True)
@@ -184,9 +195,7 @@ class Insertion:
     name: ClassVar[str] = "insertion"
     better: ClassVar[str] = "higher"
 
-    def __call__(self, case: Case) -> Tensor:
-        c = self.flipping.curves(case)
-        return area(c.least_first, c.fractions)
+    __call__ = under_least_first
 
 
 @dataclass(frozen=True)
@@ -199,6 +208,4 @@ class Selectivity:
     name: ClassVar[str] = "selectivity"
     better: ClassVar[str] = "lower"
 
-    def __call__(self, case: Case) -> Tensor:
-        c = self.flipping.curves(case)
-        return area(c.most_first, c.fractions)
+    __call__ = under_most_first

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset, default_collate
 
 from whence.errors import InputError, TargetError
 from whence.inputs import Inputs, as_tensor
@@ -24,6 +24,7 @@ class Samples:
     inputs: Inputs
     labels: Tensor | None
     numbers: range
+    total: int | None = None  # samples in all, where that is known before they are read
 
     def each(self) -> "Iterator[Samples]":
         """One by one."""
@@ -40,68 +41,47 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[Samples]:
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size={batch_size!r}; give the number of samples that are explained at once, or None")
-    start = 0
+    start, total = 0, _total(data)
     for inputs, labels in _pairs(data, batch_size):
         found = Inputs.of(inputs).detached()
         numbers = range(start, start + found.batch_size)
-        yield Samples(found, _labels(labels, len(numbers)), numbers)
+        yield Samples(found, _labels(labels, len(numbers)), numbers, total)
         start = numbers.stop
     if not start:
         raise InputError("the data is empty; there is nothing to evaluate")
 
 
-def opened(data: Any, batch_size: int | None) -> tuple[Inputs, Any]:
-    """The first inputs, and the data, which may have to be begun to know them."""
-    pieces = data if _is_whole(data) or hasattr(data, "__getitem__") or not hasattr(data, "__iter__") else chain_of(data)
-    if isinstance(pieces, tuple) and not _is_whole(data):
-        first, data = pieces
-        return Inputs.of(_pair(first)[0]), data
-    return next(iter(batches(data, batch_size or 1))).inputs, data
-
-
-def chain_of(data: Any) -> tuple[Any, Any]:
-    """The first piece of an iterable, and the whole of it again."""
-    if hasattr(data, "dataset") and not isinstance(data, Iterator):  # a loader starts anew
-        return next(iter(data)), data
-    pieces = iter(data)
-    first = next(pieces, None)
-    if first is None:
-        raise InputError("the data is empty; there is nothing to evaluate")
-    return first, chain([first], pieces)
-
-
-def count(data: Any) -> int | None:
-    """How many samples there are, if that can be known before they are read."""
-    if _is_whole(data):
-        return Inputs.of(_pair(data)[0]).batch_size
-    if hasattr(data, "batch_size") and hasattr(data, "dataset"):
+def _total(data: Any) -> int | None:
+    if is_whole(data):
+        return Inputs.of(pair(data)[0]).batch_size
+    if hasattr(data, "batch_size") and hasattr(data, "dataset"):  # a loader
         data = data.dataset
     try:
         return len(data)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 
 def _pairs(data: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:
-    if type(data).__name__ == "IterableDataset" or any(k.__name__ == "IterableDataset" for k in type(data).__mro__):
+    if isinstance(data, IterableDataset):
         raise InputError("an IterableDataset gives single samples; put it into a DataLoader, which makes batches of them")
-    if _is_whole(data):
-        inputs, labels = _pair(data)
+    if is_whole(data):
+        inputs, labels = pair(data)
         yield from _cut(inputs, labels, batch_size)
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         yield from _of_dataset(data, batch_size)
     elif hasattr(data, "__iter__"):
-        yield from map(_pair, data)
+        yield from map(pair, data)
     else:
         raise InputError(f"data must be x, (x, y), a data set or a loader, not {type(data).__name__}")
 
 
-def _is_whole(data: Any) -> bool:
+def is_whole(data: Any) -> bool:
     """Whether it is the samples themselves."""
     return isinstance(data, Tensor | Mapping | tuple) or hasattr(data, "dtype") or hasattr(data, "columns")
 
 
-def _pair(data: Any) -> tuple[Nest, Any]:
+def pair(data: Any) -> tuple[Nest, Any]:
     """Inputs and labels, of what may be inputs alone."""
     if isinstance(data, Mapping) and (name := next((name for name in LABELS if name in data), None)) is not None:
         return {key: value for key, value in data.items() if key != name}, data[name]
@@ -132,17 +112,15 @@ def _cut(inputs: Nest, labels: Any, batch_size: int | None) -> Iterator[tuple[Ne
 
 
 def _of_dataset(data: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:
-    from torch.utils.data import default_collate
-
     size = batch_size
     start = 0
     while start < len(data):
         if size is None:
-            first, _ = _pair(default_collate([data[start]]))
+            first, _ = pair(default_collate([data[start]]))
             size = min(MOST_AT_ONCE, automatic_batch_size(Inputs.of(first)))
         items = [data[i] for i in range(start, min(start + size, len(data)))]
         try:
-            yield _pair(default_collate(items))
+            yield pair(default_collate(items))
         except RuntimeError as error:
             raise InputError(f"samples {start} to {start + len(items) - 1} differ in size; resize them alike") from error
         start += size

@@ -1,8 +1,9 @@
 """evaluate(): how much explanations can be trusted, by several metrics, for several methods, sample by sample."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import InputError, ModelError, RuleError, TargetError, first_line, out_of_memory
-from whence.evaluation import data as samples_of
 from whence.evaluation.batches import Batch, Way
-from whence.evaluation.data import Samples
+from whence.evaluation.data import Samples, batches
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.metrics import Metric, Metrics, metrics_of
 from whence.evaluation.regions import Spec
@@ -71,15 +71,16 @@ def evaluate(
     """
     check_model(model)
     ways = ways_of(model, methods)
-    first, data = samples_of.opened(data, batch_size)
-    metrics = (METRICS if first.explained else METRICS_OF_IDS) if metrics is None else metrics
+    pieces = batches(data, batch_size)
+    first = next(pieces)
+    metrics = (METRICS if first.inputs.explained else METRICS_OF_IDS) if metrics is None else metrics
     given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
     found = metrics_of(metrics, {name: value for name, value in given.items() if value is not None})
     masks = None if masks is None else torch.as_tensor(masks)
     _check_needs(found, model, masks)
     wanted = torch.as_tensor(target) if isinstance(target, list | tuple) or hasattr(target, "__array__") else target
     run = Run(Prepared(model, lasting=True), ways, found, wanted, masks, seed, Kept.at(keep, model, seed, found))
-    return run.over(data, batch_size, progress)
+    return run.over(chain([first], pieces), first.total, progress)
 
 
 @dataclass
@@ -95,12 +96,12 @@ class Run:
     kept: "Kept"
     _errors: dict[str, Exception] = field(default_factory=dict)  # the first of each method
 
-    def over(self, data: Any, batch_size: int | None, shown: Progress) -> Evaluation:
+    def over(self, pieces: Iterable[Samples], total: int | None, shown: Progress) -> Evaluation:
         scores: dict[str, list[dict[str, Tensor]]] = {way.name: [] for way in self.ways}
         failures: list[Failure] = []
-        total, done = samples_of.count(data), 0
+        done = 0
         with progress("evaluate", (total or 0) * len(self.ways), total is not None and shown) as advance:
-            for samples in samples_of.batches(data, batch_size):
+            for samples in pieces:
                 self._check_counts(total or samples.numbers.stop, known=total is not None)
                 done = samples.numbers.stop
                 for way, found, failed in self._batch(samples):
@@ -115,15 +116,17 @@ class Run:
     def _batch(self, samples: Samples) -> Iterator[tuple[Way, dict[str, Tensor], list[Failure]]]:
         """The values of each method; the model is asked only for what is not kept."""
         batch: Batch | None = None
+        about = self.kept.key(samples.inputs.parts, samples.numbers, self._target(samples), self._masks(samples))
         for way in self.ways:
-            key = self.kept.key(way, samples, self._target(samples), self._masks(samples))
-            found = self.kept.read(key)
-            if found is None:
-                batch = batch or self._made(samples)
-                found = self._values(way, batch, samples)
-                if not found[1]:  # what failed may succeed another time
-                    self.kept.write(key, *found)
-            yield way, *found
+            key = self.kept.key(about, way.name, way.method)
+            if (known := self.kept.read(key)) is not None:
+                yield way, known, []
+                continue
+            batch = batch or self._made(samples)
+            found, failed = self._values(way, batch, samples)
+            if not failed:  # what failed may succeed another time
+                self.kept.write(key, found)
+            yield way, found, failed
 
     def _values(self, way: Way, batch: Batch, samples: Samples) -> tuple[dict[str, Tensor], list[Failure]]:
         """Of all samples at once; where that fails, one by one, so that those at fault are known."""
@@ -150,7 +153,9 @@ class Run:
 
     def _made(self, samples: Samples) -> Batch:
         target, masks = self._target(samples), self._masks(samples)
-        return Batch.of(self.prepared, samples.inputs, target, samples.numbers, samples.labels, masks, self.seed)
+        return Batch.of(
+            self.prepared, samples.inputs, target, samples.numbers, labels=samples.labels, masks=masks, seed=self.seed
+        )
 
     def _target(self, samples: Samples) -> Target:
         if not isinstance(self.target, str):
@@ -193,22 +198,20 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, fingerprint(model, seed, metrics, version("whence")))
 
-    def key(self, way: Way, samples: Samples, target: Any, masks: Tensor | None) -> str:
-        if self.folder is None:
-            return ""
-        return fingerprint(self.settings, way.name, way.method, samples.inputs.parts, samples.numbers, target, masks)
+    def key(self, *about: Any) -> str:
+        return "" if self.folder is None else fingerprint(self.settings, *about)
 
-    def read(self, key: str) -> tuple[dict[str, Tensor], list[Failure]] | None:
+    def read(self, key: str) -> dict[str, Tensor] | None:
         path = self._path(key)
         if path is None or not path.is_file():
             return None
         try:
             with np.load(path, allow_pickle=False) as kept:
-                return {name: torch.from_numpy(kept[name]) for name in kept.files}, []
+                return {name: torch.from_numpy(kept[name]) for name in kept.files}
         except (OSError, ValueError, BadZipFile, EOFError):  # damaged: to be computed again
             return None
 
-    def write(self, key: str, found: dict[str, Tensor], _: list[Failure]) -> None:
+    def write(self, key: str, found: dict[str, Tensor]) -> None:
         path = self._path(key)
         if path is None:
             return

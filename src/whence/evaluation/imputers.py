@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whence.errors import InputError, RuleError, suggestion
+from whence.errors import InputError, RuleError, hint
 
 Fill = Callable[[Tensor], Tensor]  # hidden [rounds, N, …] -> altered [rounds, N, …]
 
@@ -116,7 +116,7 @@ def imputer_of(given: "Imputer | Tensor | float | str") -> Imputer:
     """The imputer itself, of a name, or the constant."""
     if isinstance(given, str):
         if given not in IMPUTERS:
-            raise RuleError(f"no imputer {given!r}{suggestion(given, IMPUTERS) or '; choose from ' + ', '.join(IMPUTERS)}")
+            raise RuleError(f"no imputer {given!r}{hint(given, IMPUTERS)}")
         return IMPUTERS[given]()
     if isinstance(given, Tensor | int | float):
         return Constant(given)

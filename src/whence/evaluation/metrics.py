@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from whence.errors import RuleError, suggestion
+from whence.errors import RuleError, hint
 from whence.evaluation.batches import Case
 from whence.evaluation.complexity import (
     Arrived as Arrived,
@@ -90,7 +90,7 @@ def removes(metric: Any) -> bool:
 
 def _named(name: str, removal: Mapping[str, Any]) -> Metric:
     if name not in METRICS:
-        raise RuleError(f"no metric {name!r}{suggestion(name, METRICS) or '; choose from ' + ', '.join(METRICS)}")
+        raise RuleError(f"no metric {name!r}{hint(name, METRICS)}")
     metric = METRICS[name]()
     if not removal or not removes(metric):
         return metric

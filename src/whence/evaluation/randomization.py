@@ -99,7 +99,9 @@ class RandomLogit:
         batch = case.batch
         if not isinstance(batch.target, Tensor):
             raise TargetError(f"random_logit needs a class as target; {batch.target!r} is none")
-        classes = batch.once("classes", lambda: _classes(case))
+        classes = batch.logits.shape[1]
+        if classes < 2:
+            raise RuleError("random_logit needs two classes or more")
         steps = torch.stack([torch.randint(1, classes, (), generator=r) for r in batch.random(f"logit {self.seed}")])
         other = (batch.target + steps.to(batch.target.device)) % classes
         return spearman(case.flat(), case.flat(case.way.relevance(batch.inputs, other)))
@@ -154,24 +156,6 @@ def histogram_entropy(maps: Tensor) -> Tensor:
     bins = ((maps - low) / (high - low).clamp(min=1e-300) * BINS).long().clamp(max=BINS - 1)
     counts = torch.zeros(len(maps), BINS, dtype=torch.float64).scatter_add_(1, bins, torch.ones_like(maps))
     return torch.special.entr(counts / maps.shape[1]).sum(1)
-
-
-def _classes(case: Case) -> int:
-    from whence.methods.passes import values
-    from whence.targets import logits_of
-
-    task, inputs = case.batch.task, case.batch.inputs
-    seen: list[int] = []
-
-    def first(outputs: Any) -> Tensor:
-        logits = logits_of(outputs, inputs.admits, inputs.batch_size)
-        seen.append(logits.shape[-1])
-        return logits.flatten(1)[:, 0]
-
-    values(replace(task, targets=[first]))
-    if seen[0] < 2:
-        raise RuleError("random_logit needs two classes or more")
-    return seen[0]
 
 
 def _spread(x: Tensor) -> Tensor:

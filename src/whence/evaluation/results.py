@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.errors import RuleError, suggestion
+from whence.errors import RuleError, hint
 from whence.evaluation.curves import Curves
 from whence.evaluation.intervals import Interval, difference, interval
-from whence.show.drawable import PICTURES, Drawable, writable, written
+from whence.show.drawable import PICTURES, Drawable, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,13 +66,22 @@ class Evaluation(Drawable):
         drawn = {method: of_method for method, of_method in curves.items() if of_method}
         return cls(values, {metric.name: metric.better for metric in metrics}, failures, drawn)
 
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, Interval]]:
+        """The mean of each method by each metric, and what it lies between."""
+        return {method: {name: interval(v) for name, v in scores.items()} for method, scores in self.values.items()}
+
+    @property
+    def words(self) -> list[list[str]]:
+        """A row for each method: its name, then means and intervals in words."""
+        return [[method, *map(shown, found.values())] for method, found in self.intervals.items()]
+
     @property
     def table(self) -> list[dict[str, Any]]:
         rows = []
-        for method, scores in self.values.items():
+        for method, intervals in self.intervals.items():
             failed = sum(failure.method == method for failure in self.failures)
-            for metric, values in scores.items():
-                found = interval(values)
+            for metric, found in intervals.items():
                 rows.append(
                     {"method": method, "metric": metric, **found._asdict(), "failed": failed, "better": self.better[metric]}
                 )
@@ -99,15 +109,12 @@ class Evaluation(Drawable):
         if self.better[self._metric(metric)] == "neither":
             raise RuleError(f"{metric} has no better end; look at the figures")
         sign = 1 if self.better[metric] == "higher" else -1
-        means = {name: sign * interval(scores[metric]).mean for name, scores in self.values.items()}
+        means = {name: sign * found[metric].mean for name, found in self.intervals.items()}
         return max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
 
     def __repr__(self) -> str:
         heads = ["", *(f"{name} {ARROWS.get(self.better[name], '')}".strip() for name in self.better)]
-        lines = [
-            heads,
-            *([method, *(shown(interval(scores[name])) for name in self.better)] for method, scores in self.values.items()),
-        ]
+        lines = [heads, *self.words]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -129,13 +136,7 @@ class Evaluation(Drawable):
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .pdf, …), the table (.csv), all values (.json) or a page (.html); returns the path."""
-        path = writable(path, SUFFIXES)
-        if path.suffix in PICTURES:
-            return super().save(path)
-        text = {".csv": self._csv, ".json": self._json, ".html": self._page}[path.suffix]()
-        with written(path) as beside:
-            beside.write_text(text, encoding="utf-8")
-        return path
+        return self._saved(path, {".csv": text(self._csv), ".json": text(self._json), ".html": text(self._page)})
 
     def figure(self) -> "Figure":
         """The means of each metric with their intervals, and the mean curves."""
@@ -143,7 +144,7 @@ class Evaluation(Drawable):
 
         panels = []
         for metric, better in self.better.items():
-            found = [interval(scores[metric]) for scores in self.values.values()]
+            found = [of_method[metric] for of_method in self.intervals.values()]
             title = f"{metric} {f'({better} is better)' if better in ARROWS else ''}".strip()
             panels.append(Means(title, list(self.values), [i.mean for i in found], [(i.low, i.high) for i in found]))
         drawn = {
@@ -157,24 +158,20 @@ class Evaluation(Drawable):
 
     def _of(self, method: str) -> Mapping[str, Tensor]:
         if method not in self.values:
-            raise RuleError(
-                f"no method {method!r} here{suggestion(method, self.values) or '; there are ' + ', '.join(self.values)}"
-            )
+            raise RuleError(f"no method {method!r} here{hint(method, self.values, 'there are')}")
         return self.values[method]
 
     def _metric(self, name: str) -> str:
         if name not in self.better:
-            raise RuleError(
-                f"no metric {name!r} here{suggestion(name, self.better) or '; there are ' + ', '.join(self.better)}"
-            )
+            raise RuleError(f"no metric {name!r} here{hint(name, self.better, 'there are')}")
         return name
 
     def _csv(self) -> str:
-        text = StringIO()
-        writer: csv.DictWriter[Any] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table = StringIO()
+        writer: csv.DictWriter[Any] = csv.DictWriter(table, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.table)
-        return text.getvalue()
+        return table.getvalue()
 
     def _json(self) -> str:
         values = {m: {name: _plain(v.tolist()) for name, v in scores.items()} for m, scores in self.values.items()}
@@ -185,13 +182,12 @@ class Evaluation(Drawable):
     def _page(self) -> str:
         from whence.show.pages import embedded, page
 
-        rows = [[method, *(shown(interval(scores[name])) for name in self.better)] for method, scores in self.values.items()]
         heads = [(name, ARROWS.get(better, "")) for name, better in self.better.items()]
         failures = [(f.method, f.sample, f.message) for f in self.failures]
         return page(
             "evaluation.html",
             heads=heads,
-            rows=rows,
+            rows=self.words,
             footnote=self.footnote,
             failures=failures,
             picture=embedded(self.figure()),

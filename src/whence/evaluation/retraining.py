@@ -70,7 +70,7 @@ def label_randomisation(
     learned, lost = train(x, y, seed), train(x, shuffled, seed)
     found: dict[str, Tensor] = {}
     for one, other in zip(ways_of(learned, methods), ways_of(lost, methods), strict=True):
-        batch = Batch.of(one.prepared, Inputs.of(samples), None, range(len(samples)), None, None, seed)
+        batch = Batch.of(one.prepared, Inputs.of(samples), None, seed=seed)
         case = one.case(batch)
         found[one.name] = spearman(case.flat().abs(), case.flat(other.relevance(batch.inputs, batch.target)).abs())
     return found
@@ -82,7 +82,7 @@ def _ordered(way: Any, data: Labelled, spec: Spec) -> tuple[Tensor, Regions]:
     ranks, found = [], None
     for start in range(0, len(x), AT_ONCE):
         rows = range(start, min(start + AT_ONCE, len(x)))
-        batch = Batch.of(way.prepared, Inputs.of(x[rows.start : rows.stop]), y[rows.start : rows.stop], rows, None, None, 0)
+        batch = Batch.of(way.prepared, Inputs.of(x[rows.start : rows.stop]), y[rows.start : rows.stop], rows)
         found = Regions.of(spec, batch.inputs, [0])
         ranks.append(ranked(found.means(way.case(batch).relevance), found.valid, batch.random("ties")))
     assert found is not None

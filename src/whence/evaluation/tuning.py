@@ -15,7 +15,7 @@ from whence.evaluation.complexity import Sparseness
 from whence.evaluation.data import Samples, batches
 from whence.evaluation.evaluate import evaluate
 from whence.evaluation.imputers import Imputer
-from whence.evaluation.intervals import Interval, interval
+from whence.evaluation.intervals import Interval
 from whence.evaluation.metrics import METRICS, Metric, metrics_of
 from whence.evaluation.regions import Spec
 from whence.evaluation.results import Evaluation, shown
@@ -23,7 +23,7 @@ from whence.inputs import Inputs, check_model
 from whence.methods.lrp import LRP
 from whence.methods.table import Method
 from whence.progress import Progress, progress
-from whence.show.drawable import PICTURES, Drawable, writable, written
+from whence.show.drawable import Drawable, text
 from whence.targets import Target, of_samples
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 FIRST = 8  # samples that all candidates are tried on
 FINALISTS = 3
-SUFFIXES = (*PICTURES, ".json")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -57,7 +56,7 @@ class Tuning(Drawable):
     @property
     def score(self) -> Interval:
         """Of the winner on held-out samples."""
-        return interval(self.held_out.values[self.name][self.metric])
+        return self.held_out.intervals[self.name][self.metric]
 
     @property
     def front(self) -> list[str]:
@@ -86,13 +85,10 @@ class Tuning(Drawable):
 
     def save(self, path: str | Path) -> Path:
         """Write the picture (.png, .jpg, .pdf, .svg) or the table (.json); returns the path."""
-        path = writable(path, SUFFIXES)
-        if path.suffix in PICTURES:
-            return super().save(path)
-        with written(path) as beside:
-            text = json.dumps({"best": self.name, "table": self.table, "held_out": self.held_out.plain_table}, indent=1)
-            beside.write_text(text, encoding="utf-8")
-        return path
+        return self._saved(path, {".json": text(self._json)})
+
+    def _json(self) -> str:
+        return json.dumps({"best": self.name, "table": self.table, "held_out": self.held_out.plain_table}, indent=1)
 
 
 def tune(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Protocol
 
-from whence.errors import RuleError, suggestion
+from whence.errors import RuleError, hint
 from whence.explanation import Explanation
 from whence.lrp.composites import Composite
 from whence.methods.cams import GradCAM, LayerCAM
@@ -58,5 +58,4 @@ def check_name(name: str) -> None:
     """Raise for what is no short name of a method."""
     if name not in METHODS:
         by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
-        meant = f"; its name is {by_class!r}" if by_class else suggestion(name, METHODS)
-        raise RuleError(f"no method {name!r}{meant or '; choose from ' + ', '.join(METHODS)}")
+        raise RuleError(f"no method {name!r}{f'; its name is {by_class!r}' if by_class else hint(name, METHODS)}")

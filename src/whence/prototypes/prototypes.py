@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.show.drawable import PICTURES, Drawable, writable, written
+from whence.show.drawable import Drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,19 +87,17 @@ class Prototypes(Drawable):
 
     def save(self, path: str | Path) -> Path:
         """Write a picture of all (.png, .jpg, .pdf, .svg) or the numbers (.npz, .safetensors); returns the path."""
-        path = writable(path, (*PICTURES, ".npz", ".safetensors"))
-        if path.suffix in PICTURES:
-            return super().save(path)
-        with written(path) as beside:
-            if path.suffix == ".npz":
-                import numpy as np
+        return self._saved(path, {".npz": self._save_npz, ".safetensors": self._save_safetensors})
 
-                np.savez(beside, **{name: t.numpy() for name, t in self.numbers().items()}, names=list(self.names))  # type: ignore
-            else:
-                from safetensors.torch import save_file
+    def _save_npz(self, path: Path) -> None:
+        import numpy as np
 
-                save_file(self.numbers(), beside, {"names": "\n".join(self.names)})
-        return path
+        np.savez(path, **{name: t.numpy() for name, t in self.numbers().items()}, names=list(self.names))  # type: ignore
+
+    def _save_safetensors(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self.numbers(), path, {"names": "\n".join(self.names)})
 
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold."""

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -26,9 +26,14 @@ class Drawable(ABC):
 
     def save(self, path: str | Path) -> Path:
         """Write the picture (.png, .jpg, .pdf, .svg); returns the path."""
-        path, drawn = writable(path, PICTURES), self.figure()
+        return self._saved(path, {})
+
+    def _saved(self, path: str | Path, others: Mapping[str, Callable[[Path], object]]) -> Path:
+        """Written aside and renamed: the picture, or by `others`, by the ending."""
+        path = writable(path, (*PICTURES, *others))
+        write = others.get(path.suffix) or self.figure().savefig
         with written(path) as beside:
-            drawn.savefig(beside)
+            write(beside)
         return path
 
     def show(self) -> None:
@@ -66,6 +71,11 @@ def written(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def text(make: Callable[[], str]) -> Callable[[Path], object]:
+    """Writes what `make` gives."""
+    return lambda path: path.write_text(make(), encoding="utf-8")
 
 
 def _in_notebook() -> bool:
