@@ -107,35 +107,47 @@ def prove(
     if cluster.layer or cluster.mask.dim() != 2 or not cluster.mask.any():
         raise InputError("this cluster has no place in the picture that could be cut or pasted; audit the input, not a layer")
     rows, random = Rows.of(dataset, read), torch.Generator().manual_seed(seed)
-    if int(cluster.indices.max()) >= rows.count:
-        raise InputError(
-            f"{rows.count} samples, but the cluster has sample {int(cluster.indices.max())}; give the data of the store"
-        )
-    own = _some(cluster.indices, samples, random)
-    members = set(cluster.indices.tolist())
-    strangers = torch.tensor([i for i in range(rows.count) if i not in members])
-    _, with_mark, _, _ = rows.read(own.tolist())
-    _, without, _, _ = rows.read(_some(strangers, 2 * samples, random).tolist())
-    without = _of_other_classes(model, without, cluster.group)[:samples]
-    if not len(without):
-        raise InputError("the data has no samples of other classes to paste the mark on")
+    with_mark, without = _samples(cluster, model, rows, samples, random)
     mark = mark_of(cluster, with_mark)
-    area = (mark.rows.stop - mark.rows.start) * (mark.columns.stop - mark.columns.start)
-    if int(cluster.mask.sum()) < FILLED * area:
-        raise InputError(
-            "the suspicious places are scattered; there is no one mark to cut or paste. Look at the cluster's samples"
-        )
     aside = _elsewhere(mark, with_mark, random)
-    before_other, before_own = (_probability(model, x, cluster.group) for x in (without, with_mark))
-    pasted, pasted_aside = (
-        _probability(model, mark.pasted(without, *at), cluster.group) - before_other for at in ((0, 0), aside)
-    )
-    cut, cut_aside = (_probability(model, mark.cut(with_mark, *at), cluster.group) - before_own for at in ((0, 0), aside))
+    moved = Moved(model, cluster.group)
+    pasted, pasted_aside = (moved(without, mark.pasted(without, *at)) for at in ((0, 0), aside))
+    cut, cut_aside = (moved(with_mark, mark.cut(with_mark, *at)) for at in ((0, 0), aside))
     taken = (logits_in_parts(model, mark.pasted(without)).argmax(1) == cluster.group).double().mean()
     return Proof(
         mark, interval(pasted), interval(pasted_aside), difference(pasted, pasted_aside), interval(cut), interval(cut_aside),
         difference(cut, cut_aside), float(taken),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How the probability of a class differs between pictures and their twins, `[N]`."""
+
+    model: Callable[..., Any]
+    group: int
+
+    def __call__(self, x: Tensor, twins: Tensor) -> Tensor:
+        before, after = (logits_in_parts(self.model, t).double().softmax(1)[:, self.group] for t in (x, twins))
+        return (after - before).cpu()
+
+
+def _samples(
+    cluster: Cluster, model: Callable[..., Any], rows: Rows, count: int, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Some of the cluster, and some that the model takes for other classes."""
+    if int(cluster.indices.max()) >= rows.count:
+        raise InputError(
+            f"{rows.count} samples, but the cluster has sample {int(cluster.indices.max())}; give the data of the store"
+        )
+    members = set(cluster.indices.tolist())
+    strangers = torch.tensor([i for i in range(rows.count) if i not in members])
+    _, own, _, _ = rows.read(_some(cluster.indices, count, random).tolist())
+    _, others, _, _ = rows.read(_some(strangers, 2 * count, random).tolist())
+    others = others[logits_in_parts(model, others).argmax(1) != cluster.group][:count]
+    if not len(others):
+        raise InputError("the data has no samples of other classes to paste the mark on")
+    return own, others
 
 
 def mark_of(cluster: Cluster, x: Tensor) -> Mark:
@@ -146,6 +158,10 @@ def mark_of(cluster: Cluster, x: Tensor) -> Mark:
     r, c = cluster.mask.nonzero().T
     rows = slice(max(0, int(r.min()) - MARGIN), min(h, int(r.max()) + 1 + MARGIN))
     columns = slice(max(0, int(c.min()) - MARGIN), min(w, int(c.max()) + 1 + MARGIN))
+    if int(cluster.mask.sum()) < FILLED * (rows.stop - rows.start) * (columns.stop - columns.start):
+        raise InputError(
+            "the suspicious places are scattered; there is no one mark to cut or paste. Look at the cluster's samples"
+        )
     return Mark(rows, columns, x[:, :, rows, columns].median(0).values)
 
 
@@ -166,11 +182,3 @@ def _elsewhere(mark: Mark, x: Tensor, random: torch.Generator) -> tuple[int, int
 
 def _some(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:
     return numbers[torch.randperm(len(numbers), generator=random)[:count]]
-
-
-def _of_other_classes(model: Callable[..., Any], x: Tensor, group: int) -> Tensor:
-    return x[logits_in_parts(model, x).argmax(1) != group]
-
-
-def _probability(model: Callable[..., Any], x: Tensor, group: int) -> Tensor:
-    return logits_in_parts(model, x).double().softmax(1)[:, group].cpu()

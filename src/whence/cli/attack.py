@@ -10,6 +10,7 @@ from rich.console import Console
 
 from whence.cli.explain import is_array, named, read_input, warn, warn_of_random_weights
 from whence.cli.methods import configured
+from whence.cli.options import Json, Sample, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
 from whence.methods.table import METHODS, check_name
@@ -32,7 +33,7 @@ def attack(
     model: Annotated[
         str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")
     ] = "digits",
-    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    weights: Weights = None,
     by: Annotated[str, typer.Option(help=f"The attack: {', '.join(ATTACKS)}.")] = "pgd",
     epsilon: Annotated[
         float | None,
@@ -46,11 +47,11 @@ def attack(
         str | None, typer.Option(help="The class to be taken for, by number or name; any other if not given.")
     ] = None,
     method: Annotated[str, typer.Option(help=f"Of the heatmaps: {', '.join(METHODS)}.")] = "lrp",
-    sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
+    sample: Sample = 0,
     experiment: Annotated[str | None, typer.Option(help=f"Instead of all that: {', '.join(EXPERIMENTS)}.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random start and of the experiment.")] = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("attack.png"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+    as_json: Json = False,
 ) -> None:
     """How easily is it fooled? Writes a picture, its heatmap, its adversarial twin, and the twin's heatmap."""
     from whence.models.registry import load_model

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from whence.cli.explain import is_array, named, read_input, warn_of_random_weights
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
+from whence.cli.options import Input, Json, Model, Sample, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError
 from whence.evaluation.comparison import METHODS as USUAL, compare as run
@@ -17,21 +18,17 @@ from whence.show.drawable import PICTURES, writable
 
 
 def compare(
-    input: Annotated[
-        str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
-    ] = "digits",
-    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    input: Input = None,
+    model: Model = "digits",
+    weights: Weights = None,
     methods: Annotated[str | None, typer.Option(help=SEVERAL_HELP)] = None,
     target: Annotated[
         str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
     ] = None,
     common_scale: Annotated[bool, typer.Option("--common-scale", help="All heatmaps in the colours of the strongest.")] = False,
-    sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
+    sample: Sample = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("compared.png"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What do several methods say? Draws their heatmaps side by side."""
     from whence.models.registry import load_model

@@ -10,6 +10,7 @@ from rich.console import Console
 from whence.cli.data import DATA_HELP, read_data
 from whence.cli.explain import warn, warn_of_random_weights
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
+from whence.cli.options import Limit, Model, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
@@ -27,10 +28,8 @@ KEPT = ".{}-unfinished"
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
-    ] = "digits",
-    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    model: Model = "digits",
+    weights: Weights = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     methods: Annotated[str, typer.Option(help=SEVERAL_HELP)] = ",".join(USUAL),
     metrics: Annotated[str, typer.Option(help=f"Names with commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
@@ -43,7 +42,7 @@ def evaluate(
         str | None, typer.Option(help=f"What stands in its place: a number or id, {', '.join(IMPUTERS)}.")
     ] = None,
     score: Annotated[str | None, typer.Option(help="logit, logit_difference or probability.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first so many samples.")] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .html, .png, .pdf, .svg, .csv or .json.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,

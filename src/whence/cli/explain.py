@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from whence.cli.methods import PRESETS, configured
+from whence.cli.options import Input, Json, Model, Sample, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
 from whence.explain import explain as run
@@ -32,13 +33,9 @@ SOURCES = {
 
 
 def explain(
-    input: Annotated[
-        str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
-    ] = "digits",
-    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    input: Input = None,
+    model: Model = "digits",
+    weights: Weights = None,
     target: Annotated[
         str | None, typer.Option(help="The class or token to explain, by number or name; the likeliest if not given.")
     ] = None,
@@ -46,14 +43,14 @@ def explain(
     position: Annotated[int, typer.Option(help="The token after which a language model predicts; -1 is the last.")] = -1,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
-    sample: Annotated[int, typer.Option(help="Which of the 50 bundled digits.")] = 0,
+    sample: Sample = 0,
     text: Annotated[
         list[str] | None, typer.Option(help="Beside a photo, for models that read both; several for CLIP to choose from.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path(
         "heat.png"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Why this output? Writes a heatmap that adds up to the prediction."""
     from whence.models.registry import load_model

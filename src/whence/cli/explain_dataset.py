@@ -11,6 +11,7 @@ from rich.console import Console
 from whence.cli.data import DATA_HELP, read_data
 from whence.cli.explain import warn, warn_of_random_weights
 from whence.cli.methods import PRESETS, configured
+from whence.cli.options import Json, Limit, Model, Weights
 from whence.datasets.explain_dataset import SHARD_SIZE, explain_dataset as run
 from whence.errors import InputError
 from whence.methods.table import METHODS, check_name
@@ -20,10 +21,8 @@ from whence.models.folders import Folder
 def explain_dataset(
     store: Annotated[Path, typer.Argument(help="The folder of the store, new or begun.")],
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    model: Annotated[
-        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
-    ] = "digits",
-    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    model: Model = "digits",
+    weights: Weights = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
     targets: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
@@ -38,8 +37,8 @@ def explain_dataset(
     batch_size: Annotated[int | None, typer.Option(help="Samples at once; by their size if not given.")] = None,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster, host:port; one on this machine if not given.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first so many samples.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+    limit: Limit = None,
+    as_json: Json = False,
 ) -> None:
     """Explain a whole data set, into a store. A run that was killed goes on where it was."""
     from whence.models.registry import load_model

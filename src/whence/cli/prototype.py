@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from whence.cli.explain import named, read_array, warn, warn_of_random_weights
+from whence.cli.options import Json, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
 from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
@@ -30,7 +31,7 @@ STRENGTHS = {"l2": 0.3, "expert": 0.3, "decoder": 0.1}
 
 def prototype(
     model: Annotated[str, typer.Option(help="digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")] = "digits",
-    weights: Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")] = None,
+    weights: Weights = None,
     target: Annotated[
         str | None, typer.Option(help="Classes by number or name, as in 3 or 0-9 or cat,dog; or layer:channel.")
     ] = None,
@@ -48,7 +49,7 @@ def prototype(
     steps: Annotated[int, typer.Option(help="Of the search.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the start and the changes between steps.")] = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .npz or .safetensors.")] = Path("prototypes.png"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What does the network take a concept to be? Draws the input that excites it most.
 

@@ -1,0 +1,16 @@
+"""Options that several commands take, in one wording."""
+
+from typing import Annotated
+
+import typer
+
+Input = Annotated[
+    str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
+]
+Model = Annotated[
+    str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+]
+Weights = Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")]
+Sample = Annotated[int, typer.Option(help="Which of the 50 bundled digits.")]
+Limit = Annotated[int | None, typer.Option(help="The first so many samples.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
