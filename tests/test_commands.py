@@ -101,3 +101,10 @@ def test_mistakes_are_told_in_a_line(run, words, said):
     assert code == 2
     assert said in err
     assert "Traceback" not in err
+
+
+def test_evaluate_as_it_comes(run, tmp_path):
+    code, out, _ = run("evaluate", "--limit", "6")
+    assert code == 0
+    assert "6 samples, means with 95 % intervals" in out
+    assert (tmp_path / "report.html").is_file()

@@ -859,3 +859,49 @@ def test_single_samples_of_an_iterable_are_refused():
 
     with pytest.raises(errors.InputError, match="DataLoader"):
         whence.evaluate(linear(), Stream(), ["lrp"], ["sparseness"], progress=False)
+
+
+# as they come
+
+
+def test_tuning_as_it_comes_is_no_worse_than_the_default_by_its_own_metric():
+    x, y = digit_samples()
+    found = whence.tune(digits(), (x, y), progress=False)
+    rows = {row["method"]: row["srg"] for row in found.table}
+    assert rows[found.name] >= rows["default"]
+    assert found.score.n == 25
+    assert found.score.low > 2  # chance has 0
+
+
+def test_a_moved_digit_is_drawn_for_each_method(tmp_path):
+    from whence.evaluation.continuity import translation
+
+    x, _ = digit_samples()
+    drawn = translation(digits(), x[3:4], ["lrp", "sensitivity"])
+    assert [axis.get_xlabel() for axis in drawn.axes] == ["shift in pixels: lrp", "shift in pixels: sensitivity"]
+    lines = drawn.axes[0].get_lines()
+    assert len(lines) == 9
+    here = whence.explain(digits(), x[3:4]).relevance
+    cells = nn.functional.adaptive_avg_pool2d(here, 3).flatten()
+    unmoved = torch.tensor([float(line.get_ydata()[10]) for line in lines], dtype=cells.dtype)
+    torch.testing.assert_close(unmoved / unmoved.abs().max(), cells / cells.abs().max(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(errors.InputError, match="one picture"):
+        translation(digits(), x[:2], ["lrp"])
+
+
+def test_retraining_as_it_comes():
+    x, y = digit_samples()
+
+    def train(x, y, seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        optimiser = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(15):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+        return model.eval()
+
+    rows = roar(train, (x[:40], y[:40]), (x[40:], y[40:]), ["gradient_times_input", "random"])
+    assert len(rows) == 10
+    assert all(0 <= row["accuracy"][0] <= 1 for row in rows)

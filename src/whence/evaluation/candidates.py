@@ -32,7 +32,7 @@ def rule_sets(model: Callable[..., Any], inputs: Nest, bounds: Bounds | None = N
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     order = [name for name in layer_shapes(model, inputs) if isinstance(modules.get(name), LINEAR)]
     spatial = [name for name in order if isinstance(modules[name], CONVOLUTIONAL)]
-    found: dict[str, Any] = {"default": LRP(), "attn_lrp()": presets.attn_lrp()}
+    found: dict[str, Any] = {"default": LRP()}
     if len(order) - len(spatial) > 2:
         found |= {f"attn_lrp(gamma={g:g})": presets.attn_lrp(gamma=g) for g in GAMMAS}
         found |= {f"cp_lrp(gamma={g:g})": presets.cp_lrp(gamma=g) for g in (0.0, *GAMMAS)}

@@ -130,4 +130,4 @@ def translation(model: Any, x: Tensor, methods: Any, target: Any = None, *, step
         colours = ["#c00000", "#d07000", "#808000", "#008040", "#008080", "#0060c0", "#4000c0", "#a000a0", "#606060"]
         lines = [Series(shifts, (cells[:, c] / largest).tolist(), colours[c % len(colours)]) for c in range(cells.shape[1])]
         drawn.append(Plot(f"shift in pixels: {way.name}", lines))
-    return plots(drawn, "relevance of each cell, in shares of the largest", "", min(3, len(drawn)), (-1.05, 1.05))
+    return plots(drawn, "relevance (largest = 1)", "", min(3, len(drawn)), (-1.05, 1.05))
