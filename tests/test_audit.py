@@ -152,6 +152,18 @@ def test_reports_are_written(audited, tmp_path):
     assert audited.save(tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_relevance_on_masks_is_reported(audited, samples):
+    each = MARK.expand(len(samples[0]), -1, -1)
+    found = whence.audit(audited.store, masks={"patch": MARK, "patch of each": each.numpy()}, progress=False)
+    first = found.clusters[0]
+    assert first.places["patch"] == pytest.approx(float(first.mean[MARK].sum()), rel=1e-4)
+    assert first.places["patch of each"] == pytest.approx(first.places["patch"])
+    assert first.places["patch"] > 5 * found.clusters[-1].places["patch"]
+    assert json.loads(found.json())["clusters"][0]["places"]["patch"] == first.places["patch"]
+    with pytest.raises(errors.InputError, match="mask 'x' of"):
+        whence.audit(audited.store, masks={"x": MARK[:3]}, progress=False)
+
+
 def test_small_classes_are_named_not_clustered(poisoned, samples, tmp_path):
     x, _, y = samples
     few = torch.cat([x[y == 0][:40], x[y == 5][:40], x[y == 1][:3]])

@@ -616,6 +616,85 @@ def test_a_run_goes_on_where_it_was(tmp_path):
     assert len(log.read_text().split()) == 9
 
 
+class Broken(Pairs):
+    """The third row cannot be read, the seventh is of another size."""
+
+    def __getitem__(self, i):
+        if i == 2:
+            raise OSError("no picture")
+        x, y = super().__getitem__(i)
+        return (x[:, :4], y) if i == 6 else (x, y)
+
+
+def test_rows_that_cannot_be_read_are_named():
+    found = whence.evaluate(cnn(), Broken(), ["lrp", "random"], ["srg"], batch_size=4, progress=False)
+    whole = whence.evaluate(cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=4, progress=False)
+    assert [(f.method, f.sample) for f in found.failures] == [("lrp", 2), ("random", 2), ("lrp", 6), ("random", 6)]
+    good = torch.tensor([0, 1, 3, 4, 5, 7, 8, 9])
+    for method in ("lrp", "random"):
+        assert found.values[method]["srg"].isnan().nonzero().flatten().tolist() == [2, 6]
+        torch.testing.assert_close(found.values[method]["srg"][good], whole.values[method]["srg"][good], rtol=1e-4, atol=1e-5)
+    assert "every method failed on 2: 2, 6 (OSError: no picture)" in repr(found)
+    with pytest.raises(errors.InputError, match="sample 2 cannot be read"):
+        whence.tune(cnn(), Broken())
+    with pytest.raises(errors.InputError, match=r"none of 2 samples can be read: .* give read="):
+        whence.evaluate(cnn(), [object(), object()], ["lrp"], ["srg"])
+
+
+def test_rows_are_made_inputs_of_by_read(tmp_path):
+    rows = [{"picture": x.numpy(), "kind": y} for x, y in (Pairs()[i] for i in range(10))]
+    expected = whence.evaluate(cnn(), Pairs(), ["lrp"], ["srg"], target="label", progress=False).values["lrp"]["srg"]
+    found = whence.evaluate(
+        cnn(),
+        rows,
+        ["lrp"],
+        ["srg"],
+        target="label",
+        read=lambda r: (torch.from_numpy(r["picture"]), r["kind"]),
+        progress=False,
+    )
+    torch.testing.assert_close(found.values["lrp"]["srg"], expected)
+    with pytest.raises(errors.InputError, match="read makes inputs of the rows"):
+        whence.evaluate(cnn(), torch.rand(4, 2, SIDE, SIDE), ["lrp"], ["srg"], read=len)
+
+
+def test_parts_of_array_jobs_are_gathered(tmp_path):
+    expected = whence.evaluate(cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, progress=False).values
+    for i in range(3):
+        part = whence.evaluate(
+            cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, keep=tmp_path, shard=f"{i}/3", progress=False
+        )
+        assert int(part.values["lrp"]["srg"].isfinite().sum()) == (4 if i == 0 else 3)
+        assert not part.failures
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(made) == 8  # four batches, two methods
+    found = whence.evaluate(cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, keep=tmp_path, progress=False).values
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
+    assert all(torch.equal(found[way]["srg"], expected[way]["srg"]) for way in ("lrp", "random"))
+    with pytest.raises(errors.RuleError, match="give both"):
+        whence.evaluate(cnn(), Pairs(), ["lrp"], ["srg"], shard="0/3")
+    with pytest.raises(errors.RuleError, match="choose from local, ray"):
+        whence.evaluate(cnn(), Pairs(), ["lrp"], ["srg"], engine="rays")
+    with pytest.raises(errors.RuleError, match="give engine='ray' too"):
+        whence.evaluate(cnn(), Pairs(), ["lrp"], ["srg"], address="127.0.0.1:9")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_finds_the_same():
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    rows = ["no picture" if i == 2 else Pairs()[i] for i in range(10)]
+    expected = whence.evaluate(cnn(), rows, ["lrp", "random"], ["srg"], batch_size=3, progress=False)
+    try:
+        found = whence.evaluate(cnn(), rows, ["lrp", "random"], ["srg"], batch_size=3, engine="ray", progress=False)
+    finally:
+        ray.shutdown()
+    for way in ("lrp", "random"):
+        assert torch.equal(found.values[way]["srg"].nan_to_num(7), expected.values[way]["srg"].nan_to_num(7))
+    assert found.failures == expected.failures
+    assert {f.sample for f in found.failures} == {2}
+
+
 def test_fingerprints_tell_things_apart():
     same = [whence.LRP(whence.presets.epsilon_plus()), whence.LRP(whence.presets.epsilon_plus())]
     assert fingerprint(same[0]) == fingerprint(same[1])

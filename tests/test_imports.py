@@ -13,7 +13,7 @@ SOURCES = Path(whence.__file__).parent
 ROOMS = [
     "errors",
     "lrp",
-    "activations fingerprints nests words inputs patches progress targets show",
+    "activations cluster fingerprints nests words inputs patches progress rows salvage targets show",
     "explanation",
     "methods checkpoint",
     "explainer explain generation load",

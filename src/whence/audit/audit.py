@@ -1,7 +1,7 @@
 """audit(): spectral relevance analysis of a store, its clusters ranked by suspicion."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,7 @@ def audit(
     layer: str | None = None,
     by: str = "prediction",
     clusters: int | None = None,
+    masks: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Progress = True,
 ) -> Audit:
@@ -133,7 +134,8 @@ def audit(
 
     The explanations of each class, `by` "prediction", "label" or "target", are clustered spectrally; each cluster's mean |R| is
     compared with those of all other classes. `layer` looks at the relevance of its channels, which the store must hold.
-    `clusters` is how many a class has, as many as its eigenvalues suggest if not given.
+    `clusters` is how many a class has, as many as its eigenvalues suggest if not given. `masks`, by name, are places whose
+    share of relevance is reported too: `[H, W]`, or `[n, H, W]` one for each sample of the data.
 
     Raises `StoreError` for a store without what is asked for, `InputError` where there is too little in it.
     """
@@ -153,7 +155,8 @@ def audit(
         raise InputError(f"no class has {FEWEST} samples or more: there is nothing to cluster; explain more of the data")
     if len(column.unique()) < 2:
         raise InputError("all samples are of one class; there is none to compare its explanations with")
-    found = _clusters(store, shares(maps), column, groups, layer or "", seed)
+    parts = shares(maps)
+    found = _clusters(store, parts, column, groups, layer or "", seed, _on_masks(masks or {}, parts, store))
     ranked = sorted(found, key=lambda c: (not c.suspicious, -c.own))
     return Audit(store, ranked, groups, skipped, layer or "")
 
@@ -181,7 +184,9 @@ def _grouped(
     return groups, skipped
 
 
-def _clusters(store: Store, parts: Tensor, column: Tensor, groups: Sequence[Group], layer: str, seed: int) -> list[Cluster]:
+def _clusters(
+    store: Store, parts: Tensor, column: Tensor, groups: Sequence[Group], layer: str, seed: int, on_masks: Mapping[str, Tensor]
+) -> list[Cluster]:
     members = {(g.number, k): g.rows[g.spectrum.labels == k] for g in groups for k in range(g.spectrum.count)}
     means = {key: parts[rows].mean(0) for key, rows in members.items()}
     clustered = {g.number for g in groups}
@@ -200,8 +205,23 @@ def _clusters(store: Store, parts: Tensor, column: Tensor, groups: Sequence[Grou
             consistency = float((inside >= float(mean[mask].sum()) / 2).double().mean())
             found.append(
                 Cluster(g.number, k, rows, store.index[rows], mean, own, mask, consistency, **facts,
-                        stability=g.spectrum.stability, nearest=rows[order[:SHOWN]], random=rows[drawn], layer=layer)
+                        stability=g.spectrum.stability, nearest=rows[order[:SHOWN]], random=rows[drawn], layer=layer,
+                        on_masks={name: float(share[rows].mean()) for name, share in on_masks.items()})
             )  # fmt: skip
+    return found
+
+
+def _on_masks(masks: Mapping[str, Tensor], parts: Tensor, store: Store) -> dict[str, Tensor]:
+    """The share of relevance on each, `[n]`."""
+    found = {}
+    for name, given in masks.items():
+        mask = torch.as_tensor(given)
+        if parts.dim() != 3 or tuple(mask.shape) not in (tuple(parts.shape[1:]), (store.manifest.count, *parts.shape[1:])):
+            raise InputError(
+                f"mask {name!r} of {tuple(mask.shape)} for maps of {tuple(parts.shape[1:])} of {store.manifest.count} samples; "
+                "give [H, W], or [n, H, W] one for each sample of the data"
+            )
+        found[name] = (parts * (mask.bool() if mask.dim() == 2 else mask.bool()[store.index])).sum((1, 2))
     return found
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from whence.audit.suspicion import Cluster
-from whence.datasets.rows import Rows
 from whence.errors import InputError
 from whence.evaluation.imputers import Inpainting
 from whence.evaluation.intervals import Interval, difference, interval
 from whence.evaluation.results import shown
 from whence.inputs import check_model
 from whence.robustness.cases import logits_in_parts
+from whence.rows import Rows
 
 SAMPLES = 200
 LEAST = 0.01  # change of probability: less is no proof, however certain
@@ -142,12 +142,22 @@ def _samples(
         )
     members = set(cluster.indices.tolist())
     strangers = torch.tensor([i for i in range(rows.count) if i not in members])
-    _, own, _, _ = rows.read(_some(cluster.indices, count, random).tolist())
-    _, others, _, _ = rows.read(_some(strangers, 2 * count, random).tolist())
+    own = _pictures(rows, _some(cluster.indices, count, random))
+    others = _pictures(rows, _some(strangers, 2 * count, random))
     others = others[logits_in_parts(model, others).argmax(1) != cluster.group][:count]
     if not len(others):
         raise InputError("the data has no samples of other classes to paste the mark on")
     return own, others
+
+
+def _pictures(rows: Rows, numbers: Tensor) -> Tensor:
+    """Those that can still be read."""
+    samples, failed = rows.read(numbers.tolist())
+    if samples is None:
+        raise InputError(f"none of {len(numbers)} samples can be read: {failed[0].message if failed else 'there are none'}")
+    if not isinstance(samples.inputs.nest, Tensor):
+        raise InputError("marks are cut from pictures [C, H, W]; the data has several inputs")
+    return samples.inputs.nest
 
 
 def mark_of(cluster: Cluster, x: Tensor) -> Mark:

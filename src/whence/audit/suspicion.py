@@ -1,6 +1,7 @@
 """Which clusters of explanations look like a Clever Hans: relevance where no other class has any."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +38,7 @@ class Cluster:
     nearest: Tensor  # rows of the store that are most like the mean
     random: Tensor
     layer: str = ""  # of channel relevance; of the input if empty
+    on_masks: Mapping[str, float] = field(default_factory=dict)  # the share of relevance on masks of the user's
 
     @property
     def size(self) -> int:
@@ -46,9 +48,13 @@ class Cluster:
     def suspicious(self) -> bool:
         return self.own >= SUSPICIOUS and self.consistency >= 0.5 and float(self.mask.float().mean()) <= FEW_PLACES
 
-    @cached_property
+    @property
     def places(self) -> dict[str, float]:
-        """The share of relevance on the border and in each corner; of pictures alone."""
+        """The share of relevance on the border, in each corner and on the user's masks; of pictures alone."""
+        return {**self._corners, **self.on_masks}
+
+    @cached_property
+    def _corners(self) -> dict[str, float]:
         if self.mean.dim() != 2:
             return {}
         h, w = self.mean.shape
@@ -82,7 +88,7 @@ class Cluster:
         if self.mean.dim() != 2:
             return area
         rows, columns = self.mask.nonzero().T
-        corner = max(((name, share) for name, share in self.places.items() if name != "border"), key=lambda item: item[1])
+        corner = max(((name, share) for name, share in self._corners.items() if name != "border"), key=lambda item: item[1])
         near = f", in the {corner[0]}" if corner[1] > 0.5 * float(self.mean[self.mask].sum()) else ""
         box = f"rows {int(rows.min())} to {int(rows.max())}, columns {int(columns.min())} to {int(columns.max())}"
         return f"{area}{near} ({box})"

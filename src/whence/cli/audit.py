@@ -1,14 +1,19 @@
 """`whence audit STORE`: a page of the strategies among many explanations, the suspicious first."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from whence.audit.audit import GROUPS, SUFFIXES, audit as run
 from whence.cli.tables import print_table
+from whence.errors import InputError
 from whence.show.drawable import writable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_LISTED = 8
 
@@ -18,13 +23,17 @@ def audit(
     layer: Annotated[str | None, typer.Option(help="Look at the relevance of this layer's channels, not of the input.")] = None,
     by: Annotated[str, typer.Option(help=f"What a class is: {', '.join(GROUPS)}.")] = "prediction",
     clusters: Annotated[int | None, typer.Option(help="Of each class; as many as eigenvalues suggest if not given.")] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PICTURE: places (bright pixels) whose share of relevance is reported; several times."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the clustering.")] = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .html, .json, .png, .pdf or .svg.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")] = False,
 ) -> None:
     """Is the model right for the wrong reason? Clusters the explanations of a store, the suspicious first."""
     writable(out, SUFFIXES)
-    found = run(store, layer=layer, by=by, clusters=clusters, seed=seed)
+    found = run(store, layer=layer, by=by, clusters=clusters, masks=dict(map(_mask, mask or [])), seed=seed)
     found.save(out)
     if as_json:
         print(found.json())
@@ -44,3 +53,15 @@ def audit(
     for group in found.skipped:
         console.print(f"not clustered: {group}", markup=False)
     console.print(f"the report lies in {out}", markup=False)
+
+
+def _mask(given: str) -> tuple[str, "Tensor"]:
+    """A picture's bright half as a mask, by the name before the equals sign."""
+    import torch
+
+    from whence.models.images import read_image
+
+    name, equals, path = given.partition("=")
+    if not equals:
+        raise InputError(f"--mask {given}; give NAME=PICTURE, as in --mask ruler=ruler.png")
+    return name, torch.from_numpy(np.asarray(read_image(path).convert("L")) >= 128)

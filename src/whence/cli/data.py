@@ -1,16 +1,18 @@
 """What commands that read many samples are given: a folder of pictures, a file of arrays or texts, or the bundled digits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from whence.cli.explain import is_array, read_array
+from whence.cli.explain import is_array, read_array, warn
 from whence.errors import InputError, LoadError
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
+MOST_NAMED = 10
 DATA_HELP = (
     "A folder of pictures (in folders named by class, if their labels are known), an .npz with images and labels, "
     "an .npy batch, or a .txt with a text a line for hf: models; the 50 bundled digits if not given."
@@ -38,6 +40,21 @@ def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int
     if path.suffix == ".npz":
         return _cut(read_arrays(path, loaded.preprocessing), limit)
     raise LoadError(f"{given} is no folder of pictures, .npz or .npy")
+
+
+def name_of(samples: Any, number: int) -> str:
+    """The file of a sample, or its number where it has none."""
+    from whence.models.folders import Folder
+
+    return samples.name(number) if isinstance(samples, Folder) else str(number)
+
+
+def warn_of_failures(failures: Sequence[str]) -> None:
+    """The first few, and how many more."""
+    for failure in failures[:MOST_NAMED]:
+        warn(failure)
+    if len(failures) > MOST_NAMED:
+        warn(f"and {len(failures) - MOST_NAMED} more that failed")
 
 
 def _bundled(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.data import DATA_HELP, read_data
-from whence.cli.explain import warn, warn_of_random_weights
+from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
+from whence.cli.explain import warn_of_random_weights
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
-from whence.cli.options import Limit, Model, Weights
+from whence.cli.options import Address, Engine, Limit, Model, Shard, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
 from whence.evaluation.imputers import IMPUTERS
 from whence.evaluation.metrics import METRICS, removes
 from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation
-from whence.models.folders import Folder
 from whence.nests import each
+from whence.rows import Rows
 from whence.show.drawable import writable
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def evaluate(
     ] = None,
     score: Annotated[str | None, typer.Option(help="logit, logit_difference or probability.")] = None,
     limit: Limit = None,
+    keep: Annotated[Path | None, typer.Option(help="A folder for what is finished, which --shard jobs share.")] = None,
+    shard: Shard = None,
+    engine: Engine = "local",
+    address: Address = None,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .html, .png, .pdf, .svg, .csv or .json.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
@@ -56,17 +60,20 @@ def evaluate(
     check_known(measured, list(METRICS), "metric")
     loaded = load_model(model, weights)
     samples = read_data(data, loaded, "evaluate", limit)
-    if isinstance(samples, Folder):
-        samples, unreadable = samples.readable()
-        for error in unreadable:
-            warn(f"left out: {error}")
     first, bounded = _first(samples), loaded.preprocessing.bounds_known
     by_name = {name: one_of_several(name, loaded, first, bounded) for name in wanted}
     removal = _removal(regions, imputer, score, loaded, measured)
-    kept = out.with_name(KEPT.format(out.name))
-    found = run(loaded.model, samples, by_name, measured, target=_target(target), seed=seed, keep=kept, **removal)
+    if shard is not None and keep is None:
+        raise InputError("--shard leaves its part in a folder that all jobs see; give it: --keep FOLDER")
+    aside = out.with_name(KEPT.format(out.name))
+    found = run(
+        loaded.model, samples, by_name, measured, target=_target(target), seed=seed, keep=keep or aside, shard=shard,
+        engine=engine, address=address, **removal,
+    )  # fmt: skip
     found.save(out)
-    _forget(kept)
+    _forget(aside)
+    unread = {f.sample: f.message for f in found.failures}
+    warn_of_failures([f"{name_of(samples, number)}: {message}" for number, message in unread.items()])
     if as_json:
         print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.plain_table, "report": str(out)}))
     else:
@@ -75,10 +82,9 @@ def evaluate(
 
 def _first(samples: Any) -> Any:
     """One sample as a batch, by which methods are fitted to the kind of input."""
-    if not isinstance(samples, tuple):  # a data set
-        item = samples[0]
-        return (item[0] if isinstance(item, tuple) else item)[None]
-    return each(lambda t: t[:1], samples[0])
+    if isinstance(samples, tuple):
+        return each(lambda t: t[:1], samples[0])
+    return Rows.of(samples).first.inputs.nest
 
 
 def _removal(

@@ -8,14 +8,13 @@ import torch
 import typer
 from rich.console import Console
 
-from whence.cli.data import DATA_HELP, read_data
-from whence.cli.explain import warn, warn_of_random_weights
+from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
+from whence.cli.explain import warn_of_random_weights
 from whence.cli.methods import PRESETS, configured
-from whence.cli.options import Json, Limit, Model, Weights
+from whence.cli.options import Address, Engine, Json, Limit, Model, Shard, Weights
 from whence.datasets.explain_dataset import SHARD_SIZE, explain_dataset as run
 from whence.errors import InputError
 from whence.methods.table import METHODS, check_name
-from whence.models.folders import Folder
 
 
 def explain_dataset(
@@ -32,11 +31,11 @@ def explain_dataset(
     full: Annotated[
         bool, typer.Option("--full", help="Keep relevance as it is, not summed over channels in half precision.")
     ] = False,
-    shard: Annotated[str | None, typer.Option(help="A part for array jobs: i/n, or env under torchrun.")] = None,
+    shard: Shard = None,
     shard_size: Annotated[int, typer.Option(help="Samples a file.")] = SHARD_SIZE,
     batch_size: Annotated[int | None, typer.Option(help="Samples at once; by their size if not given.")] = None,
-    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster, host:port; one on this machine if not given.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
@@ -56,18 +55,14 @@ def explain_dataset(
         layers=layer or (), reduce="none" if full else "channels", shard=shard, shard_size=shard_size, batch_size=batch_size,
         engine=engine, address=address, class_names=loaded.classes,
     )  # fmt: skip
-    name = samples.name if isinstance(samples, Folder) else str
-    failures = [{"sample": name(f["index"]), "message": f["message"]} for f in found.failures]
+    failures = [{"sample": name_of(samples, f["index"]), "message": f["message"]} for f in found.failures]
     if as_json:
         about = {"model": loaded.name, "trained": loaded.trained, "samples": len(found), "missing_shards": found.missing}
         print(json.dumps(about | {"failures": failures, "store": str(store)}))
         return
     if loaded.trained is False:
         warn_of_random_weights(loaded.name)
-    for failure in failures[:10]:
-        warn(f"{failure['sample']}: {failure['message']}")
-    if len(failures) > 10:
-        warn(f"and {len(failures) - 10} more that failed")
+    warn_of_failures([f"{failure['sample']}: {failure['message']}" for failure in failures])
     console = Console(highlight=False, soft_wrap=True)
     rest = f", {len(found.missing)} shards are left to other jobs" if found.missing else ""
     console.print(f"{len(found)} of {found.manifest.count} samples of {loaded.name} explained{rest}", markup=False)

@@ -14,3 +14,6 @@ Weights = Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt f
 Sample = Annotated[int, typer.Option(help="Which of the 50 bundled digits.")]
 Limit = Annotated[int | None, typer.Option(help="The first so many samples.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+Shard = Annotated[str | None, typer.Option(help="A part for array jobs: i/n, or env under torchrun.")]
+Engine = Annotated[str, typer.Option(help="local or ray.")]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, host:port; one on this machine if not given.")]

@@ -1,7 +1,6 @@
 """explain_dataset(): explanations of a whole data set, on one machine or many, that survive being killed."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.datasets.by_ray import by_ray
-from whence.datasets.rows import Rows
+from whence.cluster import by_ray, share
 from whence.datasets.store import MANIFEST, Shard, Store, claimed, open_store
 from whence.datasets.work import LOOKED_AT, Job, Worker, finish
 from whence.errors import InputError, RuleError, StoreError, TargetError, WhenceError
 from whence.methods.table import Method, named
 from whence.progress import Progress, progress
+from whence.rows import Rows
 
 SHARD_SIZE = 256
 REDUCTIONS = ("channels", "none")
@@ -73,8 +72,9 @@ def explain_dataset(
     if not (folder / MANIFEST).is_file():
         _try(job)
     there = claimed(folder, job.manifest(shard_size, class_names))
-    todo = unfinished(there, _mine(there, shard))
-    engines = {"local": locally, "ray": by_ray}
+    i, n = share(shard)
+    todo = unfinished(there, range(i, there.manifest.shards, n))
+    engines = {"local": locally, "ray": over_cluster}
     if engine not in engines:
         raise RuleError(f"engine={engine!r}; choose from {', '.join(engines)}")
     engines[engine](job, there, todo, progress, address)
@@ -97,10 +97,10 @@ def _try(job: Job) -> None:
     """A sample, before a folder is claimed for settings that cannot work."""
     worker, failed = Worker(job), None
     for i in range(min(job.rows.count, LOOKED_AT)):
-        numbers, inputs, labels, _ = job.rows.read([i], job.shape)
+        sample, _ = job.rows.read([i], job.shape)
         try:
-            if numbers:
-                worker.explained(numbers, inputs, labels)
+            if sample is not None:
+                worker.explained(sample)
                 return
         except WhenceError as error:  # perhaps of this sample alone
             failed = failed or error
@@ -112,26 +112,28 @@ def locally(job: Job, store: Store, todo: Sequence[int], shown: Progress, addres
     """One shard after the other in this process."""
     if address is not None:
         raise RuleError("address is that of a Ray cluster; give engine='ray' too")
-    worker = Worker(job)
-    with progress("explain dataset", sum(len(store.manifest.rows(number)) for number in todo), shown) as advance:
-        for number in todo:
-            finish(worker, store, number)
-            advance(len(store.manifest.rows(number)))
+    _followed(map(shard_writer(job, store.folder), todo), store, todo, shown)
 
 
-def _mine(store: Store, shard: str | tuple[int, int] | None) -> Sequence[int]:
-    """Every shard, or every n-th from the i-th on, as torchrun's environment or the caller says."""
-    i, n = (0, 1) if shard is None else _parted(shard)
-    return range(i, store.manifest.shards, n)
+def over_cluster(job: Job, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
+    """Every machine of the cluster must see the store's folder under the same path."""
+    done = by_ray(shard_writer, (job, Path(store.folder).resolve()), todo, address)
+    _followed((number for number, _ in done), store, todo, shown)
 
 
-def _parted(shard: str | tuple[int, int]) -> tuple[int, int]:
-    if shard == "env":
-        shard = (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    try:
-        i, n = map(int, shard.split("/") if isinstance(shard, str) else shard)
-    except (ValueError, TypeError) as error:
-        raise RuleError(f"shard={shard!r}; give 'i/n', as in '0/8', or 'env' under torchrun") from error
-    if not 0 <= i < n:
-        raise RuleError(f"shard={shard!r}: of n parts they are numbered 0 to n − 1")
-    return i, n
+def shard_writer(job: Job, folder: Path) -> Callable[[int], int]:
+    """What explains and writes the shard of a number, and says which it was."""
+    worker, store = Worker(job), open_store(folder)
+
+    def write(number: int) -> int:
+        finish(worker, store, number)
+        return number
+
+    return write
+
+
+def _followed(done: Iterable[int], store: Store, todo: Sequence[int], shown: Progress) -> None:
+    sizes = {number: len(store.manifest.rows(number)) for number in todo}
+    with progress("explain dataset", sum(sizes.values()), shown) as advance:
+        for number in done:
+            advance(sizes[number])

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.datasets.rows import Rows, Unreadable
 from whence.datasets.store import Manifest, Shard, Store, halved
-from whence.errors import InputError, RuleError, StoreError, WhenceError, first_line, out_of_memory
+from whence.errors import InputError, RuleError, StoreError, WhenceError, first_line
 from whence.evaluation.batches import Watching
 from whence.explainer import Explainer
 from whence.explanation import Explanation
 from whence.fingerprints import fingerprint
-from whence.inputs import Inputs
 from whence.methods.batches import automatic_batch_size
 from whence.methods.table import Method
-from whence.nests import Nest, described, each, tensors
+from whence.nests import described, tensors
+from whence.rows import Rows, Samples, Unreadable
+from whence.salvage import salvaged
 from whence.targets import Logit, Target
 
 LOOKED_AT = 8  # rows by which data sets are told apart
@@ -71,21 +71,21 @@ class Worker:
         """All samples of these numbers, and those that failed."""
         parts: list[dict[str, Tensor]] = []
         failures: list[Unreadable] = []
-        for batch, inputs, labels, unreadable in self._read(numbers):
+        for samples, unreadable in self._read(numbers):
             failures += unreadable
-            if batch:
-                found, failed = self._explained(batch, inputs, labels)
-                parts += found
-                failures += failed
-        if not parts:  # all of them failed: the settings did, unless each for a reason of its own
-            return Shard({"index": torch.zeros(0, dtype=torch.long)}, [vars(f) for f in failures])
-        names = parts[0]
-        together = {name: torch.cat([part[name] for part in parts]) for name in names}
-        order = together["index"].argsort()
+            for some, outcome in salvaged(self.explained, samples, Samples.one_by_one) if samples is not None else []:
+                if isinstance(outcome, Exception):
+                    failures.append(Unreadable(some.numbers[0], first_line(outcome)))
+                else:
+                    parts.append(outcome)
         failed = [vars(failure) for failure in sorted(failures, key=lambda f: f.index)]
+        if not parts:
+            return Shard({"index": torch.zeros(0, dtype=torch.long)}, failed)
+        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        order = together["index"].argsort()
         return Shard({name: t[order] for name, t in together.items()}, failed)
 
-    def _read(self, numbers: range) -> Iterator[tuple[list[int], Nest, Tensor | None, list[Unreadable]]]:
+    def _read(self, numbers: range) -> Iterator[tuple[Samples | None, list[Unreadable]]]:
         size = self.job.batch_size or self._usual_size(numbers)
         pieces = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(1) as reader:
@@ -96,46 +96,24 @@ class Worker:
                 ahead = None if following is None else reader.submit(self._rows, following)
                 yield found
 
-    def _rows(self, numbers: Sequence[int]) -> tuple[list[int], Nest, Tensor | None, list[Unreadable]]:
+    def _rows(self, numbers: Sequence[int]) -> tuple[Samples | None, list[Unreadable]]:
         return self.job.rows.read(numbers, self.job.shape)
 
     def _usual_size(self, numbers: range) -> int:
         for i in numbers:
-            _, inputs, _, _ = self._rows([i])
-            if inputs is not None:
-                return min(64, automatic_batch_size(Inputs.of(inputs)))
+            one, _ = self._rows([i])
+            if one is not None:
+                return min(64, automatic_batch_size(one.inputs))
         return 1
 
-    def _explained(
-        self, numbers: list[int], inputs: Nest, labels: Tensor | None
-    ) -> tuple[list[dict[str, Tensor]], list[Unreadable]]:
-        """The batch; where that fails, sample by sample."""
-        try:
-            return [self.explained(numbers, inputs, labels)], []
-        except Exception as error:
-            if isinstance(error, RuleError) or out_of_memory(error):
-                raise
-            if len(numbers) == 1:
-                return [], [Unreadable(numbers[0], first_line(error))]
-        parts, failures = [], []
-        for i, number in enumerate(numbers):
-            one = each(lambda t, i=i: t[i : i + 1], inputs)
-            found, failed = self._explained([number], one, None if labels is None else labels[i : i + 1])
-            parts += found
-            failures += failed
-        if len({failure.message for failure in failures}) == 1 and len(failures) == len(numbers) > 1:
-            self.explained(numbers, inputs, labels)  # all for one reason: it is none of the samples'
-        return parts, failures
-
-    def explained(self, numbers: list[int], inputs: Nest, labels: Tensor | None) -> dict[str, Tensor]:
+    def explained(self, samples: Samples) -> dict[str, Tensor]:
         """The columns of one batch."""
         job, shown = self.job, []
-        e = self._explainer(inputs, self._target(numbers, labels, shown), layers=job.layers, progress=False)
-        count = len(numbers)
+        e = self._explainer(samples.inputs.nest, self._target(samples, shown), layers=job.layers, progress=False)
         found = {
-            "index": torch.tensor(numbers),
+            "index": torch.tensor(samples.numbers),
             "output": e.output.float(),
-            "label": torch.full((count,), -1) if labels is None else labels.long(),
+            "label": torch.full((len(samples),), -1) if samples.labels is None else samples.labels.long(),
             "relevance_sum": e.conservation.relevance.float(),
             "conservation_error": e.conservation.error.float(),
         }
@@ -150,8 +128,8 @@ class Worker:
             found["picture"] = picture
         return {name: t.detach().cpu() for name, t in found.items()}
 
-    def _target(self, numbers: list[int], labels: Tensor | None, shown: list[Tensor]) -> Target:
-        wanted = self.job.targets
+    def _target(self, samples: Samples, shown: list[Tensor]) -> Target:
+        wanted, labels, numbers = self.job.targets, samples.labels, samples.numbers
         if isinstance(wanted, str):
             if wanted == "predicted":
                 return Watching(None, shown=shown)

@@ -1,57 +1,80 @@
 """Whatever samples come in: tensors, with labels or without, data sets, loaders; a batch at a time."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import IterableDataset
 
 from whence.errors import InputError, TargetError
 from whence.inputs import Inputs, as_tensor
 from whence.methods.batches import automatic_batch_size
 from whence.nests import Nest, each
+from whence.rows import Rows, Samples, Unreadable, is_whole, pair
 
 MOST_AT_ONCE = 64
-LABELS = ("label", "labels")  # what Hugging Face calls them
+Read = Callable[[Any], Any]  # makes an input, or a pair of input and label, of a row
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Some of the data: inputs, their labels if there are any, and their numbers among all."""
+def batches(
+    data: Any, batch_size: int | None = None, read: Read | None = None, share: tuple[int, int] = (0, 1)
+) -> Iterator[Samples | Unreadable]:
+    """`(x, y)`, `x` (a tensor, array, frame, or dict of them), a data set of pairs or inputs, or a loader of their batches; and
+    the rows that cannot be read. Of a `share` (i, n) every n-th batch from the i-th on.
 
-    inputs: Inputs
-    labels: Tensor | None
-    numbers: range
-    total: int | None = None  # samples in all, where that is known before they are read
-
-    def each(self) -> "Iterator[Samples]":
-        """One by one."""
-        for i, number in enumerate(self.numbers):
-            labels = None if self.labels is None else self.labels[i : i + 1]
-            yield Samples(self.inputs.of_samples(torch.tensor([i])), labels, range(number, number + 1))
-
-
-def batches(data: Any, batch_size: int | None = None) -> Iterator[Samples]:
-    """`(x, y)`, `x` (a tensor, array, frame, or dict of them), a data set of pairs or inputs, or a loader of their batches.
-
-    >>> [len(samples.numbers) for samples in batches((torch.rand(100, 3), torch.zeros(100).long()), 64)]
+    >>> [len(samples) for samples in batches((torch.rand(100, 3), torch.zeros(100).long()), 64)]
     [64, 36]
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size={batch_size!r}; give the number of samples that are explained at once, or None")
-    start, total = 0, _total(data)
-    for inputs, labels in _pairs(data, batch_size):
-        found = Inputs.of(inputs).detached()
-        numbers = range(start, start + found.batch_size)
-        yield Samples(found, _labels(labels, len(numbers)), numbers, total)
-        start = numbers.stop
-    if not start:
+    if isinstance(data, IterableDataset):
+        raise InputError("an IterableDataset gives single samples; put it into a DataLoader, which makes batches of them")
+    if is_map_style(data):
+        rows = Rows.of(data, read)
+        usual = rows.shape
+        for numbers in islice(pieces(rows, batch_size), share[0], None, share[1]):
+            yield from of_rows(rows, numbers, usual)
+        return
+    if read is not None:
+        raise InputError("read makes inputs of the rows of a data set; tensors and batches are taken as they are")
+    yield from islice(_numbered(_pairs(data, batch_size)), share[0], None, share[1])
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether its rows are read by number."""
+    return not is_whole(data) and hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+def pieces(rows: Rows, batch_size: int | None = None) -> list[range]:
+    """The numbers of the rows that are read at once."""
+    size = batch_size or min(MOST_AT_ONCE, automatic_batch_size(rows.first.inputs))
+    return [range(start, min(start + size, rows.count)) for start in range(0, rows.count, size)]
+
+
+def of_rows(rows: Rows, numbers: range, usual: Any) -> Iterator[Samples | Unreadable]:
+    """Those of a piece."""
+    samples, failed = rows.read(numbers, usual)
+    yield from failed
+    if samples is not None:
+        yield samples
+
+
+def whole(found: Iterable[Samples | Unreadable]) -> list[Samples]:
+    """All of them, where none may be missing."""
+    samples = []
+    for piece in found:
+        if isinstance(piece, Unreadable):
+            raise InputError(f"sample {piece.index} cannot be read: {piece.message}; leave it out")
+        samples.append(piece)
+    if not samples:
         raise InputError("the data is empty; there is nothing to evaluate")
+    return samples
 
 
-def _total(data: Any) -> int | None:
+def count_of(data: Any) -> int | None:
+    """Samples in all, where that is known before they are read."""
     if is_whole(data):
         return Inputs.of(pair(data)[0]).batch_size
     if hasattr(data, "batch_size") and hasattr(data, "dataset"):  # a loader
@@ -62,39 +85,21 @@ def _total(data: Any) -> int | None:
         return None
 
 
+def _numbered(pairs: Iterable[tuple[Nest, Any]]) -> Iterator[Samples]:
+    start = 0
+    for inputs, labels in pairs:
+        found = Inputs.of(inputs).detached()
+        numbers = range(start, start + found.batch_size)
+        yield Samples(found, _labels(labels, len(numbers)), numbers)
+        start = numbers.stop
+
+
 def _pairs(data: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:
-    if isinstance(data, IterableDataset):
-        raise InputError("an IterableDataset gives single samples; put it into a DataLoader, which makes batches of them")
     if is_whole(data):
-        inputs, labels = pair(data)
-        yield from _cut(inputs, labels, batch_size)
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        yield from _of_dataset(data, batch_size)
-    elif hasattr(data, "__iter__"):
-        yield from map(pair, data)
-    else:
-        raise InputError(f"data must be x, (x, y), a data set or a loader, not {type(data).__name__}")
-
-
-def is_whole(data: Any) -> bool:
-    """Whether it is the samples themselves."""
-    return isinstance(data, Tensor | Mapping | tuple) or hasattr(data, "dtype") or hasattr(data, "columns")
-
-
-def pair(data: Any) -> tuple[Nest, Any]:
-    """Inputs and labels, of what may be inputs alone."""
-    if isinstance(data, Mapping) and (name := next((name for name in LABELS if name in data), None)) is not None:
-        return {key: value for key, value in data.items() if key != name}, data[name]
-    if isinstance(data, list | tuple) and len(data) == 2 and are_labels(data[1]):
-        return data[0], data[1]
-    return (tuple(data) if isinstance(data, list) else data), None
-
-
-def are_labels(thing: Any) -> bool:
-    """Whether the second of a pair may be the labels of the first: none, a list, numbers in a row, or one number."""
-    shape = getattr(thing, "shape", None)
-    column = shape is not None and (len(shape) <= 1 or (len(shape) == 2 and shape[1] == 1 and "int" in str(thing.dtype)))
-    return thing is None or isinstance(thing, list | int) or column
+        return _cut(*pair(data), batch_size)
+    if hasattr(data, "__iter__"):
+        return map(pair, data)
+    raise InputError(f"data must be x, (x, y), a data set or a loader, not {type(data).__name__}")
 
 
 def _cut(inputs: Nest, labels: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:
@@ -109,21 +114,6 @@ def _cut(inputs: Nest, labels: Any, batch_size: int | None) -> Iterator[tuple[Ne
         else:
             part = each(lambda t, rows=rows: t[rows] if len(t) == n else t, whole)
         yield part, None if labels is None else labels[rows]
-
-
-def _of_dataset(data: Any, batch_size: int | None) -> Iterator[tuple[Nest, Any]]:
-    size = batch_size
-    start = 0
-    while start < len(data):
-        if size is None:
-            first, _ = pair(default_collate([data[start]]))
-            size = min(MOST_AT_ONCE, automatic_batch_size(Inputs.of(first)))
-        items = [data[i] for i in range(start, min(start + size, len(data)))]
-        try:
-            yield pair(default_collate(items))
-        except RuntimeError as error:
-            raise InputError(f"samples {start} to {start + len(items) - 1} differ in size; resize them alike") from error
-        start += size
 
 
 def _labels(labels: Any, n: int) -> Tensor | None:

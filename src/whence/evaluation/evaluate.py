@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.errors import InputError, ModelError, RuleError, TargetError, first_line, out_of_memory
+from whence.cluster import by_ray, share
+from whence.errors import InputError, ModelError, RuleError, TargetError, first_line
 from whence.evaluation.batches import Batch, Way
-from whence.evaluation.data import Samples, batches
+from whence.evaluation.data import Read, batches, count_of, of_rows, pieces
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.metrics import Metric, Metrics, metrics_of
 from whence.evaluation.regions import Spec
@@ -24,12 +25,15 @@ from whence.fingerprints import fingerprint
 from whence.inputs import check_model
 from whence.lrp.prepared import Prepared
 from whence.progress import Progress, progress
+from whence.rows import Rows, Samples, Unreadable
+from whence.salvage import salvaged
 from whence.show.drawable import written
 from whence.targets import Target, of_samples
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "random")
 METRICS = ("srg", "sparseness", "max_sensitivity")
 METRICS_OF_IDS = ("srg", "sparseness")  # which have nothing between them
+ENGINES = ("local", "ray")
 
 
 def evaluate(
@@ -45,7 +49,11 @@ def evaluate(
     score: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    read: Read | None = None,
     keep: str | Path | None = None,
+    shard: str | tuple[int, int] | None = None,
+    engine: str = "local",
+    address: str | None = None,
     seed: int = 0,
     progress: Progress = True,
 ) -> Evaluation:
@@ -57,30 +65,54 @@ def evaluate(
     >>> found.differences("srg", to="random")      # paired
     >>> found.save("report.html")                  # or .png, .csv, .json
 
-    `data` is `(x, y)`, `x`, a data set or a loader. `methods` are names or methods, or a dict by name, in which functions
-    `(model, inputs, target) → relevance` of other libraries may stand too; "random" is chance itself. `metrics` are names
-    (`whence.metrics.METRICS`) or metrics. `target` is what is explained: "predicted", "label", or as for `explain`. `masks`
-    `[N, …]` mark where relevance should lie. `regions`, `imputer`, `score` and `steps` are those of the metrics by name that
-    take parts of the input away (`whence.metrics.Removal`, `Flipping`); for token ids `imputer=tokenizer.mask_token_id`.
+    `data` is `(x, y)`, `x`, a data set (whose rows `read` may make inputs of) or a loader. `methods` are names or methods, or a
+    dict by name, in which functions `(model, inputs, target) → relevance` of other libraries may stand too; "random" is chance
+    itself. `metrics` are names (`whence.metrics.METRICS`) or metrics. `target` is what is explained: "predicted", "label", or
+    as for `explain`. `masks` `[N, …]` mark where relevance should lie. `regions`, `imputer`, `score`, `steps` are those of the
+    metrics by name that take parts of the input away (`whence.metrics.Removal`, `Flipping`); for token ids
+    `imputer=tokenizer.mask_token_id`.
 
-    A method that fails on a sample has no value there; the sample is named in `failures`, the rest counted. What is random is
-    set by `seed` and the place of a sample in the data, not by its batch. With `keep`, a folder, what was finished before a
-    crash is read there, not computed again.
+    A method that fails on a sample has no value there; the sample is named in `failures`, the rest counted, and so is one that
+    cannot be read. What is random is set by `seed` and the place of a sample in the data, not by its batch. With `keep`, a
+    folder, what was finished before a crash is read there, not computed again.
+
+    Many machines: `shard="i/n"` does every n-th batch and leaves it in `keep`, a folder all jobs see; the same call without
+    `shard` then gathers. `engine="ray"` shares the batches of a data set among the workers of a Ray cluster at `address`.
 
     Raises `InputError`, `RuleError`, `TargetError` for what cannot be evaluated, and the error of a method that fails on all.
     """
     check_model(model)
+    if engine not in ENGINES:
+        raise RuleError(f"engine={engine!r}; choose from {', '.join(ENGINES)}")
+    if shard is not None and keep is None:
+        raise RuleError("shard= leaves its part in keep=, a folder that all jobs see; give both")
+    if address is not None and engine != "ray":
+        raise RuleError("address is that of a Ray cluster; give engine='ray' too")
     ways = ways_of(model, methods)
-    pieces = batches(data, batch_size)
-    first = next(pieces)
-    metrics = (METRICS if first.inputs.explained else METRICS_OF_IDS) if metrics is None else metrics
+    found = batches(data, batch_size, read, share(shard))
+    first = _first(found)
+    explained = first[-1].inputs.explained  # type: ignore[union-attr]
+    metrics = (METRICS if explained else METRICS_OF_IDS) if metrics is None else metrics
     given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
-    found = metrics_of(metrics, {name: value for name, value in given.items() if value is not None})
+    measured = metrics_of(metrics, {name: value for name, value in given.items() if value is not None})
     masks = None if masks is None else torch.as_tensor(masks)
-    _check_needs(found, model, masks)
+    _check_needs(measured, model, masks)
     wanted = torch.as_tensor(target) if isinstance(target, list | tuple) or hasattr(target, "__array__") else target
-    run = Run(Prepared(model, lasting=True), ways, found, wanted, masks, seed, Kept.at(keep, model, seed, found))
-    return run.over(chain([first], pieces), first.total, progress)
+    count = count_of(data)
+    run = Run(Prepared(model, lasting=True), ways, measured, wanted, masks, seed, Kept.at(keep, model, seed, measured))
+    run.check_counts(count)
+    if engine == "local":
+        return run.gathered(map(run.part, chain(first, found)), count, progress)
+    return run.gathered(_by_ray(run, data, batch_size, read, share(shard), address), count, progress)
+
+
+@dataclass
+class Part:
+    """What was found out about some of the samples."""
+
+    numbers: Sequence[int]
+    scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # method -> metric -> [n]
+    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass
@@ -96,53 +128,55 @@ class Run:
     kept: "Kept"
     _errors: dict[str, Exception] = field(default_factory=dict)  # the first of each method
 
-    def over(self, pieces: Iterable[Samples], total: int | None, shown: Progress) -> Evaluation:
-        scores: dict[str, list[dict[str, Tensor]]] = {way.name: [] for way in self.ways}
-        failures: list[Failure] = []
-        done = 0
-        with progress("evaluate", (total or 0) * len(self.ways), total is not None and shown) as advance:
-            for samples in pieces:
-                self._check_counts(total or samples.numbers.stop, known=total is not None)
-                done = samples.numbers.stop
-                for way, found, failed in self._batch(samples):
-                    scores[way.name].append(found)
-                    failures += failed
-                    advance(len(samples.numbers), way.name)
+    def gathered(self, parts: Iterable[Part], count: int | None, shown: Progress) -> Evaluation:
+        """All of them, in whatever order, as one."""
+        found: list[Part] = []
+        with progress("evaluate", count or 0, count is not None and shown) as advance:
+            for part in parts:
+                found.append(part)
+                advance(len(part.numbers))
+        numbers = [number for part in found for number in part.numbers]
+        count = count or max(numbers) + 1
+        self.check_counts(count, known=False)
+        failures = sorted((failure for part in found for failure in part.failures), key=lambda f: f.sample)
         for way in self.ways:
-            if sum(failure.method == way.name for failure in failures) == done:
+            if sum(failure.method == way.name for failure in failures) == len(numbers):
                 raise self._errors.get(way.name) or ModelError(f"{way.name!r} fails on every sample: {failures[0].message}")
-        return Evaluation.of({name: _together(parts) for name, parts in scores.items()}, self.metrics, failures)
+        scores = {way.name: _in_order([(p.numbers, p.scores[way.name]) for p in found if p.scores], count) for way in self.ways}
+        return Evaluation.of(scores, self.metrics, failures)
 
-    def _batch(self, samples: Samples) -> Iterator[tuple[Way, dict[str, Tensor], list[Failure]]]:
+    def part(self, samples: Samples | Unreadable) -> Part:
         """The values of each method; the model is asked only for what is not kept."""
+        if isinstance(samples, Unreadable):
+            return Part([samples.index], failures=[Failure(way.name, samples.index, samples.message) for way in self.ways])
+        part = Part(samples.numbers)
         batch: Batch | None = None
-        about = self.kept.key(samples.inputs.parts, samples.numbers, self._target(samples), self._masks(samples))
+        about = self.kept.key(samples.inputs.parts, list(samples.numbers), self._target(samples), self._masks(samples))
         for way in self.ways:
             key = self.kept.key(about, way.name, way.method)
             if (known := self.kept.read(key)) is not None:
-                yield way, known, []
+                part.scores[way.name] = known
                 continue
             batch = batch or self._made(samples)
             found, failed = self._values(way, batch, samples)
             if not failed:  # what failed may succeed another time
                 self.kept.write(key, found)
-            yield way, found, failed
+            part.scores[way.name] = found
+            part.failures += failed
+        return part
 
     def _values(self, way: Way, batch: Batch, samples: Samples) -> tuple[dict[str, Tensor], list[Failure]]:
-        """Of all samples at once; where that fails, one by one, so that those at fault are known."""
-        try:
-            return self._of_case(way, batch), []
-        except Exception as error:
-            if isinstance(error, RuleError) or out_of_memory(error):  # no fault of a sample
-                raise
-            if len(samples.numbers) == 1:
-                self._errors.setdefault(way.name, error)
-                nothing = {metric.name: torch.full((1,), torch.nan, dtype=torch.float64) for metric in self.metrics}
-                return nothing, [Failure(way.name, samples.numbers[0], first_line(error))]
-        found = [self._values(way, self._made(one), one) for one in samples.each()]
-        if len({failure.message for _, failed in found for failure in failed}) == 1 and all(failed for _, failed in found):
-            raise self._errors[way.name]  # all for one reason: it is none of the samples'
-        return _together([values for values, _ in found]), [failure for _, failed in found for failure in failed]
+        def of(some: Samples) -> dict[str, Tensor]:
+            return self._of_case(way, batch if some is samples else self._made(some))
+
+        values, failures = [], []
+        for some, outcome in salvaged(of, samples, Samples.one_by_one):
+            if isinstance(outcome, Exception):
+                self._errors.setdefault(way.name, outcome)
+                failures.append(Failure(way.name, some.numbers[0], first_line(outcome)))
+                outcome = {metric.name: torch.full((1,), torch.nan, dtype=torch.float64) for metric in self.metrics}
+            values.append((range(len(values), len(values) + len(some)), outcome))
+        return (values[0][1] if len(values) == 1 else _in_order(values, len(samples))), failures
 
     def _of_case(self, way: Way, batch: Batch) -> dict[str, Tensor]:
         case = way.case(batch)
@@ -171,10 +205,12 @@ class Run:
         raise TargetError(f"target={self.target!r}; choose 'predicted', 'label', a class, or what explain() takes")
 
     def _masks(self, samples: Samples) -> Tensor | None:
-        return None if self.masks is None else self.masks[samples.numbers.start : samples.numbers.stop]
+        return None if self.masks is None else self.masks[torch.tensor(list(samples.numbers))]
 
-    def _check_counts(self, count: int, known: bool) -> None:
+    def check_counts(self, count: int | None, known: bool = True) -> None:
         """One mask and one target for each sample."""
+        if count is None:
+            return
         for what, given in (("masks", self.masks), ("targets", self.target)):
             several = isinstance(given, Tensor) and given.dim() > 0
             if several and (len(given) < count or (known and len(given) != count)):  # type: ignore[arg-type]
@@ -231,12 +267,35 @@ def _check_needs(metrics: Sequence[Metric], model: Any, masks: Tensor | None) ->
             raise ModelError(f"{metric.name} makes weights random; the model must be a torch.nn.Module")
 
 
-def _together(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Values of all samples; NaN where some have none."""
-    like = {key: value for part in parts for key, value in part.items()}
+def _first(found: Iterator[Samples | Unreadable]) -> list[Samples | Unreadable]:
+    """Up to the first that can be read."""
+    first: list[Samples | Unreadable] = []
+    for piece in found:
+        first.append(piece)
+        if isinstance(piece, Samples):
+            return first
+    raise InputError("the data is empty; there is nothing to evaluate")
 
-    def padded(part: dict[str, Tensor], key: str) -> Tensor:
-        count = len(next(iter(part.values())))
-        return part.get(key, like[key].new_full((count, *like[key].shape[1:]), torch.nan))
 
-    return {key: torch.cat([padded(part, key) for part in parts]) for key in like}
+def _by_ray(
+    run: Run, data: Any, batch_size: int | None, read: Read | None, mine: tuple[int, int], address: str | None
+) -> Iterator[Part]:
+    rows = Rows.of(data, read)
+    todo = range(mine[0], len(pieces(rows, batch_size)), mine[1])
+    for _, parts in by_ray(_worker, (run, rows, batch_size), todo, address):
+        yield from parts
+
+
+def _worker(run: Run, rows: Rows, batch_size: int | None) -> Callable[[int], list[Part]]:
+    numbers, usual = pieces(rows, batch_size), rows.shape
+    return lambda piece: [run.part(found) for found in of_rows(rows, numbers[piece], usual)]
+
+
+def _in_order(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
+    """Values of samples by their numbers; NaN where some have none."""
+    like = {key: value for _, part in parts for key, value in part.items()}
+    found = {key: value.new_full((count, *value.shape[1:]), torch.nan) for key, value in like.items()}
+    for numbers, part in parts:
+        for key, value in part.items():
+            found[key][torch.tensor(list(numbers))] = value
+    return found

@@ -125,14 +125,24 @@ class Evaluation(Drawable):
     def footnote(self) -> str:
         """How many samples there are, and which failed."""
         count = max(len(values) for scores in self.values.values() for values in scores.values())
-        by_method = {method: [f for f in self.failures if f.method == method] for method in self.values}
+        by_method: dict[str, list[Failure]] = {}
+        for (sample, message), methods in self._blamed.items():
+            for method in ["every method"] if len(methods) == len(self.values) > 1 else methods:
+                by_method.setdefault(method, []).append(Failure(method, sample, message))
         failed = [
             f"{method} failed on {len(found)}: {_listed([f.sample for f in found])} ({found[0].message})"
             for method, found in by_method.items()
-            if found
         ]
         few = " (too few for intervals)" if count < 5 else ""
         return "; ".join([f"{count} samples, means with 95 % intervals{few}", *failed])
+
+    @property
+    def _blamed(self) -> dict[tuple[int, str], list[str]]:
+        """The methods that failed, by sample and reason."""
+        found: dict[tuple[int, str], list[str]] = {}
+        for f in self.failures:
+            found.setdefault((f.sample, f.message), []).append(f.method)
+        return found
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .pdf, …), the table (.csv), all values (.json) or a page (.html); returns the path."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.errors import InputError, RuleError, WhenceError
 from whence.evaluation.candidates import Bounds, rule_sets, varied
 from whence.evaluation.complexity import Sparseness
-from whence.evaluation.data import Samples, batches
+from whence.evaluation.data import batches, whole
 from whence.evaluation.evaluate import evaluate
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.intervals import Interval
@@ -23,6 +23,7 @@ from whence.inputs import Inputs, check_model
 from whence.methods.lrp import LRP
 from whence.methods.table import Method
 from whence.progress import Progress, progress
+from whence.rows import Samples
 from whence.show.drawable import Drawable, text
 from whence.targets import Target, of_samples
 
@@ -150,7 +151,7 @@ class Pool:
     def of(cls, data: Any, held_out: float, seed: int, target: Target | str) -> "Pool":
         if not 0 < held_out < 1:
             raise RuleError(f"held_out={held_out}; give a share between 0 and 1")
-        found = list(batches(data))
+        found = whole(batches(data))
         inputs, labels = _joined(found)
         count = inputs.batch_size
         if count < 4:

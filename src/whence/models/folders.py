@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError, LoadError, first_line
-from whence.models.images import Preprocessing, read_image
+from whence.models.images import Preprocessing
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
@@ -51,20 +51,6 @@ class Folder:
         """The first so many."""
         labels = None if self.labels is None else self.labels[:count]
         return Folder(self.paths[:count], labels, self.preprocessing)
-
-    def readable(self) -> "tuple[Folder, list[LoadError]]":
-        """Without the files that are no pictures, and what is wrong with those."""
-        good, errors = [], []
-        for i, path in enumerate(self.paths):
-            try:
-                read_image(path)
-                good.append(i)
-            except LoadError as error:
-                errors.append(error)
-        if not good:
-            raise errors[0]
-        labels = None if self.labels is None else [self.labels[i] for i in good]
-        return Folder([self.paths[i] for i in good], labels, self.preprocessing), errors
 
     def name(self, index: int) -> str:
         """Where a sample comes from."""

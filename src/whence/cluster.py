@@ -1,0 +1,100 @@
+"""Work in numbered pieces, shared among machines: every n-th piece, or the workers of a Ray cluster."""
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from whence.errors import MissingPackageError, RuleError, WhenceError, first_line
+
+ANSWER_WITHIN = 10.0  # seconds
+
+Work = Callable[[int], Any]  # the number of a piece -> what is found
+
+
+class ClusterError(WhenceError):
+    """A cluster that cannot be reached, or fails."""
+
+
+def share(shard: str | tuple[int, int] | None) -> tuple[int, int]:
+    """`(i, n)` of "i/n": this job does every n-th piece from the i-th on; "env" as torchrun says; None all of them."""
+    if shard is None:
+        return 0, 1
+    if shard == "env":
+        shard = (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    try:
+        i, n = map(int, shard.split("/") if isinstance(shard, str) else shard)
+    except (ValueError, TypeError) as error:
+        raise RuleError(f"shard={shard!r}; give 'i/n', as in '0/8', or 'env' under torchrun") from error
+    if not 0 <= i < n:
+        raise RuleError(f"shard={shard!r}: of n parts they are numbered 0 to n − 1")
+    return i, n
+
+
+class Member:
+    """Lives on a machine of the cluster, with its work made ready once."""
+
+    def __init__(self, make: Callable[..., Work], given: Any):
+        import ray
+
+        self._work = make(*ray.get(given))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found = [pickle.dumps(self._work(int(number))) for number in batch["item"]]
+        return {"item": batch["item"], "found": np.array(found, dtype=object)}
+
+
+def by_ray(make: Callable[..., Work], given: tuple, numbers: Sequence[int], address: str | None) -> Iterator[tuple[int, Any]]:
+    """Each number and what `make(*given)(number)` found, as they are finished, by Ray Data."""
+    if not numbers:
+        return
+    ray = _connected(address)
+    try:
+        workers = max(1, min(len(numbers), int(ray.cluster_resources().get("CPU", 1))))
+        items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
+        pool = ray.data.ActorPoolStrategy(size=workers)
+        done = items.map_batches(Member, fn_constructor_args=(make, ray.put(given)), batch_size=1, compute=pool)
+        for batch in done.iter_batches(batch_size=1, prefetch_batches=0):
+            for number, found in zip(batch["item"], batch["found"], strict=True):
+                yield int(number), pickle.loads(found)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        raise cause if isinstance(cause, WhenceError) else ClusterError(f"Ray failed: {_last_line(error)}") from error
+
+
+def _connected(address: str | None) -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingPackageError("engine='ray' needs Ray; pip install 'whence[ray]'") from error
+    if ray.is_initialized():
+        return ray
+    if address is not None and address not in ("auto", "local"):
+        _check_that_it_answers(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray
+
+
+def _check_that_it_answers(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_WITHIN).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"nothing answers at {address} within {ANSWER_WITHIN:.0f} s ({first_line(error)}); start a cluster by "
+            "`ray start --head` and give its address, host:port"
+        ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

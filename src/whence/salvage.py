@@ -1,0 +1,34 @@
+"""What of a batch can be had where some of its samples fail."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from whence.errors import RuleError, first_line, out_of_memory
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def salvaged(work: Callable[[S], T], samples: S, one_by_one: Callable[[S], Iterable[S]]) -> list[tuple[S, T | Exception]]:
+    """What `work` makes of the samples; where that fails, of each alone, or why it fails.
+
+    Raises what is the fault of none of them: a wrong rule, the end of memory, the same error of all of several."""
+    found: list[tuple[S, T | Exception]] = []
+    try:
+        return [(samples, work(samples))]
+    except Exception as error:
+        _check_whose_fault(error)
+        alone = list(one_by_one(samples))
+        if len(alone) == 1:
+            return [(samples, error)]
+    for one in alone:
+        found += salvaged(work, one, one_by_one)
+    errors = [outcome for _, outcome in found if isinstance(outcome, Exception)]
+    if len(errors) == len(found) and len({first_line(error) for error in errors}) == 1:
+        raise errors[0]
+    return found
+
+
+def _check_whose_fault(error: Exception) -> None:
+    if isinstance(error, RuleError) or out_of_memory(error):
+        raise error
