@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TENTH = 0.1
+TENTH = 0.1  # of the relevance at a place, at which it is nobody else's
+QUARTER = 0.25  # of the relevance of a channel: those are shared by all classes, more or less
 SUSPICIOUS = 0.06  # of the relevance on ground of one's own; clean digits reach 0.04
 MOST_OF_IT = 0.9
 FEW_PLACES = 0.25  # of the picture: what is larger is an object, not a mark in a corner
@@ -20,7 +21,8 @@ class Cluster:
     """Samples of one class that are explained alike.
 
     `mean` is their mean |R|, in shares; `own` the share of it that lies where no other class has a tenth as much, the
-    suspicion; `mask` where that is.
+    suspicion; `mask` where that is. Of channels, a part of a class that makes much more of one than the rest of the class
+    and any other class is a cluster of its own.
     """
 
     group: int  # class
@@ -71,11 +73,12 @@ class Cluster:
 
     def reason(self, name: str) -> str:
         """Why it is suspicious, or why not, in words."""
+        where = "neither others nor the rest of its class have a quarter" if self.layer else "no other class has any"
         if not self.suspicious:
-            return f"{self.own:.0%} of the relevance lies where no other class has any: nothing unusual"
+            return f"{self.own:.0%} of the relevance lies where {where}: nothing unusual"
         held = float(self.mean[self.mask].sum())
         return (
-            f"{self.own:.0%} of the relevance for {name} lies where no other class has any, most of it ({held:.0%}) "
+            f"{self.own:.0%} of the relevance for {name} lies where {where}, most of it ({held:.0%}) "
             f"{self._where()}; "
             f"{self.consistency:.0%} of the {self.size} samples agree"
         )
@@ -122,3 +125,26 @@ def own_ground(mean: Tensor, others: Tensor) -> tuple[float, Tensor]:
     if own > 0:
         mask[order[:count]] = True
     return own, mask.view(mean.shape)
+
+
+def split_channels(parts: Tensor, others: Tensor, fewest: int) -> list[tuple[int, Tensor]]:
+    """The channels of which some of a class, `[n, C]` shares, make much more than the rest of it and than `others`, mean
+    shares of other classes `[k, C]`; and which samples these are. What stands for the class itself is used by all of it."""
+    found = []
+    for channel in range(parts.shape[1]):
+        high = parts[:, channel] > _threshold(parts[:, channel])
+        if min(int(high.sum()), int((~high).sum())) < fewest:
+            continue
+        strong, weak = float(parts[high, channel].mean()), float(parts[~high, channel].mean())
+        if strong >= SUSPICIOUS and max(weak, float(others[:, channel].max())) < QUARTER * strong:
+            found.append((channel, high))
+    return found
+
+
+def _threshold(values: Tensor) -> float:
+    """Between two heaps, such that the variance between them is largest (Otsu 1979)."""
+    ordered = values.double().sort().values
+    below, count = ordered.cumsum(0)[:-1], len(ordered)
+    lower = torch.arange(1, count, dtype=torch.float64)
+    gap = (ordered.sum() - below) / (count - lower) - below / lower
+    return float(ordered[int((lower * (count - lower) * gap.square()).argmax())])
