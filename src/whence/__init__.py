@@ -7,6 +7,7 @@ from whence.audit.audit import Audit as Audit, audit as audit
 from whence.audit.cure import Cured as Cured, cure as cure
 from whence.audit.proof import Proof as Proof, prove as prove
 from whence.checkpoint import checkpointed as checkpointed
+from whence.conditions import Directions as Directions, Features as Features, Heads as Heads, Places as Places
 from whence.datasets.explain_dataset import explain_dataset as explain_dataset
 from whence.datasets.store import Store as Store, open_store as open_store
 from whence.evaluation import imputers as imputers, metrics as metrics
@@ -19,6 +20,9 @@ from whence.explain import explain as explain, explain_targets as explain_target
 from whence.explainer import Explainer as Explainer
 from whence.explanation import Explanation as Explanation
 from whence.generation import Generation as Generation, explain_generation as explain_generation
+from whence.inside.channels import channel_relevance as channel_relevance
+from whence.inside.concepts import Concepts as Concepts, concepts as concepts
+from whence.inside.graphs import AttributionGraph as AttributionGraph, attribution_graph as attribution_graph
 from whence.load import load as load
 from whence.lrp import presets as presets
 from whence.lrp.composites import Composite as Composite, input_layer as input_layer

@@ -31,6 +31,13 @@ class Reading:
             channels_first=frozenset(name for name, kind in kinds.items() if kind == "first"),
         )
 
+    def channels_at(self, layer: str) -> int:
+        """The dimension of a layer's channels, 1 or the last. Where the layer's kind does not tell, pictures have their
+        channels first, and series where the input itself has three dimensions."""
+        a = self.layers[layer]
+        by_shape = a.dim() > 3 or (a.dim() == 3 and self.x.dim() == 3)
+        return 1 if layer in self.channels_first or (by_shape and layer not in self.channels_last) else a.dim() - 1
+
     def parted(self, size: int) -> "list[Reading]":
         """Those of `size` samples each. Split at once: the way back from as many slices would fill as many whole tensors."""
         count = len(self.x) // size

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from whence.conditions import Through
 from whence.explainer import Names, Naming, explanations
 from whence.explanation import Explanation
 from whence.inputs import check_model
@@ -20,6 +21,7 @@ def explain(
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
+    through: Through | None = None,
     class_names: Names = (),
     feature_names: Any = None,
     progress: Progress = True,
@@ -36,14 +38,19 @@ def explain(
     `target` is None (the arg max), a class, one class a sample, a `Logit` (of a token at a position, rather than another)
     or `Span` of a text, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
     fit most networks (`presets.attn_lrp()`) if not given. `layers` names modules whose outputs' relevance is wanted too,
-    with * for any one part of a path: "model.layers.*". `class_names` are those of the outputs and `feature_names` those of a
-    vector's numbers or a series' channels (a dict of them by input where there are several), for pictures. Methods that take
-    seconds show a bar; `progress` False shows none, and a function is told (done, total) instead.
+    with * for any one part of a path: "model.layers.*" ("input of model.layers.3.mlp" is what goes into it). `through` gives
+    what flows through parts of layers alone (CRP, Achtibat et al. 2023): `{"features.28": [17, 230]}` channels, or `Places`,
+    `Heads`, `Directions`, `Features`; several layers multiply, and `conservation` accounts for what they let through. Over all
+    channels of a layer it adds up to what flows through the layer. `class_names` are those of the outputs and `feature_names`
+    those of a vector's numbers or a series' channels (a dict of them by input where there are several), for pictures. Methods
+    that take seconds show a bar; `progress` False shows none, and a function is told (done, total) instead.
 
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
     names = {"class_names": class_names, "feature_names": feature_names}
-    return next(explain_targets(model, inputs, [target], method=method, layers=layers, progress=progress, **names))
+    return next(
+        explain_targets(model, inputs, [target], method=method, layers=layers, through=through, progress=progress, **names)
+    )
 
 
 def explain_targets(
@@ -53,6 +60,7 @@ def explain_targets(
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
+    through: Through | Sequence[Through] | None = None,
     class_names: Names = (),
     feature_names: Any = None,
     progress: Progress = True,
@@ -60,7 +68,10 @@ def explain_targets(
     """Explanations of several targets of the same inputs: one forward pass for all, one backward pass each.
 
     >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
+    >>> channels = whence.explain_targets(model, x, [281], through=[{"features.28": c} for c in range(512)])
+
+    With several conditions `through` layers, each target has an explanation under each, from the same forward pass.
     """
     check_model(model)
     names = Naming(class_names, feature_names)
-    return explanations(Prepared(model), named(method), inputs, targets, layers, progress, names)
+    return explanations(Prepared(model), named(method), inputs, targets, layers, progress, names, through)

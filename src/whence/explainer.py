@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.conditions import Condition, Through, conditions
 from whence.errors import InputError, TargetError, suggestion
 from whence.explanation import Explanation
 from whence.inputs import Inputs, check_model
@@ -51,17 +52,30 @@ class Explainer:
         return f"Explainer({type(self.model).__name__}, method={self.method!r})"
 
     def __call__(
-        self, inputs: Nest, target: Target = None, *, layers: Sequence[str] = (), progress: Progress = True
+        self,
+        inputs: Nest,
+        target: Target = None,
+        *,
+        layers: Sequence[str] = (),
+        through: Through | None = None,
+        progress: Progress = True,
     ) -> Explanation:
         """As `whence.explain`, without the model."""
-        return next(self.targets(inputs, [target], layers=layers, progress=progress))
+        return next(self.targets(inputs, [target], layers=layers, through=through, progress=progress))
 
     def targets(
-        self, inputs: Nest, targets: Sequence[Target], *, layers: Sequence[str] = (), progress: Progress = True
+        self,
+        inputs: Nest,
+        targets: Sequence[Target],
+        *,
+        layers: Sequence[str] = (),
+        through: Through | Sequence[Through] | None = None,
+        progress: Progress = True,
     ) -> Iterator[Explanation]:
         """As `whence.explain_targets`, without the model."""
         check_model(self.model)
-        return explanations(self._prepared.up_to_date(), self.method, inputs, targets, layers, progress, self._naming)
+        prepared = self._prepared.up_to_date()
+        return explanations(prepared, self.method, inputs, targets, layers, progress, self._naming, through)
 
     def forget(self) -> None:
         """Let go of all that was made of weights; it is made anew when needed."""
@@ -76,14 +90,23 @@ def explanations(
     layers: Sequence[str],
     progress: Progress,
     naming: "Naming",
+    through: Through | Sequence[Through] | None = None,
 ) -> Iterator[Explanation]:
-    """One explanation for each target, of a checked model."""
+    """One explanation for each target, and for each condition where there are some, of a checked model."""
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
         raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = Inputs.of(inputs).detached()
-    task = Task(prepared, given, list(targets), named, progress)
+    task = Task(prepared, given, list(targets), named, _conditions(prepared.model, through), progress)
     return _outside_of_inference_mode(naming.named(method.explanations(task), given))
+
+
+def _conditions(model: Any, through: Through | Sequence[Through] | None) -> tuple[Condition, ...]:
+    """With every layer under its own name."""
+    found = conditions(through)
+    return tuple(
+        Condition({name: units for layer, units in one.units.items() for name in named_layers(model, [layer])}) for one in found
+    )
 
 
 @dataclass(frozen=True)

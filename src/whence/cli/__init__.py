@@ -11,6 +11,7 @@ from rich.console import Console
 from whence.cli.attack import attack
 from whence.cli.audit import audit
 from whence.cli.compare import compare
+from whence.cli.concepts import concepts
 from whence.cli.evaluate import evaluate
 from whence.cli.explain import explain
 from whence.cli.explain_dataset import explain_dataset
@@ -29,6 +30,7 @@ app.command()(compare)
 app.command()(evaluate)
 app.command()(explain_dataset)
 app.command()(audit)
+app.command()(concepts)
 app.command()(prototype)
 app.command()(attack)
 app.command()(models)

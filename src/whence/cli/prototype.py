@@ -133,7 +133,7 @@ def _found(
     height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
     shape = (preprocessing.channels, height, width)
     bounds = preprocessing.bounds
-    written = IMAGES[image](*bounds) if image else _default_image(prior, shape, bounds)
+    written = IMAGES[image](*bounds) if image else default_image(prior, shape, bounds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # told from the note
         found = run(
@@ -148,7 +148,7 @@ def _found(
     return replace(found, bounds=bounds)
 
 
-def _default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
+def default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
     """Photos as Fourier coefficients; without a prior nothing else keeps pixels between their bounds."""
     if prior != "none":
         return None

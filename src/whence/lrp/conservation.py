@@ -108,6 +108,10 @@ class Meter:
         if not self._idle:
             self._absorbed[path].append(total(amount.detach()))
 
+    def forget(self) -> None:
+        """What was absorbed since the last reading."""
+        self._absorbed.clear()
+
     def read(self, output: Tensor, relevance: Tensor) -> Conservation:
         """The account since the last reading.
 

@@ -141,7 +141,7 @@ class RelevanceMode(GradientMode):
         self.meter = Meter(idle=not explains)
         self.matcher = prepared.matcher(rules)
         self.bench = Workbench(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
-        scope.leaving = self._opaque_module
+        scope.leaving, scope.replacing = self._opaque_module, self.bench.known.stands_for
         # what rules of the input layer write relevance to: beside the inputs, and beside what was looked up, by its number
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
         self.beside_lookups: list[int] = []
@@ -205,6 +205,13 @@ class RelevanceMode(GradientMode):
     def pin(self, t: Tensor) -> None:
         """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
         self.bench.known.without_link(t)
+
+    @contextmanager
+    def from_the_middle(self) -> Iterator[None]:
+        """For a way back from the middle, after the whole one: its own account, and layers numbered as they were."""
+        self.meter.forget()
+        with self.bench.descent.as_before():
+            yield
 
     # reading arguments
 

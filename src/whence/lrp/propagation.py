@@ -1,6 +1,7 @@
 """One linear map on the way back: relevance in at its output, out at its input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,14 +64,29 @@ class Descent:
 
     def __init__(self):
         self._way_back, self._number = -1, 0
+        self._numbers: dict[Step, int] = {}  # on the last whole way
+        self._again = False
 
-    def next(self) -> int:
-        """The number of this layer, from 1 on."""
+    def number(self, step: Step) -> int:
+        """Of this layer, from 1 on."""
+        if self._again and step in self._numbers:
+            return self._numbers[step]
         under_way = torch._C._current_graph_task_id()
         if under_way != self._way_back:
             self._way_back, self._number = under_way, 0
+            self._numbers.clear()
         self._number += 1
+        self._numbers[step] = self._number
         return self._number
+
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Ways back that begin in the middle of the last one, whose layers keep their numbers."""
+        self._again = True
+        try:
+            yield
+        finally:
+            self._again = False
 
 
 class Propagation:
@@ -109,7 +125,7 @@ class Propagation:
         rule = self.step.rule
         if not isinstance(rule, RisingGamma):
             return rule
-        here = rule.at(self._descent.next())
+        here = rule.at(self._descent.number(self.step))
         if here is not self._factors_of:
             self._factors, self._factors_of = None, here
         return here

@@ -16,6 +16,7 @@ from torch.nn.modules import module as global_hooks
 from whence.errors import OpaqueError, SelectorError, suggestion
 from whence.lrp.saved import hooked
 
+INPUT_OF = "input of "  # before the path of a module: what goes into it, rather than what it gives
 MKLDNN = "torch.utils.mkldnn"
 QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)?modules")
 
@@ -88,7 +89,9 @@ class Scope:
         self._outline = outline
         self.place = outline.root  # of the running module
         self._taps: dict[int, list[Tap]] = {}
+        self._taps_of_inputs: dict[int, list[Tap]] = {}
         self.leaving: Leaving | None = None
+        self.replacing: Callable[[Tensor, Tensor], None] = lambda t, original: None
         self._undo = ExitStack()
         self._entered = False
 
@@ -96,7 +99,8 @@ class Scope:
         self._thread = threading.get_ident()
         with ExitStack() as undo:
             undo.callback(setattr, self, "place", self._outline.root)
-            undo.callback(global_hooks.register_module_forward_pre_hook(self._enter_module).remove)
+            enter: Any = self._enter_module
+            undo.callback(global_hooks.register_module_forward_pre_hook(enter).remove)
             leave: Any = self._leave_module
             handle = global_hooks.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
             undo.callback(global_hooks._global_forward_hooks_with_kwargs.pop, handle.id)  # torch 2.13 forgets to
@@ -112,19 +116,21 @@ class Scope:
     @contextmanager
     def resumed(self, place: Place, tap: Tap) -> Iterator[None]:
         """At this place again, for a part that is computed again on the way back; `tap` stands in for all taps."""
-        taps, before, thread = self._taps, self.place, getattr(self, "_thread", None)
+        taps, before, thread = (self._taps, self._taps_of_inputs), self.place, getattr(self, "_thread", None)
         with nullcontext() if self._entered else self:
-            self.place, self._taps = place, {module: [tap] for module in taps}
+            self.place = place
+            self._taps, self._taps_of_inputs = ({module: [tap] for module in tapped} for tapped in taps)
             self._thread = threading.get_ident()  # the way back may run in another
             try:
                 yield
             finally:
-                self.place, self._taps, self._thread = before, taps, thread
+                self.place, self._thread, (self._taps, self._taps_of_inputs) = before, thread, taps
 
     def tap(self, taps: dict[str, Tap]) -> None:
-        """Call each tap with the output of the module it is named after."""
+        """Call each tap with the output of the module it is named after, or with its input."""
         for name, tap in taps.items():
-            self._taps.setdefault(id(self._outline.modules[name]), []).append(tap)
+            tapped = self._taps_of_inputs if name.startswith(INPUT_OF) else self._taps
+            tapped.setdefault(id(self._outline.modules[name.removeprefix(INPUT_OF)]), []).append(tap)
 
     def names(self, module: object) -> list[str]:
         return self._outline.names(module)
@@ -133,9 +139,24 @@ class Scope:
     def path(self) -> str:
         return self.place.path
 
-    def _enter_module(self, module: nn.Module, args: tuple) -> None:
-        if threading.get_ident() == self._thread:
-            self.place = self.place.within.get(id(module)) or self._outline.within(self.place, module)
+    def _enter_module(self, module: nn.Module, args: tuple) -> tuple | None:
+        if threading.get_ident() != self._thread:
+            return None
+        self.place = self.place.within.get(id(module)) or self._outline.within(self.place, module)
+        taps = self._taps_of_inputs.get(id(module))
+        return self._read_input(args, taps) if taps else None
+
+    def _read_input(self, args: tuple, taps: list[Tap]) -> tuple | None:
+        if not args or not isinstance(args[0], Tensor):
+            raise SelectorError(f"'{INPUT_OF}{self.path}' is no tensor passed by place; name a layer before it")
+        read = args[0]
+        if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+            read = hooked(read, lambda g: g)
+            self.replacing(read, args[0])
+        with torch._C.DisableTorchFunction():
+            for tap in taps:
+                tap(read)
+        return None if read is args[0] else (read, *args[1:])
 
     def _leave_module(self, module: nn.Module, args: tuple, *rest: Any) -> object:
         place = self.place
@@ -190,15 +211,18 @@ def module_names(model: object) -> dict[str, nn.Module]:
 
 
 def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """The layers by path; in a pattern such as "model.layers.*" a * stands for one part between dots, or for some of it."""
+    """The layers by path, or "input of " a path; in a pattern such as "model.layers.*" a * stands for one part between dots,
+    or for some of it."""
     modules = module_names(model)
+    inputs = {f"{INPUT_OF}{path}": module for path, module in modules.items() if path}
     found: dict[str, nn.Module] = {}
     for name in (layers,) if isinstance(layers, str) else layers:
         if not isinstance(name, str):
             raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
-        matching = {path: module for path, module in modules.items() if path == name or (path and _fits(path, name))}
+        among = inputs if name.startswith(INPUT_OF) else modules
+        matching = {path: module for path, module in among.items() if path == name or (path and _fits(path, name))}
         if not matching:
-            raise SelectorError(f"no layer '{name}' in the model{suggestion(name, modules)}")
+            raise SelectorError(f"no layer '{name}' in the model{suggestion(name, among)}")
         found |= matching
     return found
 

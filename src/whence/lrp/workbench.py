@@ -63,7 +63,7 @@ class Workbench:
         self._held: tuple[str, Place] | None = None
         self.copies = False  # whether what is kept is: of a part computed again, torch keeps the tensors themselves
         self._matcher, self._unknown, self._several = matcher, unknown, several
-        self._descent = Descent()
+        self.descent = Descent()
 
     # what is known
 
@@ -261,7 +261,7 @@ class Workbench:
 
     def _hang(self, node: Any, link: Link, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
         step, source = link.step, link.source.detach()
-        back = Propagation(step, source.shape, self.meter, self.made, self._descent, self._several)
+        back = Propagation(step, source.shape, self.meter, self.made, self.descent, self._several)
         out: Tensor = node.apply(value, back, self._kept(lambda z: back.reads(z, source)), *target, link.source, link.zeros)
         if step.rectified:  # nobody takes a ReLU over: what follows it does not follow the map
             self.known.note(out, Inherited(nonnegative=True))

@@ -95,7 +95,7 @@ class Deconvnet:
 def plain_gradients(task: Task, taps: Taps | None = None) -> Iterator[Gradients]:
     """Value and gradient at the inputs for each target."""
     scope, lookups = task.scope, task.lookups
-    return _gradients(task, scope, ConstantParameters(scope, lookups), taps or Taps(task.layers))
+    return _gradients(task, scope, ConstantParameters(scope, lookups), taps or Taps.of(task))
 
 
 class ReluBack(ConstantParameters):
@@ -125,13 +125,15 @@ def _gradients(task: Task, scope: Scope, mode: ConstantParameters, taps: Taps) -
 def _explained(method: object, task: Task, relevance: Relevance, relu_back: Relevance | None = None) -> Iterator[Explanation]:
     scope = task.scope
     mode = ConstantParameters(scope, task.lookups) if relu_back is None else ReluBack(scope, task.lookups, relu_back)
-    for found in _gradients(task, scope, mode, Taps(task.layers)):
+    for found in _gradients(task, scope, mode, Taps.of(task)):
         if isinstance(mode, ReluBack) and not mode.relus:
             name = type(method).__name__
             raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
-        account = Conservation(found.output, summed(scores, len(found.output)), adds_up=isinstance(method, GradientTimesInput))
-        yield explanation(method, task, found.output, found.target, scores, account, found.at_layers(relevance))
+        account = Conservation(found.amount, summed(scores, len(found.output)), adds_up=isinstance(method, GradientTimesInput))
+        yield explanation(
+            method, task, found.output, found.target, scores, account, found.at_layers(relevance), note=found.noted()
+        )
 
 
 def _gradient(value: Tensor, gradient: Tensor) -> Tensor:

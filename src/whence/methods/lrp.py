@@ -54,7 +54,7 @@ class LRP:
             yield from self._explanations(task)
 
     def _explanations(self, task: Task) -> Iterator[Explanation]:
-        taps, lookups, several = Taps(task.layers), task.lookups, len(task.targets) > 1
+        taps, lookups, several = Taps.of(task), task.lookups, len(task.targets) > 1 or bool(task.through)
         sources, prepared = leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
         prepared.kept.begin()
@@ -63,7 +63,16 @@ class LRP:
         reading = watched(task, scope, mode.bench.see)
         contexts = (scope, mode.saving, mode)
         for found in gradients(
-            task, sources, lookups, contexts, taps, reading, mode.written, mode.what_blocks, mode.before_saturation
+            task,
+            sources,
+            lookups,
+            contexts,
+            taps,
+            reading,
+            mode.written,
+            mode.what_blocks,
+            mode.before_saturation,
+            mode.from_the_middle,
         ):
             mode.matcher.check_all_matched(prepared.outline.modules)
             _check_arrival(found, mode)
@@ -71,10 +80,10 @@ class LRP:
             scores = found.at_inputs(torch.mul) | lookups.scores(at_lookups)
             for amount in lookups.elsewhere(at_lookups):
                 mode.meter.add("ids that the model put in", amount)
-            conservation = mode.meter.read(found.output, summed(scores, len(found.output)))
+            conservation = mode.meter.read(found.amount, summed(scores, len(found.output)))
             task.prepared.guarded = mode.bench.overwrote
             _check_balance(conservation)
-            layers, note = found.at_layers(torch.mul), mode.saturated if reads_outputs(found.target) else ""
+            layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")
             yield explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
 
 
@@ -93,5 +102,5 @@ def _check_balance(account: Conservation) -> None:
 def _check_arrival(found: Gradients, mode: RelevanceMode) -> None:
     """Raise where gates took all relevance: zeros would look like an answer."""
     gradients = [g for _, g in (*found.inputs.values(), *found.looked_up)] + found.extras
-    if mode.bench.gates_reached and found.output.any() and not any(g.any() for g in gradients):
+    if mode.bench.gates_reached and found.flow is None and found.output.any() and not any(g.any() for g in gradients):
         raise ModelError(f"no relevance reaches the input{mode.what_blocks()}")

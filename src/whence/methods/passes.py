@@ -1,20 +1,22 @@
 """One forward pass and a backward pass for each target, or values alone: what every method stands on."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from whence.activations import Inner, Reading
+from whence.conditions import Condition
 from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.explanation import Explanation
 from whence.inputs import Inputs
-from whence.lrp.conservation import Conservation, of_samples, total
+from whence.lrp.conservation import Conservation, dot, of_samples, total
 from whence.lrp.lookups import Alter, Lookups
 from whence.lrp.mode import ConstantParameters
 from whence.lrp.prepared import Prepared
@@ -33,6 +35,7 @@ class Task:
     inputs: Inputs
     targets: Sequence[Target]
     layers: tuple[str, ...] = ()
+    through: tuple[Condition, ...] = ()  # for each target, an explanation under each of these; none: the plain one
     progress: Progress = True
     alter: Alter | None = None  # what is looked up for ids
 
@@ -60,7 +63,7 @@ class Task:
             raise RuleError("two methods that move the vectors of token ids cannot be nested; use one of them")
         asked = [repeated(target, times) for target in (self.targets if targets is None else targets)]
         inputs = self.inputs.repeated(times, parts)
-        return replace(self, inputs=inputs, targets=asked, layers=(), progress=False, alter=alter or self.alter)
+        return replace(self, inputs=inputs, targets=asked, layers=(), through=(), progress=False, alter=alter or self.alter)
 
 
 Pair = tuple[Tensor, Tensor]  # a value and the gradient there
@@ -77,6 +80,16 @@ class Gradients:
     looked_up: list[Pair]
     layers: dict[str, list[Pair]]
     extras: list[Tensor]
+    flow: "Flow | None" = None  # under a condition, what it lets through
+
+    @property
+    def amount(self) -> Tensor:
+        """What is to be accounted for, `[N]`: the output, or what a condition lets through of it."""
+        return self.output if self.flow is None else self.flow.amount
+
+    def noted(self, note: str = "") -> str:
+        """What it is of, in words, where it is not all."""
+        return ", ".join(filter(None, [note, "" if self.flow is None else f"through {self.flow.condition}{self.flow.note}"]))
 
     def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
         """The relevance of every explained input: like it, or one score an id."""
@@ -102,13 +115,33 @@ class Gradients:
         return {name: [relevance(*pair) for pair in calls] for name, calls in self.layers.items()}
 
 
+@dataclass(frozen=True)
+class Flow:
+    """What flows through some parts of some layers."""
+
+    condition: Condition
+    amount: Tensor  # [N]
+    layers: frozenset[str]  # at which its relevance is known: those that are run before the parts
+    note: str = ""
+
+
 @dataclass
 class Taps:
     """Reads values and gradients off at named layers."""
 
     names: tuple[str, ...]
+    reading: Reading | None = None  # which tells where layers have their channels
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+    edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # where ways back can end, or begin
+
+    @classmethod
+    def of(cls, task: Task) -> "Taps":
+        """At all that the task asks for."""
+        conditional = {layer: None for condition in task.through for layer in condition.layers}
+        some = task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))]
+        reading = Reading.of_layers(some, named_layers(task.model, tuple(conditional))) if conditional else None
+        return cls(tuple(dict.fromkeys((*task.layers, *conditional))), reading)
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
         return {name: lambda out, name=name: self._tap(name, out, pin) for name in self.names}
@@ -121,17 +154,29 @@ class Taps:
         position = len(values)
         values.append(out.detach().clone())
         gradients.append(torch.zeros_like(values[-1]))
+        self.edges.setdefault(name, []).append(get_gradient_edge(out))
         out.register_hook(lambda g: gradients.__setitem__(position, g.detach()))
 
-    def read(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Value and gradient of each call of each layer since the last reading."""
-        result = {name: list(zip(self.values[name], self.gradients[name], strict=True)) for name in self.values}
-        for name, gradients in self.gradients.items():
-            gradients[:] = [torch.zeros_like(v) for v in self.values[name]]
+    def read(self, only: Sequence[str] | None = None) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Value and gradient of each call of each layer, or only of some, since the last reading."""
         missing = [name for name in self.names if name not in self.values]
         if missing:
             raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; no relevance can be read there")
+        names = [name for name in self.values if only is None or name in only]
+        result = {name: list(zip(self.values[name], self.gradients[name], strict=True)) for name in names}
+        for name, gradients in self.gradients.items():
+            gradients[:] = [torch.zeros_like(v) for v in self.values[name]]
         return result
+
+    def channels_at(self, name: str) -> int:
+        """The dimension of a layer's channels."""
+        assert self.reading is not None
+        return replace(self.reading, layers={name: self.values[name][0]}).channels_at(name)
+
+    def before(self, name: str) -> frozenset[str]:
+        """The layers that ended before this one did, and itself."""
+        order = list(self.values)
+        return frozenset(order[: order.index(name) + 1])
 
 
 def leaves(inputs: Inputs) -> list[Tensor]:
@@ -180,11 +225,13 @@ def gradients(
     extras: Sequence[Tensor] = (),
     blocked: Callable[[], str] = lambda: "",
     shown: Callable[[Any], Any] = lambda outputs: outputs,
+    from_the_middle: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[Gradients]:
     """One forward within `contexts`, then for each target the gradients at `sources`, at what was looked up and at `extras`.
 
-    `blocked` says, for the error message, what may have cut the path from input to output; `shown` which outputs classes are
-    picked from.
+    Under conditions, those of what flows through them, for each. `blocked` says, for the error message, what may have cut the
+    path from input to output; `shown` which outputs classes are picked from; `from_the_middle` is entered for ways back that
+    begin there.
     """
     inputs = task.inputs
     if inputs.arrays:
@@ -199,19 +246,48 @@ def gradients(
             "nothing to explain: no integer input was looked up in a table (an embedding, or table[ids]); "
             "images must be floating point"
         )
+    ends = Ends(dict(zip(inputs.explained, sources, strict=True)), vectors, list(extras))
     for last, target in _with_last(task.targets):
         with entered(differentiating(), *contexts):
             values, resolved = select(shown(outputs) if reads_outputs(target) else outputs, target, inputs, reading)
         _check_output(values, blocked)
-        found = backward(values, [*sources, *vectors, *extras], keep_graph=not last)
-        at_inputs, at_vectors, at_extras = _parted(found, len(sources), len(vectors))
-        pairs = {i: (s.detach(), g) for i, s, g in zip(inputs.explained, sources, at_inputs, strict=True)}
-        looked_up = [(v.detach(), g) for v, g in zip(vectors, at_vectors, strict=True)]
-        yield Gradients(values.detach(), resolved, pairs, lookups, looked_up, taps.read(), at_extras)
+        found = backward(values, ends.all, keep_graph=bool(task.through) or not last)
+        if not task.through:
+            yield ends.read(found, values, resolved, lookups, taps.read())
+            continue
+        whole = taps.read()
+        for condition in task.through:
+            found, flow = through(condition, whole, taps, ends.all, len(values), from_the_middle)
+            _check_known(task.layers, flow)
+            yield ends.read(found, values, resolved, lookups, taps.read(task.layers), flow)
 
 
-def _parted(items: list[Tensor], first: int, second: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    return items[:first], items[first : first + second], items[first + second :]
+@dataclass(frozen=True)
+class Ends:
+    """Where ways back end: at the explained inputs, by number, at what was looked up, and beside them."""
+
+    inputs: dict[int, Tensor]
+    vectors: list[Tensor]
+    extras: list[Tensor]
+
+    @property
+    def all(self) -> list[Tensor]:
+        return [*self.inputs.values(), *self.vectors, *self.extras]
+
+    def read(
+        self,
+        gradients: list[Tensor],
+        output: Tensor,
+        target: Any,
+        lookups: Lookups,
+        layers: dict[str, list[Pair]],
+        flow: Flow | None = None,
+    ) -> Gradients:
+        """What was found at all of them, by kind."""
+        rest = iter(gradients)
+        inputs = {i: (source.detach(), next(rest)) for i, source in self.inputs.items()}
+        looked_up = [(v.detach(), next(rest)) for v in self.vectors]
+        return Gradients(output.detach(), target, inputs, lookups, looked_up, layers, list(rest), flow)
 
 
 @contextmanager
@@ -221,11 +297,57 @@ def differentiating() -> Iterator[None]:
         yield
 
 
-def backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[Tensor]:
-    """Gradients of Σ values at the sources, zeros where a source plays no part."""
+def through(
+    condition: Condition,
+    whole: dict[str, list[Pair]],
+    taps: Taps,
+    ends: list[Tensor],
+    count: int,
+    from_the_middle: Callable[[], AbstractContextManager],
+) -> tuple[list[Tensor], Flow]:
+    """Gradients at the ends of what flows through the parts of layers, the last that was run first: of its whole gradient, what
+    is of its parts, goes on to the layer before, and of that what is of its parts goes on."""
+    order = [name for name in reversed(taps.values) if name in condition.layers]
+    for name in order:
+        if len(taps.values[name]) > 1:
+            raise ModelError(
+                f"layer '{name}' ran {len(taps.values[name])} times, each before the next; name one that runs once"
+            )
+    (a, g), above = whole[order[0]][0], None
+    for name in order:
+        a, (edge,) = taps.values[name][0], taps.edges[name]
+        if above is not None:
+            with from_the_middle():
+                (g,) = backward(above, [edge], True, g, like=[a])
+        g, above = condition.kept(name, a, g, taps.channels_at(name)), edge
+    assert above is not None
+    amount, there = of_samples(dot(a, g), count), float(dot(*whole[order[-1]][0]).sum())
+    note = "" if amount.any() else f", where nothing flows (the relevance of the layer is {there:.4g} in all)"
+    flow = Flow(condition, amount, taps.before(order[-1]), note)
+    with from_the_middle():
+        return backward(above, ends, True, g, like=ends), flow
+
+
+def _check_known(layers: Sequence[str], flow: Flow) -> None:
+    unknown = [layer for layer in layers if layer not in flow.layers]
+    if unknown:
+        raise RuleError(
+            f"layer '{unknown[0]}' runs after {flow.condition}; what flows on through those is known at layers before them"
+        )
+
+
+def backward(
+    values: Tensor | GradientEdge,
+    sources: Sequence[Tensor | GradientEdge],
+    keep_graph: bool,
+    gradient: Tensor | None = None,
+    like: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """Gradients of Σ values, or of ⟨gradient, values⟩, at the sources; zeros (`like` them) where a source plays no part."""
+    given = torch.ones_like(values) if gradient is None else gradient  # type: ignore[arg-type]
     try:
         with differentiating():
-            found = torch.autograd.grad(values.sum(), sources, retain_graph=keep_graph, allow_unused=True)
+            found = torch.autograd.grad([values], sources, [given], retain_graph=keep_graph, allow_unused=True)  # type: ignore[arg-type]
     except CheckpointError as error:
         raise ModelError(f"a checkpointed part did not compute the same again: {first_line(error)}") from error
     except AssertionError as error:  # of an autograd.Function of its own
@@ -234,7 +356,7 @@ def backward(values: Tensor, sources: list[Tensor], keep_graph: bool) -> list[Te
         if "modified by an inplace operation" not in str(error):
             raise
         raise ModelError("the model overwrites a value its gradient needs; run that part out of place, or use LRP") from error
-    return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, found, strict=True)]
+    return [torch.zeros_like(s) if g is None else g for s, g in zip(like or sources, found, strict=True)]  # type: ignore
 
 
 def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
@@ -287,5 +409,6 @@ def explanation(
 
 def refuse_layers(method: object, task: Task) -> None:
     """For methods that give relevance to inputs alone."""
-    if task.layers:
-        raise RuleError(f"{type(method).__name__} gives no relevance to inner layers; leave layers= out, or use LRP")
+    for what, given in (("layers", task.layers), ("through", task.through)):
+        if given:
+            raise RuleError(f"{type(method).__name__} gives no relevance to inner layers; leave {what}= out, or use LRP")

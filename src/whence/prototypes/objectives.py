@@ -324,12 +324,8 @@ def _named(name: str) -> list[Objective]:
 
 
 def _channels_last(reading: Reading, layer: str) -> Tensor:
-    """Activations `[K, …, channels]`. Where the layer's kind does not tell, pictures have their channels first, and series
-    where the input itself has three dimensions."""
-    a = reading.layers[layer]
-    by_shape = a.dim() > 3 or (a.dim() == 3 and reading.x.dim() == 3)
-    first = layer in reading.channels_first or (by_shape and layer not in reading.channels_last)
-    return a.movedim(1, -1) if first else a
+    """Activations `[K, …, channels]`."""
+    return reading.layers[layer].movedim(reading.channels_at(layer), -1)
 
 
 def _check_position(position: tuple[int, ...], places: tuple[int, ...], layer: str) -> None:

@@ -1,0 +1,97 @@
+"""The relevance of the channels of a layer, and the part of a picture that a place in it sees."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.activations import Reading
+from whence.errors import InputError, ModelError, SelectorError
+from whence.explain import explain
+from whence.explanation import Explanation
+from whence.inputs import Inputs
+from whence.lrp.scope import named_layers
+from whence.methods.readings import Reader, layer_shapes
+from whence.methods.table import Method
+from whence.nests import Nest, tensors
+from whence.targets import Target
+
+
+def channel_relevance(
+    model: Callable[..., Any], inputs: Nest, layer: str, target: Target = None, *, method: Method | str | None = None
+) -> Tensor:
+    """The relevance of every channel of a layer, `[N, C]`: Σ over its places, from one backward pass.
+
+    >>> R = whence.channel_relevance(model, x, "features.28", target=483)
+    >>> R.topk(5)                                  # the five channels that carried most of the output
+    """
+    e = explain(model, inputs, target, method=method, layers=[layer], progress=False)
+    return by_channel(model, e, layer)
+
+
+def by_channel(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
+    """Of an explanation that has the layer, `[N, C]`."""
+    relevance = channels_last(model, e, layer)
+    return relevance.flatten(1, -2).sum(1) if relevance.dim() > 2 else relevance
+
+
+def channels_last(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
+    """The relevance at a layer, `[N, …, C]`."""
+    relevance = e.layers[layer]
+    if isinstance(relevance, tuple):
+        raise ModelError(f"layer '{layer}' ran {len(relevance)} times; name one that runs once")
+    x = next(iter(tensors(e.inputs).values()))
+    reading = Reading.of_layers(x, named_layers(model, [layer]))
+    reading.layers[layer] = relevance
+    return relevance.movedim(reading.channels_at(layer), -1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a picture, in pixels."""
+
+    rows: slice
+    columns: slice
+
+    def of(self, picture: Tensor) -> Tensor:
+        return picture[..., self.rows, self.columns]
+
+
+def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: int, position: tuple[int, ...]) -> Window:
+    """The part of the picture `[1, C, H, W]` that a place of a layer's channel answers to: where its gradient is not zero.
+
+    >>> whence.inside.channels.receptive_field(model, x, "features.10", 3, (5, 7)).of(x)
+    """
+    if x.dim() != 4 or len(x) != 1:
+        raise InputError(f"a receptive field is that in one picture [1, C, H, W], not in {tuple(x.shape)}")
+    reader = Reader(model, [layer])
+    with torch.inference_mode(False), torch.enable_grad():
+        given = x.detach().clone().requires_grad_()
+        reading = reader(given)
+        a = reading.layers[layer]
+        a = a.movedim(reading.channels_at(layer), -1)[0, ..., channel]
+        if len(position) != a.dim() or not all(0 <= p < n for p, n in zip(position, a.shape, strict=True)):
+            raise SelectorError(f"position {position} is not among the {tuple(a.shape)} places of layer '{layer}'")
+        (g,) = torch.autograd.grad(a[position], given)
+    seen = (g[0] != 0).any(0)
+    if not seen.any():  # a unit that is off
+        return Window(slice(0, x.shape[2]), slice(0, x.shape[3]))
+    rows, columns = (seen.any(dim).nonzero().flatten() for dim in (1, 0))
+    return Window(slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+
+
+def last_picture_layer(model: Callable[..., Any], inputs: Tensor) -> str:
+    """The last convolution of the model whose channels are no classes yet: what is looked at if no layer is named."""
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    with torch.no_grad():
+        outputs = Inputs.of(inputs).call(model, (inputs.clone(),))
+    outputs = getattr(outputs, "logits", outputs)
+    classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() > 1 else None
+    for name, shape in reversed(layer_shapes(model, inputs).items()):
+        if isinstance(modules.get(name), nn.Conv2d) and shape[1] != classes and shape[2] * shape[3] > 1:
+            return name
+    raise SelectorError(
+        "no convolution of the model gives a picture of channels; name a layer (whence.layer_shapes lists them)"
+    )

@@ -1,0 +1,37 @@
+"""A graph in layers: nodes side by side, lines as thick as what flows."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+FOR, AGAINST = "#c00000", "#0040c0"
+THICKEST = 7.0  # points
+SHOWN = 0.02  # of the thickest: what is less is not drawn
+Node = tuple[str, int]
+
+
+def layered(nodes: Mapping[str, Mapping[int, float]], links: Sequence[tuple[Node, Node, float]], top: str) -> Figure:
+    """Layers from the bottom up, the one named "" a single node that is titled `top`."""
+    widest = max(map(len, nodes.values()))
+    drawn = Figure(figsize=(1.15 * widest + 1.6, 1.25 * len(nodes) + 0.2), dpi=120, layout="constrained")
+    axis = drawn.subplots()
+    place = {}
+    for height, (layer, channels) in enumerate(nodes.items()):
+        for i, channel in enumerate(channels):
+            place[layer, channel] = ((i + 0.5) * widest / len(channels), height)
+    largest = max((abs(relevance) for *_, relevance in links), default=1.0) or 1.0
+    for above, below, relevance in links:
+        if abs(relevance) >= SHOWN * largest:
+            (x0, y0), (x1, y1) = place[above], place[below]
+            colour, width = FOR if relevance > 0 else AGAINST, THICKEST * abs(relevance) / largest
+            axis.plot([x0, x1], [y0, y1], color=colour, linewidth=max(0.4, width), alpha=0.55, solid_capstyle="round", zorder=1)
+    for (layer, channel), (x, y) in place.items():
+        text = top if layer == "" else f"{channel}\n{nodes[layer][channel]:.3g}"
+        axis.text(x, y, text, ha="center", va="center", fontsize=8, zorder=2,
+                  bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#666666"})  # fmt: skip
+    for height, layer in enumerate(nodes):
+        axis.text(-0.15, height, layer, ha="right", va="center", fontsize=8)
+    axis.set_xlim(-0.1, widest)
+    axis.set_ylim(-0.4, len(nodes) - 0.6)
+    axis.set_axis_off()
+    return drawn
