@@ -43,9 +43,9 @@ def test_the_front_exports_what_the_contract_names():
              "AttackExplained", "attack_explanation", "ExplanationAttacked", "RobustFeatures", "RobustFeaturesExperiment",
              "robust_features_experiment", "FeatureScores", "feature_scores", "evaluate", "Evaluation", "compare", "Comparison",
              "tune", "Tuning", "superpixels", "metrics", "imputers", "RisingGamma", "explain_dataset", "open_store", "Store",
-             "audit", "Audit", "prove", "Proof", "cure", "Cured", "Places", "Heads", "Directions", "Features", "channel_relevance",
-             "concepts", "Concepts", "attribution_graph", "AttributionGraph", "patching", "Patching", "explain_similarity",
-             "Similarity", "walks", "Walks", "subgraph_relevance", "subspaces", "Subspaces"}  # fmt: skip
+             "audit", "Audit", "prove", "Proof", "cure", "Cured", "Places", "Heads", "Nodes", "Directions", "Features",
+             "channel_relevance", "concepts", "Concepts", "attribution_graph", "AttributionGraph", "patching", "Patching",
+             "explain_similarity", "Similarity", "walks", "Walks", "subgraph_relevance", "subspaces", "Subspaces"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
         "activations",

@@ -7,7 +7,13 @@ from whence.audit.audit import Audit as Audit, audit as audit
 from whence.audit.cure import Cured as Cured, cure as cure
 from whence.audit.proof import Proof as Proof, prove as prove
 from whence.checkpoint import checkpointed as checkpointed
-from whence.conditions import Directions as Directions, Features as Features, Heads as Heads, Places as Places
+from whence.conditions import (
+    Directions as Directions,
+    Features as Features,
+    Heads as Heads,
+    Nodes as Nodes,
+    Places as Places,
+)
 from whence.datasets.explain_dataset import explain_dataset as explain_dataset
 from whence.datasets.store import Store as Store, open_store as open_store
 from whence.evaluation import imputers as imputers, metrics as metrics
@@ -23,6 +29,10 @@ from whence.generation import Generation as Generation, explain_generation as ex
 from whence.inside.channels import channel_relevance as channel_relevance
 from whence.inside.concepts import Concepts as Concepts, concepts as concepts
 from whence.inside.graphs import AttributionGraph as AttributionGraph, attribution_graph as attribution_graph
+from whence.inside.patching import Patching as Patching, patching as patching
+from whence.inside.similarity import Similarity as Similarity, explain_similarity as explain_similarity
+from whence.inside.subspaces import Subspaces as Subspaces, subspaces as subspaces
+from whence.inside.walks import Walks as Walks, subgraph_relevance as subgraph_relevance, walks as walks
 from whence.load import load as load
 from whence.lrp import presets as presets
 from whence.lrp.composites import Composite as Composite, input_layer as input_layer

@@ -61,6 +61,25 @@ class Places:
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """Nodes of a graph by number, in a network that is given one graph `[nodes, C]` without a batch.
+
+    >>> whence.explain(model, (x, edges), through={"conv1": whence.Nodes([3])})
+    """
+
+    numbers: Sequence[int]
+
+    def kept(self, a: Tensor, g: Tensor) -> Tensor:
+        kept = torch.zeros_like(g)
+        numbers = _among(self.numbers, len(g), "node")
+        kept[numbers] = g[numbers]
+        return kept
+
+    def __str__(self) -> str:
+        return f"node {_listed(self.numbers)}"
+
+
+@dataclass(frozen=True)
 class Heads:
     """Heads of attention by number, `of` so many: equal parts of the channels that go into the output projection.
 

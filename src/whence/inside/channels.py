@@ -15,7 +15,7 @@ from whence.inputs import Inputs
 from whence.lrp.scope import named_layers
 from whence.methods.readings import Reader, layer_shapes
 from whence.methods.table import Method
-from whence.nests import Nest, tensors
+from whence.nests import Nest
 from whence.targets import Target
 
 
@@ -42,10 +42,15 @@ def channels_last(model: Callable[..., Any], e: Explanation, layer: str) -> Tens
     relevance = e.layers[layer]
     if isinstance(relevance, tuple):
         raise ModelError(f"layer '{layer}' ran {len(relevance)} times; name one that runs once")
-    x = next(iter(tensors(e.inputs).values()))
+    return relevance.movedim(channel_dimension(model, layer, Inputs.of(e.inputs), relevance), -1)
+
+
+def channel_dimension(model: Callable[..., Any], layer: str, inputs: Inputs, a: Tensor) -> int:
+    """The dimension of a layer's channels in its activation."""
+    x = inputs.parts[min((*inputs.explained, *inputs.ids))]
     reading = Reading.of_layers(x, named_layers(model, [layer]))
-    reading.layers[layer] = relevance
-    return relevance.movedim(reading.channels_at(layer), -1)
+    reading.layers[layer] = a
+    return reading.channels_at(layer)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -78,8 +79,8 @@ def attribution_graph(
     >>> whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"], target=483).save("graph.png")
 
     `layers` from the input up; of each the `channels` most relevant. An edge is the relevance of a channel under the condition
-    that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance, where nothing
-    goes round it.
+    that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance, where
+    nothing goes round it.
     """
     layers = list(layers)
     if len(layers) < 2 or len(set(layers)) != len(layers):
@@ -90,7 +91,7 @@ def attribution_graph(
     output = float(whole.output)
     nodes = {layer: _strongest(by_channel(model, whole, layer)[0], channels, output) for layer in layers}
     edges = []
-    for layer, above in zip(layers, layers[1:], strict=False):
+    for layer, above in pairwise(layers):
         through = [{above: c} for c in nodes[above]]
         parts = explain_targets(model, inputs, [whole.target], method=method, layers=[layer], through=through)
         for channel_above, part in zip(nodes[above], parts, strict=True):

@@ -47,13 +47,27 @@ class LRP:
             raise RuleError(f"unknown={self.unknown!r}; choose 'error', 'warn' or 'gradient'")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
+        for found, mode in self.gradients(task):
+            mode.matcher.check_all_matched(mode.bench.prepared.outline.modules)
+            _check_arrival(found, mode)
+            at_lookups = found.at_lookups(torch.mul, mode.beside_lookups)
+            scores = found.at_inputs(torch.mul) | mode.lookups.scores(at_lookups)
+            for amount in mode.lookups.elsewhere(at_lookups):
+                mode.meter.add("ids that the model put in", amount)
+            conservation = mode.meter.read(found.amount, summed(scores, len(found.output)))
+            _check_balance(conservation)
+            layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")
+            yield explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
+
+    def gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
+        """The modified gradients g = R/a, and what is known of the way they came."""
         try:
-            yield from self._explanations(task)
+            yield from self._gradients(task)
         except OverwritesAfterAll:
             task.prepared.guarded = True
-            yield from self._explanations(task)
+            yield from self._gradients(task)
 
-    def _explanations(self, task: Task) -> Iterator[Explanation]:
+    def _gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
         taps, lookups, several = Taps.of(task), task.lookups, len(task.targets) > 1 or bool(task.through)
         sources, prepared = leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
@@ -61,30 +75,12 @@ class LRP:
         mode = RelevanceMode(self.rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
         reading = watched(task, scope, mode.bench.see)
-        contexts = (scope, mode.saving, mode)
         for found in gradients(
-            task,
-            sources,
-            lookups,
-            contexts,
-            taps,
-            reading,
-            mode.written,
-            mode.what_blocks,
-            mode.before_saturation,
-            mode.from_the_middle,
-        ):
-            mode.matcher.check_all_matched(prepared.outline.modules)
-            _check_arrival(found, mode)
-            at_lookups = found.at_lookups(torch.mul, mode.beside_lookups)
-            scores = found.at_inputs(torch.mul) | lookups.scores(at_lookups)
-            for amount in lookups.elsewhere(at_lookups):
-                mode.meter.add("ids that the model put in", amount)
-            conservation = mode.meter.read(found.amount, summed(scores, len(found.output)))
+            task, sources, lookups, (scope, mode.saving, mode), taps, reading, mode.written, mode.what_blocks,
+            mode.before_saturation, mode.from_the_middle,
+        ):  # fmt: skip
             task.prepared.guarded = mode.bench.overwrote
-            _check_balance(conservation)
-            layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")
-            yield explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
+            yield found, mode
 
 
 def _check_balance(account: Conservation) -> None:

@@ -255,9 +255,9 @@ def gradients(
         if not task.through:
             yield ends.read(found, values, resolved, lookups, taps.read())
             continue
-        whole = taps.read()
+        descending = Descending(taps.read(), taps, ends.all, len(values), from_the_middle)
         for condition in task.through:
-            found, flow = through(condition, whole, taps, ends.all, len(values), from_the_middle)
+            found, flow = descending.through(condition)
             _check_known(task.layers, flow)
             yield ends.read(found, values, resolved, lookups, taps.read(task.layers), flow)
 
@@ -297,35 +297,58 @@ def differentiating() -> Iterator[None]:
         yield
 
 
-def through(
-    condition: Condition,
-    whole: dict[str, list[Pair]],
-    taps: Taps,
-    ends: list[Tensor],
-    count: int,
-    from_the_middle: Callable[[], AbstractContextManager],
-) -> tuple[list[Tensor], Flow]:
-    """Gradients at the ends of what flows through the parts of layers, the last that was run first: of its whole gradient, what
-    is of its parts, goes on to the layer before, and of that what is of its parts goes on."""
-    order = [name for name in reversed(taps.values) if name in condition.layers]
-    for name in order:
-        if len(taps.values[name]) > 1:
-            raise ModelError(
-                f"layer '{name}' ran {len(taps.values[name])} times, each before the next; name one that runs once"
-            )
-    (a, g), above = whole[order[0]][0], None
-    for name in order:
-        a, (edge,) = taps.values[name][0], taps.edges[name]
-        if above is not None:
-            with from_the_middle():
-                (g,) = backward(above, [edge], True, g, like=[a])
-        g, above = condition.kept(name, a, g, taps.channels_at(name)), edge
-    assert above is not None
-    amount, there = of_samples(dot(a, g), count), float(dot(*whole[order[-1]][0]).sum())
-    note = "" if amount.any() else f", where nothing flows (the relevance of the layer is {there:.4g} in all)"
-    flow = Flow(condition, amount, taps.before(order[-1]), note)
-    with from_the_middle():
-        return backward(above, ends, True, g, like=ends), flow
+class Descending:
+    """Ways back under one condition after the other, from the same whole way back; what the last had in common with the next,
+    from the top, is not computed again."""
+
+    def __init__(
+        self,
+        whole: dict[str, list[Pair]],
+        taps: Taps,
+        ends: list[Tensor],
+        count: int,
+        from_the_middle: Callable[[], AbstractContextManager],
+    ):
+        self._whole, self._taps, self._ends, self._count = whole, taps, ends, count
+        self._from_the_middle = from_the_middle
+        self._steps: list[tuple[str, Any, Tensor]] = []  # layers from the top, what of them is kept, and its gradient
+
+    def through(self, condition: Condition) -> tuple[list[Tensor], Flow]:
+        """Gradients at the ends of what flows through the parts of layers, the last that was run first: of its whole gradient,
+        what is of its parts, goes on to the layer before, and of that what is of its parts goes on."""
+        order = [name for name in reversed(self._taps.values) if name in condition.layers]
+        wanted = [(name, condition.units[name]) for name in order]
+        shared = 0
+        for (name, units, _), step in zip(self._steps, wanted, strict=False):
+            if (name, units) != step:
+                break
+            shared += 1
+        del self._steps[shared:]
+        for name, units in wanted[shared:]:
+            self._steps.append((name, units, self._kept(condition, name)))
+        name, _, g = self._steps[-1]
+        (a, whole) = self._whole[name][0]
+        amount = of_samples(dot(a, g), self._count)
+        there = float(dot(a, whole).sum())
+        note = "" if amount.any() else f", where nothing flows (the relevance of the layer is {there:.4g} in all)"
+        with self._from_the_middle():
+            found = backward(self._edge(name), self._ends, True, g, like=self._ends)
+        return found, Flow(condition, amount, self._taps.before(name), note)
+
+    def _kept(self, condition: Condition, name: str) -> Tensor:
+        """Of what arrives at a layer."""
+        (a, g), edge = self._whole[name][0], self._edge(name)
+        if self._steps:
+            above, _, g = self._steps[-1]
+            with self._from_the_middle():
+                (g,) = backward(self._edge(above), [edge], True, g, like=[a])
+        return condition.kept(name, a, g, self._taps.channels_at(name))
+
+    def _edge(self, name: str) -> GradientEdge:
+        edges = self._taps.edges[name]
+        if len(edges) > 1:
+            raise ModelError(f"layer '{name}' ran {len(edges)} times; name one that runs once")
+        return edges[0]
 
 
 def _check_known(layers: Sequence[str], flow: Flow) -> None:

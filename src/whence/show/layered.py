@@ -11,7 +11,8 @@ Node = tuple[str, int]
 
 
 def layered(nodes: Mapping[str, Mapping[int, float]], links: Sequence[tuple[Node, Node, float]], top: str) -> Figure:
-    """Layers from the bottom up, the one named "" a single node that is titled `top`."""
+    """Layers from the bottom up, the one named "" a single node that is titled `top`; lines are as thick as they are
+    strong among those between the same two layers."""
     widest = max(map(len, nodes.values()))
     drawn = Figure(figsize=(1.15 * widest + 1.6, 1.25 * len(nodes) + 0.2), dpi=120, layout="constrained")
     axis = drawn.subplots()
@@ -19,11 +20,13 @@ def layered(nodes: Mapping[str, Mapping[int, float]], links: Sequence[tuple[Node
     for height, (layer, channels) in enumerate(nodes.items()):
         for i, channel in enumerate(channels):
             place[layer, channel] = ((i + 0.5) * widest / len(channels), height)
-    largest = max((abs(relevance) for *_, relevance in links), default=1.0) or 1.0
+    largest: dict[str, float] = {}
+    for _, (layer, _), relevance in links:
+        largest[layer] = max(abs(relevance), largest.get(layer, 0.0))
     for above, below, relevance in links:
-        if abs(relevance) >= SHOWN * largest:
+        if abs(relevance) > SHOWN * largest[below[0]]:
             (x0, y0), (x1, y1) = place[above], place[below]
-            colour, width = FOR if relevance > 0 else AGAINST, THICKEST * abs(relevance) / largest
+            colour, width = FOR if relevance > 0 else AGAINST, THICKEST * abs(relevance) / largest[below[0]]
             axis.plot([x0, x1], [y0, y1], color=colour, linewidth=max(0.4, width), alpha=0.55, solid_capstyle="round", zorder=1)
     for (layer, channel), (x, y) in place.items():
         text = top if layer == "" else f"{channel}\n{nodes[layer][channel]:.3g}"
