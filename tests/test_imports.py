@@ -34,6 +34,8 @@ LRP = [
     "treatments",
     "operations",
     "mode presets",
+    "traced",
+    "loops",
 ]
 
 

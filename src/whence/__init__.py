@@ -37,7 +37,7 @@ from whence.load import load as load
 from whence.lrp import presets as presets
 from whence.lrp.composites import Composite as Composite, input_layer as input_layer
 from whence.lrp.conservation import Conservation as Conservation
-from whence.lrp.mode import relevance_rules as relevance_rules
+from whence.lrp.loops import relevance_rules as relevance_rules
 from whence.lrp.rules import (
     AlphaBeta as AlphaBeta,
     Constant as Constant,

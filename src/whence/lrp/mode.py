@@ -417,19 +417,8 @@ RULED: dict[type, Callable[[Workbench, Call], Any]] = {
 
 
 @contextmanager
-def relevance_rules(
-    rules: Mapping[Selector, Rule] | Composite, model: torch.nn.Module | None = None, unknown: Unknown = "error"
-) -> Iterator[RelevanceMode]:
-    """Plain PyTorch with modified gradients, for one's own loops: afterwards the relevance of x is `x * grad`.
-
-    >>> with whence.relevance_rules({torch.nn.Linear: whence.Gamma(0.1)}):
-    ...     logits = model(x)
-    >>> (g,) = torch.autograd.grad(logits[0, 483], x)
-    >>> relevance = x * g
-
-    Selectors by module path need `model`. Rules of the input layer (ZBox, WSquare, Flat), and distances at the input, are not
-    of the form x · g and are refused here; use `explain`.
-    """
+def under_rules(rules: Mapping[Selector, Rule] | Composite, model: object, unknown: Unknown) -> Iterator[RelevanceMode]:
+    """Modified gradients for whatever runs while entered."""
     composite = Composite.of(rules)
     for selector, rule in composite.entries[: composite.required]:
         if isinstance(rule, InputRule):

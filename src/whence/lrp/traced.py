@@ -1,0 +1,130 @@
+"""Forward pass and way back as one graph of plain functions without side effects, in which everything can be differentiated."""
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize
+from torch.fx import GraphModule, Node
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from whence.errors import ModelError
+from whence.lrp.composites import Composite
+from whence.lrp.mode import under_rules
+from whence.lrp.workbench import Unknown
+
+PASSED_ON = (torch.ops.aten.expand.default, torch.ops.aten._to_copy.default)
+VALUE = torch.ops.aten._local_scalar_dense.default
+ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+Call = Callable[[Sequence[Any]], tuple[Any, Mapping[str, Any]]]  # the leaves of arguments -> arguments
+
+
+def traced(
+    model: nn.Module,
+    rules: Composite,
+    unknown: Unknown,
+    leaves: Sequence[Any],
+    sources: Sequence[int],
+    arguments: Call,
+    outputs: Callable[[Any], list[Tensor]],
+) -> GraphModule:
+    """`graph(tensors, state, gradients)` gives the modified gradients at the `sources` among the leaves of the arguments, from
+    those at the outputs; `state` are the parameters and buffers by name."""
+    tensors = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    state = state_of(model, detached=True)
+
+    def way_back(tensors: list[Any], state: dict[str, Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        given = list(tensors)
+        for i in sources:
+            given[i] = given[i].detach().requires_grad_()
+        args, kwargs = arguments(given)
+        with under_rules(rules, model, unknown):
+            found = outputs(functional_call(model, state, args, dict(kwargs)))
+        pairs = [(out, g) for out, g in zip(found, gradients, strict=True) if out.requires_grad]
+        at_sources = [given[i] for i in sources]
+        back = torch.autograd.grad([o for o, _ in pairs], at_sources, [g for _, g in pairs], allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for t, g in zip(at_sources, back, strict=True)]
+
+    with torch.no_grad():
+        args, kwargs = arguments(tensors)
+        like = [torch.zeros_like(out) for out in outputs(functional_call(model, state, args, dict(kwargs)))]
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels have no second derivatives
+        written = _without_aliases(make_fx(way_back, decomposition_table={VALUE: _value})(tensors, state, like))
+    pure = make_fx(functionalize(written, remove="mutations"), decomposition_table={torch.ops.aten.copy.default: _copied})
+    return _with_safe_quotients(_without_aliases(pure(tensors, state, like)))
+
+
+def state_of(model: nn.Module, detached: bool = False) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: t.detach() for name, t in found.items()} if detached else found
+
+
+def _with_safe_quotients(graph: GraphModule) -> GraphModule:
+    """n / d that is read as 0 where d is 0: the derivative of 0/0 would be NaN, though nothing comes of it."""
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.nan_to_num.default:
+            continue
+        quotient = node.args[0]
+        while quotient.op == "call_function" and quotient.target in PASSED_ON:
+            quotient = quotient.args[0]
+        if quotient.target is not aten.div.Tensor or not isinstance(quotient.args[1], Node):
+            continue
+        numerator, denominator = quotient.args
+        with graph.graph.inserting_before(quotient):
+            empty = graph.graph.call_function(aten.eq.Scalar, (denominator, 0))
+            safe = graph.graph.call_function(aten.masked_fill.Scalar, (denominator, empty, 1))
+            divided = graph.graph.call_function(aten.div.Tensor, (numerator, safe))
+            result = graph.graph.call_function(aten.masked_fill.Scalar, (divided, empty, 0))
+        quotient.replace_all_uses_with(result)
+        graph.graph.erase_node(quotient)
+    graph.recompile()
+    return graph
+
+
+def _value(t: Tensor) -> Any:
+    """A tensor's value, which the graph keeps as it is now, if it comes of nothing that the graph is given."""
+    mode = proxy_tensor.get_innermost_proxy_mode()
+    assert mode is not None
+    node = proxy_tensor.get_proxy_slot(t, mode.tracer, None, lambda slot: slot.proxy.node)  # type: ignore[call-overload]
+    open_ends, met = [] if node is None else [node], set()
+    for end in open_ends:  # grows as it is read
+        if end.op == "placeholder":
+            raise ModelError(
+                f"the model decides by the values of tensors, in {_line_of_the_model()}: there is no one graph to differentiate"
+            )
+        new = [before for before in end.all_input_nodes if before not in met]
+        met.update(new)
+        open_ends += new
+    with proxy_tensor.disable_proxy_modes_tracing():
+        return t.item()
+
+
+def _line_of_the_model() -> str:
+    """The line of code under way that is neither torch's nor ours."""
+    for frame in reversed(traceback.extract_stack()):
+        if not any(part in frame.filename for part in ("/torch/", "/whence/")):
+            return f"line {frame.lineno} of {frame.filename}"
+    return "a line of its own"
+
+
+def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What `target.copy_(source)` leaves in it; torch has no derivative for the function without side effects."""
+    return source.to(target.dtype).expand(target.shape)
+
+
+def _without_aliases(graph: GraphModule) -> GraphModule:
+    """What was detached on the way is the same value here, and its derivative counts."""
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target in ALIASES:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
