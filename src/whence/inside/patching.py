@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,14 +13,14 @@ from whence.errors import InputError, ModelError, RuleError, SelectorError, hint
 from whence.inputs import Inputs, check_model
 from whence.lrp import presets
 from whence.lrp.prepared import Prepared
-from whence.lrp.scope import INPUT_OF, Scope, named_layers
+from whence.lrp.scope import INPUT_OF, named_layers
 from whence.methods.gradients import plain_gradients
 from whence.methods.lrp import LRP
-from whence.methods.passes import Gradients, Task, values
+from whence.methods.passes import Gradients, Task, values, watched
 from whence.nests import Nest
 from whence.progress import Progress, progress
 from whence.show.drawable import Drawable
-from whence.targets import Target
+from whence.targets import Target, select
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,18 +123,16 @@ def patching(
     _check_alike(*both)
     parts = _parts(model, components)
     prepared = Prepared(model)
-    tasks = [Task(prepared, inputs, [target], tuple(parts), progress=False) for inputs in both]
-    ((output, resolved),) = values(tasks[0])
-    tasks = [Task(prepared, task.inputs, [resolved], task.layers, progress=False) for task in tasks]
-    ((other, _),) = values(tasks[1])
-    there = _activations(tasks[1])
+    here = Task(prepared, both[0], [target], tuple(parts), progress=False)
+    gradients = {way: _at_clean(here, way, method) for way in ways if way != "exact"}
+    output, resolved = next(((g.output, g.target) for g in gradients.values()), None) or values(here)[0]
+    other, there = _read(Task(prepared, both[1], [resolved], tuple(parts), progress=False))
     found: dict[str, dict[str, Tensor]] = {}
     for way in ways:
         if way == "exact":
-            found[way] = _exact(tasks[0], output, there, parts, progress)
+            found[way] = _exact(replace(here, targets=[resolved]), output, there, parts, progress)
         else:
-            gradients = _at_clean(tasks[0], way, method)
-            found[way] = {layer: _effect(*_only(gradients, layer), there[layer], parts[layer]) for layer in parts}
+            found[way] = {layer: _effect(*_only(gradients[way], layer), there[layer], parts[layer]) for layer in parts}
     return Patching(found, output, other, resolved)
 
 
@@ -167,10 +165,10 @@ def _parts(model: Any, components: Sequence[str] | Mapping[str, Parts]) -> dict[
     return found
 
 
-def _activations(task: Task) -> dict[str, Tensor]:
-    """What the layers give for the task's inputs."""
+def _read(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+    """The metric for the task's inputs, and what the layers give for them, from one forward pass."""
     found: dict[str, Tensor] = {}
-    scope = Scope(task.prepared.outline)
+    scope = task.scope
 
     def keep(layer: str, out: Tensor) -> None:
         if layer in found:
@@ -178,9 +176,11 @@ def _activations(task: Task) -> dict[str, Tensor]:
         found[layer] = out.detach().clone()
 
     scope.tap({layer: lambda out, layer=layer: keep(layer, out) for layer in task.layers})
+    reading = watched(task, scope)
     with torch.no_grad(), scope:
-        task.inputs.call(task.model, tuple(task.inputs.copied().values()))
-    return found
+        outputs = task.inputs.call(task.model, tuple(task.inputs.copied().values()))
+    metric, _ = select(outputs, task.targets[0], task.inputs, reading)
+    return metric, found
 
 
 def _at_clean(task: Task, way: str, method: LRP | None) -> Gradients:

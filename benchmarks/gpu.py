@@ -1,0 +1,179 @@
+"""On an accelerator: rules beside the plain gradient and zennit, channels, patching, and whether relevance is that of the CPU.
+
+python benchmarks/gpu.py   # needs CUDA; prints the tables and writes benchmarks/results/gpu.md (or into $OUT)
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+HERE = str(Path(__file__).parent)
+sys.path = [path for path in sys.path if path != HERE]  # it has a transformers.py of its own
+
+import torchvision  # noqa: E402
+import transformers  # noqa: E402
+from zennit import composites  # noqa: E402
+from zennit.torchvision import ResNetCanonizer, VGGCanonizer  # noqa: E402
+
+import whence  # noqa: E402
+
+ROUNDS, BATCH, CHANNELS = 5, 32, 32
+LOW, HIGH = -2.2, 2.7
+DEVICE = "cuda"
+HEAD = ["| network | way | ms | gradient = 1 | peak memory, gradient = 1 |", "|---|---|---|---|---|"]
+NUMBERS = torch.arange(BATCH, device=DEVICE)
+
+
+def compared(name: str, ways: dict[str, Callable[[], object]]) -> list[str]:
+    """Best of several rounds, all ways in turn; a row each, beside the first."""
+    times, memory = dict.fromkeys(ways, float("inf")), {}
+    for way in ways.values():
+        way()
+    for label, way in ways.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        way()
+        torch.cuda.synchronize()
+        memory[label] = torch.cuda.max_memory_allocated() - before
+    for _ in range(ROUNDS):
+        for label, way in ways.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            way()
+            torch.cuda.synchronize()
+            times[label] = min(times[label], time.perf_counter() - start)
+    first = next(iter(ways))
+    return [
+        f"| {name} | {way} | {1000 * t:.1f} | {t / times[first]:.2f} | {memory[way] / memory[first]:.2f} |"
+        for way, t in times.items()
+    ]
+
+
+def gradient(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(model(x)[NUMBERS, NUMBERS].sum(), x)
+    return x.detach() * g
+
+
+def by_zennit(model: nn.Module, x: Tensor, composite: str, canonizer: type | None, *bounds: float) -> Tensor:
+    box = {name: torch.full((1, 3, 1, 1), b, device=DEVICE) for name, b in zip(("low", "high"), bounds, strict=False)}
+    x = x.clone().requires_grad_()
+    with getattr(composites, composite)(canonizers=[canonizer()] if canonizer else [], **box).context(model) as hooked:
+        output = hooked(x)
+        wanted = torch.eye(output.shape[1], device=DEVICE)[NUMBERS] * output.detach()
+        (relevance,) = torch.autograd.grad(output, x, wanted)
+    return relevance
+
+
+def pictures() -> list[str]:
+    rows = list(HEAD)
+    for name, canonizer in (("vgg16", VGGCanonizer), ("resnet50", ResNetCanonizer), ("vit_b_16", None)):
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name).eval().requires_grad_(False).to(DEVICE)
+        x = torch.randn(BATCH, 3, 224, 224, device=DEVICE)
+        prepared = whence.Explainer(model)
+        ways: dict[str, Callable[[], object]] = {
+            "gradient × input": lambda: gradient(model, x),
+            "whence, default": lambda: whence.explain(model, x, NUMBERS),
+            "whence, default, prepared": lambda: prepared(x, NUMBERS),
+        }
+        if canonizer:
+            box, plus = (
+                whence.LRP(rules) for rules in (whence.presets.epsilon_gamma_box(LOW, HIGH), whence.presets.epsilon_plus())
+            )
+            ways |= {
+                "whence, z^B · γ · ε": lambda: whence.explain(model, x, NUMBERS, method=box),
+                "whence, z⁺ · ε": lambda: whence.explain(model, x, NUMBERS, method=plus),
+                "zennit, z^B · γ · ε": lambda: by_zennit(model, x, "EpsilonGammaBox", canonizer, LOW, HIGH),
+                "zennit, z⁺ · ε": lambda: by_zennit(model, x, "EpsilonPlus", canonizer),
+            }
+        rows += compared(name, ways)
+    return rows
+
+
+def texts() -> list[str]:
+    config = transformers.LlamaConfig(
+        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=16, num_attention_heads=32
+    )
+    rows = list(HEAD)
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False).to(DEVICE, dtype)
+        ids, other = torch.randint(3, 32000, (2, 1, 512), device=DEVICE)
+        target = whence.Logit(5, rather_than=6)
+        prepared = whence.Explainer(model)
+
+        def plain(model: nn.Module = model, ids: Tensor = ids) -> None:
+            vectors = model.get_input_embeddings()(ids).detach().requires_grad_()
+            logits = model(inputs_embeds=vectors, use_cache=False).logits[0, -1]
+            torch.autograd.grad(logits[5] - logits[6], vectors)
+
+        inputs = {"input_ids": ids, "use_cache": False}
+        corrupted = {"input_ids": other, "use_cache": False}
+        layers = ["model.layers.*", "model.layers.*.self_attn", "model.layers.*.mlp"]
+        ways: dict[str, Callable[[], object]] = {
+            "gradient": plain,
+            "AttnLRP": lambda model=model, inputs=inputs: whence.explain(model, inputs, target),
+            "AttnLRP, prepared": lambda prepared=prepared, inputs=inputs: prepared(inputs, target),
+            "relevance patching": lambda model=model, a=inputs, b=corrupted: whence.patching(model, a, b, target, layers),
+        }
+        rows += compared(f"Llama, 16 layers of 2048, 512 tokens, {str(dtype).removeprefix('torch.')}", ways)
+        del model, prepared
+    return rows
+
+
+def channels() -> list[str]:
+    rows = list(HEAD)
+    for name, layer in (("vgg16", "features.28"), ("resnet50", "layer3.5.conv3")):
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name).eval().requires_grad_(False).to(DEVICE)
+        x = torch.randn(1, 3, 224, 224, device=DEVICE)
+
+        def plain(model: nn.Module = model, x: Tensor = x) -> None:
+            given = x.clone().requires_grad_()
+            logit = model(given)[0, 3]
+            for _ in range(CHANNELS):
+                torch.autograd.grad(logit, given, retain_graph=True)
+
+        def through(model: nn.Module = model, x: Tensor = x, layer: str = layer) -> None:
+            for _ in whence.explain_targets(model, x, [3], through=[{layer: c} for c in range(CHANNELS)]):
+                pass
+
+        rows += compared(f"{name}, {layer}", {f"{CHANNELS} gradients": plain, f"{CHANNELS} channels": through})
+    return rows
+
+
+def agreement() -> list[str]:
+    rows = ["| network | relevance here, CPU's in float64 = 1 | conservation error, float32 |", "|---|---|---|"]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for name in ("resnet18", "vit_b_32", "convnext_tiny", "mobilenet_v3_small"):
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name).eval()
+        x = torch.randn(2, 3, 224, 224)
+        truth = whence.explain(model.double(), x.double(), 3).relevance
+        e = whence.explain(model.float().to(DEVICE), x.to(DEVICE), 3)
+        cosine = torch.cosine_similarity(e.relevance.cpu().double().flatten(1), truth.flatten(1)).min()
+        rows.append(f"| {name} | cosine {float(cosine):.8f} | {float(e.conservation.error.max()):.0e} |")
+    return rows
+
+
+def main() -> None:
+    device = torch.cuda.get_device_name()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "zennit"))
+    parts = [f"# On {device}\n\n{packages}; pictures: batch {BATCH} at 224², float32. Best of {ROUNDS}.\n"]
+    for make in (pictures, texts, channels, agreement):
+        parts.append("\n".join(make()) + "\n")
+        print(parts[-1], flush=True)
+    folder = Path(os.environ.get("OUT", Path(__file__).parent / "results"))
+    (folder / "gpu.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
