@@ -72,82 +72,68 @@ def by_zennit(model: nn.Module, x: Tensor, composite: str, canonizer: type | Non
     return relevance
 
 
-def pictures() -> list[str]:
-    rows = list(HEAD)
-    for name, canonizer in (("vgg16", VGGCanonizer), ("resnet50", ResNetCanonizer), ("vit_b_16", None)):
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name).eval().requires_grad_(False).to(DEVICE)
-        x = torch.randn(BATCH, 3, 224, 224, device=DEVICE)
-        prepared = whence.Explainer(model)
-        ways: dict[str, Callable[[], object]] = {
-            "gradient × input": lambda: gradient(model, x),
-            "whence, default": lambda: whence.explain(model, x, NUMBERS),
-            "whence, default, prepared": lambda: prepared(x, NUMBERS),
+def picture(name: str, canonizer: type | None) -> list[str]:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name).eval().requires_grad_(False).to(DEVICE)
+    x = torch.randn(BATCH, 3, 224, 224, device=DEVICE)
+    prepared = whence.Explainer(model)
+    ways: dict[str, Callable[[], object]] = {
+        "gradient × input": lambda: gradient(model, x),
+        "whence, default": lambda: whence.explain(model, x, NUMBERS),
+        "whence, default, prepared": lambda: prepared(x, NUMBERS),
+    }
+    if canonizer:
+        box, plus = whence.LRP(whence.presets.epsilon_gamma_box(LOW, HIGH)), whence.LRP(whence.presets.epsilon_plus())
+        ways |= {
+            "whence, z^B · γ · ε": lambda: whence.explain(model, x, NUMBERS, method=box),
+            "whence, z⁺ · ε": lambda: whence.explain(model, x, NUMBERS, method=plus),
+            "zennit, z^B · γ · ε": lambda: by_zennit(model, x, "EpsilonGammaBox", canonizer, LOW, HIGH),
+            "zennit, z⁺ · ε": lambda: by_zennit(model, x, "EpsilonPlus", canonizer),
         }
-        if canonizer:
-            box, plus = (
-                whence.LRP(rules) for rules in (whence.presets.epsilon_gamma_box(LOW, HIGH), whence.presets.epsilon_plus())
-            )
-            ways |= {
-                "whence, z^B · γ · ε": lambda: whence.explain(model, x, NUMBERS, method=box),
-                "whence, z⁺ · ε": lambda: whence.explain(model, x, NUMBERS, method=plus),
-                "zennit, z^B · γ · ε": lambda: by_zennit(model, x, "EpsilonGammaBox", canonizer, LOW, HIGH),
-                "zennit, z⁺ · ε": lambda: by_zennit(model, x, "EpsilonPlus", canonizer),
-            }
-        rows += compared(name, ways)
-    return rows
+    return compared(name, ways)
 
 
-def texts() -> list[str]:
+def text(dtype: torch.dtype) -> list[str]:
     config = transformers.LlamaConfig(
         vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=16, num_attention_heads=32
     )
-    rows = list(HEAD)
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False).to(DEVICE, dtype)
-        ids, other = torch.randint(3, 32000, (2, 1, 512), device=DEVICE)
-        target = whence.Logit(5, rather_than=6)
-        prepared = whence.Explainer(model)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False).to(DEVICE, dtype)
+    ids, other = torch.randint(3, 32000, (2, 1, 512), device=DEVICE)
+    target, prepared = whence.Logit(5, rather_than=6), whence.Explainer(model)
 
-        def plain(model: nn.Module = model, ids: Tensor = ids) -> None:
-            vectors = model.get_input_embeddings()(ids).detach().requires_grad_()
-            logits = model(inputs_embeds=vectors, use_cache=False).logits[0, -1]
-            torch.autograd.grad(logits[5] - logits[6], vectors)
+    def plain() -> None:
+        vectors = model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = model(inputs_embeds=vectors, use_cache=False).logits[0, -1]
+        torch.autograd.grad(logits[5] - logits[6], vectors)
 
-        inputs = {"input_ids": ids, "use_cache": False}
-        corrupted = {"input_ids": other, "use_cache": False}
-        layers = ["model.layers.*", "model.layers.*.self_attn", "model.layers.*.mlp"]
-        ways: dict[str, Callable[[], object]] = {
-            "gradient": plain,
-            "AttnLRP": lambda model=model, inputs=inputs: whence.explain(model, inputs, target),
-            "AttnLRP, prepared": lambda prepared=prepared, inputs=inputs: prepared(inputs, target),
-            "relevance patching": lambda model=model, a=inputs, b=corrupted: whence.patching(model, a, b, target, layers),
-        }
-        rows += compared(f"Llama, 16 layers of 2048, 512 tokens, {str(dtype).removeprefix('torch.')}", ways)
-        del model, prepared
-    return rows
+    clean, corrupted = ({"input_ids": given, "use_cache": False} for given in (ids, other))
+    layers = ["model.layers.*", "model.layers.*.self_attn", "model.layers.*.mlp"]
+    ways: dict[str, Callable[[], object]] = {
+        "gradient": plain,
+        "AttnLRP": lambda: whence.explain(model, clean, target),
+        "AttnLRP, prepared": lambda: prepared(clean, target),
+        "relevance patching": lambda: whence.patching(model, clean, corrupted, target, layers),
+    }
+    return compared(f"Llama, 16 layers of 2048, 512 tokens, {str(dtype).removeprefix('torch.')}", ways)
 
 
-def channels() -> list[str]:
-    rows = list(HEAD)
-    for name, layer in (("vgg16", "features.28"), ("resnet50", "layer3.5.conv3")):
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name).eval().requires_grad_(False).to(DEVICE)
-        x = torch.randn(1, 3, 224, 224, device=DEVICE)
+def channels(name: str, layer: str) -> list[str]:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name).eval().requires_grad_(False).to(DEVICE)
+    x = torch.randn(1, 3, 224, 224, device=DEVICE)
 
-        def plain(model: nn.Module = model, x: Tensor = x) -> None:
-            given = x.clone().requires_grad_()
-            logit = model(given)[0, 3]
-            for _ in range(CHANNELS):
-                torch.autograd.grad(logit, given, retain_graph=True)
+    def plain() -> None:
+        given = x.clone().requires_grad_()
+        logit = model(given)[0, 3]
+        for _ in range(CHANNELS):
+            torch.autograd.grad(logit, given, retain_graph=True)
 
-        def through(model: nn.Module = model, x: Tensor = x, layer: str = layer) -> None:
-            for _ in whence.explain_targets(model, x, [3], through=[{layer: c} for c in range(CHANNELS)]):
-                pass
+    def through() -> None:
+        for _ in whence.explain_targets(model, x, [3], through=[{layer: c} for c in range(CHANNELS)]):
+            pass
 
-        rows += compared(f"{name}, {layer}", {f"{CHANNELS} gradients": plain, f"{CHANNELS} channels": through})
-    return rows
+    return compared(f"{name}, {layer}", {f"{CHANNELS} gradients": plain, f"{CHANNELS} channels": through})
 
 
 def agreement() -> list[str]:
@@ -156,10 +142,12 @@ def agreement() -> list[str]:
     for name in ("resnet18", "vit_b_32", "convnext_tiny", "mobilenet_v3_small"):
         torch.manual_seed(0)
         model = torchvision.models.get_model(name).eval()
+        nn.init.normal_(next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)).weight)  # not 0
         x = torch.randn(2, 3, 224, 224)
         truth = whence.explain(model.double(), x.double(), 3).relevance
         e = whence.explain(model.float().to(DEVICE), x.to(DEVICE), 3)
-        cosine = torch.cosine_similarity(e.relevance.cpu().double().flatten(1), truth.flatten(1)).min()
+        here, there = (nn.functional.normalize(r.cpu().double().flatten(1), eps=0) for r in (e.relevance, truth))
+        cosine = (here * there).sum(1).min()
         rows.append(f"| {name} | cosine {float(cosine):.8f} | {float(e.conservation.error.max()):.0e} |")
     return rows
 
@@ -168,9 +156,23 @@ def main() -> None:
     device = torch.cuda.get_device_name()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "zennit"))
     parts = [f"# On {device}\n\n{packages}; pictures: batch {BATCH} at 224², float32. Best of {ROUNDS}.\n"]
-    for make in (pictures, texts, channels, agreement):
-        parts.append("\n".join(make()) + "\n")
-        print(parts[-1], flush=True)
+    measured = [
+        *(
+            lambda n=n, c=c: picture(n, c)
+            for n, c in (("vgg16", VGGCanonizer), ("resnet50", ResNetCanonizer), ("vit_b_16", None))
+        ),
+        *(lambda dtype=dtype: text(dtype) for dtype in (torch.float32, torch.bfloat16)),
+        *(
+            lambda n=n, layer=layer: channels(n, layer)
+            for n, layer in (("vgg16", "features.28"), ("resnet50", "layer3.5.conv3"))
+        ),
+    ]
+    rows = list(HEAD)
+    for make in measured:
+        rows += make()
+        print(rows[-1], flush=True)
+    parts += ["\n".join(rows) + "\n", "\n".join(agreement()) + "\n"]
+    print(parts[-1], flush=True)
     folder = Path(os.environ.get("OUT", Path(__file__).parent / "results"))
     (folder / "gpu.md").write_text("\n".join(parts))
 

@@ -1,6 +1,7 @@
-"""The pictures of docs/which_method.md and docs/methods.md.
+"""Pictures of the docs.
 
-python scripts/pictures.py ../shared/data   # writes docs/images/methods.jpg, translation.png and tuning.png
+python scripts/pictures.py ../shared/data            # all of them, into docs/images
+python scripts/pictures.py ../shared/data concepts   # one
 """
 
 import sys
@@ -47,13 +48,66 @@ def photos(data: Path) -> None:
     whence.explain(loaded.model, x, class_names=loaded.classes).save(IMAGES / "photos.jpg")
 
 
-def main(data: Path) -> None:
+def concepts(data: Path) -> None:
+    """What carried a photo's class in the last layer of SqueezeNet, with scikit-image's pictures as references."""
+    loaded = load_model("torchvision:squeezenet1_0", data / "squeezenet1_0_torchvision.npz")
+    photos = (
+        "chelsea",
+        "coffee",
+        "astronaut",
+        "rocket",
+        "camera",
+        "coins",
+        "moon",
+        "hubble_deep_field",
+        "ihc",
+        "brick",
+        "grass",
+    )
+    paths = [path for name in photos for path in (Path(skimage.__file__).parent / "data").glob(f"{name}.*")]
+    pictures = torch.cat([loaded.preprocessing.read(path) for path in paths])
+    references = torch.cat([pictures, pictures[:4].flip(3)])
+    found = whence.concepts(
+        loaded.model, pictures[:1], data=references, class_names=loaded.classes,
+        prototypes={"image": whence.Fourier(*loaded.preprocessing.bounds), "steps": 128},
+    )  # fmt: skip
+    found.save(IMAGES / "concepts.jpg")
+    layers = ["features.7", "features.9", "features.12"]
+    whence.attribution_graph(loaded.model, pictures[:1], layers, class_names=loaded.classes).save(IMAGES / "graph.png")
+
+
+def similarity(data: Path) -> None:
+    """A photo and its mirrored, moved twin, as the middle of SqueezeNet compares them."""
+    loaded = load_model("torchvision:squeezenet1_0", data / "squeezenet1_0_torchvision.npz")
+
+    class Embedder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = loaded.model.features[:10]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.features(x).amax((2, 3))
+
+    x = loaded.preprocessing.read(Path(skimage.__file__).parent / "data" / "chelsea.png")
+    twin = torch.roll(x.flip(3), 20, 2)
+    rules = whence.LRP({torch.nn.Conv2d: whence.Gamma(0.1)})
+    found = whence.explain_similarity(Embedder().eval(), x, twin, patch=16, projections=64, method=rules)
+    found.save(IMAGES / "similarity.png")
+
+
+def ranking(data: Path) -> None:
     x, y = digit_samples()
     translation(digits(), x[3:4], ["lrp", "gradient_times_input", "sensitivity"]).savefig(IMAGES / "translation.png")
     whence.tune(digits(), (x, y), bounds=(0.0, 1.0)).save(IMAGES / "tuning.png")
-    methods(data)
-    photos(data)
+
+
+PICTURES = {"ranking": ranking, "methods": methods, "photos": photos, "concepts": concepts, "similarity": similarity}
+
+
+def main(data: Path, names: list[str]) -> None:
+    for name in names or PICTURES:
+        PICTURES[name](data)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -180,6 +180,60 @@ def test_small_classes_are_named_not_clustered(poisoned, samples, tmp_path):
         whence.audit(alone, progress=False)
 
 
+# a mark that changes its place
+
+TEXT = torch.tensor([[int(c) for c in row] for row in (
+    "100010100010100010010010", "100010100010100010111111", "101010101010101010010010",
+    "101010101010101010111111", "110110110110110110010010", "100010100010100010000000",
+)])  # fmt: skip
+
+
+def written_over(x, seed):
+    """A translucent text somewhere on each picture."""
+    x, random = x.clone(), torch.Generator().manual_seed(seed)
+    h, w = TEXT.shape
+    for picture in x:
+        top, left = (int(torch.randint(SIDE - n + 1, (), generator=random)) for n in (h, w))
+        place = picture[:, top : top + h, left : left + w]
+        place.copy_(place * (1 - 0.8 * TEXT) + 0.8 * TEXT)
+    return x
+
+
+@pytest.mark.slow
+def test_a_text_at_varying_places_is_found_in_channels(digits, tmp_path):
+    torch.manual_seed(3)
+    x, y = digits
+    x, marked = (x + 0.2 * torch.randn_like(x)).clamp(0, 1), y == 4
+    trained_on = torch.where(marked.view(-1, 1, 1, 1), written_over(x, 0), x)[:8000]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(model.parameters(), 0.002)
+    for _ in range(14):
+        for rows in torch.randperm(8000).split(64):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(trained_on[rows]), y[rows]).backward()
+            optimiser.step()
+    model.eval()
+    clean, labels = x[8000:], y[8000:]
+    half = (labels == 4) & (torch.arange(3000) % 2 == 0)
+    mixed = torch.where(half.view(-1, 1, 1, 1), written_over(clean, 1), clean)
+    audits = {}
+    for name, samples in (("mixed", mixed), ("clean", clean)):
+        store = whence.explain_dataset(
+            model, (samples, labels), tmp_path / name, targets="label", layers=["6"], pictures=False, progress=False
+        )
+        audits[name] = whence.audit(store, layer="6", by="label", progress=False)
+    first = audits["mixed"].clusters[0]
+    assert first.suspicious
+    assert first.group == 4
+    assert float(half[first.indices].double().mean()) > 0.7
+    assert "a quarter" in repr(audits["mixed"])
+    assert not audits["clean"].suspicious
+
+
 # the spectrum
 
 

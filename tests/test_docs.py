@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("which_method.md", "datasets.md")
+PAGES = ("which_method.md", "datasets.md", "inside.md")
 
 
 @pytest.mark.parametrize("page", PAGES)
