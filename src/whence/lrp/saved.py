@@ -45,7 +45,7 @@ class Saved:
     def copy(self, copies: dict[tuple, Tensor]) -> None:
         """Move out of the storage; cells of the same view share a copy."""
         value = self._value
-        view = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        view = (value.storage_offset(), value.shape, value.stride(), value.dtype)
         if view not in copies:
             copies[view] = value.clone()
         self._value, self._version = copies[view], copies[view]._version
@@ -170,4 +170,4 @@ def version(t: Tensor) -> int:
 
 
 def _storage(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
+    return t.untyped_storage()._cdata  # also of tensors without data, by which networks are traced
