@@ -274,7 +274,7 @@ def _first(found: Iterator[Samples | Unreadable]) -> list[Samples | Unreadable]:
         first.append(piece)
         if isinstance(piece, Samples):
             return first
-    raise InputError("the data is empty; there is nothing to evaluate")
+    raise InputError("no samples: the data is empty, or has fewer batches than shard= has parts; nothing is left to evaluate")
 
 
 def _by_ray(

@@ -38,10 +38,10 @@ class Subspaces:
     total: float  # the mean relevance of the layer at a place
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{share:.1%}" for share in (self.relevance / self.total).tolist())
-        return (
-            f"Subspaces of {self.layer}: {len(self.bases)} of {self.bases.shape[2]} dimensions carry {shares} of the relevance"
-        )
+        carry = f"Subspaces of {self.layer}: {len(self.bases)} of {self.bases.shape[2]} dimensions carry"
+        if self.total > 0:
+            return f"{carry} {', '.join(f'{share:.1%}' for share in (self.relevance / self.total).tolist())} of the relevance"
+        return f"{carry} {', '.join(f'{r:.3g}' for r in self.relevance.tolist())}, of {self.total:.3g} in all"
 
     def __len__(self) -> int:
         return len(self.bases)
