@@ -150,7 +150,7 @@ def right_reason(data: Path) -> list[str]:
         model = nn.Sequential(
             nn.Conv2d(1, 8, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(400, 64), nn.ReLU(), nn.Linear(64, 10),
-        )  # fmt: skip
+        ).eval()  # fmt: skip
         optimiser = torch.optim.Adam(model.parameters(), 0.002)
         for _ in range(4):
             for batch in torch.randperm(len(x)).split(60):

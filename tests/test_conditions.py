@@ -182,7 +182,9 @@ def test_what_lets_nothing_through_says_so(cnn):
     ({"2": []}, "give numbers of channels"),
     ({"2": True}, "give numbers of channels"),
     ({}, "give layers and what of them"),
-    ([], "give layers and what of them"),
+    ([], "give one mapping of layers"),
+    ([{"2": 0}, {"2": 1}], "several conditions to explain_targets"),
+    ({"2": whence.Directions(torch.zeros(4))}, "all zero"),
     ({"5": whence.Places([0])}, "has channels but no places"),
     ({"2": whence.Places([16])}, "no place 16"),
     ({"2": whence.Heads([0], of=3)}, "do not divide into 3 heads"),
@@ -219,3 +221,62 @@ def test_an_explainer_takes_conditions_too(cnn):
         found = explainer(x, 1, through={"2": 0})
         torch.testing.assert_close(found.relevance, whence.explain(cnn, x, 1, through={"2": 0}).relevance)
     assert len(list(explainer.targets(x, [0, 1], through=[{"2": 0}, {"2": 1}]))) == 4
+
+
+class Grouped(nn.Module):
+    """Attention in place of its input's sum: the layer gives a tuple whose first tensor is a view, overwritten at once."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        self.in_place = in_place
+
+    def forward(self, x):
+        h, _ = self.attention(x, x, x)
+        if self.in_place:
+            h += x
+        else:
+            h = h + x
+        return self.head(h.mean(1))
+
+
+def test_a_view_in_a_tuple_that_is_overwritten_is_read_as_it_was():
+    x = torch.randn(2, 5, 8)
+    found = [Grouped(in_place).eval() for in_place in (True, False)]
+    layers = [whence.explain(model, x, 1, layers=["attention"]).layers["attention"] for model in found]
+    torch.testing.assert_close(*layers)
+    assert layers[0].any()
+    through = [whence.explain(model, x, 1, through={"attention": 1}) for model in found]
+    torch.testing.assert_close(through[0].relevance, through[1].relevance)
+    torch.testing.assert_close(through[0].relevance.sum(), through[0].conservation.relevance.sum())
+
+
+class TurnsRound(nn.Module):
+    """A block with channels last within, and first outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_channels_are_found_in_blocks_and_in_what_goes_into_them():
+    block, head = TurnsRound(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), block, head).eval()
+    x = torch.rand(2, 3, SIDE, 10)
+    assert whence.channel_relevance(model, x, "2", 1).shape == (2, 6)
+    before, after = (whence.channel_relevance(model, x, layer, 1) for layer in ("2", "input of 3"))
+    torch.testing.assert_close(before, after)
+
+
+def test_directions_that_depend_on_each_other_span_what_they_span(cnn):
+    x, v = pictures(), torch.randn(4, dtype=torch.float64)
+    once = whence.explain(cnn, x, 1, through={"2": whence.Directions(v)}).relevance
+    torch.testing.assert_close(
+        whence.explain(cnn, x, 1, through={"2": whence.Directions(torch.stack([v, v], 1))}).relevance, once
+    )
+    places = [{"2": whence.Places(torch.tensor([k, k + 1]))} for k in (0, 2)]
+    assert len(list(whence.explain_targets(cnn, x, [1], through=places))) == 2

@@ -161,7 +161,7 @@ def test_a_network_learns_to_be_right_for_the_right_reason():
     accuracies = []
     for penalty in (0.0, 1.0):
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+        model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
         optimiser = torch.optim.Adam(model.parameters(), 0.01)
         for _ in range(200):
             loss = nn.functional.cross_entropy(model(decoyed), y)
@@ -179,3 +179,30 @@ def test_a_network_learns_to_be_right_for_the_right_reason():
         accuracies.append(float((model(fresh).argmax(1) == (fresh[:, :3].sum(1) > 0)).float().mean()))
     assert accuracies[1] > accuracies[0] + 0.1
     assert accuracies[1] > 0.8
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.by = nn.Linear(3, 2, bias=False), 1.0
+
+    def forward(self, x):
+        return self.linear(x) * self.by
+
+
+def test_attributes_training_mode_and_copies():
+    import copy
+
+    model, x = Scaled().eval(), torch.rand(1, 3, requires_grad=True)
+    for by in (1.0, 3.0):
+        model.by = by
+        torch.testing.assert_close(
+            relevance(model, {}, x, differentiable=True).sum(), model(x)[:, 1].sum(), rtol=1e-4, atol=1e-6
+        )
+    with whence.relevance_rules({}, model, differentiable=True), pytest.raises(errors.ModelError, match="cannot be copied"):
+        copy.deepcopy(model)
+    with (
+        whence.relevance_rules({}, model.train(), differentiable=True),
+        pytest.raises(errors.ModelError, match="training mode"),
+    ):
+        model(x)

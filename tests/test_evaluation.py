@@ -634,7 +634,9 @@ def test_rows_that_cannot_be_read_are_named():
     for method in ("lrp", "random"):
         assert found.values[method]["srg"].isnan().nonzero().flatten().tolist() == [2, 6]
         torch.testing.assert_close(found.values[method]["srg"][good], whole.values[method]["srg"][good], rtol=1e-4, atol=1e-5)
-    assert "every method failed on 2: 2, 6 (OSError: no picture)" in repr(found)
+    assert "every method failed on 1: 2 (OSError: no picture); every method failed on 1: 6 (a sample of (2, 4, 6)" in repr(
+        found
+    )
     with pytest.raises(errors.InputError, match="sample 2 cannot be read"):
         whence.tune(cnn(), Broken())
     with pytest.raises(errors.InputError, match=r"none of 2 samples can be read: .* give read="):
@@ -677,6 +679,20 @@ def test_parts_of_array_jobs_are_gathered(tmp_path):
         whence.evaluate(cnn(), Pairs(), ["lrp"], ["srg"], engine="rays")
     with pytest.raises(errors.RuleError, match="give engine='ray' too"):
         whence.evaluate(cnn(), Pairs(), ["lrp"], ["srg"], address="127.0.0.1:9")
+
+
+def test_loaders_count_what_they_give():
+    whole = whence.evaluate(cnn(), Pairs(), ["lrp"], ["srg"], progress=False).values["lrp"]["srg"]
+    for loader, count in (
+        (torch.utils.data.DataLoader(Pairs(), 4, drop_last=True), 8),
+        (torch.utils.data.DataLoader(Pairs(), 4, sampler=range(2)), 2),
+        (torch.utils.data.DataLoader(Pairs(), batch_sampler=[[0, 1, 2], [3]]), 4),
+    ):
+        found = whence.evaluate(cnn(), loader, ["lrp"], ["srg"], progress=False).values["lrp"]["srg"]
+        torch.testing.assert_close(found, whole[:count], rtol=1e-4, atol=1e-5)
+    shuffled = torch.utils.data.DataLoader(Pairs(), 4, shuffle=True)
+    with pytest.raises(errors.InputError, match="shuffles"):
+        whence.evaluate(cnn(), shuffled, ["lrp"], ["srg"], target=torch.zeros(10).long())
 
 
 @pytest.mark.slow

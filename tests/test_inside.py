@@ -188,6 +188,11 @@ def test_wrong_patching_is_named():
         whence.patching(model, clean, corrupted, components={"layers.0": whence.Heads((), of=4)})
     with pytest.raises(errors.RuleError, match="by='relevence'"):
         whence.patching(model, clean, corrupted, components=["layers.0"], by="relevence")
+    with pytest.raises(errors.RuleError, match="all heads are patched"):
+        whence.patching(model, clean, corrupted, components={"layers.0": whence.Heads([0], of=2)})
+    x = pictures(1).float()
+    with pytest.raises(errors.SelectorError, match="no tokens to patch"):
+        whence.patching(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval(), x, x * 0.5, 1, ["0"])
     with pytest.raises(errors.RuleError, match="choose 'places'"):
         whence.patching(model, clean, corrupted, components={"layers.0": "tokens"})
 
@@ -287,6 +292,38 @@ def test_walks_equal_their_transcription_and_add_up(batched):
         [(3, 1, 0), (0, 1, 0)], key=lambda w: -abs(walk_by_hand(model, x, adjacency, w, 1))
     )
     assert "64 walks" in repr(found)
+
+
+class OfParameters(nn.Module):
+    """An interaction whose weight no module holds, so that no kind tells where channels are."""
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4, 4))
+
+        def forward(self, x, adjacency):
+            return (adjacency @ x @ self.weight).relu()
+
+    def __init__(self):
+        super().__init__()
+        self.interaction = nn.ModuleList([self.Step(), self.Step()])
+
+    def forward(self, x, adjacency):
+        for step in self.interaction:
+            x = step(x, adjacency)
+        return x.sum(-2, keepdim=x.dim() == 2)
+
+
+def test_nodes_are_nodes_in_a_batch_of_one_too():
+    model, x, adjacency = OfParameters().eval(), torch.rand(4, 4), torch.eye(4) + torch.eye(4).roll(1, 0)
+    layers = ["interaction.0", "interaction.1"]
+    one, batch = (whence.walks(model, given, layers, 1, fixed=(adjacency,)) for given in (x, x[None]))
+    torch.testing.assert_close(one.relevance, batch.relevance)
+    for (i, j, k), r in zip(batch.walks, batch.relevance.tolist(), strict=True):
+        assert r == 0 or (adjacency[j, i] and adjacency[k, j])
+    with pytest.raises(errors.RuleError, match="run in the order"):
+        whence.walks(model, x, layers[::-1], 1, fixed=(adjacency,))
 
 
 def test_wrong_walks_are_named():

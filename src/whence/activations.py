@@ -20,21 +20,26 @@ class Reading:
     output: Any = None
     channels_last: frozenset[str] = frozenset()  # layers, as far as their kind tells
     channels_first: frozenset[str] = frozenset()
+    channels: dict[str, int] = field(default_factory=dict)  # how many, where the kind tells
 
     @classmethod
     def of_layers(cls, x: Tensor, layers: dict[str, nn.Module]) -> "Reading":
         """What is known of `x` before the model has run."""
-        kinds = {name: _kind(module) for name, module in layers.items()}
+        kinds = {name: _kind(module, of_input=name.startswith("input of ")) for name, module in layers.items()}
         return cls(
             x,
             channels_last=frozenset(name for name, kind in kinds.items() if kind == "last"),
             channels_first=frozenset(name for name, kind in kinds.items() if kind == "first"),
+            channels={n: count for n, m in layers.items() if not n.startswith("input of ") and (count := _count(m))},
         )
 
     def channels_at(self, layer: str) -> int:
         """The dimension of a layer's channels, 1 or the last. Where the layer's kind does not tell, pictures have their
         channels first, and series where the input itself has three dimensions."""
         a = self.layers[layer]
+        count = self.channels.get(layer)
+        if a.dim() > 2 and a.shape[1] != a.shape[-1] and count in (a.shape[1], a.shape[-1]):
+            return 1 if a.shape[1] == count else a.dim() - 1  # a block may turn its last part's round
         by_shape = a.dim() > 3 or (a.dim() == 3 and self.x.dim() == 3)
         return 1 if layer in self.channels_first or (by_shape and layer not in self.channels_last) else a.dim() - 1
 
@@ -63,9 +68,24 @@ class Inner(Protocol):
         ...
 
 
-def _kind(module: nn.Module) -> str | None:
-    """Where a layer has its channels, as the last of its parts that is known tells: "first" after the samples, or "last"."""
+def _count(module: nn.Module) -> int | None:
+    """How many channels the last of its parts that is known gives."""
     for part in reversed(list(module.modules())):
+        if isinstance(part, CHANNELS_LAST + CHANNELS_FIRST):
+            names = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "embed_dim")
+            found = next((getattr(part, name) for name in names if hasattr(part, name)), None)
+            shape = getattr(part, "normalized_shape", ())
+            return found if found is not None else shape[-1] if shape else None
+    return None
+
+
+def _kind(module: nn.Module, of_input: bool = False) -> str | None:
+    """Where a layer has its channels, as the last of its parts that is known tells: "first" after the samples, or "last". What
+    goes into a layer of several parts does not tell."""
+    parts = list(module.modules())
+    if of_input and len(parts) > 1:
+        return None
+    for part in reversed(parts):
         if isinstance(part, CHANNELS_LAST):
             return "last"
         if isinstance(part, CHANNELS_FIRST):

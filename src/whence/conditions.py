@@ -48,6 +48,9 @@ class Places:
 
     numbers: Sequence[int]
 
+    def __post_init__(self):
+        object.__setattr__(self, "numbers", _numbers(self.numbers))
+
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         if a.dim() < 3:
             raise SelectorError(f"a layer that gives {tuple(a.shape)} has channels but no places")
@@ -62,17 +65,20 @@ class Places:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of a graph by number, in a network that is given one graph `[nodes, C]` without a batch.
+    """Nodes of one graph by number, in layers that give `[nodes, C]` or `[1, nodes, C]`.
 
     >>> whence.explain(model, (x, edges), through={"conv1": whence.Nodes([3])})
     """
 
     numbers: Sequence[int]
 
+    def __post_init__(self):
+        object.__setattr__(self, "numbers", _numbers(self.numbers))
+
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         kept = torch.zeros_like(g)
-        numbers = _among(self.numbers, len(g), "node")
-        kept[numbers] = g[numbers]
+        numbers = _among(self.numbers, g.shape[-2], "node")
+        kept[..., numbers, :] = g[..., numbers, :]
         return kept
 
     def __str__(self) -> str:
@@ -115,7 +121,7 @@ class Directions:
         vectors = self.vectors[:, None] if self.vectors.dim() == 1 else self.vectors
         if vectors.dim() != 2 or len(vectors) != a.shape[-1]:
             raise SelectorError(f"directions of {tuple(self.vectors.shape)} for {a.shape[-1]} channels; give [C] or [C, k]")
-        basis, _ = torch.linalg.qr(vectors.to(g))
+        basis = _basis(vectors).to(g)
         return (g @ basis) @ basis.T
 
     def __str__(self) -> str:
@@ -175,6 +181,10 @@ class Condition:
 
     def kept(self, layer: str, a: Tensor, g: Tensor, channels: int) -> Tensor:
         """Of the gradient at a layer that has its channels in dimension `channels`."""
+        of_graph = any(
+            isinstance(units, Nodes) for units in self.units[layer]
+        )  # has its channels last, whatever else it is like
+        channels = -1 if of_graph else channels
         a, g = a.movedim(channels, -1), g.movedim(channels, -1)
         for units in self.units[layer]:
             try:
@@ -202,7 +212,7 @@ def _units(layer: str, chosen: Any) -> tuple[Units, ...]:
         return (chosen,)
     if isinstance(chosen, tuple | list) and chosen and all(isinstance(units, Units) for units in chosen):
         return tuple(chosen)
-    if isinstance(chosen, range | Tensor | np.ndarray):
+    if isinstance(chosen, range | Tensor | np.ndarray | np.generic):
         chosen = list(chosen) if isinstance(chosen, range) else chosen.tolist()
     numbers = [chosen] if isinstance(chosen, int) else chosen
     if isinstance(chosen, bool) or not isinstance(numbers, list | tuple) or not numbers or not _are_numbers(numbers):
@@ -210,6 +220,12 @@ def _units(layer: str, chosen: Any) -> tuple[Units, ...]:
             f"through={{{layer!r}: {chosen!r}}}: give numbers of channels, or Places, Heads, Directions or Features of whence"
         )
     return (Channels(tuple(numbers)),)
+
+
+def _numbers(given: Any) -> tuple[int, ...]:
+    """One number, or several, as they can be compared."""
+    found = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
+    return (int(found),) if isinstance(found, int) else tuple(int(n) for n in found)
 
 
 def _are_numbers(given: Sequence[Any]) -> bool:
@@ -223,6 +239,16 @@ def _among(numbers: Sequence[int], count: int, what: str) -> list[int]:
     if wrong is not None:
         raise SelectorError(f"no {what} {wrong}; there are {what}s 0 to {count - 1}")
     return [n % count for n in found]
+
+
+def _basis(vectors: Tensor) -> Tensor:
+    """An orthonormal one of what the columns span, however many of them depend on others."""
+    wide = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
+    left, sizes, _ = torch.linalg.svd(wide, full_matrices=False)
+    spanned = sizes > sizes.max() * max(wide.shape) * torch.finfo(wide.dtype).eps
+    if not sizes.max() > 0:
+        raise SelectorError("the directions are all zero")
+    return left[:, spanned]
 
 
 def _listed(numbers: Sequence[int]) -> str:

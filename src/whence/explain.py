@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from whence.conditions import Through
-from whence.explainer import Names, Naming, explanations
+from whence.explainer import Names, Naming, check_one_condition, explanations
 from whence.explanation import Explanation
 from whence.inputs import check_model
 from whence.lrp.prepared import Prepared
@@ -47,6 +47,7 @@ def explain(
 
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
+    check_one_condition(through)
     names = {"class_names": class_names, "feature_names": feature_names}
     return next(
         explain_targets(model, inputs, [target], method=method, layers=layers, through=through, progress=progress, **names)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.conditions import Condition, Through, conditions
-from whence.errors import InputError, TargetError, suggestion
+from whence.errors import InputError, SelectorError, TargetError, suggestion
 from whence.explanation import Explanation
 from whence.inputs import Inputs, check_model
 from whence.lrp.prepared import Prepared
@@ -61,6 +61,7 @@ class Explainer:
         progress: Progress = True,
     ) -> Explanation:
         """As `whence.explain`, without the model."""
+        check_one_condition(through)
         return next(self.targets(inputs, [target], layers=layers, through=through, progress=progress))
 
     def targets(
@@ -99,6 +100,14 @@ def explanations(
     given = Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _conditions(prepared.model, through), progress)
     return _outside_of_inference_mode(naming.named(method.explanations(task), given))
+
+
+def check_one_condition(through: Any) -> None:
+    """Raise where several are given for one explanation."""
+    if through is not None and not isinstance(through, Mapping):
+        raise SelectorError(
+            f"through={through!r}; give one mapping of layers, or several conditions to explain_targets(…, through=[…])"
+        )
 
 
 def _conditions(model: Any, through: Through | Sequence[Through] | None) -> tuple[Condition, ...]:

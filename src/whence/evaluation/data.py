@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, SequentialSampler
 
 from whence.errors import InputError, TargetError
 from whence.inputs import Inputs, as_tensor
@@ -77,12 +77,20 @@ def count_of(data: Any) -> int | None:
     """Samples in all, where that is known before they are read."""
     if is_whole(data):
         return Inputs.of(pair(data)[0]).batch_size
-    if hasattr(data, "batch_size") and hasattr(data, "dataset"):  # a loader
-        data = data.dataset
     try:
+        if hasattr(data, "batch_size") and hasattr(data, "sampler"):  # a loader
+            if data.batch_size is None:  # its batches are made elsewhere
+                return None
+            count = len(data.sampler)
+            return count - count % data.batch_size if data.drop_last else count
         return len(data)
     except (TypeError, NotImplementedError):
         return None
+
+
+def is_shuffled(data: Any) -> bool:
+    """Whether it is a loader that gives samples in another order than they have in the data."""
+    return hasattr(data, "sampler") and not isinstance(data.sampler, SequentialSampler)
 
 
 def _numbered(pairs: Iterable[tuple[Nest, Any]]) -> Iterator[Samples]:

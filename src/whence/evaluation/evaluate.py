@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from whence.cluster import by_ray, share
 from whence.errors import InputError, ModelError, RuleError, TargetError, first_line
 from whence.evaluation.batches import Batch, Way
-from whence.evaluation.data import Read, batches, count_of, of_rows, pieces
+from whence.evaluation.data import Read, batches, count_of, is_shuffled, of_rows, pieces
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.metrics import Metric, Metrics, metrics_of
 from whence.evaluation.regions import Spec
@@ -101,6 +101,9 @@ def evaluate(
     count = count_of(data)
     run = Run(Prepared(model, lasting=True), ways, measured, wanted, masks, seed, Kept.at(keep, model, seed, measured))
     run.check_counts(count)
+    several = masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
+    if (several or shard is not None) and is_shuffled(data):
+        raise InputError("a loader that shuffles or samples gives no sample its mask, target or part; give the data set itself")
     if engine == "local":
         return run.gathered(map(run.part, chain(first, found)), count, progress)
     return run.gathered(_by_ray(run, data, batch_size, read, share(shard), address), count, progress)

@@ -125,13 +125,12 @@ class Evaluation(Drawable):
     def footnote(self) -> str:
         """How many samples there are, and which failed."""
         count = max(len(values) for scores in self.values.values() for values in scores.values())
-        by_method: dict[str, list[Failure]] = {}
+        alike: dict[tuple[str, str], list[int]] = {}
         for (sample, message), methods in self._blamed.items():
             for method in ["every method"] if len(methods) == len(self.values) > 1 else methods:
-                by_method.setdefault(method, []).append(Failure(method, sample, message))
+                alike.setdefault((method, message), []).append(sample)
         failed = [
-            f"{method} failed on {len(found)}: {_listed([f.sample for f in found])} ({found[0].message})"
-            for method, found in by_method.items()
+            f"{method} failed on {len(samples)}: {_listed(samples)} ({message})" for (method, message), samples in alike.items()
         ]
         few = " (too few for intervals)" if count < 5 else ""
         return "; ".join([f"{count} samples, means with 95 % intervals{few}", *failed])

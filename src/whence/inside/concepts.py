@@ -129,8 +129,9 @@ def concepts(
     parts = list(explain_targets(model, inputs, [whole.target], method=method, through=through, class_names=class_names))
     found: list[list[Reference]] = []
     if data is not None:
-        top = top_samples(model, [Channel(layer, c) for c in chosen], data, n=min(references, len(data)), by="relevance",
-                          progress=progress)  # fmt: skip
+        channels_of = [Channel(layer, c) for c in chosen]
+        count = min(references, len(data))
+        top = top_samples(model, channels_of, data, n=count, by="relevance", method=method, progress=progress)
         found = [_references(model, layer, c, data, top.indices[k], method) for k, c in enumerate(chosen)]
     made = None
     if prototypes:

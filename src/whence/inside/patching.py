@@ -153,6 +153,8 @@ def _parts(model: Any, components: Sequence[str] | Mapping[str, Parts]) -> dict[
     found: dict[str, Parts] = {}
     usual = components == ("*.layers.*", "*.h.*")
     for name, parts in given.items():
+        if isinstance(parts, Heads) and len(parts.numbers):
+            raise RuleError("all heads are patched, each by itself; give whence.Heads((), of=n)")
         if not isinstance(parts, Heads) and parts not in ("places", "channels"):
             raise RuleError(f"components={{{name!r}: {parts!r}}}; choose 'places', 'channels' or whence.Heads((), of=n)")
         try:
@@ -201,6 +203,10 @@ def _effect(a: Tensor, g: Tensor, there: Tensor, parts: Parts) -> Tensor:
 
 def _reduced(effect: Tensor, parts: Parts) -> Tensor:
     """Of every number of a layer `[N, T, C]`, that of its components."""
+    if effect.dim() not in (2, 3):
+        raise SelectorError(
+            f"a layer that gives {tuple(effect.shape)} has no tokens to patch; patching takes [N, T, C] or [N, C]"
+        )
     if isinstance(parts, Heads):
         return effect.unflatten(-1, (_heads(parts, effect), -1)).sum(-1)
     return effect if parts == "channels" else effect.sum(-1)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.conditions import Nodes, Places
+from whence.conditions import Nodes
 from whence.errors import InputError, RuleError, SelectorError
 from whence.explain import explain, explain_targets
 from whence.inputs import check_model
+from whence.methods.readings import layer_shapes
 from whence.methods.table import Method
 from whence.targets import Target
 
@@ -71,8 +72,8 @@ def walks(
     model, layers = _with(model, layers, fixed)
     count = _nodes(x)
     wanted = _wanted(walks, count, len(layers))
-    units = Nodes if x.dim() == 2 else Places
-    through = [{layer: units([node]) for layer, node in zip(layers, above, strict=True)} for above in wanted]
+    _check_order(model, layers, x)
+    through = [{layer: Nodes([node]) for layer, node in zip(layers, above, strict=True)} for above in wanted]
     found, relevance, output = [], [], 0.0
     for above, e in zip(wanted, explain_targets(model, x, [target], method=method, through=through), strict=True):
         per_node = e.relevance.reshape(count, -1).sum(1)
@@ -100,8 +101,7 @@ def subgraph_relevance(
     """
     model, layers = _with(model, layers, fixed)
     count = _nodes(x)
-    units = Nodes if x.dim() == 2 else Places
-    e = explain(model, x, target, method=method, through={layer: units(list(nodes)) for layer in layers})
+    e = explain(model, x, target, method=method, through={layer: Nodes(list(nodes)) for layer in layers})
     return float(e.relevance.reshape(count, -1)[list(nodes)].sum())
 
 
@@ -134,6 +134,12 @@ def _nodes(x: Tensor) -> int:
     if not isinstance(x, Tensor) or x.dim() not in (2, 3) or (x.dim() == 3 and len(x) != 1):
         raise InputError(f"walks are those through one graph, [nodes, C] or [1, nodes, C], not {getattr(x, 'shape', type(x))}")
     return x.shape[-2]
+
+
+def _check_order(model: Any, layers: Sequence[str], x: Tensor) -> None:
+    order = [name for name in layer_shapes(model, x) if name in layers]
+    if order != [name for name in layers if name in order]:
+        raise RuleError(f"layers={list(layers)} run in the order {order}; give them from the input up")
 
 
 def _wanted(walks: Sequence[Walk] | None, nodes: int, depth: int) -> dict[Walk, list[int]]:

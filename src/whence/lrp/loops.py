@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from whence.errors import RuleError
+from whence.errors import ModelError, RuleError
 from whence.lrp.composites import Composite, Selector
 from whence.lrp.mode import RelevanceMode, under_rules
 from whence.lrp.rules import Rule
@@ -41,6 +41,9 @@ def relevance_rules(
     ...     logits = model(x)                                          # x requires gradients
     >>> (g,) = torch.autograd.grad(logits[:, 3].sum(), x, create_graph=True)
     >>> ((x * g)[:, mask] ** 2).sum().backward()
+
+    `logits` then lead to relevance alone: their gradients are modified, and none of them is that of a parameter. A loss of the
+    output itself, such as the cross-entropy, is made of another call, outside. The model must be in eval mode.
 
     The calls of `model` are then under the rules, and nothing else. Forward and way back are written down as one graph the
     first time inputs of some shape come by (which takes seconds) and kept as long as the model; parameters and buffers are read
@@ -81,6 +84,8 @@ class _Calls:
         sources = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if self._writing or not sources or not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
+        if self._model.training:
+            raise ModelError("the model is in training mode, where each pass is another; call model.eval() before")
         graph = self._graph(leaves, structure, sources)
         state = state_of(self._model)
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -92,6 +97,9 @@ class _Calls:
             kept[place] = out
         return tree_unflatten(kept, spec)
 
+    def __reduce__(self):
+        raise ModelError("the model cannot be copied or saved within relevance_rules(…, differentiable=True); leave it first")
+
     def _plainly(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         return self._forward(*args, **kwargs)
 
@@ -99,7 +107,11 @@ class _Calls:
         """Written down once for each kind of call."""
         known = GRAPHS.setdefault(self._model, {})
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-        modules = tuple((id(module), module.training) for module in self._model.modules())
+        modules = tuple(
+            (id(module), *((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str)))
+            for module in self._model.modules()
+        )
+        kinds += tuple((t.shape, t.dtype, t.device) for t in state_of(self._model).values())
         key = (repr(self._rules.entries), self._unknown, structure, kinds, tuple(sources), modules)
         if key not in known:
             self._writing = True

@@ -173,8 +173,11 @@ class Scope:
 
     def _read_off(self, module: nn.Module, taps: list[Tap], output: object, changed: object) -> object:
         read = self._single(module, output if changed is None else changed)
-        if read is output and read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
-            read = changed = hooked(read, lambda g: g)
+        if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+            held = hooked(read, lambda g: g)
+            self.replacing(held, read)
+            changed = with_first_tensor(output if changed is None else changed, held, self.path)
+            read = held
         with torch._C.DisableTorchFunction():
             for tap in taps:
                 tap(read)
@@ -202,6 +205,23 @@ def first_tensor(output: object) -> Tensor | None:
     first = next(iter(output.values()), None) if isinstance(output, dict) else output
     first = first[0] if isinstance(first, list | tuple) and first else first
     return first if isinstance(first, Tensor) else None
+
+
+def with_first_tensor(output: Any, t: Tensor, path: str) -> Any:
+    """The same output with another tensor where `first_tensor` looks."""
+    if isinstance(output, Tensor):
+        return t
+    if isinstance(output, dict):
+        first = next(iter(output))
+        rest = {name: value for name, value in output.items() if name != first}
+        return type(output)(**{first: with_first_tensor(output[first], t, path)}, **rest)
+    if type(output) in (list, tuple):
+        return type(output)([with_first_tensor(output[0], t, path), *output[1:]])
+    if isinstance(output, tuple) and hasattr(output, "_replace"):
+        return output._replace(**{output._fields[0]: with_first_tensor(output[0], t, path)})  # type: ignore[attr-defined]
+    raise SelectorError(
+        f"layer '{path}' gives a view within a {type(output).__name__}, where nothing can be read; name one in it"
+    )
 
 
 def module_names(model: object) -> dict[str, nn.Module]:

@@ -37,11 +37,13 @@ def top_samples(
     *,
     n: int = 9,
     by: Literal["activation", "relevance"] = "activation",
+    method: Any = None,
     batch_size: int | None = None,
     progress: Progress = True,
 ) -> TopSamples:
     """The `n` samples of `data` `[N, …]` that excite each concept most (ActMax), or, `by="relevance"`, for whose predictions a
-    channel has most relevance (RelMax, Achtibat et al. 2023): what it is used for, rather than what it answers to.
+    channel has most relevance (RelMax, Achtibat et al. 2023): what it is used for, rather than what it answers to. `method` is
+    that by which relevance is found.
 
     >>> whence.top_samples(model, ["features.10:3", 7], x_train).indices          # [2, 9]
     >>> whence.top_samples(model, "features.10:3", x_train, by="relevance").indices
@@ -53,7 +55,7 @@ def top_samples(
     if not 1 <= n <= len(data):
         raise InputError(f"n={n} of {len(data)} samples")
     size = batch_size_of(batch_size, Inputs.of(data[:1]))
-    score = _Activation(model, concepts) if by == "activation" else _Relevance(model, concepts)
+    score = _Activation(model, concepts) if by == "activation" else _Relevance(model, concepts, method)
     found = []
     with progressing("top samples", len(data), progress) as advance:
         for batch in data.split(size):
@@ -81,17 +83,18 @@ class _Activation:
 
 
 class _Relevance:
-    def __init__(self, model: Callable[..., Any], concepts: list[Objective]):
+    def __init__(self, model: Callable[..., Any], concepts: list[Objective], method: Any):
         wrong = [concept for concept in concepts if not isinstance(concept, Channel)]
         if wrong:
             raise RuleError(f"relevance is that of channels, written 'layer:channel'; {wrong[0]} is none")
+        self._method = method
         self._model, self._channels = model, [concept for concept in concepts if isinstance(concept, Channel)]
         self._layers = list(dict.fromkeys(channel.layer for channel in self._channels))
         self._reader = Reader(model, self._layers)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """[K, samples], relevance for the prediction, all places together."""
-        relevance = explain(self._model, batch, layers=self._layers, progress=False).layers
+        relevance = explain(self._model, batch, layers=self._layers, method=self._method, progress=False).layers
         of_first_calls = {name: r[0] if isinstance(r, tuple) else r for name, r in relevance.items()}
         reading = self._reader.reading(batch, of_first_calls)
         scores = [of_channel(reading, c.layer, c.channel).flatten(1).sum(1) for c in self._channels]
