@@ -189,6 +189,8 @@ def test_what_lets_nothing_through_says_so(cnn):
     ({"2": whence.Places([16])}, "no place 16"),
     ({"2": whence.Heads([0], of=3)}, "do not divide into 3 heads"),
     ({"2": whence.Directions(torch.ones(3))}, "for 4 channels"),
+    ({"2": whence.Places}, r"say which, as in whence.Places\(\[0\]\)"),
+    ({"2": whence.Features([0], lambda a: a.detach(), lambda f: f)}, "features have no gradient"),
 ])  # fmt: skip
 def test_wrong_conditions_are_named(cnn, through, message):
     with pytest.raises(errors.SelectorError, match=message):
@@ -270,6 +272,12 @@ def test_channels_are_found_in_blocks_and_in_what_goes_into_them():
     assert whence.channel_relevance(model, x, "2", 1).shape == (2, 6)
     before, after = (whence.channel_relevance(model, x, layer, 1) for layer in ("2", "input of 3"))
     torch.testing.assert_close(before, after)
+
+
+def test_what_two_patterns_say_of_a_layer_holds_both(cnn):
+    x = pictures()
+    both = whence.explain(cnn, x, 1, through={"2": [0, 1], "[2]": [1, 2]}).relevance
+    torch.testing.assert_close(both, whence.explain(cnn, x, 1, through={"2": 1}).relevance)
 
 
 def test_directions_that_depend_on_each_other_span_what_they_span(cnn):

@@ -199,6 +199,14 @@ def test_attributes_training_mode_and_copies():
         torch.testing.assert_close(
             relevance(model, {}, x, differentiable=True).sum(), model(x)[:, 1].sum(), rtol=1e-4, atol=1e-6
         )
+    cast = {}
+    for enabled in (True, False, True):  # a graph of its own each
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            cast[enabled] = relevance(model, {}, x, differentiable=True)
+            torch.testing.assert_close(cast[enabled], relevance(model, {}, x), rtol=1e-2, atol=1e-2)
+    assert not torch.equal(cast[True], cast[False])
+    with whence.relevance_rules({}, model, differentiable=True), pytest.raises(errors.ModelError, match="already under way"):
+        whence.explain(model, x, 1)
     with whence.relevance_rules({}, model, differentiable=True), pytest.raises(errors.ModelError, match="cannot be copied"):
         copy.deepcopy(model)
     with (

@@ -82,6 +82,53 @@ def test_wrong_concepts_are_named():
         whence.concepts(digits(), x[:1], channels=0)
     with pytest.raises(errors.SelectorError, match="no layer 'conv9'"):
         whence.concepts(digits(), x[:1], "conv9")
+    with pytest.raises(errors.SelectorError, match=r"channels=\[\]"):
+        whence.concepts(digits(), x[:1], channels=[])
+    with pytest.raises(errors.RuleError, match="channels=True"):
+        whence.concepts(digits(), x[:1], channels=True)
+    with pytest.raises(errors.RuleError, match="references=-1"):
+        whence.concepts(digits(), x[:1], references=-1, data=x)
+    for none in (torch.tensor([0, -1]), np.array([0, -1])):
+        found = whence.concepts(digits(), x[:1], channels=none, data=x, references=0)
+        assert found.channels == [0, len(found.relevance) - 1]
+        assert not found.references
+    assert len(whence.concepts(digits(), x[:1], channels=np.int64(2)).channels) == 2
+
+
+def test_a_pattern_names_one_layer(cnn):
+    x = pictures(1)
+    torch.testing.assert_close(whence.channel_relevance(cnn, x, "3*", 1), whence.channel_relevance(cnn, x, "3", 1))
+    for of_one in (whence.channel_relevance, whence.subspaces, whence.concepts):
+        with pytest.raises(errors.SelectorError, match="'\\*' stands for 7 layers, '0' the first"):
+            of_one(cnn, x, "*")
+    with pytest.raises(errors.SelectorError, match="stands for 7 layers"):
+        whence.attribution_graph(cnn, x, ["0", "*"], 1)
+    with pytest.raises(errors.RuleError, match="channels=0"):
+        whence.attribution_graph(cnn, x, ["0", "3"], 1, channels=0)
+    with pytest.raises(errors.SelectorError, match="no channel 6"):
+        receptive_field(cnn, x, "0", 6, (0, 0))
+
+
+class Series(nn.Module):
+    """Tokens in, tokens through an activation that tells nothing of where its channels are."""
+
+    def __init__(self, lost: bool):
+        super().__init__()
+        self.up, self.act, self.head = nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 2)
+        if lost:
+            self.act = nn.Sequential(nn.GELU())
+
+    def forward(self, x):
+        return self.head(self.act(self.up(x)).mean(1))
+
+
+def test_an_activation_has_its_channels_where_the_layer_before_has():
+    x = torch.rand(2, 3, 5)
+    assert whence.channel_relevance(Series(lost=False).eval(), x, "act", 1).shape == (2, 7)
+    with pytest.raises(errors.SelectorError, match=r"'act' gives \(2, 3, 7\), and nothing tells"):
+        whence.channel_relevance(Series(lost=True).eval(), x, "act", 1)
+    convolutions = nn.Sequential(nn.Conv1d(5, 7, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(7, 2))
+    assert whence.channel_relevance(convolutions.eval(), x.mT, "1", 1).shape == (2, 7)
 
 
 def test_edges_of_an_attribution_graph_add_up(cnn, tmp_path):
@@ -195,6 +242,44 @@ def test_wrong_patching_is_named():
         whence.patching(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval(), x, x * 0.5, 1, ["0"])
     with pytest.raises(errors.RuleError, match="choose 'places'"):
         whence.patching(model, clean, corrupted, components={"layers.0": "tokens"})
+    with pytest.raises(errors.RuleError, match=r"by=\[\]"):
+        whence.patching(model, clean, corrupted, by=[])
+    model.spare = nn.Linear(2, 2).eval()
+    with pytest.raises(errors.ModelError, match="layer 'spare' was not called"):
+        whence.patching(model, clean, corrupted, components=["spare"], by="exact")
+
+
+def test_layers_by_their_usual_names_are_patched_unasked():
+    model, (clean, corrupted) = Mixer().eval(), tokens()
+    assert list(whence.patching(model, clean, corrupted).effects["relevance"]) == ["layers.0", "layers.1"]
+
+
+class Told(nn.Module):
+    """A layer that gives a dict, and vectors without tokens."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3, bias=False)
+
+        def forward(self, x):
+            return {"hidden": self.linear(x), "width": 3}
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = self.Layer(), nn.Linear(3, 2, bias=False)
+
+    def forward(self, x):
+        return self.head(self.layer(x)["hidden"])
+
+
+@pytest.mark.parametrize("parts", ["places", "channels"])
+def test_vectors_have_one_place_and_dicts_are_patched(parts, tmp_path):
+    model, (x, y) = Told().eval(), torch.randn(2, 4, 3)
+    found = whence.patching(model, x, y, 1, {"layer": parts}, by=["relevance", "exact"], progress=False)
+    assert found.effects["exact"]["layer"].shape == ((4, 1) if parts == "places" else (4, 1, 3))
+    torch.testing.assert_close(found.flat("relevance"), found.flat("exact"), rtol=1e-4, atol=1e-5)
+    found.save(tmp_path / "patching.png")
 
 
 # interactions
@@ -334,6 +419,20 @@ def test_wrong_walks_are_named():
         whence.walks(model, torch.rand(2, 4, 3), ["interaction.0"], fixed=(torch.eye(4),))
     with pytest.raises(errors.RuleError, match="give some"):
         whence.walks(model, torch.rand(400, 3), ["interaction.0", "interaction.1"], fixed=(torch.eye(400),))
+    with pytest.raises(errors.RuleError, match=r"walks=\[\]"):
+        whence.walks(model, x, ["interaction.0"], 1, walks=[], fixed=(torch.eye(4),))
+
+
+def test_rules_keep_their_paths_beside_what_is_fixed():
+    model, x, adjacency = GraphNetwork().eval(), torch.rand(4, 3), torch.rand(4, 4)
+    by_path = whence.LRP({"interaction.*": whence.Gamma(10)})
+    tensor, nest, named = (
+        whence.walks(model, x, "interaction.*1", 1, fixed=fixed, method=method).relevance
+        for fixed, method in [(adjacency, by_path), ((adjacency,), by_path), ({"adjacency": adjacency}, whence.LRP({}))]
+    )
+    torch.testing.assert_close(tensor, nest)
+    assert not torch.allclose(tensor, named)
+    assert "forward" not in vars(model)
 
 
 # subspaces
@@ -386,3 +485,21 @@ def test_subspaces_are_conditions_and_prototypes(cnn):
         whence.subspaces(cnn, x.float(), "3", dimensions=9, progress=False)
     with pytest.raises(errors.RuleError, match="choose 'prca' or 'drsa'"):
         whence.subspaces(cnn, x.float(), "3", method="pca", progress=False)
+
+
+def test_subspaces_take_data_and_targets_as_evaluate_does(cnn):
+    x, y = pictures(8), torch.arange(8) % 4
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3)
+    found = [
+        whence.subspaces(cnn, data, "3", target=target, progress=False, batch_size=3).relevance
+        for data, target in [((x, y), y), (x, y.tolist()), (loader, y), (x, [3] * 8), (x, torch.tensor(3)), ((x, y), 3)]
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[3], found[4])
+    assert torch.equal(found[3], found[5])
+    with pytest.raises(errors.InputError, match="empty"):
+        whence.subspaces(cnn, x[:0], "3", progress=False)
+    shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3, shuffle=True)
+    with pytest.raises(errors.TargetError, match="does not shuffle"):
+        whence.subspaces(cnn, shuffled, "3", target=y, progress=False)

@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
+from whence.errors import SelectorError
+
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 CHANNELS_FIRST = (conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm)
 
@@ -23,9 +25,10 @@ class Reading:
     channels: dict[str, int] = field(default_factory=dict)  # how many, where the kind tells
 
     @classmethod
-    def of_layers(cls, x: Tensor, layers: dict[str, nn.Module]) -> "Reading":
+    def of_layers(cls, x: Tensor, layers: dict[str, nn.Module], model: Any = None) -> "Reading":
         """What is known of `x` before the model has run."""
         kinds = {name: _kind(module, of_input=name.startswith("input of ")) for name, module in layers.items()}
+        kinds = {name: kind or _kind_before(name, model) for name, kind in kinds.items()}
         return cls(
             x,
             channels_last=frozenset(name for name, kind in kinds.items() if kind == "last"),
@@ -34,14 +37,20 @@ class Reading:
         )
 
     def channels_at(self, layer: str) -> int:
-        """The dimension of a layer's channels, 1 or the last. Where the layer's kind does not tell, pictures have their
-        channels first, and series where the input itself has three dimensions."""
+        """The dimension of a layer's channels, 1 or the last. Where neither the layer's kind tells nor that of the one before
+        it, pictures have their channels first, and vectors or tokens of an input of another form have them last."""
         a = self.layers[layer]
         count = self.channels.get(layer)
         if a.dim() > 2 and a.shape[1] != a.shape[-1] and count in (a.shape[1], a.shape[-1]):
             return 1 if a.shape[1] == count else a.dim() - 1  # a block may turn its last part's round
-        by_shape = a.dim() > 3 or (a.dim() == 3 and self.x.dim() == 3)
-        return 1 if layer in self.channels_first or (by_shape and layer not in self.channels_last) else a.dim() - 1
+        if layer in self.channels_first or layer in self.channels_last:
+            return 1 if layer in self.channels_first else a.dim() - 1
+        if a.dim() == 3 and self.x.dim() == 3:
+            raise SelectorError(
+                f"layer '{layer}' gives {tuple(a.shape)}, and nothing tells which of the two are channels; name the linear "
+                "map, convolution or normalisation before it"
+            )
+        return 1 if a.dim() > 3 else a.dim() - 1
 
     def parted(self, size: int) -> "list[Reading]":
         """Those of `size` samples each. Split at once: the way back from as many slices would fill as many whole tensors."""
@@ -91,6 +100,21 @@ def _kind(module: nn.Module, of_input: bool = False) -> str | None:
         if isinstance(part, CHANNELS_FIRST):
             return "first"
     return None
+
+
+def _kind_before(layer: str, model: Any) -> str | None:
+    """Where the nearest part that is written down before an activation, a dropout or the like has its channels."""
+    if not isinstance(model, nn.Module):
+        return None
+    outer, _, name = layer.removeprefix("input of ").rpartition(".")
+    try:
+        children = dict(model.get_submodule(outer).named_children())
+    except AttributeError:  # within a compiled part
+        return None
+    if name not in children or next(children[name].children(), None) is not None:
+        return None
+    before = list(children)[: list(children).index(name)]
+    return next((kind for sibling in reversed(before) if (kind := _kind(children[sibling])) is not None), None)
 
 
 def _parted(output: Any, size: int, samples: int) -> Sequence[Any]:

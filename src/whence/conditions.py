@@ -31,7 +31,7 @@ class Channels:
 
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         kept = torch.zeros_like(g)
-        numbers = _among(self.numbers, a.shape[-1], "channel")
+        numbers = among(self.numbers, a.shape[-1], "channel")
         kept[..., numbers] = g[..., numbers]
         return kept
 
@@ -55,7 +55,7 @@ class Places:
         if a.dim() < 3:
             raise SelectorError(f"a layer that gives {tuple(a.shape)} has channels but no places")
         of_places, kept = g.flatten(1, -2), torch.zeros_like(g.flatten(1, -2))
-        numbers = _among(self.numbers, of_places.shape[1], "place")
+        numbers = among(self.numbers, of_places.shape[1], "place")
         kept[:, numbers] = of_places[:, numbers]
         return kept.view_as(g)
 
@@ -77,7 +77,7 @@ class Nodes:
 
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         kept = torch.zeros_like(g)
-        numbers = _among(self.numbers, g.shape[-2], "node")
+        numbers = among(self.numbers, g.shape[-2], "node")
         kept[..., numbers, :] = g[..., numbers, :]
         return kept
 
@@ -96,13 +96,17 @@ class Heads:
     of: int
 
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
-        if self.of < 1 or a.shape[-1] % self.of:
-            raise SelectorError(f"{a.shape[-1]} channels do not divide into {self.of} heads")
-        by_head = g.unflatten(-1, (self.of, -1))
+        by_head = self.divided(g)
         kept = torch.zeros_like(by_head)
-        numbers = _among(self.numbers, self.of, "head")
+        numbers = among(self.numbers, self.of, "head")
         kept[..., numbers, :] = by_head[..., numbers, :]
         return kept.flatten(-2)
+
+    def divided(self, t: Tensor) -> Tensor:
+        """`[…, C]` by head, `[…, heads, C / heads]`."""
+        if self.of < 1 or t.shape[-1] % self.of:
+            raise SelectorError(f"{t.shape[-1]} channels do not divide into {self.of} heads")
+        return t.unflatten(-1, (self.of, -1))
 
     def __str__(self) -> str:
         return f"head {_listed(self.numbers)}"
@@ -146,7 +150,9 @@ class Features:
         with torch.enable_grad():
             a = a.detach().requires_grad_()
             features = self.encode(a)
-            numbers = _among(self.numbers, features.shape[-1], "feature")
+            if not features.requires_grad:
+                raise SelectorError("the features have no gradient; encode outside of no_grad, and without .detach()")
+            numbers = among(self.numbers, features.shape[-1], "feature")
             (of_features,) = torch.autograd.grad(self.decode(features), features, g, retain_graph=True)
             chosen = torch.zeros_like(of_features)
             chosen[..., numbers] = of_features[..., numbers]
@@ -179,12 +185,10 @@ class Condition:
     def layers(self) -> tuple[str, ...]:
         return tuple(self.units)
 
-    def kept(self, layer: str, a: Tensor, g: Tensor, channels: int) -> Tensor:
-        """Of the gradient at a layer that has its channels in dimension `channels`."""
-        of_graph = any(
-            isinstance(units, Nodes) for units in self.units[layer]
-        )  # has its channels last, whatever else it is like
-        channels = -1 if of_graph else channels
+    def kept(self, layer: str, a: Tensor, g: Tensor, channels_at: Callable[[str], int]) -> Tensor:
+        """Of the gradient at a layer, which has its channels in a dimension that is asked for."""
+        of_graph = any(isinstance(units, Nodes) for units in self.units[layer])  # has its channels last
+        channels = -1 if of_graph else channels_at(layer)
         a, g = a.movedim(channels, -1), g.movedim(channels, -1)
         for units in self.units[layer]:
             try:
@@ -208,6 +212,8 @@ def conditions(through: Through | Sequence[Through] | None) -> tuple[Condition, 
 
 
 def _units(layer: str, chosen: Any) -> tuple[Units, ...]:
+    if isinstance(chosen, type):
+        raise SelectorError(f"through={{{layer!r}: {chosen.__name__}}}: say which, as in whence.{chosen.__name__}([0])")
     if isinstance(chosen, Units):
         return (chosen,)
     if isinstance(chosen, tuple | list) and chosen and all(isinstance(units, Units) for units in chosen):
@@ -232,7 +238,7 @@ def _are_numbers(given: Sequence[Any]) -> bool:
     return all(isinstance(n, int) and not isinstance(n, bool) for n in given)
 
 
-def _among(numbers: Sequence[int], count: int, what: str) -> list[int]:
+def among(numbers: Sequence[int], count: int, what: str) -> list[int]:
     """The numbers, if they are among so many; those below 0 from the end."""
     found = [int(n) for n in numbers]
     wrong = next((n for n in found if not -count <= n < count), None)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.conditions import Condition, Through, conditions
+from whence.conditions import Condition, Through, Units, conditions
 from whence.errors import InputError, SelectorError, TargetError, suggestion
 from whence.explanation import Explanation
 from whence.inputs import Inputs, check_model
@@ -111,11 +111,15 @@ def check_one_condition(through: Any) -> None:
 
 
 def _conditions(model: Any, through: Through | Sequence[Through] | None) -> tuple[Condition, ...]:
-    """With every layer under its own name."""
-    found = conditions(through)
-    return tuple(
-        Condition({name: units for layer, units in one.units.items() for name in named_layers(model, [layer])}) for one in found
-    )
+    """With every layer under its own name; what two patterns say of one layer holds both."""
+    found = []
+    for condition in conditions(through):
+        units: dict[str, tuple[Units, ...]] = {}
+        for pattern, chosen in condition.units.items():
+            for name in named_layers(model, [pattern]):
+                units[name] = units.get(name, ()) + chosen
+        found.append(Condition(units))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from whence.errors import InputError, first_line
 from whence.inputs import Inputs, as_tensor
-from whence.nests import Nest, each
+from whence.nests import Nest, described, each
 
 Row = tuple[Nest, int | None]
 LABELS = ("label", "labels")  # what Hugging Face calls them
@@ -168,7 +168,13 @@ def _length(data: Any) -> int:
 
 def _parted(row: Any) -> Row:
     x, y = pair(row)
-    return x, None if y is None else int(y)
+    try:
+        return x, None if y is None else int(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"a row's second part is no class number but {described(y)}; give read=, which makes of a row a pair of input and "
+            "number, or a pair of a tuple of inputs and None"
+        ) from error
 
 
 def _shape(x: Nest) -> Any:

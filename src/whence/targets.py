@@ -179,7 +179,7 @@ def repeated(target: Target, times: int) -> Target:
 
 def of_samples(target: Target, samples: slice | Tensor) -> Target:
     """The target of some of the samples, its indices filled in."""
-    return _mapped(target, lambda index: index[samples])
+    return _mapped(target, lambda index: index[samples] if index.dim() else index)
 
 
 def _mapped(target: Target, change: Callable[[Tensor], Tensor]) -> Target:

@@ -88,7 +88,7 @@ def _channels(given: str) -> int | list[int]:
 
 
 def _pictures(samples: Any) -> Tensor:
-    """Those that can be read, the others told."""
+    """All of them, since references are told by their numbers; those that cannot be read are named."""
     rows = Rows.of(samples)
     found, failed = rows.read(range(rows.count), rows.shape)
     for failure in failed:

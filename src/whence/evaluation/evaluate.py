@@ -196,8 +196,6 @@ class Run:
 
     def _target(self, samples: Samples) -> Target:
         if not isinstance(self.target, str):
-            if isinstance(self.target, Tensor) and self.target.dim() == 0:
-                return self.target
             return of_samples(self.target, torch.tensor(list(samples.numbers)))
         if self.target == "predicted":
             return None

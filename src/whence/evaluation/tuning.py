@@ -167,7 +167,7 @@ class Pool:
         return nest, None if self.labels is None else self.labels[numbers]
 
     def targets(self, numbers: Tensor) -> Any:
-        if isinstance(self.target, str) or (isinstance(self.target, Tensor) and not self.target.dim()):
+        if isinstance(self.target, str):
             return self.target
         given = torch.as_tensor(self.target) if isinstance(self.target, list | tuple) else self.target
         return of_samples(given, numbers)

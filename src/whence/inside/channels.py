@@ -1,6 +1,6 @@
 """The relevance of the channels of a layer, and the part of a picture that a place in it sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.activations import Reading
-from whence.errors import InputError, ModelError, SelectorError
+from whence.conditions import among
+from whence.errors import InputError, ModelError, RuleError, SelectorError
 from whence.explain import explain
 from whence.explanation import Explanation
 from whence.inputs import Inputs
@@ -27,8 +28,30 @@ def channel_relevance(
     >>> R = whence.channel_relevance(model, x, "features.28", target=483)
     >>> R.topk(5)                                  # the five channels that carried most of the output
     """
+    layer = one_layer(model, layer)
     e = explain(model, inputs, target, method=method, layers=[layer], progress=False)
     return by_channel(model, e, layer)
+
+
+def one_layer(model: Callable[..., Any], layer: str) -> str:
+    """The name of the layer that is meant, where a pattern fits one alone."""
+    names = list(named_layers(model, [layer]))
+    if len(names) > 1:
+        raise SelectorError(f"'{layer}' stands for {len(names)} layers, '{names[0]}' the first of them; name one")
+    return names[0]
+
+
+def strongest(relevance: Tensor, count: int, output: float) -> list[int]:
+    """The channels of most relevance `[C]` towards an output, the first so many."""
+    if isinstance(count, bool) or count < 1:
+        raise RuleError(f"channels={count}; give how many, at least 1, or which")
+    towards = relevance if output >= 0 else -relevance
+    return towards.topk(min(count, len(relevance))).indices.tolist()
+
+
+def place(number: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Where an entry is whose number, row by row, is given."""
+    return tuple(int(p) for p in torch.unravel_index(torch.tensor(number), tuple(shape)))
 
 
 def by_channel(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
@@ -48,7 +71,7 @@ def channels_last(model: Callable[..., Any], e: Explanation, layer: str) -> Tens
 def channel_dimension(model: Callable[..., Any], layer: str, inputs: Inputs, a: Tensor) -> int:
     """The dimension of a layer's channels in its activation."""
     x = inputs.parts[min((*inputs.explained, *inputs.ids))]
-    reading = Reading.of_layers(x, named_layers(model, [layer]))
+    reading = Reading.of_layers(x, named_layers(model, [layer]), model)
     reading.layers[layer] = a
     return reading.channels_at(layer)
 
@@ -71,12 +94,14 @@ def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: i
     """
     if x.dim() != 4 or len(x) != 1:
         raise InputError(f"a receptive field is that in one picture [1, C, H, W], not in {tuple(x.shape)}")
-    reader = Reader(model, [layer])
+    reader = Reader(model, [one_layer(model, layer)])
     with torch.inference_mode(False), torch.enable_grad():
         given = x.detach().clone().requires_grad_()
         reading = reader(given)
-        a = reading.layers[layer]
-        a = a.movedim(reading.channels_at(layer), -1)[0, ..., channel]
+        (layer,) = reading.layers
+        a = reading.layers[layer].movedim(reading.channels_at(layer), -1)
+        (channel,) = among([channel], a.shape[-1], "channel")
+        a = a[0, ..., channel]
         if len(position) != a.dim() or not all(0 <= p < n for p, n in zip(position, a.shape, strict=True)):
             raise SelectorError(f"position {position} is not among the {tuple(a.shape)} places of layer '{layer}'")
         (g,) = torch.autograd.grad(a[position], given)

@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from whence.conditions import among
 from whence.errors import InputError, RuleError, SelectorError
 from whence.explain import explain, explain_targets
 from whence.explanation import Explanation
 from whence.inputs import check_model
-from whence.inside.channels import by_channel, channels_last, last_picture_layer, receptive_field
+from whence.inside.channels import by_channel, channels_last, last_picture_layer, one_layer, place, receptive_field, strongest
 from whence.methods.table import Method
 from whence.progress import Progress
 from whence.prototypes.maximize import prototype
@@ -121,14 +122,16 @@ def concepts(
     check_model(model)
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or len(inputs) != 1:
         raise InputError(f"concepts are those of one picture [1, C, H, W], not of {getattr(inputs, 'shape', type(inputs))}")
-    layer = last_picture_layer(model, inputs) if layer is None else layer
+    layer = last_picture_layer(model, inputs) if layer is None else one_layer(model, layer)
+    if references < 0:
+        raise RuleError(f"references={references}; give how many samples a channel, or 0 for none")
     whole = explain(model, inputs, target, method=method, layers=[layer], class_names=class_names, progress=False)
     relevance = by_channel(model, whole, layer)[0]
     chosen = _chosen(channels, relevance, float(whole.output))
     through = [{layer: c} for c in chosen]
     parts = list(explain_targets(model, inputs, [whole.target], method=method, through=through, class_names=class_names))
     found: list[list[Reference]] = []
-    if data is not None:
+    if data is not None and references:
         channels_of = [Channel(layer, c) for c in chosen]
         count = min(references, len(data))
         top = top_samples(model, channels_of, data, n=count, by="relevance", method=method, progress=progress)
@@ -142,15 +145,12 @@ def concepts(
 
 
 def _chosen(channels: int | Sequence[int], relevance: Tensor, output: float) -> list[int]:
-    if isinstance(channels, int):
-        if channels < 1:
-            raise RuleError(f"channels={channels}; give how many, at least 1, or which")
-        towards = relevance if output >= 0 else -relevance
-        return towards.topk(min(channels, len(relevance))).indices.tolist()
-    wrong = next((c for c in channels if not 0 <= c < len(relevance)), None)
-    if wrong is not None or not len(channels):
-        raise SelectorError(f"no channel {wrong}; the layer has channels 0 to {len(relevance) - 1}")
-    return list(channels)
+    given = channels.tolist() if isinstance(channels, Tensor | np.ndarray | np.generic) else channels
+    if isinstance(given, int):
+        return strongest(relevance, given, output)
+    if not given:
+        raise SelectorError("channels=[]; give how many, the most relevant, or which")
+    return among(given, len(relevance), "channel")
 
 
 def _references(
@@ -162,8 +162,7 @@ def _references(
     at_layer = channels_last(model, e, layer)[..., channel]
     found = []
     for i, index in enumerate(indices.tolist()):
-        best = int(at_layer[i].argmax())
-        position = tuple(int(p) for p in torch.unravel_index(torch.tensor(best), at_layer[i].shape))
+        position = place(int(at_layer[i].argmax()), at_layer[i].shape)
         window = receptive_field(model, x[i : i + 1], layer, channel, position)
         found.append(Reference(index, window.of(x[i]), window.of(e.relevance[i])))
     return found

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from whence.errors import InputError, RuleError
 from whence.explain import explain, explain_targets
-from whence.inside.channels import by_channel
+from whence.inside.channels import by_channel, one_layer, strongest
 from whence.methods.table import Method
 from whence.nests import Nest
 from whence.show.drawable import Drawable
@@ -82,14 +80,15 @@ def attribution_graph(
     that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance, where
     nothing goes round it.
     """
-    layers = list(layers)
+    layers = [one_layer(model, layer) for layer in layers]
     if len(layers) < 2 or len(set(layers)) != len(layers):
         raise RuleError(f"layers={layers}; give two or more, from the input up")
     whole = explain(model, inputs, target, method=method, layers=layers, class_names=class_names, progress=False)
     if len(whole) != 1:
         raise InputError(f"an attribution graph is that of one sample, not of {len(whole)}")
     output = float(whole.output)
-    nodes = {layer: _strongest(by_channel(model, whole, layer)[0], channels, output) for layer in layers}
+    relevance = {layer: by_channel(model, whole, layer)[0] for layer in layers}
+    nodes = {layer: {c: float(r[c]) for c in strongest(r, channels, output)} for layer, r in relevance.items()}
     edges = []
     for layer, above in pairwise(layers):
         through = [{above: c} for c in nodes[above]]
@@ -99,8 +98,3 @@ def attribution_graph(
             edges += [Edge(layer, c, above, channel_above, float(found[c])) for c in nodes[layer]]
     (name,) = whole.target_names()
     return AttributionGraph(output, name, nodes, edges)
-
-
-def _strongest(relevance: Tensor, count: int, output: float) -> dict[int, float]:
-    towards = relevance if output >= 0 else -relevance
-    return {int(c): float(relevance[c]) for c in towards.topk(min(count, len(relevance))).indices}

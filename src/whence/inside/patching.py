@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from whence.conditions import Heads
 from whence.errors import InputError, ModelError, RuleError, SelectorError, hint
 from whence.inputs import Inputs, check_model
+from whence.inside.channels import place
 from whence.lrp import presets
 from whence.lrp.prepared import Prepared
-from whence.lrp.scope import INPUT_OF, named_layers
+from whence.lrp.scope import INPUT_OF, first_tensor, named_layers, with_first_tensor
 from whence.methods.gradients import plain_gradients
 from whence.methods.lrp import LRP
 from whence.methods.passes import Gradients, Task, values, watched
@@ -29,6 +30,7 @@ By = Literal["relevance", "gradient", "exact"]
 WAYS = ("relevance", "gradient", "exact")
 Parts = str | Heads  # "places", "channels", or heads
 AT_ONCE = 64  # patched copies
+USUAL = ("*.layers.*", "*.h.*", "layers.*", "h.*", "blocks.*")  # what transformers call the layers of their stream
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -74,8 +76,8 @@ class Patching(Drawable):
         for layer, effect in self.effects[by or next(iter(self.effects))].items():
             mean = effect.mean(0)
             for index in mean.flatten().abs().topk(min(count, mean.numel())).indices:
-                place = tuple(int(i) for i in torch.unravel_index(index, mean.shape))
-                rows.append((layer, *place, float(mean[place])))
+                where = place(int(index), mean.shape)
+                rows.append((layer, *where, float(mean[where])))
         return sorted(rows, key=lambda row: -abs(row[-1]))[:count]
 
     def figure(self) -> "Figure":
@@ -94,7 +96,7 @@ def patching(
     clean: Nest,
     corrupted: Nest,
     target: Target = None,
-    components: Sequence[str] | Mapping[str, Parts] = ("*.layers.*", "*.h.*"),
+    components: Sequence[str] | Mapping[str, Parts] = USUAL,
     *,
     by: By | Sequence[By] = "relevance",
     method: LRP | None = None,
@@ -116,6 +118,8 @@ def patching(
     """
     check_model(model)
     ways = [by] if isinstance(by, str) else list(by)
+    if not ways:
+        raise RuleError(f"by=[]; choose among {', '.join(WAYS)}")
     for way in ways:
         if way not in WAYS:
             raise RuleError(f"by={way!r}{hint(way, WAYS)}")
@@ -151,7 +155,7 @@ def _parts(model: Any, components: Sequence[str] | Mapping[str, Parts]) -> dict[
         components = [components]
     given = components if isinstance(components, Mapping) else dict.fromkeys(components, "places")
     found: dict[str, Parts] = {}
-    usual = components == ("*.layers.*", "*.h.*")
+    usual = components is USUAL
     for name, parts in given.items():
         if isinstance(parts, Heads) and len(parts.numbers):
             raise RuleError("all heads are patched, each by itself; give whence.Heads((), of=n)")
@@ -181,6 +185,9 @@ def _read(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     reading = watched(task, scope)
     with torch.no_grad(), scope:
         outputs = task.inputs.call(task.model, tuple(task.inputs.copied().values()))
+    missing = [layer for layer in task.layers if layer not in found]
+    if missing:
+        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to patch")
     metric, _ = select(outputs, task.targets[0], task.inputs, reading)
     return metric, found
 
@@ -207,15 +214,10 @@ def _reduced(effect: Tensor, parts: Parts) -> Tensor:
         raise SelectorError(
             f"a layer that gives {tuple(effect.shape)} has no tokens to patch; patching takes [N, T, C] or [N, C]"
         )
+    effect = effect[:, None] if effect.dim() == 2 else effect
     if isinstance(parts, Heads):
-        return effect.unflatten(-1, (_heads(parts, effect), -1)).sum(-1)
+        return parts.divided(effect).sum(-1)
     return effect if parts == "channels" else effect.sum(-1)
-
-
-def _heads(parts: Heads, like: Tensor) -> int:
-    if parts.of < 1 or like.shape[-1] % parts.of:
-        raise SelectorError(f"{like.shape[-1]} channels do not divide into {parts.of} heads")
-    return parts.of
 
 
 def _exact(
@@ -257,9 +259,9 @@ def _patched(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterator[N
         return (torch.where(masks, there, args[0]), *args[1:])
 
     def of_output(module: nn.Module, args: tuple, out: Any) -> Any:
-        if isinstance(out, Tensor):
-            return torch.where(masks, there, out)
-        return type(out)((torch.where(masks, there, out[0]), *out[1:]))
+        here = first_tensor(out)
+        assert here is not None  # it was read before
+        return with_first_tensor(out, torch.where(masks, there, here), layer)
 
     if layer.startswith(INPUT_OF):
         handle = module.register_forward_pre_hook(of_input)

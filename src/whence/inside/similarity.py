@@ -12,6 +12,7 @@ from torch import Tensor
 from whence.errors import InputError, RuleError
 from whence.explainer import Explainer
 from whence.inputs import Inputs, check_model
+from whence.inside.channels import place
 from whence.methods.features import PATCHES_A_SIDE
 from whence.methods.table import Method
 from whence.nests import Nest, tensors
@@ -52,10 +53,7 @@ class Similarity(Drawable):
         found = []
         for index in r.flatten().abs().topk(min(count, r.numel())).indices.tolist():
             i, j = divmod(index, r.shape[1])
-            ends = (
-                tuple(int(p) for p in torch.unravel_index(torch.tensor(k), at))
-                for k, at in zip((i, j), self.places, strict=True)
-            )
+            ends = [place(k, at) for k, at in zip((i, j), self.places, strict=True)]
             found.append((*ends, float(r[i, j])))
         return found
 
@@ -114,10 +112,6 @@ def explain_similarity(
         sides.append(torch.stack(parts))  # [D, N, P]
     relevance = torch.einsum("dnp,dnq->npq", *sides)
     return Similarity(relevance, output, (places[0], places[1]), (inputs[0].nest, inputs[1].nest))
-
-
-def _place(number: int, places: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(p) for p in torch.unravel_index(torch.tensor(number), places))
 
 
 def _shown(number: int, count: int, shown: Progress) -> Any:

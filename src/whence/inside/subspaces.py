@@ -1,6 +1,6 @@
 """subspaces(): the directions of a layer that carry relevance (PRCA), and parts of it that carry different relevance (DRSA)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from whence.conditions import Directions
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, ModelError, RuleError, TargetError
+from whence.evaluation.data import batches, is_shuffled, whole
 from whence.inputs import Inputs, check_model
-from whence.inside.channels import channel_dimension
+from whence.inside.channels import channel_dimension, one_layer
 from whence.lrp.prepared import Prepared
-from whence.lrp.scope import named_layers
 from whence.methods.lrp import LRP
 from whence.methods.passes import Task
 from whence.progress import Progress, progress
-from whence.rows import pair
 from whence.targets import Target, of_samples
 
 PLACES = 20  # of a sample that are looked at, at random
@@ -82,7 +81,7 @@ def subspaces(
     `data` is `x`, `(x, y)` or a loader of such batches; `target` what is explained of each sample.
     """
     check_model(model)
-    named_layers(model, [layer])
+    layer = one_layer(model, layer)
     if method not in ("prca", "drsa"):
         raise RuleError(f"method={method!r}; choose 'prca' or 'drsa'")
     if parts < 1 or dimensions < 1 or (method == "prca" and parts != 1):
@@ -136,14 +135,16 @@ def _collected(
     """Activations and contexts at some places of every sample, `[rows, C]` each."""
     prepared, found = Prepared(model, lasting=True), []
     random = torch.Generator().manual_seed(seed)
-    batches = list(_batches(data, size))
-    done = 0
-    with progress("subspaces", len(batches), shown) as advance:
-        for x in batches:
-            inputs = Inputs.of(x).detached()
-            here = of_samples(target, torch.arange(done, done + inputs.batch_size))
-            done += inputs.batch_size
+    targets = torch.as_tensor(target) if isinstance(target, list | tuple) else target
+    if isinstance(targets, Tensor) and targets.dim() and is_shuffled(data):
+        raise TargetError("a target for each sample needs samples in their order; give a loader that does not shuffle")
+    samples = whole(batches(data, size))
+    with progress("subspaces", len(samples), shown) as advance:
+        for batch in samples:
+            inputs, here = batch.inputs, of_samples(targets, torch.tensor(batch.numbers))
             gradients, _ = next(rules.gradients(Task(prepared.up_to_date(), inputs, [here], (layer,), progress=False)))
+            if len(gradients.layers[layer]) > 1:
+                raise ModelError(f"layer '{layer}' ran {len(gradients.layers[layer])} times; name one that runs once")
             ((a, g),) = gradients.layers[layer]
             found.append(_rows(model, layer, inputs, a, g, random))
             advance(1)
@@ -151,13 +152,6 @@ def _collected(
     if not a.any() or not c.any():
         raise InputError(f"no relevance reaches layer '{layer}'")
     return a, c
-
-
-def _batches(data: Any, size: int) -> Iterable[Any]:
-    whole, _ = pair(data) if isinstance(data, tuple | list) else (data, None)
-    if isinstance(whole, Tensor):
-        return whole.split(size)
-    return (pair(batch)[0] for batch in data)
 
 
 def _rows(model: Any, layer: str, inputs: Inputs, a: Tensor, g: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """walks(): which walks through a graph carried an output of a graph network (GNN-LRP), and what a part of the graph did."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,6 +13,7 @@ from whence.conditions import Nodes
 from whence.errors import InputError, RuleError, SelectorError
 from whence.explain import explain, explain_targets
 from whence.inputs import check_model
+from whence.inside.channels import one_layer
 from whence.methods.readings import layer_shapes
 from whence.methods.table import Method
 from whence.targets import Target
@@ -56,7 +58,7 @@ def walks(
     target: Target = None,
     *,
     walks: Sequence[Walk] | None = None,
-    fixed: tuple | Mapping[str, Any] = (),
+    fixed: Tensor | tuple | Mapping[str, Any] = (),
     method: Method | str | None = None,
 ) -> Walks:
     """Which walks carried this output? GNN-LRP (Schnake et al. 2021): the relevance that takes node W₀ at the input, W₁ after
@@ -91,7 +93,7 @@ def subgraph_relevance(
     nodes: Sequence[int],
     target: Target = None,
     *,
-    fixed: tuple | Mapping[str, Any] = (),
+    fixed: Tensor | tuple | Mapping[str, Any] = (),
     method: Method | str | None = None,
 ) -> float:
     """The sum over all walks that stay among some nodes, in one way back: g masked to them at every layer and at the input
@@ -105,29 +107,18 @@ def subgraph_relevance(
     return float(e.relevance.reshape(count, -1)[list(nodes)].sum())
 
 
-class _With(nn.Module):
-    """A model and what it is given beside the features."""
-
-    def __init__(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]):
-        super().__init__()
-        self.model, self._args, self._kwargs = model, args, dict(kwargs)
-        self.training = model.training
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x, *self._args, **self._kwargs)
-
-
-def _with(model: Any, layers: Sequence[str], fixed: tuple | Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _with(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str, Any]) -> tuple[Any, list[str]]:
     check_model(model)
-    layers = [layers] if isinstance(layers, str) else list(layers)
-    if not layers:
-        raise RuleError("layers=[]; give those of interaction, from the input up")
-    if not fixed:
-        return model, layers
     if not isinstance(model, nn.Module):
         raise SelectorError(f"the layers of a {type(model).__name__} have no names; give a torch.nn.Module")
-    args, kwargs = ((), fixed) if isinstance(fixed, Mapping) else (tuple(fixed), {})
-    return _With(model, args, kwargs), [f"model.{layer}" for layer in layers]
+    layers = [one_layer(model, layer) for layer in ([layers] if isinstance(layers, str) else layers)]
+    if not layers:
+        raise RuleError("layers=[]; give those of interaction, from the input up")
+    args = (fixed,) if isinstance(fixed, Tensor) else () if isinstance(fixed, Mapping) else tuple(fixed)
+    kwargs = dict(fixed) if isinstance(fixed, Mapping) else {}
+    with_fixed, forward = copy(model), model.forward  # the same parts under the same names
+    with_fixed.__dict__["forward"] = lambda x: forward(x, *args, **kwargs)
+    return with_fixed, layers
 
 
 def _nodes(x: Tensor) -> int:
@@ -144,6 +135,8 @@ def _check_order(model: Any, layers: Sequence[str], x: Tensor) -> None:
 
 def _wanted(walks: Sequence[Walk] | None, nodes: int, depth: int) -> dict[Walk, list[int]]:
     """The nodes at the input, by the rest of the walk."""
+    if walks is not None and not len(walks):
+        raise RuleError("walks=[]; give some, or None for all")
     if walks is None:
         if nodes ** (depth + 1) > MOST:
             raise RuleError(f"there are {nodes ** (depth + 1):,} walks of {nodes} nodes through {depth} layers; give some")

@@ -86,6 +86,7 @@ class _Calls:
             return self._forward(*args, **kwargs)
         if self._model.training:
             raise ModelError("the model is in training mode, where each pass is another; call model.eval() before")
+        RelevanceMode.refuse_another()
         graph = self._graph(leaves, structure, sources)
         state = state_of(self._model)
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -112,7 +113,8 @@ class _Calls:
             for module in self._model.modules()
         )
         kinds += tuple((t.shape, t.dtype, t.device) for t in state_of(self._model).values())
-        key = (repr(self._rules.entries), self._unknown, structure, kinds, tuple(sources), modules)
+        casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
+        key = (casts, repr(self._rules.entries), self._unknown, structure, kinds, tuple(sources), modules)
         if key not in known:
             self._writing = True
             try:

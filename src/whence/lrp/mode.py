@@ -55,17 +55,28 @@ class GradientMode(TorchFunctionMode):
         self._around = ExitStack()
 
     def __enter__(self):
-        outer = getattr(self._entered, "mode", None)
-        if outer not in (None, self):
-            raise ModelError(
-                "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
-            )
+        outer = self.under_way()
+        if outer is not self:
+            self.refuse_another()
         if outer is None and not self.recomputing:
             for context in (EAGERLY, VMAPS_LOOPED, CHECKPOINTS_CARRIED, recomputing_by(self._recompute)):
                 self._around.enter_context(context)
         self._outer.append(outer)
         self._entered.mode = self
         return super().__enter__()
+
+    @classmethod
+    def under_way(cls) -> "GradientMode | None":
+        """The one that is entered in this thread."""
+        return getattr(cls._entered, "mode", None)
+
+    @classmethod
+    def refuse_another(cls) -> None:
+        """Raise where one is entered."""
+        if cls.under_way() is not None:
+            raise ModelError(
+                "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
+            )
 
     def __exit__(self, *exception):
         self._entered.mode = self._outer.pop()

@@ -140,7 +140,7 @@ class Taps:
         """At all that the task asks for."""
         conditional = {layer: None for condition in task.through for layer in condition.layers}
         some = task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))]
-        reading = Reading.of_layers(some, named_layers(task.model, tuple(conditional))) if conditional else None
+        reading = Reading.of_layers(some, named_layers(task.model, tuple(conditional)), task.model) if conditional else None
         return cls(tuple(dict.fromkeys((*task.layers, *conditional))), reading)
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
@@ -205,7 +205,7 @@ def watched(task: Task, scope: Scope, see: Callable[[Tensor], None] = lambda kep
     """What the targets inside the network read in the forward pass to come; `see` is shown the copies that are kept."""
     names = [layer for target in task.targets if isinstance(target, Inner) for layer in target.layers]
     layers = named_layers(task.model, names)
-    reading = Reading.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers)
+    reading = Reading.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers, task.model)
 
     def tap(name: str, out: Tensor) -> None:
         reading.layers[name] = kept = out.clone()  # a later layer may overwrite it in place
@@ -342,7 +342,7 @@ class Descending:
             above, _, g = self._steps[-1]
             with self._from_the_middle():
                 (g,) = backward(self._edge(above), [edge], True, g, like=[a])
-        return condition.kept(name, a, g, self._taps.channels_at(name))
+        return condition.kept(name, a, g, self._taps.channels_at)
 
     def _edge(self, name: str) -> GradientEdge:
         edges = self._taps.edges[name]

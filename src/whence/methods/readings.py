@@ -39,7 +39,7 @@ class Reader:
 
     def reading(self, x: Tensor, layers: dict[str, Tensor] | None = None) -> Reading:
         """What is known of `x` before the model has run."""
-        reading = Reading.of_layers(x, self._layers)
+        reading = Reading.of_layers(x, self._layers, self._model)
         return reading if layers is None else replace(reading, layers=layers)
 
     def __call__(self, x: Tensor, redirected: bool = False) -> Reading:
