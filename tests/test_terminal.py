@@ -109,7 +109,10 @@ def test_an_interrupt_at_any_moment_ends_it_quietly(tmp_path, after):
         "--steps",
         "99999",
     ]
-    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+    )  # fmt: skip
     try:
         time.sleep(after)
         started.send_signal(signal.SIGINT)
