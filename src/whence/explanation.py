@@ -13,7 +13,7 @@ from torch import Tensor
 from whence.activations import Inner
 from whence.errors import InputError
 from whence.lrp.conservation import Conservation
-from whence.nests import Nest, described, each, tensors
+from whence.nests import Nest, described, each, filled, tensors
 from whence.patches import Patches
 from whence.show.drawable import PICTURES, Drawable, text
 from whence.targets import Logit, Span, of_samples
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from whence.show.panels import Panel
 
 MOST_DRAWN = 16  # samples
+NESTS = ("relevance", "inputs", "layers", "standard_errors", "root")
 FEW_ROWS = 4
 SUFFIXES = (*PICTURES, ".html", ".npz", ".safetensors")
 
@@ -209,6 +210,10 @@ class Explanation(Drawable):
 
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold, and `whence.load` reads."""
+        return {name: t.detach().cpu().contiguous() for name, t in self.named_tensors().items()}
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The same where they are."""
         named = tensors(self.relevance, "relevance") | tensors(self.inputs, "inputs") | tensors(self.layers, "layers")
         named |= {"output": self.output, "relevance_sum": self.conservation.relevance} | tensors(
             self.conservation.by_layer, "absorbed_by"
@@ -220,8 +225,23 @@ class Explanation(Drawable):
             }
         account = {"absorbed": self.conservation.absorbed, "baseline": self.conservation.baseline}
         named |= {name: t for name, t in (account | {"interactions": self.interactions}).items() if t is not None}
-        named |= tensors(self.standard_errors, "standard_errors") | tensors(self.root, "root")
-        return {name: t.detach().cpu().contiguous() for name, t in named.items()}
+        return named | tensors(self.standard_errors, "standard_errors") | tensors(self.root, "root")
+
+    def with_tensors(self, named: Mapping[str, Tensor]) -> "Explanation":
+        """The same of other numbers, named as `named_tensors` names them."""
+        logit = Logit(self.target) if isinstance(self.target, Tensor) else self.target
+        if isinstance(logit, Logit):
+            logit = replace(logit, index=named.get("target"), rather_than=named.get("rather_than"))
+        account = replace(
+            self.conservation,
+            output=named["output"], relevance=named["relevance_sum"], absorbed=named.get("absorbed"),
+            baseline=named.get("baseline"), by_layer=filled(self.conservation.by_layer, named, "absorbed_by"),
+        )  # fmt: skip
+        nests = {name: filled(getattr(self, name), named, name) for name in NESTS}
+        return replace(
+            self, output=named["output"], target=logit.index if isinstance(self.target, Tensor) else logit,
+            conservation=account, interactions=named.get("interactions"), **nests,
+        )  # fmt: skip
 
     def _save_npz(self, path: Path) -> None:
         import numpy as np

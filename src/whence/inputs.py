@@ -22,6 +22,7 @@ from whence.errors import (
 )
 from whence.lrp.scope import MKLDNN, exported, quantised
 from whence.lrp.states import left_as_it_was
+from whence.lrp.unseen import holds
 from whence.nests import Nest
 
 # do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
@@ -88,18 +89,22 @@ class Inputs:
         text = self.named("input_ids") if self.names else None
         if isinstance(text, Tensor):
             pictures = [self.parts[i] for i in self.explained if self.parts[i].dim() > 1]
-            return 1 if any(len(picture) == 1 for picture in pictures) else len(text)
-        return next((len(part) for part in parts if part.dim() > 1 or part.is_floating_point()), min(map(len, parts)))
+            return 1 if any(picture.shape[0] == 1 for picture in pictures) else text.shape[0]
+        return next(
+            (part.shape[0] for part in parts if part.dim() > 1 or part.is_floating_point()),
+            min(part.shape[0] for part in parts),
+        )
 
     @property
     def shared(self) -> bool:
         """Whether some part has no row for each sample, but belongs to all. Mere rows of integers beside others are a table."""
         several = [i for i, part in self.ids.items() if part.dim() > 1]
-        return any(len(self.parts[i]) != self.batch_size for i in [*self.explained, *several] or self.ids)
+        return any(self.parts[i].shape[0] != self.batch_size for i in [*self.explained, *several] or self.ids)
 
     def admits(self, count: int) -> bool:
         """Whether outputs of so many rows can be of these inputs: one for each sample, or one for all there is."""
-        return count in {1, self.batch_size, *(len(self.parts[i]) for i in (*self.explained, *self.ids))}
+        counts = (1, self.batch_size, *(self.parts[i].shape[0] for i in (*self.explained, *self.ids)))
+        return count in counts
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -155,7 +160,7 @@ class Inputs:
 
     def of_batch(self, part: Any) -> bool:
         """Whether the part has a row for each sample. A table of as many rows as there are samples passes for one."""
-        return isinstance(part, Tensor) and part.dim() > 0 and len(part) == self.batch_size
+        return isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] == self.batch_size
 
     def _repeated(self, part: Any, times: int) -> Any:
         return part.repeat(times, *[1] * (part.dim() - 1)) if self.of_batch(part) else part
@@ -180,7 +185,7 @@ class Inputs:
             raise ModelError(f"the model cannot run on an input of shape {shapes}: {problem}") from error
 
     def _of_one_sample(self) -> "Inputs":
-        shared = frozenset(i for i in (*self.explained, *self.ids) if len(self.parts[i]) != 1)
+        shared = frozenset(i for i in (*self.explained, *self.ids) if self.parts[i].shape[0] != 1)
         one = replace(self, whole=shared)
         return replace(one, parts=tuple(one._of_sample(i, part) for i, part in enumerate(self.parts)))
 
@@ -207,12 +212,12 @@ class Inputs:
                 raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
         for i in self.explained:
             x = self.parts[i]
-            if not torch.isfinite(x).all():
+            if not holds(torch.isfinite(x)):
                 raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
             if x.dtype == torch.float16:
                 raise InputError(f"the input is in float16, {TOO_NARROW}; use bfloat16 or float32")
         mask = self.named("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.bool().any(1).all():
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not holds(mask.bool().any(1)):
             raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")
 
 

@@ -20,6 +20,15 @@ def tensors(nest: Nest, name: str = "") -> dict[str, Tensor]:
     return found
 
 
+def filled(nest: Nest, named: Mapping[str, Tensor], name: str = "") -> Nest:
+    """The same nest of other tensors, by the names that `tensors` gives them."""
+    if isinstance(nest, Tensor):
+        return named[name]
+    if isinstance(nest, dict):
+        return {key: filled(value, named, f"{name}.{key}" if name else str(key)) for key, value in nest.items()}
+    return nest if nest is None else tuple(filled(value, named, f"{name}.{i}") for i, value in enumerate(nest))
+
+
 def each(change: Callable[[Tensor], Any], nest: Nest) -> Nest:
     """The same nest of changed tensors."""
     if isinstance(nest, Tensor):

@@ -10,6 +10,7 @@ from torch import Tensor
 from whence.activations import Inner, Reading
 from whence.errors import ModelError, TargetError, WhenceError, first_line, out_of_memory
 from whence.inputs import Inputs
+from whence.lrp.unseen import holds
 
 Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
 
@@ -38,7 +39,7 @@ class Logit:
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Logit]":
         """The values `[N]` in logits `[N, classes]` or `[N, T, vocabulary]`, and this target with its indices filled in."""
         rows = self._rows(logits, inputs)
-        samples = torch.arange(len(rows), device=rows.device)
+        samples = torch.arange(rows.shape[0], device=rows.device)
         index = _indices(self.index, rows)
         if self.rather_than is None:
             return rows[samples, index], replace(self, index=index)
@@ -62,9 +63,9 @@ class Logit:
             return logits
         last = _last_attended(logits, inputs)
         positions = last + self.position + 1 if self.position < 0 else torch.full_like(last, self.position)
-        if int(positions.min()) < 0 or self.position >= logits.shape[1]:
+        if self.position >= logits.shape[1] or not holds(positions >= 0):
             raise TargetError(f"position {self.position} is beyond a text of {int(last.min()) + 1} tokens")
-        return logits[torch.arange(len(logits), device=logits.device), positions]
+        return logits[torch.arange(logits.shape[0], device=logits.device), positions]
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def logits_of(
         raise TargetError(f"the model returns {kind}{fields}; load it with a head (AutoModelFor…) or {advice}")
     if logits.dim() == 1 or (logits.dim() == 0 and batch_size == 1):
         logits = logits.reshape(-1, 1)
-    if logits.dim() not in (2, 3) or not admits(len(logits)):
+    if logits.dim() not in (2, 3) or not admits(logits.shape[0]):
         raise TargetError(
             f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
             f"N = {batch_size}; {advice}"
@@ -156,16 +157,16 @@ def class_indices(given: Any, count: int, kind: str = "target", device: torch.de
     indices = indices.clone() if indices.is_inference() else indices
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TargetError(f"a {kind} must be a class index, not {indices.dtype}")
-    if indices.dim() > 1 or (indices.dim() == 1 and len(indices) != count):
+    if indices.dim() > 1 or (indices.dim() == 1 and indices.shape[0] != count):
         raise TargetError(f"{kind} has shape {tuple(indices.shape)}; give one class, or one for each of the {count} samples")
     return indices.long().expand(count)
 
 
 def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:
     """Raise for indices that are none of the model's classes."""
-    outside = indices[(indices < 0) | (indices >= classes)]
-    if len(outside):
-        raise TargetError(f"{kind} {outside[0]} is out of range: the model has classes 0 to {classes - 1}")
+    inside = (indices >= 0) & (indices < classes)
+    if not holds(inside):
+        raise TargetError(f"{kind} {indices[~inside][0]} is out of range: the model has classes 0 to {classes - 1}")
 
 
 def repeated(target: Target, times: int) -> Target:
@@ -196,7 +197,7 @@ def _last_attended(logits: Tensor, inputs: Inputs) -> Tensor:
     if mask is None and inputs.named("decoder_input_ids") is None:
         mask = inputs.named("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != logits.shape[:2]:
-        return torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
+        return torch.full((logits.shape[0],), logits.shape[1] - 1, device=logits.device)
     return (mask.bool() * torch.arange(mask.shape[1], device=mask.device)).argmax(1).to(logits.device)
 
 
@@ -240,7 +241,7 @@ def _read(target: Inner, outputs: Any, reading: Reading | None) -> Tensor:
 
 
 def _check_values(values: Any, inputs: Inputs) -> Tensor:
-    if not isinstance(values, Tensor) or values.dim() != 1 or not inputs.admits(len(values)):
+    if not isinstance(values, Tensor) or values.dim() != 1 or not inputs.admits(values.shape[0]):
         given, batch_size = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__, inputs.batch_size
         raise TargetError(
             f"the target gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]. "

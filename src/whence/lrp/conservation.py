@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from whence.lrp.unseen import holds
+
 LITTLE = 0.01  # of the output
 
 
@@ -57,10 +59,9 @@ class Conservation:
     @property
     def rounded(self) -> bool:
         """Whether all gaps may be rounding: below a hundredth of the amounts that went about, or that of numbers around 1."""
-        if bool((self.error <= self.tolerance).all()):
-            return True
         parts = torch.stack([part.abs() for part in (self.output, *self.parts.values(), *self.by_layer.values())]).sum(0)
-        return bool((self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps).all())
+        small = self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps
+        return holds(small | (self.error <= self.tolerance))
 
     @property
     def caution(self) -> str:
@@ -125,22 +126,21 @@ class Meter:
         gap = output - relevance - absorbed
         flow = output.abs() + relevance.abs() + absorbed.abs()
         rounding = max(1000 * torch.finfo(output.dtype).eps, 1e-6) * flow  # float64 networks may compute in parts in float32
-        if gap.sum().abs() <= rounding.sum() and (gap.abs() > rounding).any():
-            absorbed = absorbed + gap - gap.mean()
-        return Conservation(output, relevance, absorbed, by_layer)
+        only_in_sum = (gap.sum().abs() <= rounding.sum()) & (gap.abs() > rounding).any()
+        return Conservation(output, relevance, torch.where(only_in_sum, absorbed + gap - gap.mean(), absorbed), by_layer)
 
 
 def _sum(amounts: list[Tensor], like: Tensor) -> Tensor:
     """Of each sample, as far as the rows tell."""
-    amounts = [of_samples(amount.to(like), len(like)) for amount in amounts]
+    amounts = [of_samples(amount.to(like), like.shape[0]) for amount in amounts]
     return amounts[0] if len(amounts) == 1 else torch.stack(amounts).sum(0)
 
 
 def of_samples(amount: Tensor, count: int) -> Tensor:
     """Amounts `[rows, …]` of each of `count` samples, `[count]`; in equal shares where the rows do not tell them apart."""
-    if amount.dim() == 1 and len(amount) == count:
+    if amount.dim() == 1 and amount.shape[0] == count:
         return amount
-    if amount.dim() and len(amount) % count == 0:
+    if amount.dim() and amount.shape[0] % count == 0:
         return amount.reshape(count, -1).sum(1)
     return (amount.sum() / count).expand(count)
 

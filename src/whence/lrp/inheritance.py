@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.lrp.calls import Call, tensors
 from whence.lrp.propagation import Companion, Link
+from whence.lrp.unseen import known
 from whence.lrp.vocabulary import ARITHMETIC, COMBINES, PROPORTIONAL
 
 
@@ -218,4 +219,4 @@ def _companion(call: Call, table: Known) -> Companion | None:
         present = call.run_with(values | ones) - call.run_with(
             values | {key: torch.zeros_like(c.zeros) for key, c in beside.items()}
         )
-    return Companion(zeros, None if bool((present == 1).all()) else present)
+    return Companion(zeros, None if known(present == 1) else present)

@@ -12,6 +12,7 @@ from whence.errors import TOO_NARROW, InputError, ModelError
 from whence.lrp.bags import pool
 from whence.lrp.calls import Call, tensors
 from whence.lrp.saved import valued
+from whence.lrp.unseen import holds
 
 TABLES = ("embedding", "embedding_bag", "getitem", "index_select")
 CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as"})
@@ -86,14 +87,13 @@ class Lookups:
         if not self.found:
             return {}
         sizes = [t.numel() for t in self.given.values()]
-        flat = relevance[0].new_zeros(sum(sizes))
+        flat = relevance[0].new_zeros(1 + sum(sizes))  # the first for ids of the network's own, at NOWHERE
         reached = torch.zeros_like(flat, dtype=torch.bool)
         for lookup, r in zip(self.found, relevance, strict=True):
-            known = lookup.places != NOWHERE
-            places, score = lookup.places[known], r.reshape(*lookup.places.shape, -1).sum(-1)[known]
-            flat.index_add_(0, places.to(flat.device), score.to(flat))
-            reached[places.to(flat.device)] = True
-        parts = zip(self.given.items(), flat.split(sizes), reached.split(sizes), strict=True)
+            places = lookup.places.flatten().to(flat.device) - NOWHERE
+            flat.index_add_(0, places, r.reshape(places.shape[0], -1).sum(-1).to(flat))
+            reached[places] = True
+        parts = zip(self.given.items(), flat[1:].split(sizes), reached[1:].split(sizes), strict=True)
         return {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
 
     def elsewhere(self, relevance: Sequence[Tensor]) -> list[Tensor]:
@@ -130,7 +130,7 @@ class Lookups:
             or id(ids) not in known
         ):
             return None
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
+        if ids.numel() and not holds((ids >= 0) & (ids < len(table))):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise InputError(f"id {wrong} is out of the vocabulary of {len(table)}; use the model's own tokenizer")
         if table.dtype == torch.float16:

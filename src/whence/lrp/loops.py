@@ -12,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from whence.errors import ModelError, RuleError
 from whence.lrp.composites import Composite, Selector
+from whence.lrp.decisions import settings_of
 from whence.lrp.mode import RelevanceMode, under_rules
 from whence.lrp.rules import Rule
 from whence.lrp.traced import state_of, traced
@@ -108,13 +109,8 @@ class _Calls:
         """Written down once for each kind of call."""
         known = GRAPHS.setdefault(self._model, {})
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-        modules = tuple(
-            (id(module), *((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str)))
-            for module in self._model.modules()
-        )
         kinds += tuple((t.shape, t.dtype, t.device) for t in state_of(self._model).values())
-        casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-        key = (casts, repr(self._rules.entries), self._unknown, structure, kinds, tuple(sources), modules)
+        key = (repr(self._rules.entries), self._unknown, structure, kinds, tuple(sources), settings_of(self._model))
         if key not in known:
             self._writing = True
             try:

@@ -35,6 +35,7 @@ from whence.lrp.surroundings import CHECKPOINTS_CARRIED, EAGERLY, VMAPS_LOOPED, 
 from whence.lrp.treatments.activations import identity, rectify
 from whence.lrp.treatments.attention import by_a_right_kernel, has_wrong_kernel
 from whence.lrp.treatments.hidden import opaque
+from whence.lrp.unseen import known
 from whence.lrp.vocabulary import LEAVES_VALUES
 from whence.lrp.workbench import Saturated, Unknown, Workbench
 
@@ -166,7 +167,7 @@ class RelevanceMode(GradientMode):
         guard = saved_tensors_hooks(self.bench.cells.save, Saved.value.fget)  # type: ignore[attr-defined]
         self.saving: AbstractContextManager = guard if prepared.guarded else nullcontext()
         for x, written in zip(inputs, self.written, strict=True):
-            self.bench.known.note(x, Inherited(bool((x.detach() >= 0).all()), Companion(written)))
+            self.bench.known.note(x, Inherited(known(x.detach() >= 0), Companion(written)))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         operation, known = operation_of(function), self.bench.known

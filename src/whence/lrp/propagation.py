@@ -135,7 +135,7 @@ class Propagation:
 
         def factor() -> Factors:
             denominator = rule.denominator(linear, weights, a, present)
-            return None, ratio(z, denominator.expand_as(z).clone() if len(denominator) < len(z) else denominator)
+            return None, ratio(z, denominator.expand_as(z).clone() if denominator.shape[0] < z.shape[0] else denominator)
 
         _, share = self._shares(g, factor)
         returned = rule.spread(linear, weights, share, a, present)

@@ -286,7 +286,7 @@ def _bound(bound: float | Tensor, a: Tensor, present: Tensor | None) -> Tensor:
     bound = torch.as_tensor(bound).to(a)
     for samples in (a[:1], a):
         try:
-            return bound.expand_as(samples) if present is None else bound.expand_as(samples) * present[: len(samples)]
+            return bound.expand_as(samples) if present is None else bound.expand_as(samples) * present[: samples.shape[0]]
         except RuntimeError:
             continue
     raise RuleError(f"ZBox bounds of shape {tuple(bound.shape)} do not broadcast against the layer's input {tuple(a.shape)}")

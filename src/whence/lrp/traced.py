@@ -1,6 +1,5 @@
 """Forward pass and way back as one graph of plain functions without side effects, in which everything can be differentiated."""
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,17 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule, Node
-from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.errors import ModelError
 from whence.lrp.composites import Composite
+from whence.lrp.decisions import DECISIONS
 from whence.lrp.mode import under_rules
 from whence.lrp.workbench import Unknown
 
 PASSED_ON = (torch.ops.aten.expand.default, torch.ops.aten._to_copy.default)
-VALUE = torch.ops.aten._local_scalar_dense.default
 ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 Call = Callable[[Sequence[Any]], tuple[Any, Mapping[str, Any]]]  # the leaves of arguments -> arguments
@@ -54,7 +51,7 @@ def traced(
         args, kwargs = arguments(tensors)
         like = [torch.zeros_like(out) for out in outputs(functional_call(model, state, args, dict(kwargs)))]
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels have no second derivatives
-        written = _without_aliases(make_fx(way_back, decomposition_table={VALUE: _value})(tensors, state, like))
+        written = _without_aliases(make_fx(way_back, decomposition_table=DECISIONS)(tensors, state, like))
     pure = make_fx(functionalize(written, remove="mutations"), decomposition_table={torch.ops.aten.copy.default: _copied})
     return _with_safe_quotients(_without_aliases(pure(tensors, state, like)))
 
@@ -86,32 +83,6 @@ def _with_safe_quotients(graph: GraphModule) -> GraphModule:
         graph.graph.erase_node(quotient)
     graph.recompile()
     return graph
-
-
-def _value(t: Tensor) -> Any:
-    """A tensor's value, which the graph keeps as it is now, if it comes of nothing that the graph is given."""
-    mode = proxy_tensor.get_innermost_proxy_mode()
-    assert mode is not None
-    node = proxy_tensor.get_proxy_slot(t, mode.tracer, None, lambda slot: slot.proxy.node)  # type: ignore[call-overload]
-    open_ends, met = [] if node is None else [node], set()
-    for end in open_ends:  # grows as it is read
-        if end.op == "placeholder":
-            raise ModelError(
-                f"the model decides by the values of tensors, in {_line_of_the_model()}: there is no one graph to differentiate"
-            )
-        new = [before for before in end.all_input_nodes if before not in met]
-        met.update(new)
-        open_ends += new
-    with proxy_tensor.disable_proxy_modes_tracing():
-        return t.item()
-
-
-def _line_of_the_model() -> str:
-    """The line of code under way that is neither torch's nor ours."""
-    for frame in reversed(traceback.extract_stack()):
-        if not any(part in frame.filename for part in ("/torch/", "/whence/")):
-            return f"line {frame.lineno} of {frame.filename}"
-    return "a line of its own"
 
 
 def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:

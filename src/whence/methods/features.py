@@ -80,7 +80,7 @@ def _baseline(value: Any, x: Any) -> Tensor:
     baseline = baseline.detach().to(x.dtype)
     if baseline.dim() == 0:
         baseline = baseline.expand(1, *x.shape[1:])
-    if baseline.dim() == x.dim() and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x)):
+    if baseline.dim() == x.dim() and baseline.shape[1:] == x.shape[1:] and baseline.shape[0] in (1, x.shape[0]):
         return baseline
     raise InputError(
         f"baselines of shape {tuple(baseline.shape)} for an input of shape {tuple(x.shape)}; "
@@ -96,12 +96,12 @@ def background(given: Nest, inputs: Inputs) -> dict[int, Tensor]:
         raise InputError("the background must have samples for every explained input")
     for i, samples in found.items():
         x = inputs.parts[i]
-        if samples.dim() != x.dim() or samples.shape[1:] != x.shape[1:] or not len(samples):
+        if samples.dim() != x.dim() or samples.shape[1:] != x.shape[1:] or not samples.shape[0]:
             expected = ", ".join(map(str, ("B", *x.shape[1:])))
             raise InputError(
                 f"a background of shape {tuple(samples.shape)} for an input of {tuple(x.shape)}; give [{expected}]"
             )
-    if len({len(samples) for samples in found.values()}) > 1:
+    if len({samples.shape[0] for samples in found.values()}) > 1:
         raise InputError("the parts of the background differ in their number of samples")
     return found
 

@@ -130,7 +130,9 @@ def _explained(method: object, task: Task, relevance: Relevance, relu_back: Rele
             name = type(method).__name__
             raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
-        account = Conservation(found.amount, summed(scores, len(found.output)), adds_up=isinstance(method, GradientTimesInput))
+        account = Conservation(
+            found.amount, summed(scores, found.output.shape[0]), adds_up=isinstance(method, GradientTimesInput)
+        )
         yield explanation(
             method, task, found.output, found.target, scores, account, found.at_layers(relevance), note=found.noted()
         )

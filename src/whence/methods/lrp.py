@@ -14,6 +14,7 @@ from whence.lrp.composites import Composite, Selector
 from whence.lrp.conservation import Conservation
 from whence.lrp.mode import RelevanceMode, Unknown
 from whence.lrp.rules import Rule
+from whence.lrp.unseen import holds
 from whence.lrp.workbench import OverwritesAfterAll
 from whence.methods.passes import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
 from whence.targets import reads_outputs
@@ -54,7 +55,7 @@ class LRP:
             scores = found.at_inputs(torch.mul) | mode.lookups.scores(at_lookups)
             for amount in mode.lookups.elsewhere(at_lookups):
                 mode.meter.add("ids that the model put in", amount)
-            conservation = mode.meter.read(found.amount, summed(scores, len(found.output)))
+            conservation = mode.meter.read(found.amount, summed(scores, found.output.shape[0]))
             _check_balance(conservation)
             layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")
             yield explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
@@ -98,5 +99,6 @@ def _check_balance(account: Conservation) -> None:
 def _check_arrival(found: Gradients, mode: RelevanceMode) -> None:
     """Raise where gates took all relevance: zeros would look like an answer."""
     gradients = [g for _, g in (*found.inputs.values(), *found.looked_up)] + found.extras
-    if mode.bench.gates_reached and found.flow is None and found.output.any() and not any(g.any() for g in gradients):
+    arrived = torch.stack([g.any() for g in gradients]).any()
+    if mode.bench.gates_reached and found.flow is None and not holds(arrived | ~found.output.any()):
         raise ModelError(f"no relevance reaches the input{mode.what_blocks()}")

@@ -22,6 +22,7 @@ from whence.lrp.mode import ConstantParameters
 from whence.lrp.prepared import Prepared
 from whence.lrp.scope import Scope, named_layers
 from whence.lrp.surroundings import entered
+from whence.lrp.unseen import holds
 from whence.patches import Patches
 from whence.progress import Progress
 from whence.targets import Target, reads_outputs, repeated, select
@@ -255,7 +256,7 @@ def gradients(
         if not task.through:
             yield ends.read(found, values, resolved, lookups, taps.read())
             continue
-        descending = Descending(taps.read(), taps, ends.all, len(values), from_the_middle)
+        descending = Descending(taps.read(), taps, ends.all, values.shape[0], from_the_middle)
         for condition in task.through:
             found, flow = descending.through(condition)
             _check_known(task.layers, flow)
@@ -389,7 +390,7 @@ def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
 
 
 def _check_finite(values: Tensor) -> None:
-    if not torch.isfinite(values).all():
+    if not holds(torch.isfinite(values)):
         raise ModelError("the model's output is NaN or infinite; there is nothing to explain")
     if not values.is_floating_point():
         raise RuleError(f"the explained value has dtype {values.dtype}; it must be floating point")
@@ -421,7 +422,7 @@ def explanation(
         relevance=task.inputs.together(scores),
         output=output,
         target=target,
-        conservation=conservation or Conservation(output, summed(scores, len(output)), adds_up=False),
+        conservation=conservation or Conservation(output, summed(scores, output.shape[0]), adds_up=False),
         layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in (layers or {}).items()},
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,

@@ -164,7 +164,7 @@ def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[E
     sampled = isinstance(method, ExpectedGradients)
     for (output, target), total, baseline in zip(answers, totals, outputs, strict=True):
         relevance = total.sums()
-        account = Conservation(output, summed(relevance, len(output)), baseline=baseline)
+        account = Conservation(output, summed(relevance, output.shape[0]), baseline=baseline)
         errors = {"standard_errors": task.inputs.together(total.standard_errors())} if sampled else {}
         yield explanation(method, task, output, target, relevance, account, **errors)
 

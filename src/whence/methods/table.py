@@ -34,6 +34,8 @@ METHODS: dict[str, type[Method]] = {
                    LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
 }  # fmt: skip
 
+IN_ONE_GRAPH = (LRP, GradientTimesInput, Sensitivity, GuidedBackprop, Deconvnet, GradCAM, LayerCAM)  # no draws, no searches
+
 for _kind in (*METHODS.values(), ExpectedGradients):
     setattr(_kind, "__init__", checked(_kind))  # noqa: B010
 
@@ -52,6 +54,15 @@ def named(method: Method | str | None) -> Method:
     if isinstance(method, type):
         raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
     return method
+
+
+def check_in_one_graph(method: Method) -> None:
+    """Raise for methods that ask the model more often than there is one graph for."""
+    if not isinstance(method, IN_ONE_GRAPH):
+        raise RuleError(
+            f"{type(method).__name__} asks the model many times, by draws, steps or searches, and is no one graph; choose one "
+            f"of {', '.join(kind.__name__ for kind in IN_ONE_GRAPH)}"
+        )
 
 
 def check_name(name: str) -> None:

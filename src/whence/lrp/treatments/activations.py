@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import _disable_current_modes
 
 from whence.lrp.calls import Call
 from whence.lrp.saved import Keep
@@ -75,7 +76,8 @@ def _slope_at_zero(call: Call) -> float:
         return 0.0
     key = (call.name, repr([a for a in (*call.args, *call.kwargs.items()) if a is not call.data[0]]))
     if key not in SLOPES:
-        with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):  # of no concern to a checkpoint's count
+        # of no concern to a checkpoint's count, nor to a graph that is being written
+        with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t), _disable_current_modes():
             zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
             out = call.run_with({id(t): zero.clone() for t in call.data})
             SLOPES[key] = torch.autograd.grad(out, zero)[0].item()

@@ -79,7 +79,7 @@ def distance(bench: Workbench, call: Call) -> Tensor:
 
 def group_norm(bench: Workbench, call: Call) -> Tensor:
     x, groups, weight, bias, eps = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
-    return _standardise(bench, call, x, (len(x), groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
+    return _standardise(bench, call, x, (x.shape[0], groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
 
 
 def instance_norm(bench: Workbench, call: Call) -> Tensor:

@@ -120,9 +120,9 @@ def _run(
     outputs: list[Tensor] = []
     ended: list[State] = []
     order = list(reversed(steps)) if backwards else steps
-    state = tuple(part[: len(order[0])] for part in initial)
+    state = tuple(part[: order[0].shape[0]] for part in initial)
     for x in order:
-        count, running = len(x), len(state[0])
+        count, running = x.shape[0], state[0].shape[0]
         if count < running:
             ended.append(tuple(part[count:] for part in state))
             state = tuple(part[:count] for part in state)

@@ -1,0 +1,1 @@
+"""Explainers as files: programs of plain operators that run without this library."""

@@ -1,0 +1,187 @@
+"""export(): an explainer as one exported program of plain operators."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from whence.errors import InputError, ModelError, RuleError, first_line
+from whence.explain import explain
+from whence.explainer import Naming, explanations
+from whence.explanation import Explanation
+from whence.inputs import Inputs, check_model
+from whence.lrp.prepared import Prepared
+from whence.methods.table import Method, check_in_one_graph, named
+from whence.nests import Nest, tensors
+from whence.targets import Logit, Span, Target
+from whence.written import HOLDS, folded, given_tensors, write
+
+FIGURES = ("output", "explained", "relevance_sum", "absorbed", HOLDS)
+NESTS = ("relevance", "layers")
+BATCH = "batch"
+CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
+
+
+@dataclass(frozen=True)
+class Asked(Logit):
+    """The class that is asked for at each call, −1 for the likeliest."""
+
+    def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
+        likeliest = self._rows(logits, inputs).detach().argmax(1)
+        assert isinstance(self.index, Tensor)
+        return Logit(torch.where(self.index < 0, likeliest, self.index)).select(logits, inputs)
+
+
+def export(
+    model: Callable[..., Any],
+    example: Nest,
+    target: Target = None,
+    *,
+    method: Method | str | None = None,
+    layers: Sequence[str] = (),
+    dynamic_shapes: Mapping[str, Mapping[int, Any]] | None = None,
+    out: str | Path | None = None,
+) -> ExportedProgram:
+    """The explainer of a model as an ordinary `torch.export.ExportedProgram`: it runs without this library, is saved, loaded,
+    compiled, and turned into ONNX.
+
+    >>> program = whence.export(model, x, method=whence.LRP(rules), out="explainer.pt2")
+    >>> found = program.module()(x, torch.tensor([483]))           # −1: the likeliest class
+    >>> found["relevance"], found["output"], found["holds"]
+
+    It takes the inputs as `example` has them (`x`; `x0`, `x1`, … of a tuple; those of a dict by name), and class indices
+    `target` `[N]`, unless a `target` is given here, which then is fixed. It gives a dict: `output` `[N]` and `explained` `[N]`,
+    the classes; `relevance` like the input (`relevance.NAME` of several); `relevance_sum` and `absorbed` `[N]`, which add up to
+    the output; `layers.NAME`; and `holds`: False where `explain` would raise or warn (numbers not finite, sums that miss the
+    output).
+
+    The number of samples may vary; of other sizes those that `dynamic_shapes` names, as torch.export does:
+    `{"x": {2: "height", 3: "width"}}`. Weights that rules modify are made once, and kept in the file. `out` is where to write
+    it: `.pt2`, or `.onnx` (`pip install whence[onnx]`), whose numbers are equal to rounding.
+
+    Raises `RuleError` for methods that sample or search, `ModelError` where the model decides by values, for a part of it that
+    has no graph, and where the program does not give what `explain` gives.
+    """
+    check_model(model)
+    way = named(method)
+    check_in_one_graph(way)
+    _check_fixed(target)
+    inputs = Inputs.of(example).detached()
+    if inputs.whole:
+        raise InputError("inputs of which some belong to all samples cannot be exported; wrap the model around them")
+    whole = explain(model, inputs.nest, target, method=way, layers=layers, progress=False)
+    several = inputs if inputs.batch_size > 1 else inputs.repeated(2, {})
+    asked = Asked(torch.full((several.batch_size,), -1)) if target is None else target
+
+    def explained(nest: Nest, target: Target) -> Explanation:
+        return next(explanations(Prepared(model), way, nest, [target], layers, False, Naming()))
+
+    shapes = _shapes(several, asked, dynamic_shapes or {})
+    written = write(explained, several, asked, {name: list(sizes) for name, sizes in shapes.items()})
+    graph = _named(folded(_only(written.graph)), model)
+    program = _exported(graph, several, given_tensors(several, asked), shapes)
+    _check_same(program, whole, inputs, target)
+    if out is not None:
+        from whence.export.files import write_program
+
+        write_program(program, Path(out), model, way)
+    return program
+
+
+def call(program: ExportedProgram, inputs: Inputs, target: Tensor | None) -> dict[str, Tensor]:
+    """What it gives for inputs."""
+    given = given_tensors(inputs, target)
+    module = program.module()
+    return module(*given.values()) if inputs.names is None else module(**given)
+
+
+def _check_fixed(target: Target) -> None:
+    indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
+    if any(isinstance(index, Tensor | list | tuple) for index in indices) or isinstance(target, Span):
+        raise RuleError(
+            "a target that is fixed is one for all samples; leave it out to give a class for each sample at each call"
+        )
+
+
+def _shapes(inputs: Inputs, target: Target, others: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+    """Of every tensor by name, the dimensions that may vary."""
+    given, batch = given_tensors(inputs, target), Dim(BATCH)
+    wrong = next((name for name in others if name not in given), None)
+    if wrong is not None:
+        raise InputError(f"dynamic_shapes of {wrong!r}, which is none of the inputs {', '.join(given)}")
+    found = {}
+    for name, t in given.items():
+        sizes = {d: Dim(size) if isinstance(size, str) else size for d, size in others.get(name, {}).items()}
+        outside = next((d for d in sizes if not 0 <= d < t.dim()), None)
+        if outside is not None:
+            raise InputError(f"dynamic_shapes of dimension {outside} of {name!r}, which has {t.dim()}")
+        found[name] = ({0: batch} if t.shape[0] == inputs.batch_size else {}) | sizes
+    return found
+
+
+def _only(graph: GraphModule) -> GraphModule:
+    """With the outputs alone that are promised."""
+    (output,) = graph.graph.find_nodes(op="output")
+    (found,) = output.args
+    found = {"explained" if name == "target" else name: t for name, t in found.items()}  # an input is named target
+    output.args = ({n: t for n, t in found.items() if n in FIGURES or n.split(".")[0] in NESTS},)
+    for view in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        view.target = torch.ops.aten.reshape.default  # compilers lay tensors out in other ways
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _named(graph: GraphModule, model: Any) -> GraphModule:
+    """With weights under the names that they have in the model."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())} if isinstance(model, nn.Module) else {}
+    names = {_place(t): name.replace(".", "_") for name, t in state.items()}
+    taken = dict(graph.named_buffers())
+    for node in graph.graph.find_nodes(op="get_attr"):
+        t = taken[node.target]
+        name = names.get(_place(t))
+        if name is not None and not hasattr(graph, name):
+            graph.register_buffer(name, t)
+            delattr(graph, node.target)
+            node.target = name
+    graph.recompile()
+    return graph
+
+
+def _place(t: Tensor) -> tuple:
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
+
+
+def _exported(
+    graph: GraphModule, inputs: Inputs, given: dict[str, Tensor], shapes: dict[str, dict[int, Any]]
+) -> ExportedProgram:
+    args, kwargs = (tuple(given.values()), {}) if inputs.names is None else ((), given)
+    try:
+        with torch.no_grad():
+            return torch.export.export(graph, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        _, _, wanted = str(error).partition("Suggested fixes:")
+        fixes = ", ".join(line.strip() for line in wanted.strip().split("\n\n")[0].splitlines())
+        hint = f"; in dynamic_shapes it asks for {fixes}" if fixes else ""
+        raise ModelError(f"torch.export refuses the graph: {first_line(error)}{hint}") from error
+
+
+def _check_same(program: ExportedProgram, whole: Explanation, inputs: Inputs, target: Target) -> None:
+    """Raise where the program does not give what the explanation has, for the example and for one sample of it."""
+    classes = whole.target.index if isinstance(whole.target, Logit) else whole.target
+    first = torch.tensor([0])
+    for some, e in ((inputs, whole), (inputs.of_samples(first), whole[0])):
+        asked = None if target is not None else e.target if isinstance(classes, Tensor) else None
+        found = call(program, some, asked)
+        for name, relevance in tensors(e.relevance, "relevance").items():
+            off = float((found[name] - relevance).abs().max())
+            if not off <= CLOSE * float(relevance.abs().max()):
+                raise ModelError(
+                    f"the exported program gives other relevance than explain() (off by {off:.1e}): the model computes "
+                    "differently when its graph is written"
+                )
