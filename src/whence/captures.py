@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from whence.explanation import Explanation
 from whence.inputs import Inputs
 from whence.lrp.decisions import settings_of
 from whence.lrp.saved import version
+from whence.lrp.traced import state_of
 from whence.targets import Logit, Target
 from whence.written import HOLDS, Explained, Written, folded, given_tensors, write
 
@@ -52,14 +53,24 @@ class Captures:
         kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in given.items())
         fixed = tuple(part for part in inputs.parts if not isinstance(part, Tensor))
         key = (kinds, repr(fixed), inputs.names, _fixed(asked), layers)
-        if (settings := settings_of(self._model)) != self._settings:
+        if (settings := self._made_of()) != self._settings:
             self._captures.clear()
             self._settings = settings
         if key not in self._captures:
+            first = explained(inputs.nest, target)  # which raises what there is to raise
             self._captures[key] = Capture.of(write(explained, inputs, asked))
+            return first
         capture = self._captures[key]
-        found = capture.replay(list(given.values()))
+        try:
+            found = capture.replay(list(given.values()))
+        except (IndexError, RuntimeError):  # of classes or ids that there are none of, say
+            return None
         return capture.written.like.with_tensors(found) if found[HOLDS] else None
+
+    def _made_of(self) -> Hashable:
+        """What a graph holds for good."""
+        weights = state_of(self._model).values() if isinstance(self._model, nn.Module) else ()
+        return settings_of(self._model), tuple(map(id, weights))
 
 
 def _fixed(target: Target) -> Hashable:

@@ -156,7 +156,9 @@ def _with_tensors(inputs: Inputs, target: Target, named: Mapping[str, Tensor]) -
     tensors = iter(named.values())
     parts = {i: next(tensors) if isinstance(part, Tensor) else part for i, part in enumerate(inputs.parts)}
     if isinstance(target, Logit):
-        target = replace(target, index=named.get("target", target.index), rather_than=named.get("rather_than"))
+        target = replace(
+            target, index=named.get("target", target.index), rather_than=named.get("rather_than", target.rather_than)
+        )
     return inputs.together(parts), named["target"] if isinstance(target, Tensor) else target
 
 

@@ -15,6 +15,7 @@ from whence.cli.concepts import concepts
 from whence.cli.evaluate import evaluate
 from whence.cli.explain import explain
 from whence.cli.explain_dataset import explain_dataset
+from whence.cli.export import export
 from whence.cli.models import models
 from whence.cli.prototype import prototype
 from whence.errors import WhenceError
@@ -31,6 +32,7 @@ app.command()(evaluate)
 app.command()(explain_dataset)
 app.command()(audit)
 app.command()(concepts)
+app.command()(export)
 app.command()(prototype)
 app.command()(attack)
 app.command()(models)

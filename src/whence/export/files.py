@@ -1,26 +1,51 @@
 """Exported programs as files."""
 
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from whence.errors import InputError
+from whence.errors import InputError, ModelError, first_line
 from whence.fingerprints import fingerprint
 from whence.nests import described
 
-ABOUT = "whence.json"
+ABOUT = "whence.json"  # in a .pt2: the method, and a fingerprint of the model
+SUFFIXES = (".pt2", ".onnx")
 
 
-def write_program(program: ExportedProgram, path: Path, model: Any, method: Any) -> None:
-    if path.suffix == ".pt2":
-        about = {"method": described(method), "fingerprint": fingerprint(model)}
-        torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+def check_writable(path: Path, compiled: bool) -> None:
+    """Raise for files that no program is written to."""
+    suffixes = SUFFIXES[:1] if compiled else SUFFIXES
+    if path.suffix not in suffixes:
+        raise InputError(f"{path}: {'a compiled program' if compiled else 'a program'} is written to {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent}")
+
+
+def write_program(program: ExportedProgram, path: Path, model: Any, method: Any, compiled: bool) -> None:
+    if compiled:
+        _write_compiled(program, path)
     elif path.suffix == ".onnx":
         from whence.export.onnx import write_onnx
 
         write_onnx(program, path)
     else:
-        raise InputError(f"{path}: a program is written to .pt2 or .onnx")
+        about = {"method": described(method), "fingerprint": fingerprint(model)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that share memory
+            torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+
+
+def _write_compiled(program: ExportedProgram, path: Path) -> None:
+    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise InputError("AOT Inductor needs a C++ compiler on this machine; install one, or leave compiled out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path.resolve()))
+        except Exception as error:
+            raise ModelError(f"AOT Inductor cannot compile the program: {first_line(error)}") from error

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram, default_decompositions
 
 from whence.errors import InputError, ModelError, first_line
+from whence.export.signature import names
 
 aten = torch.ops.aten
 
@@ -25,8 +27,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     except ImportError:
         raise InputError("ONNX needs packages of its own: pip install whence[onnx]") from None
     decompositions = default_decompositions()
-    decompositions.update(WAYS_BACK)
-    inputs, outputs = names(program)
+    decompositions.update(FORMS)
+    inputs, outputs = map(list, names(program))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -41,12 +43,6 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         ) from None
     assert made is not None
     made.save(path)
-
-
-def names(program: ExportedProgram) -> tuple[list[str], list[str]]:
-    """Of the inputs and the outputs, in order."""
-    signature = program.graph_signature
-    return list(signature.user_inputs), list(program.call_spec.out_spec.context or [])  # type: ignore[union-attr]
 
 
 def convolution_back(
@@ -66,7 +62,8 @@ def adaptive_average_back(g: Tensor, x: Tensor) -> Tensor:
     """The gradient at the input of adaptive average pooling, along one dimension after the other."""
     for d in range(-(x.dim() - 2), 0):
         number, size, bins = torch.arange(g.shape[d], device=g.device), x.shape[d], g.shape[d]
-        g = _spread(g, d, number * size // bins, ((number + 1) * size + bins - 1) // bins, size)
+        start, stop = number * size // bins, ((number + 1) * size + bins - 1) // bins
+        g = _spread(g, d, start, stop, size, stop - start)
     return g
 
 
@@ -82,7 +79,8 @@ def average_back(
         start = torch.arange(g.shape[d], device=g.device) * s - p
         stop = (start + k).clamp(max=size + p)
         inside = start.clamp(min=0), stop.clamp(max=size)
-        count = None if divisor is not None else stop - start if count_include_pad else inside[1] - inside[0]
+        count = stop - start if count_include_pad else inside[1] - inside[0]
+        count = count if divisor is None else torch.ones_like(start)
         g = _spread(g, d, *inside, size, count)
     return g if divisor is None else g / divisor
 
@@ -99,18 +97,30 @@ def _of(sizes: Sequence[int], i: int) -> int:
     return sizes[i] if len(sizes) > 1 else sizes[0]
 
 
-def _spread(g: Tensor, dim: int, start: Tensor, stop: Tensor, size: int, count: Tensor | None = None) -> Tensor:
-    """Equal shares of each value to the places from start to stop along a dimension."""
+def _spread(g: Tensor, dim: int, start: Tensor, stop: Tensor, size: int, count: Tensor) -> Tensor:
+    """The count-th part of each value to all places from start to stop along a dimension."""
     place = torch.arange(size, device=g.device)
     shares = ((place >= start[:, None]) & (place < stop[:, None])).to(g.dtype)
-    shares = shares / (stop - start if count is None else count)[:, None].to(g.dtype)
+    shares = shares / count[:, None].to(g.dtype)
     return (g.movedim(dim, -1) @ shares).movedim(-1, dim)
 
 
-WAYS_BACK: dict[Any, Callable[..., Any]] = {
+def average(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Average pooling by a divisor of its own, which torch's exporter forgets."""
+    if divisor is None:
+        return NotImplemented
+    share = prod(_of(kernel, i) for i in range(x.dim() - 2)) / divisor
+    return aten.avg_pool2d(x, kernel, stride, padding, ceil_mode, True) * share
+
+
+FORMS: dict[Any, Callable[..., Any]] = {
     aten.convolution_backward.default: convolution_back,
     aten._adaptive_avg_pool2d_backward.default: adaptive_average_back,
     aten._adaptive_avg_pool3d_backward.default: adaptive_average_back,
+    aten.avg_pool2d.default: average,
     aten.avg_pool2d_backward.default: average_back,
     aten.avg_pool3d_backward.default: average_back,
     aten.max_pool2d_with_indices_backward.default: winners_back,

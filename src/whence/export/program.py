@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.explain import explain
 from whence.explainer import Naming, explanations
 from whence.explanation import Explanation
+from whence.export.files import check_writable, write_program
 from whence.inputs import Inputs, check_model
 from whence.lrp.prepared import Prepared
 from whence.methods.table import Method, check_in_one_graph, named
 from whence.nests import Nest, tensors
-from whence.targets import Logit, Span, Target
+from whence.targets import Logit, Span, Target, check_classes
 from whence.written import HOLDS, folded, given_tensors, write
 
-FIGURES = ("output", "explained", "relevance_sum", "absorbed", HOLDS)
-NESTS = ("relevance", "layers")
+GIVEN = ("output", "explained", "relevance", "relevance_sum", "absorbed", "layers", HOLDS)  # in this order
 BATCH = "batch"
 CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
 
@@ -32,9 +33,10 @@ class Asked(Logit):
     """The class that is asked for at each call, −1 for the likeliest."""
 
     def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
-        likeliest = self._rows(logits, inputs).detach().argmax(1)
-        assert isinstance(self.index, Tensor)
-        return Logit(torch.where(self.index < 0, likeliest, self.index)).select(logits, inputs)
+        rows, index = self._rows(logits, inputs).detach(), self.index
+        assert isinstance(index, Tensor)
+        check_classes(index.clamp(min=0), rows.shape[1])
+        return Logit(torch.where(index < 0, rows.argmax(1), index.clamp(max=rows.shape[1] - 1))).select(logits, inputs)
 
 
 def export(
@@ -46,6 +48,7 @@ def export(
     layers: Sequence[str] = (),
     dynamic_shapes: Mapping[str, Mapping[int, Any]] | None = None,
     out: str | Path | None = None,
+    compiled: bool = False,
 ) -> ExportedProgram:
     """The explainer of a model as an ordinary `torch.export.ExportedProgram`: it runs without this library, is saved, loaded,
     compiled, and turned into ONNX.
@@ -62,12 +65,17 @@ def export(
 
     The number of samples may vary; of other sizes those that `dynamic_shapes` names, as torch.export does:
     `{"x": {2: "height", 3: "width"}}`. Weights that rules modify are made once, and kept in the file. `out` is where to write
-    it: `.pt2`, or `.onnx` (`pip install whence[onnx]`), whose numbers are equal to rounding.
+    it: `.pt2`, or `.onnx` (`pip install whence[onnx]`), whose numbers are equal to rounding; `compiled`, the `.pt2` is what
+    AOT Inductor makes of it for this machine and device, to be run from C++ or by `torch._inductor.aoti_load_package`.
 
     Raises `RuleError` for methods that sample or search, `ModelError` where the model decides by values, for a part of it that
     has no graph, and where the program does not give what `explain` gives.
     """
     check_model(model)
+    if out is not None:
+        check_writable(Path(out), compiled)
+    elif compiled:
+        raise InputError("compiled=True needs out=, where the package is written to")
     way = named(method)
     check_in_one_graph(way)
     _check_fixed(target)
@@ -87,9 +95,7 @@ def export(
     program = _exported(graph, several, given_tensors(several, asked), shapes)
     _check_same(program, whole, inputs, target)
     if out is not None:
-        from whence.export.files import write_program
-
-        write_program(program, Path(out), model, way)
+        write_program(program, Path(out), model, way, compiled)
     return program
 
 
@@ -129,7 +135,7 @@ def _only(graph: GraphModule) -> GraphModule:
     (output,) = graph.graph.find_nodes(op="output")
     (found,) = output.args
     found = {"explained" if name == "target" else name: t for name, t in found.items()}  # an input is named target
-    output.args = ({n: t for n, t in found.items() if n in FIGURES or n.split(".")[0] in NESTS},)
+    output.args = ({name: t for kind in GIVEN for name, t in found.items() if name.split(".")[0] == kind},)
     for view in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         view.target = torch.ops.aten.reshape.default  # compilers lay tensors out in other ways
     graph.graph.eliminate_dead_code()
@@ -157,13 +163,28 @@ def _place(t: Tensor) -> tuple:
     return t.data_ptr(), t.dtype, t.shape, t.stride()
 
 
+class _Program(nn.Module):
+    """A graph that is called by the names of what it is given, and gives a plain dict."""
+
+    def __init__(self, graph: GraphModule, names: Sequence[str]):
+        super().__init__()
+        self.explainer = graph
+
+        def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+            return dict(graph(*args, *(kwargs[name] for name in names if name in kwargs)))
+
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        self.forward = forward
+
+
 def _exported(
     graph: GraphModule, inputs: Inputs, given: dict[str, Tensor], shapes: dict[str, dict[int, Any]]
 ) -> ExportedProgram:
     args, kwargs = (tuple(given.values()), {}) if inputs.names is None else ((), given)
     try:
         with torch.no_grad():
-            return torch.export.export(graph, args, kwargs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(_Program(graph, list(given)), args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         _, _, wanted = str(error).partition("Suggested fixes:")
         fixes = ", ".join(line.strip() for line in wanted.strip().split("\n\n")[0].splitlines())

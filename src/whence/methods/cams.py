@@ -84,7 +84,7 @@ def _maps(method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Te
             raise SelectorError(f"no layer of the model gives pictures of {picture.dim()} dimensions; name one with layer=")
         ((name, calls),) = found.layers.items()
         a, g = calls[-1]
-        if a.dim() != picture.dim() or len(a) != len(picture):
+        if a.dim() != picture.dim() or a.shape[0] != picture.shape[0]:
             raise SelectorError(f"layer '{name}' gives {tuple(a.shape)}, no picture like the input {tuple(picture.shape)}")
         cam = combined(a, g)
         cam = cam.clamp(min=0) if method.relu else cam
