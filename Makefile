@@ -38,6 +38,8 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/which_method.py ../shared/data
 	$(BIN)/python benchmarks/dataset.py ../shared/data
+	$(BIN)/python benchmarks/inside.py ../shared/data
+	$(BIN)/python benchmarks/export.py ../shared/data
 
 clean:
 	rm -rf $(VENV) demo

@@ -108,3 +108,26 @@ def test_evaluate_as_it_comes(run, tmp_path):
     assert code == 0
     assert "6 samples, means with 95 % intervals" in out
     assert (tmp_path / "report.html").is_file()
+
+
+def test_export_the_bundled_network(run, tmp_path):
+    code, out, err = run("export", "--json", "--rules", "epsilon_plus")
+    assert code == 0, err
+    about = json.loads(out)
+    assert about["takes"] == {"x": ["batch", 1, 28, 28], "target": ["batch"]}
+    assert list(about["gives"]) == ["output", "explained", "relevance", "relevance_sum", "absorbed", "holds"]
+    assert (tmp_path / about["file"]).is_file()
+    code, out, _ = run("export", "--target", "3", "--method", "gradient_times_input", "--out", "fixed.pt2")
+    assert code == 0
+    assert "['batch', 1, 28, 28]" in out
+    for words, message in [
+        (("--method", "shapley"), "asks the model many times"),
+        (("--method", "lpr"), "no method 'lpr'"),
+        (("--out", "x.bin"), "written to .pt2 or .onnx"),
+        (("--compiled", "--out", "x.onnx"), "compiled program is written to .pt2"),
+        (("--out", "nowhere/x.pt2"), "no folder nowhere"),
+        (("--model", "torchvision:resnet18"), "nothing to export: pass an image"),
+    ]:
+        code, _, err = run("export", *words)
+        assert code == 2
+        assert message in err

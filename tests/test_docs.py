@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("which_method.md", "datasets.md", "inside.md")
+PAGES = ("which_method.md", "datasets.md", "inside.md", "export.md")
 
 
 @pytest.mark.parametrize("page", PAGES)

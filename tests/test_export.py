@@ -1,8 +1,10 @@
 """Explainers as files: they give what explain() gives, at any batch size, where this library cannot be imported."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -329,6 +331,41 @@ def test_an_operator_without_a_form_in_onnx_is_named(tmp_path):
     with pytest.raises(errors.ModelError, match=r"no form for the operator prims\.lgamma"):
         whence.export(Gamma(4, 3).eval(), torch.rand(2, 4), method="gradient_times_input", out=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+# compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "vgg"])
+def test_a_program_in_cpp_serves_it(name, tmp_path):
+    if not all(map(shutil.which, ("cmake", "c++"))):
+        pytest.skip("no cmake or C++ compiler on this machine")
+    make, method, data, _ = NETWORKS[name]
+    model = make().eval()
+    whence.export(model, data(1), method=method, out=tmp_path / "compiled.pt2", compiled=True)
+    source = Path(__file__).parents[1] / "examples" / "serve"
+    for command in (
+        ["cmake", "-S", source, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"],
+        ["cmake", "--build", tmp_path / "build"],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    for n in (1, 3):
+        x = data(n)
+        torch.save(x, tmp_path / "x.pt")
+        served = subprocess.run(
+            [tmp_path / "build" / "explain", tmp_path / "compiled.pt2", tmp_path / "x.pt", tmp_path / "r.pt", "2"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        e = whence.explain(model, x, 2, method=method)
+        torch.testing.assert_close(
+            torch.load(tmp_path / "r.pt"), e.relevance, rtol=0, atol=1e-5 * float(e.relevance.abs().max())
+        )
+        assert served.stdout.count("class 2: output") == n
+    wrong = [tmp_path / "build" / "explain", tmp_path / "compiled.pt2", tmp_path / "x.pt", tmp_path / "r.pt", "99"]
+    refused = subprocess.run(wrong, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "do not hold" in refused.stderr
 
 
 # replayed

@@ -34,7 +34,8 @@ class Capture:
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         if (state := _state(self.weights)) != self.state:
             self.replayed, self.state = folded(self.written.graph), state
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        # a graph of operators has all casts and ways back in it: neither autocast nor autograd is to see them again
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
             return self.replayed(*tensors)
 
 

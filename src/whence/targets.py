@@ -159,7 +159,7 @@ def class_indices(given: Any, count: int, kind: str = "target", device: torch.de
         raise TargetError(f"a {kind} must be a class index, not {indices.dtype}")
     if indices.dim() > 1 or (indices.dim() == 1 and indices.shape[0] != count):
         raise TargetError(f"{kind} has shape {tuple(indices.shape)}; give one class, or one for each of the {count} samples")
-    return indices.long().expand(count)
+    return indices.long().expand(count).contiguous()  # compilers refuse an index that repeats itself
 
 
 def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:

@@ -80,34 +80,34 @@ def given_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
 
 def folded(written: GraphModule) -> GraphModule:
     """With all that is made of constants alone, weights above all, computed once and for all."""
-    graph, root = Graph(), dict(vars(written)) | dict(written.named_parameters()) | dict(written.named_buffers())
+    graph = Graph()
     graph.output(graph.graph_copy(written.graph, {}))
+    values = _constants(graph, written)
+    root = torch.nn.Module()
+    for number, node in enumerate(list(values)):
+        if isinstance(values[node], Tensor) and any(user not in values for user in node.users):
+            name = str(node.target) if node.op == "get_attr" else f"constant_{number}"
+            root.register_buffer(name, values[node].detach())
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(name), delete_user_cb=lambda user: user not in values)
+    for node in reversed(list(values)):
+        if not node.users:
+            graph.erase_node(node)
+    return GraphModule(root, graph)
+
+
+def _constants(graph: Graph, root: GraphModule) -> dict[Node, Any]:
+    """The values of all nodes that no input changes, and that nothing is written to."""
     values: dict[Node, Any] = {}
     kept = _written_to(graph)
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            values[node] = root[node.target]
-        elif node.op == "call_function" and node not in kept and _is_constant(node, values):
-            with torch.no_grad(), _disable_current_modes():
-                values[node] = node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))
-    constants: dict[str, Tensor] = {}
-    for number, node in enumerate(list(graph.nodes)):
-        used = any(user not in values for user in node.users)
-        if node in values and used and isinstance(values[node], Tensor) and node.op != "get_attr":
-            with graph.inserting_before(node):
-                name = f"constant_{number}"
-                constants[name] = values[node]
-                node.replace_all_uses_with(graph.get_attr(name), delete_user_cb=lambda user: user not in values)
-    for node in reversed(list(graph.nodes)):
-        if node in values and not node.users:
-            graph.erase_node(node)
-    module = torch.nn.Module()
-    names = {node.target for node in graph.nodes if node.op == "get_attr"}
-    for name in names:
-        value = constants.get(name, root.get(name))
-        assert isinstance(value, Tensor)
-        module.register_buffer(name, value.detach())
-    return GraphModule(module, graph)
+    with torch.no_grad(), _disable_current_modes():
+        for node in graph.nodes:
+            target: Any = node.target
+            if node.op == "get_attr":
+                values[node] = getattr(root, target)
+            elif node.op == "call_function" and node not in kept and _is_constant(node, values):
+                values[node] = target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))
+    return values
 
 
 def _is_constant(node: Node, values: Mapping[Node, Any]) -> bool:

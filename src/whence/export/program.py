@@ -82,18 +82,21 @@ def export(
     inputs = Inputs.of(example).detached()
     if inputs.whole:
         raise InputError("inputs of which some belong to all samples cannot be exported; wrap the model around them")
-    whole = explain(model, inputs.nest, target, method=way, layers=layers, progress=False)
     several = inputs if inputs.batch_size > 1 else inputs.repeated(2, {})
-    asked = Asked(torch.full((several.batch_size,), -1)) if target is None else target
+    device = next(t.device for t in given_tensors(inputs, None).values())
+    asked = Asked(torch.full((several.batch_size,), -1, device=device)) if target is None else target
 
     def explained(nest: Nest, target: Target) -> Explanation:
         return next(explanations(Prepared(model), way, nest, [target], layers, False, Naming()))
 
+    explained(several.nest, target)  # which raises what there is to raise
     shapes = _shapes(several, asked, dynamic_shapes or {})
     written = write(explained, several, asked, {name: list(sizes) for name, sizes in shapes.items()})
     graph = _named(folded(_only(written.graph)), model)
     program = _exported(graph, several, given_tensors(several, asked), shapes)
-    _check_same(program, whole, inputs, target)
+    for other in (several.of_samples(torch.tensor([0])), several.repeated(2, {})):
+        e = explain(model, other.nest, target, method=way, layers=layers, progress=False)
+        _check_same(call(program, other, e.target if target is None else None), e)
     if out is not None:
         write_program(program, Path(out), model, way, compiled)
     return program
@@ -192,17 +195,12 @@ def _exported(
         raise ModelError(f"torch.export refuses the graph: {first_line(error)}{hint}") from error
 
 
-def _check_same(program: ExportedProgram, whole: Explanation, inputs: Inputs, target: Target) -> None:
-    """Raise where the program does not give what the explanation has, for the example and for one sample of it."""
-    classes = whole.target.index if isinstance(whole.target, Logit) else whole.target
-    first = torch.tensor([0])
-    for some, e in ((inputs, whole), (inputs.of_samples(first), whole[0])):
-        asked = None if target is not None else e.target if isinstance(classes, Tensor) else None
-        found = call(program, some, asked)
-        for name, relevance in tensors(e.relevance, "relevance").items():
-            off = float((found[name] - relevance).abs().max())
-            if not off <= CLOSE * float(relevance.abs().max()):
-                raise ModelError(
-                    f"the exported program gives other relevance than explain() (off by {off:.1e}): the model computes "
-                    "differently when its graph is written"
-                )
+def _check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
+    """Raise where the program gives something else than the explanation, at another size than it was written of."""
+    for name, relevance in tensors(e.relevance, "relevance").items():
+        off = float((found[name] - relevance).abs().max())
+        if not off <= CLOSE * float(relevance.abs().max()):
+            raise ModelError(
+                f"the exported program gives other relevance than explain() (off by {off:.1e}, for {len(e)} samples): the "
+                "model computes differently while its graph is written"
+            )

@@ -74,7 +74,9 @@ def _evaluated(node: Node, values: Mapping[Node, Any], root: Any) -> Any:
         if n in values:
             return values[n]
         like = n.meta["val"]  # of which the sizes alone are read
-        return torch.empty([d.node.hint if isinstance(d, SymInt) else d for d in like.shape], dtype=like.dtype)
+        return torch.empty(
+            [d.node.hint if isinstance(d, SymInt) else d for d in like.shape], dtype=like.dtype, device=like.device
+        )
 
     return target(*map_arg(node.args, of), **map_arg(node.kwargs, of))
 
