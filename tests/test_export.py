@@ -231,6 +231,19 @@ def test_what_would_raise_does_not_hold():
     assert explainer(x[:2], torch.tensor([3, -1]))["holds"]
 
 
+def test_a_model_that_changed_since_is_told(tmp_path):
+    model, path = vgg_like().eval(), tmp_path / "explainer.pt2"
+    whence.export(model, pictures(1, 20), out=path)
+    whence.check_exported(path, model)
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] += 1
+    with pytest.raises(errors.ModelError, match="changed since"):
+        whence.check_exported(path, model)
+    path.write_bytes(b"no program")
+    with pytest.raises(errors.LoadError, match="no program that whence exported"):
+        whence.check_exported(path, model)
+
+
 class ByValue(nn.Linear):
     def forward(self, x):
         return super().forward(x * 2 if x.sum() > 0 else x)

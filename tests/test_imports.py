@@ -24,7 +24,7 @@ ROOMS = [
     "datasets inside export",
     "audit",
     "models",
-    "cli",
+    "cli web",
 ]
 LRP = [
     "vocabulary functions calls unseen decisions",

@@ -25,6 +25,7 @@ from whence.evaluation.tuning import Tuning as Tuning, tune as tune
 from whence.explain import explain as explain, explain_targets as explain_targets
 from whence.explainer import Explainer as Explainer
 from whence.explanation import Explanation as Explanation
+from whence.export.files import check_exported as check_exported
 from whence.export.program import export as export
 from whence.generation import Generation as Generation, explain_generation as explain_generation
 from whence.inside.channels import channel_relevance as channel_relevance

@@ -18,6 +18,7 @@ from whence.cli.explain_dataset import explain_dataset
 from whence.cli.export import export
 from whence.cli.models import models
 from whence.cli.prototype import prototype
+from whence.cli.serve import serve
 from whence.errors import WhenceError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command()(concepts)
 app.command()(export)
 app.command()(prototype)
 app.command()(attack)
+app.command()(serve)
 app.command()(models)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from whence.errors import InputError, ModelError, first_line
+from whence.errors import InputError, LoadError, ModelError, first_line
 from whence.fingerprints import fingerprint
 from whence.nests import described
 
@@ -38,6 +38,23 @@ def write_program(program: ExportedProgram, path: Path, model: Any, method: Any,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights that share memory
             torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+
+
+def check_exported(path: str | Path, model: Any) -> None:
+    """Raise where the model is not the one that a `.pt2` was exported from: its weights, structure or settings changed since.
+
+    >>> whence.check_exported("explainer.pt2", model)
+
+    Raises `ModelError` then, `LoadError` for files that `whence.export` did not write.
+    """
+    files = {ABOUT: ""}
+    try:
+        torch.export.load(path, extra_files=files)
+        about = json.loads(files[ABOUT])
+    except Exception as error:
+        raise LoadError(f"{path} is no program that whence exported: {first_line(error)}") from error
+    if about["fingerprint"] != fingerprint(model):
+        raise ModelError(f"the model changed since {path} was exported from it; export it anew")
 
 
 def _write_compiled(program: ExportedProgram, path: Path) -> None:

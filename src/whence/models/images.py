@@ -28,7 +28,11 @@ class Preprocessing:
 
     def read(self, path: str | Path) -> Tensor:
         """The picture as a batch of one, `[1, C, H, W]`."""
-        image = _of_eight_bits(read_image(path), path).convert("L" if self.channels == 1 else "RGB")
+        return self.of_image(_of_eight_bits(read_image(path), path))
+
+    def of_image(self, image: Image.Image) -> Tensor:
+        """The same of one that was read."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
             image = _fit(image, self.size, self.resize)
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)

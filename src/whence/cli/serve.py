@@ -1,0 +1,48 @@
+"""`whence serve`: models explained in the browser."""
+
+import secrets
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from whence.errors import InputError, MissingPackageError
+
+HOST = "127.0.0.1"
+
+
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option(help="As for `whence explain`; several may be given. digits if none is.")
+    ] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="One for each --model, in their order; - for none.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; others than this machine are asked for a token.")] = HOST,
+    port: Annotated[int, typer.Option(help="Where to listen.", min=1, max=65535)] = 8000,
+    seconds: Annotated[float, typer.Option(help="How long an answer may take.", min=1)] = 60.0,
+) -> None:
+    """Draw a digit, drop a photo, type a text, look inside: a page on this machine."""
+    try:
+        import uvicorn
+
+        from whence.web.app import create_app
+        from whence.web.guard import LOOPBACK
+    except ImportError as error:
+        raise MissingPackageError(f"{error.name} is not installed; pip install 'whence[web]'") from error
+    token = None if host in LOOPBACK else secrets.token_urlsafe(24)
+    app = create_app(_with_weights(model or ["digits"], weights or []), host, port, token, seconds=seconds)
+    address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
+    Console(highlight=False, soft_wrap=True).print(f"whence listens at {address} (Ctrl-C ends it)", markup=False)
+    uvicorn.run(app, host=host.strip("[]"), port=port, log_level="warning", server_header=False)
+
+
+def _with_weights(models: list[str], weights: list[str]) -> list[tuple[str, str | None]]:
+    from whence.models.registry import load_model
+
+    if len(weights) > len(models):
+        raise InputError(f"{len(weights)} --weights for {len(models)} --model; give one each, - for none")
+    found = [
+        (name, None if given == "-" else given) for name, given in zip(models, [*weights, *["-"] * len(models)], strict=False)
+    ]
+    for name, given in found:
+        load_model(name, given)  # which raises here what is wrong with it
+    return found

@@ -1,0 +1,1 @@
+"""The page that `whence serve` opens: models explained in the browser, on this machine."""

@@ -1,0 +1,122 @@
+"""Who may ask: this machine's browser, on the page that we served, with the token where the server is open to others."""
+
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+COOKIE = "whence_token"
+MOST_BYTES = 13 * 2**20  # of a request: a picture in base64, and what is asked of it
+HEADERS = [
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+class Refused(Exception):
+    """A request that is not answered."""
+
+    def __init__(self, status: int, why: str):
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Guard:
+    """ASGI middleware in front of everything. Other hosts' names (DNS rebinding), other origins' requests (CSRF), and bodies
+    larger than a picture are refused; `token` is asked for where the server listens to others than this machine."""
+
+    app: Any
+    hosts: frozenset[str]  # with their ports
+    token: str | None = None
+    headers: list[tuple[bytes, bytes]] = field(default_factory=lambda: HEADERS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        given = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        try:
+            self._check_origin(scope, given)
+            if self.token is not None and not self._knows_token(scope, given):
+                if self._brings_token(scope):
+                    await _redirected(scope["path"], self.token, send)
+                    return
+                raise Refused(401, "open the address that `whence serve` printed, with its token")
+            await self.app(scope, _bounded(receive, given), self._sending(send))
+        except Refused as refusal:
+            await _refused(refusal, send)
+
+    def _check_origin(self, scope: Scope, given: Mapping[str, str]) -> None:
+        if given.get("host", "") not in self.hosts:
+            raise Refused(421, "this server does not go by that name")
+        origin = given.get("origin")
+        if origin is not None and origin.split("://", 1)[-1] not in self.hosts:
+            raise Refused(403, "requests of other pages are not answered")
+        if given.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            raise Refused(403, "requests of other pages are not answered")
+        if scope["method"] not in ("GET", "HEAD") and given.get("content-type", "").split(";")[0] != "application/json":
+            raise Refused(415, "questions are sent as application/json")
+
+    def _knows_token(self, scope: Scope, given: Mapping[str, str]) -> bool:
+        cookie = SimpleCookie(given.get("cookie", "")).get(COOKIE)
+        bearer = given.get("authorization", "").removeprefix("Bearer ")
+        return any(hmac.compare_digest(t.encode(), self._secret) for t in (bearer, "" if cookie is None else cookie.value))
+
+    def _brings_token(self, scope: Scope) -> bool:
+        brought = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        return scope["method"] == "GET" and hmac.compare_digest(brought.encode(), self._secret)
+
+    @property
+    def _secret(self) -> bytes:
+        return (self.token or "").encode()
+
+    def _sending(self, send: Send) -> Send:
+        async def with_headers(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], *self.headers]}
+            await send(message)
+
+        return with_headers
+
+
+def _bounded(receive: Receive, given: Mapping[str, str]) -> Receive:
+    """Not more than a picture, whatever the length that was announced."""
+    if given.get("content-length", "0").isdecimal() and int(given.get("content-length", "0")) > MOST_BYTES:
+        raise Refused(413, f"send at most {MOST_BYTES // 2**20} MiB")
+    came = 0
+
+    async def received() -> Any:
+        nonlocal came
+        message = await receive()
+        came += len(message.get("body", b""))
+        if came > MOST_BYTES:
+            raise Refused(413, f"send at most {MOST_BYTES // 2**20} MiB")
+        return message
+
+    return received
+
+
+async def _redirected(path: str, token: str, send: Send) -> None:
+    cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
+    headers = [(b"location", path.encode()), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 303, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _refused(refusal: Refused, send: Send) -> None:
+    body = str(refusal).encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,67 @@
+"""Pictures from outside: bounded in bytes, pixels and kinds, never written to disk."""
+
+import base64
+import binascii
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from whence.errors import InputError, first_line
+from whence.models.images import Preprocessing
+
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MOST_BYTES = 8 * 2**20
+MOST_PIXELS = 40_000_000
+
+
+def decoded(encoded: str) -> bytes:
+    """The bytes that were sent."""
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise InputError("the picture did not arrive whole; send it again") from error
+
+
+def opened(data: bytes) -> Image.Image:
+    """A picture of a kind that is known, as its maker meant it to be seen."""
+    if len(data) > MOST_BYTES:
+        raise InputError(f"the picture has {len(data) / 2**20:.0f} MiB; send one of at most {MOST_BYTES // 2**20} MiB")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=KINDS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise InputError(f"the picture has {image.width} × {image.height} pixels; send a smaller one")
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except InputError:
+        raise
+    except Exception as error:  # whatever decoders raise on what is no picture
+        raise InputError(f"no picture that can be read ({', '.join(KINDS)}): {first_line(error)}") from error
+
+
+def drawn(encoded: str) -> Tensor:
+    """A drawing of 28 × 28 bytes as a digit, `[1, 1, 28, 28]` in [0, 1]."""
+    data = decoded(encoded)
+    if len(data) != 28 * 28:
+        raise InputError(f"a drawing has {28 * 28} bytes, not {len(data)}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, 1, 28, 28) / 255
+
+
+def shown(x: Tensor, preprocessing: Preprocessing) -> str:
+    """What the model is given of a picture `[C, H, W]`, as a PNG in base64."""
+    low, high = (bound.to(x) for bound in preprocessing.bounds)
+    pixels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    written = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).save(written, "PNG")
+    return base64.b64encode(written.getvalue()).decode()
+
+
+def packed(t: Tensor) -> dict:
+    """Numbers as they travel: the shape, and float32 in base64."""
+    array = t.detach().float().cpu().contiguous().numpy().astype("<f4")
+    return {"shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}

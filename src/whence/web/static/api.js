@@ -1,0 +1,34 @@
+// Questions to the server. Of questions of one kind only the last is of interest: earlier ones are dropped.
+
+const underWay = new Map();
+
+export async function ask(path, question) {
+  underWay.get(path)?.abort();
+  const control = new AbortController();
+  underWay.set(path, control);
+  const response = await fetch(`api/${path}`, {
+    method: question === undefined ? "GET" : "POST",
+    headers: question === undefined ? {} : { "content-type": "application/json" },
+    body: question === undefined ? undefined : JSON.stringify(question),
+    signal: control.signal,
+  });
+  if (response.ok) return response.headers.get("content-type").startsWith("application/json") ? response.json() : response.blob();
+  const said = await response.text();
+  let message = said;
+  try {
+    const { error, detail } = JSON.parse(said);
+    message = error ?? detail.map(d => `${d.loc.at(-1)}: ${d.msg}`).join("; ");
+  } catch { /* plain text */ }
+  throw new Error(message);
+}
+
+export function numbers({ shape, data }) {
+  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  return { shape, values: new Float32Array(bytes.buffer) };
+}
+
+export function base64(bytes) {
+  let letters = "";
+  for (let i = 0; i < bytes.length; i += 0x8000) letters += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
+  return btoa(letters);
+}

@@ -1,0 +1,53 @@
+// A drawing of a digit, as wide a stroke as MNIST's, 28 × 28 for the network.
+
+import { base64 } from "./api.js";
+
+export class Drawing {
+  constructor(canvas, changed) {
+    this.canvas = canvas;
+    this.pen = canvas.getContext("2d", { willReadFrequently: true });
+    this.changed = changed;
+    this.last = null;
+    canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); this.stroke(event); });
+    canvas.addEventListener("pointermove", event => { if (event.buttons) this.stroke(event); });
+    canvas.addEventListener("pointerup", () => { this.last = null; });
+    this.clear();
+  }
+
+  clear() {
+    this.pen.fillStyle = "black";
+    this.pen.fillRect(0, 0, 280, 280);
+  }
+
+  stroke(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const here = [(event.clientX - box.left) * 280 / box.width, (event.clientY - box.top) * 280 / box.height];
+    Object.assign(this.pen, { strokeStyle: "white", lineWidth: 22, lineCap: "round" });
+    this.pen.beginPath();
+    this.pen.moveTo(...(this.last ?? here));
+    this.pen.lineTo(...here);
+    this.pen.stroke();
+    this.last = here;
+    this.changed();
+  }
+
+  get bytes() {
+    const small = Object.assign(document.createElement("canvas"), { width: 28, height: 28 });
+    const pen = small.getContext("2d");
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(this.canvas, 0, 0, 28, 28);
+    const { data } = pen.getImageData(0, 0, 28, 28);
+    return Uint8Array.from({ length: 784 }, (_, i) => data[4 * i]);
+  }
+
+  set bytes(bytes) {
+    const pixels = new ImageData(28, 28);
+    bytes.forEach((value, i) => pixels.data.set([value, value, value, 255], 4 * i));
+    const small = Object.assign(document.createElement("canvas"), { width: 28, height: 28 });
+    small.getContext("2d").putImageData(pixels, 0, 0);
+    this.pen.imageSmoothingEnabled = false;
+    this.pen.drawImage(small, 0, 0, 280, 280);
+  }
+
+  get encoded() { return base64(this.bytes); }
+}

@@ -1,0 +1,41 @@
+// Relevance as colour: white for none, on a scale that is the same for both signs.
+
+const PALETTES = {
+  seismic: { positive: [[255, 0, 0], [128, 0, 0]], negative: [[0, 0, 255], [0, 0, 76]] },
+  safe: { positive: [[230, 97, 1], [127, 59, 8]], negative: [[94, 60, 153], [45, 0, 75]] },
+  grey: { positive: [[90, 90, 90], [0, 0, 0]], negative: [[90, 90, 90], [0, 0, 0]] },
+};
+let palette = "seismic";
+
+export const choose = name => { palette = name in PALETTES ? name : "seismic"; };
+
+export const largest = values => values.reduce((most, v) => Math.max(most, Math.abs(v)), 1e-30);
+
+export function colour(share) {
+  const [middle, end] = PALETTES[palette][share < 0 ? "negative" : "positive"], strength = Math.min(1, Math.abs(share));
+  const mix = (from, to, t) => from.map((c, i) => Math.round(c + (to[i] - c) * t));
+  return strength < 0.5 ? mix([255, 255, 255], middle, 2 * strength) : mix(middle, end, 2 * strength - 1);
+}
+
+// a map [H, W] onto a canvas, faintly over a picture where there is one
+export function paint(canvas, { shape, values }, limit = largest(values), under = null) {
+  const [height, width] = shape.length > 1 ? shape.slice(-2) : [1, shape[0]];
+  const pixels = new ImageData(width, height);
+  values.forEach((r, i) => {
+    const share = r / limit;
+    pixels.data.set([...colour(share), under ? Math.round(255 * Math.min(0.85, 0.15 + Math.abs(share))) : 255], 4 * i);
+  });
+  const small = Object.assign(document.createElement("canvas"), { width, height });
+  small.getContext("2d").putImageData(pixels, 0, 0);
+  const side = under ? 448 : Math.max(width, height) < 64 ? 280 : Math.max(width, height);
+  Object.assign(canvas, { width: side, height: Math.max(1, Math.round(side * height / width)) });
+  canvas.style.aspectRatio = `${width} / ${height}`;
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingEnabled = false;
+  if (under) {
+    pen.filter = "grayscale(1)";
+    pen.drawImage(under, 0, 0, canvas.width, canvas.height);
+    pen.filter = "none";
+  }
+  pen.drawImage(small, 0, 0, canvas.width, canvas.height);
+}
