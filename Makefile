@@ -53,4 +53,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.developer: $(VENV)/.installed
 	$(INSTALL) --group dev --editable ".[vision,text]"
+	@scripts/browser.sh $(VENV)
 	@touch $@

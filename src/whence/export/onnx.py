@@ -2,19 +2,14 @@
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram, default_decompositions
 
-from whence.errors import InputError, ModelError, first_line
+from whence.errors import MissingPackageError, ModelError, first_line
+from whence.export.forms import FORMS
 from whence.export.signature import names
-
-aten = torch.ops.aten
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
@@ -25,7 +20,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise InputError("ONNX needs packages of its own: pip install whence[onnx]") from None
+        raise MissingPackageError("onnxscript is not installed; pip install 'whence[onnx]'") from None
     decompositions = default_decompositions()
     decompositions.update(FORMS)
     inputs, outputs = map(list, names(program))
@@ -43,88 +38,3 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         ) from None
     assert made is not None
     made.save(path)
-
-
-def convolution_back(
-    g: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, mask: Sequence[bool],
-) -> tuple[Tensor, None, None]:  # fmt: skip
-    """The gradient at the input of a convolution: a convolution the other way."""
-    beyond = [0] * len(stride)
-    if not transposed:
-        sizes = zip(x.shape[2:], g.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-        beyond = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in sizes]
-    back = aten.convolution(g, weight, None, stride, padding, dilation, not transposed, beyond, groups)
-    return back, None, None
-
-
-def adaptive_average_back(g: Tensor, x: Tensor) -> Tensor:
-    """The gradient at the input of adaptive average pooling, along one dimension after the other."""
-    for d in range(-(x.dim() - 2), 0):
-        number, size, bins = torch.arange(g.shape[d], device=g.device), x.shape[d], g.shape[d]
-        start, stop = number * size // bins, ((number + 1) * size + bins - 1) // bins
-        g = _spread(g, d, start, stop, size, stop - start)
-    return g
-
-
-def average_back(
-    g: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
-    count_include_pad: bool, divisor: int | None,
-) -> Tensor:  # fmt: skip
-    """The gradient at the input of average pooling."""
-    spatial = len(kernel)
-    stride = stride or kernel
-    for i, d in enumerate(range(-spatial, 0)):
-        (k, s, p), size = [_of(sizes, i) for sizes in (kernel, stride, padding)], x.shape[d]
-        start = torch.arange(g.shape[d], device=g.device) * s - p
-        stop = (start + k).clamp(max=size + p)
-        inside = start.clamp(min=0), stop.clamp(max=size)
-        count = stop - start if count_include_pad else inside[1] - inside[0]
-        count = count if divisor is None else torch.ones_like(start)
-        g = _spread(g, d, *inside, size, count)
-    return g if divisor is None else g / divisor
-
-
-def winners_back(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
-    """The gradient at the input of max pooling: all of it where the winner is."""
-    *_, indices = rest
-    spatial = x.dim() - 2 if x.dim() > 3 else 2
-    flat = torch.zeros_like(x).flatten(-spatial)
-    return flat.scatter_add(-1, indices.flatten(-spatial), g.flatten(-spatial)).view(x.shape)
-
-
-def _of(sizes: Sequence[int], i: int) -> int:
-    return sizes[i] if len(sizes) > 1 else sizes[0]
-
-
-def _spread(g: Tensor, dim: int, start: Tensor, stop: Tensor, size: int, count: Tensor) -> Tensor:
-    """The count-th part of each value to all places from start to stop along a dimension."""
-    place = torch.arange(size, device=g.device)
-    shares = ((place >= start[:, None]) & (place < stop[:, None])).to(g.dtype)
-    shares = shares / count[:, None].to(g.dtype)
-    return (g.movedim(dim, -1) @ shares).movedim(-1, dim)
-
-
-def average(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
-    count_include_pad: bool = True, divisor: int | None = None,
-) -> Tensor:  # fmt: skip
-    """Average pooling by a divisor of its own, which torch's exporter forgets."""
-    if divisor is None:
-        return NotImplemented
-    share = prod(_of(kernel, i) for i in range(x.dim() - 2)) / divisor
-    return aten.avg_pool2d(x, kernel, stride, padding, ceil_mode, True) * share
-
-
-FORMS: dict[Any, Callable[..., Any]] = {
-    aten.convolution_backward.default: convolution_back,
-    aten._adaptive_avg_pool2d_backward.default: adaptive_average_back,
-    aten._adaptive_avg_pool3d_backward.default: adaptive_average_back,
-    aten.avg_pool2d.default: average,
-    aten.avg_pool2d_backward.default: average_back,
-    aten.avg_pool3d_backward.default: average_back,
-    aten.max_pool2d_with_indices_backward.default: winners_back,
-    aten.max_pool3d_with_indices_backward.default: winners_back,
-    aten.adaptive_max_pool2d_backward.default: winners_back,
-    aten.adaptive_max_pool3d_backward.default: winners_back,
-}

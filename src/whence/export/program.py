@@ -16,6 +16,7 @@ from whence.explain import explain
 from whence.explainer import Naming, explanations
 from whence.explanation import Explanation
 from whence.export.files import check_writable, write_program
+from whence.export.forms import with_convolutions_back
 from whence.inputs import Inputs, check_model
 from whence.lrp.prepared import Prepared
 from whence.methods.table import Method, check_in_one_graph, named
@@ -92,7 +93,8 @@ def export(
     explained(several.nest, target)  # which raises what there is to raise
     shapes = _shapes(several, asked, dynamic_shapes or {})
     written = write(explained, several, asked, {name: list(sizes) for name, sizes in shapes.items()})
-    graph = _named(folded(_only(written.graph)), model)
+    whole = with_convolutions_back(written.graph) if compiled else written.graph
+    graph = _named(folded(_only(whole)), model)
     program = _exported(graph, several, given_tensors(several, asked), shapes)
     for other in (several.of_samples(torch.tensor([0])), several.repeated(2, {})):
         e = explain(model, other.nest, target, method=way, layers=layers, progress=False)
