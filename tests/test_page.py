@@ -16,6 +16,8 @@ from test_serve import picture, serving
 from whence.models.digits import digit_samples
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+CHOSEN = "#classes button[aria-pressed=true]"
 AXE = Path(__file__).parents[1] / ".venv" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 PHOTOS = """
@@ -77,13 +79,13 @@ def heat(page, canvas="#heat"):
 
 
 def pressed(page):
-    return page.locator("#classes button[aria-pressed=true]").inner_text().split()[0]
+    return page.locator(CHOSEN).inner_text().split()[0]
 
 
 def test_one_draws_a_seven_and_sees_why(page):
     page.click("#clear")
     draw(page, (0.25, 0.25), (0.75, 0.25), (0.45, 0.8))
-    page.wait_for_function("document.querySelector('#classes button[aria-pressed=true]')?.innerText.startsWith('7')")
+    expect(page.locator(CHOSEN)).to_have_text(re.compile("^7"))
     pixels = heat(page)
     red = (pixels[..., 0] - pixels[..., 2]) > 60
     stroke = np.asarray([[y, x] for y, x in zip(*np.nonzero(red), strict=True)])
@@ -95,23 +97,23 @@ def test_one_draws_a_seven_and_sees_why(page):
 def test_classes_methods_rules_and_colours(page):
     _, y = digit_samples()
     page.select_option("#sample", "3")
-    page.wait_for_function(f"document.querySelector('#classes button[aria-pressed=true]')?.innerText.startsWith('{int(y[3])}')")
+    expect(page.locator(CHOSEN)).to_have_text(re.compile(f"^{int(y[3])}"))
     before = heat(page)
     page.locator("#classes button").nth(1).click()
-    page.wait_for_function("!document.querySelectorAll('#classes button')[0].matches('[aria-pressed=true]')")
+    expect(page.locator("#classes button").first).to_have_attribute("aria-pressed", "false")
     second = pressed(page)
     assert second != str(int(y[3]))
     page.select_option("#rather", str(int(y[3])))
-    page.wait_for_function(f"document.querySelector('#account').innerText.startsWith('{second} rather than')")
+    expect(page.locator("#account")).to_have_text(re.compile(f"^{second} rather than"))
     page.click("#likeliest")
     page.select_option("#rather", "")
     page.select_option("#rule", "gamma")
     assert page.locator("#gamma").is_visible()
     page.locator("#gamma").fill("1")
-    page.wait_for_function("document.querySelector('#gamma-value').value === '1'")
+    expect(page.locator("#gamma-value")).to_have_text("1")
     page.select_option("#method", "gradient_times_input")
     assert page.locator("#rules").is_hidden()
-    page.wait_for_timeout(500)
+    expect(page.locator("#account")).to_have_text(re.compile("output .* = relevance"))
     assert not np.array_equal(heat(page), before)
     page.select_option("#palette", "safe")
     pixels = heat(page)
@@ -133,24 +135,24 @@ def test_pictures_downloads_and_permalinks(page, address, tmp_path):
     page.select_option("#model", "photos.py:net")
     (tmp_path / "photo.png").write_bytes(base64.b64decode(picture((90, 120, 60))))
     page.set_input_files("#file", tmp_path / "photo.png")
-    page.wait_for_function("document.querySelector('#account').innerText.includes('output')")
+    expect(page.locator("#account")).to_have_text(re.compile("output"))
     assert page.locator("#picture").is_visible()
     (tmp_path / "none.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "none.png")
-    page.wait_for_function("document.querySelector('#error').innerText.includes('no picture that can be read')")
+    expect(page.locator("#error")).to_have_text(re.compile("no picture that can be read"))
     page.select_option("#model", "digits")
     page.select_option("#sample", "7")
-    page.wait_for_function("document.querySelector('#account').innerText.includes('output')")
+    expect(page.locator("#account")).to_have_text(re.compile("output"))
     with page.expect_download() as arriving:
         page.click("[data-format=npz]")
     assert "relevance" in np.load(arriving.value.path()).files
     page.select_option("#rule", "z_plus")
-    page.wait_for_timeout(500)
+    expect(page).to_have_url(re.compile("z_plus"))
     link, said = page.url, page.inner_text("#account")
     assert json.loads(unquote(link.split("#")[1]))["settings"]["rule"] == "z_plus"
     other = page.context.new_page()
     other.goto(link)
-    other.wait_for_function(f"document.querySelector('#account').innerText === {json.dumps(said)}")
+    expect(other.locator("#account")).to_have_text(said)
     assert other.input_value("#rule") == "z_plus"
 
 

@@ -242,7 +242,7 @@ def test_large_bodies_and_strange_questions_are_refused(server):
         {"model": "digits", "drawing": drawing(), "target": 3, "rather_than": 3}, {"model": "digits", "text": "seven"},
         {"model": "digits", "drawing": drawing(), "settings": {"gamma": -1}},
         {"model": "digits", "picture": picture("red")[:40]},
-        {"model": "digits", "drawing": drawing(), "settings": {"rule": "alpha_beta", "alpha": 1e9}}, [], 7, None,
+        {"model": "digits", "drawing": drawing(), "settings": {"rule": "alpha_beta", "alpha": 1e9}}, [], 7,
     ):  # fmt: skip
         found = server.post("/api/explain", json=asked)
         assert found.status_code == 422, asked

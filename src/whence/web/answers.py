@@ -196,8 +196,10 @@ def _method(question: Question, loaded: LoadedModel, x: Any) -> Any:
         "epsilon": dense,
         "z_plus": ZPlus(),
     }
-    chosen: dict[Any, Any] = dict.fromkeys((nn.Conv1d, nn.Conv2d), rules[settings.rule])
-    return LRP(chosen | {nn.Linear: dense} | LRP().rules)  # type: ignore[operator]
+    kinds = {type(module) for module in loaded.model.modules()} if isinstance(loaded.model, nn.Module) else set()
+    chosen = {nn.Conv1d: rules[settings.rule], nn.Conv2d: rules[settings.rule], nn.Linear: dense}
+    mine: dict[Any, Any] = {kind: rule for kind, rule in chosen.items() if kind in kinds}
+    return LRP(mine | LRP().rules)  # type: ignore[operator]
 
 
 def _told(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:

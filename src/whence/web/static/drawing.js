@@ -32,12 +32,10 @@ export class Drawing {
   }
 
   get bytes() {
-    const small = Object.assign(document.createElement("canvas"), { width: 28, height: 28 });
-    const pen = small.getContext("2d");
-    pen.imageSmoothingQuality = "high";
-    pen.drawImage(this.canvas, 0, 0, 28, 28);
-    const { data } = pen.getImageData(0, 0, 28, 28);
-    return Uint8Array.from({ length: 784 }, (_, i) => data[4 * i]);
+    // the mean of every 10 × 10 pixels, so that what is put in comes out again as it was
+    const { data } = this.pen.getImageData(0, 0, 280, 280), sums = new Float64Array(784);
+    for (let i = 0; i < 280 * 280; i++) sums[28 * Math.floor(i / 2800) + Math.floor(i % 280 / 10)] += data[4 * i];
+    return Uint8Array.from(sums, sum => Math.round(sum / 100));
   }
 
   set bytes(bytes) {

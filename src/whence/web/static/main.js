@@ -54,7 +54,7 @@ function show(answer) {
   else paintOver(relevance, answer);
   const digits = v => v.toPrecision(3);
   const parts = [`relevance ${digits(answer.relevance_sum)}`];
-  if (answer.absorbed !== null) parts.push(`absorbed by biases and ε ${digits(answer.absorbed)}`);
+  if (Math.abs(answer.absorbed ?? 0) > 1e-5 * Math.abs(answer.output)) parts.push(`absorbed by biases and ε ${digits(answer.absorbed)}`);
   $("account").textContent = `${answer.target.name}: output ${digits(answer.output)} ${answer.adds_up ? "=" : "; by this method no sum:"} `
     + parts.join(" + ") + (answer.caution ? `. ${answer.caution}` : "") + (answer.note ? ` (${answer.note})` : "");
   $("classes").replaceChildren(...answer.classes.map(({ index, name, share }) => {
