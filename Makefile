@@ -40,6 +40,7 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/dataset.py ../shared/data
 	$(BIN)/python benchmarks/inside.py ../shared/data
 	$(BIN)/python benchmarks/export.py ../shared/data
+	$(BIN)/python benchmarks/serve.py
 
 clean:
 	rm -rf $(VENV) demo

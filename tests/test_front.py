@@ -76,6 +76,7 @@ def test_the_front_exports_what_the_contract_names():
         "rows",
         "salvage",
         "captures",
+        "web",
         "sizes",
         "written",
     }

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -46,6 +47,12 @@ def create_app(
     @app.exception_handler(WhenceError)
     async def told(request: Request, error: WhenceError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, status_code=422)
+
+    @app.exception_handler(RequestValidationError)
+    async def named(request: Request, error: RequestValidationError) -> JSONResponse:
+        """Which part of the question is wrong; the question itself, which may be large, does not come back."""
+        wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'question'}: {one['msg']}" for one in error.errors()]
+        return JSONResponse({"error": "; ".join(wrong[:5])}, status_code=422)
 
     @app.get("/api/models")
     async def models_() -> list[dict[str, Any]]:

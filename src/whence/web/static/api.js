@@ -16,8 +16,7 @@ export async function ask(path, question) {
   const said = await response.text();
   let message = said;
   try {
-    const { error, detail } = JSON.parse(said);
-    message = error ?? detail.map(d => `${d.loc.at(-1)}: ${d.msg}`).join("; ");
+    message = JSON.parse(said).error;
   } catch { /* plain text */ }
   throw new Error(message);
 }
