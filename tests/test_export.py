@@ -463,3 +463,73 @@ def test_replays_of_layers_logits_and_dicts():
             torch.testing.assert_close(again.layers["0"], e.layers["0"])
             assert again.target_names() == e.target_names()
             assert torch.equal(again.inputs, x)
+
+
+class BySize(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (3 if x.shape[0] > 16 else 1)
+
+
+class Counting(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("n", torch.ones(()))
+
+    def forward(self, x):
+        self.n.add_(1)
+        return super().forward(x) * self.n
+
+
+class Attributed(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.scales, self.act, self.shift = [1.0], torch.relu, torch.ones(3)
+
+    def forward(self, x):
+        return self.act(super().forward(x) + self.shift) * self.scales[0]
+
+
+def test_branches_on_sizes_and_writes_to_buffers_are_refused():
+    with pytest.raises(errors.ModelError, match=r"decides by sizes that vary, in line \d+ of .*test_export.py"):
+        whence.export(BySize(4, 3).eval(), torch.rand(2, 4))
+    with pytest.raises(errors.ModelError, match="overwrites a tensor of its own"):
+        whence.export(Counting().eval(), torch.rand(2, 4))
+    with pytest.raises(errors.ModelError, match="overwrites a tensor of its own"):
+        whence.Explainer(Counting().eval(), capture=True)(torch.rand(2, 4), 1)
+
+
+def test_replays_notice_attributes_and_give_nothing_of_their_own_away():
+    model, x = Attributed().eval(), torch.rand(2, 4)
+    explainer = whence.Explainer(model, capture=True)
+
+    def check():
+        torch.testing.assert_close(explainer(x, 1).relevance, whence.explain(model, x, 1).relevance)
+
+    for _ in range(2):
+        check()
+    model.scales[0] = 10.0
+    check()
+    model.act = torch.tanh
+    check()
+    model.shift = torch.full((3,), 2.0)
+    check()
+    handle = model.register_forward_hook(lambda module, args, out: out * 2)
+    check()
+    handle.remove()
+    check()
+    explainer(x, 1).target.zero_()
+    assert explainer(x, 1).target.tolist() == [1, 1]
+    with torch.inference_mode():
+        assert not explainer(x, 1).relevance.is_inference()
+
+
+def test_targets_that_are_not_replayed_are_explained_plainly():
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(2, 4)
+    explainer = whence.Explainer(model, capture=True)
+    for target in (np.array([0, 1]), whence.Logit([0, 1], rather_than=[1, 2]), lambda out: out[:, 0]):
+        for _ in range(2):
+            torch.testing.assert_close(explainer(x, target).relevance, whence.explain(model, x, target).relevance)
+    with pytest.raises(errors.TargetError):
+        explainer(x, [0, "a"])
+    program = whence.export(model, x)
+    assert not program.module()(x, torch.tensor([-7, 0]))["holds"]

@@ -4,17 +4,24 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from whence.errors import ModelError, TargetError
 from whence.explanation import Explanation
 from whence.inputs import Inputs
 from whence.lrp.decisions import settings_of
 from whence.lrp.saved import version
 from whence.lrp.traced import state_of
-from whence.targets import Logit, Target
+from whence.nests import tensors
+from whence.targets import Logit, Target, class_indices
 from whence.written import HOLDS, Explained, Written, folded, given_tensors, write
+
+PLAIN = int | float | str | None
+MOST_KEPT = 32  # graphs
+CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
 
 
 @dataclass
@@ -35,8 +42,10 @@ class Capture:
         if (state := _state(self.weights)) != self.state:
             self.replayed, self.state = folded(self.written.graph), state
         # a graph of operators has all casts and ways back in it: neither autocast nor autograd is to see them again
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
-            return self.replayed(*tensors)
+        with torch.inference_mode(False), torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
+            found = self.replayed(*tensors)
+        fixed = {t.untyped_storage()._cdata for t in self.replayed.buffers()}  # what is the graph's own is not given away
+        return {name: t.clone() if t.untyped_storage()._cdata in fixed else t for name, t in found.items()}
 
 
 class Captures:
@@ -44,12 +53,15 @@ class Captures:
 
     def __init__(self, model: Callable[..., Any]):
         self._model = model
-        self._captures: dict[Hashable, Capture] = {}
+        self._captures: dict[Hashable, Capture | None] = {}  # None: explained plainly
         self._settings: Hashable = None
 
     def __call__(self, explained: Explained, inputs: Inputs, target: Target, layers: tuple[str, ...]) -> Explanation | None:
-        """What `explained(inputs, target)` gives; None where it would raise or warn."""
-        asked = torch.as_tensor(target) if isinstance(target, list | tuple | range) else target
+        """What `explained(inputs, target)` gives; None where it would raise or warn, and for what is not replayed: targets that
+        are functions or passages, inputs with parts that cannot be compared."""
+        asked: Any = _asked(target, inputs)
+        if not isinstance(asked, Tensor | Logit | None) or not all(isinstance(p, PLAIN | Tensor) for p in inputs.parts):
+            return None
         given = given_tensors(inputs, asked)
         kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in given.items())
         fixed = tuple(part for part in inputs.parts if not isinstance(part, Tensor))
@@ -59,19 +71,55 @@ class Captures:
             self._settings = settings
         if key not in self._captures:
             first = explained(inputs.nest, target)  # which raises what there is to raise
-            self._captures[key] = Capture.of(write(explained, inputs, asked))
+            self._captures[key] = None if first.patches else self._written(explained, inputs, asked, first)
+            for oldest in list(self._captures)[:-MOST_KEPT]:
+                del self._captures[oldest]
             return first
         capture = self._captures[key]
+        if capture is None:
+            return None
         try:
             found = capture.replay(list(given.values()))
         except (IndexError, RuntimeError):  # of classes or ids that there are none of, say
             return None
         return capture.written.like.with_tensors(found) if found[HOLDS] else None
 
+    def _written(self, explained: Explained, inputs: Inputs, target: Any, first: Explanation) -> Capture | None:
+        """The graph, seen to give the same; None where an operator cannot run outside of its own forward pass."""
+        capture = Capture.of(write(explained, inputs, target))
+        try:
+            found = capture.replay(list(given_tensors(inputs, target).values()))
+        except RuntimeError:  # the gradient of an LSTM by oneDNN
+            return None
+        _check_same(found, first)
+        return capture
+
     def _made_of(self) -> Hashable:
         """What a graph holds for good."""
         weights = state_of(self._model).values() if isinstance(self._model, nn.Module) else ()
-        return settings_of(self._model), tuple(map(id, weights))
+        modules = tuple(self._model.modules()) if isinstance(self._model, nn.Module) else ()
+        return settings_of(self._model), modules, tuple(map(id, weights))  # held, so that no other comes to lie there
+
+
+def _asked(target: Any, inputs: Inputs) -> Any:
+    """With class indices as tensors, which one graph serves for all classes."""
+    if isinstance(target, int) and not isinstance(target, bool):
+        return torch.full((inputs.batch_size,), target, device=next(p.device for p in inputs.parts if isinstance(p, Tensor)))
+    if isinstance(target, list | tuple | range | np.ndarray):
+        try:
+            return class_indices(target, inputs.batch_size)
+        except TargetError:
+            return inputs  # for the plain explanation to say what is wrong
+    if isinstance(target, Logit) and not all(isinstance(i, int | None | Tensor) for i in (target.index, target.rather_than)):
+        return inputs
+    return target
+
+
+def _check_same(found: dict[str, Tensor], e: Explanation) -> None:
+    """Raise where the graph gives something else than the explanation that it was written of."""
+    for name, relevance in tensors(e.relevance, "relevance").items():
+        if not float((found[name] - relevance).abs().max()) <= CLOSE * float(relevance.abs().max()):
+            raise ModelError("the model computes something else each time, or while its graph is written; leave capture out")
 
 
 def _fixed(target: Target) -> Hashable:

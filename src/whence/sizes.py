@@ -18,7 +18,9 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.errors import ModelError
-from whence.lrp.decisions import line_of_the_model
+from whence.lrp.decisions import OURS, line_of_the_model
+
+ASKING = ("/fx/experimental/", "/torch/__init__.py", "/_dynamo/", "/utils/")  # of torch, on the way from who asks
 
 
 class Environment(ShapeEnv):
@@ -27,6 +29,14 @@ class Environment(ShapeEnv):
     def __init__(self):
         super().__init__(duck_shape=False)
         self.fixed_in: dict[Any, str] = {}
+        self.decided_in: list[str] = []  # lines of the model that branch on a size
+
+    def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
+        before = len(self.guards)
+        found = super().evaluate_expr(*args, **kwargs)
+        if len(self.guards) > before and (line := _line_that_decides()):
+            self.decided_in.append(line)
+        return found
 
     def _set_replacement(self, a: Any, tgt: Any, msg: str) -> None:
         if getattr(tgt, "is_number", False):
@@ -55,6 +65,19 @@ def of_any_size(given: Mapping[str, Tensor], sizes: Mapping[str, Collection[int]
     for name, t in zip(given, tensors, strict=True):
         for d in sizes.get(name, ()):
             _check_varies(name, d, t.shape[d], environment)
+    if environment.decided_in:
+        raise ModelError(f"the model decides by sizes that vary, in {environment.decided_in[0]}: there is no one graph of it")
+
+
+def _line_that_decides() -> str:
+    """The line that asked, if it is neither torch's nor ours."""
+    for frame in reversed(traceback.extract_stack()[:-1]):
+        if frame.filename.startswith(OURS[0]) and any(part in frame.filename for part in ASKING):
+            continue
+        if frame.filename == __file__:
+            continue
+        return "" if frame.filename.startswith(OURS) else f"line {frame.lineno} of {frame.filename}"
+    return ""
 
 
 def _like(t: Tensor, name: str, sizes: Collection[int], fake: FakeTensorMode) -> Tensor:

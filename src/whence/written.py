@@ -1,5 +1,6 @@
 """An explanation written down: one graph of plain operators, from inputs and class indices to all that an explanation holds."""
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from whence.nests import Nest
 from whence.targets import Logit, Target
 
 HOLDS = "holds"
+WRITING = threading.Lock()  # torch patches modules of the whole process while it traces
 MADE_AT_RANDOM = torch.Tag.nondeterministic_seeded
 
 Explained = Callable[[Nest, Target], Explanation]
@@ -55,8 +57,9 @@ def write(explained: Explained, inputs: Inputs, target: Target, sizes: Sizes | N
         return found
 
     tracing = "real" if sizes is None else "fake"
-    with _tensors(given, sizes) as tensors:
+    with WRITING, _tensors(given, sizes) as tensors:
         graph = make_fx(program, DECISIONS, tracing_mode=tracing, _allow_non_fake_inputs=True)(*tensors)
+    _check_writes_nothing(graph.graph)
     _name_inputs(graph.graph, list(given))
     _without_repeated_constants(graph)
     return Written(graph, tuple(given), made[-1])
@@ -125,6 +128,13 @@ def _written_to(graph: Graph) -> set[Node]:
             found.add(node)
             open_ends += node.all_input_nodes if node.target is getitem else _aliased(node)
     return found
+
+
+def _check_writes_nothing(graph: Graph) -> None:
+    if any(node.op == "get_attr" for node in _written_to(graph)):
+        raise ModelError(
+            "the model overwrites a tensor of its own (a buffer, a cache) as it runs; a graph would do so but once"
+        )
 
 
 def _aliased(node: Node, written: bool = False) -> list[Node]:

@@ -6,6 +6,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -36,7 +37,7 @@ class Asked(Logit):
     def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
         rows, index = self._rows(logits, inputs).detach(), self.index
         assert isinstance(index, Tensor)
-        check_classes(index.clamp(min=0), rows.shape[1])
+        check_classes(index + 1, rows.shape[1] + 1)
         return Logit(torch.where(index < 0, rows.argmax(1), index.clamp(max=rows.shape[1] - 1))).select(logits, inputs)
 
 
@@ -113,7 +114,7 @@ def call(program: ExportedProgram, inputs: Inputs, target: Tensor | None) -> dic
 
 def _check_fixed(target: Target) -> None:
     indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
-    if any(isinstance(index, Tensor | list | tuple) for index in indices) or isinstance(target, Span):
+    if any(isinstance(index, Tensor | list | tuple | np.ndarray) for index in indices) or isinstance(target, Span):
         raise RuleError(
             "a target that is fixed is one for all samples; leave it out to give a class for each sample at each call"
         )
@@ -199,6 +200,8 @@ def _exported(
 
 def _check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
     """Raise where the program gives something else than the explanation, at another size than it was written of."""
+    if not torch.allclose(found["output"], e.output, rtol=CLOSE, atol=CLOSE):
+        raise ModelError("the exported program gives another output than the model: it computes differently while written")
     for name, relevance in tensors(e.relevance, "relevance").items():
         off = float((found[name] - relevance).abs().max())
         if not off <= CLOSE * float(relevance.abs().max()):

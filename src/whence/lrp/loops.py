@@ -110,7 +110,14 @@ class _Calls:
         known = GRAPHS.setdefault(self._model, {})
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
         kinds += tuple((t.shape, t.dtype, t.device) for t in state_of(self._model).values())
-        key = (repr(self._rules.entries), self._unknown, structure, kinds, tuple(sources), settings_of(self._model))
+        key = (
+            repr(self._rules.entries),
+            self._unknown,
+            structure,
+            kinds,
+            tuple(sources),
+            settings_of(self._model, {"forward"}),
+        )
         if key not in known:
             self._writing = True
             try:
