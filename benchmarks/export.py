@@ -64,19 +64,6 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     return run
 
 
-def fastest(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """The best of several rounds of each, taken in turns."""
-    for run in ways.values():
-        run()
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(ROUNDS):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
-
-
 def measured(name: str, model: nn.Module, method: whence.LRP, x: Tensor, folder: Path) -> str:
     model = model.eval().requires_grad_(False)
     y = torch.full((len(x),), 3)
@@ -90,10 +77,10 @@ def measured(name: str, model: nn.Module, method: whence.LRP, x: Tensor, folder:
     made = time.perf_counter() - start
     exported, compiled = program.module(), torch._inductor.aoti_load_package(str(file))
     with torch.no_grad():
-        cost = fastest({
+        cost = peers.seconds({
             "gradient": gradient(model, x, y), "eager": lambda: eager(x, y), "replayed": lambda: replayed(x, y),
             "exported": lambda: exported(x, y), "compiled": lambda: compiled(x, y),
-        })  # fmt: skip
+        }, ROUNDS + 1)  # fmt: skip  # the first for warming up
         r = eager(x, y).relevance
         off = [float((found["relevance"] - r).abs().max() / r.abs().max()) for found in (exported(x, y), compiled(x, y))]
     base = cost.pop("gradient")

@@ -1,51 +1,45 @@
 """Explanations replayed: the graph that the first of its kind wrote, run again on other numbers."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-from whence.errors import ModelError, TargetError
+from whence.errors import TargetError
 from whence.explanation import Explanation
 from whence.inputs import Inputs
-from whence.lrp.decisions import settings_of
 from whence.lrp.saved import version
+from whence.lrp.states import settings_of
 from whence.lrp.traced import state_of
-from whence.nests import tensors
 from whence.targets import Logit, Target, class_indices
-from whence.written import HOLDS, Explained, Written, folded, given_tensors, write
+from whence.written import HOLDS, Explained, Written, check_same, folded, given_tensors, write
 
 PLAIN = int | float | str | None
 MOST_KEPT = 32  # graphs
-CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
 
 
-@dataclass
 class Capture:
     """A graph, and what is left of it where all that is made of the weights is made already."""
 
-    written: Written
-    weights: tuple[Tensor, ...]
-    replayed: GraphModule
-    state: Hashable
-
-    @classmethod
-    def of(cls, written: Written) -> "Capture":
-        weights = tuple(getattr(written.graph, node.target) for node in written.graph.graph.find_nodes(op="get_attr"))
-        return cls(written, weights, folded(written.graph), _state(weights))
+    def __init__(self, written: Written):
+        self.written = written
+        constants: Any = (node.target for node in written.graph.graph.find_nodes(op="get_attr"))
+        self.weights: tuple[Tensor, ...] = tuple(getattr(written.graph, name) for name in constants)
+        self._fold(_state(self.weights))
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         if (state := _state(self.weights)) != self.state:
-            self.replayed, self.state = folded(self.written.graph), state
+            self._fold(state)
         # a graph of operators has all casts and ways back in it: neither autocast nor autograd is to see them again
         with torch.inference_mode(False), torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
             found = self.replayed(*tensors)
-        fixed = {t.untyped_storage()._cdata for t in self.replayed.buffers()}  # what is the graph's own is not given away
-        return {name: t.clone() if t.untyped_storage()._cdata in fixed else t for name, t in found.items()}
+        return {name: t.clone() if t.untyped_storage()._cdata in self.own else t for name, t in found.items()}
+
+    def _fold(self, state: Hashable) -> None:
+        self.replayed, self.state = folded(self.written.graph), state
+        self.own = {t.untyped_storage()._cdata for t in self.replayed.buffers()}  # which is not given away
 
 
 class Captures:
@@ -86,19 +80,20 @@ class Captures:
 
     def _written(self, explained: Explained, inputs: Inputs, target: Any, first: Explanation) -> Capture | None:
         """The graph, seen to give the same; None where an operator cannot run outside of its own forward pass."""
-        capture = Capture.of(write(explained, inputs, target))
+        capture = Capture(write(explained, inputs, target))
         try:
             found = capture.replay(list(given_tensors(inputs, target).values()))
         except RuntimeError:  # the gradient of an LSTM by oneDNN
             return None
-        _check_same(found, first)
+        check_same(found, first)
         return capture
 
     def _made_of(self) -> Hashable:
         """What a graph holds for good."""
-        weights = state_of(self._model).values() if isinstance(self._model, nn.Module) else ()
-        modules = tuple(self._model.modules()) if isinstance(self._model, nn.Module) else ()
-        return settings_of(self._model), modules, tuple(map(id, weights))  # held, so that no other comes to lie there
+        if not isinstance(self._model, nn.Module):
+            return settings_of(self._model)
+        weights = tuple(map(id, state_of(self._model).values()))
+        return settings_of(self._model), tuple(self._model.modules()), weights  # held, so that no other comes to lie there
 
 
 def _asked(target: Any, inputs: Inputs) -> Any:
@@ -113,13 +108,6 @@ def _asked(target: Any, inputs: Inputs) -> Any:
     if isinstance(target, Logit) and not all(isinstance(i, int | None | Tensor) for i in (target.index, target.rather_than)):
         return inputs
     return target
-
-
-def _check_same(found: dict[str, Tensor], e: Explanation) -> None:
-    """Raise where the graph gives something else than the explanation that it was written of."""
-    for name, relevance in tensors(e.relevance, "relevance").items():
-        if not float((found[name] - relevance).abs().max()) <= CLOSE * float(relevance.abs().max()):
-            raise ModelError("the model computes something else each time, or while its graph is written; leave capture out")
 
 
 def _fixed(target: Target) -> Hashable:

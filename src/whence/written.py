@@ -18,11 +18,13 @@ from whence.explanation import Explanation
 from whence.inputs import Inputs
 from whence.lrp.decisions import DECISIONS
 from whence.lrp.unseen import unseen_values
-from whence.nests import Nest
+from whence.nests import Nest, tensors
 from whence.targets import Logit, Target
 
 HOLDS = "holds"
 WRITING = threading.Lock()  # torch patches modules of the whole process while it traces
+CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
+OTHERWISE = "the model computes something else each time, or while its graph is written"
 MADE_AT_RANDOM = torch.Tag.nondeterministic_seeded
 
 Explained = Callable[[Nest, Target], Explanation]
@@ -31,11 +33,10 @@ Sizes = Mapping[str, Collection[int]]  # of the tensors by name, the dimensions 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """The graph takes tensors in the order of `names`, and gives numbers by name, `holds` among them: whether all is so that
-    the explanation would have raised no error."""
+    """The graph takes tensors in the order of `given_tensors`, and gives numbers by name, `holds` among them: whether all is so
+    that the explanation would have raised no error."""
 
     graph: GraphModule
-    names: tuple[str, ...]
     like: Explanation  # of what was written down; its words are those of all
 
 
@@ -62,7 +63,7 @@ def write(explained: Explained, inputs: Inputs, target: Target, sizes: Sizes | N
     _check_writes_nothing(graph.graph)
     _name_inputs(graph.graph, list(given))
     _without_repeated_constants(graph)
-    return Written(graph, tuple(given), made[-1])
+    return Written(graph, made[-1])
 
 
 def given_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
@@ -79,6 +80,18 @@ def given_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
         indices = {"target": logit.index, "rather_than": logit.rather_than}
         found |= {name: index for name, index in indices.items() if isinstance(index, Tensor)}
     return found
+
+
+def check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
+    """Raise where a graph gives something else than the explanation does."""
+    if not torch.allclose(found["output"], e.output, rtol=CLOSE, atol=CLOSE):
+        raise ModelError(f"the graph gives another output than the model, for {len(e)} samples: {OTHERWISE}")
+    for name, relevance in tensors(e.relevance, "relevance").items():
+        off = float((found[name] - relevance).abs().max())
+        if not off <= CLOSE * float(relevance.abs().max()):
+            raise ModelError(
+                f"the graph gives other relevance than explain() (off by {off:.1e}, for {len(e)} samples): {OTHERWISE}"
+            )
 
 
 def folded(written: GraphModule) -> GraphModule:

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from whence.cli.methods import PRESETS, configured
+from whence.cli.methods import PRESETS, check_rules, configured
 from whence.cli.options import Input, Json, Model, Sample, Weights
 from whence.cli.tables import print_table
-from whence.errors import InputError, LoadError, RuleError, TargetError, suggestion
+from whence.errors import InputError, LoadError, TargetError, suggestion
 from whence.explain import explain as run
 from whence.explanation import SUFFIXES, Explanation
-from whence.methods.table import METHODS, check_name
+from whence.methods.table import METHODS
 from whence.nests import tensors
 from whence.show.drawable import writable
 from whence.targets import Logit
@@ -111,9 +111,7 @@ def _number(text: str | None, texts: list[str]) -> int | None:
 
 def _check(method: str, rules: str | None, out: Path) -> None:
     """What can be refused before the model is loaded."""
-    check_name(method)
-    if rules is not None and (method != "lrp" or rules not in PRESETS):
-        raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
+    check_rules(method, rules)
     writable(out, SUFFIXES)
 
 

@@ -8,14 +8,12 @@ import typer
 from rich.console import Console
 
 from whence.cli.explain import is_array, named, read_input, warn_of_random_weights
-from whence.cli.methods import PRESETS, check_known, configured
+from whence.cli.methods import PRESETS, check_rules, configured
 from whence.cli.options import Input, Json, Model, Sample, Weights
 from whence.cli.tables import print_table
-from whence.errors import RuleError
 from whence.export.files import check_writable
 from whence.export.program import export as run
 from whence.export.signature import signature
-from whence.methods.table import METHODS
 from whence.nests import described
 
 
@@ -41,9 +39,7 @@ def export(
     """
     from whence.models.registry import load_model
 
-    check_known([method], list(METHODS), "method")
-    if rules is not None and (method != "lrp" or rules not in PRESETS):
-        raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
+    check_rules(method, rules)
     check_writable(out, compiled)
     loaded = load_model(model, weights)
     x = read_input(input, loaded, sample, "export")

@@ -12,7 +12,7 @@ from whence.lrp import presets
 from whence.lrp.composites import Composite
 from whence.methods.features import PATCHES_A_SIDE, patches
 from whence.methods.lrp import LRP
-from whence.methods.table import METHODS
+from whence.methods.table import METHODS, check_name
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -34,6 +34,13 @@ def check_known(given: Sequence[str], known: Sequence[str], what: str) -> None:
     for name in given:
         if name not in known:
             raise RuleError(f"no {what} {name!r}{hint(name, known)}")
+
+
+def check_rules(method: str, rules: str | None) -> None:
+    """Raise for a method or rules of it that there are none of."""
+    check_name(method)
+    if rules is not None and (method != "lrp" or rules not in PRESETS):
+        raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
 
 
 def one_of_several(name: str, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:

@@ -13,21 +13,20 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from whence.errors import InputError, ModelError, RuleError, first_line
-from whence.explain import explain
 from whence.explainer import Naming, explanations
 from whence.explanation import Explanation
 from whence.export.files import check_writable, write_program
 from whence.export.forms import with_convolutions_back
 from whence.inputs import Inputs, check_model
 from whence.lrp.prepared import Prepared
+from whence.lrp.traced import state_of
 from whence.methods.table import Method, check_in_one_graph, named
-from whence.nests import Nest, tensors
+from whence.nests import Nest
 from whence.targets import Logit, Span, Target, check_classes
-from whence.written import HOLDS, folded, given_tensors, write
+from whence.written import HOLDS, check_same, folded, given_tensors, write
 
 GIVEN = ("output", "explained", "relevance", "relevance_sum", "absorbed", "layers", HOLDS)  # in this order
 BATCH = "batch"
-CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def export(
     graph = _named(folded(_only(whole)), model)
     program = _exported(graph, several, given_tensors(several, asked), shapes)
     for other in (several.of_samples(torch.tensor([0])), several.repeated(2, {})):
-        e = explain(model, other.nest, target, method=way, layers=layers, progress=False)
-        _check_same(call(program, other, e.target if target is None else None), e)
+        e = explained(other.nest, target)
+        check_same(call(program, other, e.target if target is None else None), e)
     if out is not None:
         write_program(program, Path(out), model, way, compiled)
     return program
@@ -151,7 +150,7 @@ def _only(graph: GraphModule) -> GraphModule:
 
 def _named(graph: GraphModule, model: Any) -> GraphModule:
     """With weights under the names that they have in the model."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())} if isinstance(model, nn.Module) else {}
+    state = state_of(model) if isinstance(model, nn.Module) else {}
     names = {_place(t): name.replace(".", "_") for name, t in state.items()}
     taken = dict(graph.named_buffers())
     for node in graph.graph.find_nodes(op="get_attr"):
@@ -196,16 +195,3 @@ def _exported(
         fixes = ", ".join(line.strip() for line in wanted.strip().split("\n\n")[0].splitlines())
         hint = f"; in dynamic_shapes it asks for {fixes}" if fixes else ""
         raise ModelError(f"torch.export refuses the graph: {first_line(error)}{hint}") from error
-
-
-def _check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
-    """Raise where the program gives something else than the explanation, at another size than it was written of."""
-    if not torch.allclose(found["output"], e.output, rtol=CLOSE, atol=CLOSE):
-        raise ModelError("the exported program gives another output than the model: it computes differently while written")
-    for name, relevance in tensors(e.relevance, "relevance").items():
-        off = float((found[name] - relevance).abs().max())
-        if not off <= CLOSE * float(relevance.abs().max()):
-            raise ModelError(
-                f"the exported program gives other relevance than explain() (off by {off:.1e}, for {len(e)} samples): the "
-                "model computes differently while its graph is written"
-            )

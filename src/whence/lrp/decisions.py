@@ -1,12 +1,12 @@
 """What a network decides by while a graph of it is written: the values of constants, which are the same for every input."""
 
 import traceback
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor, nn
+from torch import SymInt, Tensor
 from torch.fx import Node, map_arg
 from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -16,30 +16,6 @@ from whence.errors import ModelError
 SHAPED = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"})
 OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))  # whose code is not the model's
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-
-
-def settings_of(model: object, without: Collection[str] = ()) -> Hashable:
-    """What else a network may decide by, as far as it can be compared: its modules, their plain attributes, autocast."""
-    casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    leave = {"_parameters", "_buffers", "_modules", *without}  # told apart by other means
-    return casts, tuple(
-        (id(m), type(m), *((name, _compared(v)) for name, v in vars(m).items() if name not in leave)) for m in modules
-    )
-
-
-def _compared(value: Any) -> Hashable:
-    """What tells whether an attribute is as it was: plain values and what is made of them, tensors by where they lie, functions
-    by which they are."""
-    if isinstance(value, int | float | str | None):
-        return value
-    if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, 0 if value.is_inference() else value._version
-    if isinstance(value, list | tuple):
-        return tuple(map(_compared, value))
-    if isinstance(value, dict):
-        return tuple((str(name), _compared(v)) for name, v in value.items() if not isinstance(v, nn.Module | nn.Parameter))
-    return id(value)
 
 
 def _value(t: Tensor) -> Any:

@@ -12,9 +12,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from whence.errors import ModelError, RuleError
 from whence.lrp.composites import Composite, Selector
-from whence.lrp.decisions import settings_of
 from whence.lrp.mode import RelevanceMode, under_rules
 from whence.lrp.rules import Rule
+from whence.lrp.states import settings_of
 from whence.lrp.traced import state_of, traced
 from whence.lrp.workbench import Unknown
 

@@ -1,7 +1,7 @@
-"""A model that remembers (`self.memory = …`) is left with what it remembered before."""
+"""What a model keeps beside its weights: memories (`self.memory = …`) are left as they were, settings can be compared."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from operator import is_
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import ModelError
+from whence.lrp.saved import version
 from whence.lrp.scope import parts
 
 TORCHS = frozenset(vars(nn.Module())) - {"_buffers"}  # what every module has, and no forward pass changes
@@ -101,3 +102,30 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return all(map(is_, a.values(), b.values())) and a.keys() == b.keys()
     return all(map(is_, a, b))
+
+
+def settings_of(model: object, without: Collection[str] = ()) -> Hashable:
+    """What else than its inputs and weights a network may decide by, as far as it can be compared: its modules, their own
+    attributes, mode and hooks, autocast."""
+    casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    leave = {*TORCHS, "_buffers", *without}
+    return casts, tuple(
+        (id(m), type(m), m.training, *m._forward_hooks, *m._forward_pre_hooks,
+         *((name, _compared(v)) for name, v in vars(m).items() if name not in leave))
+        for m in modules
+    )  # fmt: skip
+
+
+def _compared(value: Any) -> Hashable:
+    """What tells whether an attribute is as it was: plain values and what is made of them, tensors by where they lie, functions
+    by which they are."""
+    if isinstance(value, int | float | str | None):
+        return value
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, version(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(_compared, value))
+    if isinstance(value, dict):
+        return tuple((str(name), _compared(v)) for name, v in value.items())
+    return id(value)

@@ -16,7 +16,7 @@ from whence.errors import InputError, RuleError, TargetError, suggestion
 from whence.explain import explain
 from whence.explainer import Explainer
 from whence.explanation import Explanation
-from whence.inside.channels import channels_last
+from whence.inside.channels import channels_last, strongest
 from whence.lrp.rules import AlphaBeta, Epsilon, Gamma, ZPlus
 from whence.methods.lrp import LRP
 from whence.methods.readings import layer_shapes
@@ -79,7 +79,8 @@ def about(names: Sequence[str]) -> list[dict[str, Any]]:
 
 def explained(question: Question) -> dict[str, Any]:
     """Why this output?"""
-    loaded, x, e = _asked(question)
+    loaded, x = _read(question)
+    e = _explained(question, loaded, x)
     found = _told(loaded, x, e)
     for name, relevance in tensors(e.relevance).items():
         found["relevance"] = packed(relevance[0].sum(0) if relevance.dim() == 4 else relevance[0])
@@ -95,7 +96,7 @@ def layers(question: Question) -> dict[str, Any]:
     loaded, x = _read(question)
     shapes = {name: shape for name, shape in layer_shapes(loaded.model, x).items() if len(shape) == 4 and shape[0] == 1}
     names = [name for name in shapes if not any(other.startswith(f"{name}.") for other in shapes)]
-    loaded, x, e = _asked(question, names)
+    e = _explained(question, loaded, x, names)
     found = []
     for name in names:
         r = channels_last(loaded.model, e, name)[0]
@@ -117,7 +118,8 @@ def through(question: PartQuestion) -> dict[str, Any]:
 
 def written(question: FileQuestion) -> bytes:
     """The explanation as a file's bytes."""
-    loaded, _, e = _asked(question)
+    loaded, x = _read(question)
+    e = _explained(question, loaded, x)
     e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
     with TemporaryDirectory() as folder:
         return e.save(Path(folder) / f"explanation.{question.format}").read_bytes()
@@ -133,15 +135,12 @@ def digits() -> list[dict[str, Any]]:
     ]
 
 
-def _asked(question: Question, layers: Sequence[str] = ()) -> tuple[LoadedModel, Any, Explanation]:
-    loaded, x = _read(question)
-    target = _target(question, loaded)
-    if loaded.name in BUNDLED and isinstance(_method(question, loaded, x), IN_ONE_GRAPH):
+def _explained(question: Question, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
+    target, method = _target(question, loaded), _method(question, loaded, x)
+    if loaded.name in BUNDLED and isinstance(method, IN_ONE_GRAPH):
         explainer = _explainer(question.model, question.method, question.settings.model_dump_json())
-        return loaded, x, explainer(x, target, layers=layers)
-    return loaded, x, explain(
-        loaded.model, x, target, method=_method(question, loaded, x), layers=layers, class_names=loaded.classes, progress=False
-    )  # fmt: skip
+        return explainer(x, target, layers=layers)
+    return explain(loaded.model, x, target, method=method, layers=layers, class_names=loaded.classes, progress=False)
 
 
 @lru_cache(maxsize=64)
@@ -234,8 +233,7 @@ def _name(index: int, loaded: LoadedModel) -> str:
 
 
 def _strongest(relevance: Tensor, output: float) -> list[dict[str, Any]]:
-    towards = relevance if output >= 0 else -relevance
-    chosen = towards.topk(min(CHANNELS_SHOWN, len(relevance))).indices.tolist()
+    chosen = strongest(relevance, CHANNELS_SHOWN, output)
     return [{"channel": c, "share": float(relevance[c]) / output if output else 0.0} for c in chosen]
 
 

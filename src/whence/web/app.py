@@ -1,11 +1,11 @@
 """The server: which address gives what."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -17,6 +17,7 @@ from whence.web.questions import FileQuestion, PartQuestion, Question
 from whence.web.workers import Workers
 
 MEDIA = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
+asked = APIRouter(prefix="/api")
 
 
 def create_app(
@@ -31,55 +32,63 @@ def create_app(
 
     >>> uvicorn.run(create_app([("digits", None)]), host="127.0.0.1", port=8000)
     """
-    names = [name for name, _ in models]
-    asked: dict[str, Workers] = {}
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        asked["workers"] = Workers(models, workers, seconds)
+        app.state.workers, app.state.names = Workers(models, workers, seconds), [name for name, _ in models]
         try:
             yield
         finally:
-            asked.pop("workers").close()
+            app.state.workers.close()
 
-    app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.exception_handler(WhenceError)
-    async def told(request: Request, error: WhenceError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=422)
-
-    @app.exception_handler(RequestValidationError)
-    async def named(request: Request, error: RequestValidationError) -> JSONResponse:
-        """Which part of the question is wrong; the question itself, which may be large, does not come back."""
-        wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'question'}: {one['msg']}" for one in error.errors()]
-        return JSONResponse({"error": "; ".join(wrong[:5])}, status_code=422)
-
-    @app.get("/api/models")
-    async def models_() -> list[dict[str, Any]]:
-        return await asked["workers"].ask(answers.about, names)
-
-    @app.post("/api/explain")
-    async def explain(question: Question) -> dict[str, Any]:
-        return await asked["workers"].ask(answers.explained, question)
-
-    @app.post("/api/layers")
-    async def layers(question: Question) -> dict[str, Any]:
-        return await asked["workers"].ask(answers.layers, question)
-
-    @app.post("/api/through")
-    async def through(question: PartQuestion) -> dict[str, Any]:
-        return await asked["workers"].ask(answers.through, question)
-
-    @app.get("/api/digits")
-    def digits() -> list[dict[str, Any]]:
-        return answers.digits()
-
-    @app.post("/api/download")
-    async def download(question: FileQuestion) -> Response:
-        found = await asked["workers"].ask(answers.written, question)
-        return Response(found, media_type=MEDIA[question.format], headers={"content-disposition": "attachment"})
-
-    static = resources.files("whence.web") / "static"
-    app.mount("/", StaticFiles(directory=str(static), html=True))
+    handlers: Any = {WhenceError: _told, RequestValidationError: _named}
+    app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
+    app.include_router(asked)
+    app.mount("/", StaticFiles(directory=str(resources.files("whence.web") / "static"), html=True))
     hosts = {f"{name}:{port}" for name in (LOOPBACK if host in LOOPBACK else (*LOOPBACK, host))}
     return Guard(app, frozenset(hosts), token)
+
+
+@asked.get("/models")
+async def models(request: Request) -> list[dict[str, Any]]:
+    return await _answer(request, answers.about, request.app.state.names)
+
+
+@asked.get("/digits")
+def digits() -> list[dict[str, Any]]:
+    return answers.digits()
+
+
+@asked.post("/explain")
+async def explain(question: Question, request: Request) -> dict[str, Any]:
+    return await _answer(request, answers.explained, question)
+
+
+@asked.post("/layers")
+async def layers(question: Question, request: Request) -> dict[str, Any]:
+    return await _answer(request, answers.layers, question)
+
+
+@asked.post("/through")
+async def through(question: PartQuestion, request: Request) -> dict[str, Any]:
+    return await _answer(request, answers.through, question)
+
+
+@asked.post("/download")
+async def download(question: FileQuestion, request: Request) -> Response:
+    found = await _answer(request, answers.written, question)
+    return Response(found, media_type=MEDIA[question.format], headers={"content-disposition": "attachment"})
+
+
+async def _answer(request: Request, answer: Callable[..., Any], question: Any) -> Any:
+    return await request.app.state.workers.ask(answer, question)
+
+
+async def _told(request: Request, error: WhenceError) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, status_code=422)
+
+
+async def _named(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Which part of the question is wrong; the question itself, which may be large, does not come back."""
+    wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'question'}: {one['msg']}" for one in error.errors()]
+    return JSONResponse({"error": "; ".join(wrong[:5])}, status_code=422)

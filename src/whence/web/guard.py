@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
@@ -39,7 +39,6 @@ class Guard:
     app: Any
     hosts: frozenset[str]  # with their ports
     token: str | None = None
-    headers: list[tuple[bytes, bytes]] = field(default_factory=lambda: HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,12 +48,12 @@ class Guard:
         given = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             self._check_origin(scope, given)
-            if self.token is not None and not self._knows_token(scope, given):
+            if self.token is not None and not self._knows_token(given):
                 if self._brings_token(scope):
                     await _redirected(scope["path"], self.token, send)
                     return
                 raise Refused(401, "open the address that `whence serve` printed, with its token")
-            await self.app(scope, _bounded(receive, given), self._sending(send))
+            await self.app(scope, _bounded(receive, given), _with_headers(send))
         except Refused as refusal:
             await _refused(refusal, send)
 
@@ -69,7 +68,7 @@ class Guard:
         if scope["method"] not in ("GET", "HEAD") and given.get("content-type", "").split(";")[0] != "application/json":
             raise Refused(415, "questions are sent as application/json")
 
-    def _knows_token(self, scope: Scope, given: Mapping[str, str]) -> bool:
+    def _knows_token(self, given: Mapping[str, str]) -> bool:
         cookie = SimpleCookie(given.get("cookie", "")).get(COOKIE)
         bearer = given.get("authorization", "").removeprefix("Bearer ")
         return any(hmac.compare_digest(t.encode(), self._secret) for t in (bearer, "" if cookie is None else cookie.value))
@@ -82,13 +81,14 @@ class Guard:
     def _secret(self) -> bytes:
         return (self.token or "").encode()
 
-    def _sending(self, send: Send) -> Send:
-        async def with_headers(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message = message | {"headers": [*message["headers"], *self.headers]}
-            await send(message)
 
-        return with_headers
+def _with_headers(send: Send) -> Send:
+    async def with_headers(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = message | {"headers": [*message["headers"], *HEADERS]}
+        await send(message)
+
+    return with_headers
 
 
 def _bounded(receive: Receive, given: Mapping[str, str]) -> Receive:
