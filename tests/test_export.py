@@ -15,6 +15,7 @@ import whence
 from stories import story_model
 from whence import errors, presets
 from whence.export.files import ABOUT
+from whence.export.forms import FORMS
 from whence.models.digits import digit_samples, digits
 
 WITHOUT_WHENCE = """
@@ -243,7 +244,10 @@ def test_a_model_that_changed_since_is_told(tmp_path):
     with pytest.raises(errors.ModelError, match="changed since"):
         whence.check_exported(path, model)
     path.write_bytes(b"no program")
-    with pytest.raises(errors.LoadError, match="no program that whence exported"):
+    with pytest.raises(errors.LoadError, match=r"no \.pt2 that whence exported"):
+        whence.check_exported(path, model)
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.rand(1, 2),)), path)
+    with pytest.raises(errors.LoadError, match=r"no item named 'whence\.json'"):
         whence.check_exported(path, model)
 
 
@@ -332,6 +336,23 @@ def test_linear_functions_have_their_way_back_in_onnx(name, tmp_path):
     check_onnx(model.eval(), whence.LRP(presets.epsilon_plus()), lambda n: pictures(n, 14), 5, tmp_path)
 
 
+def test_solids_have_their_way_back_in_onnx(tmp_path):
+    model = nn.Sequential(
+        nn.Conv3d(1, 2, 3), nn.ReLU(), nn.AvgPool3d(2, divisor_override=3), nn.MaxPool3d(2), nn.Flatten(), nn.LazyLinear(3)
+    )
+    model(torch.rand(1, 1, 10, 10, 10))
+    check_onnx(model.eval(), whence.LRP(presets.epsilon_plus()), lambda n: torch.randn(n, 1, 10, 10, 10), 3, tmp_path)
+
+
+def test_what_is_not_translated_right_is_not_left_there(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.delitem(FORMS, torch.ops.aten.avg_pool2d.default)  # torch's exporter forgets the divisor
+    model = nn.Sequential(nn.AvgPool2d(2, divisor_override=3), nn.Flatten(), nn.Linear(4, 3)).eval()
+    with pytest.raises(errors.ModelError, match="gives other numbers for output"):
+        whence.export(model, torch.rand(2, 1, 4, 4), out=tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["resnet", "vgg", "vit", "llama", "unet", "lstm"])
 def test_architectures_in_onnx(name, tmp_path):
     make, method, data, classes = NETWORKS[name]
@@ -361,6 +382,7 @@ def test_a_program_in_cpp_serves_it(name, tmp_path):
     make, method, data, _ = NETWORKS[name]
     model = make().eval()
     whence.export(model, data(1), method=method, out=tmp_path / "compiled.pt2", compiled=True)
+    whence.check_exported(tmp_path / "compiled.pt2", model)
     source = Path(__file__).parents[1] / "examples" / "serve"
     for command in (
         ["cmake", "-S", source, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"],
@@ -383,6 +405,23 @@ def test_a_program_in_cpp_serves_it(name, tmp_path):
     refused = subprocess.run(wrong, capture_output=True, text=True)
     assert refused.returncode == 1
     assert "do not hold" in refused.stderr
+    whence.export(model, data(1), method="gradient_times_input", out=tmp_path / "other.pt2", compiled=True)
+    for wrong, message in (("other.pt2", "of a class that is asked for"), ("missing.pt2", "missing.pt2")):
+        refused = subprocess.run(
+            [tmp_path / "build" / "explain", tmp_path / wrong, tmp_path / "x.pt", tmp_path / "r.pt"],
+            capture_output=True,
+            text=True,
+        )
+        assert refused.returncode == 1
+        assert message in refused.stderr
+
+
+@pytest.mark.slow
+def test_torch_compiles_it_within_python():
+    make, method, data, _ = NETWORKS["vgg"]
+    model, x, y = make().eval(), data(3), torch.tensor([1, 2, 3])
+    explainer = torch.compile(whence.export(model, data(1), method=method).module())
+    check_same(explainer(x, y), whence.explain(model, x, y, method=method), 1e-5)
 
 
 # replayed

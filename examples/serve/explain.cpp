@@ -13,6 +13,7 @@
 
 static torch::Tensor read(const char* path) {
   std::ifstream file(path, std::ios::binary);
+  TORCH_CHECK(file, "no file ", path);
   const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   return torch::pickle_load(bytes).toTensor();
 }
@@ -22,11 +23,7 @@ static void write(const torch::Tensor& tensor, const char* path) {
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
-int main(int argc, char** argv) {
-  if (argc < 4) {
-    std::cerr << "explain explainer.pt2 input.pt relevance.pt [class]\n";
-    return 2;
-  }
+static int explain(int argc, char** argv) {
   const c10::InferenceMode no_autograd;
   torch::inductor::AOTIModelPackageLoader explainer(argv[1]);
   const torch::Tensor x = read(argv[2]);
@@ -34,6 +31,7 @@ int main(int argc, char** argv) {
 
   // as the exported program names them: output, explained, relevance, relevance_sum, absorbed, holds
   const std::vector<torch::Tensor> found = explainer.run({x, target});
+  TORCH_CHECK(found.size() == 6, "this program reads explainers by LRP of a class that is asked for, and no layers");
   if (!found.back().item<bool>()) {
     std::cerr << "the figures do not hold: numbers that are not finite, a class that is none, or sums that miss the output\n";
     return 1;
@@ -44,4 +42,17 @@ int main(int argc, char** argv) {
   }
   write(found[2], argv[3]);
   return 0;
+}
+
+int main(int argc, char** argv) {
+  if (argc < 4) {
+    std::cerr << "explain explainer.pt2 input.pt relevance.pt [class]\n";
+    return 2;
+  }
+  try {
+    return explain(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
 }

@@ -3,10 +3,13 @@
 import json
 import shutil
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from whence.errors import InputError, LoadError, ModelError, first_line
@@ -27,17 +30,32 @@ def check_writable(path: Path, compiled: bool) -> None:
 
 
 def write_program(program: ExportedProgram, path: Path, model: Any, method: Any, compiled: bool) -> None:
-    if compiled:
-        _write_compiled(program, path)
-    elif path.suffix == ".onnx":
+    about = json.dumps({"method": described(method), "fingerprint": fingerprint(model)})
+    if path.suffix == ".onnx":
         from whence.export.onnx import write_onnx
 
         write_onnx(program, path)
+        return
+    if compiled:
+        _write_compiled(program, path)
     else:
-        about = {"method": described(method), "fingerprint": fingerprint(model)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights that share memory
-            torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+            torch.export.save(program, path)
+    with zipfile.ZipFile(path, "a") as package:
+        folder = package.namelist()[0].split("/")[0]
+        package.writestr(f"{folder}/extra/{ABOUT}", about)
+
+
+def translated(program: ExportedProgram, path: Path, compiled: bool) -> Callable[..., dict[str, Tensor]] | None:
+    """What a compiler or ONNX made of the program, as a function; None of what is the program itself, or not run here."""
+    if compiled:
+        return torch._inductor.aoti_load_package(str(path.resolve()))
+    if path.suffix == ".pt2":
+        return None
+    from whence.export.onnx import opened_by_runtime
+
+    return opened_by_runtime(program, path)
 
 
 def check_exported(path: str | Path, model: Any) -> None:
@@ -45,14 +63,14 @@ def check_exported(path: str | Path, model: Any) -> None:
 
     >>> whence.check_exported("explainer.pt2", model)
 
-    Raises `ModelError` then, `LoadError` for files that `whence.export` did not write.
+    Raises `ModelError` then, `LoadError` for what is no `.pt2` of `whence.export`.
     """
-    files = {ABOUT: ""}
     try:
-        torch.export.load(path, extra_files=files)
-        about = json.loads(files[ABOUT])
-    except Exception as error:
-        raise LoadError(f"{path} is no program that whence exported: {first_line(error)}") from error
+        with zipfile.ZipFile(path) as package:
+            kept = next(name for name in [*package.namelist(), ABOUT] if name.endswith(ABOUT))
+            about = json.loads(package.read(kept))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise LoadError(f"{path} is no .pt2 that whence exported: {first_line(error)}") from error
     if about["fingerprint"] != fingerprint(model):
         raise ModelError(f"the model changed since {path} was exported from it; export it anew")
 

@@ -107,8 +107,10 @@ def average(
     """Average pooling by a divisor of its own, which torch's exporter forgets."""
     if divisor is None:
         return NotImplemented
-    share = prod(_of(kernel, i) for i in range(x.dim() - 2)) / divisor
-    return aten.avg_pool2d(x, kernel, stride, padding, ceil_mode, True) * share
+    spatial = x.dim() - 2
+    share = prod(_of(kernel, i) for i in range(spatial)) / divisor
+    pooling = aten.avg_pool2d if spatial == 2 else aten.avg_pool3d
+    return pooling(x, kernel, stride, padding, ceil_mode, True) * share
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
@@ -116,6 +118,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool2d_backward.default: adaptive_average_back,
     aten._adaptive_avg_pool3d_backward.default: adaptive_average_back,
     aten.avg_pool2d.default: average,
+    aten.avg_pool3d.default: average,
     aten.avg_pool2d_backward.default: average_back,
     aten.avg_pool3d_backward.default: average_back,
     aten.max_pool2d_with_indices_backward.default: winners_back,

@@ -2,9 +2,12 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram, default_decompositions
 
 from whence.errors import MissingPackageError, ModelError, first_line
@@ -38,3 +41,26 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         ) from None
     assert made is not None
     made.save(path)
+
+
+def opened_by_runtime(program: ExportedProgram, path: Path) -> Callable[..., dict[str, Tensor]] | None:
+    """The file as a function, where ONNX Runtime is installed.
+
+    Raises `ModelError` for a file that it cannot run.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    inputs, outputs = names(program)
+
+    def run(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+        given = dict(zip(inputs, args, strict=False)) | kwargs
+        try:
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            found: Any = session.run(None, {name: t.detach().cpu().numpy() for name, t in given.items()})
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot run what torch wrote: {first_line(error)}") from error
+        return {name: torch.as_tensor(t) for name, t in zip(outputs, found, strict=True)}
+
+    return run

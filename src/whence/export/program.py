@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.explainer import Naming, explanations
 from whence.explanation import Explanation
-from whence.export.files import check_writable, write_program
+from whence.export.files import check_writable, translated, write_program
 from whence.export.forms import with_convolutions_back
 from whence.inputs import Inputs, check_model
 from whence.lrp.prepared import Prepared
@@ -96,19 +96,28 @@ def export(
     whole = with_convolutions_back(written.graph) if compiled else written.graph
     graph = _named(folded(_only(whole)), model)
     program = _exported(graph, several, given_tensors(several, asked), shapes)
-    for other in (several.of_samples(torch.tensor([0])), several.repeated(2, {})):
-        e = explained(other.nest, target)
-        check_same(call(program, other, e.target if target is None else None), e)
+    seen = [
+        (other, explained(other.nest, target)) for other in (several.of_samples(torch.tensor([0])), several.repeated(2, {}))
+    ]
+    _check(program.module(), seen, target)
     if out is not None:
-        write_program(program, Path(out), model, way, compiled)
+        path = Path(out)
+        write_program(program, path, model, way, compiled)
+        try:
+            if (made := translated(program, path, compiled)) is not None:
+                _check(made, seen, target)
+        except ModelError:
+            path.unlink()
+            raise
     return program
 
 
-def call(program: ExportedProgram, inputs: Inputs, target: Tensor | None) -> dict[str, Tensor]:
-    """What it gives for inputs."""
-    given = given_tensors(inputs, target)
-    module = program.module()
-    return module(*given.values()) if inputs.names is None else module(**given)
+def _check(program: Callable[..., dict[str, Tensor]], seen: Sequence[tuple[Inputs, Explanation]], target: Target) -> None:
+    """Raise where it does not give what was seen."""
+    for inputs, e in seen:
+        given = given_tensors(inputs, e.target if target is None else None)  # type: ignore[arg-type]
+        found = program(*given.values()) if inputs.names is None else program(**given)
+        check_same(found, e)
 
 
 def _check_fixed(target: Target) -> None:
