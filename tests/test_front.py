@@ -45,7 +45,7 @@ def test_the_front_exports_what_the_contract_names():
              "tune", "Tuning", "superpixels", "metrics", "imputers", "RisingGamma", "explain_dataset", "open_store", "Store",
              "audit", "Audit", "prove", "Proof", "cure", "Cured", "Places", "Heads", "Nodes", "Directions", "Features",
              "channel_relevance", "concepts", "Concepts", "attribution_graph", "AttributionGraph", "patching", "Patching",
-             "export", "check_exported",
+             "export", "check_exported", "flow", "Flow",
              "explain_similarity", "Similarity", "walks", "Walks", "subgraph_relevance", "subspaces", "Subspaces"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {

@@ -24,6 +24,7 @@ static void write(const torch::Tensor& tensor, const char* path) {
 }
 
 static int explain(int argc, char** argv) {
+  TORCH_CHECK(std::ifstream(argv[1]), "no file ", argv[1]);
   const c10::InferenceMode no_autograd;
   torch::inductor::AOTIModelPackageLoader explainer(argv[1]);
   const torch::Tensor x = read(argv[2]);
@@ -51,6 +52,9 @@ int main(int argc, char** argv) {
   }
   try {
     return explain(argc, argv);
+  } catch (const c10::Error& error) {
+    std::cerr << error.what_without_backtrace() << "\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";
     return 1;

@@ -30,6 +30,7 @@ from whence.export.program import export as export
 from whence.generation import Generation as Generation, explain_generation as explain_generation
 from whence.inside.channels import channel_relevance as channel_relevance
 from whence.inside.concepts import Concepts as Concepts, concepts as concepts
+from whence.inside.flow import Flow as Flow, flow as flow
 from whence.inside.graphs import AttributionGraph as AttributionGraph, attribution_graph as attribution_graph
 from whence.inside.patching import Patching as Patching, patching as patching
 from whence.inside.similarity import Similarity as Similarity, explain_similarity as explain_similarity

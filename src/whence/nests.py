@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -48,10 +49,12 @@ def described(value: Any) -> str:
     if isinstance(shape, tuple) and shape:
         return f"{'tensor' if isinstance(value, Tensor) else 'array'}{list(shape)}"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {described(v)}' for key, v in value.items())}}}"
+        return f"{{{', '.join(f'{described(key)}: {described(v)}' for key, v in value.items())}}}"
+    if isinstance(value, type | FunctionType | BuiltinFunctionType):
+        return value.__name__
     if type(value) in (list, tuple):
         return f"({', '.join(map(described, value))})"
-    if not is_dataclass(value) or isinstance(value, type) or not vars(type(value))["__dataclass_params__"].repr:
+    if not is_dataclass(value) or not vars(type(value))["__dataclass_params__"].repr:
         return repr(value)
     given = ((f, getattr(value, f.name)) for f in fields(value))
     return f"{type(value).__name__}({', '.join(f'{f.name}={described(v)}' for f, v in given if not _is_default(f, v))})"
