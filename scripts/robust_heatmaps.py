@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 import whence
 from whence.models.digits import digit_samples, digits, robust_digits
-from whence.show.heatmaps import COLOURS, as_map, as_picture, scale
+from whence.show.heatmaps import as_map, as_picture, scale
+from whence.show.palettes import colours
 
 DIGITS = range(10)
 
@@ -31,7 +32,7 @@ def main(picture: Path) -> None:
                 axis.imshow(as_picture(value).numpy(), cmap="gray")
             else:
                 heat = as_map(value)
-                axis.imshow(heat.numpy(), cmap=COLOURS, vmin=-scale(heat), vmax=scale(heat))
+                axis.imshow(heat.numpy(), cmap=colours().map, vmin=-scale(heat), vmax=scale(heat))
         line[0].set_ylabel(name, fontsize=8)
     drawn.savefig(picture)
 

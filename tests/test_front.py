@@ -45,7 +45,7 @@ def test_the_front_exports_what_the_contract_names():
              "tune", "Tuning", "superpixels", "metrics", "imputers", "RisingGamma", "explain_dataset", "open_store", "Store",
              "audit", "Audit", "prove", "Proof", "cure", "Cured", "Places", "Heads", "Nodes", "Directions", "Features",
              "channel_relevance", "concepts", "Concepts", "attribution_graph", "AttributionGraph", "patching", "Patching",
-             "export", "check_exported", "flow", "Flow",
+             "export", "check_exported", "flow", "Flow", "palette",
              "explain_similarity", "Similarity", "walks", "Walks", "subgraph_relevance", "subspaces", "Subspaces"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
@@ -126,13 +126,14 @@ def test_pictures_and_pages_are_written(explanation, tmp_path):
 
 def test_relevance_is_red_and_counter_relevance_blue():
     from whence.show import heatmaps
+    from whence.show.palettes import colours
 
     e = whence.explain(lambda x: x.flatten(1), torch.tensor([[[[2.0, 0.0]]]]), lambda y: y[:, 0] - y[:, 1])
     heat = heatmaps.as_map(torch.tensor([[[2.0, -2.0, 0.0]]]))
     from matplotlib import colormaps
 
     limit = heatmaps.scale(heat)
-    red, blue, white = colormaps[heatmaps.COLOURS](((heat[0] / limit + 1) / 2).numpy())[:, :3]
+    red, blue, white = colormaps[colours().map](((heat[0] / limit + 1) / 2).numpy())[:, :3]
     assert red[0] > 0.4
     assert red[2] < 0.1
     assert blue[2] > 0.2

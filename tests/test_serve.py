@@ -24,7 +24,9 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
 from whence.errors import InputError  # noqa: E402
+from whence.models.tiny import WAYS  # noqa: E402
 from whence.web import answers  # noqa: E402
+from whence.web.models import Served, models  # noqa: E402
 from whence.web.pictures import decoded, opened  # noqa: E402
 from whence.web.questions import PartQuestion, Question, Settings  # noqa: E402
 
@@ -154,6 +156,60 @@ def test_layers_and_what_flows_through_their_channels(server):
     assert "no layer 'nowhere'" in wrong.json()["error"]
 
 
+def test_a_channel_its_prototype_and_where_it_mattered(server):
+    asked = {"model": "digits", "drawing": drawing(2), "layer": "3", "channel": 5}
+    found = server.post("/api/channel", json=asked).json()
+    assert len(found["references"]) == 6
+    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(found["prototype"])))).shape == (28, 28)
+    x, _ = digit_samples()
+    top = whence.top_samples(digits(), whence.Channel("3", 5), x, n=6, by="relevance", method=whence.LRP())
+    assert [one["index"] for one in found["references"]] == top.indices[0].tolist()
+
+
+def test_prototypes_are_taken_for_their_classes(server):
+    found = server.post("/api/prototypes", json={"model": "digits", "classes": [3, "7"], "prior": "expert", "steps": 64}).json()
+    assert [one["name"] for one in found["prototypes"]] == ["3", "7"]
+    assert all(one["share"] > 0.9 for one in found["prototypes"])
+    wrong = server.post("/api/prototypes", json={"model": "tiny.py:net", "classes": [0], "prior": "expert"})
+    assert "bundled for digits alone" in wrong.json()["error"]
+
+
+def test_attacks_go_as_far_as_they_may(server):
+    asked = {"model": "digits", "drawing": drawing(7)}
+    far = [server.post("/api/attack", json=asked | {"epsilon": epsilon}).json() for epsilon in (0.01, 0.25)]
+    assert [one["success"] for one in far] == [False, True]
+    assert [one["distance"] for one in far] == pytest.approx([0.01, 0.25], abs=1e-5)
+    assert far[1]["target"]["name"] != far[1]["before"] == "7"
+    assert far[1]["output"] == pytest.approx(far[1]["relevance_sum"] + far[1]["absorbed"], rel=1e-4)
+    assert server.post("/api/attack", json=asked | {"epsilon": 0}).status_code == 422
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tiny_network_is_what_it_computes(server, way):
+    found = server.post("/api/steps", json={"way": way, "inputs": [3, 1], "settings": {"rule": "gamma", "gamma": 0.5}}).json()
+    assert found["output"] == (3 if way.startswith("max") else 1)
+    for edges, column in zip(found["edges"], found["columns"], strict=False):
+        assert np.sum(edges["messages"], 0) == pytest.approx(column["relevance"])
+    assert "no network" in server.post("/api/steps", json={"way": "max", "inputs": [3, 1]}).json()["error"]
+
+
+def test_reports_are_pages_that_run_nothing(server):
+    asked = {"model": "digits", "methods": ["lrp", "random"], "metrics": ["sparseness"], "count": 5}
+    address = server.post("/api/evaluation", json=asked).json()["address"]
+    page = server.get(f"/{address}")
+    assert "Which explanation can be trusted?" in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "sandbox" in page.headers["content-security-policy"]
+    assert "<script" not in page.text
+    assert server.get("/api/reports/none").status_code == 404
+    wrong = server.post("/api/evaluation", json=asked | {"methods": ["lrpp"]})
+    assert "no method 'lrpp'" in wrong.json()["error"]
+    without = server.post("/api/evaluation", json=asked | {"model": "tiny.py:net"})
+    assert "start the server with it: whence serve --model tiny.py:net --data FOLDER" in without.json()["error"]
+    audit = server.post("/api/audit", json={"store": "/etc"})
+    assert "no store '/etc' was named at the start" in audit.json()["error"]
+
+
 @pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("npz", b"PK"), ("html", b"<!doctype html>")])
 def test_downloads(server, kind, begins):
     found = server.post("/api/download", json={"model": "digits", "drawing": drawing(), "format": kind})
@@ -161,17 +217,15 @@ def test_downloads(server, kind, begins):
     assert found.headers["content-disposition"] == "attachment"
 
 
-def test_texts_token_by_token(data):
+def test_texts_token_by_token(data, monkeypatch):
     from stories import story_model, story_tokenizer
     from whence.models.images import Preprocessing
     from whence.models.registry import LoadedModel
     from whence.models.texts import Text
 
-    answers.begin([])
-    answers._models.names = [("stories", None)]
-    answers._models.loaded["stories"] = LoadedModel(
-        "stories", story_model(data), Preprocessing(None), text=Text(story_tokenizer(data))
-    )
+    loaded = LoadedModel("stories", story_model(data), Preprocessing(None), text=Text(story_tokenizer(data)))
+    monkeypatch.setattr(models, "served", Served([("stories", None)]))
+    monkeypatch.setitem(models._loaded, "stories", loaded)
     found = answers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw"))
     assert len(found["tokens"]) == found["relevance"]["shape"][0]
     earlier = answers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw", position=3))

@@ -119,6 +119,7 @@ from whence.robustness.features import (
     feature_scores as feature_scores,
     robust_features_experiment as robust_features_experiment,
 )
+from whence.show.palettes import palette as palette
 from whence.targets import Logit as Logit, Span as Span
 
 __version__ = _version("whence")

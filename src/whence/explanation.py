@@ -292,7 +292,7 @@ class Explanation(Drawable):
             samples=list(zip(self.target_names(), zip(*columns, strict=True), strict=True)),
             layers=[(name, amount.tolist()) for name, amount in layers],
             texts=self._styled_texts(),
-            picture=embedded(self.figure()) if pictures else None,
+            picture=embedded(self.figure) if pictures else None,
         )
 
     def _styled_texts(self) -> list[tuple[str, list]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +111,8 @@ class Audit(Drawable):
         for c in self.clusters:
             name = self.name(c.group)
             strip = Strip("", c.mean, c.mask if c.suspicious else None, self._samples(c.nearest) + self._samples(c.random))
-            clusters.append((c, name, c.reason(name), embedded(strips([strip]))))
-        clouds = [(self.name(g.number), g.spectrum, embedded(_cloud(g.spectrum))) for g in self.groups]
+            clusters.append((c, name, c.reason(name), embedded(partial(strips, [strip]))))
+        clouds = [(self.name(g.number), g.spectrum, embedded(partial(_cloud, g.spectrum))) for g in self.groups]
         return page("audit.html", audit=self, clusters=clusters, clouds=clouds)
 
 

@@ -69,8 +69,8 @@ def attack(
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
     x = read_input(input, loaded, sample, "attack")
-    is_picture, stated = not is_array(input), loaded.preprocessing
-    box = Box(mean=stated.mean, std=stated.std) if is_picture or stated.bounds_known else Box.unbounded()
+    is_picture = not is_array(input)
+    box = box_of(loaded) if is_picture or loaded.preprocessing.bounds_known else Box.unbounded()
     chosen = _attack(by, epsilon, _usual(x), steps, named(target, loaded), box, seed)
     explained_by = configured(method, None, loaded, x, is_picture=is_picture)
     with warnings.catch_warnings(record=True) as caught:
@@ -84,6 +84,11 @@ def attack(
         print(json.dumps(report))
     else:
         _print(report)
+
+
+def box_of(loaded: "LoadedModel") -> Box:
+    """Where pixels lie, as the model is given them."""
+    return Box(mean=loaded.preprocessing.mean, std=loaded.preprocessing.std)
 
 
 def _usual(x: Any) -> float:

@@ -65,13 +65,13 @@ def prototype(
     concepts = _concepts(target, layer, channels, loaded)
     settings: dict[str, Any] = {"steps": steps, "seed": seed}
     if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURES:
-        found = {name: _found(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
+        found = {name: search(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
         drawn = side_by_side(found)
         with written(out) as beside_it:
             drawn.savefig(beside_it)
     else:
         name = prior or "none"
-        prototypes = _found(loaded, concepts, name, strength, image, size, settings)
+        prototypes = search(loaded, concepts, name, strength, image, size, settings)
         prototypes = prototypes if beside is None else _beside(prototypes, loaded, concepts, beside)
         prototypes.save(out)
         found = {name: prototypes}
@@ -118,7 +118,7 @@ def _concepts(target: str | None, layer: str | None, channels: str | None, loade
     return classes
 
 
-def _found(
+def search(
     loaded: "LoadedModel",
     concepts: list[Any],
     prior: str,
@@ -127,6 +127,7 @@ def _found(
     size: int | None,
     settings: dict[str, Any],
 ) -> "Prototypes":
+    """Prototypes of pictures as the model says that it takes them."""
     preprocessing = loaded.preprocessing
     if not preprocessing.bounds_known and size is None:
         raise InputError(f"{loaded.name} does not say how large its pictures are; pass --size")

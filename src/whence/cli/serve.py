@@ -1,11 +1,13 @@
 """`whence serve`: models explained in the browser."""
 
 import secrets
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from whence.datasets.store import open_store
 from whence.errors import InputError, MissingPackageError
 
 HOST = "127.0.0.1"
@@ -16,6 +18,12 @@ def serve(
         list[str] | None, typer.Option(help="As for `whence explain`; several may be given. digits if none is.")
     ] = None,
     weights: Annotated[list[str] | None, typer.Option(help="One for each --model, in their order; - for none.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Samples for evaluations and what channels stand for, as for `whence evaluate`.")
+    ] = None,
+    store: Annotated[
+        list[Path] | None, typer.Option(help="A folder of `whence explain-dataset` to audit; several may be given.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Where to listen; others than this machine are asked for a token.")] = HOST,
     port: Annotated[int, typer.Option(help="Where to listen.", min=1, max=65535)] = 8000,
     seconds: Annotated[float, typer.Option(help="How long an answer may take.", min=1)] = 60.0,
@@ -26,10 +34,14 @@ def serve(
 
         from whence.web.app import create_app
         from whence.web.guard import LOOPBACK
+        from whence.web.models import Served
     except ImportError as error:
         raise MissingPackageError(f"{error.name} is not installed; pip install 'whence[web]'") from error
     token = None if host in LOOPBACK else secrets.token_urlsafe(24)
-    app = create_app(_with_weights(model or ["digits"], weights or []), host, port, token, seconds=seconds)
+    for folder in store or []:
+        open_store(folder)  # which raises here what is wrong with it
+    served = Served(_with_weights(model or ["digits"], weights or []), data, [str(folder) for folder in store or []])
+    app = create_app(served, host, port, token, seconds=seconds)
     address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
     Console(highlight=False, soft_wrap=True).print(f"whence listens at {address} (Ctrl-C ends it)", markup=False)
     uvicorn.run(app, host=host.strip("[]"), port=port, log_level="warning", server_header=False)

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from whence.show.palettes import colours
 from whence.show.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-RED, BLUE = "#c00000", "#0000c0"
 MOST_NAMED = 20
 LONGEST_NAME = 32
 
 
-def colours(values: Iterable[float]) -> list[str]:
+def by_sign(values: Iterable[float]) -> list[Sequence[float]]:
     """Red for relevance, blue for counter-relevance."""
-    return [RED if value > 0 else BLUE for value in values]
+    pair = colours()
+    return [[c / 255 for c in (pair.positive if value > 0 else pair.negative)] for value in values]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Bars:
         if self.names:
             self._draw_named(axis, values)
             return
-        axis.bar(range(len(values)), values.numpy(), color=colours(values.tolist()))
+        axis.bar(range(len(values)), values.numpy(), color=by_sign(values.tolist()))
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_xlabel("feature", fontsize=8)
         axis.set_ylabel("relevance", fontsize=8)
@@ -52,7 +53,7 @@ class Bars:
         amounts, labels = values[shown].tolist(), [_short(str(self.names[int(i)])) for i in shown]
         if len(rest):
             amounts, labels = [*amounts, float(values[rest].sum())], [*labels, f"{len(rest)} others"]
-        axis.barh(range(len(amounts)), amounts, color=colours(amounts))
+        axis.barh(range(len(amounts)), amounts, color=by_sign(amounts))
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_yticks(range(len(labels)), labels, fontsize=7)
         axis.set_ylim(len(labels) - 0.5, -0.5)

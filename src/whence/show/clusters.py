@@ -8,7 +8,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import COLOURS, as_map, as_picture, bare, overlay, scale
+from whence.show.heatmaps import as_map, as_picture, bare, overlay, scale
+from whence.show.palettes import colours
 
 WIDEST = 16
 
@@ -66,7 +67,7 @@ def _sample(axis, picture: Tensor | None, heat: Tensor) -> None:
     heat = as_map(heat)
     limit = scale(heat)
     if picture is None:
-        axis.imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, aspect="auto" if heat.shape[0] == 1 else "equal")
+        axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, aspect="auto" if heat.shape[0] == 1 else "equal")
         return
     shown = as_picture(picture)
     if shown.shape[:2] != heat.shape:

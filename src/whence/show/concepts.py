@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import COLOURS, as_map, as_picture, bare, overlay, scale
+from whence.show.heatmaps import as_map, as_picture, bare, overlay, scale
+from whence.show.palettes import colours
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def answer(x: Tensor, relevance: Tensor, title: str, layer: str, rows: Sequence[
     axes[0, 0].imshow(picture.numpy(), cmap="gray")
     bare(axes[0, 0], "input")
     limit = scale(heat)
-    axes[0, 1].imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+    axes[0, 1].imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
     bare(axes[0, 1], title)
     for axis in axes[0, 2:]:
         axis.set_axis_off()

@@ -8,7 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import COLOURS, as_map, bare, scale
+from whence.show.heatmaps import as_map, bare, scale
+from whence.show.palettes import colours
 from whence.show.words import plain
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def heatmaps(columns: "Sequence[Column]", title: str) -> Figure:
     for axis, column in zip(axes, columns, strict=False):
         heat = _folded(column.relevance)
         limit = scale(heat)
-        axis.imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
         shape = " × ".join(map(str, column.activations.shape))
         bare(axis, f"{column.name}\n{shape}, ΣR = {float(column.relevance.sum()):.3g}")
     for axis in axes[len(columns) :]:
@@ -91,7 +92,7 @@ def _height(unit: int, count: int) -> float:
 
 def _colour(r: float, limit: float, faintest: float = 0.0) -> tuple[float, float, float, float]:
     strength = max(faintest, min(abs(r) / limit, 1.0))
-    return matplotlib.colormaps[COLOURS](0.5 + 0.5 * strength * (1 if r >= 0 else -1) * 0.75)
+    return matplotlib.colormaps[colours().map](0.5 + 0.5 * strength * (1 if r >= 0 else -1) * 0.75)
 
 
 def _folded(relevance: Tensor) -> Tensor:

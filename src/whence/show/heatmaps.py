@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from whence.errors import WhenceError
+from whence.show.palettes import colours
 from whence.show.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
-
-COLOURS = "seismic"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Heatmap:
         heat = as_map(self.relevance)
         limit, picture, axes = scale(heat), as_picture(self.x), part.subplots(1, 3)
         axes[0].imshow(picture.numpy(), cmap="gray")
-        shown = axes[1].imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+        shown = axes[1].imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
         overlay(axes[2], picture, heat, limit)
         for axis, heading in zip(axes, ("input", self.title, "overlay"), strict=True):
             bare(axis, heading)
@@ -76,4 +75,4 @@ def overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
     grey = picture.mean(2) if picture.dim() == 3 else picture
     axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
     opacity = (heat.abs() / limit).clamp(max=1).sqrt()
-    axis.imshow(heat.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, alpha=opacity.numpy(), interpolation="nearest")
+    axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, alpha=opacity.numpy(), interpolation="nearest")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import COLOURS
+from whence.show.palettes import colours
 
 
 def maps(drawn: Mapping[str, Tensor], rows: Sequence[str], columns: str) -> Figure:
@@ -16,7 +16,9 @@ def maps(drawn: Mapping[str, Tensor], rows: Sequence[str], columns: str) -> Figu
     axes = figure.subplots(1, len(drawn), squeeze=False)[0]
     for axis, (name, values) in zip(axes, drawn.items(), strict=True):
         limit = float(values.abs().max()) or 1.0
-        shown = axis.imshow(values.cpu().numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        shown = axis.imshow(
+            values.cpu().numpy(), cmap=colours().map, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+        )
         axis.set_title(name, fontsize=9)
         axis.set_xlabel(columns, fontsize=8)
         axis.tick_params(labelsize=7)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from whence.show.heatmaps import COLOURS, scale
+from whence.show.heatmaps import scale
+from whence.show.palettes import colours
 from whence.show.words import plain
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Series:
             margin = 0.08 * (high - low) or 0.5
             extent = (-0.5, x.shape[1] - 0.5, low - margin, high + margin)
             shown = axis.imshow(
-                relevance[c][None].numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, aspect="auto", extent=extent,
+                relevance[c][None].numpy(), cmap=colours().map, vmin=-limit, vmax=limit, aspect="auto", extent=extent,
                 interpolation="nearest", alpha=0.75,
             )  # fmt: skip
             axis.plot(time.numpy(), x[c].numpy(), color="black", linewidth=0.9)

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.bars import colours
+from whence.show.bars import by_sign
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ class Tile:
             axis.set_title(self.title, fontsize=fontsize)
         x = self.x.detach().float().cpu()
         if x.dim() == 1:
-            axis.bar(range(len(x)), x.numpy(), color=colours(x.tolist()))
+            axis.bar(range(len(x)), x.numpy(), color=by_sign(x.tolist()))
             return
         picture = x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
         if self.bounds is None and len(picture) != 3 and bool((picture.min() < 0) & (picture.max() > 0)):  # 0 in the middle

@@ -10,23 +10,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from whence.show.palettes import PALETTES, Colour, colours, palette
 from whence.show.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from rich.text import Text
 
-RED, BLUE = (200, 20, 20), (20, 60, 200)
 LONG_RUN = 6  # of the same token
 CHARACTERS = 92  # in a line of a picture
 CHARACTER, LINE = 9.6 / CHARACTERS, 0.3  # inches
 Line = list[tuple[int, int]]  # (token, column)
 
 
-def colour(value: float, limit: float) -> tuple[int, int, int]:
+def colour(value: float, limit: float) -> Colour:
     """White for no relevance, full red or blue at the limit; by the root, or the last token would outshine all others."""
-    strength = _strength(value, limit)
-    return tuple(round(255 + (c - 255) * strength) for c in (RED if value > 0 else BLUE))  # type: ignore[return-value]
+    strength, pair = _strength(value, limit), colours()
+    full = pair.positive if value > 0 else pair.negative
+    return tuple(round(255 + (c - 255) * strength) for c in full)  # type: ignore[return-value]
 
 
 def ink(value: float, limit: float) -> str:
@@ -41,10 +42,17 @@ def largest(relevance: Tensor) -> float:
     return float(relevance.abs().max())
 
 
-def styled(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, str, str, float]]:
-    """Each token as (text, background, ink, relevance), for a page."""
+def styled(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, Sequence[str], str, float]]:
+    """Each token as (text, its background in each palette, ink, relevance), for a page."""
     top, values = largest(relevance), relevance.tolist()
-    return [(word, f"rgb{colour(r, top)}", ink(r, top), r) for word, r in zip(labels, values, strict=True)]
+    backgrounds = []
+    for name in PALETTES:
+        with palette(name):
+            backgrounds.append([f"rgb{colour(r, top)}" for r in values])
+    return [
+        (word, of_token, ink(r, top), r)
+        for word, of_token, r in zip(labels, zip(*backgrounds, strict=True), values, strict=True)
+    ]
 
 
 def gathered(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
@@ -130,7 +138,7 @@ def grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title:
     scaled = shares.sign() * shares.abs().sqrt()
     drawn = Figure(figsize=(1.6 + 0.26 * len(given), 1.2 + 0.26 * len(written)), dpi=120, layout="constrained")
     axis = drawn.subplots()
-    axis.imshow(scaled.numpy(), cmap="seismic", vmin=-1, vmax=1, aspect="auto")
+    axis.imshow(scaled.numpy(), cmap=colours().map, vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor("#eeeeee")
     axis.set_xticks(
         range(len(given)), [plain(shown(t).strip() or "␣") for t in given], rotation=90, fontsize=7, family="monospace"

@@ -1,41 +1,55 @@
 """The server: which address gives what."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
+from secrets import token_hex
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from whence.errors import WhenceError
-from whence.web import answers
+from whence.web import answers, reports, searches, steps
 from whence.web.guard import LOOPBACK, Guard
-from whence.web.questions import FileQuestion, PartQuestion, Question
+from whence.web.models import Served
+from whence.web.questions import (
+    AttackQuestion,
+    AuditQuestion,
+    EvaluationQuestion,
+    FileQuestion,
+    PartQuestion,
+    PrototypeQuestion,
+    Question,
+    StepQuestion,
+)
 from whence.web.workers import Workers
 
+MOST_REPORTS = 16  # kept for the page to show
+OF_REPORTS = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
 MEDIA = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
 asked = APIRouter(prefix="/api")
 
 
 def create_app(
-    models: Sequence[tuple[str, str | None]],
+    served: Served,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
     workers: int = 2,
     seconds: float = 60.0,
 ) -> Any:
-    """The page and what it asks, of models by name and weights, as an ASGI application.
+    """The page and what it asks, as an ASGI application.
 
-    >>> uvicorn.run(create_app([("digits", None)]), host="127.0.0.1", port=8000)
+    >>> uvicorn.run(create_app(Served([("digits", None)])), host="127.0.0.1", port=8000)
     """
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        app.state.workers, app.state.names = Workers(models, workers, seconds), [name for name, _ in models]
+        app.state.workers, app.state.served, app.state.reports = Workers(served, workers, seconds), served, OrderedDict()
         try:
             yield
         finally:
@@ -44,6 +58,7 @@ def create_app(
     handlers: Any = {WhenceError: _told, RequestValidationError: _named}
     app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
     app.include_router(asked)
+    app.get("/look.css")(look)
     app.mount("/", StaticFiles(directory=str(resources.files("whence.web") / "static"), html=True))
     hosts = {f"{name}:{port}" for name in (LOOPBACK if host in LOOPBACK else (*LOOPBACK, host))}
     return Guard(app, frozenset(hosts), token)
@@ -51,7 +66,7 @@ def create_app(
 
 @asked.get("/models")
 async def models(request: Request) -> list[dict[str, Any]]:
-    return await _answer(request, answers.about, request.app.state.names)
+    return await _answer(request, answers.about, None)
 
 
 @asked.get("/digits")
@@ -74,10 +89,77 @@ async def through(question: PartQuestion, request: Request) -> dict[str, Any]:
     return await _answer(request, answers.through, question)
 
 
+@asked.post("/channel")
+async def channel(question: PartQuestion, request: Request) -> dict[str, Any]:
+    return await _answer(request, searches.channel, question)
+
+
+@asked.post("/attack")
+async def attack(question: AttackQuestion, request: Request) -> dict[str, Any]:
+    return await _answer(request, searches.attacked, question)
+
+
+@asked.post("/prototypes")
+async def prototypes(question: PrototypeQuestion, request: Request) -> dict[str, Any]:
+    return await _answer(request, searches.prototypes, question)
+
+
+@asked.get("/ways")
+def ways() -> list[str]:
+    return steps.ways()
+
+
+@asked.post("/steps")
+async def step(question: StepQuestion, request: Request) -> dict[str, Any]:
+    return await _answer(request, steps.steps, question)
+
+
+@asked.get("/stores")
+def stores(request: Request) -> list[str]:
+    return list(request.app.state.served.stores)
+
+
+@asked.get("/measures")
+def measures() -> dict[str, list[str]]:
+    return reports.measures()
+
+
+@asked.post("/evaluation")
+async def evaluation(question: EvaluationQuestion, request: Request) -> dict[str, str]:
+    return _kept(request, await _answer(request, reports.evaluated, question))
+
+
+@asked.post("/audit")
+async def audit(question: AuditQuestion, request: Request) -> dict[str, str]:
+    return _kept(request, await _answer(request, reports.audited, question))
+
+
+@asked.get("/reports/{number}")
+def report(number: str, request: Request) -> Response:
+    found = request.app.state.reports.get(number)
+    if found is None:
+        return JSONResponse({"error": "that report is no longer kept; make it again"}, status_code=404)
+    return HTMLResponse(found, headers={"content-security-policy": OF_REPORTS})
+
+
 @asked.post("/download")
 async def download(question: FileQuestion, request: Request) -> Response:
     found = await _answer(request, answers.written, question)
     return Response(found, media_type=MEDIA[question.format], headers={"content-disposition": "attachment"})
+
+
+def look() -> FileResponse:
+    """What the page and the reports have in common."""
+    return FileResponse(str(resources.files("whence.show") / "templates" / "look.css"), media_type="text/css")
+
+
+def _kept(request: Request, page: str) -> dict[str, str]:
+    """Where a report can be opened, and saved from: the last few are kept in memory."""
+    reports, number = request.app.state.reports, token_hex(8)
+    reports[number] = page
+    while len(reports) > MOST_REPORTS:
+        reports.popitem(last=False)
+    return {"address": f"api/reports/{number}"}
 
 
 async def _answer(request: Request, answer: Callable[..., Any], question: Any) -> Any:

@@ -85,7 +85,8 @@ class Guard:
 def _with_headers(send: Send) -> Send:
     async def with_headers(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message = message | {"headers": [*message["headers"], *HEADERS]}
+            own = {name.lower() for name, _ in message["headers"]}  # a report has a policy of its own
+            message = message | {"headers": [*message["headers"], *((k, v) for k, v in HEADERS if k not in own)]}
         await send(message)
 
     return with_headers

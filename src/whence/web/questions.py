@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MOST_TEXT = 4000  # letters
 Index = int | Annotated[str, Field(max_length=200)] | None
+Name = Annotated[str, Field(max_length=400)]
+Short = Annotated[str, Field(max_length=40)]
 Bytes = Annotated[str, Field(max_length=12 * 2**20)]  # in base64
 
 
@@ -21,19 +23,24 @@ class Settings(BaseModel):
     part: Literal["both", "relevance", "counter-relevance"] = "both"
 
 
-class Question(BaseModel):
-    """Why this output? Of one model, for a drawing, a picture or a text."""
+class OfModel(BaseModel):
+    """Something of one of the models."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    model: Annotated[str, Field(max_length=400)]
+    model: Name
+
+
+class Question(OfModel):
+    """Why this output? Of one model, for a drawing, a picture or a text."""
+
     drawing: Annotated[str, Field(max_length=4096)] | None = None  # 28 × 28 bytes in base64
     picture: Bytes | None = None  # a file
     text: Annotated[str, Field(max_length=MOST_TEXT)] | None = None
     target: Index = None
     rather_than: Index = None
     position: Annotated[int, Field(ge=-MOST_TEXT, le=MOST_TEXT)] = -1
-    method: Annotated[str, Field(max_length=40)] = "lrp"
+    method: Short = "lrp"
     settings: Settings = Settings()
 
 
@@ -46,5 +53,49 @@ class FileQuestion(Question):
 class PartQuestion(Question):
     """What flows through a layer, or through one channel of it."""
 
-    layer: Annotated[str, Field(max_length=400)]
+    layer: Name
     channel: Annotated[int, Field(ge=0)] | None = None
+
+
+class AttackQuestion(Question):
+    """What it says if every pixel may move so far."""
+
+    epsilon: Annotated[float, Field(gt=0, le=1)]  # of a range of 1
+    by: Literal["fgsm", "pgd"] = "pgd"
+
+
+class PrototypeQuestion(OfModel):
+    """What does it take classes to be?"""
+
+    classes: Annotated[list[int | Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=10)]
+    prior: Literal["none", "l2", "expert", "decoder"] = "none"
+    steps: Annotated[int, Field(ge=1, le=512)] = 128
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+
+
+class EvaluationQuestion(OfModel):
+    """Which method can be trusted?"""
+
+    methods: Annotated[list[Short], Field(min_length=1, max_length=10)]
+    metrics: Annotated[list[Short], Field(min_length=1, max_length=10)]
+    count: Annotated[int, Field(ge=2, le=50)] = 20  # of samples
+
+
+class AuditQuestion(BaseModel):
+    """Is there a Clever Hans in a store?"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    store: Name
+    layer: Name | None = None
+    by: Literal["prediction", "label", "target"] = "prediction"
+
+
+class StepQuestion(BaseModel):
+    """Relevance on every edge of a network that one can work out by hand."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    way: Short
+    inputs: Annotated[list[Annotated[float, Field(ge=-100, le=100)]], Field(min_length=2, max_length=2)]
+    settings: Settings = Settings()

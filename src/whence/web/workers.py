@@ -2,13 +2,14 @@
 
 import asyncio
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from whence.errors import InputError, ModelError, WhenceError, first_line, out_of_memory
 from whence.web import answers
+from whence.web.models import Served
 
 SECONDS = 60.0
 WAITING = 64  # questions that may wait for a process
@@ -17,9 +18,9 @@ WAITING = 64  # questions that may wait for a process
 class Workers:
     """Asked from the server's one thread."""
 
-    def __init__(self, models: Sequence[tuple[str, str | None]], count: int = 2, seconds: float = SECONDS):
+    def __init__(self, served: Served, count: int = 2, seconds: float = SECONDS):
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(max_workers=count, initializer=answers.begin, initargs=(models,), context=context)
+        self._pool = ProcessPool(max_workers=count, initializer=answers.begin, initargs=(served,), context=context)
         self._seconds, self._waiting = seconds, 0
 
     async def ask(self, answer: Callable[..., Any], question: Any) -> Any:

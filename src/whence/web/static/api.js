@@ -2,10 +2,10 @@
 
 const underWay = new Map();
 
-export async function ask(path, question) {
-  underWay.get(path)?.abort();
+export async function ask(path, question, kind = path) {
+  underWay.get(kind)?.abort();
   const control = new AbortController();
-  underWay.set(path, control);
+  underWay.set(kind, control);
   const response = await fetch(`api/${path}`, {
     method: question === undefined ? "GET" : "POST",
     headers: question === undefined ? {} : { "content-type": "application/json" },

@@ -7,7 +7,17 @@ const PALETTES = {
 };
 let palette = "seismic";
 
-export const choose = name => { palette = name in PALETTES ? name : "seismic"; };
+// a select of palettes, remembered from page to page
+export function chooser(select, changed) {
+  const choose = name => { palette = name in PALETTES ? name : "seismic"; };
+  choose(localStorage.getItem("palette"));
+  select.value = palette;
+  select.addEventListener("change", () => {
+    choose(select.value);
+    localStorage.setItem("palette", palette);
+    changed();
+  });
+}
 
 export const largest = values => values.reduce((most, v) => Math.max(most, Math.abs(v)), 1e-30);
 

@@ -1,10 +1,10 @@
 // The page: what is asked, in one place; every change of it asks anew and shows the answer.
 
 import { ask, base64, numbers } from "./api.js";
+import { $, attempt, digits, made, options, picture, tile } from "./dom.js";
 import { Drawing } from "./drawing.js";
 import * as heat from "./heat.js";
 
-const $ = id => document.getElementById(id);
 const state = { target: null, picture: null, answer: null, layers: null };
 const drawing = new Drawing($("drawing"), () => { state.target = null; explain(); });
 let models = [];
@@ -32,18 +32,8 @@ async function explain() {
     state.answer = await ask("explain", question());
     show(state.answer);
     remember();
+    showTwin();
   });
-}
-
-async function attempt(work) {
-  try {
-    $("error").hidden = true;
-    await work();
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    $("error").textContent = error.message;
-    $("error").hidden = false;
-  }
 }
 
 function show(answer) {
@@ -52,7 +42,6 @@ function show(answer) {
   $("tokens").hidden = !text;
   if (text) showTokens(answer.tokens, relevance.values);
   else paintOver(relevance, answer);
-  const digits = v => v.toPrecision(3);
   const parts = [`relevance ${digits(answer.relevance_sum)}`];
   if (Math.abs(answer.absorbed ?? 0) > 1e-5 * Math.abs(answer.output)) parts.push(`absorbed by biases and ε ${digits(answer.absorbed)}`);
   $("account").textContent = `${answer.target.name}: output ${digits(answer.output)} ${answer.adds_up ? "=" : "; by this method no sum:"} `
@@ -77,19 +66,68 @@ async function paintOver(relevance, answer, canvas = $("heat"), limit = undefine
   heat.paint(canvas, relevance, limit, under);
 }
 
+const coloured = (tokens, values, tag) => tokens.map((token, i) => {
+  const [red, green, blue] = heat.colour(values[i] / heat.largest(values)), element = made(tag, {}, token || "␣");
+  element.style.background = `rgb(${red} ${green} ${blue})`;
+  element.style.color = 0.3 * red + 0.6 * green + 0.1 * blue > 140 ? "black" : "white";
+  return element;
+});
+
 function showTokens(tokens, values) {
-  const limit = heat.largest(values);
-  $("tokens").replaceChildren(...tokens.map((token, i) => {
-    const [red, green, blue] = heat.colour(values[i] / limit), button = made("button", { type: "button" }, token || "␣");
-    button.title = `relevance ${values[i].toPrecision(3)}; click to ask why this token`;
-    button.style.background = `rgb(${red} ${green} ${blue})`;
-    button.style.color = 0.3 * red + 0.6 * green + 0.1 * blue > 140 ? "black" : "white";
+  const buttons = coloured(tokens, values, "button");
+  buttons.forEach((button, i) => {
+    Object.assign(button, { type: "button", title: `relevance ${digits(values[i])}; click to ask why this token` });
     button.addEventListener("click", () => attempt(async () => {
       if (!i) throw new Error("nothing comes before the first token; choose another");
-      show(await ask("explain", question({ position: i - 1, target: null })));
+      state.answer = await ask("explain", question({ position: i - 1, target: null }));
+      show(state.answer);
     }));
-    return button;
-  }));
+  });
+  $("tokens").replaceChildren(...buttons);
+}
+
+// the same question by other methods, each as it comes
+
+const BESIDE = ["lrp", "gradient_times_input", "integrated_gradients", "smooth_grad", "sensitivity", "guided_backprop", "grad_cam", "occlusion"];
+
+async function showBeside() {
+  const names = BESIDE.filter(name => model().methods.includes(name)), text = model().takes === "text";
+  $("methods").replaceChildren();
+  const target = state.answer?.target.index ?? null;
+  for (const method of names) {
+    const figure = tile(made(text ? "p" : "canvas", { className: text ? "tokens" : "" }), method.replaceAll("_", " "), "…");
+    $("methods").append(figure);
+    const [name, account] = figure.querySelectorAll("span");
+    try {
+      const answer = await ask("explain", question({ method, target }), `beside ${method}`), relevance = numbers(answer.relevance);
+      if (text) figure.firstChild.replaceChildren(...coloured(answer.tokens, relevance.values, "span"));
+      else await paintOver(relevance, answer, figure.firstChild);
+      figure.firstChild.setAttribute("aria-label", `heatmap by ${name.textContent}`);
+      if (!text) figure.firstChild.setAttribute("role", "img");
+      account.textContent = answer.adds_up ? `ΣR ${digits(answer.relevance_sum)} of ${digits(answer.output)}` : "does not add up to the output";
+    } catch (error) {
+      account.textContent = error.message;
+    }
+  }
+}
+
+// a twin that is ε away
+
+async function showTwin() {
+  const epsilon = +$("distance").value;
+  $("distance-value").textContent = digits(epsilon);
+  if (!epsilon) { $("twin").replaceChildren(); return; }
+  await attempt(async () => {
+    const answer = await ask("attack", question({ epsilon, by: $("by").value })), canvas = made("canvas", {});
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `heatmap of the twin for ${answer.target.name}`);
+    heat.paint(canvas, numbers(answer.relevance));
+    const likeliest = answer.classes.slice(0, 3).map(({ name, share }) => `${name} ${(100 * share).toFixed(1)} %`).join(", ");
+    $("twin").replaceChildren(
+      tile(picture(answer.picture, "the twin"), answer.success ? `taken for ${answer.target.name}, was ${answer.before}` : `still ${answer.before}`, likeliest),
+      tile(canvas, `why ${answer.target.name}`, `output ${digits(answer.output)}`),
+    );
+  });
 }
 
 async function showLayers() {
@@ -128,31 +166,47 @@ function showChannels(i) {
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `what flows through channel ${channel}: ${found.amount.toPrecision(3)} of ${found.output.toPrecision(3)}`);
       await paintOver(numbers(found.relevance), null, canvas);
+      showConcept(layer.name, channel);
     })));
     return button;
   }));
 }
 
-function made(tag, attributes, ...children) {
-  const element = Object.assign(document.createElement(tag), attributes);
-  element.append(...children);
-  return element;
-}
+// what a channel stands for: its prototype, and the parts of the data where it mattered most
 
-function options(select, values, chosen = values[0]) {
-  select.replaceChildren(...values.map(value => made("option", { value, selected: value === chosen }, value.replaceAll("_", " "))));
+function showConcept(layer, channel) {
+  $("concept")?.remove();
+  const search = made("button", { type: "button" }, `What does channel ${channel} stand for?`), found = made("div", { className: "tiles" });
+  $("channels").append(made("div", { id: "concept" }, search, found));
+  search.addEventListener("click", () => attempt(async () => {
+    search.disabled = true;
+    search.textContent = "searching…";
+    try {
+      const answer = await ask("channel", question({ target: state.layers.target.index, layer, channel }));
+      found.replaceChildren(
+        tile(picture(answer.prototype, `what excites channel ${channel} most`), "prototype"),
+        ...answer.references.map(({ index, picture: png }) => tile(picture(png, `a part of sample ${index}`), `sample ${index}`)),
+      );
+      search.remove();
+      if (!answer.references.length) found.append("Start the server with --data FOLDER to see samples where it mattered.");
+    } finally {
+      search.disabled = false;
+    }
+  }));
 }
 
 function changeModel() {
   const { takes, classes, methods, presets, trained } = model();
   for (const kind of ["drawing", "picture", "text"]) $(`${kind}-input`).hidden = takes !== kind;
-  $("flow").hidden = takes === "text";
+  $("flow").hidden = $("attack").hidden = takes === "text";
   $("over").parentElement.hidden = takes === "text";
   options($("method"), [...methods, ...presets.filter(name => name !== "attn_lrp")]);
   $("rather").replaceChildren(made("option", { value: "" }, "(nothing)"), ...classes.map(name => made("option", { value: name }, name)));
   $("rather").parentElement.hidden = !classes.length;
   state.target = null;
-  for (const id of ["layers", "channels", "classes"]) $(id).replaceChildren();
+  for (const id of ["layers", "channels", "classes", "methods", "twin"]) $(id).replaceChildren();
+  $("distance").value = 0;
+  $("distance-value").textContent = "0";
   $("account").textContent = trained ? "" : "This model has random weights: what it says means nothing.";
   changeRules();
   explain();
@@ -227,7 +281,9 @@ async function begin() {
 }
 
 $("model").addEventListener("change", changeModel);
-$("palette").addEventListener("change", () => { heat.choose($("palette").value); if (state.answer) show(state.answer); if (state.layers) showLayers(); });
+heat.chooser($("palette"), () => { if (state.answer) show(state.answer); if (state.layers) showLayers(); showTwin(); });
+$("show-beside").addEventListener("click", showBeside);
+for (const id of ["distance", "by"]) $(id).addEventListener("input", showTwin);
 $("clear").addEventListener("click", () => { drawing.clear(); state.target = null; explain(); });
 $("file").addEventListener("change", () => readPicture($("file").files[0]));
 for (const kind of ["dragover", "drop"]) $("drop").addEventListener(kind, event => { event.preventDefault(); if (kind === "drop") readPicture(event.dataTransfer.files[0]); });

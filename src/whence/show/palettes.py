@@ -1,0 +1,50 @@
+"""The colours of relevance: red and blue, or a pair that all eyes tell apart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from whence.errors import RuleError, suggestion
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Of maps (matplotlib's name) and of words and bars."""
+
+    map: str
+    positive: Colour
+    negative: Colour
+
+
+PALETTES = {
+    "red-blue": Palette("seismic", (200, 20, 20), (20, 60, 200)),
+    "orange-purple": Palette("PuOr_r", (179, 88, 6), (84, 39, 136)),
+}
+_in_use: ContextVar[Palette] = ContextVar("palette", default=PALETTES["red-blue"])
+
+
+@contextmanager
+def palette(name: str) -> Iterator[None]:
+    """Draw relevance in other colours: "red-blue", as all do if nothing is said, or "orange-purple", which colour-blind people
+    tell apart.
+
+    >>> with whence.palette("orange-purple"):
+    ...     e.save("heatmap.png")
+
+    Raises `RuleError` for other names.
+    """
+    if name not in PALETTES:
+        raise RuleError(f"no palette {name!r}; choose from {', '.join(PALETTES)}{suggestion(name, PALETTES)}")
+    before = _in_use.set(PALETTES[name])
+    try:
+        yield
+    finally:
+        _in_use.reset(before)
+
+
+def colours() -> Palette:
+    """Those in use."""
+    return _in_use.get()

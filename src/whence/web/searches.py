@@ -1,0 +1,81 @@
+"""What takes a search: pictures that excite a class or a channel most, and pictures that fool the model."""
+
+from typing import Any
+
+import torch
+
+from whence.cli.attack import box_of
+from whence.cli.prototype import default_image, search
+from whence.errors import InputError
+from whence.inside.concepts import concepts
+from whence.models.registry import BUNDLED
+from whence.robustness.attacked import attack
+from whence.robustness.attacks import FGSM, PGD
+from whence.web.asked import answered, index_of, method_of, read, target_of, told
+from whence.web.models import models, name_of
+from whence.web.pictures import packed, shown
+from whence.web.questions import AttackQuestion, PartQuestion, PrototypeQuestion
+
+STEPS, REFERENCES = 128, 6
+
+
+def prototypes(question: PrototypeQuestion) -> dict[str, Any]:
+    """What does the model take classes to be?"""
+    loaded = models[question.model]
+    if loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
+    chosen = [index for given in question.classes if (index := index_of(given, loaded)) is not None]
+    found = search(
+        loaded, chosen, question.prior, None, None, None, {"steps": question.steps, "seed": question.seed, "progress": False}
+    )
+    with torch.no_grad():
+        shares = loaded.model(found.images).softmax(1)
+    rows = zip(chosen, found.images, found.activation.tolist(), shares, strict=True)
+    return {
+        "note": found.note,
+        "prototypes": [
+            {"name": name_of(k, loaded), "activation": a, "share": float(p[k]), "picture": shown(x, loaded.preprocessing)}
+            for k, x, a, p in rows
+        ],
+    }
+
+
+def channel(question: PartQuestion) -> dict[str, Any]:
+    """What a channel stands for: a picture that excites it most, and parts of the data where it mattered most."""
+    loaded, x = read(question)
+    if question.channel is None:
+        raise InputError("which channel?")
+    known = loaded.name in BUNDLED or models.served.data is not None
+    data = models.samples(question.model)[0] if known else None
+    settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "steps": STEPS}
+    found = concepts(
+        loaded.model, x, question.layer, target_of(question, loaded), channels=[question.channel], data=data,
+        references=REFERENCES, prototypes=settings, method=method_of(question, loaded, x), progress=False,
+    )  # fmt: skip
+    assert found.prototypes is not None
+    references = found.references[0] if found.references else ()
+    return {
+        "prototype": shown(found.prototypes[0], loaded.preprocessing),
+        "references": [
+            {"index": r.index, "picture": shown(r.crop, loaded.preprocessing), "relevance": packed(r.relevance.sum(0))}
+            for r in references
+        ],
+    }
+
+
+def attacked(question: AttackQuestion) -> dict[str, Any]:
+    """A picture a little way off that the model says something else of, and why."""
+    loaded, x = read(question)
+    if loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
+    kind = FGSM if question.by == "fgsm" else PGD
+    found = attack(loaded.model, x, None, kind(question.epsilon, box=box_of(loaded)))
+    free = question.model_copy(update={"target": None, "rather_than": None})
+    e = answered(free, loaded, found.inputs)
+    return told(loaded, found.inputs, e) | {
+        "picture": shown(found.inputs[0], loaded.preprocessing),
+        "relevance": packed(e.relevance[0].sum(0)),
+        "success": bool(found.success),
+        "distance": float(found.distances()),
+        "before": name_of(int(found.before), loaded),
+    }

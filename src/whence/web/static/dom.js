@@ -1,0 +1,33 @@
+// Small helpers of all pages.
+
+export const $ = id => document.getElementById(id);
+
+export function made(tag, attributes, ...children) {
+  const element = Object.assign(document.createElement(tag), attributes);
+  element.append(...children);
+  return element;
+}
+
+export function options(select, values, chosen = values[0]) {
+  select.replaceChildren(...values.map(value => made("option", { value, selected: value === chosen }, value.replaceAll("_", " "))));
+}
+
+// what goes wrong is said on the page; a question that a later one overtook is not
+export async function attempt(work) {
+  try {
+    $("error").hidden = true;
+    await work();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    $("error").textContent = error.message;
+    $("error").hidden = false;
+  }
+}
+
+export const digits = value => Math.abs(value) < 1e-12 ? "0" : Number(value.toPrecision(3)).toString().replace("-", "−");
+
+export function tile(canvasOrImage, ...lines) {
+  return made("figure", {}, canvasOrImage, made("figcaption", {}, ...lines.map(line => made("span", {}, line))));
+}
+
+export const picture = (png, alt) => made("img", { src: `data:image/png;base64,${png}`, alt });

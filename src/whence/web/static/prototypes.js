@@ -1,0 +1,49 @@
+// Prototypes of classes: what a model takes them to be.
+
+import { ask } from "./api.js";
+import { $, attempt, digits, made, picture, tile } from "./dom.js";
+
+let models = [];
+const model = () => models.find(({ name }) => name === $("model").value);
+
+// "0-9", "3, 5", "cat, dog"
+const classes = words => words.split(",").map(word => word.trim()).filter(Boolean).flatMap(word => {
+  const [, first, last] = word.match(/^(\d+)\s*-\s*(\d+)$/) ?? [];
+  if (first === undefined) return [/^\d+$/.test(word) ? +word : word];
+  return Array.from({ length: Math.max(0, Math.min(last - first, 20)) + 1 }, (_, i) => +first + i);
+});
+
+async function search() {
+  await attempt(async () => {
+    $("search").disabled = true;
+    $("note").textContent = "searching…";
+    try {
+      const asked = { model: model().name, classes: classes($("which").value), prior: $("prior").value, steps: +$("steps").value };
+      const answer = await ask("prototypes", asked);
+      $("found").replaceChildren(...answer.prototypes.map(({ name, activation, share, picture: png }) =>
+        tile(picture(png, `prototype of ${name}`), name, `output ${digits(activation)}, ${(100 * share).toFixed(1)} %`)));
+      $("note").textContent = answer.note;
+    } finally {
+      $("search").disabled = false;
+      if ($("note").textContent === "searching…") $("note").textContent = "";
+    }
+  });
+}
+
+function changeModel() {
+  const bundled = model().name === "digits", known = [...$("prior").options];
+  for (const option of known) option.disabled = !bundled && ["expert", "decoder"].includes(option.value);
+  $("prior").value = bundled ? "expert" : "none";
+  $("which").value = bundled ? "0-9" : model().classes[0] ?? "0";
+  $("found").replaceChildren();
+}
+
+await attempt(async () => {
+  models = (await ask("models")).filter(({ takes }) => takes !== "text");
+  if (!models.length) throw new Error("prototypes are pictures; start the server with a model that takes pictures");
+  $("model").replaceChildren(...models.map(({ name }) => made("option", { value: name }, name)));
+  changeModel();
+  $("model").addEventListener("change", changeModel);
+  $("steps").addEventListener("input", () => { $("steps-value").textContent = $("steps").value; });
+  $("search").addEventListener("click", search);
+});

@@ -1,0 +1,60 @@
+// Evaluation and audit: reports as self-contained pages, shown in a frame without scripts.
+
+import { ask } from "./api.js";
+import { $, attempt, made } from "./dom.js";
+
+let models = [];
+
+function choices(place, names, usual) {
+  place.replaceChildren(...names.map(value => made("label", {},
+    made("input", { type: "checkbox", value, checked: usual.includes(value) }), ` ${value.replaceAll("_", " ")}`)));
+}
+
+const chosen = place => [...place.querySelectorAll("input:checked")].map(({ value }) => value);
+
+async function make(path, question, busy) {
+  await attempt(async () => {
+    $("status").textContent = busy;
+    document.querySelectorAll("button").forEach(button => { button.disabled = true; });
+    try {
+      const { address } = await ask(path, question);
+      $("report").src = $("open").href = $("save").href = address;
+      $("report-section").hidden = false;
+      $("report-section").scrollIntoView();
+    } finally {
+      $("status").textContent = "";
+      document.querySelectorAll("button").forEach(button => { button.disabled = false; });
+    }
+  });
+}
+
+function changeModel() {
+  const { name, data } = models.find(one => one.name === $("model").value);
+  $("of-data").textContent = data ? `Methods that explain ${name}, scored on its data.`
+    : `To evaluate explanations of ${name}, start the server with its data: whence serve --model ${name} --data FOLDER.`;
+  $("evaluation").hidden = !data;
+}
+
+await attempt(async () => {
+  models = await ask("models");
+  $("model").replaceChildren(...models.map(({ name }) => made("option", { value: name }, name)));
+  const { methods, metrics, usual } = await ask("measures"), stores = await ask("stores");
+  choices($("methods"), methods, usual);
+  choices($("metrics"), metrics, usual);
+  $("audit").hidden = !stores.length;
+  $("store").replaceChildren(...stores.map(name => made("option", { value: name }, name)));
+  $("of-stores").textContent = stores.length ? "Clusters the explanations of a store, the suspicious first."
+    : "To audit explanations of many samples, start the server with them: whence explain-dataset … --out STORE, then whence serve --store STORE.";
+  changeModel();
+  $("model").addEventListener("change", changeModel);
+  $("count").addEventListener("input", () => { $("count-value").textContent = $("count").value; });
+  $("evaluation").addEventListener("submit", event => {
+    event.preventDefault();
+    const asked = { model: $("model").value, methods: chosen($("methods")), metrics: chosen($("metrics")), count: +$("count").value };
+    make("evaluation", asked, "evaluating…");
+  });
+  $("audit").addEventListener("submit", event => {
+    event.preventDefault();
+    make("audit", { store: $("store").value, by: $("group").value, layer: $("layer").value || null }, "auditing…");
+  });
+});
