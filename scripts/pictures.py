@@ -14,6 +14,7 @@ import whence
 from whence.evaluation.continuity import translation
 from whence.models.digits import digit_samples, digits
 from whence.models.registry import load_model
+from whence.models.tiny import tiny
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
@@ -101,7 +102,21 @@ def ranking(data: Path) -> None:
     whence.tune(digits(), (x, y), bounds=(0.0, 1.0)).save(IMAGES / "tuning.png")
 
 
-PICTURES = {"ranking": ranking, "methods": methods, "photos": photos, "concepts": concepts, "similarity": similarity}
+def flow(data: Path) -> None:
+    """Relevance on every edge of the maximum network of the course."""
+    x = torch.tensor([[3.0, 1.0]])
+    method = whence.LRP({torch.nn.Linear: whence.AlphaBeta(1, 0)})
+    whence.flow(tiny("max, symmetric"), x, method=method).save(IMAGES / "flow.png")
+
+
+PICTURES = {
+    "flow": flow,
+    "ranking": ranking,
+    "methods": methods,
+    "photos": photos,
+    "concepts": concepts,
+    "similarity": similarity,
+}
 
 
 def main(data: Path, names: list[str]) -> None:

@@ -1,0 +1,92 @@
+"""Draw the pictures of docs/serve.md: the pages of `whence serve` in a headless browser.
+
+python scripts/page_pictures.py   # writes docs/images/serve*.png
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from playwright.sync_api import Page, expect, sync_playwright
+
+import whence
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from test_serve import serving  # noqa: E402
+from whence.models.digits import digit_samples, digits  # noqa: E402
+
+SEVEN = [(0.25, 0.25), (0.75, 0.25), (0.45, 0.8)]
+
+
+def draw(page: Page) -> None:
+    page.click("#clear")
+    box = page.locator("#drawing").bounding_box()
+    assert box is not None
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in SEVEN]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=12)
+    page.mouse.up()
+
+
+def explaining(page: Page, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector("#classes button")
+    draw(page)
+    page.click("#show-layers")
+    page.locator("#layers button").nth(3).click()
+    for i in range(3):
+        page.locator("#channels > button").nth(i).click()
+        page.locator("#channels canvas").nth(i).wait_for()
+    page.click("#concept button")
+    page.wait_for_selector("#concept figure")
+    page.click("#show-beside")
+    expect(page.locator("#methods figure")).to_have_count(8)
+    expect(page.locator("#methods")).not_to_contain_text("…")
+    page.locator("#distance").fill("0.15")
+    page.wait_for_selector("#twin figure")
+
+
+def stepping(page: Page, address: str) -> None:
+    page.goto(f"{address}flow.html")
+    for _ in range(3):
+        page.locator("#next:not([disabled])").click()
+
+
+def searching(page: Page, address: str) -> None:
+    page.goto(f"{address}prototypes.html")
+    page.wait_for_selector("#model option", state="attached")
+    page.click("#search")
+    page.wait_for_selector("#found figure")
+
+
+def auditing(page: Page, address: str) -> None:
+    page.goto(f"{address}reports.html")
+    page.wait_for_selector("#store option", state="attached")
+    page.click("#audit button")
+    page.frame_locator("#report").locator("h2").first.wait_for()
+    page.wait_for_timeout(500)
+
+
+def main() -> None:
+    x, y = digit_samples()
+    x = torch.cat([x.roll(shift, 3) for shift in (-1, 0, 1)])
+    x[y.repeat(3) == 3, :, :4, :4] = 1
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
+        whence.explain_dataset(digits(), (x, y.repeat(3)), Path(folder) / "explanations", progress=False)
+        with serving(Path(folder), "--store", "explanations") as (port, _):
+            browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1200, "height": 700})
+            page.set_default_timeout(60_000)
+            for name, fill in (("", explaining), ("_steps", stepping), ("_prototypes", searching), ("_audit", auditing)):
+                fill(page, f"http://127.0.0.1:{port}/")
+                page.screenshot(path=ROOT / "docs" / "images" / f"serve{name}.png", full_page=fill is not auditing)
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
