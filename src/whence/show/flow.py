@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import ceil, log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -15,15 +15,33 @@ from whence.show.words import plain
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from whence.inside.flow import Column, Edges
-
 ACROSS, DOWN = 2.6, 1.15  # inches a column and a unit
 MOST_LABELLED = 30  # edges between two columns
 COLUMNS = 5  # of heatmaps in a row
 SHORT = 32  # of a vector that is drawn as one row
 
 
-def network(columns: "Sequence[Column]", edges: "Sequence[Edges]", title: str) -> Figure:
+class Column(Protocol):
+    """The input, or what a layer gives for it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def activations(self) -> Tensor: ...
+    @property
+    def relevance(self) -> Tensor: ...
+
+
+class Edges(Protocol):
+    """Between a column and the next, `[above, below]`."""
+
+    @property
+    def messages(self) -> Tensor: ...
+    @property
+    def weight(self) -> Tensor | None: ...
+
+
+def network(columns: Sequence[Column], edges: Sequence[Edges], title: str) -> Figure:
     """Circles with activations, coloured by relevance; lines as thick and coloured as what they hand down."""
     tallest = max(len(column.activations) for column in columns)
     drawn = Figure(figsize=(ACROSS * len(columns), DOWN * tallest + 1.3), dpi=120, layout="constrained")
@@ -41,7 +59,7 @@ def network(columns: "Sequence[Column]", edges: "Sequence[Edges]", title: str) -
     return drawn
 
 
-def heatmaps(columns: "Sequence[Column]", title: str) -> Figure:
+def heatmaps(columns: Sequence[Column], title: str) -> Figure:
     """One map a column, channels summed; vectors as a row of pixels."""
     rows = ceil(len(columns) / COLUMNS)
     drawn = Figure(figsize=(2.1 * min(COLUMNS, len(columns)), 2.5 * rows + 0.4), dpi=120, layout="constrained")
@@ -58,7 +76,7 @@ def heatmaps(columns: "Sequence[Column]", title: str) -> Figure:
     return drawn
 
 
-def _draw_edges(axis: "Axes", k: int, edges: "Edges", limit: float) -> None:
+def _draw_edges(axis: "Axes", k: int, edges: Edges, limit: float) -> None:
     above, below = edges.messages.shape
     labelled = above * below <= MOST_LABELLED
     for j in range(above):
@@ -77,7 +95,7 @@ def _draw_edges(axis: "Axes", k: int, edges: "Edges", limit: float) -> None:
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
 
 
-def _draw_units(axis: "Axes", k: int, column: "Column", limit: float) -> None:
+def _draw_units(axis: "Axes", k: int, column: Column, limit: float) -> None:
     count = len(column.activations)
     for i, (a, r) in enumerate(zip(column.activations.tolist(), column.relevance.tolist(), strict=True)):
         colour, y = _colour(r, limit), _height(i, count)

@@ -36,6 +36,7 @@ def identity(bench: Workbench, call: Call) -> Tensor:
 
 
 def clamp(bench: Workbench, call: Call) -> Any:
+    """An activation where 0 lies between the bounds, else a winner between data and constants."""
     _, low, high = call.bind("input min max", min=None, max=None)
     if isinstance(low, Tensor) or isinstance(high, Tensor) or (low or 0) > 0 or (high is not None and high < 0):
         return winner(bench, call)

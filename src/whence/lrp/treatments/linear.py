@@ -26,6 +26,7 @@ def plain_dense(bench: Workbench, call: Call) -> bool:
 
 
 def dense(bench: Workbench, call: Call) -> Tensor:
+    """A dense layer: a linear map, by its rule."""
     x, weight, bias = call.bind("input weight bias", bias=None)
     if len(call.data) > 1 or call.data[0] is not x:
         return _made_weight(bench, call, bias, dim=-1)
@@ -37,6 +38,7 @@ def dense(bench: Workbench, call: Call) -> Tensor:
 
 
 def convolution(bench: Workbench, call: Call) -> Tensor:
+    """A convolution: a linear map, by its rule."""
     names = "input weight bias stride padding dilation groups"
     x, weight, bias, stride, padding, dilation, groups = call.bind(names, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -50,6 +52,7 @@ def convolution(bench: Workbench, call: Call) -> Tensor:
 
 
 def transposed_convolution(bench: Workbench, call: Call) -> Tensor:
+    """A transposed convolution: a linear map, by its rule."""
     names = "input weight bias stride padding output_padding groups dilation"
     x, weight, bias, stride, padding, output_padding, groups, dilation = call.bind(
         names, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1

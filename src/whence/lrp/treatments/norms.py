@@ -37,6 +37,7 @@ def batch_norm(bench: Workbench, call: Call) -> Tensor:
 
 
 def layer_norm(bench: Workbench, call: Call) -> Tensor:
+    """(x − mean) / deviation · weight + bias, the deviation constant (AttnLRP, proposition 3.4)."""
     x, shape, weight, bias, eps = call.bind("input normalized_shape weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (*x.shape[: x.dim() - len(shape)], -1), weight, bias, eps)
 
@@ -78,11 +79,13 @@ def distance(bench: Workbench, call: Call) -> Tensor:
 
 
 def group_norm(bench: Workbench, call: Call) -> Tensor:
+    """The same by groups of channels."""
     x, groups, weight, bias, eps = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (x.shape[0], groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
 
 
 def instance_norm(bench: Workbench, call: Call) -> Tensor:
+    """The same by channels; by running statistics a diagonal linear map."""
     x, mean, var, weight, bias, own_statistics, momentum, eps = call.bind(
         "input running_mean running_var weight bias use_input_stats momentum eps",
         running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5,

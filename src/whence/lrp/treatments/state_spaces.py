@@ -22,6 +22,7 @@ def state_space_parts(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, Te
 
 
 def parted(bench: Workbench, call: Call) -> Any:
+    """A cut into parts: the gradient is right; B and C of a state space are constant where a rule says so."""
     out = call.run()
     if len(out) != 3 or not _in_state_space(bench) or out[1].shape != out[2].shape:
         return out
