@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all check format benchmarks clean
+.PHONY: demo test test-all check format benchmarks docs gallery release-check clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
@@ -42,14 +42,34 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/export.py ../shared/data
 	$(BIN)/python benchmarks/serve.py
 
+docs: $(VENV)/.writer
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src --skip "*/_build/*,*.svg,*.safetensors,*.png,*.jpg" -L maco,fro
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "the documentation lies in docs/_build/html/index.html"
+
+gallery: $(VENV)/.developer
+	$(BIN)/python scripts/pictures.py ../shared/data
+	$(BIN)/python scripts/digit_outliers.py ../shared/data docs/images
+	$(BIN)/python scripts/robust_heatmaps.py docs/images/robust_digits.png
+	$(BIN)/python scripts/page_pictures.py
+	$(BIN)/python benchmarks/prototype_quality.py ../shared/data
+
+release-check: $(VENV)/.installed
+	$(INSTALL) build
+	$(BIN)/python scripts/release_check.py
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo docs/_build
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('whence needs Python 3.11 or newer' if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.writer: $(VENV)/.installed
+	$(INSTALL) --group docs --editable .
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.installed

@@ -6,15 +6,21 @@ python scripts/pictures.py ../shared/data concepts   # one
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import skimage
 import torch
 
 import whence
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import conftest  # noqa: F401  # which declares what a CUDA build of torchvision asks of CPU torch
+from stories import story_model, story_tokenizer
 from whence.evaluation.continuity import translation
 from whence.models.digits import digit_samples, digits
 from whence.models.registry import load_model
 from whence.models.tiny import tiny
+from whence.show.tiles import Tile, table
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
@@ -109,7 +115,49 @@ def flow(data: Path) -> None:
     whence.flow(tiny("max, symmetric"), x, method=method).save(IMAGES / "flow.png")
 
 
+def by_rules(data: Path) -> None:
+    """Three digits by α and β, beside simple Taylor and the default."""
+    x, _ = digit_samples()
+    ways: dict[str, Any] = {"simple Taylor": whence.SimpleTaylor("origin")}
+    for alpha in (1, 2, 3):
+        rules = {(torch.nn.Conv2d, torch.nn.Linear): whence.AlphaBeta(alpha, alpha - 1)}
+        ways[f"α = {alpha}, β = {alpha - 1}"] = whence.LRP(rules)
+    ways["LRP by default"] = "lrp"
+    whence.compare(digits(), x[[3, 7, 24]], ways).save(IMAGES / "digits_by_rules.png")
+
+
+def channels(data: Path) -> None:
+    """Eight channels each of three layers of SqueezeNet."""
+    loaded = load_model("torchvision:squeezenet1_0", data / "squeezenet1_0_torchvision.npz")
+    low, high = loaded.preprocessing.bounds
+    lines = {}
+    for layer in ("features.3", "features.7", "features.12"):
+        found = whence.prototype(loaded.model, f"{layer}:0-7", shape=(3, 128, 128), image=whence.Fourier(low, high), steps=512)
+        lines[layer] = [Tile(x, f"channel {c}", (low, high)) for c, x in enumerate(found.images)]
+    table(lines).savefig(IMAGES / "channels.jpg", dpi=150)
+
+
+def attacks(data: Path) -> None:
+    """A digit and its twin; robust and non-robust features."""
+    x, y = digit_samples()
+    whence.explain_attack(digits(), x[7:8], y[7:8], whence.PGD(0.15)).save(IMAGES / "attack.png")
+    whence.robust_features_experiment().save(IMAGES / "robust_features.png")
+
+
+def story(data: Path) -> None:
+    """Why her rather than his, by a real small Llama."""
+    model, tokenizer = story_model(data), story_tokenizer(data)
+    inputs = dict(tokenizer("Lily went to the park. Tim went to the park. Lily saw", return_tensors="pt"))
+    her, his = tokenizer.convert_tokens_to_ids(["▁her", "▁his"])
+    e = whence.explain(model, {"input_ids": inputs["input_ids"]}, whence.Logit(her, rather_than=his))
+    e.with_tokens(tokenizer).save(IMAGES / "her.png")
+
+
 PICTURES = {
+    "story": story,
+    "by_rules": by_rules,
+    "channels": channels,
+    "attacks": attacks,
     "flow": flow,
     "ranking": ranking,
     "methods": methods,

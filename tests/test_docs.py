@@ -1,4 +1,4 @@
-"""The blocks of the docs run as written, one page after the other, in an empty folder."""
+"""The blocks of the docs and the README run as written, one page after the other, in an empty folder."""
 
 import re
 import subprocess
@@ -7,13 +7,44 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("which_method.md", "datasets.md", "inside.md", "export.md")
+from conftest import in_turn
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("howto/*.md")), ROOT / "README.md"]
+NOTEBOOKS = sorted(page for page in (ROOT / "docs" / "tutorials").glob("*.md") if page.name != "index.md")
+# a CUDA build of torchvision, which some peers import, needs its operators declared beside CPU torch
+FIRST = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest; sys.path.pop(0)\n"
+PEERS = {"coming_from.md": ("captum", "zennit", "shap", "quantus", "lxt", "lucent", "transformers")}
 
 
-@pytest.mark.parametrize("page", PAGES)
+def run(blocks, folder):
+    ran = subprocess.run([sys.executable, "-c", FIRST + "\n".join(blocks)], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def name(page):
+    return page.stem
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_runs_as_written(page, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    for peer in PEERS.get(page.name, ()):
+        pytest.importorskip(peer)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    if blocks:
+        run(blocks, tmp_path)
+
+
+@pytest.mark.parametrize("page", in_turn(NOTEBOOKS, 3), ids=name)
+def test_a_notebook_runs_as_written(page, tmp_path):
+    blocks = re.findall(r"^```{code-cell} python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
-    run = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run(["import matplotlib; matplotlib.use('agg')", *blocks], tmp_path)
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        if "_build" in page.parts:
+            continue
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"

@@ -126,7 +126,8 @@ class RobustFeaturesExperiment(Drawable):
         from whence.show.curves import Plot, plots
 
         shown = [Plot(over, self._series(name), self.epsilon if name == "epsilon" else None) for name, over in OVER.items()]
-        return plots(shown, "accuracy", "Classifiers by weak features and by the strong one: lines exact, points simulated")
+        title = "Classifiers by weak features and by the strong one: lines exact, points simulated"
+        return plots(shown, "accuracy", title, limits=(0.004, 0.9997), scale="logit")
 
     def _series(self, name: str) -> "list[Series]":
         from whence.show.curves import Series

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from whence.show.palettes import colours
@@ -44,6 +45,7 @@ class Bars:
             return
         axis.bar(range(len(values)), values.numpy(), color=by_sign(values.tolist()))
         axis.axhline(0, color="black", linewidth=0.6)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("feature", fontsize=8)
         axis.set_ylabel("relevance", fontsize=8)
 

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+SHARES = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,15 @@ class Plot:
     mark: float | None = None
 
 
-def plots(plots: Sequence[Plot], of: str, title: str, columns: int = 2, limits: tuple[float, float] = (-0.04, 1.04)) -> Figure:
-    """A plot beside the other, with one legend."""
+def plots(
+    plots: Sequence[Plot],
+    of: str,
+    title: str,
+    columns: int = 2,
+    limits: tuple[float, float] = (-0.04, 1.04),
+    scale: str = "linear",
+) -> Figure:
+    """A plot beside the other, with one legend. The scale "logit" spreads what is near 0 and near 1."""
     rows = -(-len(plots) // columns)
     drawn = Figure(figsize=(5.2 * columns, 3.1 * rows), dpi=120, layout="constrained")
     for axis, plot in zip(drawn.subplots(rows, columns, squeeze=False).flat, plots, strict=False):
@@ -48,6 +59,10 @@ def plots(plots: Sequence[Plot], of: str, title: str, columns: int = 2, limits: 
             axis.axvline(plot.mark, color="grey", linewidth=0.6)
         axis.set_xlabel(plot.over, fontsize=9)
         axis.set_ylabel(of, fontsize=9)
+        if scale == "logit":
+            axis.set_yscale("logit", nonpositive="clip")
+            axis.set_yticks(SHARES, [f"{share:g}" for share in SHARES])
+            axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(*limits)
         axis.tick_params(labelsize=8)
     handles = drawn.axes[0].get_legend_handles_labels()

@@ -1,7 +1,7 @@
 """Pictures of relevance: red for relevance, blue for counter-relevance, white for none, on a symmetric scale."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from whence.show.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import FigureBase, SubFigure
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,14 @@ class Heatmap:
         overlay(axes[2], picture, heat, limit)
         for axis, heading in zip(axes, ("input", self.title, "overlay"), strict=True):
             bare(axis, heading)
-        bar = part.colorbar(shown, ax=axes[2], fraction=0.05, pad=0.02)
-        bar.ax.tick_params(labelsize=7)
+        colour_bar(part, shown, axes[2])
+
+
+def colour_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
+    """What the colours mean, in small figures."""
+    bar = part.colorbar(shown, ax=axes, fraction=fraction, pad=pad)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.yaxis.get_offset_text().set_fontsize(7)
 
 
 def bare(axis: "Axes", heading: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from whence.show.heatmaps import colour_bar
 from whence.show.palettes import colours
 
 
@@ -23,5 +24,5 @@ def maps(drawn: Mapping[str, Tensor], rows: Sequence[str], columns: str) -> Figu
         axis.set_xlabel(columns, fontsize=8)
         axis.tick_params(labelsize=7)
         axis.set_yticks(range(height), rows if axis is axes[0] else [""] * height)
-        figure.colorbar(shown, ax=axis, fraction=0.06, pad=0.02).ax.tick_params(labelsize=7)
+        colour_bar(figure, shown, axis, fraction=0.06)
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from whence.show.heatmaps import scale
+from whence.show.heatmaps import colour_bar, scale
 from whence.show.palettes import colours
 from whence.show.words import plain
 
@@ -36,4 +36,4 @@ class Pairs:
             axis.set_yticks(range(count), list(map(plain, self.names)), fontsize=6)
         else:
             axis.tick_params(labelsize=7)
-        part.colorbar(shown, ax=axis, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
+        colour_bar(part, shown, axis)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from whence.show.heatmaps import scale
+from whence.show.heatmaps import colour_bar, scale
 from whence.show.palettes import colours
 from whence.show.words import plain
 
@@ -53,5 +53,4 @@ class Series:
             axis.tick_params(labelsize=6)
             axis.set_ylabel(plain(self.names[c]) if self.names else "", fontsize=7, rotation=0, ha="right")
         axes[0].set_title(plain(self.title), fontsize=9)
-        bar = part.colorbar(shown, ax=list(axes), fraction=0.02, pad=0.01)
-        bar.ax.tick_params(labelsize=7)
+        colour_bar(part, shown, list(axes), fraction=0.02, pad=0.01)
