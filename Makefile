@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SPELL := $(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src --skip "*/_build/*,*.svg,*.safetensors,*.png,*.jpg" -L maco,fro
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test test-all check format benchmarks docs gallery release-check clean
@@ -19,6 +20,7 @@ check: $(VENV)/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(SPELL)
 
 format: $(VENV)/.developer
 	$(BIN)/ruff check --fix .
@@ -43,7 +45,6 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/serve.py
 
 docs: $(VENV)/.writer
-	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src --skip "*/_build/*,*.svg,*.safetensors,*.png,*.jpg" -L maco,fro
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "the documentation lies in docs/_build/html/index.html"
 

@@ -14,7 +14,7 @@ PAGES = [*sorted((ROOT / "docs").glob("howto/*.md")), ROOT / "README.md"]
 NOTEBOOKS = sorted(page for page in (ROOT / "docs" / "tutorials").glob("*.md") if page.name != "index.md")
 # a CUDA build of torchvision, which some peers import, needs its operators declared beside CPU torch
 FIRST = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest; sys.path.pop(0)\n"
-PEERS = {"coming_from.md": ("captum", "zennit", "shap", "quantus", "lxt", "lucent", "transformers")}
+PEERS = {"coming_from.md": ("captum", "zennit", "shap", "quantus", "lucent")}
 
 
 def run(blocks, folder):
