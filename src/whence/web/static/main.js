@@ -93,6 +93,7 @@ const BESIDE = ["lrp", "gradient_times_input", "integrated_gradients", "smooth_g
 async function showBeside() {
   const names = BESIDE.filter(name => model().methods.includes(name)), text = model().takes === "text";
   $("methods").replaceChildren();
+  await explain(); // the target is that of what is there now
   const target = state.answer?.target.index ?? null;
   for (const method of names) {
     const figure = tile(made(text ? "p" : "canvas", { className: text ? "tokens" : "" }), method.replaceAll("_", " "), "…");
