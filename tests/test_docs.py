@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import in_turn
-
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("howto/*.md")), ROOT / "README.md"]
 NOTEBOOKS = sorted(page for page in (ROOT / "docs" / "tutorials").glob("*.md") if page.name != "index.md")
@@ -35,7 +33,7 @@ def test_a_page_runs_as_written(page, tmp_path):
         run(blocks, tmp_path)
 
 
-@pytest.mark.parametrize("page", in_turn(NOTEBOOKS, 3), ids=name)
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
 def test_a_notebook_runs_as_written(page, tmp_path):
     blocks = re.findall(r"^```{code-cell} python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     assert blocks

@@ -97,14 +97,18 @@ def explainer(model: str, method: str, settings: str) -> Explainer:
     return Explainer(loaded.model, method_of(question, loaded, x), class_names=loaded.classes, capture=True)
 
 
-def told(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
-    """The prediction and the account."""
-    account = e.conservation
+def shares_of(loaded: LoadedModel, x: Any) -> Tensor:
+    """The probability of each class, or next token, `[N, C]`."""
     with torch.no_grad():
         outputs = loaded.model(**x) if isinstance(x, dict) else loaded.model(x)
     logits = getattr(outputs, "logits", outputs)
-    logits = logits[:, -1] if logits.dim() == 3 else logits
-    likeliest = logits[0].softmax(0).topk(min(CLASSES_SHOWN, logits.shape[1]))
+    return (logits[:, -1] if logits.dim() == 3 else logits).softmax(1)
+
+
+def told(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
+    """The prediction and the account."""
+    account, shares = e.conservation, shares_of(loaded, x)[0]
+    likeliest = shares.topk(min(CLASSES_SHOWN, len(shares)))
     (target,) = e.target_names()
     index = e.target.index if isinstance(e.target, Logit) else e.target
     return {

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from whence.cli.attack import box_of
 from whence.cli.prototype import default_image, search
 from whence.errors import InputError
@@ -11,7 +9,7 @@ from whence.inside.concepts import concepts
 from whence.models.registry import BUNDLED
 from whence.robustness.attacked import attack
 from whence.robustness.attacks import FGSM, PGD
-from whence.web.asked import answered, index_of, method_of, read, target_of, told
+from whence.web.asked import answered, index_of, method_of, read, shares_of, target_of, told
 from whence.web.models import models, name_of
 from whence.web.pictures import packed, shown
 from whence.web.questions import AttackQuestion, PartQuestion, PrototypeQuestion
@@ -28,9 +26,7 @@ def prototypes(question: PrototypeQuestion) -> dict[str, Any]:
     found = search(
         loaded, chosen, question.prior, None, None, None, {"steps": question.steps, "seed": question.seed, "progress": False}
     )
-    with torch.no_grad():
-        shares = loaded.model(found.images).softmax(1)
-    rows = zip(chosen, found.images, found.activation.tolist(), shares, strict=True)
+    rows = zip(chosen, found.images, found.activation.tolist(), shares_of(loaded, found.images), strict=True)
     return {
         "note": found.note,
         "prototypes": [
