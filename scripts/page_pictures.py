@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/serve.md: the pages of `whence serve` in a headless browser.
+"""Draw the pictures of docs/howto/serve.md: the pages of `whence serve` in a headless browser.
 
 python scripts/page_pictures.py   # writes docs/images/serve*.png
 """

@@ -63,9 +63,30 @@ def test_larger_networks_have_a_map_a_layer(tmp_path):
     assert [c.name for c in whence.flow(digits(), x[:1], layers=["3", "7"]).columns] == ["input", "3", "7"]
 
 
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(*sizes, bias=False) for sizes in ((2, 2), (2, 2), (2, 1)))
+
+    def forward(self, x):
+        return self.c(torch.relu(self.a(x)) + torch.relu(self.b(x)))
+
+
+def test_weights_of_other_branches_are_none_of_an_edge(tmp_path):
+    found = whence.flow(Branches().eval(), torch.rand(1, 2))
+    assert [edges.weight is None for edges in found.edges] == [False, True, True]
+    assert found.has_ways_around
+    assert found.save(tmp_path / "flow.png").is_file()
+    pooled = nn.Sequential(nn.Linear(2, 4), nn.MaxPool1d(2), nn.Linear(2, 1)).eval()
+    assert whence.flow(pooled, torch.rand(1, 2), layers=["1", "2"]).edges[0].weight is None
+    assert not whence.flow(tiny("max, symmetric"), torch.rand(1, 2)).has_ways_around
+
+
 @pytest.mark.parametrize(("inputs", "options", "error", "message"), [
     (torch.rand(2, 2), {}, errors.InputError, r"one sample \[1, …\]"),
+    (torch.tensor(1.0), {}, errors.InputError, r"one sample \[1, …\]"),
     (torch.rand(1, 2), {"layers": ["5"]}, errors.SelectorError, "5"),
+    (torch.rand(1, 2), {"layers": []}, errors.SelectorError, "name some"),
 ])  # fmt: skip
 def test_what_has_no_flow_says_so(inputs, options, error, message):
     with pytest.raises(error, match=message):

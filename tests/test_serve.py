@@ -26,6 +26,7 @@ pytest.importorskip("fastapi")
 from whence.errors import InputError  # noqa: E402
 from whence.models.tiny import WAYS  # noqa: E402
 from whence.web import answers  # noqa: E402
+from whence.web.guard import Guard  # noqa: E402
 from whence.web.models import Served, models  # noqa: E402
 from whence.web.pictures import decoded, opened  # noqa: E402
 from whence.web.questions import PartQuestion, Question, Settings  # noqa: E402
@@ -272,6 +273,28 @@ def test_nothing_but_the_page_and_the_models_given_is_there(server):
     page = Path(answers.__file__).parent / "static"
     for file in page.iterdir():  # no asset of another host
         assert not re.search(r"(src|href|from|import)[=( ]*[\"']https?://", file.read_text()), file
+
+
+def test_links_may_be_followed_and_other_cookies_do_no_harm(server):
+    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert server.get("/", headers=followed).status_code == 200
+    assert server.get("/api/models", headers=followed).status_code == 403
+    guard = Guard(None, frozenset({"localhost:1"}), "secret")
+    assert not guard._knows_token({"cookie": "a/b=1; whence_token=other"})
+
+
+def test_a_model_is_served_once(tmp_path):
+    command = [sys.executable, "-c", "import whence_command; whence_command.main()", "serve", *["--model", "digits"] * 2]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "given twice" in refused.stderr
+
+
+def test_addresses_are_known_where_a_token_is_asked_for():
+    hosts = frozenset({"localhost:1"})
+    for name, known in (("192.168.1.5:8000", True), ("[fe80::1]:8000", True), ("evil.example:8000", False), ("", False)):
+        assert Guard(None, hosts, "secret")._is_own(name) is known
+        assert not Guard(None, hosts)._is_own(name)
 
 
 def test_large_bodies_and_strange_questions_are_refused(server):

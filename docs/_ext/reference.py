@@ -111,11 +111,17 @@ def _page(value: Any) -> str:
 
 
 def _public(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """What a module offers, without the helpers that it imports."""
     for name, value in vars(module).items():
-        if not name.startswith("_") and callable(value) and getattr(value, "__module__", "").startswith("whence"):
-            shown = value.__module__ == module.__name__ or module is not whence.presets
-            if shown and inspect.getdoc(value):
-                yield name, value
+        made = getattr(value, "__module__", "")
+        if name.startswith("_") or not made.startswith("whence") or not callable(value) or not inspect.getdoc(value):
+            continue
+        if module is whence.errors:
+            offered = inspect.isclass(value)
+        else:
+            offered = made == module.__name__ if module is whence.presets else made != whence.errors.__name__
+        if offered:
+            yield name, value
 
 
 def _entry(name: str, value: Any) -> str:

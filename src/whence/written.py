@@ -88,7 +88,9 @@ def check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
     largest = max(float(t.abs().max()) for t in (e.output, *tensors(e.relevance).values()))
     for name in wanted.keys() & found.keys():
         t = wanted[name].double()
-        off = float((found[name].to(t) - t).abs().max()) if t.numel() else 0.0
+        if not t.numel():
+            continue
+        off = float((found[name].to(t) - t).abs().max())
         if not off <= CLOSE * max(largest, float(t.abs().max())):
             raise ModelError(
                 f"the graph gives other numbers for {name} than explain() (off by {off:.1e}, for {len(e)} samples): {OTHERWISE}"

@@ -68,10 +68,10 @@ def check_exported(path: str | Path, model: Any) -> None:
     try:
         with zipfile.ZipFile(path) as package:
             kept = next(name for name in [*package.namelist(), ABOUT] if name.endswith(ABOUT))
-            about = json.loads(package.read(kept))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            before = json.loads(package.read(kept))["fingerprint"]
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise LoadError(f"{path} is no .pt2 that whence exported: {first_line(error)}") from error
-    if about["fingerprint"] != fingerprint(model):
+    if before != fingerprint(model):
         raise ModelError(f"the model changed since {path} was exported from it; export it anew")
 
 

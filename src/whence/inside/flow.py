@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALL = 16  # units of a layer that is drawn unit by unit
+AROUND = 1e-3  # of the largest relevance
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +69,20 @@ class Flow(Drawable):
         ]
         return "\n".join([head, *lines])
 
+    @property
+    def has_ways_around(self) -> bool:
+        """Whether units receive relevance by other ways than these edges, such as a residual connection."""
+        received = [edges.messages.sum(0) - lower.relevance for edges, lower in zip(self.edges, self.columns, strict=False)]
+        largest = max(float(column.relevance.abs().max()) for column in self.columns)
+        return any(float(missing.abs().max()) > AROUND * largest for missing in received)
+
     def figure(self) -> "Figure":
         """A small network unit by unit, with weights and relevance on every edge; of a larger one a heatmap a layer."""
         from whence.show.flow import heatmaps, network
 
         (name,) = self.whole.target_names()
         title = f"{name}: output {float(self.whole.output):.4g} by {described(self.whole.method)}"
+        title += "; part of it goes around these layers" if self.has_ways_around else ""
         return network(self.columns, self.edges, title) if self.edges else heatmaps(self.columns, title)
 
 
@@ -92,18 +101,22 @@ def flow(
     >>> whence.flow(model, torch.tensor([[2.0, 1.0]]), method=whence.LRP({nn.Linear: whence.AlphaBeta(1, 0)})).save("flow.png")
 
     `inputs` is one sample, `[1, …]`; `layers` those that are shown, in the order of the network: if not given, what every
-    linear layer or pooling gives, after its activation function. The edges into a unit are what flows `through` it.
+    linear layer or pooling gives, after its activation function. The edges into a unit are what flows `through` it; what goes
+    around these layers, by a residual connection, is in no edge (`has_ways_around`).
 
     Raises `InputError` for several samples, `SelectorError` for layers that are not there.
     """
     check_model(model)
-    if not isinstance(inputs, Tensor) or len(inputs) != 1:
+    if not isinstance(inputs, Tensor) or inputs.dim() < 2 or len(inputs) != 1:
         raise InputError(f"a flow is that of one sample [1, …], not of {getattr(inputs, 'shape', type(inputs))}")
     shapes = layer_shapes(model, inputs)
     leaves = [name for name in shapes if not any(other.startswith(f"{name}.") for other in shapes)]
-    names = _shown(model, leaves, shapes) if layers is None else [one_layer(model, layer) for layer in layers]
+    chosen = [layers] if isinstance(layers, str) else layers
+    names = _shown(model, leaves, shapes) if chosen is None else [one_layer(model, layer) for layer in chosen]
     if not names:
-        raise SelectorError("the model calls no layer by name; a flow is shown at modules")
+        raise SelectorError(
+            "the model calls no layer by name; a flow is shown at modules" if chosen is None else "layers=[]; name some"
+        )
     e = explain(model, inputs, target, method=method, layers=names, class_names=class_names, progress=False)
     repeated = next((name for name in names if isinstance(e.layers[name], tuple)), None)
     if repeated is not None:
@@ -137,7 +150,18 @@ def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[Column]
         messages = torch.stack([part.layers[lower.name][0] if below else part.relevance[0] for part in parts])
         since = leaves.index(lower.name) + 1 if lower.name in leaves else 0
         way = leaves[since : leaves.index(upper.name) + 1] if upper.name in leaves else []
-        linear = [m for m in map(model.get_submodule, way) if isinstance(m, nn.Linear)]
-        weight, bias = (linear[0].weight.detach(), linear[0].bias) if len(linear) == 1 else (None, None)
+        linear = [name for name in way if isinstance(model.get_submodule(name), nn.Linear)]
+        weight, bias = None, None
+        if len(linear) == 1 and _leads(model, linear[0], inputs, lower, messages):
+            weight, bias = model.get_submodule(linear[0]).weight.detach(), model.get_submodule(linear[0]).bias
         found.append(Edges(upper.name, messages, weight, None if bias is None else bias.detach()))
     return found
+
+
+def _leads(model: Any, name: str, inputs: Tensor, lower: Column, messages: Tensor) -> bool:
+    """Whether a linear layer is what lies between: one of a branch beside may be called in between, too."""
+    linear, gives = model.get_submodule(name), Reader(model, [name])(inputs).layers[name][0]
+    if linear.weight.shape != messages.shape:
+        return False
+    with torch.no_grad():
+        return bool(torch.allclose(linear(lower.activations), gives, rtol=1e-3, atol=1e-5))

@@ -28,8 +28,8 @@ _in_use: ContextVar[Palette] = ContextVar("palette", default=PALETTES["red-blue"
 
 @contextmanager
 def palette(name: str) -> Iterator[None]:
-    """Draw relevance in other colours: "red-blue", as all do if nothing is said, or "orange-purple", which colour-blind people
-    tell apart.
+    """Draw pictures of relevance in other colours: "red-blue", as all do if nothing is said, or "orange-purple", which
+    colour-blind people tell apart. (Pages, `.html`, have both, to be switched by their readers.)
 
     >>> with whence.palette("orange-purple"):
     ...     e.save("heatmap.png")

@@ -60,7 +60,8 @@ def create_app(
     app.include_router(asked)
     app.get("/look.css")(look)
     app.mount("/", StaticFiles(directory=str(resources.files("whence.web") / "static"), html=True))
-    hosts = {f"{name}:{port}" for name in (LOOPBACK if host in LOOPBACK else (*LOOPBACK, host))}
+    names = LOOPBACK if host in LOOPBACK else (*LOOPBACK, host)
+    hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())  # which browsers leave out
     return Guard(app, frozenset(hosts), token)
 
 

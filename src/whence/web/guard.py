@@ -3,7 +3,8 @@
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from http.cookies import SimpleCookie
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -58,18 +59,25 @@ class Guard:
             await _refused(refusal, send)
 
     def _check_origin(self, scope: Scope, given: Mapping[str, str]) -> None:
-        if given.get("host", "") not in self.hosts:
+        if not self._is_own(given.get("host", "")):
             raise Refused(421, "this server does not go by that name")
         origin = given.get("origin")
-        if origin is not None and origin.split("://", 1)[-1] not in self.hosts:
+        if origin is not None and origin.split("://", 1)[-1] != given.get("host"):
             raise Refused(403, "requests of other pages are not answered")
-        if given.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        followed = (
+            scope["method"] == "GET" and given.get("sec-fetch-mode") == "navigate" and not scope["path"].startswith("/api")
+        )
+        if given.get("sec-fetch-site", "none") not in ("same-origin", "none") and not followed:  # a link to a page is one
             raise Refused(403, "requests of other pages are not answered")
         if scope["method"] not in ("GET", "HEAD") and given.get("content-type", "").split(";")[0] != "application/json":
             raise Refused(415, "questions are sent as application/json")
 
+    def _is_own(self, name: str) -> bool:
+        """A name of ours; where a token is asked for, an address too: whom DNS is turned against asks by a name."""
+        return name in self.hosts or (self.token is not None and _is_address(name))
+
     def _knows_token(self, given: Mapping[str, str]) -> bool:
-        cookie = SimpleCookie(given.get("cookie", "")).get(COOKIE)
+        cookie = _cookies(given).get(COOKIE)
         bearer = given.get("authorization", "").removeprefix("Bearer ")
         return any(hmac.compare_digest(t.encode(), self._secret) for t in (bearer, "" if cookie is None else cookie.value))
 
@@ -80,6 +88,22 @@ class Guard:
     @property
     def _secret(self) -> bytes:
         return (self.token or "").encode()
+
+
+def _is_address(name: str) -> bool:
+    host = name[1 : name.index("]")] if name.startswith("[") and "]" in name else name.split(":")[0]
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False
+
+
+def _cookies(given: Mapping[str, str]) -> SimpleCookie:
+    """Those of other servers on this machine are sent too, and may be none that Python reads."""
+    try:
+        return SimpleCookie(given.get("cookie", ""))
+    except CookieError:
+        return SimpleCookie()
 
 
 def _with_headers(send: Send) -> Send:

@@ -97,5 +97,5 @@ class StepQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     way: Short
-    inputs: Annotated[list[Annotated[float, Field(ge=-100, le=100)]], Field(min_length=2, max_length=2)]
+    inputs: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
     settings: Settings = Settings()

@@ -2,6 +2,11 @@
 
 const underWay = new Map();
 
+// what is asked no longer: of one kind, or all
+export function drop(kind) {
+  for (const [name, control] of underWay) if (kind === undefined || name === kind) control.abort();
+}
+
 export async function ask(path, question, kind = path) {
   underWay.get(kind)?.abort();
   const control = new AbortController();

@@ -19,6 +19,7 @@ async function compute() {
   $("epsilon-value").textContent = $("epsilon").value;
   for (const label of document.querySelectorAll("[data-rule]")) label.hidden = label.dataset.rule !== $("rule").value;
   await attempt(async () => {
+    for (const id of ["a1", "a2"]) if (!$(id).value || !$(id).checkValidity()) throw new Error(`${id} is a number from 0 to 100`);
     const settings = { rule: $("rule").value, alpha: +$("alpha").value, gamma: +$("gamma").value, epsilon: +$("epsilon").value };
     state.found = await ask("steps", { way: $("way").value, inputs: [+$("a1").value, +$("a2").value], settings });
     show();

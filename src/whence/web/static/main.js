@@ -1,12 +1,13 @@
 // The page: what is asked, in one place; every change of it asks anew and shows the answer.
 
-import { ask, base64, numbers } from "./api.js";
+import { ask, base64, drop, numbers } from "./api.js";
 import { $, attempt, digits, made, options, picture, tile } from "./dom.js";
 import { Drawing } from "./drawing.js";
 import * as heat from "./heat.js";
 
-const state = { target: null, picture: null, answer: null, layers: null };
-const drawing = new Drawing($("drawing"), () => { state.target = null; explain(); });
+const state = { target: null, position: -1, picture: null, answer: null, layers: null };
+let runs = 0; // of methods side by side
+const drawing = new Drawing($("drawing"), () => { anew(); explain(); });
 let models = [];
 
 const model = () => models.find(({ name }) => name === $("model").value);
@@ -20,28 +21,39 @@ function question(more = {}) {
     part: $("part").value,
   };
   return {
-    model: name, ...input, target: state.target, rather_than: $("rather").value || null, method: $("method").value, settings, ...more,
+    model: name, ...input, target: state.target, position: state.position, rather_than: $("rather").value || null,
+    method: $("method").value, settings, ...more,
   };
 }
 
 const asksSomething = () => model().takes !== "picture" || state.picture !== null;
 
+// another question: what was found out about the one before goes
 async function explain() {
+  runs += 1;
+  state.layers = null;
+  for (const id of ["layers", "channels", "methods"]) $(id).replaceChildren();
+  await refresh();
+}
+
+async function refresh() {
   if (!asksSomething() || (model().takes === "text" && !$("text").value.trim())) return;
   await attempt(async () => {
     state.answer = await ask("explain", question());
-    show(state.answer);
+    await show(state.answer);
     remember();
-    showTwin();
+    await showTwin();
   });
 }
 
-function show(answer) {
+const anew = () => Object.assign(state, { target: null, position: -1 }); // the likeliest, at the last place
+
+async function show(answer) {
   const relevance = numbers(answer.relevance), text = model().takes === "text";
   $("heat").hidden = text;
   $("tokens").hidden = !text;
   if (text) showTokens(answer.tokens, relevance.values);
-  else paintOver(relevance, answer);
+  else await paintOver(relevance, answer);
   const parts = [`relevance ${digits(answer.relevance_sum)}`];
   if (Math.abs(answer.absorbed ?? 0) > 1e-5 * Math.abs(answer.output)) parts.push(`absorbed by biases and ε ${digits(answer.absorbed)}`);
   $("account").textContent = `${answer.target.name}: output ${digits(answer.output)} ${answer.adds_up ? "=" : "; by this method no sum:"} `
@@ -62,6 +74,8 @@ async function paintOver(relevance, answer, canvas = $("heat"), limit = undefine
     under = new Image();
     under.src = `data:image/png;base64,${answer.picture}`;
     await under.decode();
+    if (canvas === $("heat") && answer !== state.answer) return; // another came in between
+    if (!$("over").checked) under = null;
   }
   heat.paint(canvas, relevance, limit, under);
 }
@@ -79,8 +93,8 @@ function showTokens(tokens, values) {
     Object.assign(button, { type: "button", title: `relevance ${digits(values[i])}; click to ask why this token` });
     button.addEventListener("click", () => attempt(async () => {
       if (!i) throw new Error("nothing comes before the first token; choose another");
-      state.answer = await ask("explain", question({ position: i - 1, target: null }));
-      show(state.answer);
+      Object.assign(state, { target: null, position: i - 1 });
+      await explain();
     }));
   });
   $("tokens").replaceChildren(...buttons);
@@ -91,22 +105,26 @@ function showTokens(tokens, values) {
 const BESIDE = ["lrp", "gradient_times_input", "integrated_gradients", "smooth_grad", "sensitivity", "guided_backprop", "grad_cam", "occlusion"];
 
 async function showBeside() {
-  const names = BESIDE.filter(name => model().methods.includes(name)), text = model().takes === "text";
+  const run = runs += 1, names = BESIDE.filter(name => model().methods.includes(name)), text = model().takes === "text";
   $("methods").replaceChildren();
-  await explain(); // the target is that of what is there now
-  const target = state.answer?.target.index ?? null;
+  await refresh(); // the target is that of what is there now
+  if (!state.answer || run !== runs) return;
+  const asked = question({ target: state.answer.target.index });
   for (const method of names) {
     const figure = tile(made(text ? "p" : "canvas", { className: text ? "tokens" : "" }), method.replaceAll("_", " "), "…");
     $("methods").append(figure);
     const [name, account] = figure.querySelectorAll("span");
     try {
-      const answer = await ask("explain", question({ method, target }), `beside ${method}`), relevance = numbers(answer.relevance);
+      const answer = await ask("explain", { ...asked, method }, "beside");
+      if (run !== runs) return;
+      const relevance = numbers(answer.relevance);
       if (text) figure.firstChild.replaceChildren(...coloured(answer.tokens, relevance.values, "span"));
       else await paintOver(relevance, answer, figure.firstChild);
       figure.firstChild.setAttribute("aria-label", `heatmap by ${name.textContent}`);
       if (!text) figure.firstChild.setAttribute("role", "img");
       account.textContent = answer.adds_up ? `ΣR ${digits(answer.relevance_sum)} of ${digits(answer.output)}` : "does not add up to the output";
     } catch (error) {
+      if (run !== runs) return;
       account.textContent = error.message;
     }
   }
@@ -117,7 +135,9 @@ async function showBeside() {
 async function showTwin() {
   const epsilon = +$("distance").value;
   $("distance-value").textContent = digits(epsilon);
-  if (!epsilon) { $("twin").replaceChildren(); return; }
+  drop("attack");
+  $("twin").replaceChildren();
+  if (!epsilon || model().takes === "text" || !asksSomething()) return;
   await attempt(async () => {
     const answer = await ask("attack", question({ epsilon, by: $("by").value })), canvas = made("canvas", {});
     canvas.setAttribute("role", "img");
@@ -192,11 +212,15 @@ function showConcept(layer, channel) {
       if (!answer.references.length) found.append("Start the server with --data FOLDER to see samples where it mattered.");
     } finally {
       search.disabled = false;
+      search.textContent = `What does channel ${channel} stand for?`;
     }
   }));
 }
 
 function changeModel() {
+  drop();
+  anew();
+  state.answer = null;
   const { takes, classes, methods, presets, trained } = model();
   for (const kind of ["drawing", "picture", "text"]) $(`${kind}-input`).hidden = takes !== kind;
   $("flow").hidden = $("attack").hidden = takes === "text";
@@ -204,8 +228,8 @@ function changeModel() {
   options($("method"), [...methods, ...presets.filter(name => name !== "attn_lrp")]);
   $("rather").replaceChildren(made("option", { value: "" }, "(nothing)"), ...classes.map(name => made("option", { value: name }, name)));
   $("rather").parentElement.hidden = !classes.length;
-  state.target = null;
-  for (const id of ["layers", "channels", "classes", "methods", "twin"]) $(id).replaceChildren();
+  for (const id of ["classes", "twin", "tokens"]) $(id).replaceChildren();
+  $("heat").hidden = true;
   $("distance").value = 0;
   $("distance-value").textContent = "0";
   $("account").textContent = trained ? "" : "This model has random weights: what it says means nothing.";
@@ -226,7 +250,7 @@ async function readPicture(file) {
   await attempt(async () => {
     if (file.size > 8 * 2 ** 20) throw new Error("the picture is larger than 8 MiB; choose a smaller one");
     state.picture = base64(new Uint8Array(await file.arrayBuffer()));
-    state.target = null;
+    anew();
     await explain();
   });
 }
@@ -245,13 +269,16 @@ async function download(format) {
 function remember() {
   const asked = question();
   delete asked.picture;
-  history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(asked))}`);
+  try {
+    history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(asked))}`);
+  } catch { /* browsers allow so many a minute; the next one comes through */ }
 }
 
 function recall() {
   try {
     const asked = JSON.parse(decodeURIComponent(location.hash.slice(1)));
-    if (models.some(({ name }) => name === asked.model)) $("model").value = asked.model;
+    if (!models.some(({ name }) => name === asked.model)) return {}; // a link of another server
+    $("model").value = asked.model;
     return asked;
   } catch {
     return {};
@@ -262,9 +289,12 @@ function restore(asked) {
   if (asked.drawing) drawing.bytes = Uint8Array.from(atob(asked.drawing), c => c.charCodeAt(0));
   if (asked.text) $("text").value = asked.text;
   if (asked.method) $("method").value = asked.method;
-  for (const [id, value] of Object.entries(asked.settings ?? {})) $(id).value = id === "epsilon" ? Math.log10(value) : value;
+  for (const id of ["rule", "gamma", "alpha", "epsilon", "part"]) {
+    const value = asked.settings?.[id];
+    if (value !== undefined) $(id).value = id === "epsilon" ? Math.log10(value) : value;
+  }
   $("rather").value = asked.rather_than ?? "";
-  state.target = asked.target ?? null;
+  Object.assign(state, { target: asked.target ?? null, position: asked.position ?? -1 });
   changeRules();
 }
 
@@ -278,21 +308,25 @@ async function begin() {
   changeModel();
   restore(asked);
   explain();
-  $("sample").addEventListener("change", () => { sample(); state.target = null; explain(); });
+  $("sample").addEventListener("change", () => { sample(); anew(); explain(); });
 }
 
 $("model").addEventListener("change", changeModel);
 heat.chooser($("palette"), () => { if (state.answer) show(state.answer); if (state.layers) showLayers(); showTwin(); });
 $("show-beside").addEventListener("click", showBeside);
-for (const id of ["distance", "by"]) $(id).addEventListener("input", showTwin);
-$("clear").addEventListener("click", () => { drawing.clear(); state.target = null; explain(); });
+$("distance").addEventListener("input", () => { $("distance-value").textContent = $("distance").value; });
+for (const id of ["distance", "by"]) $(id).addEventListener("change", showTwin); // a search: not at every step of the slider
+$("clear").addEventListener("click", () => { drawing.clear(); anew(); explain(); });
 $("file").addEventListener("change", () => readPicture($("file").files[0]));
 for (const kind of ["dragover", "drop"]) $("drop").addEventListener(kind, event => { event.preventDefault(); if (kind === "drop") readPicture(event.dataTransfer.files[0]); });
-$("text-input").addEventListener("submit", event => { event.preventDefault(); state.target = null; explain(); });
+$("text-input").addEventListener("submit", event => { event.preventDefault(); anew(); explain(); });
 for (const id of ["method", "rule", "gamma", "alpha", "epsilon", "part", "rather"]) $(id).addEventListener("input", () => { changeRules(); explain(); });
 $("over").addEventListener("change", () => state.answer && show(state.answer));
-$("likeliest").addEventListener("click", () => { state.target = null; explain(); });
+$("likeliest").addEventListener("click", () => { anew(); explain(); });
 $("show-layers").addEventListener("click", showLayers);
-$("link").addEventListener("click", () => navigator.clipboard.writeText(location.href));
+$("link").addEventListener("click", () => attempt(async () => {
+  if (!navigator.clipboard) throw new Error("this browser copies on https and on this machine alone; take the address from its bar");
+  await navigator.clipboard.writeText(location.href);
+}));
 for (const button of document.querySelectorAll(".download")) button.addEventListener("click", () => download(button.dataset.format));
 attempt(begin);
