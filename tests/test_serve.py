@@ -168,7 +168,7 @@ def test_a_channel_its_prototype_and_where_it_mattered(server):
 
 
 def test_prototypes_are_taken_for_their_classes(server):
-    found = server.post("/api/prototypes", json={"model": "digits", "classes": [3, "7"], "prior": "expert", "steps": 64}).json()
+    found = server.post("/api/prototypes", json={"model": "digits", "classes": [3, "7"], "prior": "l2", "steps": 32}).json()
     assert [one["name"] for one in found["prototypes"]] == ["3", "7"]
     assert all(one["share"] > 0.9 for one in found["prototypes"])
     wrong = server.post("/api/prototypes", json={"model": "tiny.py:net", "classes": [0], "prior": "expert"})
@@ -329,7 +329,7 @@ def test_large_bodies_and_strange_questions_are_refused(server):
 
 def test_a_token_is_asked_for_where_others_may_come(tmp_path):
     with serving(tmp_path, "--host", "0.0.0.0") as (port, log):
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             assert client.get("/").status_code == 401
             assert client.get("/?token=guess").status_code == 401
             token = re.search(r"token=([\w-]+)", log.read_text())[1]
