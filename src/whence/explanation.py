@@ -276,7 +276,7 @@ class Explanation(Drawable):
         })  # fmt: skip
 
     def _page(self) -> str:
-        from whence.show.pages import embedded, page
+        from whence.show.pages import in_each_palette, page
 
         account = self.conservation
         amounts = {"output": account.output} | account.parts | ({"relative error": account.error} if account.adds_up else {})
@@ -292,7 +292,7 @@ class Explanation(Drawable):
             samples=list(zip(self.target_names(), zip(*columns, strict=True), strict=True)),
             layers=[(name, amount.tolist()) for name, amount in layers],
             texts=self._styled_texts(),
-            picture=embedded(self.figure) if pictures else None,
+            picture=in_each_palette(self.figure) if pictures else None,
         )
 
     def _styled_texts(self) -> list[tuple[str, list]]:

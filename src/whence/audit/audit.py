@@ -105,14 +105,14 @@ class Audit(Drawable):
 
     def _page(self) -> str:
         from whence.show.clusters import Strip, strips
-        from whence.show.pages import embedded, page
+        from whence.show.pages import embedded, in_each_palette, page
 
         clusters = []
         for c in self.clusters:
             name = self.name(c.group)
             strip = Strip("", c.mean, c.mask if c.suspicious else None, self._samples(c.nearest) + self._samples(c.random))
-            clusters.append((c, name, c.reason(name), embedded(partial(strips, [strip]))))
-        clouds = [(self.name(g.number), g.spectrum, embedded(partial(_cloud, g.spectrum))) for g in self.groups]
+            clusters.append((c, name, c.reason(name), in_each_palette(partial(strips, [strip]))))
+        clouds = [(self.name(g.number), g.spectrum, embedded(_cloud(g.spectrum))) for g in self.groups]
         return page("audit.html", audit=self, clusters=clusters, clouds=clouds)
 
 

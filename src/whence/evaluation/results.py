@@ -199,7 +199,7 @@ class Evaluation(Drawable):
             rows=self.words,
             footnote=self.footnote,
             failures=failures,
-            picture=embedded(self.figure),
+            picture=embedded(self.figure()),
         )
 
 

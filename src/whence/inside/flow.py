@@ -14,7 +14,7 @@ from whence.explain import explain, explain_targets
 from whence.explanation import Explanation
 from whence.inputs import check_model
 from whence.inside.channels import one_layer
-from whence.methods.readings import Reader, layer_shapes
+from whence.methods.readings import Reader, layer_shapes, leaves
 from whence.methods.table import Method
 from whence.nests import described
 from whence.show.drawable import Drawable
@@ -110,9 +110,8 @@ def flow(
     if not isinstance(inputs, Tensor) or inputs.dim() < 2 or len(inputs) != 1:
         raise InputError(f"a flow is that of one sample [1, …], not of {getattr(inputs, 'shape', type(inputs))}")
     shapes = layer_shapes(model, inputs)
-    leaves = [name for name in shapes if not any(other.startswith(f"{name}.") for other in shapes)]
     chosen = [layers] if isinstance(layers, str) else layers
-    names = _shown(model, leaves, shapes) if chosen is None else [one_layer(model, layer) for layer in chosen]
+    names = _shown(model, shapes) if chosen is None else [one_layer(model, layer) for layer in chosen]
     if not names:
         raise SelectorError(
             "the model calls no layer by name; a flow is shown at modules" if chosen is None else "layers=[]; name some"
@@ -125,13 +124,13 @@ def flow(
     columns = [Column("input", inputs[0], e.relevance[0])]
     columns += [Column(name, activations[name][0].detach(), e.layers[name][0]) for name in names]
     small = all(column.activations.dim() == 1 and len(column.activations) <= SMALL for column in columns)
-    return Flow(columns, _edges(model, inputs, e, columns, leaves) if small else (), e)
+    return Flow(columns, _edges(model, inputs, e, columns, leaves(shapes)) if small else (), e)
 
 
-def _shown(model: Any, leaves: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _shown(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Of every layer with an activation function behind it the latter; nothing twice that is only laid out anew."""
     found: list[str] = []
-    for name in leaves:
+    for name in leaves(shapes):
         mixes = isinstance(model.get_submodule(name), nn.modules.conv._ConvNd | nn.Linear | nn.Bilinear)
         if mixes or not found or prod(shapes[name]) != prod(shapes[found[-1]]):
             found.append(name)
@@ -140,28 +139,29 @@ def _shown(model: Any, leaves: Sequence[str], shapes: Mapping[str, tuple[int, ..
     return found
 
 
-def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[Column], leaves: Sequence[str]) -> list[Edges]:
+def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[Column], called: Sequence[str]) -> list[Edges]:
     """Relevance at the layer below of what flows through each unit above."""
+    linear = [name for name in called if isinstance(model.get_submodule(name), nn.Linear)]
+    given = Reader(model, linear)(inputs).layers if linear else {}
     found = []
     for lower, upper in pairwise(columns):
         below = [] if lower is columns[0] else [lower.name]
         units = [{upper.name: unit} for unit in range(len(upper.activations))]
         parts = explain_targets(model, inputs, [e.target], method=e.method, layers=below, through=units, progress=False)
-        messages = torch.stack([part.layers[lower.name][0] if below else part.relevance[0] for part in parts])
-        since = leaves.index(lower.name) + 1 if lower.name in leaves else 0
-        way = leaves[since : leaves.index(upper.name) + 1] if upper.name in leaves else []
-        linear = [name for name in way if isinstance(model.get_submodule(name), nn.Linear)]
+        messages = torch.cat([part.layers[lower.name] if below else part.relevance for part in parts])
+        since = called.index(lower.name) + 1 if lower.name in called else 0
+        way = called[since : called.index(upper.name) + 1] if upper.name in called else []
+        between = [name for name in way if name in linear]
         weight, bias = None, None
-        if len(linear) == 1 and _leads(model, linear[0], inputs, lower, messages):
-            weight, bias = model.get_submodule(linear[0]).weight.detach(), model.get_submodule(linear[0]).bias
+        if len(between) == 1 and _leads(layer := model.get_submodule(between[0]), lower, given[between[0]][0], messages):
+            weight, bias = layer.weight.detach(), layer.bias
         found.append(Edges(upper.name, messages, weight, None if bias is None else bias.detach()))
     return found
 
 
-def _leads(model: Any, name: str, inputs: Tensor, lower: Column, messages: Tensor) -> bool:
+def _leads(linear: nn.Linear, lower: Column, given: Tensor, messages: Tensor) -> bool:
     """Whether a linear layer is what lies between: one of a branch beside may be called in between, too."""
-    linear, gives = model.get_submodule(name), Reader(model, [name])(inputs).layers[name][0]
     if linear.weight.shape != messages.shape:
         return False
     with torch.no_grad():
-        return bool(torch.allclose(linear(lower.activations), gives, rtol=1e-3, atol=1e-5))
+        return bool(torch.allclose(linear(lower.activations), given, rtol=1e-3, atol=1e-5))

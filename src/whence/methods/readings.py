@@ -1,6 +1,6 @@
 """Activations at named layers: a forward pass that ends where the last of them is reached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -91,6 +91,11 @@ def layer_shapes(model: Callable[..., Any], inputs: Nest) -> dict[str, tuple[int
     with torch.no_grad(), scope:
         given.call(model, tuple(given.copied().values()))
     return found
+
+
+def leaves(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Those of the layers with no layer inside, in the order in which they end."""
+    return [name for name in shapes if not any(other.startswith(f"{name}.") for other in shapes)]
 
 
 def _redirected(g: Tensor, active: Tensor) -> Tensor:

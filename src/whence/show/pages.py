@@ -2,25 +2,32 @@
 
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from whence.show.drawable import png
 from whence.show.palettes import PALETTES, palette
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def page(template: str, **values: Any) -> str:
+
+def page(template: str, package: str = "whence.show", **values: Any) -> str:
     """The template of that name, filled in."""
-    templates = Environment(loader=PackageLoader("whence.show"), autoescape=select_autoescape(), trim_blocks=True)
+    templates = Environment(loader=PackageLoader(package), autoescape=select_autoescape(), trim_blocks=True)
     return templates.get_template(template).render(**values)
 
 
-def embedded(draw: Callable[[], Figure]) -> list[str]:
-    """A figure as text for a page's `data:image/png;base64,`: one in each palette, or one for all where they look the same."""
+def embedded(drawn: "Figure") -> list[str]:
+    """A figure as text for a page's `data:image/png;base64,`."""
+    return [b64encode(png(drawn)).decode()]
+
+
+def in_each_palette(draw: "Callable[[], Figure]") -> list[str]:
+    """A figure of relevance, drawn in one palette after the other."""
     found = []
     for name in PALETTES:
         with palette(name):
-            found.append(b64encode(png(draw())).decode())
-    return found[:1] if found[0] == found[1] else found
+            found += embedded(draw())
+    return found

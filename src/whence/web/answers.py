@@ -12,7 +12,7 @@ from whence.cli.methods import PRESETS
 from whence.errors import InputError
 from whence.explain import explain
 from whence.inside.channels import channels_last, strongest
-from whence.methods.readings import layer_shapes
+from whence.methods.readings import layer_shapes, leaves
 from whence.methods.table import METHODS
 from whence.models.digits import digit_samples
 from whence.models.registry import BUNDLED
@@ -69,7 +69,7 @@ def layers(question: Question) -> dict[str, Any]:
     """Where relevance is, layer by layer, from the input up."""
     loaded, x = read(question)
     shapes = {name: shape for name, shape in layer_shapes(loaded.model, x).items() if len(shape) == 4 and shape[0] == 1}
-    names = [name for name in shapes if not any(other.startswith(f"{name}.") for other in shapes)]
+    names = leaves(shapes)
     e = answered(question, loaded, x, names)
     found = []
     for name in names:
