@@ -8,35 +8,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from playwright.sync_api import Page, expect, sync_playwright
-
-import whence
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
+from test_page import draw, explanations  # noqa: E402
 from test_serve import serving  # noqa: E402
-from whence.models.digits import digit_samples, digits  # noqa: E402
 
 SEVEN = [(0.25, 0.25), (0.75, 0.25), (0.45, 0.8)]
-
-
-def draw(page: Page) -> None:
-    page.click("#clear")
-    box = page.locator("#drawing").bounding_box()
-    assert box is not None
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in SEVEN]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=12)
-    page.mouse.up()
 
 
 def explaining(page: Page, address: str) -> None:
     page.goto(address)
     page.wait_for_selector("#classes button")
-    draw(page)
+    page.click("#clear")
+    draw(page, *SEVEN)
     page.click("#show-layers")
     page.locator("#layers button").nth(3).click()
     for i in range(3):
@@ -73,11 +59,8 @@ def auditing(page: Page, address: str) -> None:
 
 
 def main() -> None:
-    x, y = digit_samples()
-    x = torch.cat([x.roll(shift, 3) for shift in (-1, 0, 1)])
-    x[y.repeat(3) == 3, :, :4, :4] = 1
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
-        whence.explain_dataset(digits(), (x, y.repeat(3)), Path(folder) / "explanations", progress=False)
+        explanations(Path(folder) / "explanations")
         with serving(Path(folder), "--store", "explanations") as (port, _):
             browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1200, "height": 700})

@@ -74,13 +74,18 @@ def address(tmp_path_factory):
     if has_stories():
         (folder / "texts.py").write_text(STORIES.format(tests=str(Path(__file__).parent), data=str(DATA)))
         models.append("texts.py:llama")
-    x, y = digit_samples()
-    x = torch.cat([x.roll(shift, 3) for shift in (-1, 0, 1)])
-    x[y.repeat(3) == 3, :, :4, :4] = 1  # a mark in one class
-    whence.explain_dataset(digits(), (x, y.repeat(3)), folder / "explanations", progress=False)
+    explanations(folder / "explanations")
     options = [part for name in models for part in ("--model", name)]
     with serving(folder, *options, "--store", "explanations") as (port, _):
         yield f"http://127.0.0.1:{port}/"
+
+
+def explanations(folder):
+    """A store of digits, with a mark in one class."""
+    x, y = digit_samples()
+    x = torch.cat([x.roll(shift, 3) for shift in (-1, 0, 1)])
+    x[y.repeat(3) == 3, :, :4, :4] = 1
+    whence.explain_dataset(digits(), (x, y.repeat(3)), folder, progress=False)
 
 
 def has_stories():

@@ -59,7 +59,7 @@ def concepts(
         warnings.simplefilter("ignore", UserWarning)  # of prototypes: told from their notes
         found = run(
             loaded.model, x, layer, named(target, loaded), channels=_channels(channels), references=references,
-            data=None if samples is None else _pictures(samples), class_names=loaded.classes,
+            data=None if samples is None else pictures(samples), class_names=loaded.classes,
             prototypes=_settings(loaded, x) if prototypes else False,
         )  # fmt: skip
     found.save(out)
@@ -87,7 +87,7 @@ def _channels(given: str) -> int | list[int]:
     return int(parts[0]) if len(parts) == 1 and "," not in given else list(map(int, parts))
 
 
-def _pictures(samples: Any) -> Tensor:
+def pictures(samples: Any) -> Tensor:
     """All of them, since references are told by their numbers; those that cannot be read are named."""
     rows = Rows.of(samples)
     found, failed = rows.read(range(rows.count), rows.shape)

@@ -60,15 +60,15 @@ def evaluate(
     check_known(measured, list(METRICS), "metric")
     loaded = load_model(model, weights)
     samples = read_data(data, loaded, "evaluate", limit)
-    first, bounded = _first(samples), loaded.preprocessing.bounds_known
+    first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
     by_name = {name: one_of_several(name, loaded, first, bounded) for name in wanted}
-    removal = _removal(regions, imputer, score, loaded, measured)
+    taken_away = removal(regions, imputer, score, loaded, measured)
     if shard is not None and keep is None:
         raise InputError("--shard leaves its part in a folder that all jobs see; give it: --keep FOLDER")
     aside = out.with_name(KEPT.format(out.name))
     found = run(
         loaded.model, samples, by_name, measured, target=_target(target), seed=seed, keep=keep or aside, shard=shard,
-        engine=engine, address=address, **removal,
+        engine=engine, address=address, **taken_away,
     )  # fmt: skip
     found.save(out)
     _forget(aside)
@@ -80,16 +80,17 @@ def evaluate(
         _print(found, loaded, out)
 
 
-def _first(samples: Any) -> Any:
+def first_sample(samples: Any) -> Any:
     """One sample as a batch, by which methods are fitted to the kind of input."""
     if isinstance(samples, tuple):
         return each(lambda t: t[:1], samples[0])
     return Rows.of(samples).first.inputs.nest
 
 
-def _removal(
+def removal(
     regions: str | None, imputer: str | None, score: str | None, loaded: "LoadedModel", metrics: list[str]
 ) -> dict[str, Any]:
+    """How parts are taken away, as the metrics by name do; of texts, what stands in their place."""
     given: dict[str, Any] = {}
     if regions is not None:
         given["regions"] = int(regions) if regions.isdecimal() else regions

@@ -45,7 +45,7 @@ def about(_: None) -> list[dict[str, Any]]:
             "classes": list(map(str, models[name].classes)),
             "methods": [m for m in METHODS if m != "shapley"],
             "presets": list(PRESETS),
-            "data": models[name].name in BUNDLED or models.served.data is not None,
+            "data": models.has_data(name),
         }
         for name, _ in models.served.models
     ]

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 
 from whence.errors import WhenceError
 from whence.web import answers, reports, searches, steps
@@ -31,6 +32,15 @@ from whence.web.workers import Workers
 MOST_REPORTS = 16  # kept for the page to show
 OF_REPORTS = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
 MEDIA = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
+ANSWERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each computed in a process of its own
+    "explain": (Question, answers.explained),
+    "layers": (Question, answers.layers),
+    "through": (PartQuestion, answers.through),
+    "channel": (PartQuestion, searches.channel),
+    "attack": (AttackQuestion, searches.attacked),
+    "prototypes": (PrototypeQuestion, searches.prototypes),
+    "steps": (StepQuestion, steps.steps),
+}
 asked = APIRouter(prefix="/api")
 
 
@@ -75,44 +85,9 @@ def digits() -> list[dict[str, Any]]:
     return answers.digits()
 
 
-@asked.post("/explain")
-async def explain(question: Question, request: Request) -> dict[str, Any]:
-    return await _answer(request, answers.explained, question)
-
-
-@asked.post("/layers")
-async def layers(question: Question, request: Request) -> dict[str, Any]:
-    return await _answer(request, answers.layers, question)
-
-
-@asked.post("/through")
-async def through(question: PartQuestion, request: Request) -> dict[str, Any]:
-    return await _answer(request, answers.through, question)
-
-
-@asked.post("/channel")
-async def channel(question: PartQuestion, request: Request) -> dict[str, Any]:
-    return await _answer(request, searches.channel, question)
-
-
-@asked.post("/attack")
-async def attack(question: AttackQuestion, request: Request) -> dict[str, Any]:
-    return await _answer(request, searches.attacked, question)
-
-
-@asked.post("/prototypes")
-async def prototypes(question: PrototypeQuestion, request: Request) -> dict[str, Any]:
-    return await _answer(request, searches.prototypes, question)
-
-
 @asked.get("/ways")
 def ways() -> list[str]:
     return steps.ways()
-
-
-@asked.post("/steps")
-async def step(question: StepQuestion, request: Request) -> dict[str, Any]:
-    return await _answer(request, steps.steps, question)
 
 
 @asked.get("/stores")
@@ -149,6 +124,16 @@ async def download(question: FileQuestion, request: Request) -> Response:
     return Response(found, media_type=MEDIA[question.format], headers={"content-disposition": "attachment"})
 
 
+def _answering(form: type[BaseModel], answer: Callable[[Any], Any]) -> Callable[..., Any]:
+    """What an address does, its question of a form that FastAPI reads from the annotation."""
+
+    async def answering(question: Any, request: Request) -> Any:
+        return await _answer(request, answer, question)
+
+    answering.__annotations__["question"] = form
+    return answering
+
+
 def look() -> FileResponse:
     """What the page and the reports have in common."""
     return FileResponse(str(resources.files("whence.show") / "templates" / "look.css"), media_type="text/css")
@@ -175,3 +160,7 @@ async def _named(request: Request, error: RequestValidationError) -> JSONRespons
     """Which part of the question is wrong; the question itself, which may be large, does not come back."""
     wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'question'}: {one['msg']}" for one in error.errors()]
     return JSONResponse({"error": "; ".join(wrong[:5])}, status_code=422)
+
+
+for _path, (_form, _give) in ANSWERS.items():
+    asked.post(f"/{_path}")(_answering(_form, _give))

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import Any
 
 from whence.cli.data import read_data
 from whence.errors import InputError, suggestion
 from whence.models.registry import BUNDLED, LoadedModel, load_model
-from whence.nests import Nest
-from whence.rows import Rows
 
 MOST_READ = 50  # samples of the data
 
@@ -29,7 +26,6 @@ class Models:
 
     served: Served
     _loaded: dict[str, LoadedModel] = field(default_factory=dict)
-    _samples: dict[str, tuple[Nest, Tensor | None]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LoadedModel:
         weights = dict(self.served.models)
@@ -39,22 +35,15 @@ class Models:
             self._loaded[name] = load_model(name, weights[name])
         return self._loaded[name]
 
-    def samples(self, name: str) -> tuple[Nest, Tensor | None]:
-        """The first of the data, or the bundled digits, with their labels where these are known."""
-        if name not in self._samples:
-            loaded = self[name]
-            if loaded.name not in BUNDLED and self.served.data is None:
-                raise InputError(f"no data for {name}; start the server with it: whence serve --model {name} --data FOLDER")
-            given = read_data(None if loaded.name in BUNDLED else self.served.data, loaded, "serve", MOST_READ)
-            if isinstance(given, tuple):
-                self._samples[name] = given
-            else:
-                rows = Rows.of(given)
-                found, _ = rows.read(range(rows.count), rows.shape)
-                if found is None:
-                    raise InputError(f"nothing of {self.served.data} can be read")
-                self._samples[name] = found.inputs.nest, found.labels
-        return self._samples[name]
+    def data_of(self, name: str, limit: int = MOST_READ) -> Any:
+        """The first samples of the data, or of the bundled digits, with their labels where these are known."""
+        loaded = self[name]
+        if not self.has_data(name):
+            raise InputError(f"no data for {name}; start the server with it: whence serve --model {name} --data FOLDER")
+        return read_data(None if loaded.name in BUNDLED else self.served.data, loaded, "serve", limit)
+
+    def has_data(self, name: str) -> bool:
+        return self[name].name in BUNDLED or self.served.data is not None
 
 
 models = Models(Served())

@@ -5,11 +5,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from whence.audit.audit import audit
+from whence.cli.evaluate import first_sample, removal
 from whence.cli.methods import SEVERAL, check_known, one_of_several
 from whence.errors import InputError, suggestion
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate
 from whence.evaluation.metrics import METRICS
-from whence.nests import each
 from whence.web.models import models
 from whence.web.questions import AuditQuestion, EvaluationQuestion
 
@@ -28,10 +28,11 @@ def evaluated(question: EvaluationQuestion) -> str:
     check_known(question.methods, SEVERAL, "method")
     check_known(question.metrics, list(METRICS), "metric")
     loaded = models[question.model]
-    x, y = (None if part is None else each(lambda t: t[: question.count], part) for part in models.samples(question.model))
-    first, bounded = each(lambda t: t[:1], x), loaded.preprocessing.bounds_known
+    samples = models.data_of(question.model, question.count)
+    first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
     methods = {name: one_of_several(name, loaded, first, bounded) for name in question.methods}
-    return _page(evaluate(loaded.model, (x, y), methods, question.metrics, progress=False))
+    taken_away = removal(None, None, None, loaded, question.metrics)
+    return _page(evaluate(loaded.model, samples, methods, question.metrics, progress=False, **taken_away))
 
 
 def audited(question: AuditQuestion) -> str:

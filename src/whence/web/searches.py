@@ -3,10 +3,10 @@
 from typing import Any
 
 from whence.cli.attack import box_of
+from whence.cli.concepts import pictures
 from whence.cli.prototype import default_image, search
 from whence.errors import InputError
 from whence.inside.concepts import concepts
-from whence.models.registry import BUNDLED
 from whence.robustness.attacked import attack
 from whence.robustness.attacks import FGSM, PGD
 from whence.web.asked import answered, index_of, method_of, read, shares_of, target_of, told
@@ -41,8 +41,7 @@ def channel(question: PartQuestion) -> dict[str, Any]:
     loaded, x = read(question)
     if question.channel is None:
         raise InputError("which channel?")
-    known = loaded.name in BUNDLED or models.served.data is not None
-    data = models.samples(question.model)[0] if known else None
+    data = pictures(models.data_of(question.model)) if models.has_data(question.model) else None
     settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "steps": STEPS}
     found = concepts(
         loaded.model, x, question.layer, target_of(question, loaded), channels=[question.channel], data=data,

@@ -30,4 +30,11 @@ export function tile(canvasOrImage, ...lines) {
   return made("figure", {}, canvasOrImage, made("figcaption", {}, ...lines.map(line => made("span", {}, line))));
 }
 
+// a canvas says what it shows to those who hear the page
+export function says(canvas, words) {
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", words);
+  return canvas;
+}
+
 export const picture = (png, alt) => made("img", { src: `data:image/png;base64,${png}`, alt });

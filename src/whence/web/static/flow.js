@@ -54,7 +54,7 @@ function draw(columns, edges, through) {
     const w = weight[j][i], seen = k >= through && state.step > 1;
     if (!w) return;
     const line = drawn("line", { x1: x(k), y1: y(k, i), x2: x(k + 1), y2: y(k + 1, j), class: k === through && state.step > 1 ? "now" : "" });
-    line.style.stroke = seen && r ? rgb(heat.colour(Math.sign(r) * Math.max(0.3, Math.min(1, Math.abs(r) / limit)))) : "";
+    line.style.stroke = seen && r ? heat.css(heat.colour(Math.sign(r) * Math.max(0.3, Math.min(1, Math.abs(r) / limit)))) : "";
     line.style.strokeWidth = seen ? 1.5 + 6 * Math.abs(r) / limit : 1.5;
     lines.push(line);
     const t = 0.32 + 0.36 * (j % 3) / 2, at = { x: x(k) + t * ACROSS, y: y(k, i) + t * (y(k + 1, j) - y(k, i)) };
@@ -62,13 +62,12 @@ function draw(columns, edges, through) {
   })));
   const circles = columns.flatMap(({ names, activations, relevance }, k) => names.flatMap((name, i) => {
     const seen = k > through || (k === through && state.step > 1), r = relevance[i], at = { x: x(k), y: y(k, i) };
-    const [red, green, blue] = heat.colour(seen ? Math.max(-0.75, Math.min(0.75, 0.75 * r / limit)) : 0);
+    const colour = heat.colour(seen ? Math.max(-0.75, Math.min(0.75, 0.75 * r / limit)) : 0);
     const circle = drawn("circle", { cx: at.x, cy: at.y, r: RADIUS });
-    circle.style.fill = rgb([red, green, blue]);
-    const ink = 0.3 * red + 0.6 * green + 0.1 * blue > 140 ? "#111" : "#fff";
+    circle.style.fill = heat.css(colour);
     const inside = [words({ x: at.x, y: at.y - (seen ? 7 : 0) }, `${name} = ${digits(activations[i])}`, "unit")];
     if (seen) inside.push(words({ x: at.x, y: at.y + 11 }, `R ${digits(r)}`, "unit"));
-    for (const word of inside) word.style.fill = ink;
+    for (const word of inside) word.style.fill = heat.ink(colour);
     return [circle, ...inside];
   }));
   svg.replaceChildren(...lines, ...labels, ...circles);
@@ -96,8 +95,6 @@ function words(at, text, kind) {
   element.textContent = text;
   return element;
 }
-
-const rgb = colour => `rgb(${colour.join(" ")})`;
 
 await attempt(async () => {
   options($("way"), await ask("ways"), "max, symmetric");

@@ -27,6 +27,11 @@ export function colour(share) {
   return strength < 0.5 ? mix([255, 255, 255], middle, 2 * strength) : mix(middle, end, 2 * strength - 1);
 }
 
+export const css = colour => `rgb(${colour.join(" ")})`;
+
+// what can be read on a colour
+export const ink = ([red, green, blue]) => 0.3 * red + 0.6 * green + 0.1 * blue > 140 ? "black" : "white";
+
 // a map [H, W] onto a canvas, faintly over a picture where there is one
 export function paint(canvas, { shape, values }, limit = largest(values), under = null) {
   const [height, width] = shape.length > 1 ? shape.slice(-2) : [1, shape[0]];

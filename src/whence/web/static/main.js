@@ -1,7 +1,7 @@
 // The page: what is asked, in one place; every change of it asks anew and shows the answer.
 
 import { ask, base64, drop, numbers } from "./api.js";
-import { $, attempt, digits, made, options, picture, tile } from "./dom.js";
+import { $, attempt, digits, made, options, picture, says, tile } from "./dom.js";
 import { Drawing } from "./drawing.js";
 import * as heat from "./heat.js";
 
@@ -26,7 +26,7 @@ function question(more = {}) {
   };
 }
 
-const asksSomething = () => model().takes !== "picture" || state.picture !== null;
+const asksSomething = () => ({ drawing: true, picture: state.picture, text: $("text").value.trim() })[model().takes];
 
 // another question: what was found out about the one before goes
 async function explain() {
@@ -37,7 +37,7 @@ async function explain() {
 }
 
 async function refresh() {
-  if (!asksSomething() || (model().takes === "text" && !$("text").value.trim())) return;
+  if (!asksSomething()) return;
   await attempt(async () => {
     state.answer = await ask("explain", question());
     await show(state.answer);
@@ -66,7 +66,7 @@ async function show(answer) {
   }));
 }
 
-async function paintOver(relevance, answer, canvas = $("heat"), limit = undefined) {
+async function paintOver(relevance, answer, canvas = $("heat")) {
   if (answer?.picture && model().takes === "picture") $("picture").src = `data:image/png;base64,${answer.picture}`;
   if (model().takes === "picture") $("picture").hidden = false;
   let under = null;
@@ -77,13 +77,12 @@ async function paintOver(relevance, answer, canvas = $("heat"), limit = undefine
     if (canvas === $("heat") && answer !== state.answer) return; // another came in between
     if (!$("over").checked) under = null;
   }
-  heat.paint(canvas, relevance, limit, under);
+  heat.paint(canvas, relevance, heat.largest(relevance.values), under);
 }
 
 const coloured = (tokens, values, tag) => tokens.map((token, i) => {
-  const [red, green, blue] = heat.colour(values[i] / heat.largest(values)), element = made(tag, {}, token || "␣");
-  element.style.background = `rgb(${red} ${green} ${blue})`;
-  element.style.color = 0.3 * red + 0.6 * green + 0.1 * blue > 140 ? "black" : "white";
+  const colour = heat.colour(values[i] / heat.largest(values)), element = made(tag, {}, token || "␣");
+  Object.assign(element.style, { background: heat.css(colour), color: heat.ink(colour) });
   return element;
 });
 
@@ -120,8 +119,7 @@ async function showBeside() {
       const relevance = numbers(answer.relevance);
       if (text) figure.firstChild.replaceChildren(...coloured(answer.tokens, relevance.values, "span"));
       else await paintOver(relevance, answer, figure.firstChild);
-      figure.firstChild.setAttribute("aria-label", `heatmap by ${name.textContent}`);
-      if (!text) figure.firstChild.setAttribute("role", "img");
+      if (!text) says(figure.firstChild, `heatmap by ${name.textContent}`);
       account.textContent = answer.adds_up ? `ΣR ${digits(answer.relevance_sum)} of ${digits(answer.output)}` : "does not add up to the output";
     } catch (error) {
       if (run !== runs) return;
@@ -139,9 +137,8 @@ async function showTwin() {
   $("twin").replaceChildren();
   if (!epsilon || model().takes === "text" || !asksSomething()) return;
   await attempt(async () => {
-    const answer = await ask("attack", question({ epsilon, by: $("by").value })), canvas = made("canvas", {});
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `heatmap of the twin for ${answer.target.name}`);
+    const answer = await ask("attack", question({ epsilon, by: $("by").value }));
+    const canvas = says(made("canvas", {}), `heatmap of the twin for ${answer.target.name}`);
     heat.paint(canvas, numbers(answer.relevance));
     const likeliest = answer.classes.slice(0, 3).map(({ name, share }) => `${name} ${(100 * share).toFixed(1)} %`).join(", ");
     $("twin").replaceChildren(
@@ -184,8 +181,7 @@ function showChannels(i) {
     button.addEventListener("click", () => press(button, () => attempt(async () => {
       const found = await ask("through", question({ target: state.layers.target.index, layer: layer.name, channel }));
       const canvas = button.querySelector("canvas") ?? button.insertBefore(made("canvas", {}), button.firstChild);
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `what flows through channel ${channel}: ${found.amount.toPrecision(3)} of ${found.output.toPrecision(3)}`);
+      says(canvas, `what flows through channel ${channel}: ${found.amount.toPrecision(3)} of ${found.output.toPrecision(3)}`);
       await paintOver(numbers(found.relevance), null, canvas);
       showConcept(layer.name, channel);
     })));
