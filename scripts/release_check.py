@@ -43,7 +43,7 @@ def built(folder: Path) -> tuple[Path, Path]:
     assert f"-{version}" in wheel.name
     assert f"## {version} " in (ROOT / "CHANGELOG.md").read_text(), f"the changelog says nothing of {version}"
     names = zipfile.ZipFile(wheel).namelist()
-    for part in ("web/static/index.html", "show/templates/look.css", "py.typed", "licenses/LICENSE"):
+    for part in ("web/templates/index.html", "web/static/main.js", "show/templates/look.css", "py.typed", "licenses/LICENSE"):
         assert any(name.endswith(part) for name in names), f"{part} is not in the wheel"
     assert not [name for name in names if name.startswith(("tests", "docs", "benchmarks"))]
     with tarfile.open(archive) as inside:

@@ -270,8 +270,8 @@ def test_nothing_but_the_page_and_the_models_given_is_there(server):
         found = server.post("/api/explain", json={"model": name, "drawing": drawing()})
         assert found.status_code == 422
         assert "was started here" in found.json()["error"]
-    page = Path(answers.__file__).parent / "static"
-    for file in page.iterdir():  # no asset of another host
+    web = Path(answers.__file__).parent
+    for file in (*(web / "static").iterdir(), *(web / "templates").iterdir()):  # no asset of another host
         assert not re.search(r"(src|href|from|import)[=( ]*[\"']https?://", file.read_text()), file
 
 

@@ -14,6 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from whence.errors import WhenceError
+from whence.show.pages import page
 from whence.web import answers, reports, searches, steps
 from whence.web.guard import LOOPBACK, Guard
 from whence.web.models import Served
@@ -29,6 +30,7 @@ from whence.web.questions import (
 )
 from whence.web.workers import Workers
 
+PAGES = {"/": "index.html"} | {f"/{name}.html": f"{name}.html" for name in ("index", "flow", "prototypes", "reports")}
 MOST_REPORTS = 16  # kept for the page to show
 OF_REPORTS = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
 MEDIA = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
@@ -69,7 +71,9 @@ def create_app(
     app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
     app.include_router(asked)
     app.get("/look.css")(look)
-    app.mount("/", StaticFiles(directory=str(resources.files("whence.web") / "static"), html=True))
+    for address, name in PAGES.items():
+        app.api_route(address, methods=["GET", "HEAD"])(_showing(page(name, "whence.web")))
+    app.mount("/", StaticFiles(directory=str(resources.files("whence.web") / "static")))
     names = LOOPBACK if host in LOOPBACK else (*LOOPBACK, host)
     hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())  # which browsers leave out
     return Guard(app, frozenset(hosts), token)
@@ -124,6 +128,10 @@ async def download(question: FileQuestion, request: Request) -> Response:
     return Response(found, media_type=MEDIA[question.format], headers={"content-disposition": "attachment"})
 
 
+def _showing(text: str) -> Callable[[], HTMLResponse]:
+    return lambda: HTMLResponse(text)
+
+
 def _answering(form: type[BaseModel], answer: Callable[[Any], Any]) -> Callable[..., Any]:
     """What an address does, its question of a form that FastAPI reads from the annotation."""
 
@@ -139,10 +147,10 @@ def look() -> FileResponse:
     return FileResponse(str(resources.files("whence.show") / "templates" / "look.css"), media_type="text/css")
 
 
-def _kept(request: Request, page: str) -> dict[str, str]:
+def _kept(request: Request, text: str) -> dict[str, str]:
     """Where a report can be opened, and saved from: the last few are kept in memory."""
     reports, number = request.app.state.reports, token_hex(8)
-    reports[number] = page
+    reports[number] = text
     while len(reports) > MOST_REPORTS:
         reports.popitem(last=False)
     return {"address": f"api/reports/{number}"}
