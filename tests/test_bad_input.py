@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import whence
-from whence import LRP, Epsilon, errors
+from whence import LRP, Epsilon, advice, errors
 from whence.models import registry
 from whence.models.images import Preprocessing
 from whence.models.weights_files import load_weights
@@ -58,6 +59,51 @@ def test_wrong_input_shape_and_type():
     refused(errors.InputError, "not str", net(), "photo.jpg")
     refused(errors.InputError, r"x.float\(\) / 255", net(), torch.zeros(2, 1, 6, 6, dtype=torch.uint8))
     refused(errors.InputError, "nothing to explain", net(), ())
+
+
+@pytest.mark.parametrize(
+    ("x", "what_to_do"),
+    [
+        (torch.rand(2, 1, 6, 6).double(), "in float64, the model in float32: pass x.to\\(torch.float32"),
+        (torch.rand(2, 1, 6, 6, device="cpu").bfloat16(), "in bfloat16, the model in float32"),
+        (torch.rand(1, 6, 6), r"pass x\[None\]"),
+        (torch.rand(6, 6, 1), r"pass x.movedim\(-1, 0\)\[None\]"),
+        (torch.rand(6, 6), r"pass x\[None, None\]"),
+        (torch.rand(2, 6, 6, 1), r"pass x.movedim\(-1, 1\)"),
+        (torch.rand(2, 3, 6, 6), "takes 1 channels, the input has 3"),
+        (torch.rand(2, 1, 8, 8), r"whence.Preprocessing\(\(H, W\)\), or --size"),
+    ],
+)
+def test_what_is_wrong_with_an_input_is_guessed(x, what_to_do):
+    refused(errors.ModelError, what_to_do, net(), x)
+    if "pass x" in what_to_do:  # as it says
+        asked = what_to_do.partition("pass ")[2].replace("\\", "")
+        whence.explain(net(), eval(asked if asked.count("(") == asked.count(")") else f"{asked})", {"x": x, "torch": torch}))
+
+
+def test_arrays_for_a_network():
+    for method in ("lrp", "occlusion"):
+        with pytest.raises(errors.WhenceError, match=r"pass torch.from_numpy\(x\).float\(\)"):
+            whence.explain(net(), X.numpy(), method=method)
+
+
+def test_a_single_row_of_a_table():
+    refused(errors.ModelError, r"pass x\[None\]", nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), torch.rand(4))
+
+
+def test_an_input_elsewhere():
+    weight = nn.Linear(3, 2, device="meta").weight
+    assert advice._of_device(weight, [torch.ones(3)]) == "; the input lies on cpu, the model on meta: pass x.to('meta')"
+
+
+def test_a_class_a_picture_and_a_path():
+    refused(errors.ModelError, r"Identity is a class, not a model; make one of it: Identity\(…\).eval\(\)", nn.Identity, X)
+    refused(errors.InputError, r"whence.Preprocessing\(…\).read\(path\)", net(), Image.new("L", (6, 6)))
+    refused(errors.InputError, r"whence.Preprocessing\(…\).read\(path\)", net(), Path("photo.jpg"))
+
+
+def test_a_layer_that_is_not_there_among_few():
+    refused(errors.SelectorError, "it has 0, 1, 2, 3$", net(), X, layers=["conv9"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -131,3 +131,29 @@ def test_export_the_bundled_network(run, tmp_path):
         code, _, err = run("export", *words)
         assert code == 2
         assert message in err
+
+
+def test_first_errors_with_a_network_of_ones_own(run, photos, tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "import torch\n\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 28 * 28, 4))\n"
+    )
+    Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "photo.png")
+    code, _, err = run("explain", "photo.png", "--model", "nets.py:make")
+    assert code == 2
+    assert "cannot run on an input of shape (1, 3, 30, 40)" in err
+    code, out, err = run("explain", "photo.png", "--model", "nets.py:make", "--size", 28)
+    assert code == 0
+    assert "the weights are those that nets.py:make gives" in err
+    code, _, err = run("explain", "photo.png")
+    assert code == 0
+    assert "digits reads digits, white on black, 28 × 28" in err
+    code, _, err = run("models", "nets.py:make")
+    assert code == 2
+    assert "whence models --layers nets.py:make" in err
+    code, out, _ = run("models", "--layers", "nets.py:make", "--size", 28)
+    assert code == 0
+    assert "2352" in out
+    code, out, _ = run("evaluate", "--model", "nets.py:make", "--size", 28, "--data", photos, "--methods", "lrp,random",
+                       "--metrics", "srg", "--limit", 1)  # fmt: skip
+    assert code == 0
+    assert "1 sample, means" in out

@@ -13,7 +13,7 @@ SOURCES = Path(whence.__file__).parent
 ROOMS = [
     "errors",
     "lrp",
-    "activations cluster conditions fingerprints nests words inputs patches progress rows salvage targets show",
+    "activations advice cluster conditions fingerprints nests words weights inputs patches progress rows salvage targets show",
     "explanation",
     "methods checkpoint",
     "sizes",

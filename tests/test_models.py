@@ -15,6 +15,7 @@ from safetensors import safe_open
 import whence
 from whence.models.digits import digit_samples, digits
 from whence.models.registry import available, load_model
+from whence.models.weights_files import load_weights
 
 WEIGHTS = Path(str(resources.files("whence.models"))) / "weights"
 
@@ -124,3 +125,64 @@ def test_models_are_listed(tmp_path):
     assert done.returncode == 0
     assert "digits" in done.stdout
     assert "FILE.py:FACTORY" in done.stdout
+
+
+NETS = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from layers import block
+
+
+@dataclass
+class Sizes:
+    classes: int = 4
+
+
+def make():
+    return torch.nn.Sequential(block(3, 8), torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 8, Sizes().classes))
+"""
+
+
+def test_a_file_imports_its_neighbours_and_leaves_nothing(tmp_path):
+    before, path = set(sys.modules), list(sys.path)
+    for folder, activation in (("one", "ReLU"), ("other", "Tanh")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "nets.py").write_text(NETS)
+        (tmp_path / folder / "layers.py").write_text(
+            "import torch\n\ndef block(i, o):\n"
+            f"    return torch.nn.Sequential(torch.nn.Conv2d(i, o, 3, padding=1), torch.nn.{activation}())\n"
+        )
+        loaded = whence.load_model(f"{tmp_path / folder / 'nets.py'}:make", size=8)
+        assert type(loaded.model[0][1]).__name__ == activation
+        assert loaded.preprocessing.size == (8, 8)
+        assert not loaded.model.training
+    assert sys.path == path
+    assert not {"nets", "layers"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", ""])
+@pytest.mark.parametrize("holder", [None, "state_dict", "model_state_dict", "model"])
+def test_weights_as_training_scripts_leave_them(tmp_path, prefix, holder):
+    trained, fresh = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    state = {f"{prefix}{name}": t for name, t in trained.state_dict().items()}
+    torch.save(state if holder is None else {"epoch": 3, holder: state}, tmp_path / "weights.pt")
+    load_weights(fresh, tmp_path / "weights.pt")
+    assert torch.equal(fresh.weight, trained.weight)
+
+
+def test_what_is_said_of_names_of_models(tmp_path):
+    (tmp_path / "nets.py").write_text("def make():\n    return 3\n")
+    for name, message in (
+        ("nets.py", "name the function"),
+        ("nets.py:mak", "did you mean 'make'"),
+        ("nets.py:make", "gave int"),
+    ):
+        with pytest.raises(whence.errors.LoadError, match=message):
+            whence.load_model(str(tmp_path / name))
+    with pytest.raises(whence.errors.LoadError, match="digits cannot run on nowhere"):
+        whence.load_model("digits", device="nowhere")
+    with pytest.raises(whence.errors.InputError, match="a size of 0"):
+        whence.load_model("digits", size=0)

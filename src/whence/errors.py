@@ -97,6 +97,11 @@ def hint(name: str, known: Iterable[str], otherwise: str = "choose from") -> str
     return suggestion(name, known) or f"; {otherwise} {', '.join(known)}"
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 sample", "2 samples"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """A closing hint with the nearest known names, or nothing."""
     near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)

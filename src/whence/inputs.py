@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from whence.advice import advice
 from whence.errors import (
     FLEX_ATTENTION,
     TOO_NARROW,
@@ -24,6 +26,7 @@ from whence.lrp.scope import MKLDNN, exported, quantised
 from whence.lrp.states import left_as_it_was
 from whence.lrp.unseen import holds
 from whence.nests import Nest
+from whence.weights import device_of
 
 # do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
 MODELESS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
@@ -58,7 +61,9 @@ class Inputs:
         elif isinstance(inputs, list | tuple):
             found = cls(tuple(inputs))
         else:
-            raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}")
+            pictures = type(inputs).__module__.startswith("PIL") or isinstance(inputs, str | PathLike)
+            what = "; read a picture by whence.Preprocessing(…).read(path)" if pictures else ""
+            raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}{what}")
         found._check()
         return found._of_one_sample() if found.shared and found.batch_size == 1 else found
 
@@ -145,6 +150,13 @@ class Inputs:
             parts = (p.clone() if isinstance(p, Tensor) and p.is_inference() else p for p in self.parts)
             return replace(self, parts=tuple(p.detach() if isinstance(p, Tensor) else p for p in parts))
 
+    def beside(self, model: Any) -> "Inputs":
+        """On the device that the model's weights are on."""
+        place = device_of(model)
+        if place is None:
+            return self
+        return replace(self, parts=tuple(p.to(place) if isinstance(p, Tensor) else p for p in self.parts))
+
     def repeated(self, times: int, replaced: Mapping[int, Tensor]) -> "Inputs":
         """The samples `times` over, one round after the other, with `replaced` in place of some parts of all rounds.
 
@@ -182,7 +194,9 @@ class Inputs:
                 raise ModelError(FLEX_ATTENTION) from error
             shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
             problem = f"{type(error).__name__}: {first_line(error)}"
-            raise ModelError(f"the model cannot run on an input of shape {shapes}: {problem}") from error
+            raise ModelError(
+                f"the model cannot run on an input of shape {shapes}: {problem}{advice(model, parts, self.arrays)}"
+            ) from error
 
     def _of_one_sample(self) -> "Inputs":
         shared = frozenset(i for i in (*self.explained, *self.ids) if self.parts[i].shape[0] != 1)
@@ -251,6 +265,8 @@ def _copied(part: Any) -> Any:
 
 def check_model(model: object) -> None:
     """A callable, and in eval mode throughout if it is a module."""
+    if isinstance(model, type):
+        raise ModelError(f"{model.__name__} is a class, not a model; make one of it: {model.__name__}(…).eval()")
     if not callable(model):
         ways = [way for way in ("predict_proba", "decision_function", "predict") if hasattr(model, way)]
         hint = f"; pass its {ways[0]}, and a method without gradients such as whence.Shapley()" if ways else ""
@@ -264,8 +280,9 @@ def check_model(model: object) -> None:
         if quantised(module) or type(module).__module__ == MKLDNN:  # in the mode they were made in
             continue
         if getattr(module, "training", False) and type(module) not in MODELESS:
-            name = next(name for name, part in model.named_modules() if part is module) or "the model"
-            raise TrainingModeError(f"{name!r} is in training mode; call model.eval() before explaining")
+            name = next(name for name, part in model.named_modules() if part is module)
+            what = repr(name) if name else "the model"
+            raise TrainingModeError(f"{what} is in training mode; call model.eval() before explaining")
         for name, parameter in module._parameters.items():
             if parameter is not None and is_lazy(parameter):
                 raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")

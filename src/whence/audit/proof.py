@@ -142,22 +142,22 @@ def _samples(
         )
     members = set(cluster.indices.tolist())
     strangers = torch.tensor([i for i in range(rows.count) if i not in members])
-    own = _pictures(rows, _some(cluster.indices, count, random))
-    others = _pictures(rows, _some(strangers, 2 * count, random))
+    own = _pictures(rows, _some(cluster.indices, count, random), model)
+    others = _pictures(rows, _some(strangers, 2 * count, random), model)
     others = others[logits_in_parts(model, others).argmax(1) != cluster.group][:count]
     if not len(others):
         raise InputError("the data has no samples of other classes to paste the mark on")
     return own, others
 
 
-def _pictures(rows: Rows, numbers: Tensor) -> Tensor:
+def _pictures(rows: Rows, numbers: Tensor, model: Any) -> Tensor:
     """Those that can still be read."""
     samples, failed = rows.read(numbers.tolist())
     if samples is None:
         raise InputError(f"none of {len(numbers)} samples can be read: {failed[0].message if failed else 'there are none'}")
     if not isinstance(samples.inputs.nest, Tensor):
         raise InputError("marks are cut from pictures [C, H, W]; the data has several inputs")
-    return samples.inputs.nest
+    return samples.inputs.beside(model).nest
 
 
 def mark_of(cluster: Cluster, x: Tensor) -> Mark:

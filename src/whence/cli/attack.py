@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.explain import is_array, named, read_input, warn, warn_of_random_weights
+from whence.cli.explain import is_array, named, read_input, warn, warn_of_weights
 from whence.cli.methods import configured
-from whence.cli.options import Json, Sample, Weights
+from whence.cli.options import Json, Sample, Size, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
 from whence.methods.table import METHODS, check_name
@@ -34,6 +34,7 @@ def attack(
         str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")
     ] = "digits",
     weights: Weights = None,
+    size: Size = None,
     by: Annotated[str, typer.Option(help=f"The attack: {', '.join(ATTACKS)}.")] = "pgd",
     epsilon: Annotated[
         float | None,
@@ -58,14 +59,21 @@ def attack(
 
     writable(out, PICTURES)
     if experiment is not None:
-        given = {"--label": label, "--target": target, "--weights": weights, "--steps": steps, "the input": input}
+        given = {
+            "--label": label,
+            "--target": target,
+            "--weights": weights,
+            "--size": size,
+            "--steps": steps,
+            "the input": input,
+        }
         _check_experiment(experiment, [name for name, value in given.items() if value is not None])
         _run_experiment(experiment, EPSILON if epsilon is None else epsilon, seed, out, as_json)
         return
     if by not in ATTACKS:
         raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
     check_name(method)
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, size=size)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
     x = read_input(input, loaded, sample, "attack")
@@ -139,8 +147,7 @@ def _report(pair: AttackExplained, loaded: "LoadedModel", input: str | None, sam
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if report["trained"] is False:
-        warn_of_random_weights(report["model"])
+    warn_of_weights(report["model"], report["trained"])
     if not all(report["right_before"]):
         warn("the model says another class than --label from the start")
     elif not any(report["success"]):

@@ -8,9 +8,9 @@ import torch
 import typer
 from rich.console import Console
 
-from whence.cli.explain import is_array, named, read_input, warn_of_random_weights
+from whence.cli.explain import is_array, named, read_input, warn_of_weights
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
-from whence.cli.options import Input, Json, Model, Sample, Weights
+from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError
 from whence.evaluation.comparison import METHODS as USUAL, compare as run
@@ -21,6 +21,7 @@ def compare(
     input: Input = None,
     model: Model = "digits",
     weights: Weights = None,
+    size: Size = None,
     methods: Annotated[str | None, typer.Option(help=SEVERAL_HELP)] = None,
     target: Annotated[
         str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
@@ -35,7 +36,7 @@ def compare(
 
     writable(out, PICTURES)
     check_known(listed(methods or ""), SEVERAL, "method")
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, size=size)
     if loaded.both is not None:
         raise InputError(f"{loaded.name} reads pictures and texts together; use whence explain")
     x = read_input(input, loaded, sample, "compare")
@@ -50,8 +51,7 @@ def compare(
         print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.table, "picture": str(out)}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    if loaded.trained is False:
-        warn_of_random_weights(loaded.name)
+    warn_of_weights(loaded.name, loaded.trained)
     rows = [
         [r["method"], r["target"], f"{r['output']:.4g}", f"{r['relevance']:.4g}", f"{r['counter_relevance']:.0%}"]
         for r in found.table

@@ -11,8 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from whence.cli.data import DATA_HELP, name_of, read_data
-from whence.cli.explain import named, read_input, warn, warn_of_random_weights
-from whence.cli.options import Input, Json, Model, Sample, Weights
+from whence.cli.explain import named, read_input, warn, warn_of_weights
+from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.prototype import default_image
 from whence.cli.tables import print_table
 from whence.errors import InputError
@@ -31,6 +31,7 @@ def concepts(
     input: Input = None,
     model: Model = "digits",
     weights: Weights = None,
+    size: Size = None,
     layer: Annotated[
         str | None, typer.Option(help="Whose channels (`whence models --layers NAME` lists them); the last convolution.")
     ] = None,
@@ -50,7 +51,7 @@ def concepts(
     from whence.models.registry import BUNDLED, load_model
 
     writable(out, PICTURES)
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, size=size)
     if loaded.text is not None or loaded.both is not None:
         raise InputError(f"{loaded.name} reads texts; concepts are shown in pictures. Use whence.channel_relevance from Python")
     x = read_input(input, loaded, sample, "concepts")
@@ -69,8 +70,7 @@ def concepts(
         about = {"model": loaded.name, "trained": loaded.trained, "layer": found.layer, "target": name}
         print(json.dumps(about | {"output": float(found.whole.output), "channels": rows, "picture": str(out)}))
         return
-    if loaded.trained is False:
-        warn_of_random_weights(loaded.name)
+    warn_of_weights(loaded.name, loaded.trained)
     console = Console(highlight=False, soft_wrap=True)
     if found.whole.conservation.caution:
         warn(found.whole.conservation.caution)

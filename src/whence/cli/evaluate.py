@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
-from whence.cli.explain import warn_of_random_weights
+from whence.cli.explain import warn_of_weights
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
-from whence.cli.options import Address, Engine, Limit, Model, Shard, Weights
+from whence.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
@@ -30,6 +30,8 @@ KEPT = ".{}-unfinished"
 def evaluate(
     model: Model = "digits",
     weights: Weights = None,
+    size: Size = None,
+    device: Device = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     methods: Annotated[str, typer.Option(help=SEVERAL_HELP)] = ",".join(USUAL),
     metrics: Annotated[str, typer.Option(help=f"Names with commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
@@ -58,7 +60,7 @@ def evaluate(
     wanted, measured = listed(methods), listed(metrics)
     check_known(wanted, SEVERAL, "method")
     check_known(measured, list(METRICS), "metric")
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, size=size, device=device)
     samples = read_data(data, loaded, "evaluate", limit)
     first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
     by_name = {name: one_of_several(name, loaded, first, bounded) for name in wanted}
@@ -122,8 +124,7 @@ def _forget(kept: Path) -> None:
 
 def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if loaded.trained is False:
-        warn_of_random_weights(loaded.name)
+    warn_of_weights(loaded.name, loaded.trained)
     heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
     print_table(console, heads, found.words, f"explanations of {loaded.name}")
     console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)

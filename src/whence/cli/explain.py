@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from whence.cli.methods import PRESETS, check_rules, configured
-from whence.cli.options import Input, Json, Model, Sample, Weights
+from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError, LoadError, TargetError, suggestion
 from whence.explain import explain as run
@@ -21,6 +22,7 @@ from whence.methods.table import METHODS
 from whence.nests import tensors
 from whence.show.drawable import writable
 from whence.targets import Logit
+from whence.weights import first_weight
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -36,6 +38,7 @@ def explain(
     input: Input = None,
     model: Model = "digits",
     weights: Weights = None,
+    size: Size = None,
     target: Annotated[
         str | None, typer.Option(help="The class or token to explain, by number or name; the likeliest if not given.")
     ] = None,
@@ -56,7 +59,7 @@ def explain(
     from whence.models.registry import load_model
 
     _check(method, rules, out)
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, size=size)
     x = read_input(input, loaded, sample) if loaded.both is None else loaded.both.read(_photo(input, loaded), text or [])
     if text and loaded.both is None:
         raise InputError(f"--text: {loaded.name} does not read a picture and a text together")
@@ -131,6 +134,7 @@ def named(index: str | None, loaded: "LoadedModel") -> int | None:
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
     """What is to be explained: a picture, an array, a text, or a bundled digit."""
+    from whence.models.images import read_image
     from whence.models.registry import BUNDLED
 
     if given is None:
@@ -148,14 +152,17 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
         return images[sample : sample + 1]
     if loaded.text is not None:
         return loaded.text.read(given)
-    return _as_computed(read_array(Path(given)), loaded.model) if is_array(given) else loaded.preprocessing.read(given)
+    if is_array(given):
+        return _as_computed(read_array(Path(given)), loaded.model)
+    if loaded.name in BUNDLED and read_image(given).size != loaded.preprocessing.size:
+        warn(f"{loaded.name} reads digits, white on black, 28 × 28; another picture needs a model of its own: --model")
+    return loaded.preprocessing.read(given)
 
 
 def _as_computed(x: Tensor, model: Any) -> Tensor:
     """Floating-point numbers in the precision of the model."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    of_model = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
-    return x.to(of_model) if x.is_floating_point() else x
+    weight = first_weight(model)
+    return x if weight is None or not x.is_floating_point() else x.to(weight.dtype)
 
 
 def is_array(given: str | None) -> bool:
@@ -168,9 +175,14 @@ def warn(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
 
 
-def warn_of_random_weights(model: str) -> None:
-    """For a model that nobody has trained."""
-    warn(f"{model} has random weights; pass --weights FILE, or --weights DEFAULT to download")
+def warn_of_weights(model: str, trained: bool | None) -> None:
+    """Of a model that nobody has trained, or of which nobody says so."""
+    if trained is False:
+        warn(f"{model} has random weights; pass --weights FILE, or --weights DEFAULT to download")
+    if trained is None:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"the weights are those that {escape(model)} gives; --weights FILE loads others"
+        )
 
 
 def read_array(path: Path) -> Tensor:
@@ -219,8 +231,7 @@ def _text(explanation: Explanation) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if report["trained"] is False:
-        warn_of_random_weights(report["model"])
+    warn_of_weights(report["model"], report["trained"])
     if "tokens" in report:
         from whence.show import tokens
 

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 
 from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
-from whence.cli.explain import warn_of_random_weights
+from whence.cli.explain import warn_of_weights
 from whence.cli.methods import PRESETS, configured
-from whence.cli.options import Address, Engine, Json, Limit, Model, Shard, Weights
+from whence.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights
 from whence.datasets.explain_dataset import SHARD_SIZE, explain_dataset as run
-from whence.errors import InputError
+from whence.errors import InputError, counted
 from whence.methods.table import METHODS, check_name
 
 
@@ -22,6 +22,8 @@ def explain_dataset(
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     model: Model = "digits",
     weights: Weights = None,
+    size: Size = None,
+    device: Device = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
     targets: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
@@ -43,7 +45,7 @@ def explain_dataset(
     from whence.models.registry import load_model
 
     check_name(method)
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, size=size, device=device)
     if loaded.both is not None or loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; a store of those is made from Python: whence.explain_dataset")
     samples = read_data(data, loaded, "explain-dataset", limit)
@@ -60,10 +62,9 @@ def explain_dataset(
         about = {"model": loaded.name, "trained": loaded.trained, "samples": len(found), "missing_shards": found.missing}
         print(json.dumps(about | {"failures": failures, "store": str(store)}))
         return
-    if loaded.trained is False:
-        warn_of_random_weights(loaded.name)
+    warn_of_weights(loaded.name, loaded.trained)
     warn_of_failures([f"{failure['sample']}: {failure['message']}" for failure in failures])
     console = Console(highlight=False, soft_wrap=True)
     rest = f", {len(found.missing)} shards are left to other jobs" if found.missing else ""
-    console.print(f"{len(found)} of {found.manifest.count} samples of {loaded.name} explained{rest}", markup=False)
+    console.print(f"{len(found)} of {counted(found.manifest.count, 'sample')} of {loaded.name} explained{rest}", markup=False)
     console.print(f"the store lies in {store}; whence audit {store}", markup=False)

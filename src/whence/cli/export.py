@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.explain import is_array, named, read_input, warn_of_random_weights
+from whence.cli.explain import is_array, named, read_input, warn_of_weights
 from whence.cli.methods import PRESETS, check_rules, configured
-from whence.cli.options import Input, Json, Model, Sample, Weights
+from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.tables import print_table
 from whence.export.files import check_writable
 from whence.export.program import export as run
@@ -21,6 +21,7 @@ def export(
     input: Input = None,
     model: Model = "digits",
     weights: Weights = None,
+    size: Size = None,
     target: Annotated[
         str | None, typer.Option(help="The one class to explain, by number or name; if not given, asked for at each call.")
     ] = None,
@@ -41,7 +42,7 @@ def export(
 
     check_rules(method, rules)
     check_writable(out, compiled)
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, size=size)
     x = read_input(input, loaded, sample, "export")
     chosen = configured(method, rules, loaded, x, is_picture=not is_array(input))
     program = run(loaded.model, x, named(target, loaded), method=chosen, out=out, compiled=compiled)
@@ -50,8 +51,7 @@ def export(
         about: dict[str, Any] = {"model": loaded.name, "trained": loaded.trained, "method": described(chosen)}
         print(json.dumps(about | {"file": str(out), "takes": takes, "gives": gives}))
         return
-    if loaded.trained is False:
-        warn_of_random_weights(loaded.name)
+    warn_of_weights(loaded.name, loaded.trained)
     console = Console(highlight=False, soft_wrap=True)
     rows = [
         [side, name, str(shape)] for side, tensors in (("takes", takes), ("gives", gives)) for name, shape in tensors.items()

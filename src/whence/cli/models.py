@@ -7,7 +7,9 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.markup import escape
 
+from whence.cli.options import Size
 from whence.cli.tables import print_table
+from whence.errors import InputError
 
 MOST = 100  # names of one source that are listed without being asked for
 
@@ -17,13 +19,16 @@ def models(
     layers: Annotated[
         str | None, typer.Option(help="List the layers of this model instead, with the shapes they give.")
     ] = None,
+    size: Size = None,
 ) -> None:
     """List the models that --model takes by name, or the layers of one."""
     if layers is not None:
-        _list_layers(layers, contains)
+        _list_layers(layers, contains, size)
         return
     from whence.models.registry import available
 
+    if ":" in contains:
+        raise InputError(f"{contains} is one model; whence models --layers {contains} lists its layers")
     console = Console(highlight=False)
     for source, names in available().items():
         if isinstance(names, str):
@@ -42,17 +47,18 @@ def models(
     )
 
 
-def _list_layers(name: str, contains: str) -> None:
+def _list_layers(name: str, contains: str, side: int | None) -> None:
     import torch
 
-    from whence.errors import InputError
     from whence.methods.readings import layer_shapes
     from whence.models.registry import load_model
 
-    loaded = load_model(name)
+    loaded = load_model(name, size=side)
     size = loaded.preprocessing.size
     if loaded.text is not None or size is None:
-        raise InputError(f"{name} does not say how large its pictures are; use whence.layer_shapes(model, x) in Python")
+        raise InputError(
+            f"{name} does not say how large its pictures are; give their --size, or use whence.layer_shapes(model, x)"
+        )
     rows = [
         (layer, " × ".join(map(str, shape[1:])))
         for layer, shape in layer_shapes(loaded.model, torch.zeros(1, loaded.preprocessing.channels, *size)).items()

@@ -11,6 +11,8 @@ Model = Annotated[
     str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
 ]
 Weights = Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")]
+Size = Annotated[int | None, typer.Option(help="Side of the pictures that the model takes, where it does not say so.")]
+Device = Annotated[str | None, typer.Option(help="Where the model runs, as in cuda; where it is loaded if not given.")]
 Sample = Annotated[int, typer.Option(help="Which of the 50 bundled digits.")]
 Limit = Annotated[int | None, typer.Option(help="The first so many samples.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]

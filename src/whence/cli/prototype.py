@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.explain import named, read_array, warn, warn_of_random_weights
-from whence.cli.options import Json, Weights
+from whence.cli.explain import named, read_array, warn, warn_of_weights
+from whence.cli.options import Device, Json, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
 from whence.prototypes.images import CPPN, MACO, Fourier, Pixels
@@ -32,6 +32,7 @@ STRENGTHS = {"l2": 0.3, "expert": 0.3, "decoder": 0.1}
 def prototype(
     model: Annotated[str, typer.Option(help="digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")] = "digits",
     weights: Weights = None,
+    device: Device = None,
     target: Annotated[
         str | None, typer.Option(help="Classes by number or name, as in 3 or 0-9 or cat,dog; or layer:channel.")
     ] = None,
@@ -59,7 +60,7 @@ def prototype(
 
     writable(out, (*PICTURES, ".npz", ".safetensors"))
     _check(prior, strength, image, size, layer, channels)
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights, device=device)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
     concepts = _concepts(target, layer, channels, loaded)
@@ -192,8 +193,7 @@ def _report(found: "dict[str, Prototypes]") -> list[dict[str, Any]]:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if report["trained"] is False:
-        warn_of_random_weights(report["model"])
+    warn_of_weights(report["model"], report["trained"])
     for note in dict.fromkeys(row["note"] for row in report["prototypes"] if row["note"]):
         warn(note)
     rows = []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.errors import LoadError, StoreError, first_line
+from whence.errors import LoadError, StoreError, counted, first_line
 from whence.fingerprints import fingerprint
 from whence.show.drawable import written
 
@@ -135,7 +135,7 @@ class Store:
     _shards: dict[int, Shard] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        there = f"{len(self)} of {self.manifest.count} samples"
+        there = f"{len(self)} of {counted(self.manifest.count, 'sample')}"
         missing = f", {len(self.missing)} of {self.manifest.shards} shards missing" if self.missing else ""
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"Store of {there} by {self.manifest.method_words} in {self.folder}{missing}{failed}"

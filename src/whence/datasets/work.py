@@ -109,7 +109,9 @@ class Worker:
     def explained(self, samples: Samples) -> dict[str, Tensor]:
         """The columns of one batch."""
         job, shown = self.job, []
-        e = self._explainer(samples.inputs.nest, self._target(samples, shown), layers=job.layers, progress=False)
+        e = self._explainer(
+            samples.inputs.beside(job.model).nest, self._target(samples, shown), layers=job.layers, progress=False
+        )
         found = {
             "index": torch.tensor(samples.numbers),
             "output": e.output.float(),

@@ -190,9 +190,8 @@ class Run:
 
     def _made(self, samples: Samples) -> Batch:
         target, masks = self._target(samples), self._masks(samples)
-        return Batch.of(
-            self.prepared, samples.inputs, target, samples.numbers, labels=samples.labels, masks=masks, seed=self.seed
-        )
+        inputs = samples.inputs.beside(self.prepared.model)
+        return Batch.of(self.prepared, inputs, target, samples.numbers, labels=samples.labels, masks=masks, seed=self.seed)
 
     def _target(self, samples: Samples) -> Target:
         if not isinstance(self.target, str):

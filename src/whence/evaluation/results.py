@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.errors import RuleError, hint
+from whence.errors import RuleError, counted, hint
 from whence.evaluation.curves import Curves
 from whence.evaluation.intervals import Interval, difference, interval
 from whence.show.drawable import PICTURES, Drawable, text
@@ -133,7 +133,7 @@ class Evaluation(Drawable):
             f"{method} failed on {len(samples)}: {_listed(samples)} ({message})" for (method, message), samples in alike.items()
         ]
         few = " (too few for intervals)" if count < 5 else ""
-        return "; ".join([f"{count} samples, means with 95 % intervals{few}", *failed])
+        return "; ".join([f"{counted(count, 'sample')}, means with 95 % intervals{few}", *failed])
 
     @property
     def _blamed(self) -> dict[tuple[int, str], list[str]]:

@@ -246,7 +246,7 @@ def _candidates(
             raise RuleError("fields vary one method; give it, as in tune(model, x, whence.IntegratedGradients(), fields={…})")
         return varied(given, fields)
     if given is None:
-        return dict(rule_sets(model, samples.inputs.of_samples(samples.choosing[:1]).nest, bounds))
+        return dict(rule_sets(model, samples.inputs.of_samples(samples.choosing[:1]).beside(model).nest, bounds))
     if not isinstance(given, Mapping) or not given:
         raise RuleError("candidates are methods by name, or one method and the fields to vary")
     return dict(given)

@@ -20,6 +20,7 @@ from whence.prototypes.objectives import Channel
 from whence.prototypes.samples import top_samples
 from whence.show.drawable import Drawable
 from whence.targets import Target
+from whence.weights import device_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,7 +158,7 @@ def _references(
     model: Callable[..., Any], layer: str, channel: int, data: Tensor, indices: Tensor, method: Method | str | None
 ) -> list[Reference]:
     """Of one channel, cropped."""
-    x = data[indices]
+    x = data[indices].to(device=device_of(model))
     e = explain(model, x, method=method, layers=[layer], through={layer: channel}, progress=False)
     at_layer = channels_last(model, e, layer)[..., channel]
     found = []

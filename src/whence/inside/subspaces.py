@@ -141,7 +141,7 @@ def _collected(
     samples = whole(batches(data, size))
     with progress("subspaces", len(samples), shown) as advance:
         for batch in samples:
-            inputs, here = batch.inputs, of_samples(targets, torch.tensor(batch.numbers))
+            inputs, here = batch.inputs.beside(model), of_samples(targets, torch.tensor(batch.numbers))
             gradients, _ = next(rules.gradients(Task(prepared.up_to_date(), inputs, [here], (layer,), progress=False)))
             if len(gradients.layers[layer]) > 1:
                 raise ModelError(f"layer '{layer}' ran {len(gradients.layers[layer])} times; name one that runs once")

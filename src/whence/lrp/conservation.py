@@ -9,6 +9,7 @@ from torch import Tensor
 from whence.lrp.unseen import holds
 
 LITTLE = 0.01  # of the output
+MOST_LINES = 8  # of samples, in print
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Conservation:
         return Conservation(self.output[samples], by_layer=by_layer, adds_up=self.adds_up, **parts)
 
     def __repr__(self) -> str:
-        lines = []
-        for i in range(len(self.output)):
+        lines, shown = [], self.output[:MOST_LINES] if len(self.output) > MOST_LINES + 1 else self.output
+        for i in range(len(shown)):
             if not self.adds_up:
                 lines.append(
                     f"output {self.output[i]:.4g}; relevance {self.relevance[i]:.4g} does not add up to it by this method"
@@ -94,6 +95,8 @@ class Conservation:
             equals = "=" if self.error[i] < self.tolerance else "≠"
             parts = " + ".join(f"{name} {part[i]:.4g}" for name, part in self.parts.items())
             lines.append(f"output {self.output[i]:.4g} {equals} {parts} (error {self.error[i]:.0e})")
+        if left := len(self.output) - len(shown):
+            lines.append(f"and {left} more{f' (largest error {self.error.max():.0e})' if self.adds_up else ''}")
         return "Conservation: " + "\n              ".join([*lines, *filter(None, [self.caution])])
 
 

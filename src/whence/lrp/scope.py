@@ -16,6 +16,7 @@ from torch.nn.modules import module as global_hooks
 from whence.errors import OpaqueError, SelectorError, suggestion
 from whence.lrp.saved import hooked
 
+MOST_NAMED = 8  # layers, where one is not there
 INPUT_OF = "input of "  # before the path of a module: what goes into it, rather than what it gives
 MKLDNN = "torch.utils.mkldnn"
 QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)?modules")
@@ -242,7 +243,9 @@ def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
         among = inputs if name.startswith(INPUT_OF) else modules
         matching = {path: module for path, module in among.items() if path == name or (path and _fits(path, name))}
         if not matching:
-            raise SelectorError(f"no layer '{name}' in the model{suggestion(name, among)}")
+            some = [path for path in among if path]
+            there = f"; it has {', '.join(some[:MOST_NAMED])}{', …' if len(some) > MOST_NAMED else ''}" if some else ""
+            raise SelectorError(f"no layer '{name}' in the model{suggestion(name, among) or there}")
         found |= matching
     return found
 

@@ -7,11 +7,12 @@ from functools import partial, reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from whence.activations import Inner, Reading
+from whence.advice import AS_TENSOR
 from whence.conditions import Condition
 from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.explanation import Explanation
@@ -236,6 +237,8 @@ def gradients(
     """
     inputs = task.inputs
     if inputs.arrays:
+        if isinstance(task.model, nn.Module):
+            raise InputError(f"the input is a NumPy array; {AS_TENSOR}")
         raise RuleError("functions of NumPy arrays have no gradients; use whence.Shapley(), Occlusion or FeatureAblation")
     with entered(differentiating(), *contexts):
         copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}

@@ -1,6 +1,6 @@
 """From a picture file to a model's input, and the bounds its pixels then lie between."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +8,21 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from whence.errors import LoadError, first_line
+from whence.errors import InputError, LoadError, first_line
 from whence.lrp.presets import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter side, crop the centre, scale to [0, 1], normalise by channel."""
+    """How a picture becomes an input: resize the shorter side, crop the centre, scale to [0, 1], normalise by channel.
+
+    >>> shown = whence.Preprocessing((64, 64), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    >>> shown.read("photo.png").shape
+    torch.Size([1, 3, 64, 64])
+
+    `size` is height and width, `channels` 3 or 1 (grey); `mean` and `std` are of pixels in [0, 1], one for each channel, as the
+    model was trained. `resize` is what the shorter side becomes before the centre is cropped.
+    """
 
     size: tuple[int, int] | None  # None: as the picture is
     channels: int = 3
@@ -25,6 +33,12 @@ class Preprocessing:
     @classmethod
     def imagenet(cls, size: int = 224, resize: int = 256) -> "Preprocessing":
         return cls((size, size), 3, IMAGENET_MEAN, IMAGENET_STD, resize)
+
+    def of_size(self, size: int) -> "Preprocessing":
+        """The same for square pictures of another side."""
+        if size < 1:
+            raise InputError(f"a size of {size}; give the side of the pictures that the model takes, in pixels")
+        return replace(self, size=(size, size), resize=None)
 
     def read(self, path: str | Path) -> Tensor:
         """The picture as a batch of one, `[1, C, H, W]`."""

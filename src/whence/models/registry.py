@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,14 @@ BUNDLED = {"digits": digits, "digits-robust": robust_digits}
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be explained, and how its inputs are made and its classes called."""
+    """A model ready to be explained, and how its inputs are made and its classes called: what a function in a Python file may
+    give, for the command line and the page.
+
+    >>> whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), ["ape", "bee"])
+
+    `name` is what it is called in reports. `preprocessing` makes its inputs of picture files; `classes` names its outputs in
+    their order. `text` and `both` are of models that read texts, and pictures with texts.
+    """
 
     name: str
     model: Callable[..., Any]
@@ -35,7 +44,9 @@ class LoadedModel:
     both: PictureAndTexts | None = None  # of models that read pictures and texts together
 
 
-def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
+def load_model(
+    name: str, weights: str | Path | None = None, *, size: int | None = None, device: str | None = None
+) -> LoadedModel:
     """The model of a name, in eval mode.
 
     >>> load_model("digits").model
@@ -50,7 +61,8 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
     >>> def outliers():
     ...     return LoadedModel("outliers", whence.neuralize(svm), Preprocessing((28, 28), channels=1), ["outlierness"])
 
-    Without `weights`, torchvision and timm models have random ones, and `trained` says so.
+    `size` is the side of the pictures that the model takes, where it does not say so itself; `device`, "cuda" say, is where it
+    is to run. Without `weights`, torchvision and timm models have random ones, and `trained` says so.
     """
     source, _, rest = name.partition(":")
     if name in BUNDLED:
@@ -61,6 +73,8 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
         loaded = _factory(*name.rsplit(":", 1))
     elif source == "hf" and rest:
         loaded = _hugging_face(rest)
+    elif name.endswith(".py"):
+        raise LoadError(f"{name} is a file; name the function in it that gives the model: {name}:FUNCTION")
     else:
         raise LoadError(
             f"no model {name!r}; choose {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
@@ -75,6 +89,10 @@ def load_model(name: str, weights: str | Path | None = None) -> LoadedModel:
         loaded = replace(loaded, trained=True)
     if isinstance(loaded.model, nn.Module):
         loaded.model.eval()
+    if size is not None:
+        loaded = replace(loaded, preprocessing=loaded.preprocessing.of_size(size))
+    if device is not None:
+        _move(loaded, device)
     return loaded
 
 
@@ -146,18 +164,19 @@ def _factory(file: str, function: str) -> LoadedModel:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise LoadError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from error
-    factory = getattr(module, function, None)
-    if not callable(factory):
-        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise LoadError(f"{file} has no function {function!r}{suggestion(function, known)}")
-    try:
-        model = factory if isinstance(factory, nn.Module) else factory()
-    except (Exception, SystemExit) as error:
-        raise LoadError(f"{file}:{function}() failed: {type(error).__name__}: {first_line(error)}") from error
+    with _as_script(path, module):
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise LoadError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from error
+        factory = getattr(module, function, None)
+        if not callable(factory):
+            known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+            raise LoadError(f"{file} has no function {function!r}{suggestion(function, known)}")
+        try:
+            model = factory if isinstance(factory, nn.Module) else factory()
+        except (Exception, SystemExit) as error:
+            raise LoadError(f"{file}:{function}() failed: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(model, LoadedModel):  # with its own preprocessing and class names
         return model
     if not callable(model):
@@ -165,6 +184,32 @@ def _factory(file: str, function: str) -> LoadedModel:
     own = getattr(model, "classes", None)
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None), classes, trained=None)
+
+
+@contextmanager
+def _as_script(path: Path, module: ModuleType) -> Iterator[None]:
+    """What lies beside the file can be imported by it, and data classes find the module they are written in. Afterwards names
+    are free again: a file elsewhere may have a neighbour of the same name."""
+    folder, others = path.resolve().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
+    sys.modules.setdefault(module.__name__, module)
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in sys.modules.keys() - others:
+            top, _, _ = name.partition(".")
+            if top not in others and ((folder / f"{top}.py").exists() or (folder / top).exists()):
+                del sys.modules[name]
+
+
+def _move(loaded: LoadedModel, device: str) -> None:
+    if not isinstance(loaded.model, nn.Module):
+        raise LoadError(f"{loaded.name} is no torch.nn.Module; it cannot be moved to {device}")
+    try:
+        loaded.model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise LoadError(f"{loaded.name} cannot run on {device}: {first_line(error)}") from error
 
 
 def _downloads(weights: str | Path | None) -> bool:

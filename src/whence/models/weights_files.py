@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from whence.errors import LoadError, first_line
 
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+HOLDERS = ("state_dict", "model_state_dict", "model")  # of the weights, in checkpoints of more
+
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state dict from .safetensors, .npz or a weights-only .pt/.pth/.bin into `model`, every key matched.
+    """Load a state dict from .safetensors, .npz or a weights-only .pt/.pth/.bin into `model`, every key matched. What
+    DataParallel, torch.compile and Lightning put before all names falls away.
 
     >>> load_weights(torchvision.models.squeezenet1_0(), "squeezenet.npz")
     """
     path = Path(path)
-    state = read_state(path)
     own = model.state_dict()
+    state = _unwrapped(read_state(path), own)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [
         f"{k} {list(state[k].shape)} for {list(own[k].shape)}"
@@ -36,6 +40,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
+def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in state) and not any(name.startswith(wrapper) for name in own):
+            state = {name.removeprefix(wrapper): t for name, t in state.items()}
+    return state
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The named tensors in a file."""
     if not path.is_file():
@@ -50,7 +61,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix not in readers:
         raise LoadError(f"{path.name}: weights must be .safetensors, .npz, .pt, .pth or .bin")
     state = readers[path.suffix](path)
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
+    if isinstance(state, Mapping):
+        state = next((state[name] for name in HOLDERS if name in state), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise LoadError(f"{path.name} holds no state dict of named tensors; save model.state_dict()")
     return dict(state)

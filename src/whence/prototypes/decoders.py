@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from whence.errors import InputError, LoadError, RuleError, first_line
 from whence.methods.passes import differentiating
 from whence.prototypes import storage
+from whence.weights import device_of
 
 Progress = Callable[[int, int], None]
 A = TypeVar("A", bound="Autoencoder")
@@ -57,7 +58,7 @@ class Autoencoder(nn.Module):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> A:
-        """Train on samples `[N, …]` in [0, 1] by Adam, its rate falling to 0 as a cosine."""
+        """Train on samples `[N, …]` in [0, 1], where the weights are, by Adam, its rate falling to 0 as a cosine."""
         if tuple(samples.shape[1:]) != self.shape:
             raise InputError(f"samples of {tuple(samples.shape[1:])} for a decoder of {self.shape}")
         if not len(samples) or not bool(((samples >= 0) & (samples <= 1)).all()):
@@ -67,7 +68,7 @@ class Autoencoder(nn.Module):
             learn = self._learner(lr, epochs * -(-len(samples) // batch_size))
             for epoch in range(epochs):
                 for batch in torch.randperm(len(samples), generator=random).split(batch_size):
-                    learn(samples[batch].float().clone(), random)
+                    learn(samples[batch].to(device_of(self), torch.float32, copy=True), random)
                 if progress is not None:
                     progress(epoch + 1, epochs)
         return self.eval()
@@ -108,7 +109,7 @@ class VAE(Autoencoder):
 
         def learn(x: Tensor, random: torch.Generator) -> None:
             mean, log_variance = self.encoder(x).chunk(2, 1)
-            codes = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=random)
+            codes = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=random).to(mean)
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
             loss = (F.binary_cross_entropy(self.decoder(codes), x, reduction="sum") + divergence) / len(x)
             _step(optimizer, loss)
@@ -138,7 +139,7 @@ class AdversarialAutoencoder(Autoencoder):
         def learn(x: Tensor, random: torch.Generator) -> None:
             reconstruct, discriminate, regularise = optimizers
             _step(reconstruct, F.binary_cross_entropy(self.decoder(self.encoder(x)), x, reduction="sum") / len(x))
-            drawn = torch.randn(len(x), self.code_size, generator=random)
+            drawn = torch.randn(len(x), self.code_size, generator=random).to(x)
             fake, real = self.discriminator(self.encoder(x).detach()), self.discriminator(drawn)
             _step(discriminate, F.softplus(fake).mean() + F.softplus(-real).mean())
             _step(regularise, F.softplus(-self.discriminator(self.encoder(x))).mean())

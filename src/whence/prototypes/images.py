@@ -14,6 +14,7 @@ from torch import Tensor
 
 from whence.errors import InputError, RuleError
 from whence.prototypes.priors import CodeSpace
+from whence.weights import device_of
 
 Shape = tuple[int, ...]  # of one input
 Bound = float | Tensor
@@ -180,7 +181,8 @@ class Codes:
         return [0.1 * _normal((self.space.code_size(),), randoms)]
 
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
-        return self.space.decoder(parameters[0])
+        (codes,) = parameters
+        return self.space.decoder(codes.to(device=device_of(self.space.decoder))).to(codes.device)
 
     def written(self, x: Tensor) -> list[Tensor]:
         """The codes themselves."""

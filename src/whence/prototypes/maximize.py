@@ -18,6 +18,7 @@ from whence.prototypes.prototypes import Prototypes
 from whence.prototypes.search import Search, generators
 from whence.prototypes.starts import best_of_several, several
 from whence.prototypes.transforms import Jiggle, Transform
+from whence.weights import first_weight
 
 SMALLEST_PHOTO = 32  # sides from which a picture of three channels is taken for a photo
 
@@ -149,6 +150,5 @@ def _transform(given: Any, image: Any, prior: Any, shape: tuple[int, ...]) -> An
 
 def _placed(model: Any) -> Tensor:
     """An empty tensor in the model's dtype and on its device."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    first = next((p for p in parameters if p.is_floating_point()), None)
+    first = first_weight(model)
     return torch.empty(0) if first is None else first.detach().new_empty(0)

@@ -149,10 +149,11 @@ class GaussianRBM:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> "GaussianRBM":
-        """Persistent contrastive divergence (Tieleman 2008) on samples `[N, …]`: chains of its own stand for the model."""
+        """Persistent contrastive divergence (Tieleman 2008) on samples `[N, …]`: chains of its own stand for the model. It runs
+        on the CPU, wherever the samples lie."""
         if tuple(samples.shape[1:]) != self.shape:
             raise InputError(f"samples of {tuple(samples.shape[1:])} for an expert of {self.shape}")
-        data = samples.detach().flatten(1).float()
+        data = samples.detach().flatten(1).float().cpu()
         if not len(data) or not torch.isfinite(data).all():
             raise InputError("the samples are empty, or have NaN or infinite values")
         batch_size = min(batch_size, len(data))

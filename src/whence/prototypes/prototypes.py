@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from whence.errors import InputError
+from whence.errors import InputError, counted
 from whence.show.drawable import Drawable
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Prototypes(Drawable):
         return replace(self, columns=columns)
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} prototypes {list(self.images.shape[1:])}"]
+        lines = [f"{counted(len(self), 'prototype')} {list(self.images.shape[1:])}"]
         for k, name in enumerate(self.names):
             prior = "" if self.log_prob is None else f", log p(x) {self.log_prob[k]:.4g}"
             lines.append(f"  {name}: {self.activation[k]:.4g}{prior}")
