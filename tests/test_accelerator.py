@@ -1,5 +1,7 @@
 """Every public call with its default settings where the model runs on an accelerator, and the data lies there or does not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import whence
 from whence.methods.table import METHODS
 from whence.models.digits import digit_decoder, digit_expert, digit_samples, digits
+from whence.recorded import Recorded, recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here; run on a machine with CUDA")
 DEVICE = "cuda"
@@ -111,8 +114,39 @@ def test_replays(model, near):
     for _ in range(3):
         first = explainer(x, y)
     other = explainer(x.flip(0), y.flip(0))
+    (capture,) = explainer._captures._captures.values()
+    assert isinstance(capture.program, Recorded)
     assert off(first.relevance, whence.explain(digits(), x.cpu(), y.cpu()).relevance) < 1e-4
     assert off(other.relevance.flip(0), first.relevance.cpu()) < 1e-4
+    with pytest.raises(whence.errors.TargetError, match="classes 0 to 9"):
+        explainer(x, 12)
+    with torch.no_grad():
+        model[0].weight *= 1.1
+    assert off(explainer(x, y).relevance, whence.explain(model, x, y).relevance.cpu()) < 1e-4
+
+
+def test_replays_from_several_streams(model, near):
+    x, y = near
+    explainer = whence.Explainer(model, capture=True)
+    wanted = [whence.explain(model, x.roll(i, 0), y.roll(i)).relevance.cpu() for i in range(6)]
+    explainer(x, y)
+
+    def ask(i):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return max(off(explainer(x.roll(i, 0), y.roll(i)).relevance, wanted[i]) for _ in range(20))
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(6) as pool:
+        assert max(pool.map(ask, range(6))) < 1e-4
+
+
+def test_what_waits_for_values_is_not_recorded(near):
+    def program(x):
+        return {"sum": x[x > 0].sum()}
+
+    assert recorded(program, [near[0]]) is program
+    assert recorded(program, [near[0].cpu()]) is program
+    assert torch.ones(2, device=DEVICE).sum() == 2
 
 
 def test_inside(model, near, tmp_path):
@@ -148,7 +182,7 @@ def test_comparison(model, near, tmp_path):
 
 
 def test_a_data_set(model, data, tmp_path):
-    x, y = (t.repeat(8, *[1] * (t.dim() - 1)) for t in data)
+    x, y = (t[(data[1] == 3) | (data[1] == 4)].repeat(8, *[1] * (t.dim() - 1)) for t in data)
     x[y == 3, :, :3, :3] = 1.0
     store = whence.explain_dataset(model, (x, y), tmp_path / "store", targets="label")
     assert not store.failures

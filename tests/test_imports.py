@@ -18,6 +18,7 @@ ROOMS = [
     "methods checkpoint",
     "sizes",
     "written",
+    "recorded",
     "captures",
     "explainer explain generation load",
     "evaluation prototypes robustness neuralize",

@@ -13,6 +13,7 @@ from whence.inputs import Inputs
 from whence.lrp.saved import version
 from whence.lrp.states import settings_of
 from whence.lrp.traced import state_of
+from whence.recorded import recorded
 from whence.targets import Logit, Target, class_indices
 from whence.written import HOLDS, Explained, Written, check_same, folded, given_tensors, write
 
@@ -27,19 +28,17 @@ class Capture:
         self.written = written
         constants: Any = (node.target for node in written.graph.graph.find_nodes(op="get_attr"))
         self.weights: tuple[Tensor, ...] = tuple(getattr(written.graph, name) for name in constants)
-        self._fold(_state(self.weights))
+        self.state: Hashable = None
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
-        if (state := _state(self.weights)) != self.state:
-            self._fold(state)
         # a graph of operators has all casts and ways back in it: neither autocast nor autograd is to see them again
         with torch.inference_mode(False), torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
-            found = self.replayed(*tensors)
+            if (state := _state(self.weights)) != self.state:
+                program = folded(self.written.graph)
+                self.own = {t.untyped_storage()._cdata for t in program.buffers()}  # which is not given away
+                self.program, self.state = recorded(program, tensors), state
+            found = self.program(*tensors)
         return {name: t.clone() if t.untyped_storage()._cdata in self.own else t for name, t in found.items()}
-
-    def _fold(self, state: Hashable) -> None:
-        self.replayed, self.state = folded(self.written.graph), state
-        self.own = {t.untyped_storage()._cdata for t in self.replayed.buffers()}  # which is not given away
 
 
 class Captures:

@@ -37,8 +37,9 @@ class Explainer:
     `forget()` after it.
 
     With `capture`, explanations of inputs of the same shapes are replayed from one graph of plain operators, which the first
-    of them writes (in seconds): several times as fast where a network is made of many small functions. Decisions that its code
-    takes by values of inputs are refused by name, and conditions `through` layers are not replayed.
+    of them writes (in seconds): several times as fast where a network is made of many small functions. On a CUDA device all of
+    it is launched at once, and the memory of a run is kept for each shape. Decisions that the network's code takes by values of
+    inputs are refused by name, and conditions `through` layers are not replayed.
     """
 
     def __init__(
