@@ -14,7 +14,7 @@ from torch import nn
 import whence
 from whence import LRP, Epsilon, advice, errors
 from whence.models import registry
-from whence.models.images import Preprocessing
+from whence.models.preprocessing import Preprocessing
 from whence.models.weights_files import load_weights
 
 

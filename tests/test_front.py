@@ -46,7 +46,8 @@ def test_the_front_exports_what_the_contract_names():
              "audit", "Audit", "prove", "Proof", "cure", "Cured", "Places", "Heads", "Nodes", "Directions", "Features",
              "channel_relevance", "concepts", "Concepts", "attribution_graph", "AttributionGraph", "patching", "Patching",
              "export", "check_exported", "flow", "Flow", "palette",
-             "explain_similarity", "Similarity", "walks", "Walks", "subgraph_relevance", "subspaces", "Subspaces"}  # fmt: skip
+             "explain_similarity", "Similarity", "walks", "Walks", "subgraph_relevance", "subspaces", "Subspaces",
+             "Preprocessing", "LoadedModel", "load_model"}  # fmt: skip
     public = {n for n in vars(whence) if not n.startswith("_")}
     modules = {
         "activations",
@@ -79,6 +80,9 @@ def test_the_front_exports_what_the_contract_names():
         "web",
         "sizes",
         "written",
+        "advice",
+        "recorded",
+        "weights",
     }
     assert names <= public
     assert public - names <= modules

@@ -602,7 +602,7 @@ from sklearn.cluster import KMeans
 import whence
 from sklearn.svm import OneClassSVM
 from whence.models.digits import digit_samples
-from whence.models.images import Preprocessing
+from whence.models.preprocessing import Preprocessing
 from whence.models.registry import LoadedModel
 
 def threes():

@@ -26,7 +26,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 AXE = Path(__file__).parents[1] / ".venv" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 PHOTOS = """
-from whence.models.images import Preprocessing
+from whence.models.preprocessing import Preprocessing
 from whence.models.registry import LoadedModel
 from torch import nn
 
@@ -55,7 +55,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import conftest  # noqa: F401
 from stories import story_model, story_tokenizer
-from whence.models.images import Preprocessing
+from whence.models.preprocessing import Preprocessing
 from whence.models.registry import LoadedModel
 from whence.models.texts import Text
 

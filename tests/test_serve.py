@@ -34,7 +34,7 @@ from whence.web.questions import PartQuestion, Question, Settings  # noqa: E402
 TINY = """
 import torch
 from torch import nn
-from whence.models.images import Preprocessing
+from whence.models.preprocessing import Preprocessing
 from whence.models.registry import LoadedModel
 
 
@@ -220,7 +220,7 @@ def test_downloads(server, kind, begins):
 
 def test_texts_token_by_token(data, monkeypatch):
     from stories import story_model, story_tokenizer
-    from whence.models.images import Preprocessing
+    from whence.models.preprocessing import Preprocessing
     from whence.models.registry import LoadedModel
     from whence.models.texts import Text
 

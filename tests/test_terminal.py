@@ -16,7 +16,8 @@ from PIL import Image
 import whence
 import whence_command
 from whence.errors import LoadError
-from whence.models.images import Preprocessing, read_image
+from whence.models.images import read_image
+from whence.models.preprocessing import Preprocessing
 from whence.models.registry import load_model
 
 TESTS = Path(__file__).parent

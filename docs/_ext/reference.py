@@ -32,6 +32,7 @@ PAGES = {
     "robustness": ("Robustness", ("robustness",)),
     "evaluation": ("Evaluation", ("evaluation",)),
     "datasets": ("Data sets and audits", ("datasets", "audit")),
+    "models": ("Models by name", ("models",)),
     "production": ("In production", ("export", "show")),
 }  # fmt: skip
 MODULES = {"lrp": (whence.presets,), "evaluation": (whence.metrics, whence.imputers), "explaining": (whence.errors,)}

@@ -71,7 +71,7 @@ from whence.methods.roots import NearestRoot as NearestRoot, RootOnManifold as R
 from whence.methods.shapley import Shapley as Shapley
 from whence.methods.smoothing import SmoothGrad as SmoothGrad
 from whence.methods.taylor import SimpleTaylor as SimpleTaylor
-from whence.models.images import Preprocessing as Preprocessing
+from whence.models.preprocessing import Preprocessing as Preprocessing
 from whence.models.registry import LoadedModel as LoadedModel, load_model as load_model
 from whence.neuralize.distances import Distance as Distance, Mahalanobis as Mahalanobis
 from whence.neuralize.estimators import Neuralized as Neuralized, SupportSets as SupportSets, neuralize as neuralize

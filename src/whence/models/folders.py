@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError, LoadError, first_line
-from whence.models.images import Preprocessing
+from whence.models.preprocessing import Preprocessing
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from torch import nn
 
 from whence.errors import LoadError, first_line
-from whence.models.images import Preprocessing
 from whence.models.pictures_and_texts import PictureAndTexts
+from whence.models.preprocessing import Preprocessing
 from whence.models.texts import Text
 
 WRITE = ("ForConditionalGeneration", "ForVision2Seq")  # about a picture, on from a text

@@ -1,72 +1,11 @@
-"""From a picture file to a model's input, and the bounds its pixels then lie between."""
+"""Picture files: read, turned upright, cut to size."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-from whence.errors import InputError, LoadError, first_line
-from whence.lrp.presets import IMAGENET_MEAN, IMAGENET_STD
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes an input: resize the shorter side, crop the centre, scale to [0, 1], normalise by channel.
-
-    >>> shown = whence.Preprocessing((64, 64), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    >>> shown.read("photo.png").shape
-    torch.Size([1, 3, 64, 64])
-
-    `size` is height and width, `channels` 3 or 1 (grey); `mean` and `std` are of pixels in [0, 1], one for each channel, as the
-    model was trained. `resize` is what the shorter side becomes before the centre is cropped.
-    """
-
-    size: tuple[int, int] | None  # None: as the picture is
-    channels: int = 3
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    resize: int | None = None  # of the shorter side, before cropping
-
-    @classmethod
-    def imagenet(cls, size: int = 224, resize: int = 256) -> "Preprocessing":
-        return cls((size, size), 3, IMAGENET_MEAN, IMAGENET_STD, resize)
-
-    def of_size(self, size: int) -> "Preprocessing":
-        """The same for square pictures of another side."""
-        if size < 1:
-            raise InputError(f"a size of {size}; give the side of the pictures that the model takes, in pixels")
-        return replace(self, size=(size, size), resize=None)
-
-    def read(self, path: str | Path) -> Tensor:
-        """The picture as a batch of one, `[1, C, H, W]`."""
-        return self.of_image(_of_eight_bits(read_image(path), path))
-
-    def of_image(self, image: Image.Image) -> Tensor:
-        """The same of one that was read."""
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        if self.size is not None:
-            image = _fit(image, self.size, self.resize)
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
-        pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-        return self.normalise(pixels)[None].contiguous()
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] as the model wants them."""
-        return (pixels - _column(self.mean)) / _column(self.std) if self.mean else pixels
-
-    @property
-    def bounds_known(self) -> bool:
-        """Whether the model states how its pixels are scaled."""
-        return self.size is not None
-
-    @property
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """What black and white pixels become: the box of the z^B rule."""
-        count = max(len(self.mean), 1)
-        return self.normalise(torch.zeros(count, 1, 1)), self.normalise(torch.ones(count, 1, 1))
+from whence.errors import LoadError, first_line
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -83,7 +22,7 @@ def read_image(path: str | Path) -> Image.Image:
         raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
 
 
-def _of_eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
+def of_eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
     """Deep greys (16 bits, 32 bits, floating point) on the scale of all other pictures: Pillow would clip them to white."""
     if not image.mode.startswith(("I", "F")):
         return image
@@ -96,7 +35,7 @@ def _of_eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
     return Image.fromarray((values / top * 255).round().astype(np.uint8))
 
 
-def _fit(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
+def fitted(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
     height, width = size
     ratio = max((resize or height) / min(image.size), height / image.height, width / image.width)
     image = image.resize(
@@ -104,7 +43,3 @@ def _fit(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image
     )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
-
-
-def _column(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(-1, 1, 1)

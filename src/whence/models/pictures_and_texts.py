@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from whence.errors import InputError, first_line
-from whence.models.images import read_image
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class PictureAndTexts:
 
     def read(self, picture: str | Path, texts: Sequence[str]) -> dict[str, Tensor]:
         """One picture and its texts as the model takes them."""
+        from whence.models.images import read_image
+
         if not texts or not all(text.strip() for text in texts):
             raise InputError("the model reads a picture and a text; pass --text 'a photo of a cat'")
         if len(texts) > 1 and not self.compares:

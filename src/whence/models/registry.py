@@ -16,8 +16,8 @@ from torch import nn
 from whence.errors import LoadError, MissingPackageError, first_line, suggestion
 from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
-from whence.models.images import Preprocessing
 from whence.models.pictures_and_texts import PictureAndTexts
+from whence.models.preprocessing import Preprocessing
 from whence.models.texts import Text
 from whence.models.weights_files import load_weights
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from whence.errors import InputError, first_line
-from whence.models.images import Preprocessing
+from whence.models.preprocessing import Preprocessing
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_BYTES = 8 * 2**20
