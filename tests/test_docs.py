@@ -13,7 +13,7 @@ WRITTEN = {ROOT / "docs" / "reference" / name for name in ("rules.md", "function
 NOTEBOOKS = sorted(page for page in (ROOT / "docs" / "tutorials").glob("*.md") if page.name != "index.md")
 # a CUDA build of torchvision, which some peers import, needs its operators declared beside CPU torch
 FIRST = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest; sys.path.pop(0)\n"
-PEERS = {"coming_from.md": ("captum", "zennit", "shap", "quantus", "lucent")}
+PEERS = {"coming_from.md": ("captum", "zennit", "shap", "quantus", "lucent", "lxt")}
 
 
 def run(blocks, folder):

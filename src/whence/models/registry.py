@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -206,6 +207,8 @@ def _as_script(path: Path, module: ModuleType) -> Iterator[None]:
 def _move(loaded: LoadedModel, device: str) -> None:
     if not isinstance(loaded.model, nn.Module):
         raise LoadError(f"{loaded.name} is no torch.nn.Module; it cannot be moved to {device}")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # of torchrun, which leaves it to each process to take its own
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         loaded.model.to(device)
     except (RuntimeError, AssertionError) as error:
