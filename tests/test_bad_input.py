@@ -102,8 +102,24 @@ def test_a_class_a_picture_and_a_path():
     refused(errors.InputError, r"whence.Preprocessing\(…\).read\(path\)", net(), Path("photo.jpg"))
 
 
+def test_names_in_place_of_things():
+    refused(errors.ModelError, r"'net.pt' is a name; the model is whence.load_model\(…\).model", "net.pt", X)
+    refused(errors.ModelError, "a LoadedModel holds a model; pass its .model", whence.load_model("digits"), X)
+    refused(errors.TargetError, "give the number of the class", net(), X, "robin")
+
+
+def test_a_file_that_is_not_there_has_near_ones(tmp_path):
+    (tmp_path / "bird_net.pt").touch()
+    with pytest.raises(errors.LoadError, match=r"no weights file .*birdnet.pt; did you mean 'bird_net.pt'"):
+        load_weights(net(), tmp_path / "birdnet.pt")
+    with pytest.raises(errors.LoadError, match=r"no file .*; did you mean 'bird_net.pt'"):
+        Preprocessing((6, 6)).read(tmp_path / "bird_net.jpg")
+
+
 def test_a_layer_that_is_not_there_among_few():
     refused(errors.SelectorError, "it has 0, 1, 2, 3$", net(), X, layers=["conv9"])
+    many = nn.Sequential(*net(), *[nn.Identity() for _ in range(9)]).eval()
+    refused(errors.SelectorError, "it has 0, 1, 2, 3, 4, …, 10, 11, 12$", many, X, layers=["conv9"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -144,6 +144,13 @@ def test_first_errors_with_a_network_of_ones_own(run, photos, tmp_path):
     code, out, err = run("explain", "photo.png", "--model", "nets.py:make", "--size", 28)
     assert code == 0
     assert "the weights are those that nets.py:make gives" in err
+    assert "does not say how pictures are normalised" in err
+    code, _, err = run("explain", "photo.png", "--model", "nets.py:make", "--size", 28, "--target", "robin")
+    assert (code, "does not name its classes" in err) == (2, True)
+    code, _, err = run("explain", "--target", "robin")
+    assert (code, "digits has no class 'robin'; choose from 0, 1" in err) == (2, True)
+    code, _, err = run("explain", "photo.png", "--model", "net.pt")
+    assert (code, "net.pt holds weights, not the network" in err) == (2, True)
     code, _, err = run("explain", "photo.png")
     assert code == 0
     assert "digits reads digits, white on black, 28 × 28" in err

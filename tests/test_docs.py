@@ -1,6 +1,7 @@
 """The blocks of the docs and the README run as written, one page after the other, in an empty folder."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,18 @@ def test_a_page_runs_as_written(page, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     if blocks:
         run(blocks, tmp_path)
+
+
+def test_the_first_commands_of_the_readme_run_as_pasted(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    *_, network = re.findall(r"^```python\n((?:(?!```).)*?nets.py\"\).write_text.*?)^```", text, re.DOTALL | re.MULTILINE)
+    run([network], tmp_path)
+    (line,) = re.findall(r"^whence explain photo.png.*$", text, re.MULTILINE)
+    ran = subprocess.run(
+        [sys.executable, "-m", *shlex.split(line, comments=True)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "heat.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=name)

@@ -12,15 +12,16 @@ AS_TENSOR = "a PyTorch model takes tensors: pass torch.from_numpy(x).float()"
 OF_ONE_SIZE = "; a network with linear layers at its end takes pictures of one size: whence.Preprocessing((H, W)), or --size"
 
 
-def advice(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool) -> str:
-    """A clause for the end of an error; empty where nothing is known."""
+def advice(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, error: BaseException) -> str:
+    """A clause for the end of what the model raised; empty where nothing is known."""
     tensors = [part for part in parts if isinstance(part, Tensor)]
     weight = first_weight(model)
     if not isinstance(model, nn.Module) or weight is None or not tensors:
         return ""
     if as_arrays:
         return f"; {AS_TENSOR}"
-    return _of_device(weight, tensors) or _of_type(weight, tensors) or _of_shape(model, tensors[0])
+    known = _of_device(weight, tensors) or _of_type(weight, tensors)
+    return known or (_of_shape(model, tensors[0], error) if tensors[0].is_floating_point() else "")
 
 
 def _of_device(weight: Tensor, tensors: Sequence[Tensor]) -> str:
@@ -41,7 +42,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _of_shape(model: nn.Module, x: Tensor) -> str:
+def _of_shape(model: nn.Module, x: Tensor, error: BaseException) -> str:
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
     if convolution is None:
@@ -50,12 +51,12 @@ def _of_shape(model: nn.Module, x: Tensor) -> str:
     batched, channels = len(convolution.kernel_size) + 2, convolution.in_channels
     if x.dim() == batched - 2 and channels == 1:
         return "; inputs come in batches of channels: pass x[None, None]"
-    if x.dim() == batched - 1:
-        last = x.shape[0] != channels and x.shape[-1] == channels
-        return f"; inputs come in batches: pass x{'.movedim(-1, 0)' if last else ''}[None]"
-    if x.dim() != batched or x.shape[1] == channels:
-        fixed = linear is not None and x.dim() == batched == 4
-        return OF_ONE_SIZE if fixed else ""
+    if x.dim() == batched - 1 and channels in (x.shape[0], x.shape[-1]):
+        return f"; inputs come in batches: pass x{'' if x.shape[0] == channels else '.movedim(-1, 0)'}[None]"
+    if x.dim() != batched:
+        return ""
+    if x.shape[1] == channels:
+        return OF_ONE_SIZE if batched == 4 and "shapes cannot be multiplied" in str(error) else ""
     if x.shape[-1] == channels:
         return "; channels come first: pass x.movedim(-1, 1)"
     return f"; the first convolution takes {channels} channels, the input has {x.shape[1]}"

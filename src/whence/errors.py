@@ -16,6 +16,7 @@ WhenceError
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -100,6 +101,12 @@ def hint(name: str, known: Iterable[str], otherwise: str = "choose from") -> str
 def counted(count: int, noun: str) -> str:
     """ "1 sample", "2 samples"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def missing(path: Path, what: str = "file") -> str:
+    """That it is not there, with the nearest names that are."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return f"no {what} {path}{suggestion(path.name, beside)}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -163,7 +163,9 @@ class Explanation(Drawable):
         from whence.show.tokens import Words, gathered
 
         account, relevance, given = self.conservation, tensors(self.relevance), tensors(self.inputs)
-        about = f"{self.target_names()[sample]}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
+        about = (
+            f"{titled(self.target_names()[sample])}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
+        )
         panels: list[Panel] = []
         for name, x in given.items():
             r, title = relevance[name], f"{name}   {about}" if len(given) > 1 else about
@@ -306,6 +308,11 @@ class Explanation(Drawable):
             for name, rows in self.tokens.items()
             for row in self._rows(rows, i)
         ]
+
+
+def titled(target: str) -> str:
+    """A class by its name, or as "class 3" where it has none."""
+    return f"class {target}" if target.isdecimal() else target
 
 
 def _given_words(words: Sequence[Any], ids: list[list[int]]) -> list[list[str]]:

@@ -61,9 +61,9 @@ class Inputs:
         elif isinstance(inputs, list | tuple):
             found = cls(tuple(inputs))
         else:
-            pictures = type(inputs).__module__.startswith("PIL") or isinstance(inputs, str | PathLike)
-            what = "; read a picture by whence.Preprocessing(…).read(path)" if pictures else ""
-            raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}{what}")
+            unread = type(inputs).__module__.startswith("PIL") or isinstance(inputs, str | PathLike)
+            how = "; read pictures by whence.Preprocessing(…).read(path), texts by the model's tokenizer" if unread else ""
+            raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}{how}")
         found._check()
         return found._of_one_sample() if found.shared and found.batch_size == 1 else found
 
@@ -195,7 +195,7 @@ class Inputs:
             shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
             problem = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(
-                f"the model cannot run on an input of shape {shapes}: {problem}{advice(model, parts, self.arrays)}"
+                f"the model cannot run on an input of shape {shapes}: {problem}{advice(model, parts, self.arrays, error)}"
             ) from error
 
     def _of_one_sample(self) -> "Inputs":
@@ -267,6 +267,12 @@ def check_model(model: object) -> None:
     """A callable, and in eval mode throughout if it is a module."""
     if isinstance(model, type):
         raise ModelError(f"{model.__name__} is a class, not a model; make one of it: {model.__name__}(…).eval()")
+    if isinstance(model, str | PathLike):
+        raise ModelError(
+            f"{str(model)!r} is a name; the model is whence.load_model(…).model, of FILE.py:FUNCTION and a weights file"
+        )
+    if not callable(model) and callable(getattr(model, "model", None)):
+        raise ModelError(f"a {type(model).__name__} holds a model; pass its .model")
     if not callable(model):
         ways = [way for way in ("predict_proba", "decision_function", "predict") if hasattr(model, way)]
         hint = f"; pass its {ways[0]}, and a method without gradients such as whence.Shapley()" if ways else ""

@@ -153,7 +153,8 @@ def class_indices(given: Any, count: int, kind: str = "target", device: torch.de
     try:
         indices = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TargetError(f"{kind} {given!r} is no class index, nor one for each sample") from error
+        named = "; give the number of the class" if isinstance(given, str) else ""
+        raise TargetError(f"{kind} {given!r} is no class index, nor one for each sample{named}") from error
     indices = indices.clone() if indices.is_inference() else indices
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TargetError(f"a {kind} must be a class index, not {indices.dtype}")

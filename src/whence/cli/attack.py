@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.explain import is_array, named, read_input, warn, warn_of_weights
+from whence.cli.explain import is_array, named, read_input, warn, warn_of_model
 from whence.cli.methods import configured
 from whence.cli.options import Json, Sample, Size, Weights
 from whence.cli.tables import print_table
@@ -91,6 +91,7 @@ def attack(
     if as_json:
         print(json.dumps(report))
     else:
+        warn_of_model(loaded)
         _print(report)
 
 
@@ -147,7 +148,6 @@ def _report(pair: AttackExplained, loaded: "LoadedModel", input: str | None, sam
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_weights(report["model"], report["trained"])
     if not all(report["right_before"]):
         warn("the model says another class than --label from the start")
     elif not any(report["success"]):

@@ -8,7 +8,7 @@ import torch
 import typer
 from rich.console import Console
 
-from whence.cli.explain import is_array, named, read_input, warn_of_weights
+from whence.cli.explain import is_array, named, read_input, warn_of_model
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
 from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.tables import print_table
@@ -51,7 +51,7 @@ def compare(
         print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.table, "picture": str(out)}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_weights(loaded.name, loaded.trained)
+    warn_of_model(loaded)
     rows = [
         [r["method"], r["target"], f"{r['output']:.4g}", f"{r['relevance']:.4g}", f"{r['counter_relevance']:.0%}"]
         for r in found.table

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from whence.cli.data import DATA_HELP, name_of, read_data
-from whence.cli.explain import named, read_input, warn, warn_of_weights
+from whence.cli.explain import named, read_input, warn, warn_of_model
 from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.prototype import default_image
 from whence.cli.tables import print_table
@@ -70,7 +70,7 @@ def concepts(
         about = {"model": loaded.name, "trained": loaded.trained, "layer": found.layer, "target": name}
         print(json.dumps(about | {"output": float(found.whole.output), "channels": rows, "picture": str(out)}))
         return
-    warn_of_weights(loaded.name, loaded.trained)
+    warn_of_model(loaded)
     console = Console(highlight=False, soft_wrap=True)
     if found.whole.conservation.caution:
         warn(found.whole.conservation.caution)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
-from whence.cli.explain import warn_of_weights
+from whence.cli.explain import warn_of_model
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
 from whence.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights
 from whence.cli.tables import print_table
@@ -124,7 +124,7 @@ def _forget(kept: Path) -> None:
 
 def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_weights(loaded.name, loaded.trained)
+    warn_of_model(loaded)
     heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
     print_table(console, heads, found.words, f"explanations of {loaded.name}")
     console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)

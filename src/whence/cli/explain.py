@@ -15,7 +15,7 @@ from torch import Tensor
 from whence.cli.methods import PRESETS, check_rules, configured
 from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.tables import print_table
-from whence.errors import InputError, LoadError, TargetError, suggestion
+from whence.errors import InputError, LoadError, TargetError, hint, missing, suggestion
 from whence.explain import explain as run
 from whence.explanation import SUFFIXES, Explanation
 from whence.methods.table import METHODS
@@ -27,6 +27,7 @@ from whence.weights import first_weight
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
+MOST_NAMED = 20  # classes
 SOURCES = {
     "relevance": "relevance",
     "absorbed": "absorbed (by biases, ε, shifts, softmaxes or terms of second order)",
@@ -78,6 +79,7 @@ def explain(
     if as_json:
         print(json.dumps(report))
     else:
+        warn_of_model(loaded)
         _print(report)
 
 
@@ -129,7 +131,10 @@ def named(index: str | None, loaded: "LoadedModel") -> int | None:
         return names.index(index.lower())
     if loaded.text is not None and not names:
         return loaded.text.token_id(index)
-    raise TargetError(f"{loaded.name} has no class {index!r}{suggestion(index, loaded.classes)}")
+    if not names:
+        raise TargetError(f"{loaded.name} does not name its classes; give a number, or let it be a whence.LoadedModel")
+    told = hint if len(names) <= MOST_NAMED else suggestion
+    raise TargetError(f"{loaded.name} has no class {index!r}{told(index, loaded.classes)}")
 
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
@@ -175,21 +180,27 @@ def warn(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
 
 
-def warn_of_weights(model: str, trained: bool | None) -> None:
-    """Of a model that nobody has trained, or of which nobody says so."""
-    if trained is False:
-        warn(f"{model} has random weights; pass --weights FILE, or --weights DEFAULT to download")
-    if trained is None:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"the weights are those that {escape(model)} gives; --weights FILE loads others"
-        )
+def warn_of_model(loaded: "LoadedModel") -> None:
+    """Of one that nobody has trained, or of which nobody says so, or how its pictures are to be scaled."""
+    name = escape(loaded.name)
+    if loaded.trained is False:
+        warn(f"{name} has random weights; pass --weights FILE, or --weights DEFAULT to download")
+    if loaded.trained is None:
+        note(f"the weights are those that {name} gives; --weights FILE loads others")
+    if not loaded.preprocessing.bounds_known and loaded.text is None:
+        note(f"{name} does not say how pictures are normalised: they lie from 0 to 1; a whence.LoadedModel says it")
+
+
+def note(text: str) -> None:
+    """One line beside the results."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"note: {text}")
 
 
 def read_array(path: Path) -> Tensor:
     import numpy as np
 
     if not path.is_file():
-        raise LoadError(f"no file {path}")
+        raise LoadError(missing(path))
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, ValueError, TypeError, EOFError) as error:
@@ -231,7 +242,6 @@ def _text(explanation: Explanation) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_weights(report["model"], report["trained"])
     if "tokens" in report:
         from whence.show import tokens
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
-from whence.cli.explain import warn_of_weights
+from whence.cli.explain import warn_of_model
 from whence.cli.methods import PRESETS, configured
 from whence.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights
 from whence.datasets.explain_dataset import SHARD_SIZE, explain_dataset as run
@@ -62,7 +62,7 @@ def explain_dataset(
         about = {"model": loaded.name, "trained": loaded.trained, "samples": len(found), "missing_shards": found.missing}
         print(json.dumps(about | {"failures": failures, "store": str(store)}))
         return
-    warn_of_weights(loaded.name, loaded.trained)
+    warn_of_model(loaded)
     warn_of_failures([f"{failure['sample']}: {failure['message']}" for failure in failures])
     console = Console(highlight=False, soft_wrap=True)
     rest = f", {len(found.missing)} shards are left to other jobs" if found.missing else ""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.explain import is_array, named, read_input, warn_of_weights
+from whence.cli.explain import is_array, named, read_input, warn_of_model
 from whence.cli.methods import PRESETS, check_rules, configured
 from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.tables import print_table
@@ -51,7 +51,7 @@ def export(
         about: dict[str, Any] = {"model": loaded.name, "trained": loaded.trained, "method": described(chosen)}
         print(json.dumps(about | {"file": str(out), "takes": takes, "gives": gives}))
         return
-    warn_of_weights(loaded.name, loaded.trained)
+    warn_of_model(loaded)
     console = Console(highlight=False, soft_wrap=True)
     rows = [
         [side, name, str(shape)] for side, tensors in (("takes", takes), ("gives", gives)) for name, shape in tensors.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.cli.explain import named, read_array, warn, warn_of_weights
+from whence.cli.explain import named, read_array, warn, warn_of_model
 from whence.cli.options import Device, Json, Weights
 from whence.cli.tables import print_table
 from whence.errors import InputError, RuleError
@@ -80,6 +80,7 @@ def prototype(
     if as_json:
         print(json.dumps(report))
     else:
+        warn_of_model(loaded)
         _print(report)
 
 
@@ -130,7 +131,7 @@ def search(
 ) -> "Prototypes":
     """Prototypes of pictures as the model says that it takes them."""
     preprocessing = loaded.preprocessing
-    if not preprocessing.bounds_known and size is None:
+    if preprocessing.size is None and size is None:
         raise InputError(f"{loaded.name} does not say how large its pictures are; pass --size")
     height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
     shape = (preprocessing.channels, height, width)
@@ -193,7 +194,6 @@ def _report(found: "dict[str, Prototypes]") -> list[dict[str, Any]]:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_weights(report["model"], report["trained"])
     for note in dict.fromkeys(row["note"] for row in report["prototypes"] if row["note"]):
         warn(note)
     rows = []

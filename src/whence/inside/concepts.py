@@ -10,7 +10,7 @@ from torch import Tensor
 from whence.conditions import among
 from whence.errors import InputError, RuleError, SelectorError
 from whence.explain import explain, explain_targets
-from whence.explanation import Explanation
+from whence.explanation import Explanation, titled
 from whence.inputs import check_model
 from whence.inside.channels import by_channel, channels_last, last_picture_layer, one_layer, place, receptive_field, strongest
 from whence.methods.table import Method
@@ -90,7 +90,7 @@ class Concepts(Drawable):
             made = None if self.prototypes is None else self.prototypes[k]
             title = f"channel {channel}\n{float(self.shares[k]):.1%} of the output"
             rows.append(Row(title, e.relevance[0], [(r.crop, r.relevance) for r in references], made))
-        return answer(x, self.whole.relevance[0], f"{name}:  f = {output:.4g}", self.layer, rows)
+        return answer(x, self.whole.relevance[0], f"{titled(name)}:  f = {output:.4g}", self.layer, rows)
 
 
 def concepts(

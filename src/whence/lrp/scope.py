@@ -244,7 +244,8 @@ def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
         matching = {path: module for path, module in among.items() if path == name or (path and _fits(path, name))}
         if not matching:
             some = [path for path in among if path]
-            there = f"; it has {', '.join(some[:MOST_NAMED])}{', …' if len(some) > MOST_NAMED else ''}" if some else ""
+            shown = some if len(some) <= MOST_NAMED else [*some[: MOST_NAMED - 3], "…", *some[-3:]]
+            there = f"; it has {', '.join(shown)}" if some else ""
             raise SelectorError(f"no layer '{name}' in the model{suggestion(name, among) or there}")
         found |= matching
     return found

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from whence.errors import LoadError, first_line
+from whence.errors import LoadError, first_line, missing
 
 
 def read_image(path: str | Path) -> Image.Image:
     """A picture from a file; one clear error where it is none."""
     if not Path(path).is_file():
-        raise LoadError(f"no file {path}")
+        raise LoadError(missing(Path(path)))
     try:
         with Image.open(path) as image:
             image.load()

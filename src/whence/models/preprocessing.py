@@ -32,6 +32,7 @@ class Preprocessing:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     resize: int | None = None  # of the shorter side, before cropping
+    bounds_known: bool = True  # False: nobody says how the model's pixels are scaled
 
     @classmethod
     def imagenet(cls, size: int = 224, resize: int = 256) -> "Preprocessing":
@@ -63,11 +64,6 @@ class Preprocessing:
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] as the model wants them."""
         return (pixels - _column(self.mean)) / _column(self.std) if self.mean else pixels
-
-    @property
-    def bounds_known(self) -> bool:
-        """Whether the model states how its pixels are scaled."""
-        return self.size is not None
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.errors import LoadError, MissingPackageError, first_line, suggestion
+from whence.errors import LoadError, MissingPackageError, first_line, missing, suggestion
 from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
 from whence.models.pictures_and_texts import PictureAndTexts
 from whence.models.preprocessing import Preprocessing
 from whence.models.texts import Text
-from whence.models.weights_files import load_weights
+from whence.models.weights_files import READERS, load_weights
 
 BUNDLED = {"digits": digits, "digits-robust": robust_digits}
 
@@ -76,6 +76,8 @@ def load_model(
         loaded = _hugging_face(rest)
     elif name.endswith(".py"):
         raise LoadError(f"{name} is a file; name the function in it that gives the model: {name}:FUNCTION")
+    elif name.endswith(tuple(READERS)):
+        raise LoadError(f"{name} holds weights, not the network; give both, FILE.py:FUNCTION and these as its weights")
     else:
         raise LoadError(
             f"no model {name!r}; choose {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
@@ -153,14 +155,14 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
 
 def _hugging_face(name: str) -> LoadedModel:
     found = hugging_face.load(_import("transformers", "transformers"), name)
-    pictures = found.pictures or Preprocessing(None)
+    pictures = found.pictures or Preprocessing(None, bounds_known=False)
     return LoadedModel(f"hf:{name}", found.model, pictures, found.classes, text=found.text, both=found.both)
 
 
 def _factory(file: str, function: str) -> LoadedModel:
     path = Path(file)
     if not path.is_file():
-        raise LoadError(f"no file {file} to take the model {function} from")
+        raise LoadError(f"{missing(path)} to take the model {function} from")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -184,7 +186,7 @@ def _factory(file: str, function: str) -> LoadedModel:
         raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
     own = getattr(model, "classes", None)
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
-    return LoadedModel(f"{file}:{function}", model, Preprocessing(None), classes, trained=None)
+    return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes, trained=None)
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from whence.errors import LoadError, first_line
+from whence.errors import LoadError, first_line, missing
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 HOLDERS = ("state_dict", "model_state_dict", "model")  # of the weights, in checkpoints of more
@@ -50,17 +50,10 @@ def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 def read_state(path: Path) -> dict[str, Tensor]:
     """The named tensors in a file."""
     if not path.is_file():
-        raise LoadError(f"no weights file {path}")
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".npz": _read_npz,
-        ".pt": _read_torch,
-        ".pth": _read_torch,
-        ".bin": _read_torch,
-    }
-    if path.suffix not in readers:
-        raise LoadError(f"{path.name}: weights must be .safetensors, .npz, .pt, .pth or .bin")
-    state = readers[path.suffix](path)
+        raise LoadError(missing(path, "weights file"))
+    if path.suffix not in READERS:
+        raise LoadError(f"{path.name}: weights must be {', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}")
+    state = READERS[path.suffix](path)
     if isinstance(state, Mapping):
         state = next((state[name] for name in HOLDERS if name in state), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -101,3 +94,8 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except (OSError, RuntimeError, EOFError) as error:
         raise LoadError(f"{path.name} is no readable torch file: {first_line(error)}") from error
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_torch, ".pth": _read_torch, ".bin": _read_torch,
+}  # fmt: skip

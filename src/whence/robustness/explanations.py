@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.explain import explain, explain_targets
-from whence.explanation import MOST_DRAWN, Explanation
+from whence.explanation import MOST_DRAWN, Explanation, titled
 from whence.methods.paths import IntegratedGradients
 from whence.methods.table import Method, named
 from whence.nests import described
@@ -235,7 +235,7 @@ def _beside(before: Explanation, after: Explanation, titles: Sequence[str], move
     from whence.show.twins import Twin, beside
 
     def twin(e: Explanation, i: int, title: str) -> Twin:
-        return Twin(e.inputs[i], title, e.relevance[i], f"why {e.target_names()[i]}:  f = {e.output[i]:.4g}")
+        return Twin(e.inputs[i], title, e.relevance[i], f"why {titled(e.target_names()[i])}:  f = {e.output[i]:.4g}")
 
     drawn = range(min(len(before), MOST_DRAWN))
     pairs = [(twin(before, i, "input"), twin(after, i, titles[i])) for i in drawn]
