@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -147,6 +148,7 @@ def make():
 
 
 def test_a_file_imports_its_neighbours_and_leaves_nothing(tmp_path):
+    sys.modules["layers"] = others = ModuleType("layers")  # of somebody else
     before, path = set(sys.modules), list(sys.path)
     for folder, activation in (("one", "ReLU"), ("other", "Tanh")):
         (tmp_path / folder).mkdir()
@@ -160,7 +162,8 @@ def test_a_file_imports_its_neighbours_and_leaves_nothing(tmp_path):
         assert loaded.preprocessing.size == (8, 8)
         assert not loaded.model.training
     assert sys.path == path
-    assert not {"nets", "layers"} & (set(sys.modules) - before)
+    assert "nets" not in set(sys.modules) - before
+    assert sys.modules.pop("layers") is others
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", ""])
@@ -186,3 +189,18 @@ def test_what_is_said_of_names_of_models(tmp_path):
         whence.load_model("digits", device="nowhere")
     with pytest.raises(whence.errors.InputError, match="a size of 0"):
         whence.load_model("digits", size=0)
+
+
+def test_a_picture_is_cropped_or_squeezed(tmp_path):
+    picture = Image.effect_noise((40, 20), 80).convert("RGB")
+    picture.save(tmp_path / "photo.png")
+    cropped = whence.Preprocessing((10, 10)).read(tmp_path / "photo.png")
+    squeezed = whence.Preprocessing((10, 10), crop=False, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+    def pixels(image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+
+    whole = pixels(picture.resize((10, 10), Image.Resampling.BILINEAR))
+    assert torch.allclose(cropped, pixels(picture.resize((20, 10), Image.Resampling.BILINEAR).crop((5, 0, 15, 10))))
+    assert torch.allclose(squeezed.read(tmp_path / "photo.png"), (whole - 0.5) / 0.25)
+    assert torch.allclose(squeezed.box.pixels(squeezed.read(tmp_path / "photo.png")), whole, atol=1e-6)

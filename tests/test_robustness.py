@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -728,3 +728,36 @@ def test_masked_gradients_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert whence.attack(model, x, 0, whence.DeepFool()).success.all()
+
+
+@pytest.mark.parametrize(
+    "by", [whence.FGSM(0.1), whence.PGD(0.1, steps=3), whence.MIFGSM(0.1, steps=3), whence.DeepFool(steps=3)]
+)
+def test_a_box_given_to_attack_is_that_of_the_attack(by):
+    (x, y), box = digit_samples(), whence.Box(mean=(0.5,), std=(0.25,))
+    model = nn.Sequential(Denormalised(), digits()).eval()
+    given = whence.attack(model, box.inputs(x[:3]), y[:3], by, box=box)
+    own = whence.attack(model, box.inputs(x[:3]), y[:3], replace(by, box=box))
+    assert torch.equal(given.inputs, own.inputs)
+    assert given.attack.box == box
+
+
+class Denormalised(nn.Module):
+    def forward(self, x):
+        return x * 0.25 + 0.5
+
+
+def test_targets_given_to_attack_are_those_of_the_attack():
+    x, y = digit_samples()
+    found = whence.attack(digits(), x[:3], y[:3], whence.PGD(0.3), targets=[5, 5, 5])
+    assert torch.equal(found.inputs, whence.attack(digits(), x[:3], y[:3], whence.PGD(0.3, targets=[5, 5, 5])).inputs)
+
+
+def test_what_is_no_box():
+    x, y = digit_samples()
+    for call in (
+        lambda: whence.attack(digits(), x[:1], y[:1], whence.PGD(0.1, box=(0, 1))),
+        lambda: whence.fgsm(digits(), x[:1], y[:1], epsilon=0.1, box=(0, 1)),
+    ):
+        with pytest.raises(whence.errors.InputError, match=r"box=\(0, 1\) is no box; give whence.Box\(low, high\)"):
+            call()

@@ -163,9 +163,9 @@ class Explanation(Drawable):
         from whence.show.tokens import Words, gathered
 
         account, relevance, given = self.conservation, tensors(self.relevance), tensors(self.inputs)
-        about = (
-            f"{titled(self.target_names()[sample])}:  f = {account.output[sample]:.4g},  ΣR = {account.relevance[sample]:.4g}"
-        )
+        what = titled(self.target_names()[sample]) + (f" {self.note}" if self.note else "")
+        total = f",  ΣR = {account.relevance[sample]:.4g}" if account.adds_up else ""
+        about = f"{what}:  f = {account.output[sample]:.4g}{total}"
         panels: list[Panel] = []
         for name, x in given.items():
             r, title = relevance[name], f"{name}   {about}" if len(given) > 1 else about

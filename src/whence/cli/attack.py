@@ -78,7 +78,7 @@ def attack(
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
     x = read_input(input, loaded, sample, "attack")
     is_picture = not is_array(input)
-    box = box_of(loaded) if is_picture or loaded.preprocessing.bounds_known else Box.unbounded()
+    box = loaded.preprocessing.box if is_picture or loaded.preprocessing.bounds_known else Box.unbounded()
     chosen = _attack(by, epsilon, _usual(x), steps, named(target, loaded), box, seed)
     explained_by = configured(method, None, loaded, x, is_picture=is_picture)
     with warnings.catch_warnings(record=True) as caught:
@@ -93,11 +93,6 @@ def attack(
     else:
         warn_of_model(loaded)
         _print(report)
-
-
-def box_of(loaded: "LoadedModel") -> Box:
-    """Where pixels lie, as the model is given them."""
-    return Box(mean=loaded.preprocessing.mean, std=loaded.preprocessing.std)
 
 
 def _usual(x: Any) -> float:

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from whence.cli.data import DATA_HELP, name_of, read_data
-from whence.cli.explain import named, read_input, warn, warn_of_model
+from whence.cli.explain import named, note, read_input, warn, warn_of_model
 from whence.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.cli.prototype import default_image
 from whence.cli.tables import print_table
@@ -74,9 +74,15 @@ def concepts(
     console = Console(highlight=False, soft_wrap=True)
     if found.whole.conservation.caution:
         warn(found.whole.conservation.caution)
-    table = [[str(r["channel"]), f"{r['relevance']:.4g}", f"{r['share']:.1%}", ", ".join(r["references"])] for r in rows]
+    table = [
+        [str(r["channel"]), f"{r['relevance']:.4g}", f"{r['share']:.1%}", *([", ".join(r["references"])] if samples else [])]
+        for r in rows
+    ]
+    heads = ["channel", "relevance", "of the output", *(["most relevant in"] if samples else [])]
     title = f"channels of {found.layer} in {name} ({float(found.whole.output):.4g}) by {loaded.name}"
-    print_table(console, ["channel", "relevance", "of the output", "most relevant in"], table, title)
+    print_table(console, heads, table, title)
+    if samples is None:
+        note("--data FOLDER shows the samples that each channel is most relevant in")
     console.print(f"the picture lies in {out}", markup=False)
 
 

@@ -148,7 +148,11 @@ def search(
             image=written,
             **settings,
         )
-    return replace(found, bounds=bounds)
+    names = [
+        loaded.classes[c] if isinstance(c, int) and loaded.classes else name
+        for c, name in zip(concepts, found.names, strict=False)
+    ]
+    return replace(found, bounds=bounds, names=names if len(names) == len(found) else found.names)
 
 
 def default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
@@ -196,9 +200,10 @@ def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for note in dict.fromkeys(row["note"] for row in report["prototypes"] if row["note"]):
         warn(note)
-    rows = []
+    rows, likely = [], any(row["log_prob"] is not None for row in report["prototypes"])
     for row in report["prototypes"]:
         log_prob = "" if row["log_prob"] is None else f"{row['log_prob']:.4g}"
-        rows.append((row["prior"], row["concept"], f"{row['activation']:.4g}", log_prob))
-    print_table(console, ("prior", "concept", "activation", "log p(x)"), rows, f"prototypes of {report['model']}", words=2)
+        rows.append((row["prior"], row["concept"], f"{row['activation']:.4g}", *([log_prob] if likely else [])))
+    heads = ("prior", "concept", "activation", *(["log p(x)"] if likely else []))
+    print_table(console, heads, rows, f"prototypes of {report['model']}", words=2)
     console.print(f"the picture lies in {report['picture']}", markup=False)

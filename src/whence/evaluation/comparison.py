@@ -93,7 +93,8 @@ class Comparison(Drawable):
         for name, e in self.explanations.items():
             total, against = float(e.conservation.relevance[sample]), float(counter_relevance(e)[sample])
             heat = next(iter(tensors(e.relevance).values()))[sample]
-            found.append((f"{name}\nΣR = {total:.4g}, {against:.0%} against", heat))
+            adds_up = f"ΣR = {total:.4g}, " if e.conservation.adds_up else ""
+            found.append((f"{name}\n{adds_up}{against:.0%} against", heat))
         return found
 
 

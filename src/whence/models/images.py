@@ -43,3 +43,9 @@ def fitted(image: Image.Image, size: tuple[int, int], resize: int | None) -> Ima
     )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def squeezed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """All of it at that height and width."""
+    height, width = size
+    return image.resize((width, height), Image.Resampling.BILINEAR)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.errors import InputError
 from whence.lrp.presets import IMAGENET_MEAN, IMAGENET_STD
+from whence.robustness.box import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +25,8 @@ class Preprocessing:
     torch.Size([1, 3, 64, 64])
 
     `size` is height and width, `channels` 3 or 1 (grey); `mean` and `std` are of pixels in [0, 1], one for each channel, as the
-    model was trained. `resize` is what the shorter side becomes before the centre is cropped.
+    model was trained. `resize` is what the shorter side becomes before the centre is cropped. Without `crop` the whole picture
+    is squeezed to the size, whatever its proportions, as torchvision's `Resize((64, 64))` does.
     """
 
     size: tuple[int, int] | None  # None: as the picture is
@@ -32,6 +34,7 @@ class Preprocessing:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     resize: int | None = None  # of the shorter side, before cropping
+    crop: bool = True
     bounds_known: bool = True  # False: nobody says how the model's pixels are scaled
 
     @classmethod
@@ -52,11 +55,11 @@ class Preprocessing:
 
     def of_image(self, image: "Image") -> Tensor:
         """The same of one that was read."""
-        from whence.models.images import fitted
+        from whence.models.images import fitted, squeezed
 
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
-            image = fitted(image, self.size, self.resize)
+            image = fitted(image, self.size, self.resize) if self.crop else squeezed(image, self.size)
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
         return self.normalise(pixels)[None].contiguous()
@@ -64,6 +67,11 @@ class Preprocessing:
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] as the model wants them."""
         return (pixels - _column(self.mean)) / _column(self.std) if self.mean else pixels
+
+    @property
+    def box(self) -> Box:
+        """Where pixels lie, for attacks."""
+        return Box(mean=self.mean, std=self.std)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class LoadedModel:
     model: Callable[..., Any]
     preprocessing: Preprocessing
     classes: Sequence[str] = ()
-    trained: bool | None = True  # None: nobody says
+    trained: bool | None = None  # nobody says
     text: Text | None = None  # of models that read texts
     both: PictureAndTexts | None = None  # of models that read pictures and texts together
 
@@ -67,7 +67,9 @@ def load_model(
     """
     source, _, rest = name.partition(":")
     if name in BUNDLED:
-        loaded = LoadedModel(name, BUNDLED[name](), Preprocessing((28, 28), channels=1), [str(d) for d in range(10)])
+        loaded = LoadedModel(
+            name, BUNDLED[name](), Preprocessing((28, 28), channels=1), [str(d) for d in range(10)], trained=True
+        )
     elif source in ("torchvision", "timm") and rest:
         loaded = {"torchvision": _torchvision, "timm": _timm}[source](rest, weights)
     elif ".py:" in name:
@@ -156,7 +158,7 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
 def _hugging_face(name: str) -> LoadedModel:
     found = hugging_face.load(_import("transformers", "transformers"), name)
     pictures = found.pictures or Preprocessing(None, bounds_known=False)
-    return LoadedModel(f"hf:{name}", found.model, pictures, found.classes, text=found.text, both=found.both)
+    return LoadedModel(f"hf:{name}", found.model, pictures, found.classes, trained=True, text=found.text, both=found.both)
 
 
 def _factory(file: str, function: str) -> LoadedModel:
@@ -186,24 +188,32 @@ def _factory(file: str, function: str) -> LoadedModel:
         raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
     own = getattr(model, "classes", None)
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
-    return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes, trained=None)
+    return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes)
 
 
 @contextmanager
 def _as_script(path: Path, module: ModuleType) -> Iterator[None]:
-    """What lies beside the file can be imported by it, and data classes find the module they are written in. Afterwards names
-    are free again: a file elsewhere may have a neighbour of the same name."""
-    folder, others = path.resolve().parent, set(sys.modules)
-    sys.path.insert(0, str(folder))
+    """What lies beside the file can be imported by it, whatever else of the same names was imported from elsewhere, and data
+    classes find the module they are written in. Afterwards the names are free again."""
+    folder = path.resolve().parent
+    beside = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+
+    def neighbours() -> dict[str, ModuleType]:
+        return {name: m for name, m in sys.modules.items() if name.partition(".")[0] in beside}
+
+    before = neighbours()
+    hidden = {name: m for name, m in before.items() if not Path(getattr(m, "__file__", None) or "").is_relative_to(folder)}
+    for name in hidden:
+        del sys.modules[name]
     sys.modules.setdefault(module.__name__, module)
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        for name in sys.modules.keys() - others:
-            top, _, _ = name.partition(".")
-            if top not in others and ((folder / f"{top}.py").exists() or (folder / top).exists()):
-                del sys.modules[name]
+        for name in neighbours().keys() - before.keys():
+            del sys.modules[name]
+        sys.modules.update(hidden)
 
 
 def _move(loaded: LoadedModel, device: str) -> None:

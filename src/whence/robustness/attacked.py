@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from whence.errors import InputError
 from whence.inputs import check_model
 from whence.nests import described
 from whence.robustness.attacks import Attack
-from whence.robustness.box import PIXELS, Box
+from whence.robustness.box import PIXELS, Box, checked
 from whence.robustness.cases import Model, logits_in_parts, one_input, predicted
 from whence.targets import Index, check_classes, class_indices
 
@@ -79,16 +80,21 @@ def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = No
     >>> whence.attack(model, x, y, whence.PGD(0.2, steps=40, restarts=5))
     >>> whence.attack(model, x, y, lambda model, x, y: torchattacks.CW(model)(x, y))      # any callable attack
 
-    `y` are the true classes of the samples, one each or one for all, None for what the model says. `by` is an attack of whence,
-    which knows its `targets` and `box`, or any callable of model, `x` and `y` `[N]` that returns twins like `x`; for such a one
-    they are given here. The model is left as it was, also by attacks of other libraries that leave gradients on its weights.
+    `y` are the true classes of the samples, one each or one for all, None for what the model says. `by` is an attack of whence
+    or any callable of model, `x` and `y` `[N]` that returns twins like `x`. `targets` and `box` may be the attack's own, or are
+    given here. The model is left as it was, also by attacks of other libraries that leave gradients on its weights.
     """
     check_model(model)
     if isinstance(by, type) or not callable(by):
         raise InputError(f"an attack is a callable of model, x and y, such as whence.PGD(0.2), not {by!r}")
     x = one_input(x)
+    if is_dataclass(by):  # one of ours, which is to know of both
+        known = {f.name for f in fields(by)}
+        given = {"targets": targets, "box": box}
+        own: Any = by
+        by = replace(own, **{name: value for name, value in given.items() if value is not None and name in known})
     aim = getattr(by, "targets", None) if targets is None else targets
-    bounds: Box = getattr(by, "box", PIXELS) if box is None else box
+    bounds = checked(getattr(by, "box", PIXELS) if box is None else box)
     bounds.check(bounds.pixels(x))
     before = logits_in_parts(model, x)
     labels = before.argmax(1) if y is None else class_indices(y, len(x), "label", x.device)

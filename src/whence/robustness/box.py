@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,15 @@ class Box:
             raise InputError(
                 f"the input has values from {low:.4g} to {high:.4g}, outside its bounds {self.low} and {self.high}{advice}"
             )
+
+
+def checked(box: Any) -> Box:
+    """Raise for what is none."""
+    if not isinstance(box, Box):
+        raise InputError(
+            f"box={box!r} is no box; give whence.Box(low, high), or whence.Box(mean=…, std=…) of normalised inputs"
+        )
+    return box
 
 
 def _column(values: Sequence[float], x: Tensor) -> Tensor:

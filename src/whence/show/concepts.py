@@ -44,6 +44,12 @@ def answer(x: Tensor, relevance: Tensor, title: str, layer: str, rows: Sequence[
             heat = as_map(there)
             _framed(axis, crop)
             bare(axis, "most relevant in" if number == 0 and i == 0 else "")
+        if columns == 2 and not row.references and row.prototype is None:
+            line[1].imshow(
+                as_map(row.relevance).numpy(), cmap=colours().map, vmin=-scale(heat), vmax=scale(heat), interpolation="nearest"
+            )
+            bare(line[1], "its relevance" if number == 0 else "")
+            continue
         used = 1 + len(row.references)
         if row.prototype is not None:
             line[used].imshow(as_picture(row.prototype).numpy(), cmap="gray")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 3
+MOST_NAMED = 6  # methods in the legend of their curves; the colours are told beside as well
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,20 @@ def means_and_curves(means: Sequence[Means], curves: Mapping[str, Sequence[Curve
     for axis in axes[count:]:
         axis.set_axis_off()
     if curves:
-        _draw_curves(axes[len(means)], {colours[names.index(name)]: of_name for name, of_name in curves.items()})
+        _draw_curves(axes[len(means)], curves, {name: colours[names.index(name)] for name in curves})
     return drawn
 
 
-def _draw_curves(axis: "Axes", curves: Mapping) -> None:
-    for colour, of_name in curves.items():
+def _draw_curves(axis: "Axes", curves: Mapping[str, Sequence[Curve]], colours: Mapping[str, Any]) -> None:
+    for name, of_name in curves.items():
         for curve in of_name:
-            axis.plot(curve.x, curve.y, "-" if curve.most_first else "--", color=colour, linewidth=1.2)
+            axis.plot(curve.x, curve.y, "-" if curve.most_first else "--", color=colours[name], linewidth=1.2)
+    for name, colour in colours.items() if len(colours) <= MOST_NAMED else ():
+        axis.plot([], [], "-", color=colour, label=plain(name))
     axis.plot([], [], "-", color="grey", label="most relevant first")
     axis.plot([], [], "--", color="grey", label="least relevant first")
     axis.legend(fontsize=7, frameon=False)
     axis.set_xlabel("fraction taken away", fontsize=8)
+    axis.set_ylabel("score", fontsize=8)
     axis.set_title("score, regions taken away", fontsize=9)
     axis.tick_params(labelsize=8)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from whence.cli.attack import box_of
 from whence.cli.concepts import pictures
 from whence.cli.prototype import default_image, search
 from whence.errors import InputError
@@ -64,7 +63,7 @@ def attacked(question: AttackQuestion) -> dict[str, Any]:
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
     kind = FGSM if question.by == "fgsm" else PGD
-    found = attack(loaded.model, x, None, kind(question.epsilon, box=box_of(loaded)))
+    found = attack(loaded.model, x, None, kind(question.epsilon, box=loaded.preprocessing.box))
     free = question.model_copy(update={"target": None, "rather_than": None})
     e = answered(free, loaded, found.inputs)
     return told(loaded, found.inputs, e) | {
