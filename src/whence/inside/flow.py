@@ -88,7 +88,8 @@ class Flow(Drawable):
         from whence.show.flow import heatmaps, network
 
         (name,) = self.whole.target_names()
-        title = f"{titled(name)}: output {float(self.whole.output):.4g} by {described(self.whole.method)}"
+        what = "" if self.columns[-1].activations.numel() == 1 else f"{titled(name)}: "
+        title = f"{what}output {float(self.whole.output):.4g} by {described(self.whole.method)}"
         title += "; part of it goes around these layers" if self.has_ways_around else ""
         title += "\nwhere ΣR changes, the layers between absorbed some" if self.changes and not self.edges else ""
         return network(self.columns, self.edges, title) if self.edges else heatmaps(self.columns, title)
