@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 import whence
 from whence import LRP, Epsilon, Gamma, presets
+from whence.inputs import Inputs
 from whence.lrp.linear import Convolution
+from whence.recorded import recorded
 
 pytestmark = pytest.mark.usefixtures("float64")
 RULES = [
@@ -335,3 +337,20 @@ def test_a_network_may_begin_to_overwrite(since):
     runs = model.calls
     explainer(x, 1)
     assert model.calls == runs + 1  # once it is known to, it is not run twice
+
+
+def test_inputs_are_brought_beside_the_model():
+    inputs = Inputs.of({"x": torch.ones(2, 3), "deep": True})
+    beside = inputs.beside(nn.Sequential(nn.ReLU(), nn.Linear(3, 2, device="meta")))
+    assert beside.parts[0].is_meta
+    assert beside.parts[1] is True
+    assert inputs.beside(lambda x: x) is inputs
+    assert inputs.beside(nn.ReLU()) is inputs
+
+
+def test_what_does_not_run_on_one_accelerator_is_not_recorded():
+    def program(x):
+        return {"x": x}
+
+    assert recorded(program, [torch.ones(2)]) is program
+    assert recorded(program, []) is program
