@@ -68,9 +68,10 @@ def test_wrong_input_shape_and_type():
         (torch.rand(2, 1, 6, 6, device="cpu").bfloat16(), "in bfloat16, the model in float32"),
         (torch.rand(1, 6, 6), r"pass x\[None\]"),
         (torch.rand(6, 6, 1), r"pass x.movedim\(-1, 0\)\[None\]"),
+        (torch.rand(2, 6, 6), r"pass x\[:, None\]"),
         (torch.rand(6, 6), r"pass x\[None, None\]"),
         (torch.rand(2, 6, 6, 1), r"pass x.movedim\(-1, 1\)"),
-        (torch.rand(2, 3, 6, 6), "takes 1 channels, the input has 3"),
+        (torch.rand(2, 3, 6, 6), "1 channels are wanted, not 3"),
         (torch.rand(2, 1, 8, 8), r"whence.Preprocessing\(\(H, W\)\), or --size"),
     ],
 )
@@ -85,6 +86,34 @@ def test_arrays_for_a_network():
     for method in ("lrp", "occlusion"):
         with pytest.raises(errors.WhenceError, match=r"pass torch.from_numpy\(x\).float\(\)"):
             whence.explain(net(), X.numpy(), method=method)
+
+
+def test_nothing_is_guessed_of_another_error():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            raise KeyError("mask")
+
+    refused(errors.ModelError, r"KeyError: 'mask'$", Fails().eval(), torch.rand(2, 6, 6))
+
+
+def test_preprocessing_says_what_does_not_fit():
+    for given, message in (
+        ({"size": 64}, "give height and width"),
+        ({"size": (0, 4)}, "give height and width"),
+        ({"size": (4, 4), "channels": 4}, "with 3, or with 1 in grey"),
+        ({"size": (4, 4), "channels": 1, "mean": (0.5,) * 3, "std": (0.5,) * 3}, "3 numbers for 1 channels"),
+        ({"size": (4, 4), "crop": False, "resize": 8}, "resize=8 is for pictures that are cropped"),
+    ):
+        with pytest.raises(errors.InputError, match=message):
+            Preprocessing(**given)
+    for given in ({"std": (0.5,) * 3}, {"mean": (0.5,) * 3}, {"mean": (0.5,) * 3, "std": (0.0,) * 3}):
+        with pytest.raises(errors.RuleError, match="give both, one positive std a channel"):
+            Preprocessing((4, 4), **given)
+    assert Preprocessing((4, 4), mean=torch.zeros(3), std=[1, 1, 1]).mean == (0.0, 0.0, 0.0)
 
 
 def test_a_single_row_of_a_table():

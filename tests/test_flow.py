@@ -93,3 +93,11 @@ def test_what_has_no_flow_says_so(inputs, options, error, message):
         whence.flow(tiny("max, symmetric"), inputs, **options)
     with pytest.raises(errors.SelectorError, match="calls no layer by name"):
         whence.flow(torch.sum, torch.rand(1, 2))
+
+
+def test_a_change_is_not_blamed_on_absorption_where_nothing_adds_up():
+    x = digit_samples()[0][:1]
+    assert "absorbed" not in repr(whence.flow(digits(), x, method="sensitivity"))
+    assert "absorbed" not in repr(whence.flow(digits(), x))
+    biased = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+    assert "absorbed some, or some goes around them" in repr(whence.flow(biased, x))

@@ -134,6 +134,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from blocks.act import Act
 from layers import block
 
 
@@ -143,7 +144,7 @@ class Sizes:
 
 
 def make():
-    return torch.nn.Sequential(block(3, 8), torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 8, Sizes().classes))
+    return torch.nn.Sequential(block(3, 8), Act(), torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 8, Sizes().classes))
 """
 
 
@@ -157,16 +158,19 @@ def test_a_file_imports_its_neighbours_and_leaves_nothing(tmp_path):
             "import torch\n\ndef block(i, o):\n"
             f"    return torch.nn.Sequential(torch.nn.Conv2d(i, o, 3, padding=1), torch.nn.{activation}())\n"
         )
+        (tmp_path / folder / "blocks").mkdir()
+        (tmp_path / folder / "blocks" / "act.py").write_text(f"from torch.nn import {activation} as Act\n")
         loaded = whence.load_model(f"{tmp_path / folder / 'nets.py'}:make", size=8)
         assert type(loaded.model[0][1]).__name__ == activation
+        assert type(loaded.model[1]).__name__ == activation
         assert loaded.preprocessing.size == (8, 8)
         assert not loaded.model.training
     assert sys.path == path
-    assert "nets" not in set(sys.modules) - before
+    assert not {"nets", "blocks", "blocks.act"} & (set(sys.modules) - before)
     assert sys.modules.pop("layers") is others
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", ""])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "", "_orig_mod.module.", "model._orig_mod."])
 @pytest.mark.parametrize("holder", [None, "state_dict", "model_state_dict", "model"])
 def test_weights_as_training_scripts_leave_them(tmp_path, prefix, holder):
     trained, fresh = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
@@ -187,8 +191,8 @@ def test_what_is_said_of_names_of_models(tmp_path):
             whence.load_model(str(tmp_path / name))
     with pytest.raises(whence.errors.LoadError, match="digits cannot run on nowhere"):
         whence.load_model("digits", device="nowhere")
-    with pytest.raises(whence.errors.InputError, match="a size of 0"):
-        whence.load_model("digits", size=0)
+    with pytest.raises(whence.errors.LoadError, match="digits says itself how large"):
+        whence.load_model("digits", size=64)
 
 
 def test_a_picture_is_cropped_or_squeezed(tmp_path):

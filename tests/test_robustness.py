@@ -753,6 +753,12 @@ def test_targets_given_to_attack_are_those_of_the_attack():
     assert torch.equal(found.inputs, whence.attack(digits(), x[:3], y[:3], whence.PGD(0.3, targets=[5, 5, 5])).inputs)
 
 
+def test_deepfool_has_no_targets():
+    x, y = digit_samples()
+    with pytest.raises(whence.errors.RuleError, match="DeepFool goes to the nearest class"):
+        whence.attack(digits(), x[:3], y[:3], whence.DeepFool(), targets=5)
+
+
 def test_what_is_no_box():
     x, y = digit_samples()
     for call in (

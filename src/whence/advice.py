@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from whence.weights import first_weight
 
 AS_TENSOR = "a PyTorch model takes tensors: pass torch.from_numpy(x).float()"
+CHANNELS, PRODUCT = "channels, but got", "shapes cannot be multiplied"  # what torch says of shapes that do not fit
 OF_ONE_SIZE = "; a network with linear layers at its end takes pictures of one size: whence.Preprocessing((H, W)), or --size"
 
 
 def advice(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, error: BaseException) -> str:
     """A clause for the end of what the model raised; empty where nothing is known."""
-    tensors = [part for part in parts if isinstance(part, Tensor)]
-    weight = first_weight(model)
-    if not isinstance(model, nn.Module) or weight is None or not tensors:
+    tensors, weight = [part for part in parts if isinstance(part, Tensor)], first_weight(model)
+    if weight is None or not tensors:
         return ""
     if as_arrays:
         return f"; {AS_TENSOR}"
     known = _of_device(weight, tensors) or _of_type(weight, tensors)
-    return known or (_of_shape(model, tensors[0], error) if tensors[0].is_floating_point() else "")
+    return known or (_of_shape(model, tensors[0], str(error)) if tensors[0].is_floating_point() else "")
 
 
 def _of_device(weight: Tensor, tensors: Sequence[Tensor]) -> str:
@@ -42,21 +42,22 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _of_shape(model: nn.Module, x: Tensor, error: BaseException) -> str:
+def _of_shape(model: Any, x: Tensor, said: str) -> str:
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
-    linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
     if convolution is None:
+        linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
         alone = linear is not None and x.dim() == 1 and len(x) == linear.in_features
         return "; inputs come in batches: pass x[None]" if alone else ""
+    if not any(sign in said for sign in (CHANNELS, PRODUCT, "input to conv")):  # of something else than a shape
+        return ""
     batched, channels = len(convolution.kernel_size) + 2, convolution.in_channels
     if x.dim() == batched - 2 and channels == 1:
         return "; inputs come in batches of channels: pass x[None, None]"
     if x.dim() == batched - 1 and channels in (x.shape[0], x.shape[-1]):
         return f"; inputs come in batches: pass x{'' if x.shape[0] == channels else '.movedim(-1, 0)'}[None]"
-    if x.dim() != batched:
-        return ""
-    if x.shape[1] == channels:
-        return OF_ONE_SIZE if batched == 4 and "shapes cannot be multiplied" in str(error) else ""
-    if x.shape[-1] == channels:
-        return "; channels come first: pass x.movedim(-1, 1)"
-    return f"; the first convolution takes {channels} channels, the input has {x.shape[1]}"
+    if x.dim() == batched - 1 and channels == 1:
+        return "; inputs have channels: pass x[:, None]"
+    if x.dim() == batched and x.shape[1] != channels and CHANNELS in said:
+        last = x.shape[-1] == channels
+        return "; channels come first: pass x.movedim(-1, 1)" if last else f"; {channels} channels are wanted, not {x.shape[1]}"
+    return OF_ONE_SIZE if x.dim() == batched == 4 and PRODUCT in said else ""

@@ -117,6 +117,11 @@ class Explanation(Drawable):
         name = str(self.target) if isinstance(self.target, Inner) else getattr(self.target, "__name__", "function")
         return [name] * len(self)
 
+    def heading(self, sample: int = 0) -> str:
+        """What is explained of a sample; a class that has no name as "class 3"."""
+        name = self.target_names()[sample]
+        return f"class {name}" if not self.classes and name.isdecimal() else name
+
     def with_tokens(self, tokenizer: Any) -> "Explanation":
         """The same with token ids as words, for pictures, pages and the terminal.
 
@@ -163,7 +168,7 @@ class Explanation(Drawable):
         from whence.show.tokens import Words, gathered
 
         account, relevance, given = self.conservation, tensors(self.relevance), tensors(self.inputs)
-        what = titled(self.target_names()[sample]) + (f" {self.note}" if self.note else "")
+        what = f"{self.heading(sample)} {self.note}".rstrip()
         total = f",  ΣR = {account.relevance[sample]:.4g}" if account.adds_up else ""
         about = f"{what}:  f = {account.output[sample]:.4g}{total}"
         panels: list[Panel] = []
@@ -308,11 +313,6 @@ class Explanation(Drawable):
             for name, rows in self.tokens.items()
             for row in self._rows(rows, i)
         ]
-
-
-def titled(target: str) -> str:
-    """A class by its name, or as "class 3" where it has none."""
-    return f"class {target}" if target.isdecimal() else target
 
 
 def _given_words(words: Sequence[Any], ids: list[list[int]]) -> list[list[str]]:

@@ -26,7 +26,7 @@ from whence.lrp.scope import MKLDNN, exported, quantised
 from whence.lrp.states import left_as_it_was
 from whence.lrp.unseen import holds
 from whence.nests import Nest
-from whence.weights import device_of
+from whence.weights import beside
 
 # do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
 MODELESS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
@@ -152,10 +152,7 @@ class Inputs:
 
     def beside(self, model: Any) -> "Inputs":
         """On the device that the model's weights are on."""
-        place = device_of(model)
-        if place is None:
-            return self
-        return replace(self, parts=tuple(p.to(place) if isinstance(p, Tensor) else p for p in self.parts))
+        return replace(self, parts=tuple(beside(p, model) if isinstance(p, Tensor) else p for p in self.parts))
 
     def repeated(self, times: int, replaced: Mapping[int, Tensor]) -> "Inputs":
         """The samples `times` over, one round after the other, with `replaced` in place of some parts of all rounds.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Program = Callable[..., dict[str, Tensor]]
 ROUNDS_BEFORE = 2  # in which libraries choose their kernels and take their memory
@@ -42,8 +42,9 @@ class Recorded:
 
 def recorded(program: Program, tensors: Sequence[Tensor]) -> Program:
     """The program recorded; itself where it does not run on one CUDA device alone, or waits for values on its way."""
-    devices = {t.device for t in tensors}
-    if {device.type for device in devices} != {"cuda"} or len(devices) > 1:
+    constants = program.buffers() if isinstance(program, nn.Module) else ()
+    devices = {t.device for t in (*tensors, *constants) if t.is_cuda}
+    if not tensors or not all(t.is_cuda for t in tensors) or len(devices) > 1:
         return program
     try:
         with torch.cuda.device(devices.pop()):

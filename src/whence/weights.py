@@ -12,6 +12,11 @@ def device_of(model: Any) -> torch.device | None:
     return None if first is None else first.device
 
 
+def beside(t: Tensor, model: Any) -> Tensor:
+    """A tensor on the device that a model's weights are on."""
+    return t.to(device=device_of(model))
+
+
 def first_weight(model: Any) -> Tensor | None:
     """The first parameter or buffer of floating-point numbers, if there is one."""
     if not isinstance(model, nn.Module):

@@ -10,7 +10,7 @@ from whence.errors import InputError, ModelError, SelectorError, suggestion
 from whence.evaluation.data import MOST_AT_ONCE
 from whence.inputs import check_model
 from whence.methods.readings import Reader
-from whence.weights import device_of
+from whence.weights import beside
 
 
 class Cured(nn.Module):
@@ -69,6 +69,4 @@ def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> Cu
 @torch.no_grad()
 def _mean(model: Callable[..., Any], layer: str, x: Tensor) -> Tensor:
     reader = Reader(model, [layer])
-    return torch.stack([reader(part.to(device=device_of(model))).layers[layer].sum(0) for part in x.split(MOST_AT_ONCE)]).sum(
-        0
-    ) / len(x)
+    return torch.stack([reader(beside(part, model)).layers[layer].sum(0) for part in x.split(MOST_AT_ONCE)]).sum(0) / len(x)

@@ -91,7 +91,7 @@ def attack(
     if as_json:
         print(json.dumps(report))
     else:
-        warn_of_model(loaded)
+        warn_of_model(loaded, not is_array(input))
         _print(report)
 
 

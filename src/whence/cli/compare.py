@@ -51,7 +51,7 @@ def compare(
         print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.table, "picture": str(out)}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_model(loaded)
+    warn_of_model(loaded, not is_array(input))
     rows = [
         [r["method"], r["target"], f"{r['output']:.4g}", f"{r['relevance']:.4g}", f"{r['counter_relevance']:.0%}"]
         for r in found.table

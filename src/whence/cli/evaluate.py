@@ -60,6 +60,8 @@ def evaluate(
     wanted, measured = listed(methods), listed(metrics)
     check_known(wanted, SEVERAL, "method")
     check_known(measured, list(METRICS), "metric")
+    if device is not None and engine != "local":
+        raise InputError(f"--device {device} is one of this machine; leave it out with --engine {engine}")
     loaded = load_model(model, weights, size=size, device=device)
     samples = read_data(data, loaded, "evaluate", limit)
     first, bounded = first_sample(samples), loaded.preprocessing.bounds_known

@@ -79,7 +79,7 @@ def explain(
     if as_json:
         print(json.dumps(report))
     else:
-        warn_of_model(loaded)
+        warn_of_model(loaded, not is_array(input))
         _print(report)
 
 
@@ -180,14 +180,14 @@ def warn(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
 
 
-def warn_of_model(loaded: "LoadedModel") -> None:
+def warn_of_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
     """Of one that nobody has trained, or of which nobody says so, or how its pictures are to be scaled."""
     name = escape(loaded.name)
     if loaded.trained is False:
         warn(f"{name} has random weights; pass --weights FILE, or --weights DEFAULT to download")
     if loaded.trained is None:
         note(f"the weights are those that {name} gives; --weights FILE loads others")
-    if not loaded.preprocessing.bounds_known and loaded.text is None:
+    if of_pictures and not loaded.preprocessing.bounds_known and loaded.text is None:
         note(f"{name} does not say how pictures are normalised: they lie from 0 to 1; a whence.LoadedModel says it")
 
 

@@ -45,6 +45,8 @@ def explain_dataset(
     from whence.models.registry import load_model
 
     check_name(method)
+    if device is not None and engine != "local":
+        raise InputError(f"--device {device} is one of this machine; leave it out with --engine {engine}")
     loaded = load_model(model, weights, size=size, device=device)
     if loaded.both is not None or loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; a store of those is made from Python: whence.explain_dataset")

@@ -51,7 +51,7 @@ def export(
         about: dict[str, Any] = {"model": loaded.name, "trained": loaded.trained, "method": described(chosen)}
         print(json.dumps(about | {"file": str(out), "takes": takes, "gives": gives}))
         return
-    warn_of_model(loaded)
+    warn_of_model(loaded, not is_array(input))
     console = Console(highlight=False, soft_wrap=True)
     rows = [
         [side, name, str(shape)] for side, tensors in (("takes", takes), ("gives", gives)) for name, shape in tensors.items()

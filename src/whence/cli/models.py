@@ -27,14 +27,14 @@ def models(
         return
     from whence.models.registry import available
 
-    if ":" in contains:
+    if ".py:" in contains:
         raise InputError(f"{contains} is one model; whence models --layers {contains} lists its layers")
     console = Console(highlight=False)
     for source, names in available().items():
         if isinstance(names, str):
             console.print(f"[bold]{source}[/]: {escape(names)}")
             continue
-        matching = [name for name in names if contains.lower() in name.lower()]
+        matching = [name for name in names if contains.lower() in f"{source}:{name}".lower()]
         shown = matching if contains or len(matching) <= MOST else matching[:20]
         more = f", {len(matching) - len(shown)} more: whence models PART" if len(shown) < len(matching) else ""
         if matching:

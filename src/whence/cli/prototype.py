@@ -148,11 +148,13 @@ def search(
             image=written,
             **settings,
         )
-    names = [
-        loaded.classes[c] if isinstance(c, int) and loaded.classes else name
-        for c, name in zip(concepts, found.names, strict=False)
-    ]
-    return replace(found, bounds=bounds, names=names if len(names) == len(found) else found.names)
+    several = len(concepts) != len(found)  # of one entry: "layer:0-15"
+    names = (
+        found.names
+        if several
+        else [loaded.called(c) if isinstance(c, int) else n for c, n in zip(concepts, found.names, strict=True)]
+    )
+    return replace(found, bounds=bounds, names=names)
 
 
 def default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:

@@ -11,7 +11,7 @@ from whence.errors import ModelError, WhenceError, first_line
 from whence.evaluation.batches import Batch, Way
 from whence.evaluation.ways import Methods, ways_of
 from whence.explainer import Names
-from whence.explanation import FEW_ROWS, Explanation, titled
+from whence.explanation import FEW_ROWS, Explanation
 from whence.inputs import Inputs, check_model
 from whence.lrp.prepared import Prepared
 from whence.methods.passes import explanation
@@ -86,7 +86,7 @@ class Comparison(Drawable):
 
     def _heading(self, sample: int) -> str:
         first = next(iter(self.explanations.values()))
-        return f"{titled(first.target_names()[sample])}:  f = {float(first.output[sample]):.4g}"
+        return f"{first.heading(sample)}:  f = {float(first.output[sample]):.4g}"
 
     def _heatmaps(self, sample: int) -> list[tuple[str, Tensor]]:
         found = []

@@ -10,7 +10,7 @@ from torch import Tensor
 from whence.conditions import among
 from whence.errors import InputError, RuleError, SelectorError
 from whence.explain import explain, explain_targets
-from whence.explanation import Explanation, titled
+from whence.explanation import Explanation
 from whence.inputs import check_model
 from whence.inside.channels import by_channel, channels_last, last_picture_layer, one_layer, place, receptive_field, strongest
 from whence.methods.table import Method
@@ -20,7 +20,7 @@ from whence.prototypes.objectives import Channel
 from whence.prototypes.samples import top_samples
 from whence.show.drawable import Drawable
 from whence.targets import Target
-from whence.weights import device_of
+from whence.weights import beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,6 @@ class Concepts(Drawable):
         """The picture and its heatmap; below, a row a channel: where it is relevant, its references, its prototype."""
         from whence.show.concepts import Row, answer
 
-        (name,) = self.whole.target_names()
         x, output = self.whole.inputs[0], float(self.whole.output)
         rows = []
         for k, (channel, e) in enumerate(zip(self.channels, self.explanations, strict=True)):
@@ -90,7 +89,7 @@ class Concepts(Drawable):
             made = None if self.prototypes is None else self.prototypes[k]
             title = f"channel {channel}\n{float(self.shares[k]):.1%} of the output"
             rows.append(Row(title, e.relevance[0], [(r.crop, r.relevance) for r in references], made))
-        return answer(x, self.whole.relevance[0], f"{titled(name)}:  f = {output:.4g}", self.layer, rows)
+        return answer(x, self.whole.relevance[0], f"{self.whole.heading()}:  f = {output:.4g}", self.layer, rows)
 
 
 def concepts(
@@ -158,7 +157,7 @@ def _references(
     model: Callable[..., Any], layer: str, channel: int, data: Tensor, indices: Tensor, method: Method | str | None
 ) -> list[Reference]:
     """Of one channel, cropped."""
-    x = data[indices].to(device=device_of(model))
+    x = beside(data[indices], model)
     e = explain(model, x, method=method, layers=[layer], through={layer: channel}, progress=False)
     at_layer = channels_last(model, e, layer)[..., channel]
     found = []

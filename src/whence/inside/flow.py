@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whence.errors import InputError, SelectorError
 from whence.explain import explain, explain_targets
-from whence.explanation import Explanation, titled
+from whence.explanation import Explanation
 from whence.inputs import check_model
 from whence.inside.channels import one_layer
 from whence.methods.readings import Reader, layer_shapes, leaves
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALL = 16  # units of a layer that is drawn unit by unit
+WHY = "the layers between absorbed some, or some goes around them"
 AROUND = 1e-3  # of the largest relevance: more than rounding
 
 
@@ -67,12 +68,14 @@ class Flow(Drawable):
             f"  {c.name}: {' × '.join(map(str, c.activations.shape))}, relevance {float(c.relevance.sum()):.4g}"
             for c in reversed(self.columns)
         ]
-        changes = ["  where it changes, the layers between absorbed some"] if self.changes else []
+        changes = [f"  where it changes, {WHY}"] if self.changes else []
         return "\n".join([head, *lines, *changes])
 
     @property
     def changes(self) -> bool:
         """Whether the sum of relevance is another at some layers, by more than rounding."""
+        if not self.whole.conservation.adds_up:
+            return False
         sums = torch.stack([column.relevance.sum() for column in self.columns])
         return float(sums.max() - sums.min()) > AROUND * float(sums.abs().max())
 
@@ -87,11 +90,10 @@ class Flow(Drawable):
         """A small network unit by unit, with weights and relevance on every edge; of a larger one a heatmap a layer."""
         from whence.show.flow import heatmaps, network
 
-        (name,) = self.whole.target_names()
-        what = "" if self.columns[-1].activations.numel() == 1 else f"{titled(name)}: "
+        what = "" if self.columns[-1].activations.numel() == 1 else f"{self.whole.heading()}: "
         title = f"{what}output {float(self.whole.output):.4g} by {described(self.whole.method)}"
         title += "; part of it goes around these layers" if self.has_ways_around else ""
-        title += "\nwhere ΣR changes, the layers between absorbed some" if self.changes and not self.edges else ""
+        title += f"\nwhere ΣR changes, {WHY}" if self.changes and not self.edges else ""
         return network(self.columns, self.edges, title) if self.edges else heatmaps(self.columns, title)
 
 

@@ -37,6 +37,23 @@ class Preprocessing:
     crop: bool = True
     bounds_known: bool = True  # False: nobody says how the model's pixels are scaled
 
+    def __post_init__(self):
+        size = self.size
+        if size is not None and not (
+            isinstance(size, tuple | list) and len(size) == 2 and all(int(side) >= 1 for side in size)
+        ):
+            raise InputError(
+                f"size={size!r}; give height and width in pixels, as in (224, 224), or None for pictures as they are"
+            )
+        if self.channels not in (1, 3):
+            raise InputError(f"channels={self.channels!r}; a picture is read with 3, or with 1 in grey")
+        for name in ("mean", "std"):  # lists, arrays and tensors too
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if len(self.box.mean) not in (0, self.channels):
+            raise InputError(f"mean and std of {len(self.mean)} numbers for {self.channels} channels; give one each")
+        if self.resize is not None and not (self.crop and size):
+            raise InputError(f"resize={self.resize} is for pictures that are cropped to a size afterwards")
+
     @classmethod
     def imagenet(cls, size: int = 224, resize: int = 256) -> "Preprocessing":
         return cls((size, size), 3, IMAGENET_MEAN, IMAGENET_STD, resize)

@@ -44,6 +44,12 @@ class LoadedModel:
     text: Text | None = None  # of models that read texts
     both: PictureAndTexts | None = None  # of models that read pictures and texts together
 
+    def called(self, index: int) -> str:
+        """The name of a class, or of a token; its number where it has none."""
+        if 0 <= index < len(self.classes):
+            return str(self.classes[index])
+        return self.text.tokenizer.decode([index]) if self.text is not None else str(index)
+
 
 def load_model(
     name: str, weights: str | Path | None = None, *, size: int | None = None, device: str | None = None
@@ -95,6 +101,8 @@ def load_model(
     if isinstance(loaded.model, nn.Module):
         loaded.model.eval()
     if size is not None:
+        if name in BUNDLED or loaded.text is not None or loaded.both is not None:
+            raise LoadError(f"{name} says itself how large its pictures are, or reads none; leave the size {size} out")
         loaded = replace(loaded, preprocessing=loaded.preprocessing.of_size(size))
     if device is not None:
         _move(loaded, device)
@@ -193,27 +201,36 @@ def _factory(file: str, function: str) -> LoadedModel:
 
 @contextmanager
 def _as_script(path: Path, module: ModuleType) -> Iterator[None]:
-    """What lies beside the file can be imported by it, whatever else of the same names was imported from elsewhere, and data
-    classes find the module they are written in. Afterwards the names are free again."""
-    folder = path.resolve().parent
-    beside = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+    """What lies beside the file can be imported by it, whatever of the same name was imported from elsewhere, and data classes
+    find the module they are written in. Afterwards the names are free again: what is imported later on is not found."""
+    folder, found = path.resolve().parent, sys.modules
+    beside = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}
 
-    def neighbours() -> dict[str, ModuleType]:
-        return {name: m for name, m in sys.modules.items() if name.partition(".")[0] in beside}
+    def of_this_folder(name: str) -> bool:
+        top = name.partition(".")[0]
+        if top not in beside:
+            return False
+        file, ways = getattr(found.get(top), "__file__", None), getattr(found.get(top), "__path__", ())
+        return file in {str(folder / f"{top}.py"), str(folder / top / "__init__.py")} or str(folder / top) in list(ways)
 
-    before = neighbours()
-    hidden = {name: m for name, m in before.items() if not Path(getattr(m, "__file__", None) or "").is_relative_to(folder)}
+    def in_its_way(name: str) -> bool:  # installed packages go before folders that are none
+        top = name.partition(".")[0]
+        is_module = (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
+        return top in beside and not of_this_folder(name) and (is_module or getattr(found.get(top), "__file__", None) is None)
+
+    hidden = {name: found[name] for name in list(found) if in_its_way(name)}
     for name in hidden:
-        del sys.modules[name]
-    sys.modules.setdefault(module.__name__, module)
+        del found[name]
+    before = set(found)
+    found.setdefault(module.__name__, module)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        for name in neighbours().keys() - before.keys():
-            del sys.modules[name]
-        sys.modules.update(hidden)
+        for name in [name for name in found if name not in before and of_this_folder(name)]:
+            del found[name]
+        found.update(hidden)
 
 
 def _move(loaded: LoadedModel, device: str) -> None:

@@ -24,7 +24,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     own = model.state_dict()
     state = _unwrapped(read_state(path), own)
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    lacking, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [
         f"{k} {list(state[k].shape)} for {list(own[k].shape)}"
         for k in own.keys() & state.keys()
@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ]
     problems = [
         f"{label} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(wrong)))
+        for label, keys in (("missing", lacking), ("unexpected", unexpected), ("of another shape", sorted(wrong)))
         if keys
     ]
     if problems:
@@ -41,9 +41,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in state) and not any(name.startswith(wrapper) for name in own):
-            state = {name.removeprefix(wrapper): t for name, t in state.items()}
+    def around(wrapper: str) -> bool:
+        return all(name.startswith(wrapper) for name in state) and not any(name.startswith(wrapper) for name in own)
+
+    while state and (wrapper := next(filter(around, WRAPPERS), None)) is not None:
+        state = {name.removeprefix(wrapper): t for name, t in state.items()}
     return state
 
 
@@ -55,7 +57,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise LoadError(f"{path.name}: weights must be {', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}")
     state = READERS[path.suffix](path)
     if isinstance(state, Mapping):
-        state = next((state[name] for name in HOLDERS if name in state), state)
+        state = next((state[name] for name in HOLDERS if isinstance(state.get(name), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise LoadError(f"{path.name} holds no state dict of named tensors; save model.state_dict()")
     return dict(state)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whence.errors import InputError, RuleError
 from whence.prototypes.priors import CodeSpace
-from whence.weights import device_of
+from whence.weights import beside
 
 Shape = tuple[int, ...]  # of one input
 Bound = float | Tensor
@@ -182,7 +182,7 @@ class Codes:
 
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
         (codes,) = parameters
-        return self.space.decoder(codes.to(device=device_of(self.space.decoder))).to(codes.device)
+        return self.space.decoder(beside(codes, self.space.decoder)).to(codes.device)
 
     def written(self, x: Tensor) -> list[Tensor]:
         """The codes themselves."""

@@ -14,7 +14,7 @@ from whence.methods.batches import batch_size_of
 from whence.methods.readings import Reader
 from whence.progress import Progress, progress as progressing
 from whence.prototypes.objectives import Channel, Concept, Objective, objectives, of_channel
-from whence.weights import device_of
+from whence.weights import beside
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def top_samples(
     found = []
     with progressing("top samples", len(data), progress) as advance:
         for batch in data.split(size):
-            found.append(score(batch.to(device=device_of(model))))
+            found.append(score(beside(batch, model)))
             advance(len(batch))
     scores = torch.cat(found, 1)
     if not torch.isfinite(scores).all():

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from whence.errors import InputError
+from whence.errors import InputError, RuleError
 from whence.inputs import check_model
 from whence.nests import described
-from whence.robustness.attacks import Attack
-from whence.robustness.box import PIXELS, Box, checked
+from whence.robustness.attacks import FGSM, MIFGSM, PGD, Attack, DeepFool
+from whence.robustness.box import PIXELS, Box, pixels_in
 from whence.robustness.cases import Model, logits_in_parts, one_input, predicted
 from whence.targets import Index, check_classes, class_indices
 
@@ -88,14 +87,15 @@ def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = No
     if isinstance(by, type) or not callable(by):
         raise InputError(f"an attack is a callable of model, x and y, such as whence.PGD(0.2), not {by!r}")
     x = one_input(x)
-    if is_dataclass(by):  # one of ours, which is to know of both
-        known = {f.name for f in fields(by)}
-        given = {"targets": targets, "box": box}
-        own: Any = by
-        by = replace(own, **{name: value for name, value in given.items() if value is not None and name in known})
+    if isinstance(by, FGSM | PGD | MIFGSM | DeepFool):  # which is to know of both
+        by = by if box is None else replace(by, box=box)
+        if targets is not None:
+            if isinstance(by, DeepFool):
+                raise RuleError("DeepFool goes to the nearest class, whichever that is; with targets choose whence.PGD")
+            by = replace(by, targets=targets)
     aim = getattr(by, "targets", None) if targets is None else targets
-    bounds = checked(getattr(by, "box", PIXELS) if box is None else box)
-    bounds.check(bounds.pixels(x))
+    bounds: Box = getattr(by, "box", PIXELS) if box is None else box
+    pixels_in(bounds, x)
     before = logits_in_parts(model, x)
     labels = before.argmax(1) if y is None else class_indices(y, len(x), "label", x.device)
     check_classes(labels, before.shape[1], "label")
@@ -107,7 +107,7 @@ def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = No
         wanted = f"finite twins like the inputs {tuple(x.shape)}, {x.dtype}"
         raise InputError(f"the attack returned {given}; it must return {wanted}")
     twins = twins.detach().to(x)
-    bounds.check(bounds.pixels(twins))
+    pixels_in(bounds, twins)
     return Attacked(by, x, twins, labels, before.argmax(1), predicted(model, twins), goals, bounds)
 
 

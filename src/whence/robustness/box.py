@@ -64,13 +64,15 @@ class Box:
             )
 
 
-def checked(box: Any) -> Box:
-    """Raise for what is none."""
+def pixels_in(box: Any, x: Tensor) -> Tensor:
+    """A model's inputs before normalisation, inside of the bounds."""
     if not isinstance(box, Box):
         raise InputError(
             f"box={box!r} is no box; give whence.Box(low, high), or whence.Box(mean=…, std=…) of normalised inputs"
         )
-    return box
+    pixels = box.pixels(x)
+    box.check(pixels)
+    return pixels
 
 
 def _column(values: Sequence[float], x: Tensor) -> Tensor:

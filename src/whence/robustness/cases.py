@@ -15,7 +15,7 @@ from whence.methods.batches import automatic_batch_size
 from whence.methods.passes import backward, differentiating
 from whence.methods.readings import Reader
 from whence.progress import progress
-from whence.robustness.box import Box, checked
+from whence.robustness.box import Box, pixels_in
 from whence.targets import Index, check_classes, class_indices, logits_of
 
 Model = Callable[..., Any]
@@ -105,8 +105,7 @@ def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterat
     """The samples checked, in parts that fit into memory."""
     check_model(model)
     x = one_input(x)
-    pixels = checked(box).pixels(x)
-    box.check(pixels)
+    pixels = pixels_in(box, x)
     reader, count, device = Reader(model, (), output=True), len(x), x.device
     goals = None if targets is None else class_indices(targets, count, "target", device)
     labels = None if y is None else class_indices(y, count, "label", device)

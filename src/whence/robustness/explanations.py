@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from whence.explain import explain, explain_targets
-from whence.explanation import MOST_DRAWN, Explanation, titled
+from whence.explanation import MOST_DRAWN, Explanation
 from whence.methods.paths import IntegratedGradients
 from whence.methods.table import Method, named
 from whence.nests import described
 from whence.progress import Progress, progress as progressing
 from whence.robustness.attacked import Attacked, attack
 from whence.robustness.attacks import Attack, require_not_negative
-from whence.robustness.box import PIXELS, Box
+from whence.robustness.box import PIXELS, Box, pixels_in
 from whence.robustness.cases import Model, one_input, predicted
 from whence.show.drawable import Drawable
 from whence.targets import Index, Logit
@@ -154,8 +154,7 @@ def attack_explanation(
         require_not_negative(name, value)
     x = one_input(x)
     method, generator = named(method), torch.Generator().manual_seed(seed)
-    pixels = box.pixels(x)
-    box.check(pixels)
+    pixels = pixels_in(box, x)
     search = _Search(model, explain(model, x, target, method=method, progress=False), predicted(model, x), tolerance, box)
     best, furthest = torch.zeros_like(pixels), torch.zeros_like(search.before.output)
     noise = epsilon * _signs(pixels.shape, generator).to(pixels)
@@ -235,7 +234,7 @@ def _beside(before: Explanation, after: Explanation, titles: Sequence[str], move
     from whence.show.twins import Twin, beside
 
     def twin(e: Explanation, i: int, title: str) -> Twin:
-        return Twin(e.inputs[i], title, e.relevance[i], f"why {titled(e.target_names()[i])}:  f = {e.output[i]:.4g}")
+        return Twin(e.inputs[i], title, e.relevance[i], f"why {e.heading(i)}:  f = {e.output[i]:.4g}")
 
     drawn = range(min(len(before), MOST_DRAWN))
     pairs = [(twin(before, i, "input"), twin(after, i, titles[i])) for i in drawn]

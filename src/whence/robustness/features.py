@@ -20,7 +20,7 @@ from whence.methods.readings import Reader
 from whence.progress import Progress, progress as progressing
 from whence.robustness.attacked import attack
 from whence.robustness.attacks import FGSM, require_not_negative, usual_step, within
-from whence.robustness.box import PIXELS, Box
+from whence.robustness.box import PIXELS, Box, pixels_in
 from whence.robustness.cases import Model, at_once, one_input
 from whence.show.drawable import Drawable
 from whence.targets import Index, class_indices
@@ -262,8 +262,7 @@ def feature_scores(
     require_not_negative("epsilon", epsilon)
     if len(known := labels.unique()) < 2:
         raise InputError("the labels are all the same; features cannot tell them apart")
-    pixels = box.pixels(x)
-    box.check(pixels)
+    pixels = pixels_in(box, x)
     read = _Features(model, layer, box)
     values = read(pixels)
     mean, spread = values.mean(0), values.std(0, correction=0)

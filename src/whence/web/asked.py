@@ -17,7 +17,7 @@ from whence.methods.lrp import LRP
 from whence.methods.table import IN_ONE_GRAPH, METHODS
 from whence.models.registry import BUNDLED, LoadedModel
 from whence.targets import Logit
-from whence.web.models import models, name_of, shape
+from whence.web.models import models, shape
 from whence.web.pictures import decoded, drawn, opened
 from whence.web.questions import Question, Settings
 
@@ -114,7 +114,7 @@ def told(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
     return {
         "target": {"name": target, "index": int(index[0]) if isinstance(index, Tensor) else None},
         "classes": [
-            {"index": i, "name": name_of(i, loaded), "share": share}
+            {"index": i, "name": loaded.called(i), "share": share}
             for i, share in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         ],
         "output": float(account.output),

@@ -53,10 +53,3 @@ def shape(loaded: LoadedModel) -> tuple[int, ...]:
     """Of one picture."""
     size = loaded.preprocessing.size or (28, 28)
     return (loaded.preprocessing.channels, *size)
-
-
-def name_of(index: int, loaded: LoadedModel) -> str:
-    """Of a class, or of a token."""
-    if index < len(loaded.classes):
-        return str(loaded.classes[index])
-    return loaded.text.tokenizer.decode([index]) if loaded.text is not None else str(index)

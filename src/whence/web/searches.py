@@ -9,7 +9,7 @@ from whence.inside.concepts import concepts
 from whence.robustness.attacked import attack
 from whence.robustness.attacks import FGSM, PGD
 from whence.web.asked import answered, index_of, method_of, read, shares_of, target_of, told
-from whence.web.models import models, name_of
+from whence.web.models import models
 from whence.web.pictures import packed, shown
 from whence.web.questions import AttackQuestion, PartQuestion, PrototypeQuestion
 
@@ -29,7 +29,7 @@ def prototypes(question: PrototypeQuestion) -> dict[str, Any]:
     return {
         "note": found.note,
         "prototypes": [
-            {"name": name_of(k, loaded), "activation": a, "share": float(p[k]), "picture": shown(x, loaded.preprocessing)}
+            {"name": loaded.called(k), "activation": a, "share": float(p[k]), "picture": shown(x, loaded.preprocessing)}
             for k, x, a, p in rows
         ],
     }
@@ -71,5 +71,5 @@ def attacked(question: AttackQuestion) -> dict[str, Any]:
         "relevance": packed(e.relevance[0].sum(0)),
         "success": bool(found.success),
         "distance": float(found.distances()),
-        "before": name_of(int(found.before), loaded),
+        "before": loaded.called(int(found.before)),
     }
