@@ -85,7 +85,7 @@ def load_model(
     elif name.endswith(".py"):
         raise LoadError(f"{name} is a file; name the function in it that gives the model: {name}:FUNCTION")
     elif name.endswith(tuple(READERS)):
-        raise LoadError(f"{name} holds weights, not the network; give both, FILE.py:FUNCTION and these as its weights")
+        raise LoadError(f"{name} holds weights, not the network; give both: FILE.py:FUNCTION, with --weights {name}")
     else:
         raise LoadError(
             f"no model {name!r}; choose {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
