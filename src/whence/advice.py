@@ -1,6 +1,7 @@
-"""What is likely wrong with an input that a model could not run on, and what to do."""
+"""What is likely wrong with an input that a model could not run on, or with what is no model, and what to do."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ def advice(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, err
         return f"; {AS_TENSOR}"
     known = _of_device(weight, tensors) or _of_type(weight, tensors)
     return known or (_of_shape(model, tensors[0], str(error)) if tensors[0].is_floating_point() else "")
+
+
+def no_model(given: object) -> str:
+    """What to pass instead of something that is none."""
+    if isinstance(given, type):
+        return f"{given.__name__} is a class, not a model; make one of it: {given.__name__}(…).eval()"
+    if isinstance(given, str | PathLike):
+        return f"{str(given)!r} is a name; the model is whence.load_model(…).model, of FILE.py:FUNCTION and a weights file"
+    if callable(getattr(given, "model", None)):
+        return f"a {type(given).__name__} holds a model; pass its .model"
+    ways = [way for way in ("predict_proba", "decision_function", "predict") if hasattr(given, way)]
+    how = f"; pass its {ways[0]}, and a method without gradients such as whence.Shapley()" if ways else ""
+    return f"a model must be callable, not {type(given).__name__}{how}"
 
 
 def _of_device(weight: Tensor, tensors: Sequence[Tensor]) -> str:

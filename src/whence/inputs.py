@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from whence.advice import advice
+from whence.advice import advice, no_model
 from whence.errors import (
     FLEX_ATTENTION,
     TOO_NARROW,
@@ -262,18 +262,8 @@ def _copied(part: Any) -> Any:
 
 def check_model(model: object) -> None:
     """A callable, and in eval mode throughout if it is a module."""
-    if isinstance(model, type):
-        raise ModelError(f"{model.__name__} is a class, not a model; make one of it: {model.__name__}(…).eval()")
-    if isinstance(model, str | PathLike):
-        raise ModelError(
-            f"{str(model)!r} is a name; the model is whence.load_model(…).model, of FILE.py:FUNCTION and a weights file"
-        )
-    if not callable(model) and callable(getattr(model, "model", None)):
-        raise ModelError(f"a {type(model).__name__} holds a model; pass its .model")
-    if not callable(model):
-        ways = [way for way in ("predict_proba", "decision_function", "predict") if hasattr(model, way)]
-        hint = f"; pass its {ways[0]}, and a method without gradients such as whence.Shapley()" if ways else ""
-        raise ModelError(f"a model must be callable, not {type(model).__name__}{hint}")
+    if isinstance(model, type) or not callable(model):
+        raise ModelError(no_model(model))
     if not isinstance(model, torch.nn.Module):
         return
     found = [model]

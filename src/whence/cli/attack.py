@@ -59,14 +59,8 @@ def attack(
 
     writable(out, PICTURES)
     if experiment is not None:
-        given = {
-            "--label": label,
-            "--target": target,
-            "--weights": weights,
-            "--size": size,
-            "--steps": steps,
-            "the input": input,
-        }
+        given = {"--label": label, "--target": target, "--weights": weights, "--size": size, "--steps": steps,
+                 "the input": input}  # fmt: skip
         _check_experiment(experiment, [name for name, value in given.items() if value is not None])
         _run_experiment(experiment, EPSILON if epsilon is None else epsilon, seed, out, as_json)
         return
@@ -91,7 +85,7 @@ def attack(
     if as_json:
         print(json.dumps(report))
     else:
-        warn_of_model(loaded, not is_array(input))
+        warn_of_model(loaded, is_picture)
         _print(report)
 
 

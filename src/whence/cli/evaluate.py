@@ -10,7 +10,7 @@ from rich.console import Console
 from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
 from whence.cli.explain import warn_of_model
 from whence.cli.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
-from whence.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights
+from whence.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights, check_device
 from whence.cli.tables import print_table
 from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
@@ -60,8 +60,7 @@ def evaluate(
     wanted, measured = listed(methods), listed(metrics)
     check_known(wanted, SEVERAL, "method")
     check_known(measured, list(METRICS), "metric")
-    if device is not None and engine != "local":
-        raise InputError(f"--device {device} is one of this machine; leave it out with --engine {engine}")
+    check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
     samples = read_data(data, loaded, "evaluate", limit)
     first, bounded = first_sample(samples), loaded.preprocessing.bounds_known

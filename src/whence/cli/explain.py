@@ -139,7 +139,7 @@ def named(index: str | None, loaded: "LoadedModel") -> int | None:
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
     """What is to be explained: a picture, an array, a text, or a bundled digit."""
-    from whence.models.images import read_image
+    from whence.models.images import of_eight_bits, read_image
     from whence.models.registry import BUNDLED
 
     if given is None:
@@ -159,9 +159,10 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
         return loaded.text.read(given)
     if is_array(given):
         return _as_computed(read_array(Path(given)), loaded.model)
-    if loaded.name in BUNDLED and read_image(given).size != loaded.preprocessing.size:
+    image = of_eight_bits(read_image(given), given)
+    if loaded.name in BUNDLED and image.size != loaded.preprocessing.size:
         warn(f"{loaded.name} reads digits, white on black, 28 × 28; another picture needs a model of its own: --model")
-    return loaded.preprocessing.read(given)
+    return loaded.preprocessing.of_image(image)
 
 
 def _as_computed(x: Tensor, model: Any) -> Tensor:

@@ -11,7 +11,7 @@ from rich.console import Console
 from whence.cli.data import DATA_HELP, name_of, read_data, warn_of_failures
 from whence.cli.explain import warn_of_model
 from whence.cli.methods import PRESETS, configured
-from whence.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights
+from whence.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights, check_device
 from whence.datasets.explain_dataset import SHARD_SIZE, explain_dataset as run
 from whence.errors import InputError, counted
 from whence.methods.table import METHODS, check_name
@@ -45,8 +45,7 @@ def explain_dataset(
     from whence.models.registry import load_model
 
     check_name(method)
-    if device is not None and engine != "local":
-        raise InputError(f"--device {device} is one of this machine; leave it out with --engine {engine}")
+    check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
     if loaded.both is not None or loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; a store of those is made from Python: whence.explain_dataset")

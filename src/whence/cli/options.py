@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from whence.errors import InputError
+
 Input = Annotated[
     str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models; a bundled digit if not given.")
 ]
@@ -19,3 +21,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for s
 Shard = Annotated[str | None, typer.Option(help="A part for array jobs: i/n, or env under torchrun.")]
 Engine = Annotated[str, typer.Option(help="local or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, host:port; one on this machine if not given.")]
+
+
+def check_device(device: str | None, engine: str) -> None:
+    """Raise where the model would be sent to machines that may not have the device."""
+    if device is not None and engine != "local":
+        raise InputError(f"--device {device} is one of this machine; leave it out with --engine {engine}")

@@ -148,12 +148,7 @@ def search(
             image=written,
             **settings,
         )
-    several = len(concepts) != len(found)  # of one entry: "layer:0-15"
-    names = (
-        found.names
-        if several
-        else [loaded.called(c) if isinstance(c, int) else n for c, n in zip(concepts, found.names, strict=True)]
-    )
+    names = [loaded.called(int(name)) if name.isdecimal() else name for name in found.names]
     return replace(found, bounds=bounds, names=names)
 
 

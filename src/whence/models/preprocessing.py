@@ -60,8 +60,6 @@ class Preprocessing:
 
     def of_size(self, size: int) -> "Preprocessing":
         """The same for square pictures of another side."""
-        if size < 1:
-            raise InputError(f"a size of {size}; give the side of the pictures that the model takes, in pixels")
         return replace(self, size=(size, size), resize=None)
 
     def read(self, path: str | Path) -> Tensor:

@@ -3,9 +3,7 @@
 import importlib
 import importlib.util
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +17,7 @@ from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
 from whence.models.pictures_and_texts import PictureAndTexts
 from whence.models.preprocessing import Preprocessing
+from whence.models.scripts import as_script
 from whence.models.texts import Text
 from whence.models.weights_files import READERS, load_weights
 
@@ -177,7 +176,7 @@ def _factory(file: str, function: str) -> LoadedModel:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with _as_script(path, module):
+    with as_script(path, module):
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
@@ -197,40 +196,6 @@ def _factory(file: str, function: str) -> LoadedModel:
     own = getattr(model, "classes", None)
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes)
-
-
-@contextmanager
-def _as_script(path: Path, module: ModuleType) -> Iterator[None]:
-    """What lies beside the file can be imported by it, whatever of the same name was imported from elsewhere, and data classes
-    find the module they are written in. Afterwards the names are free again: what is imported later on is not found."""
-    folder, found = path.resolve().parent, sys.modules
-    beside = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}
-
-    def of_this_folder(name: str) -> bool:
-        top = name.partition(".")[0]
-        if top not in beside:
-            return False
-        file, ways = getattr(found.get(top), "__file__", None), getattr(found.get(top), "__path__", ())
-        return file in {str(folder / f"{top}.py"), str(folder / top / "__init__.py")} or str(folder / top) in list(ways)
-
-    def in_its_way(name: str) -> bool:  # installed packages go before folders that are none
-        top = name.partition(".")[0]
-        is_module = (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
-        return top in beside and not of_this_folder(name) and (is_module or getattr(found.get(top), "__file__", None) is None)
-
-    hidden = {name: found[name] for name in list(found) if in_its_way(name)}
-    for name in hidden:
-        del found[name]
-    before = set(found)
-    found.setdefault(module.__name__, module)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in [name for name in found if name not in before and of_this_folder(name)]:
-            del found[name]
-        found.update(hidden)
 
 
 def _move(loaded: LoadedModel, device: str) -> None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import as_map, as_picture, bare, overlay, scale
-from whence.show.palettes import colours
+from whence.show.heatmaps import as_map, as_picture, bare, coloured, overlay, scale
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def answer(x: Tensor, relevance: Tensor, title: str, layer: str, rows: Sequence[
     axes[0, 0].imshow(picture.numpy(), cmap="gray")
     bare(axes[0, 0], "input")
     limit = scale(heat)
-    axes[0, 1].imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
+    coloured(axes[0, 1], heat, limit)
     bare(axes[0, 1], title)
     for axis in axes[0, 2:]:
         axis.set_axis_off()
@@ -40,14 +39,11 @@ def answer(x: Tensor, relevance: Tensor, title: str, layer: str, rows: Sequence[
         overlay(line[0], picture, heat, scale(heat))
         bare(line[0], "where it is relevant" if number == 0 else "")
         line[0].set_ylabel(row.title, fontsize=8, rotation=0, ha="right", va="center")
-        for i, (axis, (crop, there)) in enumerate(zip(line[1:], row.references, strict=False)):
-            heat = as_map(there)
+        for i, (axis, (crop, _)) in enumerate(zip(line[1:], row.references, strict=False)):
             _framed(axis, crop)
             bare(axis, "most relevant in" if number == 0 and i == 0 else "")
         if columns == 2 and not row.references and row.prototype is None:
-            line[1].imshow(
-                as_map(row.relevance).numpy(), cmap=colours().map, vmin=-scale(heat), vmax=scale(heat), interpolation="nearest"
-            )
+            coloured(line[1], heat, scale(heat))
             bare(line[1], "its relevance" if number == 0 else "")
             continue
         used = 1 + len(row.references)

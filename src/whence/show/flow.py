@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import as_map, bare, scale
+from whence.show.heatmaps import as_map, bare, coloured, scale
 from whence.show.palettes import colours
 from whence.show.words import plain
 
@@ -68,7 +68,7 @@ def heatmaps(columns: Sequence[Column], title: str) -> Figure:
     for axis, column in zip(axes, columns, strict=False):
         heat = _folded(column.relevance)
         limit = scale(heat)
-        axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
+        coloured(axis, heat, limit)
         shape = " × ".join(map(str, column.activations.shape))
         bare(axis, f"{column.name}\n{shape}, ΣR = {float(column.relevance.sum()):.3g}")
     for axis in axes[len(columns) :]:

@@ -29,11 +29,16 @@ class Heatmap:
         heat = as_map(self.relevance)
         limit, picture, axes = scale(heat), as_picture(self.x), part.subplots(1, 3)
         axes[0].imshow(picture.numpy(), cmap="gray")
-        shown = axes[1].imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
+        shown = coloured(axes[1], heat, limit)
         overlay(axes[2], picture, heat, limit)
         for axis, heading in zip(axes, ("input", self.title, "overlay"), strict=True):
             bare(axis, heading)
         colour_bar(part, shown, axes[2])
+
+
+def coloured(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
+    """A map in the colours of relevance; what a colour bar is made of."""
+    return axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest", **more)
 
 
 def colour_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
@@ -81,4 +86,4 @@ def overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
     grey = picture.mean(2) if picture.dim() == 3 else picture
     axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
     opacity = (heat.abs() / limit).clamp(max=1).sqrt()
-    axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, alpha=opacity.numpy(), interpolation="nearest")
+    coloured(axis, heat, limit, alpha=opacity.numpy())

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from whence.show.heatmaps import colour_bar, scale
-from whence.show.palettes import colours
+from whence.show.heatmaps import colour_bar, coloured, scale
 from whence.show.words import plain
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class Pairs:
     def draw(self, part: "SubFigure", width: float) -> None:
         axis, values = part.subplots(), self.values.detach().float().cpu()
         limit, count = scale(values), len(values)
-        shown = axis.imshow(values.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
+        shown = coloured(axis, values, limit)
         axis.set_title(plain(self.title), fontsize=9)
         if self.names and count <= MOST_NAMED:
             axis.set_xticks(range(count), list(map(plain, self.names)), fontsize=6, rotation=90)

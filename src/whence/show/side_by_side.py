@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import as_map, as_picture, bare, scale
-from whence.show.palettes import colours
+from whence.show.heatmaps import as_map, as_picture, bare, coloured, scale
 
 WIDEST = 7  # in a row
 Row = tuple[Tensor, str, Sequence[tuple[str, Tensor]]]  # input, its title, heatmaps under theirs
@@ -27,7 +26,7 @@ def side_by_side(rows: Sequence[Row], common_scale: bool) -> Figure:
         largest = max(map(scale, maps))
         for axis, heat, (name, _) in zip(places[1:], maps, heatmaps, strict=False):
             limit = largest if common_scale else scale(heat)
-            axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
+            coloured(axis, heat, limit)
             bare(axis, name)
         for axis in places:
             axis.title.set_fontsize(8)

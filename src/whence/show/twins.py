@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.show.heatmaps import as_map, as_picture, bare, scale
-from whence.show.palettes import colours
+from whence.show.heatmaps import as_map, as_picture, bare, coloured, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +26,7 @@ class Twin:
         heat = as_map(self.relevance)
         limit = scale(heat)
         axes[0].imshow(as_picture(self.x).numpy(), cmap="gray")
-        axes[1].imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest")
+        coloured(axes[1], heat, limit)
         bare(axes[0], self.title)
         bare(axes[1], self.reason)
 
