@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import peers
 import whence
 from whence.models.digits import digits, robust_digits
-from whence.robustness.cases import predicted
+from whence.robustness.attacked_batch import predicted
 
 ROUNDS, SAMPLES, FOR_DEEPFOOL = 3, 200, 50
 

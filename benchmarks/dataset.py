@@ -18,7 +18,7 @@ from scipy.spatial.distance import pdist
 import networks
 import peers
 import whence
-from whence.audit import spectral
+from whence.auditing import spectral_clustering
 from whence.models.digits import digits
 
 ROUNDS, MANY = 3, 20_000
@@ -63,8 +63,8 @@ def main(folder: Path) -> None:
     )
     ray = _ray(few, aside)
     store = whence.open_store(aside / "all")
-    vectors = spectral.features(store.relevance[:MANY])
-    ours = seconds(lambda: spectral.spectrum(vectors, clusters=8))
+    vectors = spectral_clustering.features(store.relevance[:MANY])
+    ours = seconds(lambda: spectral_clustering.spectrum(vectors, clusters=8))
     part = vectors[: MANY // 4].numpy()
     theirs = seconds(lambda: np.sort(pdist(part)))
     spectrum = (

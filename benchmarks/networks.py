@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whence.lrp.presets import IMAGENET_MEAN, IMAGENET_STD
+from whence.lrp.rules.presets import IMAGENET_MEAN, IMAGENET_STD
 from whence.models.digits import digits, robust_digits
 
 KEPT = Path(__file__).parent / ".trained"  # ignored by git

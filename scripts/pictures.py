@@ -16,11 +16,11 @@ import whence
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import conftest  # noqa: F401  # which declares what a CUDA build of torchvision asks of CPU torch
 from stories import story_model, story_tokenizer
-from whence.evaluation.continuity import translation
+from whence.evaluation.metrics.robustness import translation
 from whence.models.digits import digit_samples, digits
 from whence.models.registry import load_model
-from whence.models.tiny import tiny
-from whence.show.tiles import Tile, table
+from whence.models.tiny_networks import tiny
+from whence.plotting.image_grid import Tile, table
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 

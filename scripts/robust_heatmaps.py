@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 import whence
 from whence.models.digits import digit_samples, digits, robust_digits
-from whence.show.heatmaps import as_map, as_picture, scale
-from whence.show.palettes import colours
+from whence.plotting.heatmaps import as_map, as_picture, scale
+from whence.plotting.palettes import colours
 
 DIGITS = range(10)
 

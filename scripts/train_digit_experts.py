@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train_digits import WEIGHTS, read_mnist
-from whence.prototypes.decoders import VAE
+from whence.prototypes.autoencoders import VAE
 from whence.prototypes.priors import GaussianRBM
 
 

@@ -9,7 +9,7 @@ from typing import Any
 def main() -> None:
     try:
         before = signal.signal(signal.SIGINT, _leave)  # an import may swallow a KeyboardInterrupt
-        from whence.cli import main as run
+        from whence.frontends.cli import main as run
 
         signal.signal(signal.SIGINT, before)
         run()

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import whence
-from whence.methods.table import METHODS
+from whence.graphs.cuda_graphs import Recorded, recorded
+from whence.methods.registry import METHODS
 from whence.models.digits import digit_decoder, digit_expert, digit_samples, digits
-from whence.recorded import Recorded, recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here; run on a machine with CUDA")
 DEVICE = "cuda"

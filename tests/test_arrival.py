@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import whence
 from whence.models.digits import digit_expert, digits
-from whence.prototypes.newton import ascend
+from whence.prototypes.lbfgs import ascend
 
 
 @pytest.fixture

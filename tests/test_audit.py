@@ -9,9 +9,9 @@ from torch import nn
 
 import whence
 from whence import errors
-from whence.audit import spectral
-from whence.audit.suspicion import own_ground
-from whence.robustness.cases import logits_in_parts
+from whence.auditing import spectral_clustering
+from whence.auditing.suspicious_clusters import own_ground
+from whence.robustness.attacked_batch import logits_in_parts
 
 SIDE, DECOY = 28, 3
 MARK = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -241,7 +241,7 @@ def test_the_spectrum_has_the_largest_algebraic_eigenvalues():
     torch.manual_seed(0)
     centres = torch.randn(3, 40) * 4
     vectors = torch.cat([centres[i] + torch.randn(60, 40) for i in range(3)])
-    found = spectral.spectrum(spectral.features(vectors))
+    found = spectral_clustering.spectrum(spectral_clustering.features(vectors))
     assert found.count == 3
     assert found.eigenvalues[:3].abs().max() < 1e-6  # three parts that hang together
     assert found.eigenvalues[3] > 0.05
@@ -254,13 +254,13 @@ def test_the_spectrum_has_the_largest_algebraic_eigenvalues():
 
 def test_sparse_and_dense_decompositions_agree():
     torch.manual_seed(0)
-    graph = spectral._graph(torch.randn(200, 10).numpy())
-    sparse, _ = spectral._decomposed(graph)
+    graph = spectral_clustering._graph(torch.randn(200, 10).numpy())
+    sparse, _ = spectral_clustering._decomposed(graph)
     degree = np.asarray(graph.sum(1)).ravel()
     dense = np.linalg.eigvalsh(np.eye(200) - graph.toarray() / np.sqrt(np.outer(degree, degree)))
     np.testing.assert_allclose(sparse, dense[: len(sparse)], atol=1e-8)
     assert (graph.diagonal() == 0).all()  # nobody is his own neighbour, with duplicates too
-    assert (spectral._graph(torch.ones(30, 4).numpy()).diagonal() == 0).all()
+    assert (spectral_clustering._graph(torch.ones(30, 4).numpy()).diagonal() == 0).all()
 
 
 def test_own_ground_by_hand():
@@ -274,8 +274,8 @@ def test_own_ground_by_hand():
 
 def test_short_maps_have_length_one_whatever_the_output():
     maps = torch.rand(5, 60, 60)
-    assert spectral.features(maps).shape == (5, 28 * 28)
-    torch.testing.assert_close(spectral.features(maps), spectral.features(maps * 1e-4))
+    assert spectral_clustering.features(maps).shape == (5, 28 * 28)
+    torch.testing.assert_close(spectral_clustering.features(maps), spectral_clustering.features(maps * 1e-4))
 
 
 def test_one_class_alone_is_compared_with_none(poisoned, samples, tmp_path):

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import nn
 
 import whence
-from whence import LRP, Epsilon, advice, errors
+from whence import LRP, Epsilon, errors
+from whence.core import diagnosis
 from whence.models import registry
 from whence.models.preprocessing import Preprocessing
-from whence.models.weights_files import load_weights
+from whence.models.weight_files import load_weights
 
 
 def net():
@@ -122,7 +123,7 @@ def test_a_single_row_of_a_table():
 
 def test_an_input_elsewhere():
     weight = nn.Linear(3, 2, device="meta").weight
-    assert advice._of_device(weight, [torch.ones(3)]) == "; the input lies on cpu, the model on meta: pass x.to('meta')"
+    assert diagnosis._of_device(weight, [torch.ones(3)]) == "; the input lies on cpu, the model on meta: pass x.to('meta')"
 
 
 def test_a_class_a_picture_and_a_path():

@@ -14,9 +14,9 @@ from torch import nn
 
 import whence
 from whence import errors
-from whence.datasets.explain_dataset import unfinished
-from whence.datasets.store import Shard
 from whence.models.digits import digit_samples, digits
+from whence.stores.explain_dataset import unfinished
+from whence.stores.store import Shard
 
 SIDE = 6
 
@@ -274,7 +274,7 @@ def test_ray_makes_the_same_store(data, tmp_path):
 
 
 def test_stores_go_out_in_the_formats_of_others(data, tmp_path):
-    from whence.datasets.exporters import export_store
+    from whence.stores.exporters import export_store
 
     h5py, parquet = pytest.importorskip("h5py"), pytest.importorskip("pyarrow.parquet")
     store = whence.explain_dataset(digits(), digit_samples(), tmp_path / "s", shard_size=20, progress=False)

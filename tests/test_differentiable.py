@@ -92,7 +92,7 @@ def test_weights_are_read_anew_and_graphs_are_kept():
         model.stem.weight.mul_(1.5)
         model.norm.running_mean.add_(0.1)
     torch.testing.assert_close(relevance(model, rules, x, differentiable=True), relevance(model, rules, x), rtol=0, atol=0)
-    from whence.lrp.loops import GRAPHS
+    from whence.lrp.training.relevance_rules import GRAPHS
 
     assert len(GRAPHS[model]) == 1
     relevance(model, rules, x[:1], differentiable=True)

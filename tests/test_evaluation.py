@@ -16,16 +16,16 @@ from torch import nn
 
 import whence
 from whence import errors, imputers, metrics
-from whence.evaluation.batches import Batch, Way
-from whence.evaluation.controls import Random
-from whence.evaluation.curves import ranked
-from whence.evaluation.intervals import interval
-from whence.evaluation.randomization import spearman
+from whence.core.fingerprints import fingerprint
+from whence.core.inputs import Inputs
+from whence.evaluation.bootstrap import interval
+from whence.evaluation.case import Batch, Way
+from whence.evaluation.metrics.faithfulness_curves import ranked
+from whence.evaluation.metrics.randomization import spearman
+from whence.evaluation.random_baseline import Random
 from whence.evaluation.regions import Regions
 from whence.evaluation.retraining import label_randomisation, roar
-from whence.fingerprints import fingerprint
-from whence.inputs import Inputs
-from whence.lrp.prepared import Prepared
+from whence.lrp.engine.prepared_model import Prepared
 from whence.models.digits import digit_samples, digits
 
 FLAT = metrics.Flipping(metrics.Removal(imputer=0.0))
@@ -969,7 +969,7 @@ def test_tuning_as_it_comes_is_no_worse_than_the_default_by_its_own_metric():
 
 
 def test_a_moved_digit_is_drawn_for_each_method(tmp_path):
-    from whence.evaluation.continuity import translation
+    from whence.evaluation.metrics.robustness import translation
 
     x, _ = digit_samples()
     drawn = translation(digits(), x[3:4], ["lrp", "sensitivity"])

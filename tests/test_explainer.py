@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import whence
 from whence import LRP, Epsilon, Gamma, presets
-from whence.inputs import Inputs
-from whence.lrp.linear import Convolution
-from whence.recorded import recorded
+from whence.core.inputs import Inputs
+from whence.graphs.cuda_graphs import recorded
+from whence.lrp.engine.linear_maps import Convolution
 
 pytestmark = pytest.mark.usefixtures("float64")
 RULES = [

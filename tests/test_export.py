@@ -14,8 +14,8 @@ from torch import nn
 import whence
 from stories import story_model
 from whence import errors, presets
-from whence.export.files import ABOUT
-from whence.export.forms import FORMS
+from whence.exporting.backward_decompositions import FORMS
+from whence.exporting.program_files import ABOUT
 from whence.models.digits import digit_samples, digits
 
 WITHOUT_WHENCE = """

@@ -8,7 +8,7 @@ from torch import nn
 import whence
 from whence import errors
 from whence.models.digits import digit_samples, digits
-from whence.models.tiny import WAYS, tiny
+from whence.models.tiny_networks import WAYS, tiny
 
 ALPHA1 = whence.LRP({nn.Linear: whence.AlphaBeta(1, 0)})
 

@@ -25,7 +25,7 @@ def test_import_drags_in_nothing_heavy():
 
 
 def test_the_test_above_can_fail():
-    assert "matplotlib" in run(f"import sys, whence.show.panels; print([m for m in {HEAVY} if m in sys.modules])")
+    assert "matplotlib" in run(f"import sys, whence.plotting.panels; print([m for m in {HEAVY} if m in sys.modules])")
 
 
 def test_the_front_exports_what_the_contract_names():
@@ -129,8 +129,8 @@ def test_pictures_and_pages_are_written(explanation, tmp_path):
 
 
 def test_relevance_is_red_and_counter_relevance_blue():
-    from whence.show import heatmaps
-    from whence.show.palettes import colours
+    from whence.plotting import heatmaps
+    from whence.plotting.palettes import colours
 
     e = whence.explain(lambda x: x.flatten(1), torch.tensor([[[[2.0, 0.0]]]]), lambda y: y[:, 0] - y[:, 1])
     heat = heatmaps.as_map(torch.tensor([[[2.0, -2.0, 0.0]]]))

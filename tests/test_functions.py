@@ -207,7 +207,7 @@ def test_what_does_is_refused_by_names_that_exist(x):
 
 
 def test_every_hint_names_what_can_be_found(x):
-    from whence.lrp.functions import spelling
+    from whence.lrp.ops.function_facts import spelling
 
     for function in (F.relu, torch.special.erfinv, torch.linalg.svd, torch.sparse.mm, torch.Tensor.lgamma_, F.grid_sample):
         named = spelling(function)

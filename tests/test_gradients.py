@@ -26,7 +26,7 @@ from whence import (
     ZPlus,
     errors,
 )
-from whence.methods.paths import QUADRATURES
+from whence.methods.integrated_gradients import QUADRATURES
 
 pytestmark = pytest.mark.usefixtures("float64")
 

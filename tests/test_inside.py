@@ -8,8 +8,8 @@ from torch import nn
 import whence
 from stories import story_model
 from whence import errors
-from whence.inside.channels import last_picture_layer, receptive_field
-from whence.inside.subspaces import relevances
+from whence.mechanistic.channel_relevance import last_picture_layer, receptive_field
+from whence.mechanistic.subspaces import relevances
 from whence.models.digits import digit_samples, digits
 
 SIDE = 12

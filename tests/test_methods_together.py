@@ -153,7 +153,7 @@ def test_look_ups_without_gradient_and_shared_integers(shared):
     def rest(v, alpha_gate):
         return model.head((v * model.gate(ids).mul(alpha_gate).sigmoid() + model.places.weight[order.sum() % 5]).tanh().mean(1))
 
-    nodes, weights = (torch.from_numpy(t) for t in whence.methods.paths.QUADRATURES["gausslegendre"](50))
+    nodes, weights = (torch.from_numpy(t) for t in whence.methods.integrated_gradients.QUADRATURES["gausslegendre"](50))
     expected = torch.zeros(2, 3)
     for alpha, weight in zip(nodes, weights, strict=True):
         point = (alpha * vectors).requires_grad_()

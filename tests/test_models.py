@@ -16,7 +16,7 @@ from safetensors import safe_open
 import whence
 from whence.models.digits import digit_samples, digits
 from whence.models.registry import available, load_model
-from whence.models.weights_files import load_weights
+from whence.models.weight_files import load_weights
 
 WEIGHTS = Path(str(resources.files("whence.models"))) / "weights"
 

@@ -53,7 +53,7 @@ def test_features_and_classes_have_names(net, tmp_path):
 def test_the_largest_twenty_are_drawn_and_the_others_summed():
     from matplotlib.figure import Figure
 
-    from whence.show.bars import Bars
+    from whence.plotting.bars import Bars
 
     values = torch.linspace(-1, 2, 50)
     figure = Figure()
@@ -74,8 +74,8 @@ def test_names_that_do_not_fit_are_refused(net):
 
 
 def test_series_are_lines_and_several_inputs_are_titled_by_their_names(tmp_path):
-    from whence.show.heatmaps import Heatmap
-    from whence.show.series import Series
+    from whence.plotting.heatmaps import Heatmap
+    from whence.plotting.time_series import Series
 
     model = lambda ecg, photo: ecg.sum((1, 2))[:, None] * photo.sum((1, 2, 3))[:, None]  # noqa: E731
     inputs = {"ecg": torch.randn(2, 3, 100), "photo": torch.rand(2, 3, 16, 16)}
@@ -103,7 +103,7 @@ def test_words_are_told_by_a_list_or_a_function():
 
 
 def test_interactions_are_drawn(net, tmp_path):
-    from whence.show.pairs import Pairs
+    from whence.plotting.interactions import Pairs
 
     x = torch.randn(1, 4)
     e = whence.explain(net, x, 1, method=whence.Shapley(background=torch.randn(20, 4), interactions="sii"), feature_names=NAMES)

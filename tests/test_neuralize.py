@@ -20,7 +20,7 @@ from sklearn.svm import SVC, OneClassSVM
 from torch import nn
 
 import whence
-from whence.neuralize import distances as distances_module
+from whence.neuralization import distances as distances_module
 
 SIZES = [150, 100, 50]
 
@@ -623,7 +623,7 @@ def test_a_factory_on_the_command_line(tmp_path):
     from PIL import Image
     from typer.testing import CliRunner
 
-    from whence.cli import app
+    from whence.frontends.cli import app
     from whence.models.digits import digit_samples
 
     (tmp_path / "svm.py").write_text(FACTORY)

@@ -57,7 +57,7 @@ import conftest  # noqa: F401
 from stories import story_model, story_tokenizer
 from whence.models.preprocessing import Preprocessing
 from whence.models.registry import LoadedModel
-from whence.models.texts import Text
+from whence.models.text_tokenizer import Text
 
 
 def llama():

@@ -9,7 +9,7 @@ from test_gradients import captum, close, cnn, relevance
 from test_texts import Language
 from toys import M
 from whence import RISE, FeatureAblation, Occlusion, Shapley, Span, errors, patches
-from whence.methods import batches
+from whence.methods import batching
 
 pytestmark = pytest.mark.usefixtures("float64")
 ROW = torch.tensor([[20.0, 50, 30]], dtype=torch.float64)
@@ -253,10 +253,10 @@ def test_batch_sizes_are_kept_and_change_nothing():
 
 
 def test_the_automatic_batch_size_goes_by_the_size_of_samples():
-    from whence.inputs import Inputs
+    from whence.core.inputs import Inputs
 
     large, small, text = torch.zeros(1, 3, 224, 224), torch.zeros(1, 10), torch.zeros(1, 128).long()
-    sizes = [batches.automatic_batch_size(Inputs.of(x)) for x in (large, small, text)]
+    sizes = [batching.automatic_batch_size(Inputs.of(x)) for x in (large, small, text)]
     assert 4 <= sizes[0] <= 64
     assert sizes[1] >= 1000
     assert 4 <= sizes[2] <= 128
@@ -273,7 +273,7 @@ def test_progress_is_told_to_a_function_and_silent_otherwise(capsys):
 
 
 def test_a_long_run_shows_a_bar(capsys, monkeypatch):
-    from whence import progress
+    from whence.core import progress
 
     monkeypatch.setattr(progress, "SILENT_SECONDS", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")

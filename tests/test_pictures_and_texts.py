@@ -226,7 +226,7 @@ def llava_folder(tmp_path_factory):
 def whence_explain(capsys, *arguments):
     import json
 
-    from whence.cli import app
+    from whence.frontends.cli import app
 
     app(["explain", *map(str, arguments), "--json"], standalone_mode=False)
     return json.loads(capsys.readouterr().out)
@@ -263,7 +263,7 @@ def test_a_photo_and_a_question(llava_folder, photo, tmp_path, capsys):
     ],
 )
 def test_what_is_missing_is_said(llava_folder, photo, arguments, message):
-    from whence.cli import app
+    from whence.frontends.cli import app
 
     given = [str(photo) if argument == "photo" else argument for argument in arguments]
     with pytest.raises(errors.InputError, match=message):

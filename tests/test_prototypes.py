@@ -35,7 +35,7 @@ from whence import (
     errors,
     prototype,
 )
-from whence.prototypes import images
+from whence.prototypes import image_parameterizations
 from whence.prototypes.objectives import objectives
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -261,8 +261,8 @@ def test_every_image_is_optimised(image, channels):
 
 def test_colours_are_decorrelated_and_back():
     x = torch.rand(2, 3, 4, 4)
-    close(images.coloured(images.uncoloured(x)), x)
-    assert torch.equal(images.coloured(x[:, :2]), x[:, :2])
+    close(image_parameterizations.coloured(image_parameterizations.uncoloured(x)), x)
+    assert torch.equal(image_parameterizations.coloured(x[:, :2]), x[:, :2])
 
 
 def test_jiggled_copies_differ_by_picture_and_are_near_it():

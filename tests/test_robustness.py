@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import whence
-from whence.cli import app
-from whence.methods.table import METHODS
+from whence.frontends.cli import app
+from whence.methods.registry import METHODS
 from whence.models.digits import digit_samples, digits, robust_digits
-from whence.robustness.cases import predicted
-from whence.robustness.features import _Features
+from whence.robustness.attacked_batch import predicted
+from whence.robustness.robust_features import _Features
 
 UNBOUNDED = whence.Box.unbounded()
 
@@ -291,13 +291,13 @@ def test_normalised_inputs_are_attacked_in_units_of_pixels(bundled):
 
 
 def test_parts_change_nothing(bundled, monkeypatch):
-    from whence.robustness import cases
+    from whence.robustness import attacked_batch
 
     model, x, y = bundled
     for attack in (whence.FGSM(0.1), whence.DeepFool(steps=3)):
         whole = attack(model, x[:7], y[:7])
         with monkeypatch.context() as patch:
-            patch.setattr(cases, "automatic_batch_size", lambda inputs: 2)
+            patch.setattr(attacked_batch, "automatic_batch_size", lambda inputs: 2)
             torch.testing.assert_close(attack(model, x[:7], y[:7]), whole)
 
 
@@ -375,7 +375,7 @@ def test_gradients_of_the_robust_network_look_like_the_digit(bundled):
 
 
 def test_heatmaps_of_both_networks_differ(bundled):
-    from whence.robustness.explanations import moved
+    from whence.robustness.explanation_attacks import moved
 
     _, x, y = bundled
     standard, robust = (whence.explain(model, x, y).relevance for model in (digits(), robust_digits()))
@@ -406,7 +406,7 @@ def test_a_pair_of_heatmaps(bundled, tmp_path):
 
 
 def test_relevance_that_moves_is_measured_from_0_to_1():
-    from whence.robustness.explanations import moved
+    from whence.robustness.explanation_attacks import moved
 
     here, there = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]])
     assert moved(here, here).item() == 0

@@ -24,12 +24,12 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
 from whence.errors import InputError  # noqa: E402
-from whence.models.tiny import WAYS  # noqa: E402
-from whence.web import answers  # noqa: E402
-from whence.web.guard import Guard  # noqa: E402
-from whence.web.models import Served, models  # noqa: E402
-from whence.web.pictures import decoded, opened  # noqa: E402
-from whence.web.questions import PartQuestion, Question, Settings  # noqa: E402
+from whence.frontends.web import handlers  # noqa: E402
+from whence.frontends.web.images import decoded, opened  # noqa: E402
+from whence.frontends.web.middleware import Guard  # noqa: E402
+from whence.frontends.web.schemas import PartQuestion, Question, Settings  # noqa: E402
+from whence.frontends.web.served_models import Served, models  # noqa: E402
+from whence.models.tiny_networks import WAYS  # noqa: E402
 
 TINY = """
 import torch
@@ -222,14 +222,14 @@ def test_texts_token_by_token(data, monkeypatch):
     from stories import story_model, story_tokenizer
     from whence.models.preprocessing import Preprocessing
     from whence.models.registry import LoadedModel
-    from whence.models.texts import Text
+    from whence.models.text_tokenizer import Text
 
     loaded = LoadedModel("stories", story_model(data), Preprocessing(None), text=Text(story_tokenizer(data)))
     monkeypatch.setattr(models, "served", Served([("stories", None)]))
     monkeypatch.setitem(models._loaded, "stories", loaded)
-    found = answers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw"))
+    found = handlers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw"))
     assert len(found["tokens"]) == found["relevance"]["shape"][0]
-    earlier = answers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw", position=3))
+    earlier = handlers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw", position=3))
     later = numbers(earlier["relevance"])[4:]
     assert not later.any()
 
@@ -270,7 +270,7 @@ def test_nothing_but_the_page_and_the_models_given_is_there(server):
         found = server.post("/api/explain", json={"model": name, "drawing": drawing()})
         assert found.status_code == 422
         assert "was started here" in found.json()["error"]
-    web = Path(answers.__file__).parent
+    web = Path(handlers.__file__).parent
     for file in (*(web / "static").iterdir(), *(web / "templates").iterdir()):  # no asset of another host
         assert not re.search(r"(src|href|from|import)[=( ]*[\"']https?://", file.read_text()), file
 

@@ -12,7 +12,7 @@ import whence
 from test_gradients import close
 from toys import M
 from whence import Shapley, errors, shapley_values
-from whence.methods import coalitions, kriging
+from whence.methods import coalitions, shapley_regression
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -215,7 +215,7 @@ def test_no_coalition_is_asked_twice_and_the_budget_is_kept():
 
 def test_the_kernel_is_the_sum_over_all_sets():
     players, shares = 6, {1: 3.0, 3: 0.7, 5: 0.2}
-    table = kriging._krawtchouks(players, shares)
+    table = shapley_regression._krawtchouks(players, shares)
     members = coalitions.every(players)
     signs = 2 * members.double() - 1
     for k in range(0, 64, 7):
@@ -229,12 +229,14 @@ def test_the_kernel_is_the_sum_over_all_sets():
 def test_a_regression_on_all_pairs_is_exact():
     value, members = game(7), coalitions.every(7)[64:]  # one of each pair: with the last player
     differences = (value(members) - value(~members))[None] / 2
-    odd = kriging.Regression.of(members, differences, dict.fromkeys(range(1, 8, 2), 1.0))
+    odd = shapley_regression.Regression.of(members, differences, dict.fromkeys(range(1, 8, 2), 1.0))
     exact = shapley_values(value, 7, interactions="stii")
-    close(odd.singles(kriging.shapley_moment)[0], exact.values, rtol=1e-5, atol=1e-6)
-    assert odd.variances(kriging.shapley_moment).max() < 1e-6
-    even = kriging.Regression.of(members, (value(members) + value(~members))[None] / 2, dict.fromkeys(range(0, 8, 2), 1.0))
-    pairs = sum(half.doubles(kriging.taylor_moment)[0] for half in (odd, even))
+    close(odd.singles(shapley_regression.shapley_moment)[0], exact.values, rtol=1e-5, atol=1e-6)
+    assert odd.variances(shapley_regression.shapley_moment).max() < 1e-6
+    even = shapley_regression.Regression.of(
+        members, (value(members) + value(~members))[None] / 2, dict.fromkeys(range(0, 8, 2), 1.0)
+    )
+    pairs = sum(half.doubles(shapley_regression.taylor_moment)[0] for half in (odd, even))
     off_diagonal = ~torch.eye(7, dtype=torch.bool)
     close(pairs[off_diagonal], exact.interactions[off_diagonal], rtol=1e-5, atol=1e-5)
 
@@ -254,7 +256,7 @@ def test_sampled_interactions_approach_the_exact(index):
 
 
 def test_large_samples_are_parted(monkeypatch):
-    monkeypatch.setattr(kriging, "MOST_PAIRS", 100)
+    monkeypatch.setattr(shapley_regression, "MOST_PAIRS", 100)
     value = smooth(12)
     exact = shapley_values(value, 12, estimator="exact").values
     few, many = (shapley_values(value, 12, budget=b).values for b in (180, 1000))
@@ -262,7 +264,7 @@ def test_large_samples_are_parted(monkeypatch):
 
 
 def test_standard_errors_of_large_samples_fall(monkeypatch):
-    monkeypatch.setattr(kriging, "MOST_PAIRS", 100)
+    monkeypatch.setattr(shapley_regression, "MOST_PAIRS", 100)
     few, many = (shapley_values(smooth(14), 14, budget=b).standard_errors.norm() for b in (200, 1800))
     assert many < 0.6 * few
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import whence
 from whence import GradientTimesInput, NearestRoot, RootOnManifold, RootTowards, Sensitivity, SimpleTaylor, errors
-from whence.methods.roots import root_on_curve
+from whence.methods.taylor_roots import root_on_curve
 
 pytestmark = pytest.mark.usefixtures("float64")
 

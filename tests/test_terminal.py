@@ -16,7 +16,7 @@ from PIL import Image
 import whence
 import whence_command
 from whence.errors import LoadError
-from whence.models.images import read_image
+from whence.models.image_files import read_image
 from whence.models.preprocessing import Preprocessing
 from whence.models.registry import load_model
 
@@ -228,7 +228,7 @@ def test_words_in_brackets_are_words(width):
 
     from rich.console import Console
 
-    from whence.cli.tables import print_table
+    from whence.frontends.cli.tables import print_table
 
     console = Console(file=StringIO(), width=width)
     print_table(console, ("target", "output"), [("[/INST]", "1"), ("[unk]", "2")], "a[b].jpg")

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import whence
-from whence.lrp.operations import TREATMENTS
-from whence.lrp.rules import Rule
+from whence.lrp.ops.registry import TREATMENTS
+from whence.lrp.rules.rules import Rule
 
 # a page for each part of the house, by the modules that its names come from
 PAGES = {

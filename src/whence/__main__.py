@@ -1,5 +1,5 @@
 """`python -m whence`."""
 
-from whence.cli import main
+from whence.frontends.cli import main
 
 main()

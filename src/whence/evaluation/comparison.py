@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.core.explainer import Names
+from whence.core.explanation import FEW_ROWS, Explanation
+from whence.core.inputs import Inputs, check_model
+from whence.core.targets import Target
+from whence.core.trees import Nest, tensors
 from whence.errors import ModelError, WhenceError, first_line
-from whence.evaluation.batches import Batch, Way
-from whence.evaluation.ways import Methods, ways_of
-from whence.explainer import Names
-from whence.explanation import FEW_ROWS, Explanation
-from whence.inputs import Inputs, check_model
-from whence.lrp.prepared import Prepared
-from whence.methods.passes import explanation
-from whence.nests import Nest, tensors
-from whence.show.drawable import Drawable
-from whence.targets import Target
+from whence.evaluation.case import Batch, Way
+from whence.evaluation.method_adapters import Methods, ways_of
+from whence.lrp.engine.prepared_model import Prepared
+from whence.methods.forward_backward import explanation
+from whence.plotting.drawable import Drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,8 +73,8 @@ class Comparison(Drawable):
     def figure(self) -> "Figure":
         """A row for each of the first samples, with the input and its heatmaps side by side; what is no picture one below the
         other."""
-        from whence.show.panels import stacked
-        from whence.show.side_by_side import side_by_side
+        from whence.plotting.panels import stacked
+        from whence.plotting.side_by_side import side_by_side
 
         first = next(iter(self.explanations.values()))
         drawn = range(min(len(first), FEW_ROWS))

@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.cluster import by_ray, share
+from whence.core.fingerprints import fingerprint
+from whence.core.inputs import check_model
+from whence.core.progress import Progress, progress
+from whence.core.targets import Target, of_samples
+from whence.data.batches import Read, batches, count_of, is_shuffled, of_rows, pieces
+from whence.data.dataset_rows import Rows, Samples, Unreadable
+from whence.data.partial_failures import salvaged
+from whence.data.sharding import by_ray, share
 from whence.errors import InputError, ModelError, RuleError, TargetError, first_line
-from whence.evaluation.batches import Batch, Way
-from whence.evaluation.data import Read, batches, count_of, is_shuffled, of_rows, pieces
+from whence.evaluation.case import Batch, Way
 from whence.evaluation.imputers import Imputer
-from whence.evaluation.metrics import Metric, Metrics, metrics_of
+from whence.evaluation.method_adapters import Methods, ways_of
+from whence.evaluation.metrics.registry import Metric, Metrics, metrics_of
 from whence.evaluation.regions import Spec
 from whence.evaluation.results import Evaluation, Failure, on_grid
-from whence.evaluation.ways import Methods, ways_of
-from whence.fingerprints import fingerprint
-from whence.inputs import check_model
-from whence.lrp.prepared import Prepared
-from whence.progress import Progress, progress
-from whence.rows import Rows, Samples, Unreadable
-from whence.salvage import salvaged
-from whence.show.drawable import written
-from whence.targets import Target, of_samples
+from whence.lrp.engine.prepared_model import Prepared
+from whence.plotting.drawable import written
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "random")
 METRICS = ("srg", "sparseness", "max_sensitivity")

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.inputs import Inputs
+from whence.core.trees import Nest
 from whence.errors import InputError, MissingPackageError
-from whence.inputs import Inputs
-from whence.methods import features
-from whence.methods.features import PATCHES_A_SIDE, patches
-from whence.nests import Nest
+from whence.methods import feature_masks
+from whence.methods.feature_masks import PATCHES_A_SIDE, patches
 
 Spec = None | str | int | Tensor | Callable[[Any], Any] | Nest
 
@@ -27,7 +27,7 @@ class Regions:
     def of(cls, spec: Spec, inputs: Inputs, parts: Sequence[int]) -> "Regions":
         """Of a mask of numbers, a function that makes one of the inputs, the side of square patches, "pixels", or by itself:
         patches, some fourteen a side, of pictures; else every entry or token."""
-        given = features.parts(spec, inputs, "regions") if spec is not None and _is_masks(spec) else {}
+        given = feature_masks.parts(spec, inputs, "regions") if spec is not None and _is_masks(spec) else {}
         masks, start = {}, 0
         for i in parts:
             x = inputs.parts[i]

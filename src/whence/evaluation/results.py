@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from whence.errors import RuleError, counted, hint
-from whence.evaluation.curves import Curves
-from whence.evaluation.intervals import Interval, difference, interval
-from whence.show.drawable import PICTURES, Drawable, text
+from whence.evaluation.bootstrap import Interval, difference, interval
+from whence.evaluation.metrics.faithfulness_curves import Curves
+from whence.plotting.drawable import PICTURES, Drawable, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +149,7 @@ class Evaluation(Drawable):
 
     def figure(self) -> "Figure":
         """The means of each metric with their intervals, and the mean curves."""
-        from whence.show.intervals import Curve, Means, means_and_curves
+        from whence.plotting.interval_plots import Curve, Means, means_and_curves
 
         panels = []
         for metric, better in self.better.items():
@@ -189,7 +189,7 @@ class Evaluation(Drawable):
         return json.dumps({"table": self.plain_table, "values": values, "curves": curves, "failures": failures}, indent=1)
 
     def _page(self) -> str:
-        from whence.show.pages import embedded, page
+        from whence.plotting.html_pages import embedded, page
 
         heads = [(name, ARROWS.get(better, "")) for name, better in self.better.items()]
         failures = [(f.method, f.sample, f.message) for f in self.failures]

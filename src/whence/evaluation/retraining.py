@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.inputs import Inputs
 from whence.errors import InputError
-from whence.evaluation.batches import Batch
-from whence.evaluation.curves import ranked
+from whence.evaluation.case import Batch
 from whence.evaluation.imputers import Mean, imputer_of
-from whence.evaluation.randomization import spearman
+from whence.evaluation.method_adapters import Methods, ways_of
+from whence.evaluation.metrics.faithfulness_curves import ranked
+from whence.evaluation.metrics.randomization import spearman
 from whence.evaluation.regions import Regions, Spec
-from whence.evaluation.ways import Methods, ways_of
-from whence.inputs import Inputs
 
 Labelled = tuple[Tensor, Tensor]
 Training = Callable[[Tensor, Tensor, int], nn.Module]  # (x, y, seed) -> a trained network in eval mode

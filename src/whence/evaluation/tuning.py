@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.core.inputs import Inputs, check_model
+from whence.core.progress import Progress, progress
+from whence.core.targets import Target, of_samples
+from whence.data.batches import batches, whole
+from whence.data.dataset_rows import Samples
 from whence.errors import InputError, RuleError, WhenceError
-from whence.evaluation.candidates import Bounds, rule_sets, varied
-from whence.evaluation.complexity import Sparseness
-from whence.evaluation.data import batches, whole
+from whence.evaluation.bootstrap import Interval
 from whence.evaluation.evaluate import evaluate
 from whence.evaluation.imputers import Imputer
-from whence.evaluation.intervals import Interval
-from whence.evaluation.metrics import METRICS, Metric, metrics_of
+from whence.evaluation.metrics.complexity import Sparseness
+from whence.evaluation.metrics.registry import METRICS, Metric, metrics_of
 from whence.evaluation.regions import Spec
 from whence.evaluation.results import Evaluation, shown
-from whence.inputs import Inputs, check_model
+from whence.evaluation.search_space import Bounds, rule_sets, varied
 from whence.methods.lrp import LRP
-from whence.methods.table import Method
-from whence.progress import Progress, progress
-from whence.rows import Samples
-from whence.show.drawable import Drawable, text
-from whence.targets import Target, of_samples
+from whence.methods.registry import Method
+from whence.plotting.drawable import Drawable, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ class Tuning(Drawable):
 
     def figure(self) -> "Figure":
         """The metric over sparseness, the front joined by a line."""
-        from whence.show.fronts import Point, front
+        from whence.plotting.pareto import Point, front
 
         points = [
             Point(row["method"], row["sparseness"], row[self.metric], row["method"] in self.front, row["method"] == self.name)
@@ -118,7 +118,7 @@ def tune(
     >>> whence.tune(model, x, {"mine": whence.LRP({...}), "theirs": whence.LRP(whence.presets.epsilon_plus())})
 
     `candidates` are methods by name, or one method of which `fields` says what to try; rule sets that fit the network
-    (`whence.evaluation.candidates.rule_sets`, γ by depth among them) if not given. All are tried on a few samples, the better
+    (`whence.evaluation.search_space.rule_sets`, γ by depth among them) if not given. All are tried on a few samples, the better
     half on twice as many, and so on (successive halving, Jamieson and Talwalkar 2016). A part `held_out` of the samples chooses
     nothing: on it the finalists and the default are measured, which is the figure to report. The rest is as in `evaluate`.
     """

@@ -7,16 +7,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from whence.core.explanation import Explanation
 from whence.errors import ModelError, RuleError
-from whence.explanation import Explanation
-from whence.lrp.calls import overwrites
-from whence.lrp.conservation import Conservation
-from whence.lrp.functions import facts_of
-from whence.lrp.lookups import Lookups
-from whence.lrp.mode import ConstantParameters
-from whence.lrp.saved import Node
-from whence.lrp.scope import Scope
-from whence.methods.passes import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
+from whence.lrp.engine.calls import overwrites
+from whence.lrp.engine.conservation import Conservation
+from whence.lrp.engine.embeddings import Lookups
+from whence.lrp.engine.function_mode import ConstantParameters
+from whence.lrp.ops.function_facts import facts_of
+from whence.lrp.torch_compat.module_tracker import Scope
+from whence.lrp.torch_compat.saved_tensors import Node
+from whence.methods.forward_backward import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
 
 Relevance = Callable[[Tensor, Tensor], Tensor]  # of a value and the gradient there
 

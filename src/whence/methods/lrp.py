@@ -7,17 +7,17 @@ from typing import ClassVar
 
 import torch
 
+from whence.core.explanation import Explanation
+from whence.core.targets import reads_outputs
 from whence.errors import ConservationWarning, ModelError, RuleError
-from whence.explanation import Explanation
-from whence.lrp import presets
-from whence.lrp.composites import Composite, Selector
-from whence.lrp.conservation import Conservation
-from whence.lrp.mode import RelevanceMode, Unknown
-from whence.lrp.rules import Rule
-from whence.lrp.unseen import holds
-from whence.lrp.workbench import OverwritesAfterAll
-from whence.methods.passes import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
-from whence.targets import reads_outputs
+from whence.lrp.engine.conservation import Conservation
+from whence.lrp.engine.function_mode import RelevanceMode, Unknown
+from whence.lrp.engine.op_context import OverwritesAfterAll
+from whence.lrp.rules import presets
+from whence.lrp.rules.composites import Composite, Selector
+from whence.lrp.rules.rules import Rule
+from whence.lrp.torch_compat.deferred_checks import holds
+from whence.methods.forward_backward import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whence.core.explanation import Explanation
+from whence.core.trees import Nest
 from whence.errors import InputError, RuleError
-from whence.explanation import Explanation
-from whence.methods import features
-from whence.methods.batches import batched
-from whence.methods.features import UPSAMPLING, Features
-from whence.methods.moments import Moments
-from whence.methods.passes import Task, explanation, refuse_layers
-from whence.methods.questions import Questions
-from whence.nests import Nest
+from whence.methods import feature_masks
+from whence.methods.batching import batched
+from whence.methods.feature_masks import UPSAMPLING, Features
+from whence.methods.forward_backward import Task, explanation, refuse_layers
+from whence.methods.model_queries import Questions
+from whence.methods.running_statistics import Moments
 
 MASKS_AT_ONCE = 64
 
@@ -35,7 +35,7 @@ class FeatureAblation:
     `IntegratedGradients`; ids are features where an id is given to put in their place. `batch_size` samples run at once.
     """
 
-    baselines: features.Baselines = None
+    baselines: feature_masks.Baselines = None
     feature_mask: Nest = None
     batch_size: int | None = None
 
@@ -43,7 +43,7 @@ class FeatureAblation:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        absent = features.absent(self.baselines, task.inputs)
+        absent = feature_masks.absent(self.baselines, task.inputs)
         players = Features.of(self.feature_mask, task.inputs, absent)
         ask = Questions(task)
         changed = players.differing(task.inputs, {i: b[None] for i, b in absent.items()}).any(0).nonzero()[:, 0]
@@ -57,7 +57,7 @@ class FeatureAblation:
         for numbers, found in batched(self, task, len(changed), ablated, self.batch_size):
             losses[..., numbers] = ask.outputs[..., None] - found.transpose(1, 2)
         for output, target, loss in zip(ask.outputs, ask.targets, losses, strict=True):
-            yield explanation(self, task, output, target, features.like(task.inputs, players.spread(loss)))
+            yield explanation(self, task, output, target, feature_masks.like(task.inputs, players.spread(loss)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +73,14 @@ class Occlusion:
 
     sliding_window_shapes: Any = None
     strides: Any = None
-    baselines: features.Baselines = None
+    baselines: feature_masks.Baselines = None
     batch_size: int | None = None
 
     name: ClassVar[str] = "occlusion"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        absent = features.absent(self.baselines, task.inputs)
+        absent = feature_masks.absent(self.baselines, task.inputs)
         shapes = _of_parts(self.sliding_window_shapes, task, absent, "sliding_window_shapes")
         strides = _of_parts(self.strides, task, absent, "strides")
         ask = Questions(task)
@@ -90,7 +90,7 @@ class Occlusion:
             for part, relevance in zip(scores, found, strict=True):
                 part[i] = relevance
         for output, target, part in zip(ask.outputs, ask.targets, scores, strict=True):
-            yield explanation(self, task, output, target, features.like(task.inputs, part))
+            yield explanation(self, task, output, target, feature_masks.like(task.inputs, part))
 
     def _relevance(self, task: Task, ask: Questions, i: int, baseline: Tensor, shape: Any, strides: Any) -> Tensor:
         """Relevance of one part, [targets, N, …]."""
@@ -126,7 +126,7 @@ class RISE:
     cells: int = 7
     probability: float = 0.5
     centred: bool = True
-    baselines: features.Baselines = None
+    baselines: feature_masks.Baselines = None
     seed: int = 0
     batch_size: int | None = None
 
@@ -138,7 +138,7 @@ class RISE:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         refuse_layers(self, task)
-        absent = features.absent(self.baselines, task.inputs)
+        absent = feature_masks.absent(self.baselines, task.inputs)
         if any(task.inputs.parts[i].dim() not in UPSAMPLING for i in absent) or len(absent) != 1:
             raise InputError("RISE masks one picture [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
         ((i, baseline),) = absent.items()
@@ -155,7 +155,7 @@ class RISE:
             for rounds in (slice(start, start + MASKS_AT_ONCE) for start in range(0, self.n_masks, MASKS_AT_ONCE)):
                 mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
                 moments.add({i: weights[rounds].view(len(mask), -1, *[1] * (x.dim() - 1)) * mask})
-            scores, errors = (features.like(task.inputs, part) for part in (moments.sums(), moments.standard_errors()))
+            scores, errors = (feature_masks.like(task.inputs, part) for part in (moments.sums(), moments.standard_errors()))
             yield explanation(self, task, output, target, scores, standard_errors=task.inputs.together(errors))
 
 
@@ -256,7 +256,7 @@ def _of_parts(given: Any, task: Task, absent: dict[int, Tensor], what: str) -> d
         or isinstance(given, dict)
         or (isinstance(given, list | tuple) and not all(isinstance(g, int) for g in given))
     ):
-        return features.parts(given, task.inputs, what)
+        return feature_masks.parts(given, task.inputs, what)
     return dict.fromkeys(absent, given)
 
 

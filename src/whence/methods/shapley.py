@@ -7,17 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from whence.core.explanation import Explanation
+from whence.core.progress import progress
+from whence.core.trees import Nest
 from whence.errors import RuleError
-from whence.explanation import Explanation
-from whence.lrp.conservation import Conservation
-from whence.methods import features, games
-from whence.methods.batches import batched
-from whence.methods.features import Features
-from whence.methods.games import Estimator, Index, ShapleyValues, TooFew
-from whence.methods.passes import Task, explanation, refuse_layers
-from whence.methods.questions import Questions
-from whence.nests import Nest
-from whence.progress import progress
+from whence.lrp.engine.conservation import Conservation
+from whence.methods import feature_masks, shapley_values
+from whence.methods.batching import batched
+from whence.methods.feature_masks import Features
+from whence.methods.forward_backward import Task, explanation, refuse_layers
+from whence.methods.model_queries import Questions
+from whence.methods.shapley_values import Estimator, Index, ShapleyValues, TooFew
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Shapley:
     The sample is set by `seed`.
     """
 
-    baselines: features.Baselines = None
+    baselines: feature_masks.Baselines = None
     background: Nest = None
     feature_mask: Nest = None
     estimator: Estimator | None = None
@@ -51,7 +51,7 @@ class Shapley:
     name: ClassVar[str] = "shapley"
 
     def __post_init__(self):
-        games.check(self.estimator, self.interactions, self.budget, self.seed)
+        shapley_values.check(self.estimator, self.interactions, self.budget, self.seed)
         if self.baselines is not None and self.background is not None:
             raise RuleError("give baselines or a background, not both: absent features are replaced by one of them")
 
@@ -71,7 +71,7 @@ class Shapley:
                 pairs[:, samples[:, None, None], playing[:, None], playing] = game.by_target(found.interactions)
         for t, target in enumerate(game.ask.targets):
             account = Conservation(outputs[t], shares[t].sum(1), baseline=empty[t])
-            scores, errors = (features.like(task.inputs, game.players.spread(part[t])) for part in (shares, spreads))
+            scores, errors = (feature_masks.like(task.inputs, game.players.spread(part[t])) for part in (shares, spreads))
             yield explanation(
                 self, task, outputs[t], target, scores, account,
                 standard_errors=task.inputs.together(errors) if sampled else None,
@@ -95,7 +95,7 @@ class Shapley:
         each = game.replacements
         within = None if self.budget is None else self.budget // each
         try:
-            return games.estimate(game, len(game.playing), self.estimator, within, self.interactions, self.seed)
+            return shapley_values.estimate(game, len(game.playing), self.estimator, within, self.interactions, self.seed)
         except TooFew as error:
             given = f"budget={self.budget}" if self.budget is not None else "the default budget"
             raise RuleError(f"{given}: {error} at {each} model evaluations each, so at least {error.least * each}") from None
@@ -115,9 +115,9 @@ class FeatureGame:
     @classmethod
     def of(cls, method: Shapley, task: Task) -> "FeatureGame":
         if method.background is None:
-            absent = {i: b[None] for i, b in features.absent(method.baselines, task.inputs).items()}
+            absent = {i: b[None] for i, b in feature_masks.absent(method.baselines, task.inputs).items()}
         else:
-            absent = {i: b[:, None] for i, b in features.background(method.background, task.inputs).items()}
+            absent = {i: b[:, None] for i, b in feature_masks.background(method.background, task.inputs).items()}
         players = Features.of(method.feature_mask, task.inputs, absent)
         return cls(method, task, Questions(task), players, absent, torch.arange(players.count))
 

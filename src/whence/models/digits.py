@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from whence.prototypes.decoders import VAE
+from whence.prototypes.autoencoders import VAE
 from whence.prototypes.priors import GaussianRBM
 
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from torch import nn
 
 from whence.errors import LoadError, first_line
-from whence.models.pictures_and_texts import PictureAndTexts
 from whence.models.preprocessing import Preprocessing
-from whence.models.texts import Text
+from whence.models.text_tokenizer import Text
+from whence.models.vision_language import PictureAndTexts
 
 WRITE = ("ForConditionalGeneration", "ForVision2Seq")  # about a picture, on from a text
 COMPARE = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "ChineseCLIPModel", "AlignModel", "MetaClip2Model")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.core.pixel_bounds import Box
 from whence.errors import InputError
-from whence.lrp.presets import IMAGENET_MEAN, IMAGENET_STD
-from whence.robustness.box import Box
+from whence.lrp.rules.presets import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,13 +64,13 @@ class Preprocessing:
 
     def read(self, path: str | Path) -> Tensor:
         """The picture as a batch of one, `[1, C, H, W]`."""
-        from whence.models.images import of_eight_bits, read_image
+        from whence.models.image_files import of_eight_bits, read_image
 
         return self.of_image(of_eight_bits(read_image(path), path))
 
     def of_image(self, image: "Image") -> Tensor:
         """The same of one that was read."""
-        from whence.models.images import fitted, squeezed
+        from whence.models.image_files import fitted, squeezed
 
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:

@@ -15,11 +15,11 @@ from torch import nn
 from whence.errors import LoadError, MissingPackageError, first_line, missing, suggestion
 from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
-from whence.models.pictures_and_texts import PictureAndTexts
 from whence.models.preprocessing import Preprocessing
-from whence.models.scripts import as_script
-from whence.models.texts import Text
-from whence.models.weights_files import READERS, load_weights
+from whence.models.python_files import as_script
+from whence.models.text_tokenizer import Text
+from whence.models.vision_language import PictureAndTexts
+from whence.models.weight_files import READERS, load_weights
 
 BUNDLED = {"digits": digits, "digits-robust": robust_digits}
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.activations import Reading
+from whence.core.forward_record import Reading
+from whence.core.inputs import Inputs
+from whence.core.targets import Logit, Span, select
+from whence.core.trees import described
 from whence.errors import InputError, RuleError, SelectorError, TargetError
-from whence.inputs import Inputs
-from whence.nests import described
-from whence.targets import Logit, Span, select
 
 LEAST_COSINE = 0.1  # a direction off by more counts as if by this, lest there be no gradient (Olah et al. 2017)
 

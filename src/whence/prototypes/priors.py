@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import InputError, LoadError, RuleError
-from whence.prototypes import storage
+from whence.prototypes import prior_files
 
 
 class Prior(Protocol):
@@ -201,14 +201,14 @@ class GaussianRBM:
     def save(self, path: str | Path) -> Path:
         """Write the weights as .safetensors."""
         tensors = {"weight": self.weight, "hidden_bias": self.hidden_bias, "center": self.center}
-        return storage.save(tensors, {"variance": self.variance, "shape": ",".join(map(str, self.shape))}, path)
+        return prior_files.save(tensors, {"variance": self.variance, "shape": ",".join(map(str, self.shape))}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "GaussianRBM":
         """Read what `save` wrote."""
         wanted = ("weight", "hidden_bias", "center", "variance", "shape")
-        tensors, described = storage.load(path, "Gaussian RBM", wanted)
-        expert = cls(storage.shape_of(described), len(tensors["weight"]), float(described["variance"]))
+        tensors, described = prior_files.load(path, "Gaussian RBM", wanted)
+        expert = cls(prior_files.shape_of(described), len(tensors["weight"]), float(described["variance"]))
         for name in ("weight", "hidden_bias", "center"):
             if tensors[name].shape != getattr(expert, name).shape:
                 raise LoadError(

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from whence.errors import InputError, counted
-from whence.show.drawable import Drawable
+from whence.plotting.drawable import Drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from whence.show.tiles import Tile
+    from whence.plotting.image_grid import Tile
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -107,24 +107,24 @@ class Prototypes(Drawable):
 
     def figure(self) -> "Figure":
         """Side by side, named; with samples of the data, a row for each prototype and them."""
-        from whence.show import tiles
+        from whence.plotting import image_grid
 
         titles = [f"{name}  ({activation:.3g})" for name, activation in zip(self.names, self.activation, strict=True)]
         if self.samples is not None:
             samples = [[self._tile(sample) for sample in row] for row in self.samples]
-            return tiles.rows([[self._tile(x, t), *row] for x, t, row in zip(self.images, titles, samples, strict=True)])
+            return image_grid.rows([[self._tile(x, t), *row] for x, t, row in zip(self.images, titles, samples, strict=True)])
         if self.columns is not None:
-            return tiles.mosaic([self._tile(x) for x in self.images], self.columns)
+            return image_grid.mosaic([self._tile(x) for x in self.images], self.columns)
         if not len(self):
             raise InputError("there is no prototype to draw")
-        return tiles.grid([self._tile(x, title) for x, title in zip(self.images, titles, strict=True)])
+        return image_grid.grid([self._tile(x, title) for x, title in zip(self.images, titles, strict=True)])
 
     def tiles(self) -> "list[Tile]":
         """The prototypes as pictures under their names."""
         return [self._tile(x, name) for x, name in zip(self.images, self.names, strict=True)]
 
     def _tile(self, x: Tensor, title: str = "") -> "Tile":
-        from whence.show.tiles import Tile
+        from whence.plotting.image_grid import Tile
 
         return Tile(x, title, self.bounds)
 
@@ -134,6 +134,6 @@ def side_by_side(rows: Mapping[str, Prototypes]) -> "Figure":
 
     >>> side_by_side({"ℓ2": whence.prototype(model, range(10)), "expert": whence.prototype(model, range(10), prior=expert)})
     """
-    from whence.show.tiles import table
+    from whence.plotting.image_grid import table
 
     return table({name: prototypes.tiles() for name, prototypes in rows.items()})

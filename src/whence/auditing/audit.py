@@ -1,0 +1,246 @@
+"""audit(): spectral relevance analysis of a store, its clusters ranked by suspicion."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from whence.auditing import spectral_clustering
+from whence.auditing.spectral_clustering import Spectrum
+from whence.auditing.suspicious_clusters import Cluster, own_ground, shares, split_channels
+from whence.core.progress import Progress, progress
+from whence.errors import InputError, RuleError, StoreError
+from whence.plotting.drawable import PICTURES, Drawable, text
+from whence.stores.store import Store, open_store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FEWEST = 12  # samples of a class that are worth clustering
+SHOWN = 8
+MOST_DRAWN = 6
+SUFFIXES = (*PICTURES, ".html", ".json")
+GROUPS = ("prediction", "label", "target")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one class, and the strategies among their explanations."""
+
+    number: int
+    rows: Tensor
+    spectrum: Spectrum
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Audit(Drawable):
+    """The strategies that were found, the most suspicious first.
+
+    >>> found = whence.audit("explanations")
+    >>> found.suspicious                            # clusters, with mask, samples and reason
+    >>> found.save("report.html")                   # or .json, .png
+
+    A cluster is suspicious where much of its relevance lies at places at which no other class has any, few and always the same:
+    a mark that tells the class. `skipped` says which classes had too few samples.
+    """
+
+    store: Store
+    clusters: Sequence[Cluster]
+    groups: Sequence[Group]
+    skipped: Sequence[str] = ()
+    layer: str = ""
+
+    @property
+    def suspicious(self) -> list[Cluster]:
+        return [cluster for cluster in self.clusters if cluster.suspicious]
+
+    def name(self, group: int) -> str:
+        """Of a class."""
+        return self.store.manifest.class_name(group)
+
+    def __repr__(self) -> str:
+        found = self.suspicious
+        head = f"Audit of {len(self.store)} explanations: {len(self.clusters)} clusters, {len(found) or 'none'} suspicious"
+        lines = [f"  class {self.name(c.group)}, cluster {c.number}: {c.reason(self.name(c.group))}" for c in found]
+        return "\n".join([head, *lines])
+
+    def save(self, path: str | Path) -> Path:
+        """Write a page (.html), everything as numbers (.json), or the picture (.png, .pdf, …); returns the path."""
+        return self._saved(path, {".html": text(self._page), ".json": text(self.json)})
+
+    def figure(self) -> "Figure":
+        """A row for each of the first clusters: mean heatmap, the suspicious places, samples nearest to the mean."""
+        from whence.plotting.clusters import Strip, strips
+
+        drawn = []
+        for c in self.clusters[:MOST_DRAWN]:
+            title = f"class {self.name(c.group)}, cluster {c.number}\n{c.size} samples, suspicion {c.own:.0%}"
+            drawn.append(Strip(title, c.mean, c.mask if c.suspicious else None, self._samples(c.nearest)))
+        return strips(drawn)
+
+    def _samples(self, rows: Tensor) -> list[tuple[Tensor | None, Tensor]]:
+        """Small picture and heatmap of each."""
+        pictures = "picture" in self.store.names
+        found = []
+        for row in rows.tolist():
+            of_row = self.store[row]
+            found.append((of_row["picture"] if pictures else None, of_row["relevance"]))
+        return found
+
+    def json(self) -> str:
+        """Everything as numbers."""
+        groups = [
+            {"class": self.name(g.number), "eigenvalues": g.spectrum.eigenvalues.tolist(), "gap": g.spectrum.gap,
+             "clusters": g.spectrum.count}
+            for g in self.groups
+        ]  # fmt: skip
+        clusters = [c.plain(self.name(c.group)) for c in self.clusters]
+        about = {"store": str(self.store.folder), "samples": len(self.store), "skipped": list(self.skipped)}
+        return json.dumps(about | {"clusters": clusters, "classes": groups}, indent=1)
+
+    def _page(self) -> str:
+        from whence.plotting.clusters import Strip, strips
+        from whence.plotting.html_pages import embedded, in_each_palette, page
+
+        clusters = []
+        for c in self.clusters:
+            name = self.name(c.group)
+            strip = Strip("", c.mean, c.mask if c.suspicious else None, self._samples(c.nearest) + self._samples(c.random))
+            clusters.append((c, name, c.reason(name), in_each_palette(partial(strips, [strip]))))
+        clouds = [(self.name(g.number), g.spectrum, embedded(_cloud(g.spectrum))) for g in self.groups]
+        return page("audit.html", audit=self, clusters=clusters, clouds=clouds)
+
+
+def audit(
+    store: Store | str | Path,
+    *,
+    layer: str | None = None,
+    by: str = "prediction",
+    clusters: int | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: Progress = True,
+) -> Audit:
+    """Is there a Clever Hans among many explanations? (SpRAy, Lapuschkin et al. 2019)
+
+    >>> whence.audit("explanations")
+    Audit of 5000 explanations: 31 clusters, 1 suspicious
+      class 3, cluster 2: 22% of the relevance for 3 lies where no other class has any, most of it …
+    >>> whence.audit("explanations", layer="features.10")     # channels, for marks that change their place
+
+    The explanations of each class, `by` "prediction", "label" or "target", are clustered spectrally; each cluster's mean |R| is
+    compared with those of all other classes. `layer` looks at the relevance of its channels, which the store must hold: a late
+    convolution shows best what is recognised wherever it is. There a part of a class that makes four times as much of a channel
+    as the rest of it and any other class is a cluster too; `by="label"` (of a store with `targets="label"`) shows it best, for
+    samples without the mark, which the model may get wrong, are then in the same class.
+    `clusters` is how many a class has, as many as its eigenvalues suggest if not given. `masks`, by name, are places whose
+    share of relevance is reported too: `[H, W]`, or `[n, H, W]` one for each sample of the data.
+
+    Raises `StoreError` for a store without what is asked for, `InputError` where there is too little in it.
+    """
+    store = store if isinstance(store, Store) else open_store(store)
+    if clusters is not None and not 1 <= clusters <= FEWEST:
+        raise RuleError(f"clusters={clusters}; give 1 to {FEWEST}, or None for as many as the eigenvalues suggest")
+    if by not in GROUPS:
+        raise RuleError(f"by={by!r}; choose from {', '.join(GROUPS)}")
+    if not store.present or not len(store):
+        raise StoreError(f"{store.folder} holds no explanations yet")
+    maps = torch.cat(list(store.relevance.batches())) if layer is None else store.channels(layer)
+    column = store.column(by)
+    if (column < 0).all():
+        raise InputError(f"the samples have no {by}; choose by='prediction'")
+    groups, skipped = _grouped(store, maps, column, clusters, seed, progress)
+    if not groups:
+        raise InputError(f"no class has {FEWEST} samples or more: there is nothing to cluster; explain more of the data")
+    if len(column.unique()) < 2:
+        raise InputError("all samples are of one class; there is none to compare its explanations with")
+    parts = shares(maps)
+    found = _clusters(store, parts, column, groups, layer or "", seed, _on_masks(masks or {}, parts, store))
+    ranked = sorted(found, key=lambda c: (not c.suspicious, -c.own))
+    return Audit(store, ranked, groups, skipped, layer or "")
+
+
+def _cloud(found: Spectrum) -> "Figure":
+    from whence.plotting.clusters import cloud
+
+    return cloud(spectral_clustering.flattened(found.embedding), found.labels, found.eigenvalues)
+
+
+def _grouped(
+    store: Store, maps: Tensor, column: Tensor, clusters: int | None, seed: int, shown: Progress
+) -> tuple[list[Group], list[str]]:
+    groups, skipped = [], []
+    numbers = [int(number) for number in column.unique() if number >= 0]
+    with progress("audit", len(numbers), shown) as advance:
+        for number in numbers:
+            rows = (column == number).nonzero()[:, 0]
+            if len(rows) < FEWEST:
+                skipped.append(f"{store.manifest.class_name(number)} ({len(rows)} samples, fewer than {FEWEST})")
+            else:
+                found = spectral_clustering.spectrum(spectral_clustering.features(maps[rows]), clusters, seed)
+                groups.append(Group(number, rows, found))
+            advance(1)
+    return groups, skipped
+
+
+def _clusters(
+    store: Store, parts: Tensor, column: Tensor, groups: Sequence[Group], layer: str, seed: int, on_masks: Mapping[str, Tensor]
+) -> list[Cluster]:
+    columns = {name: store.column(name) for name in ("label", "prediction", "confidence") if name in store.names}
+
+    def cluster(group: Group, number: int, rows: Tensor, own: float, mask: Tensor) -> Cluster:
+        mean = parts[rows].mean(0)
+        inside = parts[rows][:, mask].sum(1)
+        order = (parts[rows] - mean).flatten(1).norm(dim=1).argsort()
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + number))[:SHOWN]
+        return Cluster(
+            group.number, number, rows, store.index[rows], mean, own, mask, **_facts({n: c[rows] for n, c in columns.items()}),
+            consistency=float((inside >= float(mean[mask].sum()) / 2).double().mean()), stability=group.spectrum.stability,
+            nearest=rows[order[:SHOWN]], random=rows[drawn], layer=layer,
+            on_masks={name: float(share[rows].mean()) for name, share in on_masks.items()},
+        )  # fmt: skip
+
+    members = {(g.number, k): g.rows[g.spectrum.labels == k] for g in groups for k in range(g.spectrum.count)}
+    classes = {int(c): parts[column == c].mean(0) for c in column.unique()}
+    means = {key: parts[rows].mean(0) for key, rows in members.items()}
+    means |= {(c, -1): mean for c, mean in classes.items() if c not in {g.number for g in groups}}  # too few to be clustered
+    found = []
+    for g in groups:
+        against = torch.stack([mean for (number, _), mean in means.items() if number != g.number])
+        for k in range(g.spectrum.count):
+            found.append(cluster(g, k, members[g.number, k], *own_ground(means[g.number, k], against)))
+        others = torch.stack([mean for c, mean in classes.items() if c != g.number])
+        split = split_channels(parts[g.rows], others, FEWEST) if layer and parts.dim() == 2 else []
+        for i, (channel, high) in enumerate(split):
+            rows, mask = g.rows[high], torch.arange(parts.shape[1]) == channel
+            found.append(cluster(g, g.spectrum.count + i, rows, float(parts[rows, channel].mean()), mask))
+    return found
+
+
+def _on_masks(masks: Mapping[str, Tensor], parts: Tensor, store: Store) -> dict[str, Tensor]:
+    """The share of relevance on each, `[n]`."""
+    found = {}
+    for name, given in masks.items():
+        mask = torch.as_tensor(given)
+        if parts.dim() != 3 or tuple(mask.shape) not in (tuple(parts.shape[1:]), (store.manifest.count, *parts.shape[1:])):
+            raise InputError(
+                f"mask {name!r} of {tuple(mask.shape)} for maps of {tuple(parts.shape[1:])} of {store.manifest.count} samples; "
+                "give [H, W], or [n, H, W] one for each sample of the data"
+            )
+        found[name] = (parts * (mask.bool() if mask.dim() == 2 else mask.bool()[store.index])).sum((1, 2))
+    return found
+
+
+def _facts(columns: dict[str, Tensor]) -> dict[str, Any]:
+    label, prediction, confidence = (columns.get(name) for name in ("label", "prediction", "confidence"))
+    known = None if label is None or bool((label < 0).all()) else label
+    return {
+        "accuracy": None if known is None or prediction is None else float((known == prediction).double().mean()),
+        "confidence": None if confidence is None else float(confidence.mean()),
+        "purity": None if known is None else float(known.bincount().max() / len(known)) if (known >= 0).all() else None,
+    }

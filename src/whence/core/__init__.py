@@ -1,0 +1,1 @@
+"""The parts that every call shares: inputs, targets, conditions, explanations."""

@@ -1,0 +1,173 @@
+"""explain_generation(): why did a causal language model write each of the tokens that it wrote?"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from whence.core.explain import explain_targets
+from whence.core.explanation import Explanation
+from whence.core.inputs import Inputs, check_model
+from whence.core.targets import Logit
+from whence.core.trees import Nest
+from whence.errors import InputError, TargetError
+from whence.methods.registry import Method
+from whence.plotting.drawable import Drawable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DECODER = "decoder_input_ids"
+
+
+@dataclass(frozen=True, eq=False)
+class Generation(Drawable):
+    """A text that a model continued, and an explanation of each token it added.
+
+    >>> written = whence.explain_generation(model, {"input_ids": ids}, max_new_tokens=12)
+    >>> written.relevance[3]            # of everything before the fourth new token; later tokens have 0
+    >>> written.with_tokens(tokenizer).save("why.png")
+    """
+
+    ids: Tensor  # [N, T + n]; of an encoder-decoder those of the decoder
+    start: int  # T, where the new tokens begin
+    explanations: tuple[Explanation, ...]  # n
+
+    @property
+    def relevance(self) -> Tensor:
+        """`[n, N, T + n − 1]`: by new token and sample, the relevance of every token that may come before; those that an
+        encoder read come first."""
+        return torch.stack([_of_tokens(e.relevance) for e in self.explanations])
+
+    def __len__(self) -> int:
+        return len(self.explanations)
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return iter(self.explanations)
+
+    def __getitem__(self, index: int) -> Explanation:
+        return self.explanations[index]
+
+    def with_tokens(self, tokenizer: Any) -> "Generation":
+        """The same with tokens as words, for pictures and pages."""
+        return replace(self, explanations=tuple(e.with_tokens(tokenizer) for e in self.explanations))
+
+    def figure(self) -> "Figure":
+        """Of the first text: a row for each new token, a column for each before."""
+        from whence.plotting.token_text import grid
+
+        relevance = self.relevance[:, 0].float().cpu()
+        first = self.explanations[0]
+        words = [word for rows in first.tokens.values() for word in rows[0]]
+        given = words or [str(int(i)) for t in _texts(first.inputs) for i in t[0]]
+        written = [e.target_names()[0] for e in self.explanations]
+        begin = relevance.shape[1] - (self.ids.shape[1] - 1) + self.start
+        future = torch.arange(relevance.shape[1]) >= begin + torch.arange(len(relevance))[:, None]
+        title = "relevance of each token before, for each token written (roots of shares)"
+        return grid(written, given, relevance.masked_fill(future, float("nan")), title)
+
+
+def explain_generation(
+    model: Callable[..., Any],
+    inputs: Nest,
+    *,
+    max_new_tokens: int = 20,
+    continuation: Tensor | None = None,
+    method: Method | str | None = None,
+) -> Generation:
+    """Let a model continue a text, likeliest token first, and explain the logit of each token it adds.
+
+    `inputs` are token ids `[N, T]` or a dict with `input_ids`, all of one length. An encoder-decoder (T5, Whisper) is given
+    what its encoder reads, and writes from its own first token, or from `decoder_input_ids`. A `continuation` `[N, n]` written
+    before (by sampling, say) is explained instead. Writing stops where all texts have ended. It takes a forward pass for each
+    token; explaining all of them takes one more, and a backward pass for each.
+
+    Raises `InputError` for inputs or a continuation of another form, `TargetError` where nothing is generated.
+    """
+    check_model(model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        inputs = _with_decoder(model, inputs)
+    parts = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    writes, masks = _written(parts)
+    ids, mask = parts.get(writes), parts.get(masks)
+    if not isinstance(ids, Tensor) or not _are_ids(ids) or (writes != DECODER and set(parts) - {writes, masks}):
+        raise InputError("a generation continues token ids [N, T]: pass them, or a dict of input_ids and attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise InputError(f"{masks} has shape {tuple(mask.shape)}, {writes} {tuple(ids.shape)}; they must agree")
+    if mask is not None and not mask[:, -1].all():
+        raise InputError("the texts are padded on the right, where they are to be continued; pad them on the left")
+    if continuation is not None and not (_are_ids(continuation) and len(continuation) == len(ids)):
+        raise InputError(f"a continuation is token ids [{len(ids)}, n], a row for each text")
+    start = ids.shape[1]
+    if continuation is None:
+        whole = _continued(model, inputs, ids, max_new_tokens)
+    else:
+        whole = torch.cat([ids, continuation.to(ids)], 1)
+    if whole.shape[1] == start:
+        raise TargetError("nothing was generated; max_new_tokens and the continuation must not be empty")
+    targets = [Logit(whole[:, t], position=t - 1) for t in range(start, whole.shape[1])]
+    return Generation(whole, start, tuple(explain_targets(model, _extended(inputs, whole[:, :-1]), targets, method=method)))
+
+
+@torch.no_grad()
+def _continued(model: Any, inputs: Nest, ids: Tensor, count: int) -> Tensor:
+    settings = (getattr(model, name, None) for name in ("generation_config", "config"))
+    ends = next((end for s in settings if (end := getattr(s, "eos_token_id", None)) is not None), [])
+    ends = torch.tensor(ends, device=ids.device).view(-1)
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for _ in range(count):
+        given = Inputs.of(_extended(inputs, ids))
+        outputs = given.call(model, given.parts)
+        logits = getattr(outputs, "logits", outputs)
+        if not isinstance(logits, Tensor) or logits.dim() != 3:
+            raise TargetError("the model gives no logits [N, T, vocabulary] to continue a text from")
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1).to(ids)], 1)
+        ended |= torch.isin(ids[:, -1], ends)
+        if ended.all():
+            break
+    return ids
+
+
+def _are_ids(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.dim() == 2 and not t.is_floating_point()
+
+
+def _with_decoder(model: Any, inputs: Nest) -> Nest:
+    """What an encoder-decoder reads, and the token that it begins to write with."""
+    parts = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    if DECODER in parts:
+        return parts
+    settings = (getattr(model, name, None) for name in ("generation_config", "config"))
+    first = next((start for s in settings if (start := getattr(s, "decoder_start_token_id", None)) is not None), None)
+    read = next((t for t in parts.values() if isinstance(t, Tensor)), None)
+    if first is None or read is None:
+        raise InputError("the model does not say which token its decoder begins with; pass decoder_input_ids too")
+    return parts | {DECODER: torch.full((len(read), 1), first, device=read.device)}
+
+
+def _written(parts: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the ids that are continued, and of their mask."""
+    return (DECODER, "decoder_attention_mask") if DECODER in parts else ("input_ids", "attention_mask")
+
+
+def _extended(inputs: Nest, ids: Tensor) -> Nest:
+    """The same inputs for a longer text."""
+    if isinstance(inputs, Tensor):
+        return ids
+    writes, masks = _written(inputs)
+    longer = {**inputs, writes: ids}
+    if (mask := inputs.get(masks)) is not None:
+        longer[masks] = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)
+    return longer
+
+
+def _of_tokens(relevance: Nest) -> Tensor:
+    texts = _texts(relevance)
+    return torch.cat([t.to(texts[0]) for t in texts], 1)
+
+
+def _texts(nest: Nest) -> list[Tensor]:
+    """Of ids, in the order in which they are read."""
+    return [nest] if isinstance(nest, Tensor) else [t for name in ("input_ids", DECODER) if (t := nest.get(name)) is not None]

@@ -1,0 +1,283 @@
+"""What goes into a model: a tensor, a tuple of tensors, or a dict of keyword arguments."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from whence.core.devices import beside
+from whence.core.diagnosis import advice, no_model
+from whence.core.trees import Nest
+from whence.errors import (
+    FLEX_ATTENTION,
+    TOO_NARROW,
+    InputError,
+    ModelError,
+    TrainingModeError,
+    WhenceError,
+    first_line,
+    out_of_memory,
+)
+from whence.lrp.torch_compat.deferred_checks import holds
+from whence.lrp.torch_compat.model_state import left_as_it_was
+from whence.lrp.torch_compat.module_tracker import MKLDNN, exported, quantised
+
+# do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
+MODELESS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The parts of an input in order, and how to put things of the same number together in the same structure."""
+
+    parts: tuple[Any, ...]
+    names: tuple[str, ...] | None = None  # of a dict
+    single: bool = False
+    features: Any = None  # the names of a data frame's columns
+    arrays: bool = False  # the model is a function of NumPy arrays
+    whole: frozenset[int] = frozenset()  # parts that belong to a single sample with all of their rows: here `[1, rows, …]`
+
+    @classmethod
+    def of(cls, inputs: Nest) -> "Inputs":
+        """Checked inputs: something to explain, finite, not empty.
+
+        >>> Inputs.of({"pixels": torch.rand(2, 3, 8, 8)}).batch_size
+        2
+        """
+        if _is_frame(inputs):
+            return replace(cls.of(inputs.to_numpy()), features=list(inputs.columns))
+        if isinstance(inputs, np.ndarray):
+            return replace(cls.of(as_tensor(inputs)), arrays=True)
+        if isinstance(inputs, Tensor):
+            found = cls((inputs,), single=True)
+        elif isinstance(inputs, Mapping):
+            found = cls(tuple(inputs.values()), tuple(map(str, inputs)))
+        elif isinstance(inputs, list | tuple):
+            found = cls(tuple(inputs))
+        else:
+            unread = type(inputs).__module__.startswith("PIL") or isinstance(inputs, str | PathLike)
+            how = "; read pictures by whence.Preprocessing(…).read(path), texts by the model's tokenizer" if unread else ""
+            raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}{how}")
+        found._check()
+        return found._of_one_sample() if found.shared and found.batch_size == 1 else found
+
+    @property
+    def explained(self) -> tuple[int, ...]:
+        """The positions of the floating-point tensors: those that relevance is given to. Masks by their names are none."""
+        names = self.names or ("",) * len(self.parts)
+        return tuple(
+            i
+            for i, (part, name) in enumerate(zip(self.parts, names, strict=True))
+            if isinstance(part, Tensor) and part.is_floating_point() and not name.endswith("mask")
+        )
+
+    @property
+    def ids(self) -> dict[int, Tensor]:
+        """The integer tensors by position: those that are looked up in a table get one score an id."""
+        wanted = (torch.int32, torch.int64)
+        return {
+            i: part for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.dtype in wanted and part.dim()
+        }
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples. Where the parts have several first dimensions, those without a row for each sample belong to
+        all: that of a text is the batch, and a single picture is one sample however many texts it is compared with. Of parts
+        without names it is the first, and of mere rows of ids (bags and where they begin) the shortest."""
+        parts = [self.parts[i] for i in sorted((*self.explained, *self.ids))]
+        text = self.named("input_ids") if self.names else None
+        if isinstance(text, Tensor):
+            pictures = [self.parts[i] for i in self.explained if self.parts[i].dim() > 1]
+            return 1 if any(picture.shape[0] == 1 for picture in pictures) else text.shape[0]
+        return next(
+            (part.shape[0] for part in parts if part.dim() > 1 or part.is_floating_point()),
+            min(part.shape[0] for part in parts),
+        )
+
+    @property
+    def shared(self) -> bool:
+        """Whether some part has no row for each sample, but belongs to all. Mere rows of integers beside others are a table."""
+        several = [i for i, part in self.ids.items() if part.dim() > 1]
+        return any(self.parts[i].shape[0] != self.batch_size for i in [*self.explained, *several] or self.ids)
+
+    def admits(self, count: int) -> bool:
+        """Whether outputs of so many rows can be of these inputs: one for each sample, or one for all there is."""
+        counts = (1, self.batch_size, *(self.parts[i].shape[0] for i in (*self.explained, *self.ids)))
+        return count in counts
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the parts are called: their names, or their places; nothing where there is one alone."""
+        return ("",) if self.single else self.names or tuple(map(str, range(len(self.parts))))
+
+    def named(self, name: str) -> Any:
+        """The part of a dict of that name, or None."""
+        return dict(zip(self.names or (), self._as_given(dict(enumerate(self.parts))).values(), strict=False)).get(name)
+
+    def together(self, values: dict[int, Any]) -> Nest:
+        """Values of the explained parts in the structure of the inputs; None for the others."""
+        values = self._as_given(values)
+        if self.single:
+            return values[0]
+        filled = tuple(values.get(i) for i in range(len(self.parts)))
+        return filled if self.names is None else dict(zip(self.names, filled, strict=True))
+
+    @property
+    def nest(self) -> Nest:
+        """All parts as they were given."""
+        return self.together(dict(enumerate(self.parts)))
+
+    def apart(self, nest: Nest) -> dict[int, Any]:
+        """What `together` put together, by position."""
+        if self.single:
+            return {0: nest}
+        values = dict(enumerate(nest.values() if self.names else nest))
+        return {i: self._of_sample(i, value) for i, value in values.items() if value is not None}
+
+    def copied(self) -> dict[int, Any]:
+        """All parts by position, tensors and caches as copies: a network may overwrite what it is given."""
+        return {i: _copied(part) for i, part in enumerate(self.parts)}
+
+    def detached(self) -> "Inputs":
+        """Without the graphs they may have come by, and outside of the inference mode they may have been made in."""
+        with torch.inference_mode(False):
+            parts = (p.clone() if isinstance(p, Tensor) and p.is_inference() else p for p in self.parts)
+            return replace(self, parts=tuple(p.detach() if isinstance(p, Tensor) else p for p in parts))
+
+    def beside(self, model: Any) -> "Inputs":
+        """On the device that the model's weights are on."""
+        return replace(self, parts=tuple(beside(p, model) if isinstance(p, Tensor) else p for p in self.parts))
+
+    def repeated(self, times: int, replaced: Mapping[int, Tensor]) -> "Inputs":
+        """The samples `times` over, one round after the other, with `replaced` in place of some parts of all rounds.
+
+        >>> Inputs.of((torch.zeros(2, 3), torch.ones(2, 1))).repeated(5, {0: torch.rand(10, 3)}).batch_size
+        10
+        """
+        parts = (replaced[i] if i in replaced else self._repeated(part, times) for i, part in enumerate(self.parts))
+        return replace(self, parts=tuple(parts))
+
+    def of_samples(self, samples: Tensor) -> "Inputs":
+        """Some of the samples, by their numbers."""
+        return replace(self, parts=tuple(part[samples.to(part.device)] if self.of_batch(part) else part for part in self.parts))
+
+    def of_batch(self, part: Any) -> bool:
+        """Whether the part has a row for each sample. A table of as many rows as there are samples passes for one."""
+        return isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] == self.batch_size
+
+    def _repeated(self, part: Any, times: int) -> Any:
+        return part.repeat(times, *[1] * (part.dim() - 1)) if self.of_batch(part) else part
+
+    def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
+        """The model's outputs, its own complaints about the input turned into one clear line."""
+        parts = tuple(self._as_given(dict(enumerate(parts))).values())
+        try:
+            with left_as_it_was(model):
+                if self.arrays:
+                    return _of_arrays(model(*(part.detach().cpu().numpy() for part in parts)))
+                return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
+        except WhenceError:
+            raise
+        except (Exception, SystemExit) as error:
+            if out_of_memory(error):
+                raise
+            if "FlexAttention" in str(error):
+                raise ModelError(FLEX_ATTENTION) from error
+            shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError(
+                f"the model cannot run on an input of shape {shapes}: {problem}{advice(model, parts, self.arrays, error)}"
+            ) from error
+
+    def _of_one_sample(self) -> "Inputs":
+        shared = frozenset(i for i in (*self.explained, *self.ids) if self.parts[i].shape[0] != 1)
+        one = replace(self, whole=shared)
+        return replace(one, parts=tuple(one._of_sample(i, part) for i, part in enumerate(self.parts)))
+
+    def _of_sample(self, i: int, value: Any) -> Any:
+        return value[None] if i in self.whole and isinstance(value, Tensor) and value.dim() else value
+
+    def _as_given(self, values: dict[int, Any]) -> dict[int, Any]:
+        """With the rows of whole parts in their first dimension again."""
+        return {i: value[0] if i in self.whole and isinstance(value, Tensor) else value for i, value in values.items()}
+
+    def _check(self) -> None:
+        if not self.explained and not self.ids:
+            given = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in self.parts) or "nothing"
+            raise InputError(f"nothing to explain in inputs of {given}; images must be floating point: x.float() / 255")
+        for i in (*self.explained, *self.ids):
+            x = self.parts[i]
+            if x.is_nested:
+                raise InputError("the input is a nested tensor; pad it: torch.nested.to_padded_tensor(x, 0.0)")
+            if x.layout != torch.strided or x.is_meta:
+                raise InputError(
+                    f"the input is {'on the meta device' if x.is_meta else 'sparse'}; pass a dense tensor with values"
+                )
+            if x.dim() == 0 or x.numel() == 0:
+                raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
+        for i in self.explained:
+            x = self.parts[i]
+            if not holds(torch.isfinite(x)):
+                raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
+            if x.dtype == torch.float16:
+                raise InputError(f"the input is in float16, {TOO_NARROW}; use bfloat16 or float32")
+        mask = self.named("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not holds(mask.bool().any(1)):
+            raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")
+
+
+def as_tensor(array: Any) -> Any:
+    """A data frame or an array as a tensor, anything else as it is."""
+    array = array.to_numpy() if _is_frame(array) else array
+    if not isinstance(array, np.ndarray):
+        return array
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except TypeError:
+        kind = "numbers and words" if array.dtype == object else str(array.dtype)
+        raise InputError(
+            f"the inputs are an array of {kind}; give an array of numbers, categories as one-hot columns"
+        ) from None
+
+
+def _is_frame(data: Any) -> bool:
+    return hasattr(data, "columns") and hasattr(data, "to_numpy")
+
+
+def _of_arrays(outputs: Any) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(outputs)) if isinstance(outputs, np.ndarray) else outputs
+
+
+def _copied(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.clone()
+    return deepcopy(part) if hasattr(part, "get_seq_length") else part  # Hugging Face's caches of keys and values
+
+
+def check_model(model: object) -> None:
+    """A callable, and in eval mode throughout if it is a module."""
+    if isinstance(model, type) or not callable(model):
+        raise ModelError(no_model(model))
+    if not isinstance(model, torch.nn.Module):
+        return
+    found = [model]
+    for module in found:  # grows as it is read
+        if isinstance(module, torch.fx.GraphModule) and exported(module):  # it is in the mode it was exported in
+            continue
+        if quantised(module) or type(module).__module__ == MKLDNN:  # in the mode they were made in
+            continue
+        if getattr(module, "training", False) and type(module) not in MODELESS:
+            name = next(name for name, part in model.named_modules() if part is module)
+            what = repr(name) if name else "the model"
+            raise TrainingModeError(f"{what} is in training mode; call model.eval() before explaining")
+        for name, parameter in module._parameters.items():
+            if parameter is not None and is_lazy(parameter):
+                raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
+        if module._modules:
+            found += [child for child in module._modules.values() if child is not None]

@@ -1,0 +1,251 @@
+"""Which output is explained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.core.forward_record import Inner, Reading
+from whence.core.inputs import Inputs
+from whence.errors import ModelError, TargetError, WhenceError, first_line, out_of_memory
+from whence.lrp.torch_compat.deferred_checks import holds
+
+Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
+
+
+@dataclass(frozen=True)
+class Logit:
+    """The logit of a class or token; of a token at a position of the sequence; less that of another.
+
+    >>> whence.Logit(281, rather_than=207)         # why this class rather than that one
+    >>> whence.Logit(42)                           # token 42 as the next one
+    >>> whence.Logit(position=5)                   # the likeliest token after position 5
+
+    `index` and `rather_than` are one class or token for all samples or one for each; `index` None is the arg max. A negative
+    `position` counts from the last token that the attention mask leaves. An index or position that is not there is a
+    `TargetError` when the model is explained.
+    """
+
+    index: Index = None
+    rather_than: Index = None
+    position: int = -1
+
+    def __post_init__(self):
+        if not isinstance(self.position, int):
+            raise TargetError(f"a position is one number for all samples, not {self.position!r}")
+
+    def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Logit]":
+        """The values `[N]` in logits `[N, classes]` or `[N, T, vocabulary]`, and this target with its indices filled in."""
+        rows = self._rows(logits, inputs)
+        samples = torch.arange(rows.shape[0], device=rows.device)
+        index = _indices(self.index, rows)
+        if self.rather_than is None:
+            return rows[samples, index], replace(self, index=index)
+        other = _indices(self.rather_than, rows)
+        return rows[samples, index] - rows[samples, other], replace(self, index=index, rather_than=other)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Logit":
+        """The same with another tensor for each of its indices that is filled in."""
+        index, other = (change(i) if isinstance(i, Tensor) else i for i in (self.index, self.rather_than))
+        return replace(self, index=index, rather_than=other)
+
+    def words(self, name: Callable[[int], str], sample: int) -> str:
+        """What is explained of a sample, in the names of its classes or tokens."""
+        named = [name(int(i[sample])) for i in (self.index, self.rather_than) if isinstance(i, Tensor)]
+        return " rather than ".join(named)
+
+    def _rows(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        if logits.dim() == 2:
+            if self.position != -1:
+                raise TargetError(f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions")
+            return logits
+        last = _last_attended(logits, inputs)
+        positions = last + self.position + 1 if self.position < 0 else torch.full_like(last, self.position)
+        if self.position >= logits.shape[1] or not holds(positions >= 0):
+            raise TargetError(f"position {self.position} is beyond a text of {int(last.min()) + 1} tokens")
+        return logits[torch.arange(logits.shape[0], device=logits.device), positions]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The sum of the logits of the tokens that stand at `start` to `stop` − 1, each as predicted from those before it.
+
+    >>> whence.explain(model, ids, target=whence.Span(10, 20))        # why did the model write this passage
+    """
+
+    start: int
+    stop: int | None = None  # the end of the sequence
+    ids: Tensor | None = field(default=None, repr=False, compare=False)  # of the text, filled in: an altered text has others
+
+    def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Span]":
+        """The values `[N]` in logits `[N, T, vocabulary]`, and this target."""
+        ids = _token_ids(logits, inputs) if self.ids is None else self.ids
+        if logits.dim() != 3 or ids is None:
+            raise TargetError(f"a span needs logits [N, T, vocabulary] and token ids [N, T], not {tuple(logits.shape)}")
+        positions = range(*slice(self.start, self.stop).indices(ids.shape[1]))
+        if not positions or positions.start < 1 or (self.stop or 0) > ids.shape[1]:
+            raise TargetError(
+                f"the span from {self.start} to {self.stop} has no prediction in a sequence of {ids.shape[1]} tokens; "
+                "choose 1 ≤ start < stop ≤ length"
+            )
+        standing = ids[:, positions.start : positions.stop].long().to(logits.device)
+        predicted = logits[:, positions.start - 1 : positions.stop - 1]
+        return predicted.gather(2, standing[..., None]).sum((1, 2)), replace(self, ids=ids)
+
+    def words(self, name: Callable[[int], str], sample: int) -> str:
+        """What is explained of a sample."""
+        return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
+
+
+Target = Index | Logit | Span | Inner | Callable[[Any], Tensor]
+
+
+def select(outputs: Any, target: Target, inputs: Inputs, reading: Reading | None = None) -> tuple[Tensor, Any]:
+    """The explained value of each sample `[N]`, and the target it stands for: class or token indices `[N]`, or the target
+    itself with its indices filled in, or the function. `reading` is what a target inside the network reads.
+
+    >>> select(torch.tensor([[1.0, 3.0]]), None, Inputs.of(torch.zeros(1, 2)))
+    (tensor([3.]), tensor([1]))
+    """
+    if isinstance(target, Inner):
+        return _check_values(_read(target, outputs, reading), inputs), target
+    if callable(target):
+        return _check_values(_called(target, outputs, inputs.batch_size), inputs), target
+    logits = logits_of(outputs, inputs.admits, inputs.batch_size)
+    if isinstance(target, Logit | Span):
+        return target.select(logits, inputs)
+    values, resolved = Logit(target).select(logits, inputs)
+    return values, resolved.index
+
+
+def reads_outputs(target: Target) -> bool:
+    """Whether the target picks among the model's outputs as they are: classes, tokens."""
+    return not callable(target) and not isinstance(target, Inner)
+
+
+def logits_of(
+    outputs: Any,
+    admits: Callable[[int], bool],
+    batch_size: int,
+    advice: str = "pass target=lambda outputs: … that gives one value a sample",
+) -> Tensor:
+    """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs; of one value a sample, `[N, 1]`."""
+    logits = getattr(outputs, "logits", outputs)
+    if not isinstance(logits, Tensor):
+        keys = list(map(str, outputs.keys())) if hasattr(outputs, "keys") else []
+        fields = f" with {', '.join(keys)}{'' if 'logits' in keys else ' and no logits'}" if keys else ""
+        kind = type(outputs).__name__
+        raise TargetError(f"the model returns {kind}{fields}; load it with a head (AutoModelFor…) or {advice}")
+    if logits.dim() == 1 or (logits.dim() == 0 and batch_size == 1):
+        logits = logits.reshape(-1, 1)
+    if logits.dim() not in (2, 3) or not admits(logits.shape[0]):
+        raise TargetError(
+            f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
+            f"N = {batch_size}; {advice}"
+        )
+    return logits
+
+
+def class_indices(given: Any, count: int, kind: str = "target", device: torch.device | str | None = None) -> Tensor:
+    """Class indices of `count` samples, `[count]`: one for all, or one for each."""
+    try:
+        indices = torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        named = "; give the number of the class" if isinstance(given, str) else ""
+        raise TargetError(f"{kind} {given!r} is no class index, nor one for each sample{named}") from error
+    indices = indices.clone() if indices.is_inference() else indices
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TargetError(f"a {kind} must be a class index, not {indices.dtype}")
+    if indices.dim() > 1 or (indices.dim() == 1 and indices.shape[0] != count):
+        raise TargetError(f"{kind} has shape {tuple(indices.shape)}; give one class, or one for each of the {count} samples")
+    return indices.long().expand(count).contiguous()  # compilers refuse an index that repeats itself
+
+
+def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:
+    """Raise for indices that are none of the model's classes."""
+    inside = (indices >= 0) & (indices < classes)
+    if not holds(inside):
+        raise TargetError(f"{kind} {indices[~inside][0]} is out of range: the model has classes 0 to {classes - 1}")
+
+
+def repeated(target: Target, times: int) -> Target:
+    """The target of the samples `times` over, its indices filled in.
+
+    >>> repeated(torch.tensor([3, 5]), 2)
+    tensor([3, 5, 3, 5])
+    """
+    return _mapped(target, lambda of_samples: of_samples.repeat(times, *[1] * (of_samples.dim() - 1)))
+
+
+def of_samples(target: Target, samples: slice | Tensor) -> Target:
+    """The target of some of the samples, its indices filled in."""
+    return _mapped(target, lambda index: index[samples] if index.dim() else index)
+
+
+def _mapped(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
+    if isinstance(target, Logit):
+        return target.mapped(change)
+    if isinstance(target, Span):
+        return target if target.ids is None else replace(target, ids=change(target.ids))
+    return change(target) if isinstance(target, Tensor) else target
+
+
+def _last_attended(logits: Tensor, inputs: Inputs) -> Tensor:
+    """The position of the last token that is no padding, `[N]`."""
+    mask = inputs.named("decoder_attention_mask")
+    if mask is None and inputs.named("decoder_input_ids") is None:
+        mask = inputs.named("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != logits.shape[:2]:
+        return torch.full((logits.shape[0],), logits.shape[1] - 1, device=logits.device)
+    return (mask.bool() * torch.arange(mask.shape[1], device=mask.device)).argmax(1).to(logits.device)
+
+
+def _token_ids(logits: Tensor, inputs: Inputs) -> Tensor | None:
+    """The ids that stand where the logits do, the decoder's before the encoder's; masks are integers too."""
+    named = [inputs.named(name) for name in ("decoder_input_ids", "input_ids")]
+    given = named if inputs.names else inputs.ids.values()
+    return next((t for t in given if isinstance(t, Tensor) and t.shape == logits.shape[:2]), None)
+
+
+def _indices(target: Any, logits: Tensor) -> Tensor:
+    count, classes = logits.shape
+    if target is None:
+        return logits.detach().argmax(1)
+    indices = class_indices(target, count, device=logits.device)
+    check_classes(indices, classes)
+    return indices.clamp(0, classes - 1)  # a graph checks afterwards; on an accelerator a class too many ends the process
+
+
+def _called(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> Any:
+    try:
+        return target(outputs)
+    except (RuntimeError, IndexError) as error:  # what torch raises for other shapes than expected; the rest is the caller's
+        if isinstance(error, WhenceError) or out_of_memory(error):
+            raise
+        raise TargetError(
+            f"the target function failed on the outputs of {batch_size} samples: {first_line(error)}. Many methods ask for "
+            "more samples at once than there are; it must take any number of them (one index a sample: target=tensor)"
+        ) from error
+
+
+def _read(target: Inner, outputs: Any, reading: Reading | None) -> Tensor:
+    if reading is None:
+        raise TargetError(
+            f"{target} is inside the network, which is not looked into here; give a class or a function of outputs"
+        )
+    missing = [layer for layer in target.layers if layer not in reading.layers]
+    if missing:
+        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to explain")
+    return target.value(replace(reading, output=outputs))
+
+
+def _check_values(values: Any, inputs: Inputs) -> Tensor:
+    if not isinstance(values, Tensor) or values.dim() != 1 or not inputs.admits(values.shape[0]):
+        given, batch_size = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__, inputs.batch_size
+        raise TargetError(
+            f"the target gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]. "
+            "Many methods ask for more samples at once than there are; it must take any number of them"
+        )
+    return values

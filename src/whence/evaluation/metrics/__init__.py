@@ -1,0 +1,1 @@
+"""Metrics of explanations: faithfulness, robustness, complexity, localisation, randomisation."""

@@ -1,0 +1,162 @@
+"""Sanity checks: an explanation of other weights, or of another class, must look different (Adebayo et al. 2018)."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import ModelError, RuleError, TargetError
+from whence.evaluation.case import Case, Way
+from whence.evaluation.metrics.faithfulness_subsets import correlation
+from whence.evaluation.metrics.robustness import noise, numeric
+from whence.lrp.engine.prepared_model import Prepared
+
+BINS = 100
+
+
+@dataclass(frozen=True)
+class MPRT:
+    """Model parameter randomisation (Adebayo et al. 2018): layers are given fresh random weights one after the other, from the
+    output down; Spearman's correlation of each map with the one of the trained model, `absolute` of |R|, the mean over all
+    stages (the intact model is none). Near 0 for explanations that read the weights; 1 for edge detectors. The model is
+    copied, never touched."""
+
+    absolute: bool = True
+    seed: int = 0
+
+    name: ClassVar[str] = "mprt"
+    better: ClassVar[str] = "lower"
+    needs_module: ClassVar[bool] = True
+
+    def __call__(self, case: Case) -> Tensor:
+        here = self._map(case.flat())
+        stages = [spearman(here, self._map(case.flat(again.relevance))) for again in randomised(case, self.seed)]
+        return torch.stack(stages).nanmean(0)
+
+    def _map(self, flat: Tensor) -> Tensor:
+        return flat.abs() if self.absolute else flat
+
+
+@dataclass(frozen=True)
+class SmoothMPRT:
+    """As `MPRT`, each map the mean over `draws` inputs with noise of `noise` times their spread (Hedström et al. 2023)."""
+
+    draws: int = 10
+    noise: float = 0.1
+    absolute: bool = True
+    seed: int = 0
+
+    name: ClassVar[str] = "smooth_mprt"
+    better: ClassVar[str] = "lower"
+    needs_module: ClassVar[bool] = True
+
+    def __call__(self, case: Case) -> Tensor:
+        here, stages = self._map(case), []
+        for again in randomised(case, self.seed):
+            stages.append(spearman(here, self._map(again)))
+        return torch.stack(stages).nanmean(0)
+
+    def _map(self, case: Case) -> Tensor:
+        parts = numeric(case.batch)
+        uniform = noise(case.batch, parts, self.draws, self.name)
+        total = 0
+        for k in range(self.draws):
+            moved = {i: x + 3**0.5 * (2 * uniform[i][k] - 1) * self.noise * _spread(x) for i, x in parts.items()}
+            total = total + case.flat(case.again(moved))
+        return total.abs() if self.absolute else total  # type: ignore
+
+
+@dataclass(frozen=True)
+class EfficientMPRT:
+    """(ξ(R′) − ξ(R)) / ξ(R), ξ the entropy of a map's histogram, R′ of a model with all weights random (Hedström et al. 2023,
+    eq. 6): positive where the trained model's explanation is the simpler one."""
+
+    seed: int = 0
+
+    name: ClassVar[str] = "efficient_mprt"
+    better: ClassVar[str] = "higher"
+    needs_module: ClassVar[bool] = True
+
+    def __call__(self, case: Case) -> Tensor:
+        (random,) = randomised(case, self.seed, only_all=True)
+        here, there = (histogram_entropy(of.flat()) for of in (case, random))
+        return (there - here) / here
+
+
+@dataclass(frozen=True)
+class RandomLogit:
+    """Spearman's correlation of the map with that of a random other class (Sixt et al. 2020)."""
+
+    seed: int = 0
+
+    name: ClassVar[str] = "random_logit"
+    better: ClassVar[str] = "lower"
+
+    def __call__(self, case: Case) -> Tensor:
+        batch = case.batch
+        if not isinstance(batch.target, Tensor):
+            raise TargetError(f"random_logit needs a class as target; {batch.target!r} is none")
+        classes = batch.logits.shape[1]
+        if classes < 2:
+            raise RuleError("random_logit needs two classes or more")
+        steps = torch.stack([torch.randint(1, classes, (), generator=r) for r in batch.random(f"logit {self.seed}")])
+        other = (batch.target + steps.to(batch.target.device)) % classes
+        return spearman(case.flat(), case.flat(case.way.relevance(batch.inputs, other)))
+
+
+def randomised(case: Case, seed: int, only_all: bool = False) -> Iterator[Case]:
+    """The case under a copy of the model whose layers become random one after the other, from the output down."""
+    model = case.way.prepared.model
+    copy = deepcopy(model)
+    assert isinstance(copy, nn.Module)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [module for module in copy.modules() if next(module.parameters(recurse=False), None) is not None]
+        if not layers:
+            raise ModelError("the model has no weights that could be made random")
+        for i, layer in enumerate(reversed(layers)):
+            _reset(layer)
+            if not only_all or i == len(layers) - 1:
+                state = torch.get_rng_state()
+                yield Way(case.way.name, case.way.method, Prepared(copy)).case(_of_model(case, copy))
+                torch.set_rng_state(state)
+
+
+def _of_model(case: Case, model: Any) -> Any:
+    return replace(case.batch, task=replace(case.batch.task, prepared=Prepared(model)))
+
+
+def _reset(layer: nn.Module) -> None:
+    """As the layer is made, or else normal with the spread that the weights have."""
+    if callable(getattr(layer, "reset_parameters", None)):
+        layer.reset_parameters()  # type: ignore
+        return
+    with torch.no_grad():
+        for parameter in layer.parameters(recurse=False):
+            spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
+            parameter.copy_(torch.randn_like(parameter) * spread.nan_to_num(1.0))
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """The rank correlation of each row, `[N]`; equal values share the mean of their ranks."""
+    return correlation(_ranks(a), _ranks(b), dim=1)
+
+
+def _ranks(a: Tensor) -> Tensor:
+    rising = a.contiguous().sort(1).values
+    return (torch.searchsorted(rising, a.contiguous()) + torch.searchsorted(rising, a.contiguous(), right=True)).double() / 2
+
+
+def histogram_entropy(maps: Tensor) -> Tensor:
+    """Of a histogram of a hundred bins from the least value to the largest, `[N]`."""
+    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+    bins = ((maps - low) / (high - low).clamp(min=1e-300) * BINS).long().clamp(max=BINS - 1)
+    counts = torch.zeros(len(maps), BINS, dtype=torch.float64).scatter_add_(1, bins, torch.ones_like(maps))
+    return torch.special.entr(counts / maps.shape[1]).sum(1)
+
+
+def _spread(x: Tensor) -> Tensor:
+    return x.flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,101 @@
+"""All metrics by their short names. A metric is a frozen dataclass that gives, for a batch under a method, one value a sample.
+
+>>> whence.evaluate(model, (x, y), ["lrp", "random"], ["srg", whence.metrics.MaxSensitivity(radius=0.1)])
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from whence.errors import RuleError, hint
+from whence.evaluation.case import Case
+from whence.evaluation.metrics.complexity import (
+    Arrived as Arrived,
+    Completeness as Completeness,
+    Complexity as Complexity,
+    ConservationGap as ConservationGap,
+    Sparseness as Sparseness,
+)
+from whence.evaluation.metrics.faithfulness_curves import (
+    ABPC as ABPC,
+    AOPC as AOPC,
+    LIF as LIF,
+    MIF as MIF,
+    SRG as SRG,
+    Deletion as Deletion,
+    Flipping as Flipping,
+    Insertion as Insertion,
+    Selectivity as Selectivity,
+)
+from whence.evaluation.metrics.faithfulness_subsets import Infidelity as Infidelity, SensitivityN as SensitivityN
+from whence.evaluation.metrics.localization import (
+    PointingGame as PointingGame,
+    RelevanceMass as RelevanceMass,
+    RelevanceRank as RelevanceRank,
+)
+from whence.evaluation.metrics.randomization import (
+    MPRT as MPRT,
+    EfficientMPRT as EfficientMPRT,
+    RandomLogit as RandomLogit,
+    SmoothMPRT as SmoothMPRT,
+)
+from whence.evaluation.metrics.robustness import Continuity as Continuity, MaxSensitivity as MaxSensitivity
+from whence.evaluation.perturbation import Removal as Removal
+
+
+class Metric(Protocol):
+    """Gives each sample of a batch under a method a value, NaN where there is none."""
+
+    name: ClassVar[str]
+    better: ClassVar[str]  # "higher", "lower" or "neither"
+
+    def __call__(self, case: Case) -> Tensor:
+        """`[N]`."""
+        ...
+
+
+METRICS: dict[str, type[Any]] = {
+    metric.name: metric
+    for metric in (SRG, MIF, LIF, AOPC, ABPC, Deletion, Insertion, Selectivity, SensitivityN, Infidelity, Continuity,
+                   MaxSensitivity, MPRT, SmoothMPRT, EfficientMPRT, RandomLogit, PointingGame, RelevanceMass, RelevanceRank,
+                   Sparseness, Complexity, Completeness, ConservationGap, Arrived)
+}  # fmt: skip
+
+Metrics = Sequence[Metric | str] | Metric | str
+
+
+def metrics_of(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
+    """The metrics themselves; those given by name take away what `removal` says, the rest of their settings their own."""
+    wanted = [given] if isinstance(given, str) or callable(given) else list(given)
+    if not wanted:
+        raise RuleError(f"no metrics; choose from {', '.join(METRICS)}")
+    found = [_named(metric, removal) if isinstance(metric, str) else metric for metric in wanted]
+    for metric in found:
+        if isinstance(metric, type) or not callable(metric) or not hasattr(metric, "name"):
+            raise RuleError(f"{metric!r} is no metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}")
+    if removal and not any(isinstance(metric, str) and removes(METRICS[metric]()) for metric in wanted):
+        raise RuleError(f"{', '.join(removal)} given, but no metric by name takes anything away")
+    twice = next((metric.name for i, metric in enumerate(found) if metric.name in [m.name for m in found[:i]]), None)
+    if twice:
+        raise RuleError(f"two metrics are called {twice!r}; evaluate them one after the other")
+    return found
+
+
+def removes(metric: Any) -> bool:
+    """Whether the metric takes regions of the input away."""
+    return bool({f.name for f in fields(metric)} & {"flipping", "removal"})
+
+
+def _named(name: str, removal: Mapping[str, Any]) -> Metric:
+    if name not in METRICS:
+        raise RuleError(f"no metric {name!r}{hint(name, METRICS)}")
+    metric = METRICS[name]()
+    if not removal or not removes(metric):
+        return metric
+    steps = {"steps": removal["steps"]} if "steps" in removal else {}
+    given = {key: value for key, value in removal.items() if key != "steps"}
+    if hasattr(metric, "flipping"):
+        return replace(metric, flipping=replace(metric.flipping, removal=replace(metric.flipping.removal, **given), **steps))
+    return replace(metric, removal=replace(metric.removal, **given))

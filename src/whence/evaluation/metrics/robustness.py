@@ -1,0 +1,133 @@
+"""Do near inputs have near explanations? (Montavon, Samek and Müller 2018, section 7; Yeh et al. 2019)"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from whence.core.inputs import Inputs
+from whence.core.targets import repeated
+from whence.errors import InputError, RuleError
+from whence.evaluation.case import Batch, Case
+from whence.evaluation.method_adapters import ways_of
+from whence.lrp.engine.prepared_model import Prepared
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Continuity:
+    """max ‖R(x) − R(x′)‖₁ / ‖x − x′‖₂ over near x′: pictures and series shifted by up to `reach` entries along each dimension,
+    what comes in like the edge; vectors with `draws` times noise of `reach` hundredths of their norm. `relative` divides
+    relevance by ‖R(x)‖₁ and distances by ‖x‖₂, so that methods of different units compare; False is the formula as printed."""
+
+    reach: int = 1
+    draws: int = 10
+    relative: bool = True
+
+    name: ClassVar[str] = "continuity"
+    better: ClassVar[str] = "lower"
+
+    def __post_init__(self):
+        if self.reach < 1 or self.draws < 1:
+            raise RuleError(f"{self!r}: give a reach and draws of at least 1")
+
+    def __call__(self, case: Case) -> Tensor:
+        batch, here = case.batch, case.flat()
+        worst = torch.zeros(len(batch), dtype=torch.float64)
+        for moved in batch.once(self, lambda: self._near(batch)):
+            parts = {i: batch.inputs.parts[i] for i in moved}
+            far = torch.cat([(moved[i] - parts[i]).flatten(1) for i in moved], 1).double().norm(dim=1).cpu()
+            changed = (case.flat(case.again(moved)) - here).abs().sum(1)
+            if self.relative:
+                far = far / torch.cat([x.flatten(1) for x in parts.values()], 1).double().norm(dim=1).cpu()
+                changed = changed / here.abs().sum(1)
+            worst = torch.maximum(worst, torch.where(far > 0, changed / far, 0.0))
+        return worst
+
+    def _near(self, batch: Batch) -> list[dict[int, Tensor]]:
+        parts = numeric(batch)
+        if all(x.dim() > 2 for x in parts.values()):
+            steps = [(d, step) for d in range(1, 4) for size in range(1, self.reach + 1) for step in (-size, size)]
+            return [
+                {i: shifted(x, d + 1, step) for i, x in parts.items()}
+                for d, step in steps
+                if all(x.dim() > d + 1 for x in parts.values())
+            ]
+        noises = noise(batch, parts, self.draws, "continuity")
+        lengths = {i: x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1)) for i, x in parts.items()}
+        sizes = {i: n.flatten(2).norm(dim=2).view(*n.shape[:2], *[1] * (n.dim() - 2)) for i, n in noises.items()}
+        return [
+            {i: parts[i] + noises[i][k] / sizes[i][k] * lengths[i] * self.reach / 100 for i in parts} for k in range(self.draws)
+        ]
+
+
+@dataclass(frozen=True)
+class MaxSensitivity:
+    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `draws` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2)."""
+
+    radius: float = 0.02
+    draws: int = 10
+
+    name: ClassVar[str] = "max_sensitivity"
+    better: ClassVar[str] = "lower"
+
+    def __post_init__(self):
+        if self.radius <= 0 or self.draws < 1:
+            raise RuleError(f"{self!r}: give a radius above 0 and at least one draw")
+
+    def __call__(self, case: Case) -> Tensor:
+        batch, here = case.batch, case.flat()
+        parts = numeric(batch)
+        noises = batch.once(self, lambda: noise(batch, parts, self.draws, "max_sensitivity"))
+        worst = torch.zeros(len(batch), dtype=torch.float64)
+        for k in range(self.draws):
+            there = case.flat(case.again({i: x + (2 * noises[i][k] - 1) * self.radius for i, x in parts.items()}))
+            worst = torch.maximum(worst, (there - here).norm(dim=1) / here.norm(dim=1))
+        return worst
+
+
+def numeric(batch: Batch) -> dict[int, Tensor]:
+    """The parts that can be moved a little."""
+    if not batch.inputs.explained:
+        raise InputError("ids have nothing between them; continuity and max_sensitivity need floating-point inputs")
+    return {i: batch.inputs.parts[i] for i in batch.inputs.explained}
+
+
+def noise(batch: Batch, parts: dict[int, Tensor], draws: int, purpose: str) -> dict[int, Tensor]:
+    """Uniform in [0, 1), `[draws, N, …]`, the same for a sample whatever its batch-mates."""
+    random = batch.random(purpose)
+    return {i: torch.stack([torch.rand(draws, *x.shape[1:], generator=r) for r in random], 1).to(x) for i, x in parts.items()}
+
+
+def shifted(x: Tensor, d: int, step: int) -> Tensor:
+    """Along one dimension, what comes in like the edge."""
+    places = (torch.arange(x.shape[d], device=x.device) - step).clamp(0, x.shape[d] - 1)
+    return x.index_select(d, places)
+
+
+def translation(model: Any, x: Tensor, methods: Any, target: Any = None, *, steps: int = 10, grid: int = 3) -> "Figure":
+    """One picture `[1, C, H, W]` moved to and fro, and the relevance in each cell of a grid over the shift, by each method:
+    smooth lines belong to a continuous method (Montavon, Samek and Müller 2018, figure 13).
+
+    >>> whence.evaluation.metrics.robustness.translation(digits(), x, ["lrp", "sensitivity"]).savefig("translation.png")
+    """
+    from whence.plotting.line_plots import Plot, Series, plots
+
+    if x.dim() != 4 or len(x) != 1:
+        raise InputError(f"one picture [1, C, H, W] is moved, not {tuple(x.shape)}")
+    shifts = list(range(-steps, steps + 1))
+    moved = torch.cat([shifted(x, 3, step) for step in shifts])
+    here = Batch.of(Prepared(model), Inputs.of(x), target)
+    drawn = []
+    for way in ways_of(model, methods):
+        batch = Batch.of(way.prepared, Inputs.of(moved), repeated(here.target, len(moved)))
+        heat = way.case(batch).relevance[0].sum(1, keepdim=True)
+        cells = torch.nn.functional.adaptive_avg_pool2d(heat, grid).flatten(1)
+        largest = float(cells.abs().max()) or 1.0
+        colours = ["#c00000", "#d07000", "#808000", "#008040", "#008080", "#0060c0", "#4000c0", "#a000a0", "#606060"]
+        lines = [Series(shifts, (cells[:, c] / largest).tolist(), colours[c % len(colours)]) for c in range(cells.shape[1])]
+        drawn.append(Plot(f"shift in pixels: {way.name}", lines))
+    return plots(drawn, "relevance (largest = 1)", "", min(3, len(drawn)), (-1.05, 1.05))

@@ -1,0 +1,80 @@
+"""Rule sets worth trying for a network: presets, γ in several sizes and by depth, rules of the input layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.core.trees import Nest
+from whence.errors import RuleError
+from whence.lrp.rules import presets
+from whence.lrp.rules.composites import input_layer
+from whence.lrp.rules.rules import Flat
+from whence.methods.layer_reader import layer_shapes
+from whence.methods.lrp import LRP
+
+Bounds = tuple[float | Tensor, float | Tensor]
+CONVOLUTIONAL = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LINEAR = (*CONVOLUTIONAL, nn.Linear)
+GAMMAS = (0.05, 0.25, 1.0)
+FALLS = ((1.0, 0.01), (1.0, 0.1), (0.25, 0.01), (0.1, 1.0))
+
+
+def rule_sets(model: Callable[..., Any], inputs: Nest, bounds: Bounds | None = None) -> dict[str, LRP]:
+    """Candidates by name; one small batch of inputs shows in which order layers run. Networks with attention or several dense
+    layers get γ on those too; z^B is tried where the `bounds` of the pixels are known.
+
+    >>> whence.tune(model, (x, y), whence.evaluation.search_space.rule_sets(model, x[:1], bounds=(low, high)))
+    """
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    order = [name for name in layer_shapes(model, inputs) if isinstance(modules.get(name), LINEAR)]
+    spatial = [name for name in order if isinstance(modules[name], CONVOLUTIONAL)]
+    found: dict[str, Any] = {"default": LRP()}
+    if len(order) - len(spatial) > 2:
+        found |= {f"attn_lrp(gamma={g:g})": presets.attn_lrp(gamma=g) for g in GAMMAS}
+        found |= {f"cp_lrp(gamma={g:g})": presets.cp_lrp(gamma=g) for g in (0.0, *GAMMAS)}
+    if spatial:
+        found |= {f"epsilon_gamma(gamma={g:g})": presets.epsilon_gamma(gamma=g) for g in (*GAMMAS, 0.5)}
+        found |= {"epsilon_plus()": presets.epsilon_plus(), "epsilon_plus_flat()": presets.epsilon_plus_flat(),
+                  "epsilon_alpha2_beta1()": presets.epsilon_alpha2_beta1(), "flat, γ 0.25": _flat(0.25)}  # fmt: skip
+    layers = order if len(order) - len(spatial) > 2 else spatial
+    if len(layers) > 2:
+        found |= {f"γ {a:g} → {b:g}": presets.falling_gamma(layers, a, b) for a, b in FALLS}
+    if bounds is not None:
+        low, high = bounds
+        box = {f"z^B, γ {g:g}": presets.epsilon_gamma_box(low, high, gamma=g) for g in (*GAMMAS, 0.5)}
+        falls = {f"z^B, γ {a:g} → {b:g}": presets.falling_gamma(layers, a, b, low, high) for a, b in FALLS if len(layers) > 2}
+        found |= box | falls
+    return {name: rules if isinstance(rules, LRP) else LRP(rules) for name, rules in found.items()}
+
+
+def varied(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The method with every combination of values of its fields.
+
+    >>> list(varied(whence.IntegratedGradients(), {"n_steps": [8, 32]}))
+    ['n_steps=8', 'n_steps=32']
+    """
+    if not hasattr(method, "explanations") or isinstance(method, type):
+        raise RuleError(f"{method!r} is no method with fields; pass one, such as whence.IntegratedGradients()")
+    known = [f.name for f in fields(method)]
+    unknown = [name for name in choices if name not in known]
+    if unknown:
+        raise RuleError(f"{type(method).__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
+    combined = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+    found: dict[str, Any] = {}
+    for given in combined:
+        name = ", ".join(f"{field}={_short(value)}" for field, value in given.items())
+        found[name if name not in found else f"{name} ({len(found) + 1})"] = replace(method, **given)
+    return found
+
+
+def _flat(gamma: float) -> LRP:
+    first: Any = {input_layer: Flat()}
+    return LRP(first | presets.epsilon_gamma(gamma=gamma))
+
+
+def _short(value: Any) -> str:
+    return f"tensor{list(value.shape)}" if isinstance(value, torch.Tensor) and value.dim() else repr(value)

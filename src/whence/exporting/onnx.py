@@ -1,0 +1,68 @@
+"""Exported programs in ONNX, with a form for what torch's exporter has none for: the ways back through linear functions."""
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram, default_decompositions
+
+from whence.errors import MissingPackageError, ModelError, first_line
+from whence.exporting.backward_decompositions import FORMS
+from whence.exporting.signature import names
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write `.onnx`, its inputs and outputs named as the program's are.
+
+    Raises `ModelError` for an operator that has no form in ONNX, by its name.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise MissingPackageError("onnxscript is not installed; pip install 'whence[onnx]'") from None
+    decompositions = default_decompositions()
+    decompositions.update(FORMS)
+    inputs, outputs = map(list, names(program))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain = program.run_decompositions(decompositions)
+            made = torch.onnx.export(plain, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
+    except Exception as error:
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+        if missing is None:
+            raise ModelError(f"torch cannot write the program in ONNX: {first_line(error)}") from error
+        raise ModelError(
+            f"ONNX has no form for the operator {missing[1]}; serve the .pt2, or write that part otherwise"
+        ) from None
+    assert made is not None
+    made.save(path)
+
+
+def opened_by_runtime(program: ExportedProgram, path: Path) -> Callable[..., dict[str, Tensor]] | None:
+    """The file as a function, where ONNX Runtime is installed.
+
+    Raises `ModelError` for a file that it cannot run.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    inputs, outputs = names(program)
+
+    def run(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+        given = dict(zip(inputs, args, strict=False)) | kwargs
+        try:
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            found: Any = session.run(None, {name: t.detach().cpu().numpy() for name, t in given.items()})
+        except Exception as error:
+            if "NOT_IMPLEMENTED" in str(error):  # here, on the CPU: the file may be right for where it goes
+                raise NotImplementedError(first_line(error)) from error
+            raise ModelError(f"ONNX Runtime cannot run what torch wrote: {first_line(error)}") from error
+        return {name: torch.as_tensor(t) for name, t in zip(outputs, found, strict=True)}
+
+    return run

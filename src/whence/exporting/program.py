@@ -1,0 +1,209 @@
+"""export(): an explainer as one exported program of plain operators."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from whence.core.explainer import Naming, explanations
+from whence.core.explanation import Explanation
+from whence.core.inputs import Inputs, check_model
+from whence.core.targets import Logit, Span, Target, check_classes
+from whence.core.trees import Nest
+from whence.errors import InputError, ModelError, RuleError, first_line
+from whence.exporting.backward_decompositions import with_convolutions_back
+from whence.exporting.program_files import check_writable, translated, write_program
+from whence.graphs.tracing import HOLDS, check_same, folded, given_tensors, write
+from whence.lrp.engine.prepared_model import Prepared
+from whence.lrp.training.differentiable import state_of
+from whence.methods.registry import Method, check_in_one_graph, named
+
+GIVEN = ("output", "explained", "relevance", "relevance_sum", "absorbed", "layers", HOLDS)  # in this order
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Asked(Logit):
+    """The class that is asked for at each call, −1 for the likeliest."""
+
+    def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
+        rows, index = self._rows(logits, inputs).detach(), self.index
+        assert isinstance(index, Tensor)
+        check_classes(index + 1, rows.shape[1] + 1)
+        return Logit(torch.where(index < 0, rows.argmax(1), index.clamp(max=rows.shape[1] - 1))).select(logits, inputs)
+
+
+def export(
+    model: Callable[..., Any],
+    example: Nest,
+    target: Target = None,
+    *,
+    method: Method | str | None = None,
+    layers: Sequence[str] = (),
+    dynamic_shapes: Mapping[str, Mapping[int, Any]] | None = None,
+    out: str | Path | None = None,
+    compiled: bool = False,
+) -> ExportedProgram:
+    """The explainer of a model as an ordinary `torch.export.ExportedProgram`: it runs without this library, is saved, loaded,
+    compiled, and turned into ONNX.
+
+    >>> program = whence.export(model, x, method=whence.LRP(rules), out="explainer.pt2")
+    >>> found = program.module()(x, torch.tensor([483]))           # −1: the likeliest class
+    >>> found["relevance"], found["output"], found["holds"]
+
+    It takes the inputs as `example` has them (`x`; `x0`, `x1`, … of a tuple; those of a dict by name), and class indices
+    `target` `[N]`, unless a `target` is given here, which then is fixed. It gives a dict: `output` `[N]` and `explained` `[N]`,
+    the classes; `relevance` like the input (`relevance.NAME` of several); `relevance_sum` and `absorbed` `[N]`, which add up to
+    the output; `layers.NAME`; and `holds`: False where `explain` would raise or warn (numbers not finite, sums that miss the
+    output).
+
+    The number of samples may vary; of other sizes those that `dynamic_shapes` names, as torch.export does:
+    `{"x": {2: "height", 3: "width"}}`. Weights that rules modify are made once, and kept in the file. `out` is where to write
+    it: `.pt2`, or `.onnx` (`pip install whence[onnx]`), whose numbers are equal to rounding; `compiled`, the `.pt2` is what
+    AOT Inductor makes of it for this machine and device, to be run from C++ or by `torch._inductor.aoti_load_package`.
+
+    Raises `RuleError` for methods that sample or search, `ModelError` where the model decides by values, for a part of it that
+    has no graph, and where the program does not give what `explain` gives.
+    """
+    check_model(model)
+    if out is not None:
+        check_writable(Path(out), compiled)
+    elif compiled:
+        raise InputError("compiled=True needs out=, where the package is written to")
+    way = named(method)
+    check_in_one_graph(way)
+    _check_fixed(target)
+    inputs = Inputs.of(example).detached()
+    if inputs.whole:
+        raise InputError("inputs of which some belong to all samples cannot be exported; wrap the model around them")
+    several = inputs if inputs.batch_size > 1 else inputs.repeated(2, {})
+    device = next(t.device for t in given_tensors(inputs, None).values())
+    asked = Asked(torch.full((several.batch_size,), -1, device=device)) if target is None else target
+
+    def explained(nest: Nest, target: Target) -> Explanation:
+        return next(explanations(Prepared(model), way, nest, [target], layers, False, Naming()))
+
+    explained(several.nest, target)  # which raises what there is to raise
+    shapes = _shapes(several, asked, dynamic_shapes or {})
+    written = write(explained, several, asked, {name: list(sizes) for name, sizes in shapes.items()})
+    whole = with_convolutions_back(written.graph) if compiled else written.graph
+    graph = _named(folded(_only(whole)), model)
+    program = _exported(graph, several, given_tensors(several, asked), shapes)
+    seen = [
+        (other, explained(other.nest, target)) for other in (several.of_samples(torch.tensor([0])), several.repeated(2, {}))
+    ]
+    _check(program.module(), seen, target)
+    if out is not None:
+        path = Path(out)
+        write_program(program, path, model, way, compiled)
+        try:
+            if (made := translated(program, path, compiled)) is not None:
+                _check(made, seen, target)
+        except ModelError:
+            path.unlink()
+            raise
+        except NotImplementedError as error:
+            warnings.warn(f"{path} was written, and could not be run and compared here: {error}", stacklevel=2)
+    return program
+
+
+def _check(program: Callable[..., dict[str, Tensor]], seen: Sequence[tuple[Inputs, Explanation]], target: Target) -> None:
+    """Raise where it does not give what was seen."""
+    for inputs, e in seen:
+        given = given_tensors(inputs, e.target if target is None else None)  # type: ignore[arg-type]
+        found = program(*given.values()) if inputs.names is None else program(**given)
+        check_same(found, e)
+
+
+def _check_fixed(target: Target) -> None:
+    indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
+    if any(isinstance(index, Tensor | list | tuple | np.ndarray) for index in indices) or isinstance(target, Span):
+        raise RuleError(
+            "a target that is fixed is one for all samples; leave it out to give a class for each sample at each call"
+        )
+
+
+def _shapes(inputs: Inputs, target: Target, others: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+    """Of every tensor by name, the dimensions that may vary."""
+    given, batch = given_tensors(inputs, target), Dim(BATCH)
+    wrong = next((name for name in others if name not in given), None)
+    if wrong is not None:
+        raise InputError(f"dynamic_shapes of {wrong!r}, which is none of the inputs {', '.join(given)}")
+    found = {}
+    for name, t in given.items():
+        sizes = {d: Dim(size) if isinstance(size, str) else size for d, size in others.get(name, {}).items()}
+        outside = next((d for d in sizes if not 0 <= d < t.dim()), None)
+        if outside is not None:
+            raise InputError(f"dynamic_shapes of dimension {outside} of {name!r}, which has {t.dim()}")
+        found[name] = ({0: batch} if t.shape[0] == inputs.batch_size else {}) | sizes
+    return found
+
+
+def _only(graph: GraphModule) -> GraphModule:
+    """With the outputs alone that are promised."""
+    (output,) = graph.graph.find_nodes(op="output")
+    (found,) = output.args
+    found = {"explained" if name == "target" else name: t for name, t in found.items()}  # an input is named target
+    output.args = ({name: t for kind in GIVEN for name, t in found.items() if name.split(".")[0] == kind},)
+    for view in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        view.target = torch.ops.aten.reshape.default  # compilers lay tensors out in other ways
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _named(graph: GraphModule, model: Any) -> GraphModule:
+    """With weights under the names that they have in the model."""
+    state = state_of(model) if isinstance(model, nn.Module) else {}
+    names = {_place(t): name.replace(".", "_") for name, t in state.items()}
+    taken = dict(graph.named_buffers())
+    for node in graph.graph.find_nodes(op="get_attr"):
+        t = taken[node.target]
+        name = names.get(_place(t))
+        if name is not None and not hasattr(graph, name):
+            graph.register_buffer(name, t)
+            delattr(graph, node.target)
+            node.target = name
+    graph.recompile()
+    return graph
+
+
+def _place(t: Tensor) -> tuple:
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
+
+
+class _Program(nn.Module):
+    """A graph that is called by the names of what it is given, and gives a plain dict."""
+
+    def __init__(self, graph: GraphModule, names: Sequence[str]):
+        super().__init__()
+        self.explainer = graph
+
+        def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+            return dict(graph(*args, *(kwargs[name] for name in names if name in kwargs)))
+
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def _exported(
+    graph: GraphModule, inputs: Inputs, given: dict[str, Tensor], shapes: dict[str, dict[int, Any]]
+) -> ExportedProgram:
+    args, kwargs = (tuple(given.values()), {}) if inputs.names is None else ((), given)
+    try:
+        with torch.no_grad():
+            return torch.export.export(_Program(graph, list(given)), args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        _, _, wanted = str(error).partition("Suggested fixes:")
+        fixes = ", ".join(line.strip() for line in wanted.strip().split("\n\n")[0].splitlines())
+        hint = f"; in dynamic_shapes it asks for {fixes}" if fixes else ""
+        raise ModelError(f"torch.export refuses the graph: {first_line(error)}{hint}") from error

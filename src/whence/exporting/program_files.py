@@ -1,0 +1,86 @@
+"""Exported programs as files."""
+
+import json
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from whence.core.fingerprints import fingerprint
+from whence.core.trees import described
+from whence.errors import InputError, LoadError, ModelError, first_line
+
+ABOUT = "whence.json"  # in a .pt2: the method, and a fingerprint of the model
+SUFFIXES = (".pt2", ".onnx")
+
+
+def check_writable(path: Path, compiled: bool) -> None:
+    """Raise for files that no program is written to."""
+    suffixes = SUFFIXES[:1] if compiled else SUFFIXES
+    if path.suffix not in suffixes:
+        raise InputError(f"{path}: {'a compiled program' if compiled else 'a program'} is written to {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent}")
+
+
+def write_program(program: ExportedProgram, path: Path, model: Any, method: Any, compiled: bool) -> None:
+    about = json.dumps({"method": described(method), "fingerprint": fingerprint(model)})
+    if path.suffix == ".onnx":
+        from whence.exporting.onnx import write_onnx
+
+        write_onnx(program, path)
+        return
+    if compiled:
+        _write_compiled(program, path)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that share memory
+            torch.export.save(program, path)
+    with zipfile.ZipFile(path, "a") as package:
+        folder = package.namelist()[0].split("/")[0]
+        package.writestr(f"{folder}/extra/{ABOUT}", about)
+
+
+def translated(program: ExportedProgram, path: Path, compiled: bool) -> Callable[..., dict[str, Tensor]] | None:
+    """What a compiler or ONNX made of the program, as a function; None of what is the program itself, or not run here."""
+    if compiled:
+        return torch._inductor.aoti_load_package(str(path.resolve()))
+    if path.suffix == ".pt2":
+        return None
+    from whence.exporting.onnx import opened_by_runtime
+
+    return opened_by_runtime(program, path)
+
+
+def check_exported(path: str | Path, model: Any) -> None:
+    """Raise where the model is not the one that a `.pt2` was exported from: its weights, structure or settings changed since.
+
+    >>> whence.check_exported("explainer.pt2", model)
+
+    Raises `ModelError` then, `LoadError` for what is no `.pt2` of `whence.export`.
+    """
+    try:
+        with zipfile.ZipFile(path) as package:
+            kept = next(name for name in [*package.namelist(), ABOUT] if name.endswith(ABOUT))
+            before = json.loads(package.read(kept))["fingerprint"]
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise LoadError(f"{path} is no .pt2 that whence exported: {first_line(error)}") from error
+    if before != fingerprint(model):
+        raise ModelError(f"the model changed since {path} was exported from it; export it anew")
+
+
+def _write_compiled(program: ExportedProgram, path: Path) -> None:
+    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise InputError("AOT Inductor needs a C++ compiler on this machine; install one, or leave compiled out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path.resolve()))
+        except Exception as error:
+            raise ModelError(f"AOT Inductor cannot compile the program: {first_line(error)}") from error

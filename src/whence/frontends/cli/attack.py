@@ -1,0 +1,175 @@
+"""`whence attack`: a picture and its adversarial twin, each with its heatmap; or the experiment of robust features."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from whence.core.pixel_bounds import Box
+from whence.errors import InputError, RuleError
+from whence.frontends.cli.explain import is_array, named, read_input, warn, warn_of_model
+from whence.frontends.cli.options import Json, Sample, Size, Weights
+from whence.frontends.cli.tables import print_table
+from whence.frontends.common.methods import configured
+from whence.methods.registry import METHODS, check_name
+from whence.plotting.drawable import PICTURES, writable
+from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool
+from whence.robustness.explanation_attacks import AttackExplained, explain_attack
+from whence.robustness.robust_features import robust_features_experiment
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+ATTACKS = ("pgd", "fgsm", "mi-fgsm", "deepfool")
+EXPERIMENTS = ("robust-features",)
+EPSILON = 0.15
+
+
+def attack(
+    input: Annotated[str | None, typer.Argument(help="An image or a .npy batch; a bundled digit if not given.")] = None,
+    model: Annotated[
+        str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")
+    ] = "digits",
+    weights: Weights = None,
+    size: Size = None,
+    by: Annotated[str, typer.Option(help=f"The attack: {', '.join(ATTACKS)}.")] = "pgd",
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="How far each pixel may move, of a range of 1; 0.15, or 8/255 for photos, if not given."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The true class, by number or name; what the model says if not given.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class to be taken for, by number or name; any other if not given.")
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"Of the heatmaps: {', '.join(METHODS)}.")] = "lrp",
+    sample: Sample = 0,
+    experiment: Annotated[str | None, typer.Option(help=f"Instead of all that: {', '.join(EXPERIMENTS)}.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random start and of the experiment.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("attack.png"),
+    as_json: Json = False,
+) -> None:
+    """How easily is it fooled? Writes a picture, its heatmap, its adversarial twin, and the twin's heatmap."""
+    from whence.models.registry import load_model
+
+    writable(out, PICTURES)
+    if experiment is not None:
+        given = {"--label": label, "--target": target, "--weights": weights, "--size": size, "--steps": steps,
+                 "the input": input}  # fmt: skip
+        _check_experiment(experiment, [name for name, value in given.items() if value is not None])
+        _run_experiment(experiment, EPSILON if epsilon is None else epsilon, seed, out, as_json)
+        return
+    if by not in ATTACKS:
+        raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
+    check_name(method)
+    loaded = load_model(model, weights, size=size)
+    if loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
+    x = read_input(input, loaded, sample, "attack")
+    is_picture = not is_array(input)
+    box = loaded.preprocessing.box if is_picture or loaded.preprocessing.bounds_known else Box.unbounded()
+    chosen = _attack(by, epsilon, _usual(x), steps, named(target, loaded), box, seed)
+    explained_by = configured(method, None, loaded, x, is_picture=is_picture)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pair = explain_attack(loaded.model, x, named(label, loaded), chosen, method=explained_by).with_classes(loaded.classes)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        warn(message)
+    pair.save(out)
+    report = _report(pair, loaded, input, sample, out)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        warn_of_model(loaded, is_picture)
+        _print(report)
+
+
+def _usual(x: Any) -> float:
+    return 8 / 255 if x.shape[1:2] == (3,) else EPSILON
+
+
+def _attack(by: str, epsilon: float | None, usual: float, steps: int | None, target: int | None, box: Box, seed: int) -> Attack:
+    given: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if by == "deepfool":
+        if target is not None or epsilon is not None:
+            option = "--epsilon" if target is None else "--target"
+            raise RuleError(f"{option}: DeepFool goes to the nearest class, however far; choose --by pgd")
+        return DeepFool(box=box, **given)
+    epsilon = usual if epsilon is None else epsilon
+    if by == "fgsm":
+        if steps is not None:
+            raise RuleError("--steps: FGSM takes one; choose --by pgd")
+        return FGSM(epsilon, targets=target, box=box)
+    if by == "mi-fgsm":
+        return MIFGSM(epsilon, targets=target, box=box, **given)
+    return PGD(epsilon, targets=target, box=box, seed=seed, **given)
+
+
+def _report(pair: AttackExplained, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+    found = pair.attacked
+    flipped, changes = (found.before != found.after).tolist(), pair.flip.conservation.relevance.tolist()
+    return {
+        "model": loaded.name,
+        "trained": loaded.trained,
+        "input": f"bundled digit {sample}" if input is None else input,
+        "attack": type(found.attack).__name__,
+        "success": found.success.tolist(),
+        "right_before": (found.before == found.labels).tolist(),
+        "samples": [
+            dict(zip(("before", "after", "largest_change", "relevance_moved", "margin_changed_by"), row, strict=True))
+            for row in zip(
+                pair.before.target_names(),
+                pair.after.target_names(),
+                found.distances().tolist(),
+                pair.moved.tolist(),
+                [change if flip else None for change, flip in zip(changes, flipped, strict=True)],
+                strict=True,
+            )
+        ],
+        "picture": str(out),
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not all(report["right_before"]):
+        warn("the model says another class than --label from the start")
+    elif not any(report["success"]):
+        warn(f"{report['attack']} found no adversarial example here; that does not prove that there is none")
+    title = f"{report['model']} on {report['input']}, attacked by {report['attack']}"
+    rows = [
+        (row["before"], row["after"], f"{row['largest_change']:.4g}", f"{row['relevance_moved']:.0%}")
+        for row in report["samples"]
+    ]
+    print_table(console, ("before", "after", "largest change", "relevance moved"), rows, title, words=2)
+    console.print(f"the pictures lie in {report['picture']}", markup=False)
+
+
+def _check_experiment(name: str, given: list[str]) -> None:
+    if name not in EXPERIMENTS:
+        raise RuleError(f"no experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
+    if given:
+        raise RuleError(f"--experiment {name} makes its own data and networks; leave {', '.join(given)} out")
+
+
+def _run_experiment(name: str, epsilon: float, seed: int, out: Path, as_json: bool) -> None:
+    found = robust_features_experiment(epsilon, seed=seed)
+    found.save(out)
+    if as_json:
+        print(json.dumps({"experiment": name, "rows": found.rows, "picture": str(out)}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    data = found.base
+    rows = []
+    for row in found.rows:
+        if row["over"] == "epsilon" and row["value"] in (0.0, epsilon):
+            simulated = f"{row['simulated']:.2%} ± {row['standard_error']:.2%}"
+            rows.append((f"{row['kind']} features", f"{row['value']:g}", f"{row['exact']:.2%}", simulated))
+    title = f"d = {data.d} weak features of mean {data.mean:.3g}, one strong feature right with p = {data.p}"
+    print_table(console, ("classifier", "ε", "accuracy, exact", "simulated"), rows, title)
+    console.print(f"the plot lies in {out}", markup=False)

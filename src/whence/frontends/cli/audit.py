@@ -1,0 +1,67 @@
+"""`whence audit STORE`: a page of the strategies among many explanations, the suspicious first."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from whence.auditing.audit import GROUPS, SUFFIXES, audit as run
+from whence.errors import InputError
+from whence.frontends.cli.tables import print_table
+from whence.plotting.drawable import writable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_LISTED = 8
+
+
+def audit(
+    store: Annotated[Path, typer.Argument(help="The folder that `whence explain-dataset` made.")],
+    layer: Annotated[str | None, typer.Option(help="Look at the relevance of this layer's channels, not of the input.")] = None,
+    by: Annotated[str, typer.Option(help=f"What a class is: {', '.join(GROUPS)}.")] = "prediction",
+    clusters: Annotated[int | None, typer.Option(help="Of each class; as many as eigenvalues suggest if not given.")] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PICTURE: places (bright pixels) whose share of relevance is reported; several times."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the clustering.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .html, .json, .png, .pdf or .svg.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")] = False,
+) -> None:
+    """Is the model right for the wrong reason? Clusters the explanations of a store, the suspicious first."""
+    writable(out, SUFFIXES)
+    found = run(store, layer=layer, by=by, clusters=clusters, masks=dict(map(_mask, mask or [])), seed=seed)
+    found.save(out)
+    if as_json:
+        print(found.json())
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    rows = [
+        [found.name(c.group), str(c.number), str(c.size), f"{c.own:.1%}", "⚠" if c.suspicious else "",
+         "–" if c.accuracy is None else f"{c.accuracy:.1%}"]
+        for c in found.clusters[:MOST_LISTED]
+    ]  # fmt: skip
+    heads = ["class", "cluster", "samples", "suspicion", "", "accuracy"]
+    print_table(console, heads, rows, f"{len(found.clusters)} clusters of {len(found.store)} explanations", words=2)
+    for c in found.suspicious:
+        console.print(f"class {found.name(c.group)}, cluster {c.number}: {c.reason(found.name(c.group))}", markup=False)
+    if not found.suspicious:
+        console.print("nothing suspicious")
+    for group in found.skipped:
+        console.print(f"not clustered: {group}", markup=False)
+    console.print(f"the report lies in {out}", markup=False)
+
+
+def _mask(given: str) -> tuple[str, "Tensor"]:
+    """A picture's bright half as a mask, by the name before the equals sign."""
+    import torch
+
+    from whence.models.image_files import read_image
+
+    name, equals, path = given.partition("=")
+    if not equals:
+        raise InputError(f"--mask {given}; give NAME=PICTURE, as in --mask ruler=ruler.png")
+    return name, torch.from_numpy(np.asarray(read_image(path).convert("L")) >= 128)

@@ -1,0 +1,110 @@
+"""`whence concepts`: which channels of a layer carried the output, where in the picture, and what they stand for."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from whence.data.dataset_rows import Rows
+from whence.errors import InputError
+from whence.frontends.cli.explain import named, note, read_input, warn, warn_of_model
+from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
+from whence.frontends.cli.prototype import default_image
+from whence.frontends.cli.tables import print_table
+from whence.frontends.common.data import DATA_HELP, name_of, read_data
+from whence.mechanistic.concepts import REFERENCES, SHOWN, concepts as run
+from whence.plotting.drawable import PICTURES, writable
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+MOST_READ = 500
+STEPS = 256
+
+
+def concepts(
+    input: Input = None,
+    model: Model = "digits",
+    weights: Weights = None,
+    size: Size = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Whose channels (`whence models --layers NAME` lists them); the last convolution.")
+    ] = None,
+    channels: Annotated[str, typer.Option(help="How many, the most relevant; or which, with commas: 3,17,230.")] = str(SHOWN),
+    target: Annotated[
+        str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=f"Where reference samples come from. {DATA_HELP}")] = None,
+    references: Annotated[int, typer.Option(help="Reference samples a channel.")] = REFERENCES,
+    prototypes: Annotated[bool, typer.Option("--prototypes", help="Draw what excites each channel most, too.")] = False,
+    limit: Annotated[int, typer.Option(help="Of the data, the first so many.")] = MOST_READ,
+    sample: Sample = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("concepts.png"),
+    as_json: Json = False,
+) -> None:
+    """What carried this output, in the network's own terms? Channels, where they are relevant, and what they stand for."""
+    from whence.models.registry import BUNDLED, load_model
+
+    writable(out, PICTURES)
+    loaded = load_model(model, weights, size=size)
+    if loaded.text is not None or loaded.both is not None:
+        raise InputError(f"{loaded.name} reads texts; concepts are shown in pictures. Use whence.channel_relevance from Python")
+    x = read_input(input, loaded, sample, "concepts")
+    samples = read_data(data, loaded, "concepts", limit) if data is not None or loaded.name in BUNDLED else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of prototypes: told from their notes
+        found = run(
+            loaded.model, x, layer, named(target, loaded), channels=_channels(channels), references=references,
+            data=None if samples is None else pictures(samples), class_names=loaded.classes,
+            prototypes=_settings(loaded, x) if prototypes else False,
+        )  # fmt: skip
+    found.save(out)
+    rows = [row | {"references": [name_of(samples, i) for i in row["references"]]} for row in found.table]
+    (name,) = found.whole.target_names()
+    if as_json:
+        about = {"model": loaded.name, "trained": loaded.trained, "layer": found.layer, "target": name}
+        print(json.dumps(about | {"output": float(found.whole.output), "channels": rows, "picture": str(out)}))
+        return
+    warn_of_model(loaded)
+    console = Console(highlight=False, soft_wrap=True)
+    if found.whole.conservation.caution:
+        warn(found.whole.conservation.caution)
+    table = [
+        [str(r["channel"]), f"{r['relevance']:.4g}", f"{r['share']:.1%}", *([", ".join(r["references"])] if samples else [])]
+        for r in rows
+    ]
+    heads = ["channel", "relevance", "of the output", *(["most relevant in"] if samples else [])]
+    title = f"channels of {found.layer} in {name} ({float(found.whole.output):.4g}) by {loaded.name}"
+    print_table(console, heads, table, title)
+    if samples is None:
+        note("--data FOLDER shows the samples that each channel is most relevant in")
+    console.print(f"the picture lies in {out}", markup=False)
+
+
+def _channels(given: str) -> int | list[int]:
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise InputError(f"--channels {given}; give how many, or which with commas: 3,17,230 (one alone: 17,)")
+    return int(parts[0]) if len(parts) == 1 and "," not in given else list(map(int, parts))
+
+
+def pictures(samples: Any) -> Tensor:
+    """All of them, since references are told by their numbers; those that cannot be read are named."""
+    rows = Rows.of(samples)
+    found, failed = rows.read(range(rows.count), rows.shape)
+    for failure in failed:
+        warn(f"{name_of(samples, failure.index)}: {failure.message}")
+    if found is None or failed:
+        raise InputError("reference samples are told by their numbers; leave out the pictures that cannot be read")
+    if not isinstance(found.inputs.nest, torch.Tensor):
+        raise InputError("reference samples are pictures")
+    return found.inputs.nest
+
+
+def _settings(loaded: "LoadedModel", x: Tensor) -> dict[str, Any]:
+    return {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "steps": STEPS}

@@ -1,0 +1,132 @@
+"""`whence evaluate`: which of several methods can be trusted on one's own model and data."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from whence.core.trees import each
+from whence.data.dataset_rows import Rows
+from whence.errors import InputError
+from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
+from whence.evaluation.imputers import IMPUTERS
+from whence.evaluation.metrics.registry import METRICS, removes
+from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation
+from whence.frontends.cli.explain import warn_of_model
+from whence.frontends.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights, check_device
+from whence.frontends.cli.tables import print_table
+from whence.frontends.common.data import DATA_HELP, name_of, read_data, warn_of_failures
+from whence.frontends.common.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
+from whence.plotting.drawable import writable
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+KEPT = ".{}-unfinished"
+
+
+def evaluate(
+    model: Model = "digits",
+    weights: Weights = None,
+    size: Size = None,
+    device: Device = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    methods: Annotated[str, typer.Option(help=SEVERAL_HELP)] = ",".join(USUAL),
+    metrics: Annotated[str, typer.Option(help=f"Names with commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
+    target: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
+    regions: Annotated[
+        str | None,
+        typer.Option(help="What is taken away at once: pixels, or the side of square patches; some 14 a side if not given."),
+    ] = None,
+    imputer: Annotated[
+        str | None, typer.Option(help=f"What stands in its place: a number or id, {', '.join(IMPUTERS)}.")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="logit, logit_difference or probability.")] = None,
+    limit: Limit = None,
+    keep: Annotated[Path | None, typer.Option(help="A folder for what is finished, which --shard jobs share.")] = None,
+    shard: Shard = None,
+    engine: Engine = "local",
+    address: Address = None,
+    seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .html, .png, .pdf, .svg, .csv or .json.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
+) -> None:
+    """Which explanation can be trusted? Scores methods on data; a run that was killed goes on where it was."""
+    from whence.models.registry import load_model
+
+    writable(out, SUFFIXES)
+    wanted, measured = listed(methods), listed(metrics)
+    check_known(wanted, SEVERAL, "method")
+    check_known(measured, list(METRICS), "metric")
+    check_device(device, engine)
+    loaded = load_model(model, weights, size=size, device=device)
+    samples = read_data(data, loaded, "evaluate", limit)
+    first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
+    by_name = {name: one_of_several(name, loaded, first, bounded) for name in wanted}
+    taken_away = removal(regions, imputer, score, loaded, measured)
+    if shard is not None and keep is None:
+        raise InputError("--shard leaves its part in a folder that all jobs see; give it: --keep FOLDER")
+    aside = out.with_name(KEPT.format(out.name))
+    found = run(
+        loaded.model, samples, by_name, measured, target=_target(target), seed=seed, keep=keep or aside, shard=shard,
+        engine=engine, address=address, **taken_away,
+    )  # fmt: skip
+    found.save(out)
+    _forget(aside)
+    unread = {f.sample: f.message for f in found.failures}
+    warn_of_failures([f"{name_of(samples, number)}: {message}" for number, message in unread.items()])
+    if as_json:
+        print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.plain_table, "report": str(out)}))
+    else:
+        _print(found, loaded, out)
+
+
+def first_sample(samples: Any) -> Any:
+    """One sample as a batch, by which methods are fitted to the kind of input."""
+    if isinstance(samples, tuple):
+        return each(lambda t: t[:1], samples[0])
+    return Rows.of(samples).first.inputs.nest
+
+
+def removal(
+    regions: str | None, imputer: str | None, score: str | None, loaded: "LoadedModel", metrics: list[str]
+) -> dict[str, Any]:
+    """How parts are taken away, as the metrics by name do; of texts, what stands in their place."""
+    given: dict[str, Any] = {}
+    if regions is not None:
+        given["regions"] = int(regions) if regions.isdecimal() else regions
+    if imputer is not None:
+        given["imputer"] = imputer if imputer in IMPUTERS else _number(imputer)
+    elif loaded.text is not None and any(removes(METRICS[name]()) for name in metrics):
+        given["imputer"] = loaded.text.blank_id
+    if score is not None:
+        given["score"] = score
+    return given
+
+
+def _number(given: str) -> float | int:
+    try:
+        return int(given) if given.lstrip("-").isdecimal() else float(given)
+    except ValueError as error:
+        raise InputError(f"--imputer {given}: give a number or one of {', '.join(IMPUTERS)}") from error
+
+
+def _target(given: str) -> Any:
+    return int(given) if given.isdecimal() else given
+
+
+def _forget(kept: Path) -> None:
+    from shutil import rmtree
+
+    rmtree(kept, ignore_errors=True)
+
+
+def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    warn_of_model(loaded)
+    heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
+    print_table(console, heads, found.words, f"explanations of {loaded.name}")
+    console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)
+    console.print(f"the report lies in {out}", markup=False)

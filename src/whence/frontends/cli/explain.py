@@ -1,0 +1,267 @@
+"""`whence explain`: a picture, a text or a bundled digit, a model, a heatmap."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor
+
+from whence.core.devices import first_weight
+from whence.core.explain import explain as run
+from whence.core.explanation import SUFFIXES, Explanation
+from whence.core.targets import Logit
+from whence.core.trees import tensors
+from whence.errors import InputError, LoadError, TargetError, hint, missing, suggestion
+from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
+from whence.frontends.cli.tables import print_table
+from whence.frontends.common.methods import PRESETS, check_rules, configured
+from whence.methods.registry import METHODS
+from whence.plotting.drawable import writable
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+MOST_NAMED = 20  # classes
+SOURCES = {
+    "relevance": "relevance",
+    "absorbed": "absorbed (by biases, ε, shifts, softmaxes or terms of second order)",
+    "baseline": "baseline (the output at the baseline or root)",
+}
+
+
+def explain(
+    input: Input = None,
+    model: Model = "digits",
+    weights: Weights = None,
+    size: Size = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class or token to explain, by number or name; the likeliest if not given.")
+    ] = None,
+    rather_than: Annotated[str | None, typer.Option(help="Explain why the target rather than this class or token.")] = None,
+    position: Annotated[int, typer.Option(help="The token after which a language model predicts; -1 is the last.")] = -1,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
+    rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
+    sample: Sample = 0,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Beside a photo, for models that read both; several for CLIP to choose from.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path(
+        "heat.png"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Why this output? Writes a heatmap that adds up to the prediction."""
+    from whence.models.registry import load_model
+
+    _check(method, rules, out)
+    loaded = load_model(model, weights, size=size)
+    x = read_input(input, loaded, sample) if loaded.both is None else loaded.both.read(_photo(input, loaded), text or [])
+    if text and loaded.both is None:
+        raise InputError(f"--text: {loaded.name} does not read a picture and a text together")
+    chosen = configured(method, rules, loaded, x, is_picture=not is_array(input))
+    if loaded.both is not None and loaded.both.compares:
+        explained: Any = _of_texts(loaded.model, x, text or [], target, rather_than)
+    else:
+        explained = Logit(named(target, loaded), named(rather_than, loaded), position)
+    if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
+        raise TargetError(f"--target and --rather-than are both {target}; there is no difference to explain")
+    explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
+    if loaded.text is not None:
+        explanation = explanation.with_tokens(loaded.text.tokenizer)
+    explanation.save(out)
+    report = _report(explanation, loaded, input, sample, out)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        warn_of_model(loaded, not is_array(input))
+        _print(report)
+
+
+def _photo(input: str | None, loaded: "LoadedModel") -> str:
+    if input is None:
+        raise InputError(
+            f"nothing to explain: pass a photo, as in `whence explain photo.jpg --text 'a cat' --model {loaded.name}`"
+        )
+    return input
+
+
+def _of_texts(model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None) -> Callable[[Any], Tensor]:
+    """The score of one text for the picture, by its number or as it was given; of the likeliest if none is named."""
+    chosen, other = (_number(text, texts) for text in (target, rather_than))
+    if chosen is None:
+        with torch.no_grad():
+            chosen = int(model(**x).logits_per_image.argmax(1))
+
+    def score(outputs: Any) -> Tensor:
+        scores = outputs.logits_per_image
+        return scores[:, chosen] if other is None else scores[:, chosen] - scores[:, other]
+
+    score.__name__ = texts[chosen] if other is None else f"{texts[chosen]} rather than {texts[other]}"
+    return score
+
+
+def _number(text: str | None, texts: list[str]) -> int | None:
+    if text is None or text in texts:
+        return None if text is None else texts.index(text)
+    if text.isdecimal() and int(text) < len(texts):
+        return int(text)
+    raise TargetError(f"no --text is {text!r}; choose one of them, or its number from 0 to {len(texts) - 1}")
+
+
+def _check(method: str, rules: str | None, out: Path) -> None:
+    """What can be refused before the model is loaded."""
+    check_rules(method, rules)
+    writable(out, SUFFIXES)
+
+
+def named(index: str | None, loaded: "LoadedModel") -> int | None:
+    """A class or token by its number or its name."""
+    if index is None:
+        return None
+    if index.removeprefix("-").isdecimal():
+        return int(index)
+    names = [name.lower() for name in loaded.classes]
+    if index.lower() in names:
+        return names.index(index.lower())
+    if loaded.text is not None and not names:
+        return loaded.text.token_id(index)
+    if not names:
+        raise TargetError(f"{loaded.name} does not name its classes; give a number, or let it be a whence.LoadedModel")
+    told = hint if len(names) <= MOST_NAMED else suggestion
+    raise TargetError(f"{loaded.name} has no class {index!r}{told(index, loaded.classes)}")
+
+
+def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
+    """What is to be explained: a picture, an array, a text, or a bundled digit."""
+    from whence.models.image_files import of_eight_bits, read_image
+    from whence.models.registry import BUNDLED
+
+    if given is None:
+        if loaded.name not in BUNDLED:
+            what = "an image" if loaded.text is None else "a text"
+            example = "photo.jpg" if loaded.text is None else "'a sentence'"
+            raise InputError(f"nothing to {command}: pass {what}, as in `whence {command} {example} --model {loaded.name}`")
+        from whence.models.digits import digit_samples
+
+        images, _ = digit_samples()
+        if not 0 <= sample < len(images):
+            raise InputError(
+                f"--sample {sample} is out of range: there are {len(images)} bundled digits, 0 to {len(images) - 1}"
+            )
+        return images[sample : sample + 1]
+    if loaded.text is not None:
+        return loaded.text.read(given)
+    if is_array(given):
+        return _as_computed(read_array(Path(given)), loaded.model)
+    image = of_eight_bits(read_image(given), given)
+    if loaded.name in BUNDLED and image.size != loaded.preprocessing.size:
+        warn(f"{loaded.name} reads digits, white on black, 28 × 28; another picture needs a model of its own: --model")
+    return loaded.preprocessing.of_image(image)
+
+
+def _as_computed(x: Tensor, model: Any) -> Tensor:
+    """Floating-point numbers in the precision of the model."""
+    weight = first_weight(model)
+    return x if weight is None or not x.is_floating_point() else x.to(weight.dtype)
+
+
+def is_array(given: str | None) -> bool:
+    """Whether the input is a file of numbers, not a picture."""
+    return given is not None and given.endswith(".npy")
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
+
+
+def warn_of_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
+    """Of one that nobody has trained, or of which nobody says so, or how its pictures are to be scaled."""
+    name = escape(loaded.name)
+    if loaded.trained is False:
+        warn(f"{name} has random weights; pass --weights FILE, or --weights DEFAULT to download")
+    if loaded.trained is None:
+        note(f"the weights are those that {name} gives; --weights FILE loads others")
+    if of_pictures and not loaded.preprocessing.bounds_known and loaded.text is None:
+        note(f"{name} does not say how pictures are normalised: they lie from 0 to 1; a whence.LoadedModel says it")
+
+
+def note(text: str) -> None:
+    """One line beside the results."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"note: {text}")
+
+
+def read_array(path: Path) -> Tensor:
+    import numpy as np
+
+    if not path.is_file():
+        raise LoadError(missing(path))
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise LoadError(f"{path} is no readable .npy array") from error
+
+
+def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+    account, target = explanation.conservation, explanation.target
+    index = target.index if isinstance(target, Logit) else None
+    numbers = index.tolist() if isinstance(index, Tensor) else [None] * len(explanation)
+    texts = _text(explanation) if explanation.tokens else {}
+    return {
+        "model": loaded.name,
+        "trained": loaded.trained,
+        "input": f"bundled digit {sample}" if input is None else input,
+        "method": type(explanation.method).__name__,
+        "target": [{"index": i, "name": name} for i, name in zip(numbers, explanation.target_names(), strict=True)],
+        "output": account.output.tolist(),
+        "relevance": account.relevance.tolist(),
+        "absorbed": None if account.absorbed is None else account.absorbed.tolist(),
+        "baseline": None if account.baseline is None else account.baseline.tolist(),
+        "adds_up": account.adds_up,
+        "error": account.error.tolist(),
+        "photo": loaded.both is not None,
+        "note": explanation.note,
+        "caution": account.caution,
+        "picture": str(out),
+        **texts,
+    }
+
+
+def _text(explanation: Explanation) -> dict[str, Any]:
+    """The tokens of the first text and their relevance; of several beside one picture, the text that has most."""
+    name, rows = next(iter(explanation.tokens.items()))
+    relevance = tensors(explanation.relevance)[name]
+    row = 0 if len(rows) == len(explanation) else int(relevance.abs().sum(1).argmax())
+    return {"tokens": rows[row], "scores": relevance[row].tolist()}
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if "tokens" in report:
+        from whence.plotting import token_text
+
+        console.print(token_text.terminal(*token_text.gathered(report["tokens"], torch.tensor(report["scores"]))))
+        console.print()
+    named = "a text" if "tokens" in report and not report["photo"] else report["input"]
+    parts = [part for part in ("relevance", "absorbed", "baseline") if report[part] is not None]
+    headings = ("target", "output", *parts, *(["error"] if report["adds_up"] else []))
+    rows = []
+    for i, target in enumerate(report["target"]):
+        number = target["index"]
+        name = target["name"] if number is None or target["name"] == str(number) else f"{number} {target['name']}"
+        amounts = [f"{report[heading][i]:{'.0e' if heading == 'error' else '.4g'}}" for heading in headings[1:]]
+        rows.append((name, *amounts))
+    print_table(console, headings, rows, f"{report['model']} on {named}, explained by {report['method']}")
+    if report["note"]:
+        console.print(f"explained is the output {report['note']}")
+    if report["caution"]:
+        warn(report["caution"])
+    if len(parts) > 1:
+        console.print(f"output = {' + '.join(SOURCES[part] for part in parts)}")
+    console.print(f"the picture lies in {report['picture']}", markup=False)

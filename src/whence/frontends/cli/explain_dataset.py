@@ -1,0 +1,71 @@
+"""`whence explain-dataset`: a folder of pictures, all explained, in a store that survives being killed."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from whence.errors import InputError, counted
+from whence.frontends.cli.explain import warn_of_model
+from whence.frontends.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights, check_device
+from whence.frontends.common.data import DATA_HELP, name_of, read_data, warn_of_failures
+from whence.frontends.common.methods import PRESETS, configured
+from whence.methods.registry import METHODS, check_name
+from whence.stores.explain_dataset import SHARD_SIZE, explain_dataset as run
+
+
+def explain_dataset(
+    store: Annotated[Path, typer.Argument(help="The folder of the store, new or begun.")],
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    model: Model = "digits",
+    weights: Weights = None,
+    size: Size = None,
+    device: Device = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
+    rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
+    targets: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Keep the relevance of every channel of this layer; several times.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Keep relevance as it is, not summed over channels in half precision.")
+    ] = False,
+    shard: Shard = None,
+    shard_size: Annotated[int, typer.Option(help="Samples a file.")] = SHARD_SIZE,
+    batch_size: Annotated[int | None, typer.Option(help="Samples at once; by their size if not given.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Explain a whole data set, into a store. A run that was killed goes on where it was."""
+    from whence.models.registry import load_model
+
+    check_name(method)
+    check_device(device, engine)
+    loaded = load_model(model, weights, size=size, device=device)
+    if loaded.both is not None or loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; a store of those is made from Python: whence.explain_dataset")
+    samples = read_data(data, loaded, "explain-dataset", limit)
+    bounded = loaded.preprocessing.bounds_known
+    first = torch.zeros(1, loaded.preprocessing.channels, *(loaded.preprocessing.size or (1, 1)))
+    found = run(
+        loaded.model, samples, store,
+        method=configured(method, rules, loaded, first, bounded), targets=int(targets) if targets.isdecimal() else targets,
+        layers=layer or (), reduce="none" if full else "channels", shard=shard, shard_size=shard_size, batch_size=batch_size,
+        engine=engine, address=address, class_names=loaded.classes,
+    )  # fmt: skip
+    failures = [{"sample": name_of(samples, f["index"]), "message": f["message"]} for f in found.failures]
+    if as_json:
+        about = {"model": loaded.name, "trained": loaded.trained, "samples": len(found), "missing_shards": found.missing}
+        print(json.dumps(about | {"failures": failures, "store": str(store)}))
+        return
+    warn_of_model(loaded)
+    warn_of_failures([f"{failure['sample']}: {failure['message']}" for failure in failures])
+    console = Console(highlight=False, soft_wrap=True)
+    rest = f", {len(found.missing)} shards are left to other jobs" if found.missing else ""
+    console.print(f"{len(found)} of {counted(found.manifest.count, 'sample')} of {loaded.name} explained{rest}", markup=False)
+    console.print(f"the store lies in {store}; whence audit {store}", markup=False)

@@ -1,0 +1,206 @@
+"""`whence prototype`: what a class or a channel stands for, as a picture."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from whence.errors import InputError, RuleError
+from whence.frontends.cli.explain import named, read_array, warn, warn_of_model
+from whence.frontends.cli.options import Device, Json, Weights
+from whence.frontends.cli.tables import print_table
+from whence.plotting.drawable import PICTURES, writable, written
+from whence.prototypes.activation_maximization import prototype as run
+from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixels
+from whence.prototypes.priors import L2, CodeSpace
+from whence.prototypes.prototypes import side_by_side
+from whence.prototypes.top_samples import top_samples
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+    from whence.prototypes.prototypes import Prototypes
+
+IMAGES = {"pixels": Pixels, "fourier": Fourier, "maco": MACO, "cppn": CPPN}
+PRIORS = ("none", "l2", "expert", "decoder")
+STRENGTHS = {"l2": 0.3, "expert": 0.3, "decoder": 0.1}
+
+
+def prototype(
+    model: Annotated[str, typer.Option(help="digits, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")] = "digits",
+    weights: Weights = None,
+    device: Device = None,
+    target: Annotated[
+        str | None, typer.Option(help="Classes by number or name, as in 3 or 0-9 or cat,dog; or layer:channel.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="A layer by name (`whence models --layers NAME` lists them).")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Channels of --layer, as in 3 or 0-15; the first sixteen if not given.")
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="A .npy batch of data: its nine samples of most activation are drawn beside.")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="none, l2, and for digits expert or decoder.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Of the prior.")] = None,
+    image: Annotated[str | None, typer.Option(help=f"How the picture is written down: {', '.join(IMAGES)}.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the picture; what the model takes if not given.")] = None,
+    steps: Annotated[int, typer.Option(help="Of the search.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the start and the changes between steps.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .npz or .safetensors.")] = Path("prototypes.png"),
+    as_json: Json = False,
+) -> None:
+    """What does the network take a concept to be? Draws the input that excites it most.
+
+    With no argument: the ten digits by l2, expert and decoder, side by side.
+    """
+    from whence.models.registry import load_model
+
+    writable(out, (*PICTURES, ".npz", ".safetensors"))
+    _check(prior, strength, image, size, layer, channels)
+    loaded = load_model(model, weights, device=device)
+    if loaded.text is not None:
+        raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
+    concepts = _concepts(target, layer, channels, loaded)
+    settings: dict[str, Any] = {"steps": steps, "seed": seed}
+    if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURES:
+        found = {name: search(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
+        drawn = side_by_side(found)
+        with written(out) as beside_it:
+            drawn.savefig(beside_it)
+    else:
+        name = prior or "none"
+        prototypes = search(loaded, concepts, name, strength, image, size, settings)
+        prototypes = prototypes if beside is None else _beside(prototypes, loaded, concepts, beside)
+        prototypes.save(out)
+        found = {name: prototypes}
+    report = {"model": loaded.name, "trained": loaded.trained, "picture": str(out), "prototypes": _report(found)}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        warn_of_model(loaded)
+        _print(report)
+
+
+def _check(
+    prior: str | None, strength: float | None, image: str | None, size: int | None, layer: str | None, channels: str | None
+) -> None:
+    if channels is not None and layer is None:
+        raise RuleError("--channels goes with --layer")
+    if strength is not None and prior == "none":
+        raise RuleError("--strength is that of a prior; choose one by --prior")
+    if prior not in (None, *PRIORS):
+        raise RuleError(f"no prior {prior!r}; choose from {', '.join(PRIORS)}")
+    if image not in (None, *IMAGES):
+        raise RuleError(f"no image {image!r}; choose from {', '.join(IMAGES)}")
+    if size is not None and size < 1:
+        raise InputError(f"--size {size}; give at least 1")
+
+
+def _concepts(target: str | None, layer: str | None, channels: str | None, loaded: "LoadedModel") -> list[Any]:
+    if layer is not None and target is not None:
+        raise RuleError("give --target or --layer, not both")
+    if layer is not None:
+        return [f"{layer}:{part.strip()}" for part in (channels or "0-15").split(",")]
+    if target is not None and ":" in target:
+        return [part.strip() for part in target.split(",")]
+    if target is None:
+        if not loaded.classes:
+            raise RuleError("give --target, a class, or --layer and --channels")
+        return list(range(min(10, len(loaded.classes))))
+    classes: list[Any] = []
+    for part in target.split(","):
+        first, dash, last = part.partition("-")
+        if dash and first.isdecimal() and last.isdecimal():
+            classes.extend(range(int(first), int(last) + 1))
+        else:
+            classes.append(named(part.strip(), loaded))
+    return classes
+
+
+def search(
+    loaded: "LoadedModel",
+    concepts: list[Any],
+    prior: str,
+    strength: float | None,
+    image: str | None,
+    size: int | None,
+    settings: dict[str, Any],
+) -> "Prototypes":
+    """Prototypes of pictures as the model says that it takes them."""
+    preprocessing = loaded.preprocessing
+    if preprocessing.size is None and size is None:
+        raise InputError(f"{loaded.name} does not say how large its pictures are; pass --size")
+    height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
+    shape = (preprocessing.channels, height, width)
+    bounds = preprocessing.bounds
+    written = IMAGES[image](*bounds) if image else default_image(prior, shape, bounds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # told from the note
+        found = run(
+            loaded.model,
+            concepts,
+            prior=_prior(prior, loaded, strength),
+            strength=(STRENGTHS["expert"] if strength is None else strength) if prior == "expert" else 1.0,
+            shape=shape,
+            image=written,
+            **settings,
+        )
+    names = [loaded.called(int(name)) if name.isdecimal() else name for name in found.names]
+    return replace(found, bounds=bounds, names=names)
+
+
+def default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
+    """Photos as Fourier coefficients; without a prior nothing else keeps pixels between their bounds."""
+    if prior != "none":
+        return None
+    return Fourier(*bounds) if min(shape[1:]) > 64 else Pixels(*bounds)
+
+
+def _prior(name: str, loaded: "LoadedModel", strength: float | None) -> Any:
+    if name == "none":
+        return None
+    if name == "l2":
+        return L2(STRENGTHS["l2"] if strength is None else strength)
+    if loaded.name != "digits":
+        raise RuleError(f"--prior {name} is bundled for digits alone; fit one in Python: whence.GaussianRBM, whence.VAE")
+    from whence.models.digits import digit_decoder, digit_expert
+
+    if name == "expert":
+        return digit_expert()
+    return CodeSpace(digit_decoder(), STRENGTHS["decoder"] if strength is None else strength)
+
+
+def _beside(found: "Prototypes", loaded: "LoadedModel", concepts: list[Any], data: Path) -> "Prototypes":
+    samples = read_array(data)
+    top = top_samples(loaded.model, concepts, samples, n=min(9, len(samples)))
+    return found.beside(samples[top.indices])
+
+
+def _report(found: "dict[str, Prototypes]") -> list[dict[str, Any]]:
+    return [
+        {
+            "prior": prior,
+            "concept": name,
+            "activation": float(p.activation[k]),
+            "log_prob": None if p.log_prob is None else float(p.log_prob[k]),
+            "note": p.note,
+        }
+        for prior, p in found.items()
+        for k, name in enumerate(p.names)
+    ]
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for note in dict.fromkeys(row["note"] for row in report["prototypes"] if row["note"]):
+        warn(note)
+    rows, likely = [], any(row["log_prob"] is not None for row in report["prototypes"])
+    for row in report["prototypes"]:
+        log_prob = "" if row["log_prob"] is None else f"{row['log_prob']:.4g}"
+        rows.append((row["prior"], row["concept"], f"{row['activation']:.4g}", *([log_prob] if likely else [])))
+    heads = ("prior", "concept", "activation", *(["log p(x)"] if likely else []))
+    print_table(console, heads, rows, f"prototypes of {report['model']}", words=2)
+    console.print(f"the picture lies in {report['picture']}", markup=False)

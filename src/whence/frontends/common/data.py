@@ -1,0 +1,92 @@
+"""What commands that read many samples are given: a folder of pictures, a file of arrays or texts, or the bundled digits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from whence.errors import InputError, LoadError
+from whence.frontends.cli.explain import is_array, read_array, warn
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+MOST_NAMED = 10
+DATA_HELP = (
+    "A folder of pictures (in folders named by class, if their labels are known), an .npz with images and labels, "
+    "an .npy batch, or a .txt with a text a line for hf: models; the 50 bundled digits if not given."
+)
+
+
+def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int | None = None) -> Any:
+    """Samples, with their labels where they are known: a data set or `(x, y)`."""
+    from whence.models.image_folders import Folder, read_arrays
+
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}; give at least 1")
+    if given is None:
+        return _cut(_bundled(loaded, command), limit)
+    path = Path(given)
+    if path.is_dir():
+        found = Folder.of(path, loaded.preprocessing, loaded.classes)
+        return found if limit is None else found.first(limit)
+    if not path.is_file():
+        raise LoadError(f"no folder or file {given}")
+    if loaded.text is not None:
+        return _texts(path, loaded, limit)
+    if is_array(given):
+        return _cut((read_array(path), None), limit)
+    if path.suffix == ".npz":
+        return _cut(read_arrays(path, loaded.preprocessing), limit)
+    raise LoadError(f"{given} is no folder of pictures, .npz or .npy")
+
+
+def name_of(samples: Any, number: int) -> str:
+    """The file of a sample, or its number where it has none."""
+    from whence.models.image_folders import Folder
+
+    return samples.name(number) if isinstance(samples, Folder) else str(number)
+
+
+def warn_of_failures(failures: Sequence[str]) -> None:
+    """The first few, and how many more."""
+    for failure in failures[:MOST_NAMED]:
+        warn(failure)
+    if len(failures) > MOST_NAMED:
+        warn(f"and {len(failures) - MOST_NAMED} more that failed")
+
+
+def _bundled(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:
+    from whence.models.digits import digit_samples
+    from whence.models.registry import BUNDLED
+
+    if loaded.name not in BUNDLED:
+        raise InputError(f"nothing to {command}: pass data, as in `whence {command} --model {loaded.name} --data FOLDER`")
+    return digit_samples()
+
+
+def _texts(path: Path, loaded: "LoadedModel", limit: int | None) -> Any:
+    """Texts of a file, a line each, padded to the longest."""
+    import torch
+
+    assert loaded.text is not None
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:limit]
+    if not lines:
+        raise LoadError(f"{path} has no text")
+    read = [loaded.text.read(line) for line in lines]
+    longest = max(text["input_ids"].shape[1] for text in read)
+    for text in read:
+        text.setdefault("attention_mask", torch.ones_like(text["input_ids"]))
+
+    def padded(name: str) -> Tensor:
+        fill = loaded.text.blank_id if name == "input_ids" else 0  # type: ignore[union-attr]
+        rows = [torch.nn.functional.pad(text[name], (0, longest - text[name].shape[1]), value=fill) for text in read]
+        return torch.cat(rows)
+
+    return {name: padded(name) for name in read[0]}, None
+
+
+def _cut(data: tuple[Any, Any], limit: int | None) -> tuple[Any, Any]:
+    x, y = data
+    return x[:limit], None if y is None else y[:limit]

@@ -1,0 +1,126 @@
+"""What a question means to the model that it asks."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.core.explain import explain
+from whence.core.explainer import Explainer
+from whence.core.explanation import Explanation
+from whence.core.targets import Logit
+from whence.errors import InputError, RuleError, TargetError, suggestion
+from whence.frontends.common.methods import PRESETS, configured
+from whence.frontends.web.images import decoded, drawn, opened
+from whence.frontends.web.schemas import Question, Settings
+from whence.frontends.web.served_models import models, shape
+from whence.lrp.rules.rules import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
+from whence.methods.lrp import LRP
+from whence.methods.registry import IN_ONE_GRAPH, METHODS
+from whence.models.registry import BUNDLED, LoadedModel
+
+CLASSES_SHOWN = 10
+
+
+def read(question: Question) -> tuple[LoadedModel, Any]:
+    """The model, and what it is given."""
+    loaded = models[question.model]
+    if question.drawing is not None and loaded.text is None:
+        return loaded, drawn(question.drawing)
+    if question.picture is not None and loaded.text is None:
+        return loaded, loaded.preprocessing.of_image(opened(decoded(question.picture)))
+    if question.text is not None and loaded.text is not None:
+        return loaded, loaded.text.read(question.text)
+    raise InputError(f"{loaded.name} reads {'a text' if loaded.text is not None else 'a picture'}, and none was sent")
+
+
+def target_of(question: Question, loaded: LoadedModel) -> Logit:
+    target, other = index_of(question.target, loaded), index_of(question.rather_than, loaded)
+    if target is not None and target == other:
+        raise TargetError("the class is the same as the one it is compared with; there is no difference to explain")
+    return Logit(target, other, question.position)
+
+
+def index_of(given: int | str | None, loaded: LoadedModel) -> int | None:
+    if given is None or isinstance(given, int):
+        return given
+    if given in loaded.classes:
+        return list(loaded.classes).index(given)
+    if loaded.text is not None and not loaded.classes:
+        return loaded.text.token_id(given)
+    raise TargetError(f"{loaded.name} has no class {given!r}{suggestion(given, loaded.classes)}")
+
+
+def method_of(question: Question, loaded: LoadedModel, x: Any) -> Any:
+    settings = question.settings
+    if question.method in PRESETS:
+        return configured("lrp", question.method, loaded, x, is_picture=loaded.text is None)
+    if question.method not in METHODS:
+        raise RuleError(f"no method {question.method!r}{suggestion(question.method, METHODS)}")
+    if question.method != "lrp" or settings.rule == "default":
+        return configured(question.method, None, loaded, x, is_picture=loaded.text is None)
+    dense, rule = Epsilon(settings.epsilon), rule_of(settings)
+    kinds = {type(module) for module in loaded.model.modules()} if isinstance(loaded.model, nn.Module) else set()
+    chosen = {nn.Conv1d: rule, nn.Conv2d: rule, nn.Linear: dense}
+    mine: dict[Any, Any] = {kind: rule for kind, rule in chosen.items() if kind in kinds}
+    return LRP(mine | LRP().rules)  # type: ignore[operator]
+
+
+def answered(question: Question, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
+    """Why this output?"""
+    target, method = target_of(question, loaded), method_of(question, loaded, x)
+    if loaded.name in BUNDLED and isinstance(method, IN_ONE_GRAPH):
+        replaying = explainer(question.model, question.method, question.settings.model_dump_json())
+        return replaying(x, target, layers=layers)
+    return explain(loaded.model, x, target, method=method, layers=layers, class_names=loaded.classes, progress=False)
+
+
+def rule_of(settings: Settings) -> LinearRule:
+    """The one that is set by hand."""
+    rules = {
+        "gamma": Gamma(settings.gamma),
+        "alpha_beta": AlphaBeta(settings.alpha, settings.alpha - 1, part=settings.part),
+        "epsilon": Epsilon(settings.epsilon),
+        "z_plus": ZPlus(),
+    }
+    return rules[settings.rule]
+
+
+@lru_cache(maxsize=64)
+def explainer(model: str, method: str, settings: str) -> Explainer:
+    """One that replays, for what is asked at every stroke."""
+    loaded = models[model]
+    question = Question(model=model, method=method, settings=Settings.model_validate_json(settings))
+    x = torch.zeros(1, *shape(loaded))
+    return Explainer(loaded.model, method_of(question, loaded, x), class_names=loaded.classes, capture=True)
+
+
+def shares_of(loaded: LoadedModel, x: Any) -> Tensor:
+    """The probability of each class, or next token, `[N, C]`."""
+    with torch.no_grad():
+        outputs = loaded.model(**x) if isinstance(x, dict) else loaded.model(x)
+    logits = getattr(outputs, "logits", outputs)
+    return (logits[:, -1] if logits.dim() == 3 else logits).softmax(1)
+
+
+def told(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
+    """The prediction and the account."""
+    account, shares = e.conservation, shares_of(loaded, x)[0]
+    likeliest = shares.topk(min(CLASSES_SHOWN, len(shares)))
+    (target,) = e.target_names()
+    index = e.target.index if isinstance(e.target, Logit) else e.target
+    return {
+        "target": {"name": target, "index": int(index[0]) if isinstance(index, Tensor) else None},
+        "classes": [
+            {"index": i, "name": loaded.called(i), "share": share}
+            for i, share in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        ],
+        "output": float(account.output),
+        "relevance_sum": float(account.relevance),
+        "absorbed": None if account.absorbed is None else float(account.absorbed),
+        "adds_up": account.adds_up,
+        "caution": account.caution,
+        "note": e.note,
+    }

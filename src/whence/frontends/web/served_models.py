@@ -1,0 +1,55 @@
+"""The models that the server was started with, loaded in each process that computes answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from whence.errors import InputError, suggestion
+from whence.frontends.common.data import read_data
+from whence.models.registry import BUNDLED, LoadedModel, load_model
+
+MOST_READ = 50  # samples of the data
+
+
+@dataclass(frozen=True)
+class Served:
+    """What `whence serve` was told to show: models with their weights, data for those that have none bundled, stores."""
+
+    models: Sequence[tuple[str, str | None]] = (("digits", None),)
+    data: str | None = None
+    stores: Sequence[str] = ()
+
+
+@dataclass
+class Models:
+    """Those, by name, each loaded once."""
+
+    served: Served
+    _loaded: dict[str, LoadedModel] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> LoadedModel:
+        weights = dict(self.served.models)
+        if name not in weights:
+            raise InputError(f"no model {name!r} was started here{suggestion(name, weights)}")
+        if name not in self._loaded:
+            self._loaded[name] = load_model(name, weights[name])
+        return self._loaded[name]
+
+    def data_of(self, name: str, limit: int = MOST_READ) -> Any:
+        """The first samples of the data, or of the bundled digits, with their labels where these are known."""
+        loaded = self[name]
+        if not self.has_data(name):
+            raise InputError(f"no data for {name}; start the server with it: whence serve --model {name} --data FOLDER")
+        return read_data(None if loaded.name in BUNDLED else self.served.data, loaded, "serve", limit)
+
+    def has_data(self, name: str) -> bool:
+        return self[name].name in BUNDLED or self.served.data is not None
+
+
+models = Models(Served())
+
+
+def shape(loaded: LoadedModel) -> tuple[int, ...]:
+    """Of one picture."""
+    size = loaded.preprocessing.size or (28, 28)
+    return (loaded.preprocessing.channels, *size)

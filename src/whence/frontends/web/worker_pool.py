@@ -1,0 +1,48 @@
+"""Processes that compute answers: a crash or a runaway question ends one of them, and another takes its place."""
+
+import asyncio
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from whence.errors import InputError, ModelError, WhenceError, first_line, out_of_memory
+from whence.frontends.web import handlers
+from whence.frontends.web.served_models import Served
+
+SECONDS = 60.0
+WAITING = 64  # questions that may wait for a process
+
+
+class Workers:
+    """Asked from the server's one thread."""
+
+    def __init__(self, served: Served, count: int = 2, seconds: float = SECONDS):
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPool(max_workers=count, initializer=handlers.begin, initargs=(served,), context=context)
+        self._seconds, self._waiting = seconds, 0
+
+    async def ask(self, answer: Callable[..., Any], question: Any) -> Any:
+        """`answer(question)` in another process; what goes wrong is a `WhenceError`."""
+        if self._waiting >= WAITING:
+            raise InputError("too many questions are waiting; ask again in a moment")
+        self._waiting += 1
+        try:
+            future = self._pool.schedule(answer, args=(question,), timeout=self._seconds)
+            return await asyncio.wrap_future(future)
+        except WhenceError:
+            raise
+        except TimeoutError as error:
+            raise ModelError(f"that took longer than {self._seconds:.0f} s and was stopped; ask for a faster method") from error
+        except ProcessExpired as error:
+            raise ModelError("the process that computed this ended; another has taken its place") from error
+        except Exception as error:
+            what = "memory ran out" if out_of_memory(error) else first_line(error)
+            raise ModelError(f"that cannot be answered: {what}") from error
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        self._pool.stop()
+        self._pool.join()

@@ -1,0 +1,1 @@
+"""An explanation as one graph of plain operators: traced, replayed, recorded for CUDA."""

@@ -1,0 +1,215 @@
+"""An explanation written down: one graph of plain operators, from inputs and class indices to all that an explanation holds."""
+
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node, map_arg
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+from whence.core.explanation import Explanation
+from whence.core.inputs import Inputs
+from whence.core.targets import Logit, Target
+from whence.core.trees import Nest, tensors
+from whence.errors import InputError, ModelError
+from whence.lrp.torch_compat.deferred_checks import unseen_values
+from whence.lrp.torch_compat.traced_constants import DECISIONS
+
+HOLDS = "holds"
+WRITING = threading.Lock()  # torch patches modules of the whole process while it traces
+CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
+OTHERWISE = "the model computes something else each time, or while its graph is written"
+MADE_AT_RANDOM = torch.Tag.nondeterministic_seeded
+
+Explained = Callable[[Nest, Target], Explanation]
+Sizes = Mapping[str, Collection[int]]  # of the tensors by name, the dimensions that may have another size
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """The graph takes tensors in the order of `given_tensors`, and gives numbers by name, `holds` among them: whether all is so
+    that the explanation would have raised no error."""
+
+    graph: GraphModule
+    like: Explanation  # of what was written down; its words are those of all
+
+
+def write(explained: Explained, inputs: Inputs, target: Target, sizes: Sizes | None = None) -> Written:
+    """What `explained(inputs, target)` does, of tensors like these, or of other `sizes`. Weights are read where they lie.
+
+    Raises `ModelError` where the model decides by values, and for sizes that cannot vary.
+    """
+    given = given_tensors(inputs, target)
+    made: list[Explanation] = []
+
+    def program(*tensors: Tensor) -> dict[str, Tensor]:
+        named = dict(zip(given, tensors, strict=True))
+        with unseen_values() as conditions:
+            e = explained(*_with_tensors(inputs, target, named))
+            found = {name: t.detach() for name, t in e.named_tensors().items()}
+            found[HOLDS] = _all(conditions)
+        made.append(e)
+        return found
+
+    tracing = "real" if sizes is None else "fake"
+    with WRITING, _tensors(given, sizes) as tensors:
+        graph = make_fx(program, DECISIONS, tracing_mode=tracing, _allow_non_fake_inputs=True)(*tensors)
+    _check_writes_nothing(graph.graph)
+    _name_inputs(graph.graph, list(given))
+    _without_repeated_constants(graph)
+    return Written(graph, made[-1])
+
+
+def given_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
+    """What changes from call to call, by name: the parts of the inputs that are tensors, and the indices of the target."""
+    if inputs.arrays:
+        raise ModelError("functions of NumPy arrays cannot be written down as a graph; give a model made of torch functions")
+    called = ("x",) if inputs.single else inputs.names or tuple(f"x{i}" for i in range(len(inputs.parts)))
+    found = {name: part for name, part in zip(called, inputs.parts, strict=True) if isinstance(part, Tensor)}
+    clashing = {"target", "rather_than"} & set(found)
+    if clashing:
+        raise InputError(f"an input is named {clashing.pop()!r}, as the class indices are; wrap the model and rename it")
+    logit = Logit(target) if isinstance(target, Tensor) else target
+    if isinstance(logit, Logit):
+        indices = {"target": logit.index, "rather_than": logit.rather_than}
+        found |= {name: index for name, index in indices.items() if isinstance(index, Tensor)}
+    return found
+
+
+def check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
+    """Raise where a graph gives something else than the explanation does: other numbers, or other than it names."""
+    wanted = e.named_tensors()
+    largest = max(float(t.abs().max()) for t in (e.output, *tensors(e.relevance).values()))
+    for name in wanted.keys() & found.keys():
+        t = wanted[name].double()
+        if not t.numel():
+            continue
+        off = float((found[name].to(t) - t).abs().max())
+        if not off <= CLOSE * max(largest, float(t.abs().max())):
+            raise ModelError(
+                f"the graph gives other numbers for {name} than explain() (off by {off:.1e}, for {len(e)} samples): {OTHERWISE}"
+            )
+
+
+def folded(written: GraphModule) -> GraphModule:
+    """With all that is made of constants alone, weights above all, computed once and for all."""
+    graph = Graph()
+    graph.output(graph.graph_copy(written.graph, {}))
+    values = _constants(graph, written)
+    root = torch.nn.Module()
+    for number, node in enumerate(list(values)):
+        if isinstance(values[node], Tensor) and any(user not in values for user in node.users):
+            name = str(node.target) if node.op == "get_attr" else f"constant_{number}"
+            root.register_buffer(name, values[node].detach())
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(name), delete_user_cb=lambda user: user not in values)
+    for node in reversed(list(values)):
+        if not node.users:
+            graph.erase_node(node)
+    return GraphModule(root, graph)
+
+
+def _constants(graph: Graph, root: GraphModule) -> dict[Node, Any]:
+    """The values of all nodes that no input changes, and that nothing is written to."""
+    values: dict[Node, Any] = {}
+    kept = _written_to(graph)
+    with torch.no_grad(), _disable_current_modes():
+        for node in graph.nodes:
+            target: Any = node.target
+            if node.op == "get_attr":
+                values[node] = getattr(root, target)
+            elif node.op == "call_function" and node not in kept and _is_constant(node, values):
+                values[node] = target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))
+    return values
+
+
+def _is_constant(node: Node, values: Mapping[Node, Any]) -> bool:
+    if not all(before in values for before in node.all_input_nodes):
+        return False
+    return node.target is getitem or MADE_AT_RANDOM not in getattr(node.target, "tags", ())
+
+
+def _written_to(graph: Graph) -> set[Node]:
+    """The nodes whose values are overwritten later on, and those that they are views of."""
+    open_ends = [given for node in graph.nodes for given in _aliased(node, written=True)]
+    found: set[Node] = set()
+    for node in open_ends:  # grows as it is read
+        if node not in found:
+            found.add(node)
+            open_ends += node.all_input_nodes if node.target is getitem else _aliased(node)
+    return found
+
+
+def _check_writes_nothing(graph: Graph) -> None:
+    if any(node.op == "get_attr" for node in _written_to(graph)):
+        raise ModelError(
+            "the model overwrites a tensor of its own (a buffer, a cache) as it runs; a graph would do so but once"
+        )
+
+
+def _aliased(node: Node, written: bool = False) -> list[Node]:
+    """What a function gives views of, or, `written`, what it overwrites."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    aliases = {a.name for a in schema.arguments if a.alias_info is not None and (a.alias_info.is_write or not written)}
+    return [n for name in aliases & given.keys() for n in _nodes(given[name])]
+
+
+def _nodes(argument: Any) -> list[Node]:
+    found: list[Node] = []
+    map_arg(argument, found.append)
+    return found
+
+
+def _tensors(given: Mapping[str, Tensor], sizes: Sizes | None) -> AbstractContextManager[list[Tensor]]:
+    """What the graph is written of."""
+    if sizes is None:
+        return nullcontext(list(given.values()))
+    from whence.graphs.dynamic_shapes import of_any_size  # slow to import
+
+    return of_any_size(given, sizes)
+
+
+def _with_tensors(inputs: Inputs, target: Target, named: Mapping[str, Tensor]) -> tuple[Nest, Target]:
+    tensors = iter(named.values())
+    parts = {i: next(tensors) if isinstance(part, Tensor) else part for i, part in enumerate(inputs.parts)}
+    if isinstance(target, Logit):
+        target = replace(
+            target, index=named.get("target", target.index), rather_than=named.get("rather_than", target.rather_than)
+        )
+    return inputs.together(parts), named["target"] if isinstance(target, Tensor) else target
+
+
+def _all(conditions: Sequence[Tensor]) -> Tensor:
+    """Whether all hold, of parts of a model that may lie on several devices."""
+    if not conditions:
+        return torch.ones((), dtype=torch.bool)
+    return torch.stack([condition.to(conditions[0].device) for condition in conditions]).all()
+
+
+def _name_inputs(graph: Graph, names: Sequence[str]) -> None:
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, name in zip(placeholders, names, strict=True):
+        node.target = node.name = name
+
+
+def _without_repeated_constants(graph: GraphModule) -> None:
+    """One node for each tensor of the model."""
+    first: dict[int, Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(graph, node.target)
+            kept = first.setdefault(id(value), node)
+            if kept is not node:
+                node.replace_all_uses_with(kept)
+                graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()

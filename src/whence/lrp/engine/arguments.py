@@ -1,0 +1,112 @@
+"""Reading the arguments of a call: parameters as constants, and what depends on the input apart from what does not."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from whence.lrp.engine.calls import INERT, Call, overwrites, tensors
+from whence.lrp.engine.tensor_facts import Known
+from whence.lrp.ops.function_facts import Facts
+
+
+@lru_cache(maxsize=4096)
+def _places(kinds: tuple[type, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where tensors stand among arguments of these types, and where else some may be found."""
+    others = tuple([i for i, kind in enumerate(kinds) if kind not in INERT and kind is not Tensor])
+    return tuple([i for i, kind in enumerate(kinds) if kind is Tensor]), others
+
+
+class Reader:
+    """Makes calls of torch functions and their arguments.
+
+    `all_known`: the inputs are, so that any other leaf is the network's own; else a leaf that was not seen is an input. Of
+    its own leaves a network makes graphs of its own, to differentiate as it runs, and weights may have been made of parameters
+    beforehand: they are constants where they meet data.
+    """
+
+    def __init__(self, known: Known, all_known: bool):
+        self._by_id, self._all_known = known.by_id, all_known
+        self.strangers: list[Tensor] = []  # depend on something and were not seen, in the call read last
+        self.met_own_graph = False  # in the call read last
+        self._of_own_graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def call(self, function: Callable[..., Any], facts: Facts, args: tuple, kwargs: dict[str, Any]) -> Call:
+        data: list[Tensor] = []
+        constants: list[Tensor] = []
+        self.strangers.clear()
+        self.met_own_graph = False
+        args = self._read(args, data, constants)
+        if kwargs:
+            values = tuple(kwargs.values())
+            read = self._read(values, data, constants)
+            kwargs = kwargs if read is values else dict(zip(kwargs, read, strict=True))
+        return Call(function, facts, args, kwargs, data, constants, overwrites(facts, kwargs))
+
+    def of_own_graph(self, out: Any) -> None:
+        """What was made of the network's own leaves."""
+        for t in tensors(out):
+            if t.requires_grad:
+                self._of_own_graphs[t] = True
+
+    def _read(self, values: Any, data: list[Tensor], constants: list[Tensor]) -> Any:
+        of_tensors, others = _places(tuple(map(type, values)))
+        for i in of_tensors:
+            t = values[i]
+            if not t.requires_grad:
+                constants.append(t)
+                continue
+            known = self._by_id.get(id(t))
+            if known is not None and known() is t:
+                data.append(t)
+            else:
+                others = (*others, i)
+        return self._others(values, others, data, constants) if others else values
+
+    def _others(self, values: Any, places: tuple[int, ...], data: list[Tensor], constants: list[Tensor]) -> Any:
+        read = list(values)
+        for i in places:
+            read[i] = self._other(values[i], data, constants)
+        return type(values)(read)
+
+    def _other(self, value: Any, data: list[Tensor], constants: list[Tensor]) -> Any:
+        kind = type(value)
+        if isinstance(value, Tensor) and (isinstance(value, Parameter) or self._is_own(value)):
+            constants.append(value.detach())
+            return constants[-1]
+        if kind is list or kind is tuple:
+            return self._read(value, data, constants)
+        for t in tensors(value):
+            (data if t.requires_grad else constants).append(t)
+            if t.requires_grad and not self._seen(t):
+                self.strangers.append(t)
+        return value
+
+    def _is_own(self, t: Tensor) -> bool:
+        """Whether it requires a gradient, but of a graph that is no part of the explanation."""
+        if not self._all_known or not t.requires_grad or self._seen(t):
+            return False
+        own = t.grad_fn is None or t in self._of_own_graphs or not self._of_the_inputs(t)
+        self.met_own_graph |= own
+        return own
+
+    def _of_the_inputs(self, t: Tensor) -> bool:
+        """Whether its graph leads to anything that was seen; that of a weight made beforehand of parameters does not."""
+        seen = {id(leaf) for known in self._by_id.values() if (leaf := known()) is not None and leaf.is_leaf}
+        open_ends: list[Any] = [t.grad_fn]
+        met: set[Any] = set()
+        for node in open_ends:  # grows as it is read
+            if id(getattr(node, "variable", None)) in seen:
+                return True
+            new = [following for following, _ in node.next_functions if following is not None and following not in met]
+            met.update(new)
+            open_ends += new
+        self._of_own_graphs[t] = True
+        return False
+
+    def _seen(self, t: Tensor) -> bool:
+        known = self._by_id.get(id(t))
+        return known is not None and known() is t

@@ -1,0 +1,136 @@
+"""One call of a torch function: what it reads and writes, and the same call with other arguments."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.lrp.ops.function_facts import Facts, facts_of
+
+# types of arguments that hold no tensor: most arguments are of one of them
+INERT = frozenset({
+    int, float, bool, complex, str, type(None), slice, type(...), torch.Size, torch.dtype, torch.device, torch.memory_format,
+    torch.layout,
+})  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of a torch function. Parameters among the arguments are already read as constants."""
+
+    function: Callable[..., Any]
+    facts: Facts
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    data: Sequence[Tensor] = ()  # the tensors that depend on the input
+    constants: Sequence[Tensor] = ()  # the others
+    overwrites: bool = False  # the first argument
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], args: tuple, kwargs: dict, data: tuple[Tensor, ...] = ()) -> "Call":
+        return cls(function, facts_of(function), args, kwargs, data)
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    def run(self) -> Any:
+        return self.function(*self.args, **self.kwargs)
+
+    def out_of_place(self) -> "Call":
+        """The same call, its result in a tensor of its own."""
+        function = self.function
+
+        def on_a_copy(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            copy = target.clone()
+            function(copy, *args, **kwargs)
+            return copy
+
+        on_a_copy.__name__ = getattr(function, "__name__", "")
+        return replace(self, function=on_a_copy, overwrites=False)
+
+    def bind(self, names: str, **defaults: Any) -> Sequence[Any]:
+        """The arguments in the order of `names`, by position, keyword (`self` for `input`) or default."""
+        if not self.kwargs and len(self.args) == names.count(" ") + 1:
+            return self.args
+        keys = names.split()
+        given = list(self.args[: len(keys)])
+        if not self.kwargs:
+            return given + [defaults[key] for key in keys[len(given) :]]
+        by_keyword = {("input" if key == "self" else key): value for key, value in self.kwargs.items()}
+        found = dict(zip(keys, given, strict=False)) | by_keyword
+        return [found[key] if key in found else defaults[key] for key in keys]
+
+    def with_replaced(self, replacement: dict[int, Tensor]) -> "Call":
+        """The call with tensors replaced by identity, to be treated so."""
+        args, kwargs = self._replaced(replacement)
+        return replace(self, args=args, kwargs=kwargs, data=[replacement.get(id(t), t) for t in self.data])
+
+    def run_with(self, replacement: dict[int, Tensor]) -> Any:
+        """The same call with tensors replaced by identity: {id(old): new}."""
+        args, kwargs = self._replaced(replacement)
+        return self.function(*args, **kwargs)
+
+    def held_constant(self) -> Any:
+        """The call's value with no way back."""
+        return self.run_with({id(t): t.detach() for t in self.data})
+
+    def _replaced(self, replacement: dict[int, Tensor]) -> tuple[tuple, dict]:
+        return mapped(lambda t: replacement.get(id(t), t), self.args, self.kwargs)
+
+
+def overwrites(facts: Facts, kwargs: dict[str, Any]) -> bool:
+    """Whether the call writes its result into its first argument."""
+    return facts.overwrites or ("inplace" in kwargs and bool(kwargs["inplace"]))
+
+
+def constant_parameters(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments with every `nn.Parameter` read as a constant: nothing on the user's model has to be frozen and restored."""
+    if not kwargs and all(type(a) is Tensor or type(a) in INERT for a in args):
+        return args, kwargs
+    return mapped(lambda t: t.detach() if isinstance(t, nn.Parameter) else t, args, kwargs)
+
+
+def the_parameter_itself(out: Any, given: Any, read: Any) -> Any:
+    """`parameter.to(device)` returns the parameter itself where nothing moves: return it rather than its detached alias,
+    because some models assign the result back."""
+    untouched = given[0] is read[0] and given[1] is read[1]
+    if untouched or not isinstance(out, Tensor) or out.requires_grad:  # a constant does not
+        return out
+    return next((t for t, constant in zip(tensors(given), tensors(read), strict=True) if constant is out), out)
+
+
+def mapped(change: Callable[[Tensor], Any], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return tuple([_mapped(change, a) for a in args]), {k: _mapped(change, v) for k, v in kwargs.items()}
+
+
+def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+    kind = type(value)
+    if kind in INERT:
+        return value
+    if isinstance(value, Tensor):
+        return change(value)
+    if kind is list or kind is tuple:
+        return kind([_mapped(change, v) for v in value])
+    return value
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a nest of lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for v in value:
+            if type(v) not in INERT:
+                yield from tensors(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            if type(v) not in INERT:
+                yield from tensors(v)
+
+
+def depends(args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+    """The tensors among the arguments that depend on the explained input."""
+    return tuple(t for t in tensors((args, kwargs)) if t.requires_grad)

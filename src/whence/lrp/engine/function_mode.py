@@ -1,0 +1,446 @@
+"""The function mode: it sees every torch function a model calls and gives some of them another gradient.
+
+Forward values are the plain ones. After the forward, one ordinary backward pass brings the modified gradient g = R/a to
+every tensor a, so that its relevance is a · g.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from whence.errors import FLEX_ATTENTION, ModelError, OpaqueError, RuleError
+from whence.lrp.engine.arguments import Reader
+from whence.lrp.engine.calls import INERT, Call, constant_parameters, depends, overwrites, tensors, the_parameter_itself
+from whence.lrp.engine.conservation import Meter
+from whence.lrp.engine.embeddings import Lookups
+from whence.lrp.engine.op_context import Saturated, Unknown, Workbench
+from whence.lrp.engine.prepared_model import Prepared
+from whence.lrp.engine.propagation import Companion
+from whence.lrp.engine.tensor_facts import NOTHING, Inherited, inherited
+from whence.lrp.ops.activations import identity, rectify
+from whence.lrp.ops.attention import by_a_right_kernel, has_wrong_kernel
+from whence.lrp.ops.function_facts import facts_of
+from whence.lrp.ops.function_names import LEAVES_VALUES
+from whence.lrp.ops.opaque_modules import opaque
+from whence.lrp.ops.registry import Operation, operation_of
+from whence.lrp.rules.composites import Composite, Selector
+from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, InputRule, Rule
+from whence.lrp.torch_compat.deferred_checks import known
+from whence.lrp.torch_compat.model_state import about_to_overwrite
+from whence.lrp.torch_compat.module_tracker import Place, Scope
+from whence.lrp.torch_compat.saved_tensors import Saved
+from whence.lrp.torch_compat.torch_patches import CHECKPOINTS_CARRIED, EAGERLY, VMAPS_LOOPED, recomputing_by
+
+DIFFERENTIATES = ("grad", "backward")
+HOOKS = "register_hook"
+
+
+class GradientMode(TorchFunctionMode):
+    """One at a time in a thread: a gradient modified twice would be neither of the two."""
+
+    _entered = threading.local()
+
+    def __init__(self, scope: Scope):
+        super().__init__()
+        self.scope = scope
+        self.recomputing = False  # a checkpointed part, on the way back
+        self._outer: list[GradientMode | None] = []
+        self._around = ExitStack()
+
+    def __enter__(self):
+        outer = self.under_way()
+        if outer is not self:
+            self.refuse_another()
+        if outer is None and not self.recomputing:
+            for context in (EAGERLY, VMAPS_LOOPED, CHECKPOINTS_CARRIED, recomputing_by(self._recompute)):
+                self._around.enter_context(context)
+        self._outer.append(outer)
+        self._entered.mode = self
+        return super().__enter__()
+
+    @classmethod
+    def under_way(cls) -> "GradientMode | None":
+        """The one that is entered in this thread."""
+        return getattr(cls._entered, "mode", None)
+
+    @classmethod
+    def refuse_another(cls) -> None:
+        """Raise where one is entered."""
+        if cls.under_way() is not None:
+            raise ModelError(
+                "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
+            )
+
+    def __exit__(self, *exception):
+        self._entered.mode = self._outer.pop()
+        if self._entered.mode is None and not self.recomputing:
+            self._around.close()
+        return super().__exit__(*exception)
+
+    def pin(self, t: Tensor) -> None:
+        """Let the gradient at `t` be read off."""
+
+    def _recompute(
+        self, function: Callable[..., Any], args: tuple
+    ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
+        """A checkpointed function, and the context to compute it again in."""
+        return function, partial(self._recomputed, self.scope.place)
+
+    @contextmanager
+    def _recomputed(self, place: Place) -> Iterator[None]:
+        before, self.recomputing = self.recomputing, True
+        try:
+            with self.scope.resumed(place, self.pin), self:
+                yield
+        finally:
+            self.recomputing = before
+
+
+class ConstantParameters(GradientMode):
+    """Plain gradients with respect to the input, parameters read as constants."""
+
+    def __init__(self, scope: Scope, lookups: Lookups):
+        super().__init__(scope)
+        self.lookups = lookups
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        facts = facts_of(function)
+        if facts.asks:
+            return function(*args, **(kwargs or {}))
+        if facts.name == HOOKS:
+            return _only_looking(function, args)
+        if overwrites(facts, kwargs or {}) and args and isinstance(args[0], Tensor):
+            about_to_overwrite(args[0])
+        given = args, kwargs or {}
+        args, kwargs = constant_parameters(*given)
+        if facts.name == "scaled_dot_product_attention" and has_wrong_kernel(call := Call.of(function, args, kwargs)):
+            return by_a_right_kernel(call)
+        out = self.lookups.run(function, args, kwargs, record=not self.recomputing)
+        out = the_parameter_itself(out, given, (args, kwargs))
+        if function is torch.nn.functional.batch_norm and out.requires_grad:
+            out.register_hook(torch.Tensor.contiguous)  # else torch 2.13 can compute a wrong gradient on CPU, in eval mode
+        return out
+
+
+class RelevanceMode(GradientMode):
+    """Gradients modified by the rules while entered. `explain` and `relevance_rules` are made of it.
+
+    `explains` says that the inputs are all there is to explain, and that somebody reads the account; `several` that relevance
+    will return more than once from the same forward pass.
+    """
+
+    def __init__(
+        self,
+        rules: Mapping[Selector, Rule] | Composite,
+        scope: Scope,
+        prepared: Prepared,
+        unknown: Unknown = "error",
+        inputs: Sequence[Tensor] = (),
+        lookups: Lookups | None = None,
+        explains: bool = False,
+        several: bool = False,
+    ):
+        super().__init__(scope)
+        self.lookups = lookups or Lookups({})
+        self.meter = Meter(idle=not explains)
+        self.matcher = prepared.matcher(rules)
+        self.bench = Workbench(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
+        scope.leaving, scope.replacing = self._opaque_module, self.bench.known.stands_for
+        # what rules of the input layer write relevance to: beside the inputs, and beside what was looked up, by its number
+        self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
+        self.beside_lookups: list[int] = []
+        self._rules_at_input = any(isinstance(rule, InputRule) for _, rule in Composite.of(rules).entries)
+        self._explains = explains
+        self.saturated = ""  # what is explained in its place
+        self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that a hidden module overwrote
+        self._looked_at: list[object] = []  # by backward hooks of modules: what is known of it has to last
+        self._reader = Reader(self.bench.known, all_known=self._explains)
+        # what native functions keep for their gradients goes through the cells as well
+        guard = saved_tensors_hooks(self.bench.cells.save, Saved.value.fget)  # type: ignore[attr-defined]
+        self.saving: AbstractContextManager = guard if prepared.guarded else nullcontext()
+        for x, written in zip(inputs, self.written, strict=True):
+            self.bench.known.note(x, Inherited(known(x.detach() >= 0), Companion(written)))
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        operation, known = operation_of(function), self.bench.known
+        if operation.asks:
+            return function(*args, **kwargs) if kwargs else function(*args)
+        if operation.passes_by and self._unremarkable(args, kwargs):
+            out = function(*args, **kwargs) if kwargs else function(*args)
+            for t in (out,) if type(out) is Tensor else tensors(out):
+                known.see(t)
+            return out
+        facts = operation.facts
+        call = self._reader.call(function, facts, args, kwargs or {})
+        if not call.data or not torch.is_grad_enabled():
+            return self._beside(call, (args, kwargs or {}))
+        if self._reader.strangers:
+            call = self._meet(self._reader.strangers, call)
+        results = inherited(call, known) if facts.passes_on else NOTHING
+        if call.overwrites:
+            out = self._overwrite(operation, call)
+        elif operation.alone and all(map(known.plain, call.data)) and operation.alone(self.bench, call):
+            out = call.run()
+        else:
+            out = self._pass(operation, call)
+        for t in (out,) if type(out) is Tensor else tensors(args[0] if out is None else out):
+            if results is not NOTHING:
+                known.learn(t, results)
+            elif t.requires_grad:
+                known.see(t)
+        return out
+
+    def what_blocks(self) -> str:
+        """For an error message: what may have cut the output off from the input."""
+        if self.bench.last_constant is None:
+            return "; a detach, an integer or a no_grad may cut it off"
+        held = f"{self.bench.last_constant} is held constant as a gate or statistic"
+        return f"; {held}. Explain the value before it (the logits), as in target=whence.Neuron('head', 3), or give it a rule"
+
+    def before_saturation(self, outputs: Any) -> Any:
+        """The values of which the outputs are a plain sigmoid or softmax, if they are: relevance passes by neither."""
+        logits = getattr(outputs, "logits", outputs)
+        before = self.bench.saturation(logits) if isinstance(logits, Tensor) else None
+        if before is None:
+            return outputs
+        self.saturated = f"of the value before the final {before.name}"
+        return before.value()
+
+    def pin(self, t: Tensor) -> None:
+        """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
+        self.bench.known.without_link(t)
+
+    @contextmanager
+    def from_the_middle(self) -> Iterator[None]:
+        """For a way back from the middle, after the whole one: its own account, and layers numbered as they were."""
+        self.meter.forget()
+        with self.bench.descent.as_before():
+            yield
+
+    # reading arguments
+
+    def _unremarkable(self, args: tuple, kwargs: dict[str, Any] | None) -> bool:
+        """Whether the first argument depends on the input, nothing of consequence is known of it, and no other is a tensor."""
+        if not args or not self.bench.known.plain(args[0]) or not args[0].requires_grad:
+            return False
+        for value in args[1:]:
+            if type(value) not in INERT and not (type(value) is tuple and INERT.issuperset(map(type, value))):
+                return False
+        return not kwargs or (INERT.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
+
+    def _meet(self, strangers: Sequence[Tensor], call: Call) -> Call:
+        """Data seen for the first time is a leaf, or what a module's backward hook looks at, or its maker hid."""
+        replaced = {}
+        for t in strangers:
+            original = self.bench.known.looked_at(t) if t.grad_fn is not None else None
+            if original is not None:
+                self.bench.known.stands_for(t, original)
+            elif t.grad_fn is not None:
+                replaced[id(t)] = self.bench.impassable(t, self._unseen(t.grad_fn.name(), call.name))
+                self.bench.see(replaced[id(t)])
+            else:
+                self.bench.see(t)
+        return call.with_replaced(replaced) if replaced else call
+
+    def _unseen(self, maker: str, reader: str) -> OpaqueError:
+        here = f"'{reader}' in '{self.scope.path}'"
+        if maker.startswith("CheckpointFunction"):
+            return OpaqueError(
+                f"{here} follows reentrant checkpointing, which hides what runs inside; use checkpoint(…, use_reentrant=False)"
+            )
+        if maker.startswith("FlexAttention"):
+            return OpaqueError(f"{here}: {FLEX_ATTENTION}")
+        return OpaqueError(
+            f"{here} reads a tensor made by {maker}, which whence did not see: an autograd.Function, a compiled extension, or "
+            "a part run outside the rules; give the module that makes it a rule, such as "
+            "LRP({'its.path': whence.Identity()} | …), detach it, or write it in torch functions"
+        )
+
+    # dispatch
+
+    def _beside(self, call: Call, given: tuple[tuple, dict]) -> Any:
+        """What no relevance passes: constants, token ids on their way to a table, what runs without gradients."""
+        if self._reader.met_own_graph:
+            out = call.function(*given[0], **given[1])
+            self._reader.of_own_graph(out)
+            return out
+        if call.overwrites and call.args and isinstance(call.args[0], Tensor):
+            self._overwrite_unseen(call.args[0], call.name)
+        out = self.lookups.run(call.function, call.args, call.kwargs, record=not self.recomputing, see=self._see_looked_up)
+        if call.facts.moves and self.bench.saturated and isinstance(out, Tensor):
+            self._follow_saturated(call, out)
+        return the_parameter_itself(out, given, (call.args, call.kwargs))
+
+    def _see_looked_up(self, t: Tensor) -> None:
+        """What was looked up touches the input as the input itself does, unless it was pooled at once."""
+        lookup = self.lookups.found[-1]
+        if not self._rules_at_input or self.recomputing or t.numel() != lookup.vectors.numel():
+            self.bench.see(t)
+            return
+        self.written.append(torch.zeros_like(t, requires_grad=True))
+        self.beside_lookups.append(len(self.lookups.found) - 1)
+        self.bench.known.note(t, Inherited(companion=Companion(self.written[-1])))
+
+    def _follow_saturated(self, call: Call, out: Tensor) -> None:
+        """Saturated values that are moved about, as in `sigmoid(x).squeeze(1)`."""
+        (moved,) = call.bind("input")
+        before = self.bench.saturation(moved) if isinstance(moved, Tensor) else None
+        if before is not None:
+            value = lambda: self.bench.follow(call.run_with, {id(moved): before.value()})  # noqa: E731
+            self.bench.saturated[out] = Saturated(before.name, out._version, value)
+
+    def _overwrite_unseen(self, target: Tensor, name: str) -> None:
+        """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
+        if target.requires_grad and self.bench.function_rule("") is not None:  # within a module whose inside is not looked at
+            if target not in self._before_module:
+                self._before_module[target] = target.detach().clone()
+        elif target.requires_grad and name not in LEAVES_VALUES:
+            raise ModelError(
+                f"'{name}' in '{self.scope.path}' overwrites a value that depends on the input under no_grad, where relevance "
+                "cannot follow; run it outside no_grad or out of place"
+            )
+        self.bench.before_overwriting(target)
+
+    def _overwrite(self, operation: Operation, call: Call) -> Any:
+        if operation.treatment is rectify:
+            return self._pass(operation, call)
+        target = call.args[0]
+        if call.name in LEAVES_VALUES or (target.is_leaf and target.requires_grad):
+            return call.run()
+        if operation.alone and operation.alone(self.bench, call):
+            self.bench.before_overwriting(target)
+            return call.run()
+        return self._write_back(target, self._pass(operation, call.out_of_place()))
+
+    def _write_back(self, target: Tensor, value: Tensor) -> Tensor:
+        """Let `target` hold `value` with its way back, as an in-place function would."""
+        if target._is_view() and target.requires_grad and not value.requires_grad:
+            raise ModelError(
+                f"{self.bench.last_constant} overwrites a part of a tensor with a gate or statistic; run it out of place"
+            )
+        self.bench.before_overwriting(target)
+        if target.requires_grad and not target._is_view():
+            target.detach_()  # what it held before leads on through `value` alone
+        target.copy_(value)
+        if target._base is not None:
+            self.bench.see(target._base)
+        return target
+
+    def _pass(self, operation: Operation, call: Call) -> Any:
+        if operation.treatment is None:
+            return self._untabled(call)
+        rule = self.bench.function_rule(call.name) if operation.by_rule else None
+        out = operation.treatment(self.bench, call) if rule is None else RULED[type(rule)](self.bench, call)
+        if operation.saturates and (rule is None or isinstance(rule, Constant)) and not call.overwrites:
+            self.bench.saturated[out] = Saturated(call.name, out._version, lambda source=call.data[0]: source)
+        return out
+
+    def _untabled(self, call: Call) -> Any:
+        if call.name in DIFFERENTIATES and self._explains:
+            raise ModelError(
+                f"the model differentiates within its forward pass, in '{self.scope.path}', what depends on the input; whence "
+                "would change the values it finds. Explain the part of the model that computes the output without it"
+            )
+        if call.name == HOOKS and self._explains:
+            return _only_looking(call.function, call.args)
+        out = call.run()
+        if not any(t.requires_grad and all(t is not d for d in call.data) for t in tensors(out)):
+            return out  # a size, an arg max, a comparison: nothing that relevance could enter
+        rule = self.bench.function_rule(call.name)
+        return self.bench.unknown_function(call) if rule is None else RULED[type(rule)](self.bench, call)
+
+    def _opaque_module(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
+        """The output of a module whose inside cannot be seen, by the rule there is for the module."""
+        if module._backward_hooks or module._backward_pre_hooks:
+            self._looked_at.append(output)
+        if not isinstance(output, Tensor) or self.bench.known.seen(output):
+            return None
+        with torch._C.DisableTorchFunction():
+            if not output.requires_grad or output.grad_fn is None:
+                return None
+            rule, data = self.bench.function_rule(""), depends(args, kwargs)
+            if rule is None or len(data) != 1:
+                return None
+            return self._by_rule(rule, Call.of(module.forward, args, kwargs, data), output)
+
+    def _by_rule(self, rule: FunctionRule, call: Call, output: Tensor) -> Tensor:
+        (x,) = call.data
+        before = self._before_module.get(x)
+        seen = opaque(self.bench, call, x.detach() if before is None else before, output.detach(), rule)
+        if seen.requires_grad:
+            self.bench.see(seen)
+        return seen
+
+    # parts that are computed again
+
+    def _recompute(
+        self, function: Callable[..., Any], args: tuple
+    ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
+        """A recomputation starts from what is known of its arguments and cannot take over a map made before them. So the
+        first pass may not either: both have to save the same."""
+        known = self.bench.known
+        given = []
+        for t in tensors(args):
+            if t.requires_grad:
+                self.pin(t)
+            given.append(known.inherited(t) if known.seen(t) else None)
+
+        def with_knowledge(*args: Any, **kwargs: Any) -> Any:
+            for t, inherited_before in zip(tensors((args, kwargs)), given, strict=True):
+                if inherited_before is not None:
+                    known.note(t, inherited_before)
+            return function(*args, **kwargs)
+
+        return with_knowledge, partial(self._recomputed, self.scope.place)
+
+    @contextmanager
+    def _recomputed(self, place: Place) -> Iterator[None]:
+        before, self.bench.copies = self.bench.copies, True
+        try:
+            with super()._recomputed(place):
+                yield
+        finally:
+            self.bench.copies = before
+
+
+def _only_looking(register: Callable[..., Any], args: tuple) -> Any:
+    """A hook that a model puts on its gradient, without what it makes of it: that is for training, and changes no output."""
+    t, hook = args
+
+    def look(g: Tensor) -> None:
+        hook(g)
+
+    return register(t, look)
+
+
+RULED: dict[type, Callable[[Workbench, Call], Any]] = {
+    Identity: identity,
+    Constant: Workbench.constant,
+    Gradient: Workbench.own_gradient,
+}
+
+
+@contextmanager
+def under_rules(rules: Mapping[Selector, Rule] | Composite, model: object, unknown: Unknown) -> Iterator[RelevanceMode]:
+    """Modified gradients for whatever runs while entered."""
+    composite = Composite.of(rules)
+    for selector, rule in composite.entries[: composite.required]:
+        if isinstance(rule, InputRule):
+            raise RuleError(f"{type(rule).__name__} cannot be written as x * gradient; use whence.explain(method=LRP(...))")
+        if isinstance(selector, str) and model is None:
+            raise RuleError(f"selector {selector!r} is a module path; pass the model: relevance_rules(rules, model)")
+    optional = tuple(entry for entry in composite.entries if not isinstance(entry[1], InputRule))
+    prepared = Prepared(model)
+    scope = Scope(prepared.outline)
+    mode = RelevanceMode(Composite(optional, composite.required), scope, prepared, unknown)
+    with scope, mode.saving, mode:
+        yield mode
+    mode.matcher.check_all_matched(prepared.outline.modules)

@@ -1,0 +1,282 @@
+"""The linear maps that rules act on: z = L_w(a) + b, with L replaceable in its weight and transposable."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whence.lrp.engine.conservation import total
+
+Modification = Callable[[Tensor], Tensor]  # what a rule makes of a weight or bias
+
+
+class LinearMap(Protocol):
+    """A map linear in `a` and in `weight`; the bias runs along one dimension of the output."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """L_weight(a) + bias."""
+        ...
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """L_weightᵀ(s), of the input's `shape`."""
+        ...
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        """⟨s, bias⟩ of each sample: what the bias takes, `[batch]`."""
+        ...
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Self | None":
+        """This map followed by `scale · z + shift` along dimension `dim` of an output of `rank`; None if not of this form."""
+        ...
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        """All that the folded weight and bias are made of."""
+        ...
+
+    @property
+    def layout(self) -> Hashable:
+        """What else they depend on."""
+        ...
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the scale multiplied in, which is put off until the way back."""
+        ...
+
+
+class Weights:
+    """A map's folded weight and bias and what rules make of them, each made once for as long as this is held."""
+
+    def __init__(self, linear: LinearMap, dtype: torch.dtype):
+        weight, bias = linear.folded()
+        self.weight = weight.to(dtype)  # as autocast computes
+        self.bias = None if bias is None else bias.to(dtype)
+        self._made: dict[tuple[str, Modification], Tensor] = {}
+
+    def modified(self, make: Modification) -> Tensor:
+        """>>> weights.modified(plus)       # w⁺"""
+        return self._once("weight", make, self.weight)
+
+    def modified_bias(self, make: Modification) -> Tensor | None:
+        return None if self.bias is None else self._once("bias", make, self.bias)
+
+    def _once(self, which: str, make: Modification, t: Tensor) -> Tensor:
+        made = self._made.get((which, make))
+        if made is None:
+            made = self._made[which, make] = make(t)
+        return made
+
+
+def plus(t: Tensor) -> Tensor:
+    """t⁺"""
+    return t.clamp(min=0)
+
+
+def minus(t: Tensor) -> Tensor:
+    """t⁻"""
+    return t.clamp(max=0)
+
+
+def positive_contributions(linear: LinearMap, weights: Weights, a: Tensor, nonnegative: bool, with_bias: bool) -> Tensor:
+    """P + b⁺, or P: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
+    rising, bias = weights.modified(plus), weights.modified_bias(plus) if with_bias else None
+    if nonnegative:
+        return linear.apply(a, rising, bias)
+    return linear.apply(plus(a), rising, bias).add_(linear.apply(minus(a), weights.modified(minus)))
+
+
+@dataclass(slots=True, eq=False)
+class Dense:
+    """`F.linear`: weight [out, in], the bias along the last dimension."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None = None  # still to be multiplied into weight and bias
+    shift: Tensor | None = None  # still to be added to the bias
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(a, weight, bias)
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        return s @ weight
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        return total(s @ bias)
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Dense | None":
+        return Dense(self.weight, self.bias, *_both(self, scale, shift)) if dim == rank - 1 else None
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias, self.scale, self.shift
+
+    @property
+    def layout(self) -> Hashable:
+        return None
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        weight = self.weight if self.scale is None else self.weight * self.scale[:, None]
+        return weight, _folded_bias(self.bias, self.scale, self.shift)
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over its input."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    output_padding: Sequence[int]
+    groups: int
+    single_sides: Sequence[int] = ()  # padded beforehand, as F.pad has it
+
+
+@dataclass(slots=True, eq=False)
+class Convolution:
+    """`F.conv1d` to `F.conv_transpose3d`: the bias along dimension 1, or 0 of an unbatched output."""
+
+    weight: Tensor
+    bias: Tensor | None
+    geometry: Geometry
+    scale: Tensor | None = None  # as of a dense layer
+    shift: Tensor | None = None
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        stride, padding, dilation, transposed, output_padding, groups, single_sides = self.geometry
+        a = F.pad(a, single_sides) if single_sides else a
+        return torch.convolution(a, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        stride, padding, dilation, transposed, output_padding, groups, single_sides = self.geometry
+        if single_sides:
+            within = Convolution(weight, None, self.geometry._replace(single_sides=()))
+            padded = torch.Size(F.pad(s.new_empty(1).expand(shape), single_sides).shape)
+            return F.pad(within.transpose(s, weight, padded), [-side for side in single_sides])
+        # the input itself is not read where only its gradient is asked for: an empty tensor of its shape will do
+        unread = s.new_empty(1).expand(shape)
+        input_gradient, _, _ = torch.ops.aten.convolution_backward.default(
+            s, unread, weight, None, stride, padding, dilation, transposed, output_padding, groups, [True, False, False]
+        )
+        return input_gradient
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        return s.flatten(2).sum(2) @ bias
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Convolution | None":
+        return Convolution(self.weight, self.bias, self.geometry, *_both(self, scale, shift)) if dim == 1 else None
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias, self.scale, self.shift
+
+    @property
+    def layout(self) -> Hashable:
+        return self.geometry.transposed, self.geometry.groups
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        bias = _folded_bias(self.bias, self.scale, self.shift)
+        if self.scale is None:
+            return self.weight, bias
+        ones = [1] * (self.weight.dim() - 2)
+        if not self.geometry.transposed:
+            return self.weight * self.scale.view(-1, 1, *ones), bias
+        # weight [in, out / groups, …], outputs numbered group by group
+        groups = self.geometry.groups
+        grouped = self.weight.unflatten(0, (groups, -1)) * self.scale.view(groups, 1, -1, *ones)
+        return grouped.flatten(0, 1), bias
+
+
+@dataclass(slots=True, eq=False)
+class Diagonal:
+    """z = w · a + b along dimension 1: batch norm that follows no linear map."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        z = a * self._along(weight, a)
+        return z if bias is None else z.add_(self._along(bias, a))
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        return s * self._along(weight, s)
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        return s.reshape(*s.shape[:2], -1).sum(2) @ bias
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Diagonal | None":
+        return Diagonal(self.weight * scale, _folded_bias(self.bias, scale, shift)) if dim == 1 else None
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias
+
+    @property
+    def layout(self) -> Hashable:
+        return None
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+    @staticmethod
+    def _along(vector: Tensor, a: Tensor) -> Tensor:
+        return vector.view(-1, *[1] * (a.dim() - 2))
+
+
+@dataclass(slots=True, eq=False)
+class Bilinear:
+    """Any other torch function with one constant factor (matmul, bmm, einsum, …); it has no bias of its own."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    weight: Tensor
+    bias: None = None
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.function(a, weight)
+
+    def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        with torch.enable_grad():
+            a = s.new_zeros(shape, requires_grad=True)
+            return torch.autograd.grad(self.function(a, weight), a, s)[0]
+
+    def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
+        raise NotImplementedError("a bilinear map has no bias")
+
+    def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> None:
+        return None
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        return (self.weight,)
+
+    @property
+    def layout(self) -> Hashable:
+        return None
+
+    def folded(self) -> tuple[Tensor, None]:
+        return self.weight, None
+
+
+def contributions_by_size(linear: LinearMap, weights: Weights, z: Tensor, a: Tensor) -> Tensor:
+    """P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass whatever the signs, but a small P is rounded like a large one."""
+    return linear.apply(a.abs(), weights.modified(torch.abs), weights.modified_bias(torch.abs)).add_(z).mul_(0.5)
+
+
+def _both(linear: Dense | Convolution, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Its own scale and shift, followed by these."""
+    if linear.scale is None:
+        return scale, shift
+    return linear.scale * scale, _folded_bias(linear.shift, scale, shift)
+
+
+def _folded_bias(bias: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor | None:
+    """scale · bias + shift."""
+    if bias is None or scale is None or shift is None:
+        return bias if shift is None else shift
+    return torch.addcmul(shift, scale, bias)

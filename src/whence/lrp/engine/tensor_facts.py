@@ -1,0 +1,222 @@
+"""What is known of the tensors that depend on the input, and what the result of a call inherits of it from its arguments."""
+
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from whence.lrp.engine.calls import Call, tensors
+from whence.lrp.engine.propagation import Companion, Link
+from whence.lrp.ops.function_names import ARITHMETIC, COMBINES, PROPORTIONAL
+from whence.lrp.torch_compat.deferred_checks import known
+
+
+class Inherited:
+    """What the results of a call are known by."""
+
+    __slots__ = ("companion", "made_of", "nonnegative", "plain", "proportional")
+
+    def __init__(
+        self,
+        nonnegative: bool = False,
+        companion: Companion | None = None,
+        made_of: "Sequence[Knowledge]" = (),
+        proportional: bool = False,
+    ):
+        self.nonnegative, self.companion = nonnegative, companion
+        self.made_of = made_of  # what is known of the tensors that they are functions of, value by value
+        self.proportional = proportional  # to the one tensor that they are made of
+        self.plain = not nonnegative and companion is None  # arithmetic with them needs no thought
+
+
+NOTHING = Inherited()
+BACKWARD_HOOK = "BackwardHookFunctionBackward"  # torch's name for the node
+
+
+class Knowledge(ref):
+    """What is known of a tensor as long as nobody overwrites it, on a weak reference to the tensor."""
+
+    __slots__ = ("inherited", "key", "link", "version")
+
+    inherited: Inherited
+    key: int  # the tensor's id
+    link: Link | None  # the linear map it came from
+    version: int  # of the tensor
+
+
+class Known:
+    """The knowledge there is, by tensor; for most there is none, and a mere weak reference says that the tensor was seen.
+
+    Whatever holds other tensors is let go with the tensor it is known of.
+    """
+
+    def __init__(self):
+        self.by_id: dict[int, ref[Tensor]] = {}
+        by_id = self.by_id
+        self._forget = lambda dead: by_id.pop(dead.key, None)
+
+    def seen(self, t: Tensor) -> bool:
+        """Whether anything was ever known of it."""
+        known = self.by_id.get(id(t))
+        return known is not None and known() is t
+
+    def plain(self, t: Tensor) -> bool:
+        """Whether it was seen and arithmetic with it needs no thought."""
+        known: Any = self.by_id.get(id(t))
+        if known is None or known() is not t:
+            return False
+        return type(known) is ref or (known.link is None and known.inherited.plain)
+
+    def see(self, t: Tensor) -> None:
+        """It was seen; what is known of it stays."""
+        known = self.by_id.get(id(t))
+        if known is None or known() is not t:
+            self.by_id[id(t)] = ref(t)
+
+    def of(self, t: Tensor) -> Knowledge | None:
+        """What holds of it now, if there is anything."""
+        known = self.by_id.get(id(t))
+        return known if type(known) is Knowledge and known() is t and known.version == t._version else None
+
+    def inherited(self, t: Tensor) -> Inherited:
+        known = self.of(t)
+        return NOTHING if known is None else known.inherited
+
+    def looked_at(self, t: Tensor) -> Tensor | None:
+        """The tensor that `t` was for torch's backward hooks of modules, which pass the gradient on, if it was seen."""
+        node, place = t.grad_fn, t.output_nr
+        while node is not None and node.name() == BACKWARD_HOOK:
+            node, place = node.next_functions[place]
+        if node is t.grad_fn:
+            return None
+        living = (known() for known in self.by_id.values())
+        return next((s for s in living if s is not None and _made_by(s, node) and s.output_nr == place), None)
+
+    def stands_for(self, t: Tensor, original: Tensor) -> None:
+        """What is known of the original is known of `t`."""
+        known = self.of(original)
+        self.see(t) if known is None else self.note(t, known.inherited, known.link)
+
+    def note(self, t: Tensor, inherited: Inherited = NOTHING, link: Link | None = None) -> Knowledge:
+        """What is known of it from now on."""
+        key = id(t)
+        known = Knowledge(t) if link is None and inherited.companion is None else Knowledge(t, self._forget)
+        known.key, known.version, known.inherited, known.link = key, t._version, inherited, link
+        self.by_id[key] = known
+        return known
+
+    def now(self, data: Sequence[Tensor]) -> list[Knowledge]:
+        """The tensors as they are now."""
+        return [self.of(t) or self.note(t) for t in data]
+
+    def learn(self, t: Tensor, inherited: Inherited) -> None:
+        """Note what was inherited, unless more is known already."""
+        known = self.of(t)
+        if known is None:
+            self.note(t, inherited)
+        elif inherited.nonnegative and not known.inherited.nonnegative:
+            earlier = known.inherited
+            known.inherited = Inherited(True, earlier.companion, earlier.made_of, earlier.proportional)
+
+    def without_link(self, t: Tensor) -> None:
+        """Let nobody take over the map that made it, and nothing be a function of what it is a function of."""
+        known = self.inherited(t)
+        self.note(t, Inherited(known.nonnegative, known.companion))
+
+
+def _made_by(t: Tensor, node: Any) -> bool:
+    return t.grad_fn is node if t.grad_fn is not None else getattr(node, "variable", None) is t
+
+
+def inherited(call: Call, table: Known) -> Inherited:
+    """What the results will be known by, from what is known of the arguments."""
+    facts, data = call.facts, call.data
+    made_of = table.now(data) if facts.pointwise else ()
+    first = made_of[0].inherited if made_of else table.inherited(data[0])
+    nonnegative = facts.nonnegative or (facts.clips and _clipped_above_zero(call))
+    if facts.keeps_sign and first.nonnegative and not nonnegative:
+        nonnegative = _keeps_sign(call, table)
+    beside = None if first.companion is None else _companion(call, table)
+    if made_of:
+        return Inherited(nonnegative, beside, made_of, proportional(facts.name, data))
+    return Inherited(nonnegative, beside) if nonnegative or beside is not None else NOTHING
+
+
+def proportional(name: str, data: Sequence[Tensor]) -> bool:
+    """Whether a result of that function grows in proportion with the one tensor among its arguments that is not constant."""
+    return len(data) == 1 and (name == "mul" or name in PROPORTIONAL)
+
+
+def gate(call: Call, table: Known) -> Tensor | None:
+    """Of a product x · h(x) of a value (or a multiple of it) and a function of the same value, the second factor."""
+    if len(call.data) != 2 or call.data[0] is call.data[1]:
+        return None
+    first, second = table.now(call.data)
+    if _is_made_of(second, _divisors(first)):
+        return call.data[1]
+    return call.data[0] if _is_made_of(first, _divisors(second)) else None
+
+
+def _divisors(known: Knowledge) -> list[Knowledge]:
+    """The tensor, and all that it is a multiple of."""
+    found = [known]
+    while found[-1].inherited.proportional:
+        found += found[-1].inherited.made_of
+    return found
+
+
+def _is_made_of(known: Knowledge, roots: list[Knowledge]) -> bool:
+    """Whether it is a function of these alone, value by value."""
+    open_ends = [known]
+    for end in open_ends:  # grows as it is read
+        if any(end is root for root in roots):
+            continue
+        if not end.inherited.made_of:
+            return False
+        open_ends += [made_of for made_of in end.inherited.made_of if not any(made_of is met for met in open_ends)]
+    return True
+
+
+def _clipped_above_zero(call: Call) -> bool:
+    low = call.bind("input min_val" if call.name == "hardtanh" else "input min", min_val=-1.0, min=None)[1]
+    return isinstance(low, int | float) and low >= 0
+
+
+def _keeps_sign(call: Call, table: Known) -> bool:
+    """Whether nothing that goes into the result can be negative."""
+    if call.kwargs.get("mode") == "bicubic":
+        return False
+    operands = tensors((call.args, call.kwargs))
+    if call.name not in ARITHMETIC:
+        return all(table.inherited(t).nonnegative for t in operands if t.is_floating_point())
+    numbers = [n for n in (*call.args, *call.kwargs.values()) if isinstance(n, Number)]
+    return all(n >= 0 for n in numbers) and all(table.inherited(t).nonnegative for t in operands if t.dtype != torch.bool)  # type: ignore
+
+
+def _companion(call: Call, table: Known) -> Companion | None:
+    """What goes beside the result, if the result is the input moved about, padded, shifted or scaled value by value."""
+    beside = {id(t): c for t in call.data if (c := table.inherited(t).companion) is not None}
+    if len(beside) != len({id(t) for t in call.data}):
+        return None
+    if call.name in COMBINES and len(call.data) == 1:
+        (one,) = beside.values()
+        shapes = [t.shape for t in tensors((call.args, call.kwargs))]
+        return one if torch.broadcast_shapes(*shapes) == one.zeros.shape else None
+    pads = call.name in ("cat", "stack", "pad")
+    if call.overwrites or not (pads or call.facts.moves):
+        return None
+    zeros = call.run_with({key: c.zeros for key, c in beside.items()})
+    if not isinstance(zeros, Tensor):
+        return None
+    if not pads and all(c.present is None for c in beside.values()):
+        return Companion(zeros)
+    with torch.no_grad():
+        ones = {key: torch.ones_like(c.zeros) if c.present is None else c.present for key, c in beside.items()}
+        values = {id(t): torch.zeros_like(t) for t in tensors((call.args, call.kwargs)) if t.is_floating_point()}
+        present = call.run_with(values | ones) - call.run_with(
+            values | {key: torch.zeros_like(c.zeros) for key, c in beside.items()}
+        )
+    return Companion(zeros, None if known(present == 1) else present)

@@ -1,0 +1,1 @@
+"""The treatment of each torch function under the rules."""

@@ -1,0 +1,85 @@
+"""Functions of single values: ReLU, activations that keep relevance, gates and statistics that take none."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import _disable_current_modes
+
+from whence.lrp.engine.calls import Call
+from whence.lrp.engine.op_context import Workbench
+from whence.lrp.ops.arithmetic import winner
+from whence.lrp.torch_compat.saved_tensors import Keep
+
+SLOPES: dict[tuple[str, str], float] = {}  # of activations at 0, by name and settings
+
+
+def rectify(bench: Workbench, call: Call) -> Tensor:
+    """ReLU: its gradient is right; after a linear map it takes the map's node over, since R = 0 at z < 0 makes that cheaper."""
+    (x,) = call.data
+    link = bench.link(x)
+    if link is None or (call.overwrites and x._is_view()):
+        if call.overwrites:
+            bench.before_overwriting(x)
+        return call.run()
+    link = link.rectified()
+    return bench.overwriting_step(link, call.run, x) if call.overwrites else bench.step(link, call.run)
+
+
+def identity(bench: Workbench, call: Call) -> Tensor:
+    """An activation with f(0) = 0, as x · (f(x)/x) with the quotient constant: R passes unchanged (AttnLRP, eq. 9)."""
+    if len(call.data) != 1:
+        return bench.unknown_function(call)
+    (x,) = call.data
+    return bench.node(x, call.run, times, ratio_to(x, _slope_at_zero(call)))
+
+
+def clamp(bench: Workbench, call: Call) -> Any:
+    """An activation where 0 lies between the bounds, else a winner between data and constants."""
+    _, low, high = call.bind("input min max", min=None, max=None)
+    if isinstance(low, Tensor) or isinstance(high, Tensor) or (low or 0) > 0 or (high is not None and high < 0):
+        return winner(bench, call)
+    return identity(bench, call)
+
+
+def glu(bench: Workbench, call: Call) -> Tensor:
+    """a · σ(b) of the two halves of the input, the gate constant."""
+    x, dim = call.bind("input dim", dim=-1)
+    gate = x.detach().chunk(2, dim)[1].sigmoid()
+
+    def back(g: Tensor, gate: Tensor) -> tuple[Tensor]:
+        passed = g * gate
+        return (torch.cat([passed, torch.zeros_like(passed)], dim),)
+
+    return bench.node(x, call.run, back, lambda value: (gate,))
+
+
+def statistic(bench: Workbench, call: Call) -> Any:
+    """A gate or a statistic: constant."""
+    return bench.constant(call)
+
+
+def times(g: Tensor, factor: Tensor) -> tuple[Tensor]:
+    """The way back through factor · x."""
+    return (g * factor,)
+
+
+def ratio_to(x: Tensor, at_zero: float) -> Keep:
+    """Keeps f(x)/x, and its limit where x is 0."""
+    source = x.detach()
+    return lambda value: (torch.div(value, source).nan_to_num_(at_zero, at_zero, at_zero),)
+
+
+def _slope_at_zero(call: Call) -> float:
+    """f'(0), the limit of f(x)/x; 0 for functions of whole rows, where a zero input has no relevance to pass."""
+    if call.name == "local_response_norm":
+        return 0.0
+    key = (call.name, repr([a for a in (*call.args, *call.kwargs.items()) if a is not call.data[0]]))
+    if key not in SLOPES:
+        # of no concern to a checkpoint's count, nor to a graph that is being written
+        with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t), _disable_current_modes():
+            zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+            out = call.run_with({id(t): zero.clone() for t in call.data})
+            SLOPES[key] = torch.autograd.grad(out, zero)[0].item()
+    return SLOPES[key]

@@ -1,0 +1,40 @@
+"""Functions of the library that bring their own rule along: relevance returns by it, any other gradient by autograd."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from whence.lrp.engine.calls import Call
+from whence.lrp.engine.op_context import Workbench
+
+Distribute = Callable[..., Tensor]  # (relevance of the value, x, value, *constants) -> relevance of x
+
+
+def with_rule(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """A function of `(x, *constants)` that function modes see as one, as they see torch's, with its rule.
+
+    >>> @with_rule(lambda relevance, x, value, weights: relevance * weights)
+    ... def weighted_sum(x, weights): ...
+    """
+
+    def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def treatment(bench: Workbench, call: Call) -> Any:
+            x, *constants = call.args
+            if len(call.data) != 1 or call.data[0] is not x:
+                return bench.unknown_function(call)
+            back = lambda relevance, source, value: distribute(relevance, source, value, *constants)  # noqa: E731
+            return bench.distributed(x, call.run, back)
+
+        @wraps(function)
+        def seen(x: Tensor, *constants: Any) -> Tensor:
+            if has_torch_function((x,)):
+                return handle_torch_function(seen, (x,), x, *constants)  # type: ignore[no-any-return]
+            return function(x, *constants)
+
+        seen.treatment = treatment  # type: ignore[attr-defined]
+        return seen
+
+    return decorated

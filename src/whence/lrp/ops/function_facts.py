@@ -1,0 +1,99 @@
+"""Torch functions as a function mode meets them: one name for all spellings, and what is known of each before it is called."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.lrp.ops import function_names as words
+
+REFLECTED = {"__radd__": "add", "__rmul__": "mul", "__rsub__": "rsub", "__rdiv__": "rdiv", "__rtruediv__": "rdiv",
+             "__rpow__": "rpow", "__rmatmul__": "rmatmul"}  # fmt: skip
+VALUES = {"T", "H", "mT", "mH", "data", "real", "imag"}  # properties that are tensors themselves
+SYNONYMS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "idiv": "div", "ipow": "pow",
+            "truediv": "div", "divide": "div", "true_divide": "div", "multiply": "mul", "subtract": "sub",
+            "negative": "neg", "absolute": "abs", "concat": "cat", "concatenate": "cat", "movedim": "moveaxis",
+            "swapaxes": "transpose", "swapdims": "transpose", "clip": "clamp", "linalg_matmul": "matmul",
+            "max_pool1d_with_indices": "max_pool1d", "max_pool2d_with_indices": "max_pool2d",
+            "max_pool3d_with_indices": "max_pool3d", "adaptive_max_pool1d_with_indices": "adaptive_max_pool1d",
+            "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d", "special_erf": "erf",
+            "special_expit": "sigmoid", "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+            "special_expm1": "expm1",
+            "adaptive_max_pool3d_with_indices": "adaptive_max_pool3d", "special_log1p": "log1p"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Facts:
+    """What is known of a torch function whatever it is called with."""
+
+    name: str  # the same for all spellings
+    asks: bool  # no more than for an attribute of a tensor, other than its values moved about (x.mT), or for its likeness
+    overwrites: bool  # its first argument, as its name says
+    moves: bool  # values about
+    pointwise: bool  # each value of the result is a function of one value of each argument
+    nonnegative: bool  # the result always is
+    keeps_sign: bool  # the result is not negative where no argument is
+    clips: bool  # to bounds that it is given
+    passes_on: bool  # its results may be known by something
+
+
+@lru_cache(maxsize=4096)
+def facts_of(function: Callable[..., Any]) -> Facts:
+    """Looked up once for each function.
+
+    >>> facts_of(torch.Tensor.relu_).name, facts_of(torch.Tensor.relu_).overwrites
+    ('relu', True)
+    """
+    name = function_name(function)
+    return Facts(
+        name,
+        asks=(getattr(function, "__name__", "") in ("__get__", "__set__") and name not in VALUES) or name in words.FRESH,
+        overwrites=_overwrites(getattr(function, "__name__", "")),
+        moves=name in words.MOVES_VALUES,
+        pointwise=name in words.POINTWISE,
+        nonnegative=name in words.NONNEGATIVE,
+        keeps_sign=name in words.KEEPS_SIGN,
+        clips=name in words.CLIPS,
+        passes_on=any(name in kind for kind in (words.POINTWISE, words.NONNEGATIVE, words.KEEPS_SIGN, words.CLIPS)),
+    )
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """The one name of all spellings: `torch.add`, `Tensor.add_`, `+` and `+=` are "add". Operators of `torch.ops` keep theirs.
+
+    >>> function_name(torch.nn.functional.relu_)
+    'relu'
+    """
+    if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return f"torch.ops.{function}"
+    name = getattr(function, "__name__", type(function).__name__)
+    if name in ("__get__", "__set__"):  # a property of Tensor, such as x.mT
+        return function.__self__.__name__  # type: ignore[attr-defined]
+    if name in REFLECTED:
+        return REFLECTED[name]
+    name = name.strip("_")
+    return SYNONYMS.get(name, name)
+
+
+def spelling(function: Callable[..., Any]) -> str | None:
+    """How a user can name the function as a selector, if it has a name."""
+    name = getattr(function, "__name__", "")
+    prefix, _, rest = name.partition("_")
+    places = [("torch", torch), ("torch.nn.functional", torch.nn.functional), ("torch.Tensor", Tensor)]
+    found = [(f"{where}.{name}", getattr(holder, name, None)) for where, holder in places]
+    if prefix.strip("_") in ("special", "fft", "linalg", "sparse"):
+        found.append((f"torch.{prefix.strip('_')}.{rest}", getattr(getattr(torch, prefix.strip("_")), rest, None)))
+    home = getattr(function, "__module__", None) or ""
+    found.append((f"{home}.{name}", getattr(sys.modules.get(home), name, None)))
+    same = function_name(function)
+    return next((named for named, other in found if callable(other) and function_name(other) == same), None)
+
+
+def _overwrites(name: str) -> bool:
+    if name.startswith("__") and name.endswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name.strip("_") in SYNONYMS)
+    return name.endswith("_")

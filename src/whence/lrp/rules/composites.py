@@ -1,0 +1,173 @@
+"""Which rule where: an ordered list of selectors and rules, first match wins."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from whence.errors import RuleError, SelectorError, suggestion
+from whence.lrp.ops.function_facts import function_name
+from whence.lrp.rules.rules import Constant, FunctionRule, InputRule, LinearRule, Rule
+from whence.lrp.torch_compat.module_tracker import Place
+
+MAGIC = frozenset("*?[")  # of shell globs
+
+
+class InputLayer:
+    """The selector of every linear map that touches the explained input, wherever the network has them."""
+
+    def __repr__(self) -> str:
+        return "input_layer"
+
+
+input_layer = InputLayer()
+
+Selector = str | type[nn.Module] | Callable[..., Any] | InputLayer | tuple[Any, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Composite:
+    """Selectors and rules in order. Entries of a user's own mapping must match something; those of a preset need not.
+
+    >>> {"features.0": whence.ZBox(0, 1)} | whence.presets.epsilon_plus()     # one's own rules in front of a preset
+    """
+
+    entries: tuple[tuple[Selector, Rule], ...] = ()
+    required: int = 0  # the first so many entries must match
+    label: str = field(default="", compare=False)  # how it was asked for
+
+    def __repr__(self) -> str:
+        return self.label or "{" + ", ".join(f"{describe(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
+
+    @classmethod
+    def of(cls, rules: "Mapping[Selector, Rule] | Composite") -> "Composite":
+        if isinstance(rules, Composite):
+            return rules
+        if not isinstance(rules, Mapping):
+            raise RuleError(f"rules must be a mapping of selectors to rules or a preset, not {type(rules).__name__}")
+        for selector, rule in rules.items():
+            if not isinstance(rule, Rule):
+                hint = "; write it with parentheses" if isinstance(rule, type) else ""
+                raise RuleError(f"the rule of selector {describe(selector)} is {rule!r}, not a rule of whence{hint}")
+            _check_selector(selector)
+        return cls(tuple(rules.items()), len(rules))
+
+    def __ror__(self, front: "Mapping[Selector, Rule]") -> "Composite":
+        own = Composite.of(front)
+        return Composite(own.entries + self.entries, own.required + self.required, f"{own!r} | {self!r}")
+
+
+class Picks:
+    """What one selector picks: calls that come from certain places, or of certain functions, or all."""
+
+    def __init__(self, selector: Selector):
+        atoms = list(_atoms(selector))
+        patterns = [atom for atom in atoms if isinstance(atom, str) and atom != "*"]
+        # as most are written: "*mixer.x_proj"
+        self._ends = tuple(p[1:] for p in patterns if p.startswith("*") and not MAGIC.intersection(p[1:]))
+        others = [fnmatch.translate(p) for p in patterns if not (p.startswith("*") and p[1:] in self._ends)]
+        self._paths = re.compile("|".join(others)) if others else None
+        self._classes = tuple(atom for atom in atoms if isinstance(atom, type))
+        self.modules = bool(patterns or self._classes)
+        self.everything = "*" in atoms  # also what runs in no module
+        self.at_input = any(isinstance(atom, InputLayer) for atom in atoms)
+        self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type | InputLayer)}
+
+    def module(self, place: Place) -> bool:
+        for name in place.names:
+            if name.endswith(self._ends) or (self._paths is not None and self._paths.match(name)):
+                return True
+        return bool(self._classes) and isinstance(place.module, self._classes)
+
+
+class Matcher:
+    """Finds the rule of each function at its place, once, and remembers which selectors ever matched."""
+
+    def __init__(self, composite: Composite):
+        self._composite = composite
+        self._entries = [(Picks(selector), rule) for selector, rule in composite.entries]
+        self._by_module = [(position, picks) for position, (picks, _) in enumerate(self._entries) if picks.modules]
+        self._matched: set[int] = set()
+        self._decided: dict[Hashable, Any] = {}
+
+    def linear_rule(self, place: Place, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
+        key = (self._around(place), function, touches_input)
+        if key not in self._decided:
+            self._decided[key] = self._search(place, function, touches_input, LinearRule | InputRule | Constant)
+        return self._decided[key]
+
+    def function_rule(self, place: Place, function: str) -> FunctionRule | None:
+        key = (self._around(place), function)
+        if key not in self._decided:
+            self._decided[key] = self._search(place, function, False, FunctionRule)
+        return self._decided[key]
+
+    def check_all_matched(self, paths: Iterable[str]) -> None:
+        """Raise for the first of the user's selectors that no function call met."""
+        for position, (selector, rule) in enumerate(self._composite.entries[: self._composite.required]):
+            if position in self._matched:
+                continue
+            kind = "nonlinear function" if isinstance(rule, FunctionRule) else "linear map"
+            near = suggestion(selector, paths) if isinstance(selector, str) else ""
+            earlier = " that no earlier selector took" if position else ""
+            raise SelectorError(f"selector {describe(selector)} matched no {kind} of the model{earlier}{near}")
+
+    def _search(self, place: Place, function: str, touches_input: bool, kind: Any) -> Rule | None:
+        around = self._around(place)
+        for position, (picks, rule) in enumerate(self._entries):
+            picked = picks.everything or function in picks.functions or (touches_input and picks.at_input) or position in around
+            if picked and isinstance(rule, kind):
+                self._matched.add(position)
+                if isinstance(rule, InputRule) and not touches_input:
+                    raise _misplaced(rule, place)
+                return rule
+        return None
+
+    def _around(self, place: Place) -> frozenset[int]:
+        """The entries that pick the module here or one around it: a path or class selects everything that runs inside."""
+        around = place.decided.get(self)
+        if around is None:
+            here = frozenset([position for position, picks in self._by_module if picks.module(place)])
+            around = here if place.outer is None else here | self._around(place.outer)
+            place.decided[self] = around
+        return around
+
+
+def _misplaced(rule: InputRule, place: Place) -> RuleError:
+    return RuleError(
+        f"{type(rule).__name__} belongs to the layer that touches the input, but '{place.path}' reads hidden activations "
+        "(or the input reached it by way of relevance_rules, which explain() does not need)"
+    )
+
+
+def _atoms(selector: Selector) -> Iterator[Selector]:
+    if not isinstance(selector, tuple):
+        yield selector
+        return
+    for one in selector:
+        yield from _atoms(one)
+
+
+def describe(selector: Selector) -> str:
+    if isinstance(selector, tuple):
+        return " or ".join(map(describe, selector))
+    if isinstance(selector, str | InputLayer):
+        return repr(selector)
+    return getattr(selector, "__name__", repr(selector))
+
+
+def _check_selector(selector: Selector) -> None:
+    if isinstance(selector, tuple):
+        if not selector:
+            raise SelectorError("an empty tuple selects nothing")
+        for one in selector:
+            _check_selector(one)
+    elif isinstance(selector, type) and not issubclass(selector, nn.Module):
+        raise SelectorError(
+            f"selector {selector.__name__} is no torch.nn.Module class; give a path, a module class or a torch function"
+        )
+    elif not (isinstance(selector, str | InputLayer) or callable(selector)):
+        raise SelectorError(f"selector {selector!r} is neither a module path, a module class nor a torch function")

@@ -1,0 +1,156 @@
+"""Published rule sets. Each is a `Composite` that one's own rules can be put in front of:
+
+>>> whence.LRP({"features.0": whence.Flat()} | whence.presets.epsilon_plus())
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whence.errors import RuleError
+from whence.lrp.ops.state_spaces import state_space_parts
+from whence.lrp.rules.composites import Composite, Selector, input_layer
+from whence.lrp.rules.rules import (
+    LRP_0,
+    AlphaBeta,
+    Constant,
+    Epsilon,
+    Flat,
+    Gamma,
+    Identity,
+    RisingGamma,
+    Rule,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+
+P = ParamSpec("P")
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+DENSE = (F.linear, torch.matmul, torch.addmm)
+DENSE_LAYERS = (F.linear, torch.addmm)
+STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj", state_space_parts)
+OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
+OTHERS = ("*", LRP_0)  # whatever other linear maps there are
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _labelled(preset: Callable[P, Composite]) -> Callable[P, Composite]:
+    """A preset that says its name where the composite is shown."""
+
+    @wraps(preset)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Composite:
+        given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        return replace(preset(*args, **kwargs), label=f"presets.{preset.__name__}({given})")
+
+    return made
+
+
+@_labelled
+def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
+    """γ on convolutions, ε on dense layers, right for inputs of any range."""
+    return _composite((CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
+
+
+@_labelled
+def epsilon_plus(epsilon: float = 1e-6) -> Composite:
+    """z⁺ on convolutions, ε on dense layers (Kohlbrenner et al. 2020)."""
+    return _composite((CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
+
+
+@_labelled
+def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
+    """As `epsilon_plus`, flat at the layer that touches the input."""
+    return _composite((input_layer, Flat()), (CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
+
+
+@_labelled
+def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
+    """αβ with (2, 1) on convolutions, ε on dense layers (Lapuschkin et al. 2017)."""
+    return _composite((CONVOLUTIONS, AlphaBeta(2, 1)), (DENSE, Epsilon(epsilon)))
+
+
+@_labelled
+def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
+    """z^B between the pixel bounds at the input, γ on convolutions, ε on dense layers (Montavon et al. 2019)."""
+    return _composite((input_layer, ZBox(low, high)), (CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
+
+
+@_labelled
+def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ in every ReLU layer, at the input z^B between bounds if there
+    are any, else w² for unbounded real input."""
+    if (low is None) != (high is None):
+        raise RuleError("deep_taylor(low, high) needs both bounds or neither")
+    first = WSquare() if low is None or high is None else ZBox(low, high)
+    return _composite((input_layer, first), (CONVOLUTIONS + DENSE, ZPlus()))
+
+
+@_labelled
+def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Composite:
+    """The course sheet's rules for torchvision's VGG-16: z^B at the pixels, γ from 1 down to 0.01 with depth, LRP-0 on top."""
+    centre, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    falling = {(2,): 1.0, (5, 7): 10**-0.5, (10, 12, 14): 0.1, (17, 19, 21): 10**-1.5, (24, 26, 28): 0.01}
+    middle = [(tuple(f"features.{i}" for i in layers), Gamma(gamma)) for layers, gamma in falling.items()]
+    return _composite(("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", LRP_0))
+
+
+@_labelled
+def falling_gamma(
+    layers: Sequence[str],
+    first: float = 1.0,
+    last: float = 0.01,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+) -> Composite:
+    """γ from `first` down to `last` with depth, by equal ratios over the linear layers named in their order, LRP-0 elsewhere;
+    z^B at the pixels where their bounds are given (the course sheet's rules for VGG-16, for any network).
+
+    >>> layers = [name for name in whence.layer_shapes(model, x) if isinstance(modules[name], (nn.Conv2d, nn.Linear))]
+    >>> whence.LRP(whence.presets.falling_gamma(layers, 1.0, 0.01))
+    """
+    if not layers or not (first > 0 and last > 0):
+        raise RuleError(f"falling_gamma needs layers, and γ above 0 at both ends, not {first} and {last}")
+    steps = max(len(layers) - 1, 1)
+    gammas = [(name, Gamma(first * (last / first) ** (i / steps))) for i, name in enumerate(layers)]
+    box = [(input_layer, ZBox(low, high))] if low is not None and high is not None else []
+    return _composite(*box, *gammas, OTHERS)  # fmt: skip
+
+
+@_labelled
+def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
+    """AttnLRP (Achtibat et al. 2024): softmax by its own gradient, products halved. The default, for networks of any kind.
+
+    γ of convolutions grows on the way down (`RisingGamma`) unless `conv_gamma` is given. γ of dense layers is 0:
+    LRP-0, the gradient, which costs no more than that. On language models leave it so; on vision transformers γ on
+    the dense layers too (0.01 to 1) makes heatmaps calmer.
+
+    In state-space models step sizes, B and C are constant (MambaLRP, Rezaei Jafari et al. 2024).
+    """
+    return _composite(
+        (STATE_SPACE_GATES, Constant()),
+        (OPAQUE_ACTIVATIONS, Identity()),
+        (CONVOLUTIONS, _gamma(conv_gamma)),
+        (DENSE_LAYERS, _gamma(gamma)),
+        OTHERS,
+    )
+
+
+@_labelled
+def cp_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
+    """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
+    and none is lost in a softmax: without biases, ΣR is the output."""
+    return _composite((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries)
+
+
+def _gamma(gamma: float | None) -> Gamma | RisingGamma | Epsilon:
+    return RisingGamma() if gamma is None else Gamma(gamma) if gamma else LRP_0
+
+
+def _composite(*entries: tuple[Selector, Rule]) -> Composite:
+    return Composite(entries)

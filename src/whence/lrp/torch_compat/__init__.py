@@ -1,0 +1,1 @@
+"""All uses of private torch APIs: module tracking, saved tensors, patches, tracing."""

@@ -1,0 +1,280 @@
+"""Which module is running: the place of a call in the model, for selectors, error messages and inner layers."""
+
+import fnmatch
+import re
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+from whence.errors import OpaqueError, SelectorError, suggestion
+from whence.lrp.torch_compat.saved_tensors import hooked
+
+MOST_NAMED = 8  # layers, where one is not there
+INPUT_OF = "input of "  # before the path of a module: what goes into it, rather than what it gives
+MKLDNN = "torch.utils.mkldnn"
+QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)?modules")
+
+Tap = Callable[[Tensor], None]
+Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, kwargs, output) -> another output, or None
+
+
+class Place:
+    """A running module within those that run around it."""
+
+    def __init__(self, module: object = None, names: Sequence[str] = (), outer: "Place | None" = None):
+        self.module, self.names, self.outer = module, names, outer
+        self.within: dict[int, Place] = {}  # by id of the inner module, which its place holds
+        self.decided: dict[Hashable, Any] = {}  # once for all calls from here
+
+    @cached_property
+    def modules(self) -> "list[Place]":
+        """The places of the running modules, innermost first."""
+        return [self, *self.outer.modules] if self.outer is not None else []
+
+    @cached_property
+    def path(self) -> str:
+        """The path of the innermost running module, in words where it has none."""
+        running = self.modules
+        named = next((place.names[0] for place in running if place.names), None)
+        return (type(self.module).__name__ if running else "(model)") if named is None else named or "(model)"
+
+
+class Outline:
+    """The modules of a model by path, and every place a call came from so far."""
+
+    def __init__(self, model: object):
+        self._model = model
+        self.modules = module_names(model)
+        self._parts = parts(model)
+        self._names: dict[int, list[str]] = {}
+        for name, module in self.modules.items():
+            refuse_hidden(module, name or "(model)")
+            self._names.setdefault(id(module), []).append(name)
+        self.root = Place()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a module was put in, taken out or exchanged."""
+        now = parts(self._model)
+        return len(now) != len(self._parts) or not all(map(is_, now, self._parts))
+
+    def names(self, module: object) -> list[str]:
+        """All paths of a module; more than one where it is shared, none where it is not a part of the model."""
+        return self._names.get(id(module), [])
+
+    def within(self, outer: Place, module: nn.Module) -> Place:
+        """The place of a module that runs in another; remembered if it is a part of the model."""
+        names = self._names.get(id(module), ())
+        place = Place(module, names, outer)
+        if names:
+            outer.within[id(module)] = place
+        else:
+            refuse_hidden(module, place.path)
+        return place
+
+
+class Scope:
+    """Follows the module calls of one thread while entered; nothing is attached to the model.
+
+    Hooks on all modules of the process are registered on entering and removed on leaving; calls of other threads pass by.
+    """
+
+    def __init__(self, outline: Outline):
+        self._outline = outline
+        self.place = outline.root  # of the running module
+        self._taps: dict[int, list[Tap]] = {}
+        self._taps_of_inputs: dict[int, list[Tap]] = {}
+        self.leaving: Leaving | None = None
+        self.replacing: Callable[[Tensor, Tensor], None] = lambda t, original: None
+        self._undo = ExitStack()
+        self._entered = False
+
+    def __enter__(self) -> "Scope":
+        self._thread = threading.get_ident()
+        with ExitStack() as undo:
+            undo.callback(setattr, self, "place", self._outline.root)
+            enter: Any = self._enter_module
+            undo.callback(global_hooks.register_module_forward_pre_hook(enter).remove)
+            leave: Any = self._leave_module
+            handle = global_hooks.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
+            undo.callback(global_hooks._global_forward_hooks_with_kwargs.pop, handle.id)  # torch 2.13 forgets to
+            undo.callback(handle.remove)
+            self._undo = undo.pop_all()
+        self._entered = True
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._entered = False
+        self._undo.close()
+
+    @contextmanager
+    def resumed(self, place: Place, tap: Tap) -> Iterator[None]:
+        """At this place again, for a part that is computed again on the way back; `tap` stands in for all taps."""
+        taps, before, thread = (self._taps, self._taps_of_inputs), self.place, getattr(self, "_thread", None)
+        with nullcontext() if self._entered else self:
+            self.place = place
+            self._taps, self._taps_of_inputs = ({module: [tap] for module in tapped} for tapped in taps)
+            self._thread = threading.get_ident()  # the way back may run in another
+            try:
+                yield
+            finally:
+                self.place, self._thread, (self._taps, self._taps_of_inputs) = before, thread, taps
+
+    def tap(self, taps: dict[str, Tap]) -> None:
+        """Call each tap with the output of the module it is named after, or with its input."""
+        for name, tap in taps.items():
+            tapped = self._taps_of_inputs if name.startswith(INPUT_OF) else self._taps
+            tapped.setdefault(id(self._outline.modules[name.removeprefix(INPUT_OF)]), []).append(tap)
+
+    def names(self, module: object) -> list[str]:
+        return self._outline.names(module)
+
+    @property
+    def path(self) -> str:
+        return self.place.path
+
+    def _enter_module(self, module: nn.Module, args: tuple) -> tuple | None:
+        if threading.get_ident() != self._thread:
+            return None
+        self.place = self.place.within.get(id(module)) or self._outline.within(self.place, module)
+        taps = self._taps_of_inputs.get(id(module))
+        return self._read_input(args, taps) if taps else None
+
+    def _read_input(self, args: tuple, taps: list[Tap]) -> tuple | None:
+        if not args or not isinstance(args[0], Tensor):
+            raise SelectorError(f"'{INPUT_OF}{self.path}' is no tensor passed by place; name a layer before it")
+        read = args[0]
+        if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+            read = hooked(read, lambda g: g)
+            self.replacing(read, args[0])
+        with torch._C.DisableTorchFunction():
+            for tap in taps:
+                tap(read)
+        return None if read is args[0] else (read, *args[1:])
+
+    def _leave_module(self, module: nn.Module, args: tuple, *rest: Any) -> object:
+        place = self.place
+        if threading.get_ident() != self._thread or place.module is not module or place.outer is None:
+            return None
+        *kwargs, output = rest  # torch leaves the keywords out where the module failed
+        changed = None
+        if output is not None and self.leaving is not None:
+            changed = self.leaving(module, args, kwargs[0], output)
+        self.place = place.outer
+        if output is not None and (taps := self._taps.get(id(module))):
+            return self._read_off(module, taps, output, changed)
+        return changed
+
+    def _read_off(self, module: nn.Module, taps: list[Tap], output: object, changed: object) -> object:
+        read = self._single(module, output if changed is None else changed)
+        if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+            held = hooked(read, lambda g: g)
+            self.replacing(held, read)
+            changed = with_first_tensor(output if changed is None else changed, held, self.path)
+            read = held
+        with torch._C.DisableTorchFunction():
+            for tap in taps:
+                tap(read)
+        return changed
+
+    def _single(self, module: nn.Module, output: object) -> Tensor:
+        """The tensor to read off: the output, or the first of a tuple or of named outputs (hidden states come first)."""
+        first = first_tensor(output)
+        if first is None:
+            raise SelectorError(f"layer '{self.names(module)[0]}' gives no tensor but {type(output).__name__}")
+        return first
+
+
+def parts(model: object) -> list[object]:
+    """The model and all modules within it."""
+    found = [model]
+    for part in found:  # grows as it is read
+        if isinstance(part, nn.Module):
+            found += [child for child in part._modules.values() if child is not None]
+    return found
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The tensor that stands for a module's output: itself, or the first of a tuple or of named outputs."""
+    first = next(iter(output.values()), None) if isinstance(output, dict) else output
+    first = first[0] if isinstance(first, list | tuple) and first else first
+    return first if isinstance(first, Tensor) else None
+
+
+def with_first_tensor(output: Any, t: Tensor, path: str) -> Any:
+    """The same output with another tensor where `first_tensor` looks."""
+    if isinstance(output, Tensor):
+        return t
+    if isinstance(output, dict):
+        first = next(iter(output))
+        rest = {name: value for name, value in output.items() if name != first}
+        return type(output)(**{first: with_first_tensor(output[first], t, path)}, **rest)
+    if type(output) in (list, tuple):
+        return type(output)([with_first_tensor(output[0], t, path), *output[1:]])
+    if isinstance(output, tuple) and hasattr(output, "_replace"):
+        return output._replace(**{output._fields[0]: with_first_tensor(output[0], t, path)})  # type: ignore[attr-defined]
+    raise SelectorError(
+        f"layer '{path}' gives a view within a {type(output).__name__}, where nothing can be read; name one in it"
+    )
+
+
+def module_names(model: object) -> dict[str, nn.Module]:
+    """All modules by path, compiled ones by the path of the original."""
+    modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
+    return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
+
+
+def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers by path, or "input of " a path; in a pattern such as "model.layers.*" a * stands for one part between dots,
+    or for some of it."""
+    modules = module_names(model)
+    inputs = {f"{INPUT_OF}{path}": module for path, module in modules.items() if path}
+    found: dict[str, nn.Module] = {}
+    for name in (layers,) if isinstance(layers, str) else layers:
+        if not isinstance(name, str):
+            raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
+        among = inputs if name.startswith(INPUT_OF) else modules
+        matching = {path: module for path, module in among.items() if path == name or (path and _fits(path, name))}
+        if not matching:
+            some = [path for path in among if path]
+            shown = some if len(some) <= MOST_NAMED else [*some[: MOST_NAMED - 3], "…", *some[-3:]]
+            there = f"; it has {', '.join(shown)}" if some else ""
+            raise SelectorError(f"no layer '{name}' in the model{suggestion(name, among) or there}")
+        found |= matching
+    return found
+
+
+def _fits(path: str, pattern: str) -> bool:
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def refuse_hidden(module: nn.Module, path: str) -> None:
+    """Raise for modules that run without calling torch functions, or call others than were written."""
+    changed = "quantised" if quantised(module) else "in the layout of MKL-DNN" if type(module).__module__ == MKLDNN else None
+    if changed:
+        raise OpaqueError(f"module '{path}' is {changed} and has no gradients; explain the floating-point model it was made of")
+    made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if exported(module) else None
+    if made:
+        raise OpaqueError(f"module '{path}' is {made} and hides its functions; explain the original nn.Module")
+
+
+def quantised(module: nn.Module) -> bool:
+    """Whether it computes with integers, by torch's own kinds of modules. `FloatFunctional` waits to be, and is not yet."""
+    return type(module).__name__ != "FloatFunctional" and any(
+        QUANTISED.search(kind.__module__) for kind in type(module).__mro__
+    )
+
+
+def exported(module: nn.Module) -> bool:
+    """Whether torch.export made the module: its graph calls operators, with decompositions and constants of their own."""
+    if not isinstance(module, torch.fx.GraphModule):
+        return False
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)

@@ -1,0 +1,1 @@
+"""Modified gradients for training loops and differentiable relevance."""

@@ -1,0 +1,173 @@
+"""relevance_rules(): modified gradients for one's own loops, and for losses made of relevance."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from whence.errors import ModelError, RuleError
+from whence.lrp.engine.function_mode import RelevanceMode, under_rules
+from whence.lrp.engine.op_context import Unknown
+from whence.lrp.rules.composites import Composite, Selector
+from whence.lrp.rules.rules import Rule
+from whence.lrp.torch_compat.model_state import settings_of
+from whence.lrp.training.differentiable import state_of, traced
+
+
+@contextmanager
+def relevance_rules(
+    rules: Mapping[Selector, Rule] | Composite,
+    model: nn.Module | None = None,
+    unknown: Unknown = "error",
+    differentiable: bool = False,
+) -> Iterator[RelevanceMode | None]:
+    """Plain PyTorch with modified gradients, for one's own loops: afterwards the relevance of x is `x * grad`.
+
+    >>> with whence.relevance_rules({torch.nn.Linear: whence.Gamma(0.1)}):
+    ...     logits = model(x)
+    >>> (g,) = torch.autograd.grad(logits[0, 483], x)
+    >>> relevance = x * g
+
+    Selectors by module path need `model`. Rules of the input layer (ZBox, WSquare, Flat), and distances at the input, are not
+    of the form x · g and are refused here; use `explain`.
+
+    With `differentiable`, relevance itself has derivatives with respect to inputs and parameters, for losses made of it:
+
+    >>> with whence.relevance_rules(rules, model, differentiable=True):
+    ...     logits = model(x)                                          # x requires gradients
+    >>> (g,) = torch.autograd.grad(logits[:, 3].sum(), x, create_graph=True)
+    >>> ((x * g)[:, mask] ** 2).sum().backward()
+
+    `logits` then lead to relevance alone: their gradients are modified, and none of them is that of a parameter. A loss of the
+    output itself, such as the cross-entropy, is made of another call, outside. The model must be in eval mode.
+
+    The calls of `model` are then under the rules, and nothing else. Forward and way back are written down as one graph the
+    first time inputs of some shape come by (which takes seconds) and kept as long as the model; parameters and buffers are read
+    anew at each call.
+    """
+    if not differentiable:
+        with under_rules(rules, model, unknown) as mode:
+            yield mode
+        return
+    if not isinstance(model, nn.Module):
+        raise RuleError("differentiable=True follows the calls of a model; give it: relevance_rules(rules, model, …)")
+    calls = _Calls(model, Composite.of(rules), unknown)
+    before = model.__dict__.get("forward")
+    model.__dict__["forward"] = calls
+    try:
+        yield None
+    finally:
+        if before is None:
+            del model.__dict__["forward"]
+        else:
+            model.__dict__["forward"] = before
+
+
+GRAPHS: "WeakKeyDictionary[nn.Module, dict[Any, GraphModule]]" = WeakKeyDictionary()
+
+
+class _Calls:
+    """The model's forward while its relevance is to be differentiated."""
+
+    def __init__(self, model: nn.Module, rules: Composite, unknown: Unknown):
+        self._model, self._rules = model, rules
+        self._unknown: Unknown = unknown
+        self._forward = model.forward
+        self._writing = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, structure = tree_flatten((args, kwargs))
+        sources = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if self._writing or not sources or not torch.is_grad_enabled():
+            return self._forward(*args, **kwargs)
+        if self._model.training:
+            raise ModelError("the model is in training mode, where each pass is another; call model.eval() before")
+        RelevanceMode.refuse_another()
+        graph = self._graph(leaves, structure, sources)
+        state = state_of(self._model)
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        run = _Run(self._plainly, leaves, structure, tensors, sources, list(state), graph)
+        found = _Relevant.apply(run, *[leaves[i] for i in tensors], *state.values())
+        assert run.outputs is not None
+        kept, places, spec = run.outputs
+        for place, out in zip(places, found, strict=True):  # type: ignore[arg-type]
+            kept[place] = out
+        return tree_unflatten(kept, spec)
+
+    def __reduce__(self):
+        raise ModelError("the model cannot be copied or saved within relevance_rules(…, differentiable=True); leave it first")
+
+    def _plainly(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def _graph(self, leaves: list[Any], structure: TreeSpec, sources: list[int]) -> GraphModule:
+        """Written down once for each kind of call."""
+        known = GRAPHS.setdefault(self._model, {})
+        kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+        kinds += tuple((t.shape, t.dtype, t.device) for t in state_of(self._model).values())
+        key = (
+            repr(self._rules.entries),
+            self._unknown,
+            structure,
+            kinds,
+            tuple(sources),
+            settings_of(self._model, {"forward"}),
+        )
+        if key not in known:
+            self._writing = True
+            try:
+                known[key] = traced(
+                    self._model, self._rules, self._unknown, leaves, sources,
+                    lambda given: tree_unflatten(given, structure), lambda found: _floating(found)[0],
+                )  # fmt: skip
+            finally:
+                self._writing = False
+        return known[key]
+
+
+class _Run:
+    """One call: what it was given, and which graph leads back."""
+
+    def __init__(self, forward: Any, leaves: list[Any], structure: TreeSpec, tensors: list[int], sources: list[int],
+                 names: list[str], graph: GraphModule):  # fmt: skip
+        self.forward, self.leaves, self.structure = forward, leaves, structure
+        self.tensors, self.sources, self.names, self.graph = tensors, sources, names, graph
+        self.outputs: tuple[list[Any], list[int], TreeSpec] | None = None
+
+
+class _Relevant(torch.autograd.Function):
+    """The model's outputs, and on the way back the modified gradients, made by functions that have derivatives of their own."""
+
+    @staticmethod
+    def forward(ctx, run: _Run, *given: Tensor):
+        leaves = list(run.leaves)
+        for place, t in zip(run.tensors, given, strict=False):
+            leaves[place] = t.clone() if place in run.sources else t  # a network may overwrite it
+        args, kwargs = tree_unflatten(leaves, run.structure)
+        found, places, kept, spec = _floating(run.forward(args, kwargs))
+        run.outputs = kept, places, spec
+        ctx.run = run
+        ctx.save_for_backward(*given)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        run, saved = ctx.run, ctx.saved_tensors
+        leaves = list(run.leaves)
+        for place, t in zip(run.tensors, saved, strict=False):
+            leaves[place] = t
+        state = dict(zip(run.names, saved[len(run.tensors) :], strict=True))
+        found = dict(zip(run.sources, run.graph(leaves, state, list(gradients)), strict=True))
+        return None, *[found.get(place) for place in run.tensors], *[None] * len(state)
+
+
+def _floating(found: Any) -> tuple[list[Tensor], list[int], list[Any], TreeSpec]:
+    """The outputs that may have gradients, their places among all, all, and how they are put together."""
+    leaves, spec = tree_flatten(found)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaves[i] for i in places], places, leaves, spec

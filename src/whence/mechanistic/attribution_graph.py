@@ -1,0 +1,100 @@
+"""attribution_graph(): which channels of a layer speak to which of the next, for one input."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from whence.core.explain import explain, explain_targets
+from whence.core.targets import Target
+from whence.core.trees import Nest
+from whence.errors import InputError, RuleError
+from whence.mechanistic.channel_relevance import by_channel, one_layer, strongest
+from whence.methods.registry import Method
+from whence.plotting.drawable import Drawable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The relevance of a channel that came by a channel of the next layer."""
+
+    layer: str
+    channel: int
+    above: str
+    channel_above: int
+    relevance: float
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AttributionGraph(Drawable):
+    """Channels of layers, from the input up, and what flowed from each to those of the layer before.
+
+    >>> graph = whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"])
+    >>> graph.nodes["features.12"]                 # {channel: relevance}, the most relevant first
+    >>> graph.edges                                # (layer, channel, above, channel_above, relevance)
+    >>> graph.save("graph.png")
+    """
+
+    output: float
+    target: str
+    nodes: dict[str, dict[int, float]]  # by layer, from the input up
+    edges: Sequence[Edge]
+
+    def __repr__(self) -> str:
+        lines = [f"Attribution graph of {self.target} ({self.output:.4g})"]
+        for layer, channels in reversed(self.nodes.items()):
+            shares = ", ".join(f"{c} ({r / self.output:.0%})" for c, r in channels.items())
+            lines.append(f"  {layer}: {shares}")
+        return "\n".join(lines)
+
+    def figure(self) -> "Figure":
+        """Layers below each other, the output on top; lines as thick as what flowed, red for and blue against."""
+        from whence.plotting.layered_graph import layered
+
+        links = [((e.above, e.channel_above), (e.layer, e.channel), e.relevance) for e in self.edges]
+        top = list(self.nodes)[-1]
+        links += [(("", 0), (top, c), r) for c, r in self.nodes[top].items()]
+        return layered({**self.nodes, "": {0: self.output}}, links, f"{self.target}\n{self.output:.4g}")
+
+
+def attribution_graph(
+    model: Callable[..., Any],
+    inputs: Nest,
+    layers: Sequence[str],
+    target: Target = None,
+    *,
+    channels: int = SHOWN,
+    method: Method | str | None = None,
+    class_names: Any = (),
+) -> AttributionGraph:
+    """How channels of several layers hand the output of one sample down (Achtibat et al. 2023).
+
+    >>> whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"], target=483).save("graph.png")
+
+    `layers` from the input up; of each the `channels` most relevant. An edge is the relevance of a channel under the condition
+    that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance, where
+    nothing goes round it.
+    """
+    layers = [one_layer(model, layer) for layer in layers]
+    if len(layers) < 2 or len(set(layers)) != len(layers):
+        raise RuleError(f"layers={layers}; give two or more, from the input up")
+    whole = explain(model, inputs, target, method=method, layers=layers, class_names=class_names, progress=False)
+    if len(whole) != 1:
+        raise InputError(f"an attribution graph is that of one sample, not of {len(whole)}")
+    output = float(whole.output)
+    relevance = {layer: by_channel(model, whole, layer)[0] for layer in layers}
+    nodes = {layer: {c: float(r[c]) for c in strongest(r, channels, output)} for layer, r in relevance.items()}
+    edges = []
+    for layer, above in pairwise(layers):
+        through = [{above: c} for c in nodes[above]]
+        parts = explain_targets(model, inputs, [whole.target], method=method, layers=[layer], through=through)
+        for channel_above, part in zip(nodes[above], parts, strict=True):
+            found = by_channel(model, part, layer)[0]
+            edges += [Edge(layer, c, above, channel_above, float(found[c])) for c in nodes[layer]]
+    (name,) = whole.target_names()
+    return AttributionGraph(output, name, nodes, edges)

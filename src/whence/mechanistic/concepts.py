@@ -1,0 +1,176 @@
+"""concepts(): the channels of a layer that carried an output, where in the picture, and what they stand for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from whence.core.conditions import among
+from whence.core.devices import beside
+from whence.core.explain import explain, explain_targets
+from whence.core.explanation import Explanation
+from whence.core.inputs import check_model
+from whence.core.progress import Progress
+from whence.core.targets import Target
+from whence.errors import InputError, RuleError, SelectorError
+from whence.mechanistic.channel_relevance import (
+    by_channel,
+    channels_last,
+    last_picture_layer,
+    one_layer,
+    place,
+    receptive_field,
+    strongest,
+)
+from whence.methods.registry import Method
+from whence.plotting.drawable import Drawable
+from whence.prototypes.activation_maximization import prototype
+from whence.prototypes.objectives import Channel
+from whence.prototypes.top_samples import top_samples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 5
+REFERENCES = 4
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A sample of the data in which a channel has much relevance: the part that its most relevant place sees."""
+
+    index: int
+    crop: Tensor  # [C, h, w]
+    relevance: Tensor  # of the channel there, like the crop
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Concepts(Drawable):
+    """The channels of a layer that carried an output, the most relevant first.
+
+    >>> found = whence.concepts(model, photo, "features.12", data=x_train)
+    >>> found.channels, found.shares               # [k], of the output
+    >>> found.explanations[0].relevance            # what flows through the first channel
+    >>> found.save("concepts.png")
+    """
+
+    layer: str
+    channels: list[int]
+    relevance: Tensor  # [C], of every channel of the layer
+    whole: Explanation
+    explanations: Sequence[Explanation]  # through each of the channels
+    references: Sequence[Sequence[Reference]] = ()
+    prototypes: Tensor | None = None  # [k, C, H, W]
+
+    @property
+    def shares(self) -> Tensor:
+        """The relevance of each channel in shares of the output, `[k]`."""
+        return self.relevance[self.channels] / self.whole.output[0]
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        rows = zip(self.channels, self.relevance[self.channels].tolist(), self.shares.tolist(), strict=True)
+        references = [[reference.index for reference in of_channel] for of_channel in self.references] or [[]] * len(
+            self.channels
+        )
+        return [
+            {"channel": channel, "relevance": relevance, "share": share, "references": indices}
+            for (channel, relevance, share), indices in zip(rows, references, strict=True)
+        ]
+
+    def __repr__(self) -> str:
+        (name,) = self.whole.target_names()
+        head = f"Concepts of {name} ({float(self.whole.output):.4g}) in {self.layer}"
+        lines = [f"  channel {c}: {share:.1%}" for c, share in zip(self.channels, self.shares.tolist(), strict=True)]
+        return "\n".join([head, *lines])
+
+    def figure(self) -> "Figure":
+        """The picture and its heatmap; below, a row a channel: where it is relevant, its references, its prototype."""
+        from whence.plotting.concepts import Row, answer
+
+        x, output = self.whole.inputs[0], float(self.whole.output)
+        rows = []
+        for k, (channel, e) in enumerate(zip(self.channels, self.explanations, strict=True)):
+            references = self.references[k] if self.references else ()
+            made = None if self.prototypes is None else self.prototypes[k]
+            title = f"channel {channel}\n{float(self.shares[k]):.1%} of the output"
+            rows.append(Row(title, e.relevance[0], [(r.crop, r.relevance) for r in references], made))
+        return answer(x, self.whole.relevance[0], f"{self.whole.heading()}:  f = {output:.4g}", self.layer, rows)
+
+
+def concepts(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    layer: str | None = None,
+    target: Target = None,
+    *,
+    channels: int | Sequence[int] = SHOWN,
+    data: Tensor | None = None,
+    references: int = REFERENCES,
+    prototypes: bool | Mapping[str, Any] = False,
+    method: Method | str | None = None,
+    class_names: Any = (),
+    progress: Progress = True,
+) -> Concepts:
+    """What carried this output, in the network's own terms? (concept relevance propagation, Achtibat et al. 2023)
+
+    >>> whence.concepts(model, photo, "features.12", data=x_train).save("concepts.png")
+    Concepts of 207 golden retriever (14.2) in features.12
+      channel 85: 12.3%
+
+    `inputs` is one picture `[1, C, H, W]`; `layer` the last convolution if not given; `channels` how many, the most relevant,
+    or which. With `data` `[M, C, H, W]` each channel has reference samples, those for whose predictions it is most relevant
+    (RelMax), cropped to what its most relevant place sees; with `prototypes` (True, or settings of `whence.prototype`) a
+    picture that excites it most.
+
+    Raises `InputError`, `SelectorError` for what is not there.
+    """
+    check_model(model)
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or len(inputs) != 1:
+        raise InputError(f"concepts are those of one picture [1, C, H, W], not of {getattr(inputs, 'shape', type(inputs))}")
+    layer = last_picture_layer(model, inputs) if layer is None else one_layer(model, layer)
+    if references < 0:
+        raise RuleError(f"references={references}; give how many samples a channel, or 0 for none")
+    whole = explain(model, inputs, target, method=method, layers=[layer], class_names=class_names, progress=False)
+    relevance = by_channel(model, whole, layer)[0]
+    chosen = _chosen(channels, relevance, float(whole.output))
+    through = [{layer: c} for c in chosen]
+    parts = list(explain_targets(model, inputs, [whole.target], method=method, through=through, class_names=class_names))
+    found: list[list[Reference]] = []
+    if data is not None and references:
+        channels_of = [Channel(layer, c) for c in chosen]
+        count = min(references, len(data))
+        top = top_samples(model, channels_of, data, n=count, by="relevance", method=method, progress=progress)
+        found = [_references(model, layer, c, data, top.indices[k], method) for k, c in enumerate(chosen)]
+    made = None
+    if prototypes:
+        settings = prototypes if isinstance(prototypes, Mapping) else {}
+        concepts = [Channel(layer, c) for c in chosen]
+        made = prototype(model, concepts, shape=tuple(inputs.shape[1:]), progress=progress, **settings).images
+    return Concepts(layer, chosen, relevance, whole, parts, found, made)
+
+
+def _chosen(channels: int | Sequence[int], relevance: Tensor, output: float) -> list[int]:
+    given = channels.tolist() if isinstance(channels, Tensor | np.ndarray | np.generic) else channels
+    if isinstance(given, int):
+        return strongest(relevance, given, output)
+    if not given:
+        raise SelectorError("channels=[]; give how many, the most relevant, or which")
+    return among(given, len(relevance), "channel")
+
+
+def _references(
+    model: Callable[..., Any], layer: str, channel: int, data: Tensor, indices: Tensor, method: Method | str | None
+) -> list[Reference]:
+    """Of one channel, cropped."""
+    x = beside(data[indices], model)
+    e = explain(model, x, method=method, layers=[layer], through={layer: channel}, progress=False)
+    at_layer = channels_last(model, e, layer)[..., channel]
+    found = []
+    for i, index in enumerate(indices.tolist()):
+        position = place(int(at_layer[i].argmax()), at_layer[i].shape)
+        window = receptive_field(model, x[i : i + 1], layer, channel, position)
+        found.append(Reference(index, window.of(x[i]), window.of(e.relevance[i])))
+    return found

@@ -1,0 +1,273 @@
+"""patching(): which components of a network carry the difference between two inputs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from whence.core.conditions import Heads
+from whence.core.inputs import Inputs, check_model
+from whence.core.progress import Progress, progress
+from whence.core.targets import Target, select
+from whence.core.trees import Nest
+from whence.errors import InputError, ModelError, RuleError, SelectorError, hint
+from whence.lrp.engine.prepared_model import Prepared
+from whence.lrp.rules import presets
+from whence.lrp.torch_compat.module_tracker import INPUT_OF, first_tensor, named_layers, with_first_tensor
+from whence.mechanistic.channel_relevance import place
+from whence.methods.forward_backward import Gradients, Task, values, watched
+from whence.methods.gradients import plain_gradients
+from whence.methods.lrp import LRP
+from whence.plotting.drawable import Drawable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+By = Literal["relevance", "gradient", "exact"]
+WAYS = ("relevance", "gradient", "exact")
+Parts = str | Heads  # "places", "channels", or heads
+AT_ONCE = 64  # patched copies
+USUAL = ("*.layers.*", "*.h.*", "layers.*", "h.*", "blocks.*")  # what transformers call the layers of their stream
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Patching(Drawable):
+    """How much each component changes a metric, were it as it is for the corrupted input.
+
+    >>> found = whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), by=["relevance", "exact"])
+    >>> found.effects["relevance"]["model.layers.3"]            # [N, T], or [N, T, heads], [N, T, channels]
+    >>> found.correlation("relevance", "exact")
+    >>> found.top(10)                                           # (layer, place, …, effect), the strongest first
+
+    `clean` and `corrupted` are the metric on both, `[N]`.
+    """
+
+    effects: Mapping[str, Mapping[str, Tensor]]  # by -> layer -> [N, places, …]
+    clean: Tensor
+    corrupted: Tensor
+    target: Any = None
+
+    def __repr__(self) -> str:
+        lines = [f"Patching: metric {float(self.clean.mean()):.4g} clean, {float(self.corrupted.mean()):.4g} corrupted"]
+        lines += [f"  {layer} {place}: {effect:.4g}" for layer, *place, effect in self.top(5)]
+        if "exact" in self.effects:
+            others = [by for by in self.effects if by != "exact"]
+            lines += [f"  correlation of {by} with exact: {self.correlation(by, 'exact'):.3f}" for by in others]
+        return "\n".join(lines)
+
+    def flat(self, by: str, layers: Sequence[str] | None = None) -> Tensor:
+        """All effects in a row, of some layers or all."""
+        if by not in self.effects:
+            raise RuleError(f"no effects by {by!r}{hint(by, self.effects)}")
+        found = self.effects[by]
+        return torch.cat([found[layer].flatten() for layer in layers or found])
+
+    def correlation(self, by: str, other: str, layers: Sequence[str] | None = None) -> float:
+        """Pearson's, over all components, or those of some layers."""
+        both = torch.stack([self.flat(by, layers), self.flat(other, layers)]).double()
+        return float(torch.corrcoef(both)[0, 1])
+
+    def top(self, count: int = 10, by: str | None = None) -> list[tuple]:
+        """The strongest components in the mean over samples: layer, place, head or channel, effect."""
+        rows = []
+        for layer, effect in self.effects[by or next(iter(self.effects))].items():
+            mean = effect.mean(0)
+            for index in mean.flatten().abs().topk(min(count, mean.numel())).indices:
+                where = place(int(index), mean.shape)
+                rows.append((layer, *where, float(mean[where])))
+        return sorted(rows, key=lambda row: -abs(row[-1]))[:count]
+
+    def figure(self) -> "Figure":
+        """A map a way: layers by places, in the mean over samples; heads and channels summed up."""
+        from whence.plotting.matrices import maps
+
+        drawn = {}
+        for by, found in self.effects.items():
+            lines = [effect.mean(0).flatten(1).sum(1) if effect.dim() > 2 else effect.mean(0) for effect in found.values()]
+            drawn[by] = torch.stack(lines)
+        return maps(drawn, list(next(iter(self.effects.values()))), "place")
+
+
+def patching(
+    model: Callable[..., Any],
+    clean: Nest,
+    corrupted: Nest,
+    target: Target = None,
+    components: Sequence[str] | Mapping[str, Parts] = USUAL,
+    *,
+    by: By | Sequence[By] = "relevance",
+    method: LRP | None = None,
+    progress: Progress = True,
+) -> Patching:
+    """Which components carry what tells the clean from the corrupted input? The effect of giving a component the activation a'
+    it has on the corrupted input, in the run on the clean one, on the metric that `target` is.
+
+    >>> whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), ["model.layers.*", "model.layers.*.mlp"])
+    >>> heads = {"input of model.layers.*.self_attn.o_proj": whence.Heads((), of=8)}
+    >>> whence.patching(model, clean, corrupted, target, heads, by=["relevance", "gradient", "exact"])
+
+    `by` "relevance" is relevance patching (RelP, arXiv 2508.21258): (a' − a) · R/a with the rules of `method`, CP-LRP if not
+    given, in two forward passes and one backward pass for all components; "gradient" attribution patching, (a' − a) · ∂m/∂a,
+    at the same cost; "exact" the truth, a forward pass a component. `components` are layers ("input of " a layer is what goes
+    into it), by their places (tokens) or, in a dict, by "channels" (neurons) or `Heads((), of=n)` at each place.
+
+    Raises `InputError` for inputs of unequal shape, `SelectorError` for layers the model does not have.
+    """
+    check_model(model)
+    ways = [by] if isinstance(by, str) else list(by)
+    if not ways:
+        raise RuleError(f"by=[]; choose among {', '.join(WAYS)}")
+    for way in ways:
+        if way not in WAYS:
+            raise RuleError(f"by={way!r}{hint(way, WAYS)}")
+    both = [Inputs.of(x).detached() for x in (clean, corrupted)]
+    _check_alike(*both)
+    parts = _parts(model, components)
+    prepared = Prepared(model)
+    here = Task(prepared, both[0], [target], tuple(parts), progress=False)
+    gradients = {way: _at_clean(here, way, method) for way in ways if way != "exact"}
+    output, resolved = next(((g.output, g.target) for g in gradients.values()), None) or values(here)[0]
+    other, there = _read(Task(prepared, both[1], [resolved], tuple(parts), progress=False))
+    found: dict[str, dict[str, Tensor]] = {}
+    for way in ways:
+        if way == "exact":
+            found[way] = _exact(replace(here, targets=[resolved]), output, there, parts, progress)
+        else:
+            found[way] = {layer: _effect(*_only(gradients[way], layer), there[layer], parts[layer]) for layer in parts}
+    return Patching(found, output, other, resolved)
+
+
+def _check_alike(clean: Inputs, corrupted: Inputs) -> None:
+    shapes = [[tuple(getattr(part, "shape", ())) for part in inputs.parts] for inputs in (clean, corrupted)]
+    if clean.names != corrupted.names or shapes[0] != shapes[1]:
+        raise InputError(
+            f"clean inputs of {shapes[0]} and corrupted ones of {shapes[1]}: components are compared place by place; "
+            "give texts of as many tokens"
+        )
+
+
+def _parts(model: Any, components: Sequence[str] | Mapping[str, Parts]) -> dict[str, Parts]:
+    """How each layer falls into components."""
+    if isinstance(components, str):
+        components = [components]
+    given = components if isinstance(components, Mapping) else dict.fromkeys(components, "places")
+    found: dict[str, Parts] = {}
+    usual = components is USUAL
+    for name, parts in given.items():
+        if isinstance(parts, Heads) and len(parts.numbers):
+            raise RuleError("all heads are patched, each by itself; give whence.Heads((), of=n)")
+        if not isinstance(parts, Heads) and parts not in ("places", "channels"):
+            raise RuleError(f"components={{{name!r}: {parts!r}}}; choose 'places', 'channels' or whence.Heads((), of=n)")
+        try:
+            found |= dict.fromkeys(named_layers(model, [name]), parts)
+        except SelectorError:
+            if not usual:
+                raise
+    if not found:
+        raise SelectorError("the model has no layers by the usual names; name components, as in ['blocks.*', 'blocks.*.mlp']")
+    return found
+
+
+def _read(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+    """The metric for the task's inputs, and what the layers give for them, from one forward pass."""
+    found: dict[str, Tensor] = {}
+    scope = task.scope
+
+    def keep(layer: str, out: Tensor) -> None:
+        if layer in found:
+            raise ModelError(f"layer '{layer}' runs more than once; name one that runs once")
+        found[layer] = out.detach().clone()
+
+    scope.tap({layer: lambda out, layer=layer: keep(layer, out) for layer in task.layers})
+    reading = watched(task, scope)
+    with torch.no_grad(), scope:
+        outputs = task.inputs.call(task.model, tuple(task.inputs.copied().values()))
+    missing = [layer for layer in task.layers if layer not in found]
+    if missing:
+        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to patch")
+    metric, _ = select(outputs, task.targets[0], task.inputs, reading)
+    return metric, found
+
+
+def _at_clean(task: Task, way: str, method: LRP | None) -> Gradients:
+    if way == "gradient":
+        return next(plain_gradients(task))
+    rules = LRP(presets.cp_lrp()) if method is None else method
+    return next(rules.gradients(task))[0]
+
+
+def _only(gradients: Gradients, layer: str) -> tuple[Tensor, Tensor]:
+    (pair,) = gradients.layers[layer]
+    return pair
+
+
+def _effect(a: Tensor, g: Tensor, there: Tensor, parts: Parts) -> Tensor:
+    return _reduced((there - a) * g, parts)
+
+
+def _reduced(effect: Tensor, parts: Parts) -> Tensor:
+    """Of every number of a layer `[N, T, C]`, that of its components."""
+    if effect.dim() not in (2, 3):
+        raise SelectorError(
+            f"a layer that gives {tuple(effect.shape)} has no tokens to patch; patching takes [N, T, C] or [N, C]"
+        )
+    effect = effect[:, None] if effect.dim() == 2 else effect
+    if isinstance(parts, Heads):
+        return parts.divided(effect).sum(-1)
+    return effect if parts == "channels" else effect.sum(-1)
+
+
+def _exact(
+    task: Task, output: Tensor, there: Mapping[str, Tensor], parts: Mapping[str, Parts], shown: Progress
+) -> dict[str, Tensor]:
+    """The metric with one component patched at a time, less the metric."""
+    n = task.inputs.batch_size
+    shapes = {layer: _reduced(there[layer], parts[layer]).shape[1:] for layer in parts}
+    found = {layer: output.new_zeros(n, shape.numel()) for layer, shape in shapes.items()}
+    with progress("exact patching", sum(shape.numel() for shape in shapes.values()), shown) as advance:
+        for layer, shape in shapes.items():
+            for numbers in torch.arange(shape.numel()).split(max(1, AT_ONCE // n)):
+                moved = task.moved(len(numbers), {})
+                masks = _masks(there[layer], parts[layer], numbers, n)
+                with _patched(task.model, layer, there[layer].repeat(len(numbers), *[1] * (there[layer].dim() - 1)), masks):
+                    ((patched, _),) = values(moved)
+                found[layer][:, numbers] = (patched.view(len(numbers), n) - output).T
+                advance(len(numbers))
+    return {layer: effect.view(n, *shapes[layer]) for layer, effect in found.items()}
+
+
+def _masks(like: Tensor, parts: Parts, numbers: Tensor, n: int) -> Tensor:
+    """Which numbers of the layer belong to each of some components, `[components · n, T, C]`."""
+    places, channels = like.shape[1:-1], like.shape[-1]
+    sizes = {"places": 1, "channels": channels}
+    count = parts.of if isinstance(parts, Heads) else sizes[parts]
+    one_hot = torch.zeros(len(numbers), places.numel() * count, dtype=torch.bool, device=like.device)
+    one_hot[torch.arange(len(numbers)), numbers] = True
+    masks = one_hot.view(len(numbers), *places, count, 1).expand(*[-1] * (len(places) + 2), channels // count)
+    return masks.flatten(-2).repeat_interleave(n, 0)
+
+
+@contextmanager
+def _patched(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterator[None]:
+    """The model with other activations where the mask is, while entered."""
+    module: nn.Module = named_layers(model, [layer])[layer]
+
+    def of_input(module: nn.Module, args: tuple) -> tuple:
+        return (torch.where(masks, there, args[0]), *args[1:])
+
+    def of_output(module: nn.Module, args: tuple, out: Any) -> Any:
+        here = first_tensor(out)
+        assert here is not None  # it was read before
+        return with_first_tensor(out, torch.where(masks, there, here), layer)
+
+    if layer.startswith(INPUT_OF):
+        handle = module.register_forward_pre_hook(of_input)
+    else:
+        handle = module.register_forward_hook(of_output)
+    try:
+        yield
+    finally:
+        handle.remove()

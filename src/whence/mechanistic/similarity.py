@@ -1,0 +1,159 @@
+"""explain_similarity(): which pairs of parts make two inputs alike to a network (BiLRP)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from whence.core.explainer import Explainer
+from whence.core.inputs import Inputs, check_model
+from whence.core.progress import Progress, progress
+from whence.core.trees import Nest, tensors
+from whence.errors import InputError, RuleError
+from whence.mechanistic.channel_relevance import place
+from whence.methods.feature_masks import PATCHES_A_SIDE
+from whence.methods.registry import Method
+from whence.plotting.drawable import Drawable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 30
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Similarity(Drawable):
+    """The relevance of pairs of parts for the dot product of two embeddings.
+
+    >>> s = whence.explain_similarity(model, x1, x2)
+    >>> s.relevance                                # [N, P1, P2]: Σ = s.output, where the rules conserve
+    >>> s.top(10), s.save("pairs.png")
+
+    `places` are how the parts of both lie: `(rows, columns)` of patches, or `(tokens,)`.
+    """
+
+    relevance: Tensor  # [N, P1, P2]
+    output: Tensor  # [N], the dot product, or its estimate by random projections
+    places: tuple[tuple[int, ...], tuple[int, ...]]
+    inputs: tuple[Nest, Nest] = (None, None)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(" by ".join(map(str, places)) for places in self.places)
+        sums = self.relevance.sum((1, 2))
+        lines = [f"output {y:.4g}, ΣR {r:.4g}" for y, r in zip(self.output.tolist(), sums.tolist(), strict=True)]
+        return "\n  ".join([f"Similarity of {shape} parts", *lines])
+
+    def top(self, count: int = 10, sample: int = 0) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
+        """The strongest pairs: where in the first, where in the second, relevance."""
+        r = self.relevance[sample]
+        found = []
+        for index in r.flatten().abs().topk(min(count, r.numel())).indices.tolist():
+            i, j = divmod(index, r.shape[1])
+            ends = [place(k, at) for k, at in zip((i, j), self.places, strict=True)]
+            found.append((*ends, float(r[i, j])))
+        return found
+
+    def figure(self) -> "Figure":
+        """Both pictures with the strongest pairs joined, red for and blue against; of others a map of all pairs."""
+        from whence.plotting.matrices import maps
+        from whence.plotting.patch_pairs import connected
+
+        both = [next(iter(tensors(x).values())) for x in self.inputs]
+        if any(x.dim() != 4 for x in both):
+            rows = [str(i) for i in range(self.relevance.shape[1])]
+            return maps({f"similarity {float(self.output[0]):.4g}": self.relevance[0]}, rows, "part of the second")
+        return connected(both[0][0], both[1][0], self.places, self.top(SHOWN), f"similarity {float(self.output[0]):.4g}")
+
+
+def explain_similarity(
+    model: Callable[..., Any],
+    x1: Nest,
+    x2: Nest,
+    *,
+    patch: int | None = None,
+    projections: int | None = None,
+    method: Method | str | None = None,
+    seed: int = 0,
+    progress: Progress = True,
+) -> Similarity:
+    """Why are these two alike? BiLRP (Eberle et al. 2020) of y = ⟨φ(x), φ(x')⟩: R_ii' = Σ_m R_i(φ_m, x) · R_i'(φ_m, x').
+
+    >>> whence.explain_similarity(embedder, x1, x2).save("pairs.png")
+
+    `model` gives embeddings `[N, D]`; samples are compared pair by pair. Pictures are pooled to patches of `patch` pixels a
+    side (some 14 a side if not given) before the product, texts are taken token by token: memory is patches², not pixels². It
+    takes D ways back from one forward pass; with `projections`, that many random ones of the dimensions, whose mean is the
+    product.
+
+    Raises `InputError` for embeddings that are none, or of unequal size.
+    """
+    check_model(model)
+    inputs = [Inputs.of(x).detached() for x in (x1, x2)]
+    embeddings = [_embedded(model, x) for x in inputs]
+    if embeddings[0].shape != embeddings[1].shape:
+        shapes = [tuple(embedding.shape) for embedding in embeddings]
+        raise InputError(f"embeddings of {shapes[0]} and {shapes[1]}; they are compared pair by pair, dimension by dimension")
+    targets, output = _targets(embeddings, projections, seed)
+    explainer = Explainer(model, method)
+    sides: list[Tensor] = []
+    places: list[tuple[int, ...]] = []
+    for number, one in enumerate(inputs):
+        parts = []
+        with _shown(number, len(targets), progress) as advance:
+            for e in explainer.targets(one.nest, targets, progress=False):
+                pooled = _pooled(e.relevance, patch)
+                parts.append(pooled.flatten(1))
+                advance(1)
+        places.append(tuple(pooled.shape[1:]))
+        sides.append(torch.stack(parts))  # [D, N, P]
+    relevance = torch.einsum("dnp,dnq->npq", *sides)
+    return Similarity(relevance, output, (places[0], places[1]), (inputs[0].nest, inputs[1].nest))
+
+
+def _shown(number: int, count: int, shown: Progress) -> Any:
+    return progress(f"similarity, side {number + 1}", count, shown)
+
+
+def _embedded(model: Callable[..., Any], inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        found = inputs.call(model, tuple(inputs.copied().values()))
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"the model gives {given}; a similarity is that of embeddings [N, D]: wrap the model so that it gives them"
+        )
+    return found
+
+
+def _targets(embeddings: Sequence[Tensor], projections: int | None, seed: int) -> tuple[list[Any], Tensor]:
+    """What is explained of each, and the sum of products of it."""
+    one, other = embeddings
+    dimensions = one.shape[1]
+    if projections is None:
+        return list(range(dimensions)), (one * other).sum(1)
+    if not isinstance(projections, int) or projections < 1:
+        raise RuleError(f"projections={projections!r}; give how many, or None for every dimension")
+    signs = torch.randint(0, 2, (dimensions, projections), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    signs = signs.to(one) / sqrt(projections)
+    targets = [lambda outputs, v=v: outputs @ v.to(outputs) for v in signs.T]
+    return targets, ((one @ signs) * (other @ signs)).sum(1)
+
+
+def _pooled(relevance: Nest, patch: int | None) -> Tensor:
+    """By patch `[N, rows, columns]`, token `[N, T]` or feature; of one input."""
+    found = tensors(relevance)
+    if len(found) != 1:
+        raise InputError(f"a similarity is that of one input each, not of {', '.join(found)}; wrap the model")
+    (r,) = found.values()
+    if r.dim() != 4:
+        return r if r.dim() == 2 else r.flatten(2).sum(2)
+    r = r.sum(1, keepdim=True)
+    side = patch or max(1, -(-max(r.shape[2:]) // PATCHES_A_SIDE))
+    if side < 1 or prod(-(-n // side) for n in r.shape[2:]) > 4096:
+        raise RuleError(f"patch={side} for pictures of {tuple(r.shape[2:])}: give a side that makes at most 64 × 64 patches")
+    padded = F.pad(r, (0, -r.shape[3] % side, 0, -r.shape[2] % side))
+    return F.avg_pool2d(padded, side)[:, 0] * side**2

@@ -1,0 +1,161 @@
+"""subspaces(): the directions of a layer that carry relevance (PRCA), and parts of it that carry different relevance (DRSA)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.core.conditions import Directions
+from whence.core.inputs import Inputs, check_model
+from whence.core.progress import Progress, progress
+from whence.core.targets import Target, of_samples
+from whence.data.batches import batches, is_shuffled, whole
+from whence.errors import InputError, ModelError, RuleError, TargetError
+from whence.lrp.engine.prepared_model import Prepared
+from whence.mechanistic.channel_relevance import channel_dimension, one_layer
+from whence.methods.forward_backward import Task
+from whence.methods.lrp import LRP
+
+PLACES = 20  # of a sample that are looked at, at random
+STEPS = 500
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Subspaces:
+    """Orthogonal subspaces of a layer's activations.
+
+    >>> found = whence.subspaces(model, (x, y), "features.10", target=3, method="drsa", parts=4, dimensions=2)
+    >>> whence.explain(model, x, 3, through=found.through(0))           # what flows through the first
+    >>> whence.prototype(model, whence.Direction("features.10", found.direction(0)), shape=(3, 224, 224))
+    """
+
+    layer: str
+    bases: Tensor  # [parts, C, dimensions], orthonormal
+    relevance: Tensor  # [parts], the mean relevance that each carries
+    total: float  # the mean relevance of the layer at a place
+
+    def __repr__(self) -> str:
+        carry = f"Subspaces of {self.layer}: {len(self.bases)} of {self.bases.shape[2]} dimensions carry"
+        if self.total > 0:
+            return f"{carry} {', '.join(f'{share:.1%}' for share in (self.relevance / self.total).tolist())} of the relevance"
+        return f"{carry} {', '.join(f'{r:.3g}' for r in self.relevance.tolist())}, of {self.total:.3g} in all"
+
+    def __len__(self) -> int:
+        return len(self.bases)
+
+    def through(self, part: int) -> dict[str, Directions]:
+        """The condition that relevance takes this subspace, for `explain`."""
+        return {self.layer: Directions(self.bases[part])}
+
+    def direction(self, part: int, number: int = 0) -> Tensor:
+        """One of the basis vectors, `[C]`."""
+        return self.bases[part, :, number]
+
+
+def subspaces(
+    model: Callable[..., Any],
+    data: Any,
+    layer: str,
+    target: Target = None,
+    *,
+    method: Literal["prca", "drsa"] = "prca",
+    parts: int = 1,
+    dimensions: int = 1,
+    rules: LRP | None = None,
+    steps: int = STEPS,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress = True,
+) -> Subspaces:
+    """Which directions of a layer carry the relevance? (Chormai et al. 2024) With activations a and R = aᵀc over the data:
+
+    "prca" takes the first `dimensions` eigenvectors of E[a cᵀ + c aᵀ], which maximise E[(Uᵀa)ᵀ(Uᵀc)]; "drsa" divides the
+    space into `parts` subspaces of that many dimensions whose relevances are large, each for samples of its own: it maximises
+    the power mean M_½ over parts of M₂ over samples of ReLU(R_k).
+
+    >>> whence.subspaces(model, (x, y), "features.10", target=3, dimensions=4)
+    Subspaces of features.10: 1 of 4 dimensions carry 71.3% of the relevance
+
+    `data` is `x`, `(x, y)` or a loader of such batches; `target` what is explained of each sample.
+    """
+    check_model(model)
+    layer = one_layer(model, layer)
+    if method not in ("prca", "drsa"):
+        raise RuleError(f"method={method!r}; choose 'prca' or 'drsa'")
+    if parts < 1 or dimensions < 1 or (method == "prca" and parts != 1):
+        raise RuleError(f"parts={parts}, dimensions={dimensions}; give at least 1, and of PRCA one part")
+    a, c = _collected(model, data, layer, target, rules or LRP(), batch_size, seed, progress)
+    if parts * dimensions > a.shape[1]:
+        raise RuleError(f"{parts} subspaces of {dimensions} dimensions in a layer of {a.shape[1]} channels; give fewer")
+    bases = _prca(a, c, dimensions)[None] if method == "prca" else _drsa(a, c, parts, dimensions, steps, seed)
+    carried = relevances(bases, a, c).mean(0)
+    order = carried.argsort(descending=True)
+    return Subspaces(layer, bases[order], carried[order], float((a * c).sum(1).mean()))
+
+
+def relevances(bases: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    """(U_kᵀa)ᵀ(U_kᵀc) of rows, `[rows, parts]`."""
+    along = [torch.einsum("kcd,nc->nkd", bases, t) for t in (a, c)]
+    return (along[0] * along[1]).sum(2)
+
+
+def _prca(a: Tensor, c: Tensor, dimensions: int) -> Tensor:
+    """[C, dimensions]"""
+    cross = a.double().T @ c.double() / len(a)
+    _, vectors = torch.linalg.eigh(cross + cross.T)
+    return vectors[:, -dimensions:].flip(1).to(a)
+
+
+def _drsa(a: Tensor, c: Tensor, parts: int, dimensions: int, steps: int, seed: int) -> Tensor:
+    """[parts, C, dimensions]"""
+    channels = a.shape[1]
+    start = torch.randn(channels, parts * dimensions, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode(False), torch.enable_grad():
+        free = start.to(a).clone().requires_grad_()
+        optimiser = torch.optim.Adam([free], 0.05)
+        scale = (a * c).sum(1).abs().mean().clamp(min=1e-30)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            carried = relevances(_split(torch.linalg.qr(free)[0], parts), a, c).relu() / scale
+            strength = (carried.square().mean(0) + 1e-12).sqrt()  # M₂ over samples
+            (-strength.sqrt().mean().square()).backward()  # M_½ over parts
+            optimiser.step()
+    return _split(torch.linalg.qr(free.detach())[0], parts)
+
+
+def _split(basis: Tensor, parts: int) -> Tensor:
+    return basis.unflatten(1, (parts, -1)).movedim(1, 0)
+
+
+def _collected(
+    model: Callable[..., Any], data: Any, layer: str, target: Target, rules: LRP, size: int, seed: int, shown: Progress
+) -> tuple[Tensor, Tensor]:
+    """Activations and contexts at some places of every sample, `[rows, C]` each."""
+    prepared, found = Prepared(model, lasting=True), []
+    random = torch.Generator().manual_seed(seed)
+    targets = torch.as_tensor(target) if isinstance(target, list | tuple) else target
+    if isinstance(targets, Tensor) and targets.dim() and is_shuffled(data):
+        raise TargetError("a target for each sample needs samples in their order; give a loader that does not shuffle")
+    samples = whole(batches(data, size))
+    with progress("subspaces", len(samples), shown) as advance:
+        for batch in samples:
+            inputs, here = batch.inputs.beside(model), of_samples(targets, torch.tensor(batch.numbers))
+            gradients, _ = next(rules.gradients(Task(prepared.up_to_date(), inputs, [here], (layer,), progress=False)))
+            if len(gradients.layers[layer]) > 1:
+                raise ModelError(f"layer '{layer}' ran {len(gradients.layers[layer])} times; name one that runs once")
+            ((a, g),) = gradients.layers[layer]
+            found.append(_rows(model, layer, inputs, a, g, random))
+            advance(1)
+    a, c = (torch.cat(part).float() for part in zip(*found, strict=True))
+    if not a.any() or not c.any():
+        raise InputError(f"no relevance reaches layer '{layer}'")
+    return a, c
+
+
+def _rows(model: Any, layer: str, inputs: Inputs, a: Tensor, g: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    dimension = channel_dimension(model, layer, inputs, a)
+    a, g = (t.movedim(dimension, -1).flatten(1, -2) if t.dim() > 2 else t[:, None] for t in (a, g))
+    chosen = torch.randperm(a.shape[1], generator=random)[:PLACES]
+    return a[:, chosen].flatten(0, 1), g[:, chosen].flatten(0, 1)

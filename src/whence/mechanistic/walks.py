@@ -1,0 +1,149 @@
+"""walks(): which walks through a graph carried an output of a graph network (GNN-LRP), and what a part of the graph did."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.core.conditions import Nodes
+from whence.core.explain import explain, explain_targets
+from whence.core.inputs import check_model
+from whence.core.targets import Target
+from whence.errors import InputError, RuleError, SelectorError
+from whence.mechanistic.channel_relevance import one_layer
+from whence.methods.layer_reader import layer_shapes
+from whence.methods.registry import Method
+
+MOST = 100_000  # walks that are gone through unasked
+
+Walk = tuple[int, ...]  # nodes, from the input up
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Walks:
+    """The relevance of walks, each a node at the input and one at each layer.
+
+    >>> found = whence.walks(model, x, ["interaction.0", "interaction.1"], fixed=(adjacency,))
+    >>> found.top(5)                               # [((0, 1, 1), 2.3), …]
+    >>> sum(found.relevance)                       # the output, where all of it takes the layers
+    """
+
+    walks: Sequence[Walk]
+    relevance: Tensor  # [walks]
+    output: float
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self.walks)} walks, ΣR {float(self.relevance.sum()):.4g} of an output of {self.output:.4g}"]
+        return "\n".join([*lines, *(f"  {' → '.join(map(str, walk))}: {r:.4g}" for walk, r in self.top(5))])
+
+    def top(self, count: int = 10) -> list[tuple[Walk, float]]:
+        """The strongest, with their relevance."""
+        order = self.relevance.abs().argsort(descending=True)[:count]
+        return [(self.walks[int(i)], float(self.relevance[i])) for i in order]
+
+    def within(self, nodes: Sequence[int]) -> float:
+        """The sum over those that stay among some nodes."""
+        inside = set(nodes)
+        return float(sum(r for walk, r in zip(self.walks, self.relevance.tolist(), strict=True) if inside.issuperset(walk)))
+
+
+def walks(
+    model: Callable[..., Any],
+    x: Tensor,
+    layers: Sequence[str],
+    target: Target = None,
+    *,
+    walks: Sequence[Walk] | None = None,
+    fixed: Tensor | tuple | Mapping[str, Any] = (),
+    method: Method | str | None = None,
+) -> Walks:
+    """Which walks carried this output? GNN-LRP (Schnake et al. 2021): the relevance that takes node W₀ at the input, W₁ after
+    the first layer, and so on, for any network whose layers give a row for each node.
+
+    >>> whence.walks(model, x, ["interaction.0", "interaction.1"], target=1, fixed=(adjacency,))
+
+    `x` are the features of one graph, `[nodes, C]` or `[1, nodes, C]`; `layers` those of interaction, from the input up;
+    `fixed` what else the model is given, constant: the adjacency. `walks` are some walks, all if not given. In a network where
+    all relevance takes the layers, the walks add up to the output; those within some nodes are the relevance of that subgraph,
+    which `whence.subgraph_relevance` gets in one way back.
+    """
+    model, layers = _with(model, layers, fixed)
+    count = _nodes(x)
+    wanted = _wanted(walks, count, len(layers))
+    _check_order(model, layers, x)
+    through = [{layer: Nodes([node]) for layer, node in zip(layers, above, strict=True)} for above in wanted]
+    found, relevance, output = [], [], 0.0
+    for above, e in zip(wanted, explain_targets(model, x, [target], method=method, through=through), strict=True):
+        per_node = e.relevance.reshape(count, -1).sum(1)
+        for node in wanted[above]:
+            found.append((node, *above))
+            relevance.append(per_node[node])
+        output = float(e.output.sum())
+    return Walks(found, torch.stack(relevance).detach(), output)
+
+
+def subgraph_relevance(
+    model: Callable[..., Any],
+    x: Tensor,
+    layers: Sequence[str],
+    nodes: Sequence[int],
+    target: Target = None,
+    *,
+    fixed: Tensor | tuple | Mapping[str, Any] = (),
+    method: Method | str | None = None,
+) -> float:
+    """The sum over all walks that stay among some nodes, in one way back: g masked to them at every layer and at the input
+    (sGNN-LRP, Xiong et al. 2022).
+
+    >>> whence.subgraph_relevance(model, x, ["interaction.0", "interaction.1"], [0, 3, 4], fixed=(adjacency,))
+    """
+    model, layers = _with(model, layers, fixed)
+    count = _nodes(x)
+    e = explain(model, x, target, method=method, through={layer: Nodes(list(nodes)) for layer in layers})
+    return float(e.relevance.reshape(count, -1)[list(nodes)].sum())
+
+
+def _with(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str, Any]) -> tuple[Any, list[str]]:
+    check_model(model)
+    if not isinstance(model, nn.Module):
+        raise SelectorError(f"the layers of a {type(model).__name__} have no names; give a torch.nn.Module")
+    layers = [one_layer(model, layer) for layer in ([layers] if isinstance(layers, str) else layers)]
+    if not layers:
+        raise RuleError("layers=[]; give those of interaction, from the input up")
+    args = (fixed,) if isinstance(fixed, Tensor) else () if isinstance(fixed, Mapping) else tuple(fixed)
+    kwargs = dict(fixed) if isinstance(fixed, Mapping) else {}
+    with_fixed, forward = copy(model), model.forward  # the same parts under the same names
+    with_fixed.__dict__["forward"] = lambda x: forward(x, *args, **kwargs)
+    return with_fixed, layers
+
+
+def _nodes(x: Tensor) -> int:
+    if not isinstance(x, Tensor) or x.dim() not in (2, 3) or (x.dim() == 3 and len(x) != 1):
+        raise InputError(f"walks are those through one graph, [nodes, C] or [1, nodes, C], not {getattr(x, 'shape', type(x))}")
+    return x.shape[-2]
+
+
+def _check_order(model: Any, layers: Sequence[str], x: Tensor) -> None:
+    order = [name for name in layer_shapes(model, x) if name in layers]
+    if order != [name for name in layers if name in order]:
+        raise RuleError(f"layers={list(layers)} run in the order {order}; give them from the input up")
+
+
+def _wanted(walks: Sequence[Walk] | None, nodes: int, depth: int) -> dict[Walk, list[int]]:
+    """The nodes at the input, by the rest of the walk."""
+    if walks is not None and not len(walks):
+        raise RuleError("walks=[]; give some, or None for all")
+    if walks is None:
+        if nodes ** (depth + 1) > MOST:
+            raise RuleError(f"there are {nodes ** (depth + 1):,} walks of {nodes} nodes through {depth} layers; give some")
+        return {tuple(reversed(above)): list(range(nodes)) for above in product(range(nodes), repeat=depth)}
+    found: dict[Walk, list[int]] = {}
+    for walk in walks:
+        if len(walk) != depth + 1 or not all(0 <= node < nodes for node in walk):
+            raise RuleError(f"walk {walk}: give {depth + 1} of the nodes 0 to {nodes - 1}, one at the input and one a layer")
+        found.setdefault(tuple(walk[1:]), []).append(walk[0])
+    return found

@@ -1,0 +1,113 @@
+"""Class activation maps: what channels of a spatial layer say, weighted by their gradients."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whence.core.explanation import Explanation
+from whence.errors import InputError, ModelError, SelectorError
+from whence.lrp.torch_compat.module_tracker import module_names, named_layers
+from whence.methods.feature_masks import UPSAMPLING
+from whence.methods.forward_backward import Taps, Task, explanation, refuse_layers
+from whence.methods.gradients import plain_gradients
+
+
+@dataclass(frozen=True)
+class GradCAM:
+    """max(0, Σ_c w_c a_c) at a layer, w_c the mean gradient of channel c (Selvaraju et al. 2017, eq. 1 and 2).
+
+    >>> e = whence.explain(model, x, target=3, method=whence.GradCAM("layer4"))
+    >>> e.layers["layer4"]          # the map itself, [N, 1, h, w]
+    >>> e.relevance                 # the same brought to the size of x, shared out evenly among its channels
+
+    `layer` is a module that gives `[N, channels, …]`; the last one of as many dimensions as the input if not given.
+    `relu=False` keeps what speaks against the target. It does not add up to the output.
+    """
+
+    layer: str | None = None
+    relu: bool = True
+
+    name: ClassVar[str] = "grad_cam"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _maps(self, task, lambda a, g: (_channel_means(g) * a).sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class LayerCAM:
+    """max(0, Σ_c max(0, g_c) · a_c) at a layer, each place by its own gradient (Jiang et al. 2021, eq. 5 and 6): finer than
+    GradCAM at early layers.
+
+    >>> whence.explain(model, x, target=3, method=whence.LayerCAM("layer2")).relevance
+
+    `layer` and `relu` as in `GradCAM`.
+    """
+
+    layer: str | None = None
+    relu: bool = True
+
+    name: ClassVar[str] = "layer_cam"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _maps(self, task, lambda a, g: (g.clamp(min=0) * a).sum(1, keepdim=True))
+
+
+class LastSpatial(Taps):
+    """Reads off the last module without modules of its own that gives a picture of several places."""
+
+    def __init__(self, model: object, dims: int):
+        super().__init__(())
+        self._dims = dims
+        self._ends = [name for name, module in module_names(model).items() if not any(module.children())]
+
+    def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
+        return {name: lambda out, name=name: self._later(name, out, pin) for name in self._ends}
+
+    def _later(self, name: str, out: Tensor, pin: Callable[[Tensor], None]) -> None:
+        if out.requires_grad and out.dim() == self._dims and out[0, 0].numel() > 1:
+            self.values.clear()
+            self.gradients.clear()
+            self.names = (name,)
+            self._tap(name, out, pin)
+
+
+def _maps(method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Explanation]:
+    refuse_layers(method, task)
+    if not isinstance(task.model, nn.Module):
+        raise ModelError(f"{type(method).__name__} reads a layer of an nn.Module, not of {type(task.model).__name__}")
+    i, picture = _picture(task)
+    for found in plain_gradients(task, _taps(method.layer, task.model, picture.dim())):
+        if not found.layers:
+            raise SelectorError(f"no layer of the model gives pictures of {picture.dim()} dimensions; name one with layer=")
+        ((name, calls),) = found.layers.items()
+        a, g = calls[-1]
+        if a.dim() != picture.dim() or a.shape[0] != picture.shape[0]:
+            raise SelectorError(f"layer '{name}' gives {tuple(a.shape)}, no picture like the input {tuple(picture.shape)}")
+        cam = combined(a, g)
+        cam = cam.clamp(min=0) if method.relu else cam
+        sized = F.interpolate(cam, picture.shape[2:], mode=UPSAMPLING[picture.dim()], align_corners=False)
+        scores = {i: (sized / picture.shape[1]).expand_as(picture).to(picture).contiguous()}
+        yield explanation(method, task, found.output, found.target, scores, layers={name: [cam]})
+
+
+def _picture(task: Task) -> tuple[int, Tensor]:
+    pictures = [i for i in task.inputs.explained if task.inputs.parts[i].dim() in UPSAMPLING]
+    if len(pictures) != 1:
+        raise InputError(f"a class activation map lies over one picture [N, C, …]; the inputs have {len(pictures)}")
+    return pictures[0], task.inputs.parts[pictures[0]]
+
+
+def _taps(layer: str | None, model: nn.Module, dims: int) -> Taps:
+    if layer is None:
+        return LastSpatial(model, dims)
+    names = tuple(named_layers(model, [layer]))
+    if len(names) != 1:
+        raise SelectorError(f"layer '{layer}' stands for {len(names)} layers; name one")
+    return Taps(names)
+
+
+def _channel_means(g: Tensor) -> Tensor:
+    return g.mean(tuple(range(2, g.dim())), keepdim=True)

@@ -1,0 +1,222 @@
+"""What counts as one feature, and what stands in its place when it is absent."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.core.inputs import Inputs, as_tensor
+from whence.core.trees import Nest
+from whence.errors import InputError
+
+PATCHES_A_SIDE = 14  # of a picture, where nothing else is said
+UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of pictures [N, C, …] by their dimensions
+
+Baselines = Any  # a number or a tensor for every input, or a tuple or dict of them like the inputs
+
+
+def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
+    """What was given for each part of the inputs, by position; one alone holds for all floating-point parts."""
+    given = as_tensor(given)
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        names = inputs.names or ()
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise InputError(f"{what} for {unknown[0]!r}, which is no input; there are {', '.join(names) or 'no names'}")
+        return {names.index(name): value for name, value in given.items()}
+    if isinstance(given, list | tuple):
+        if len(given) != len(inputs.parts):
+            raise InputError(f"{len(given)} {what} for {len(inputs.parts)} inputs; give one each")
+        return {i: value for i, value in enumerate(given) if value is not None}
+    if inputs.explained:
+        return dict.fromkeys(inputs.explained, given)
+    texts = [i for i in inputs.ids if not (inputs.names or {i: ""})[i].endswith("mask")]
+    if len(texts) > 1:
+        names = ", ".join(inputs.labels[i] for i in texts)
+        raise InputError(f"{what} for which of {names}? Give a dict or tuple like the inputs")
+    return dict.fromkeys(texts, given)
+
+
+def refuse_shared(inputs: Inputs, by: str) -> None:
+    """Raise where parts belong to all of several samples: rounds of them would mix."""
+    if inputs.shared:
+        raise InputError(f"some inputs have no row for each of {inputs.batch_size} samples; {by} explains one at a time")
+
+
+def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
+    """What replaces absent features of each part, like it or `[1, …]`: `default` for numbers. Ids have none: they are left
+    alone where nothing is given."""
+    found = dict.fromkeys(inputs.explained, default) | parts(given, inputs, "baselines")
+    made = {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
+    if math.isfinite(default) and not all(bool(torch.isfinite(baseline).all()) for baseline in made.values()):
+        raise InputError("a baseline has NaN or infinite values")
+    return made
+
+
+def absent(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
+    """The baselines, for methods that take features away."""
+    found = baselines(given, inputs)
+    if not found:
+        raise InputError(
+            "ids have no zero to put in their place; pass baselines, such as "
+            "{'input_ids': tokenizer.mask_token_id} or tokenizer.pad_token_id"
+        )
+    return found
+
+
+def _baseline(value: Any, x: Any) -> Tensor:
+    if not isinstance(x, Tensor) or not isinstance(value, Tensor | float | int):
+        raise InputError(f"a baseline is a number or a tensor in place of a tensor, not {value!r} for {type(x).__name__}")
+    baseline = torch.as_tensor(
+        value, device=x.device, dtype=x.dtype if isinstance(value, float) and x.is_floating_point() else None
+    )
+    if not x.is_floating_point() and baseline.is_floating_point():
+        raise InputError(f"a baseline for ids must be an id, such as tokenizer.mask_token_id, not {value!r}")
+    baseline = baseline.detach().to(x.dtype)
+    if baseline.dim() == 0:
+        baseline = baseline.expand(1, *x.shape[1:])
+    if baseline.dim() == x.dim() and baseline.shape[1:] == x.shape[1:] and baseline.shape[0] in (1, x.shape[0]):
+        return baseline
+    raise InputError(
+        f"baselines of shape {tuple(baseline.shape)} for an input of shape {tuple(x.shape)}; "
+        "give its shape, one for all samples [1, …] or a number"
+    )
+
+
+def background(given: Nest, inputs: Inputs) -> dict[int, Tensor]:
+    """Background samples of each part, `[B, …]`."""
+    found = {i: _background(value, inputs.parts[i]) for i, value in parts(given, inputs, "background").items()}
+    missing = [i for i in inputs.explained if i not in found]
+    if missing or not found:
+        raise InputError("the background must have samples for every explained input")
+    for i, samples in found.items():
+        x = inputs.parts[i]
+        if samples.dim() != x.dim() or samples.shape[1:] != x.shape[1:] or not samples.shape[0]:
+            expected = ", ".join(map(str, ("B", *x.shape[1:])))
+            raise InputError(
+                f"a background of shape {tuple(samples.shape)} for an input of {tuple(x.shape)}; give [{expected}]"
+            )
+    if len({samples.shape[0] for samples in found.values()}) > 1:
+        raise InputError("the parts of the background differ in their number of samples")
+    return found
+
+
+def _background(samples: Any, x: Any) -> Tensor:
+    if not isinstance(samples, Tensor) or not isinstance(x, Tensor):
+        raise InputError(f"a background is a tensor of samples [B, …], not {type(samples).__name__} for {type(x).__name__}")
+    return samples.detach().to(x)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of the inputs: which entries of each part make up which, numbered through all parts."""
+
+    masks: dict[int, Tensor]  # part -> [1 or N, …]
+    count: int
+
+    @classmethod
+    def of(cls, feature_mask: Nest, inputs: Inputs, explained: Mapping[int, Tensor]) -> "Features":
+        """The features of `explained` parts by a mask of their numbers, from 0 on without a gap; every entry its own if none.
+
+        >>> x = torch.rand(4, 3)
+        >>> Features.of(torch.tensor([[0, 0, 1]]), Inputs.of(x), {0: x}).count
+        2
+        """
+        refuse_shared(inputs, "a method that takes features away")
+        given = parts(feature_mask, inputs, "feature_mask")
+        masks, start = {}, 0
+        for i in explained:
+            x = inputs.parts[i]
+            if given:
+                masks[i] = _mask(given.get(i), x)
+            else:
+                masks[i] = torch.arange(start, start + x[0].numel(), device=x.device).view(1, *x.shape[1:])
+                start += x[0].numel()
+        return cls(masks, _numbered(masks) if given else start)
+
+    def altered(self, inputs: Inputs, absent: Mapping[int, Tensor], present: Tensor) -> dict[int, Tensor]:
+        """The parts `[rounds · N, …]` with the features `present` `[rounds, features]` alone, `absent` in place of others."""
+        return {
+            i: torch.where(present.to(mask.device)[:, mask], inputs.parts[i], absent[i]).flatten(0, 1)
+            for i, mask in self.masks.items()
+        }
+
+    def differing(self, inputs: Inputs, absent: Mapping[int, Tensor]) -> Tensor:
+        """Which features differ from any of what would replace them, `absent` `[…, 1 or N, …]`: `[N, features]`."""
+        found = torch.zeros(inputs.batch_size, self.count, dtype=torch.int)
+        for i, mask in self.masks.items():
+            differs = (inputs.parts[i] != absent[i]).flatten(0, -1 - inputs.parts[i].dim()).any(0)
+            numbers = _rows(mask).expand(len(differs), -1).cpu()
+            found.scatter_reduce_(1, numbers, _rows(differs).int().cpu(), "amax")
+        return found.bool()
+
+    def of_samples(self, samples: Tensor) -> "Features":
+        """The features of some of the samples."""
+        return replace(self, masks={i: m[samples.to(m.device)] if len(m) > 1 else m for i, m in self.masks.items()})
+
+    def spread(self, values: Tensor) -> dict[int, Tensor]:
+        """Values of features `[N, features]` at every entry of the feature."""
+        return {i: self._at(mask, values.to(mask.device)) for i, mask in self.masks.items()}
+
+    def _at(self, mask: Tensor, values: Tensor) -> Tensor:
+        flat = _rows(mask).expand(len(values), -1)
+        return values.gather(1, flat).view(len(values), *mask.shape[1:])
+
+
+def like(inputs: Inputs, scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Scores in the shapes and dtypes of their inputs; those of ids in floating point."""
+    x = inputs.parts
+    return {
+        i: score.expand_as(x[i]).to(x[i].dtype if x[i].is_floating_point() else score.dtype).contiguous()
+        for i, score in scores.items()
+    }
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(len(t), -1)
+
+
+def _mask(mask: Any, x: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.dtype == torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"a feature_mask is a tensor of feature numbers for every explained input, not {kind}")
+    fits = mask.dim() == x.dim() and all(m in (1, size) for m, size in zip(mask.shape, x.shape, strict=True))
+    if not fits:
+        raise InputError(
+            f"feature_mask of shape {tuple(mask.shape)} for an input of shape {tuple(x.shape)}; give [1, …] or [N, …]"
+        )
+    return mask.long().to(x.device).expand(-1, *x.shape[1:])
+
+
+def _numbered(masks: Mapping[int, Tensor]) -> int:
+    numbers = torch.cat([mask.flatten().cpu() for mask in masks.values()]).unique()
+    count = int(numbers[-1]) + 1
+    if len(numbers) != count or int(numbers[0]) < 0:
+        missing = next(n for n in range(count + 1) if n not in numbers.tolist())
+        raise InputError(
+            f"feature_mask has numbers from {int(numbers[0])} to {count - 1} but skips {missing}; number the features from 0 "
+            "on without a gap: torch.unique(mask, return_inverse=True)[1]"
+        )
+    return count
+
+
+def patches(x: Tensor, size: int) -> Tensor:
+    """A feature mask that divides pictures into square patches, all channels together.
+
+    >>> whence.patches(torch.rand(1, 3, 224, 224), 16).unique().numel()
+    196
+
+    `x` is `[N, C, …]` with any number of spatial dimensions; the mask `[1, 1, …]`. Patches at the far edges may be smaller.
+    """
+    if x.dim() < 3 or not isinstance(size, int) or size < 1:
+        raise InputError(f"patches need pictures [N, C, …] and a size of at least 1, not {tuple(x.shape)} and {size!r}")
+    mask = torch.zeros(1, dtype=torch.long)
+    for length in x.shape[2:]:
+        along = torch.arange(length) // size
+        mask = mask[..., None] * (int(along[-1]) + 1) + along
+    return mask[None].to(x.device)

@@ -1,0 +1,441 @@
+"""One forward pass and a backward pass for each target, or values alone: what every method stands on."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.checkpoint import CheckpointError
+
+from whence.core.conditions import Condition
+from whence.core.diagnosis import AS_TENSOR
+from whence.core.explanation import Explanation
+from whence.core.forward_record import Inner, Reading
+from whence.core.image_patches import Patches
+from whence.core.inputs import Inputs
+from whence.core.progress import Progress
+from whence.core.targets import Target, reads_outputs, repeated, select
+from whence.errors import InputError, ModelError, RuleError, first_line
+from whence.lrp.engine.conservation import Conservation, dot, of_samples, total
+from whence.lrp.engine.embeddings import Alter, Lookups
+from whence.lrp.engine.function_mode import ConstantParameters
+from whence.lrp.engine.prepared_model import Prepared
+from whence.lrp.torch_compat.deferred_checks import holds
+from whence.lrp.torch_compat.module_tracker import Scope, named_layers
+from whence.lrp.torch_compat.torch_patches import entered
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be explained: checked and ready for any method."""
+
+    prepared: Prepared
+    inputs: Inputs
+    targets: Sequence[Target]
+    layers: tuple[str, ...] = ()
+    through: tuple[Condition, ...] = ()  # for each target, an explanation under each of these; none: the plain one
+    progress: Progress = True
+    alter: Alter | None = None  # what is looked up for ids
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        return self.prepared.model
+
+    @property
+    def scope(self) -> Scope:
+        """Of one forward pass."""
+        return Scope(self.prepared.outline)
+
+    @property
+    def lookups(self) -> Lookups:
+        return Lookups(self.inputs.ids, self.alter)
+
+    def moved(
+        self, times: int, parts: dict[int, Tensor], targets: Sequence[Target] | None = None, alter: Alter | None = None
+    ) -> "Task":
+        """The same question of the samples `times` over, at other points: silent, and of no inner layers.
+
+        `targets` are those of one round, their indices filled in.
+        """
+        if self.alter is not None and (alter is not None or times > 1):
+            raise RuleError("two methods that move the vectors of token ids cannot be nested; use one of them")
+        asked = [repeated(target, times) for target in (self.targets if targets is None else targets)]
+        inputs = self.inputs.repeated(times, parts)
+        return replace(self, inputs=inputs, targets=asked, layers=(), through=(), progress=False, alter=alter or self.alter)
+
+
+Pair = tuple[Tensor, Tensor]  # a value and the gradient there
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The result of one backward pass: explained values, and value and gradient at inputs, look-ups and layers."""
+
+    output: Tensor  # [N]
+    target: Any
+    inputs: dict[int, Pair]
+    lookups: Lookups
+    looked_up: list[Pair]
+    layers: dict[str, list[Pair]]
+    extras: list[Tensor]
+    flow: "Flow | None" = None  # under a condition, what it lets through
+
+    @property
+    def amount(self) -> Tensor:
+        """What is to be accounted for, `[N]`: the output, or what a condition lets through of it."""
+        return self.output if self.flow is None else self.flow.amount
+
+    def noted(self, note: str = "") -> str:
+        """What it is of, in words, where it is not all."""
+        return ", ".join(filter(None, [note, "" if self.flow is None else f"through {self.flow.condition}{self.flow.note}"]))
+
+    def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
+        """The relevance of every explained input: like it, or one score an id."""
+        return self.at_inputs(relevance) | self.lookups.scores(self.at_lookups(relevance))
+
+    def at_inputs(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
+        """The relevance of the explained numbers, and what was written beside them."""
+        found = {i: relevance(*pair) for i, pair in self.inputs.items()}
+        beside = zip(found, self.extras, strict=False)
+        return found | {i: found[i] + written for i, written in beside}
+
+    def at_lookups(self, relevance: Callable[[Tensor, Tensor], Tensor], beside: Sequence[int] = ()) -> list[Tensor]:
+        """The relevance of the vectors found, and what was written beside those that `beside` numbers; in a precision in which
+        the sum over a vector keeps what cancels in it."""
+        wide = [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
+        found = [relevance(*pair) for pair in wide]
+        for number, written in zip(beside, self.extras[len(self.inputs) :], strict=True):
+            found[number] = found[number] + written.reshape(found[number].shape)
+        return found
+
+    def at_layers(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[str, list[Tensor]]:
+        """The relevance at every call of the layers read off."""
+        return {name: [relevance(*pair) for pair in calls] for name, calls in self.layers.items()}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What flows through some parts of some layers."""
+
+    condition: Condition
+    amount: Tensor  # [N]
+    layers: frozenset[str]  # at which its relevance is known: those that are run before the parts
+    note: str = ""
+
+
+@dataclass
+class Taps:
+    """Reads values and gradients off at named layers."""
+
+    names: tuple[str, ...]
+    reading: Reading | None = None  # which tells where layers have their channels
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+    edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # where ways back can end, or begin
+
+    @classmethod
+    def of(cls, task: Task) -> "Taps":
+        """At all that the task asks for."""
+        conditional = {layer: None for condition in task.through for layer in condition.layers}
+        some = task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))]
+        reading = Reading.of_layers(some, named_layers(task.model, tuple(conditional)), task.model) if conditional else None
+        return cls(tuple(dict.fromkeys((*task.layers, *conditional))), reading)
+
+    def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
+        return {name: lambda out, name=name: self._tap(name, out, pin) for name in self.names}
+
+    def _tap(self, name: str, out: Tensor, pin: Callable[[Tensor], None]) -> None:
+        if not out.requires_grad:
+            raise ModelError(f"layer '{name}' does not depend on the input; no relevance reaches it")
+        pin(out)
+        values, gradients = self.values.setdefault(name, []), self.gradients.setdefault(name, [])
+        position = len(values)
+        values.append(out.detach().clone())
+        gradients.append(torch.zeros_like(values[-1]))
+        self.edges.setdefault(name, []).append(get_gradient_edge(out))
+        out.register_hook(lambda g: gradients.__setitem__(position, g.detach()))
+
+    def read(self, only: Sequence[str] | None = None) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Value and gradient of each call of each layer, or only of some, since the last reading."""
+        missing = [name for name in self.names if name not in self.values]
+        if missing:
+            raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; no relevance can be read there")
+        names = [name for name in self.values if only is None or name in only]
+        result = {name: list(zip(self.values[name], self.gradients[name], strict=True)) for name in names}
+        for name, gradients in self.gradients.items():
+            gradients[:] = [torch.zeros_like(v) for v in self.values[name]]
+        return result
+
+    def channels_at(self, name: str) -> int:
+        """The dimension of a layer's channels."""
+        assert self.reading is not None
+        return replace(self.reading, layers={name: self.values[name][0]}).channels_at(name)
+
+    def before(self, name: str) -> frozenset[str]:
+        """The layers that ended before this one did, and itself."""
+        order = list(self.values)
+        return frozenset(order[: order.index(name) + 1])
+
+
+def leaves(inputs: Inputs) -> list[Tensor]:
+    """The explained inputs as leaves of their own graph; the user's tensors stay as they are."""
+    return [inputs.parts[i].detach().requires_grad_() for i in inputs.explained]
+
+
+def values(task: Task) -> list[tuple[Tensor, Any]]:
+    """The explained values `[N]` for each target, and the target with its indices filled in, without gradients."""
+    lookups, scope = task.lookups, None
+    contexts: list[AbstractContextManager] = []
+    if task.alter is not None or any(isinstance(target, Inner) for target in task.targets):
+        scope = task.scope
+        contexts = [scope, ConstantParameters(scope, lookups)]
+    reading = None if scope is None else watched(task, scope)
+    given = task.inputs.copied() | lookups.given
+    with entered(torch.no_grad(), *contexts):
+        outputs = task.inputs.call(task.model, tuple(given.values()))
+        found = [select(outputs, target, task.inputs, reading) for target in task.targets]
+    for value, _ in found:
+        _check_finite(value)
+    return found
+
+
+def watched(task: Task, scope: Scope, see: Callable[[Tensor], None] = lambda kept: None) -> Reading:
+    """What the targets inside the network read in the forward pass to come; `see` is shown the copies that are kept."""
+    names = [layer for target in task.targets if isinstance(target, Inner) for layer in target.layers]
+    layers = named_layers(task.model, names)
+    reading = Reading.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers, task.model)
+
+    def tap(name: str, out: Tensor) -> None:
+        reading.layers[name] = kept = out.clone()  # a later layer may overwrite it in place
+        see(kept)
+
+    scope.tap({name: partial(tap, name) for name in layers})
+    return reading
+
+
+def gradients(
+    task: Task,
+    sources: list[Tensor],
+    lookups: Lookups,
+    contexts: tuple[AbstractContextManager, ...],
+    taps: Taps,
+    reading: Reading,
+    extras: Sequence[Tensor] = (),
+    blocked: Callable[[], str] = lambda: "",
+    shown: Callable[[Any], Any] = lambda outputs: outputs,
+    from_the_middle: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[Gradients]:
+    """One forward within `contexts`, then for each target the gradients at `sources`, at what was looked up and at `extras`.
+
+    Under conditions, those of what flows through them, for each. `blocked` says, for the error message, what may have cut the
+    path from input to output; `shown` which outputs classes are picked from; `from_the_middle` is entered for ways back that
+    begin there.
+    """
+    inputs = task.inputs
+    if inputs.arrays:
+        if isinstance(task.model, nn.Module):
+            raise InputError(f"the input is a NumPy array; {AS_TENSOR}")
+        raise RuleError("functions of NumPy arrays have no gradients; use whence.Shapley(), Occlusion or FeatureAblation")
+    with entered(differentiating(), *contexts):
+        copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
+        given = inputs.copied() | copies | lookups.given
+        outputs = inputs.call(task.model, tuple(given.values()))
+    vectors = [lookup.vectors for lookup in lookups.found]
+    if not sources and not vectors:
+        raise InputError(
+            "nothing to explain: no integer input was looked up in a table (an embedding, or table[ids]); "
+            "images must be floating point"
+        )
+    ends = Ends(dict(zip(inputs.explained, sources, strict=True)), vectors, list(extras))
+    for last, target in _with_last(task.targets):
+        with entered(differentiating(), *contexts):
+            values, resolved = select(shown(outputs) if reads_outputs(target) else outputs, target, inputs, reading)
+        _check_output(values, blocked)
+        found = backward(values, ends.all, keep_graph=bool(task.through) or not last)
+        if not task.through:
+            yield ends.read(found, values, resolved, lookups, taps.read())
+            continue
+        descending = Descending(taps.read(), taps, ends.all, values.shape[0], from_the_middle)
+        for condition in task.through:
+            found, flow = descending.through(condition)
+            _check_known(task.layers, flow)
+            yield ends.read(found, values, resolved, lookups, taps.read(task.layers), flow)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where ways back end: at the explained inputs, by number, at what was looked up, and beside them."""
+
+    inputs: dict[int, Tensor]
+    vectors: list[Tensor]
+    extras: list[Tensor]
+
+    @property
+    def all(self) -> list[Tensor]:
+        return [*self.inputs.values(), *self.vectors, *self.extras]
+
+    def read(
+        self,
+        gradients: list[Tensor],
+        output: Tensor,
+        target: Any,
+        lookups: Lookups,
+        layers: dict[str, list[Pair]],
+        flow: Flow | None = None,
+    ) -> Gradients:
+        """What was found at all of them, by kind."""
+        rest = iter(gradients)
+        inputs = {i: (source.detach(), next(rest)) for i, source in self.inputs.items()}
+        looked_up = [(v.detach(), next(rest)) for v in self.vectors]
+        return Gradients(output.detach(), target, inputs, lookups, looked_up, layers, list(rest), flow)
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Gradients on, also within the caller's `no_grad` or `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+class Descending:
+    """Ways back under one condition after the other, from the same whole way back; what the last had in common with the next,
+    from the top, is not computed again."""
+
+    def __init__(
+        self,
+        whole: dict[str, list[Pair]],
+        taps: Taps,
+        ends: list[Tensor],
+        count: int,
+        from_the_middle: Callable[[], AbstractContextManager],
+    ):
+        self._whole, self._taps, self._ends, self._count = whole, taps, ends, count
+        self._from_the_middle = from_the_middle
+        self._steps: list[tuple[str, Any, Tensor]] = []  # layers from the top, what of them is kept, and its gradient
+
+    def through(self, condition: Condition) -> tuple[list[Tensor], Flow]:
+        """Gradients at the ends of what flows through the parts of layers, the last that was run first: of its whole gradient,
+        what is of its parts, goes on to the layer before, and of that what is of its parts goes on."""
+        order = [name for name in reversed(self._taps.values) if name in condition.layers]
+        wanted = [(name, condition.units[name]) for name in order]
+        shared = 0
+        for (name, units, _), step in zip(self._steps, wanted, strict=False):
+            if (name, units) != step:
+                break
+            shared += 1
+        del self._steps[shared:]
+        for name, units in wanted[shared:]:
+            self._steps.append((name, units, self._kept(condition, name)))
+        name, _, g = self._steps[-1]
+        (a, whole) = self._whole[name][0]
+        amount = of_samples(dot(a, g), self._count)
+        there = float(dot(a, whole).sum())
+        note = "" if amount.any() else f", where nothing flows (the relevance of the layer is {there:.4g} in all)"
+        with self._from_the_middle():
+            found = backward(self._edge(name), self._ends, True, g, like=self._ends)
+        return found, Flow(condition, amount, self._taps.before(name), note)
+
+    def _kept(self, condition: Condition, name: str) -> Tensor:
+        """Of what arrives at a layer."""
+        (a, g), edge = self._whole[name][0], self._edge(name)
+        if self._steps:
+            above, _, g = self._steps[-1]
+            with self._from_the_middle():
+                (g,) = backward(self._edge(above), [edge], True, g, like=[a])
+        return condition.kept(name, a, g, self._taps.channels_at)
+
+    def _edge(self, name: str) -> GradientEdge:
+        edges = self._taps.edges[name]
+        if len(edges) > 1:
+            raise ModelError(f"layer '{name}' ran {len(edges)} times; name one that runs once")
+        return edges[0]
+
+
+def _check_known(layers: Sequence[str], flow: Flow) -> None:
+    unknown = [layer for layer in layers if layer not in flow.layers]
+    if unknown:
+        raise RuleError(
+            f"layer '{unknown[0]}' runs after {flow.condition}; what flows on through those is known at layers before them"
+        )
+
+
+def backward(
+    values: Tensor | GradientEdge,
+    sources: Sequence[Tensor | GradientEdge],
+    keep_graph: bool,
+    gradient: Tensor | None = None,
+    like: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """Gradients of Σ values, or of ⟨gradient, values⟩, at the sources; zeros (`like` them) where a source plays no part."""
+    given = torch.ones_like(values) if gradient is None else gradient  # type: ignore[arg-type]
+    try:
+        with differentiating():
+            found = torch.autograd.grad([values], sources, [given], retain_graph=keep_graph, allow_unused=True)  # type: ignore[arg-type]
+    except CheckpointError as error:
+        raise ModelError(f"a checkpointed part did not compute the same again: {first_line(error)}") from error
+    except AssertionError as error:  # of an autograd.Function of its own
+        raise ModelError(f"a part of the model fails on the way back: {first_line(error)}") from error
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ModelError("the model overwrites a value its gradient needs; run that part out of place, or use LRP") from error
+    return [torch.zeros_like(s) if g is None else g for s, g in zip(like or sources, found, strict=True)]  # type: ignore
+
+
+def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
+    if not values.requires_grad:
+        raise ModelError(f"the explained output does not depend on the input{blocked()}")
+    _check_finite(values)
+
+
+def _check_finite(values: Tensor) -> None:
+    if not holds(torch.isfinite(values)):
+        raise ModelError("the model's output is NaN or infinite; there is nothing to explain")
+    if not values.is_floating_point():
+        raise RuleError(f"the explained value has dtype {values.dtype}; it must be floating point")
+
+
+def _with_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
+    remaining = list(targets)
+    return ((i == len(remaining) - 1, target) for i, target in enumerate(remaining))
+
+
+def summed(scores: dict[int, Tensor], count: int) -> Tensor:
+    """Σ R of each of `count` samples over all of its inputs, `[N]`."""
+    first, *others = (of_samples(total(score), count) for score in scores.values())
+    return reduce(lambda a, b: a + b.to(a), others, first)
+
+
+def explanation(
+    method: object,
+    task: Task,
+    output: Tensor,
+    target: Any,
+    scores: dict[int, Tensor],
+    conservation: Conservation | None = None,
+    layers: dict[str, list[Tensor]] | None = None,
+    **more: Any,
+) -> Explanation:
+    """The explanation in the structure of the inputs; a layer called more than once gives a tuple."""
+    return Explanation(
+        relevance=task.inputs.together(scores),
+        output=output,
+        target=target,
+        conservation=conservation or Conservation(output, summed(scores, output.shape[0]), adds_up=False),
+        layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in (layers or {}).items()},
+        inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
+        method=method,
+        patches=Patches.found(task.model, task.inputs),
+        **more,
+    )
+
+
+def refuse_layers(method: object, task: Task) -> None:
+    """For methods that give relevance to inputs alone."""
+    for what, given in (("layers", task.layers), ("through", task.through)):
+        if given:
+            raise RuleError(f"{type(method).__name__} gives no relevance to inner layers; leave {what}= out, or use LRP")

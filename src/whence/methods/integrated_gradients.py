@@ -1,0 +1,209 @@
+"""Gradients gathered along straight paths from a baseline to the input: integrated and expected gradients."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.core.explanation import Explanation
+from whence.core.inputs import Inputs
+from whence.core.trees import Nest
+from whence.errors import RuleError
+from whence.lrp.engine.conservation import Conservation
+from whence.lrp.engine.embeddings import NOWHERE, Alter, Lookup
+from whence.methods import feature_masks
+from whence.methods.batching import batched
+from whence.methods.forward_backward import Task, explanation, refuse_layers, summed, values
+from whence.methods.gradients import plain_gradients
+from whence.methods.running_statistics import Moments
+
+Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
+
+
+@dataclass(frozen=True, eq=False)
+class IntegratedGradients:
+    """R_i = (x_i − x̃_i) ∫₀¹ ∂f/∂x_i(x̃ + α (x − x̃)) dα (Sundararajan et al. 2017, eq. 1).
+
+    >>> e = whence.explain(model, x, target=3, method=whence.IntegratedGradients(n_steps=50))
+    >>> e.conservation.gap          # f(x) − f(x̃) − ΣR, [N]: what the quadrature misses
+
+    `baselines` x̃ is a number, a tensor like the input or `[1, …]`, or a tuple or dict of them; 0 if not given, and for token
+    ids the zero vector in place of each embedding, or an id. `method` is the quadrature: "gausslegendre", exact for
+    polynomials, or "riemann_left", "…_right", "…_middle", "…_trapezoid". `batch_size` is how many points run at once.
+    """
+
+    baselines: feature_masks.Baselines = None
+    n_steps: int = 50
+    method: Quadrature = "gausslegendre"
+    batch_size: int | None = None
+
+    name: ClassVar[str] = "integrated_gradients"
+
+    def __post_init__(self):
+        if self.method not in QUADRATURES:
+            raise RuleError(f"method={self.method!r}; choose from {', '.join(QUADRATURES)}")
+        if not isinstance(self.n_steps, int) or self.n_steps < 1 + (self.method == "riemann_trapezoid"):
+            raise RuleError(f"n_steps={self.n_steps!r} is too few for {self.method}")
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        starts = {i: start[None] for i, start in feature_masks.baselines(self.baselines, task.inputs).items()}
+        alphas, weights = (torch.from_numpy(part) for part in QUADRATURES[self.method](self.n_steps))
+        return _along(self, task, Paths(task.inputs, starts, torch.zeros(self.n_steps, dtype=torch.long), alphas), weights)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedGradients:
+    """Integrated gradients in the mean over baselines drawn from a background (Erion et al. 2021, eq. 3).
+
+    >>> e = whence.explain(model, x, target=3, method=whence.ExpectedGradients(background=x_train[:100]))
+    >>> e.standard_errors           # like x
+
+    `background` has the structure of the inputs, with samples of its own `[B, …]`. Each of `n_samples` gradients is taken at
+    another place on the way from one of them; ΣR = f(x) − mean f(background) up to `conservation.gap`. The draws are the same
+    for every sample and set by `seed`.
+    """
+
+    background: Nest
+    n_samples: int = 200
+    seed: int = 0
+    batch_size: int | None = None
+
+    name: ClassVar[str] = "expected_gradients"
+
+    def __post_init__(self):
+        if not isinstance(self.n_samples, int) or self.n_samples < 2:
+            raise RuleError(f"n_samples={self.n_samples!r}; give at least 2")
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        starts = {i: b[:, None] for i, b in feature_masks.background(self.background, task.inputs).items()}
+        random, n = torch.Generator().manual_seed(self.seed), self.n_samples
+        alphas = (torch.randperm(n, generator=random) + torch.rand(n, generator=random, dtype=torch.float64)) / n
+        count = len(next(iter(starts.values())))
+        which = torch.cat([torch.randperm(count, generator=random) for _ in range(-(-n // count))])[:n]
+        return _along(self, task, Paths(task.inputs, starts, which, alphas), torch.full((n,), 1 / n, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Points x̃ + α (x − x̃) for all samples in each round: a baseline and an α a round."""
+
+    inputs: Inputs
+    starts: dict[int, Tensor]  # part -> [baselines, 1 or N, …]
+    which: Tensor  # [rounds], the baseline of each
+    alphas: Tensor  # [rounds]
+
+    def points(self, rounds: slice) -> tuple[int, dict[int, Tensor], dict[int, Tensor]]:
+        """How many rounds, and the points and their differences x − x̃ of the floating-point parts, `[rounds · N, …]`."""
+        alphas, which = self.alphas[rounds], self.which[rounds]
+        points, differences = {}, {}
+        for i in self.inputs.explained:
+            x, start = self.inputs.parts[i], self.starts[i][which]
+            difference = x - start
+            alpha = alphas.to(x).view(-1, *[1] * x.dim())
+            points[i], differences[i] = (start + alpha * difference).flatten(0, 1), difference.flatten(0, 1)
+        return len(which), points, differences
+
+    def alter(self, rounds: slice) -> Alter | None:
+        """The same for the vectors of token ids, with their differences."""
+        ids = self.inputs.ids
+        if not ids:
+            return None
+        alphas, which = self.alphas[rounds], self.which[rounds]
+        device = next(iter(ids.values())).device
+        alpha_at = torch.cat([self._alphas(t, alphas) for t in ids.values()]).to(device)
+        start_at = torch.cat([self._start_ids(i, which).flatten().to(device) for i in ids])
+
+        def alter(lookup: Lookup) -> Lookup:
+            alpha, start = alpha_at[lookup.places].to(lookup.vectors), start_at[lookup.places]
+            own = ((lookup.places == NOWHERE) | alpha.isnan())[..., None]  # not to be moved
+            begin = torch.where(own, lookup.vectors, lookup.find(start.clamp(min=0)) * (start >= 0)[..., None])
+            difference = lookup.vectors - begin
+            vectors = torch.where(own, begin, begin + alpha[..., None] * difference)
+            return replace(lookup, vectors=vectors, difference=difference)
+
+        return alter
+
+    def _alphas(self, ids: Tensor, alphas: Tensor) -> Tensor:
+        """α at every place; NaN for ids that all samples share, which are in no round."""
+        return (
+            alphas.repeat_interleave(ids.numel()) if self.inputs.of_batch(ids) else alphas.new_full((ids.numel(),), torch.nan)
+        )
+
+    def _start_ids(self, i: int, which: Tensor) -> Tensor:
+        """Ids to start from, `[rounds, N, …]`; −1 for the zero vector."""
+        ids = self.inputs.ids[i]
+        start = self.starts[i][which] if i in self.starts else torch.tensor(-1)
+        return start.expand(len(which), *ids.shape) if self.inputs.of_batch(ids) else torch.full_like(ids, -1)
+
+
+def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[Explanation]:
+    refuse_layers(method, task)
+    answers = values(task)
+    targets = [target for _, target in answers]
+    totals = [Moments() for _ in targets]
+
+    def scores(rounds: slice) -> list[dict[int, Tensor]]:
+        """Contributions of each round to each target's relevance, [rounds, N, …]."""
+        times, points, differences = paths.points(rounds)
+        moved = task.moved(times, points, targets, paths.alter(rounds))
+        found = []
+        for at in plain_gradients(moved):
+            inputs = {i: (differences[i], g) for i, (_, g) in at.inputs.items()}
+            looked_up = [(found.difference, g) for found, (_, g) in zip(at.lookups.found, at.looked_up, strict=True)]
+            rows = replace(at, inputs=inputs, looked_up=looked_up).scores(torch.mul)
+            found.append({i: s.view(times, -1, *s.shape[1:]) for i, s in rows.items()})
+        return found
+
+    for found in batched(method, task, len(weights), scores, method.batch_size):
+        for total, of_target in zip(totals, found, strict=True):
+            total.add(of_target, weights)
+    outputs = _at_baselines(method, task, paths, targets)
+    sampled = isinstance(method, ExpectedGradients)
+    for (output, target), total, baseline in zip(answers, totals, outputs, strict=True):
+        relevance = total.sums()
+        account = Conservation(output, summed(relevance, output.shape[0]), baseline=baseline)
+        errors = {"standard_errors": task.inputs.together(total.standard_errors())} if sampled else {}
+        yield explanation(method, task, output, target, relevance, account, **errors)
+
+
+def _at_baselines(method: Any, task: Task, paths: Paths, targets: list) -> list[Tensor]:
+    """The mean output at the baselines gone from, `[N]` for each target."""
+    which = paths.which.unique()
+    starts = replace(paths, which=which, alphas=torch.zeros(len(which), dtype=torch.float64))
+
+    def outputs(rounds: slice) -> Tensor:
+        times, points, _ = starts.points(rounds)
+        found = values(task.moved(times, points, targets, starts.alter(rounds)))
+        return torch.stack([value.view(times, -1) for value, _ in found])
+
+    silent = replace(task, progress=False)
+    found = torch.cat(list(batched(method, silent, len(which), outputs, method.batch_size)), 1)
+    share = torch.bincount(paths.which)[which].to(found) / len(paths.which)
+    return list(torch.einsum("r,trn->tn", share, found))
+
+
+def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return (nodes + 1) / 2, weights / 2
+
+
+def _riemann(offset: float) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    return lambda n: ((np.arange(n) + offset) / n, np.full(n, 1 / n))
+
+
+def _trapezoid(n: int) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.full(n, 1 / (n - 1))
+    weights[[0, -1]] /= 2
+    return np.linspace(0, 1, n), weights
+
+
+QUADRATURES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
+    "gausslegendre": _gauss_legendre,
+    "riemann_left": _riemann(0),
+    "riemann_right": _riemann(1),
+    "riemann_middle": _riemann(0.5),
+    "riemann_trapezoid": _trapezoid,
+}

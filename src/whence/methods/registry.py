@@ -1,0 +1,72 @@
+"""All methods by their short names."""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Protocol
+
+from whence.core.explanation import Explanation
+from whence.errors import RuleError, hint
+from whence.lrp.rules.composites import Composite
+from whence.methods.argument_checks import checked
+from whence.methods.class_activation_maps import GradCAM, LayerCAM
+from whence.methods.forward_backward import Task
+from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
+from whence.methods.integrated_gradients import ExpectedGradients, IntegratedGradients
+from whence.methods.lrp import LRP
+from whence.methods.perturbation import RISE, FeatureAblation, Occlusion
+from whence.methods.shapley import Shapley
+from whence.methods.simple_taylor import SimpleTaylor
+from whence.methods.smoothgrad import SmoothGrad
+
+
+class Method(Protocol):
+    """A way to explain: a frozen dataclass with a short name."""
+
+    name: ClassVar[str]
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        """One explanation for each target of the task."""
+        ...
+
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (LRP, GradientTimesInput, Sensitivity, IntegratedGradients, SmoothGrad, GuidedBackprop, Deconvnet, GradCAM,
+                   LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
+}  # fmt: skip
+
+IN_ONE_GRAPH = (LRP, GradientTimesInput, Sensitivity, GuidedBackprop, Deconvnet, GradCAM, LayerCAM)  # no draws, no searches
+
+for _kind in (*METHODS.values(), ExpectedGradients):
+    setattr(_kind, "__init__", checked(_kind))  # noqa: B010
+
+
+def named(method: Method | str | None) -> Method:
+    """The method itself, by its short name, or the default."""
+    if method is None:
+        return LRP()
+    if isinstance(method, str):
+        check_name(method)
+        return METHODS[method]()
+    if isinstance(method, Composite | Mapping):
+        raise RuleError("rules are no method yet; write whence.LRP(rules)")
+    if not hasattr(method, "explanations"):
+        raise RuleError(f"{method!r} is no method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
+    if isinstance(method, type):
+        raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
+    return method
+
+
+def check_in_one_graph(method: Method) -> None:
+    """Raise for methods that ask the model more often than there is one graph for."""
+    if not isinstance(method, IN_ONE_GRAPH):
+        raise RuleError(
+            f"{type(method).__name__} asks the model many times, by draws, steps or searches, and is no one graph; choose one "
+            f"of {', '.join(kind.__name__ for kind in IN_ONE_GRAPH)}"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise for what is no short name of a method."""
+    if name not in METHODS:
+        by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
+        raise RuleError(f"no method {name!r}{f'; its name is {by_class!r}' if by_class else hint(name, METHODS)}")

@@ -1,0 +1,220 @@
+"""Shapley values of the players of any game, and interactions of pairs: exact, or from a sample of coalitions."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from whence.errors import InputError, RuleError
+from whence.methods import coalitions
+from whence.methods.coalitions import MOST_ENUMERATED, by_size
+from whence.methods.shapley_regression import MOST_PAIRS, estimates, shapley_moment, taylor_moment
+
+Value = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
+Estimator = Literal["exact", "regression", "permutation"]
+Index = Literal["sii", "stii"]
+
+INDICES = {"sii": (coalitions.sii_weight, shapley_moment), "stii": (coalitions.stii_weight, taylor_moment)}
+ASKED_AT_ONCE = 2**16
+MOST_REGRESSED = 4096  # players; a regression on as many pairs fits in memory
+
+
+@dataclass(frozen=True, eq=False)
+class ShapleyValues:
+    """What `shapley_values` found.
+
+    >>> found = whence.shapley_values(lambda coalitions: coalitions.sum(1).float() ** 2, players=3)
+    >>> found.values.tolist()
+    [3.0, 3.0, 3.0]
+
+    `values` and their `standard_errors` (None where they are exact) are `[players]`, or `[N, players]` for N games at once.
+    `interactions` `[…, players, players]` are symmetric, with the Shapley values on the diagonal (sii) or what each player
+    adds to nobody (stii). `evaluations` says of how many coalitions the value was asked.
+    """
+
+    values: Tensor
+    standard_errors: Tensor | None
+    interactions: Tensor | None
+    whole: Tensor
+    empty: Tensor
+    evaluations: int
+
+    @property
+    def first(self) -> "ShapleyValues":
+        """Those of the first game alone."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: part[0] for name, part in parts.items() if isinstance(part, Tensor)})
+
+
+def shapley_values(
+    value: Value,
+    players: int,
+    *,
+    estimator: Estimator | None = None,
+    budget: int | None = None,
+    interactions: Index | None = None,
+    seed: int = 0,
+) -> ShapleyValues:
+    """Shapley values of the players of any game.
+
+    >>> worth = torch.tensor([3.0, 0.0, 1.0])
+    >>> whence.shapley_values(lambda coalitions: coalitions.float() @ worth, players=3).values
+    tensor([3., 0., 1.], dtype=torch.float64)
+
+    `value` is asked for many coalitions at once, `[M, players]` of bool, and answers `[M]`, or `[M, N]` for N games. `budget`
+    is the number of coalitions it may be asked for; the other arguments are those of `Shapley`. Raises `RuleError` where the
+    budget is too small or exact values are asked of too many players, and `InputError` where `value` answers in another shape.
+    """
+    check(estimator, interactions, budget, seed)
+    if not isinstance(players, int) or players < 1:
+        raise RuleError(f"players={players!r}; a game has at least one")
+    single = False
+
+    def checked(members: Tensor) -> Tensor:
+        nonlocal single
+        found = [_answer(value, part) for part in members.split(ASKED_AT_ONCE)]
+        single = found[0].dim() == 1
+        return torch.cat(found).view(len(members), -1)
+
+    try:
+        found = estimate(checked, players, estimator, budget, interactions, seed)
+    except TooFew as error:
+        given = f"budget={budget} coalitions" if budget is not None else "the default budget"
+        raise RuleError(f"{given}: {error}, so at least {error.least}") from None
+    return found.first if single else found
+
+
+class TooFew(RuleError):
+    """A budget too small; says how many coalitions are needed."""
+
+    def __init__(self, message: str, least: int):
+        super().__init__(message)
+        self.least = least
+
+
+def check(estimator: Estimator | None, interactions: Index | None, budget: int | None, seed: int) -> None:
+    if estimator not in (None, "exact", "regression", "permutation"):
+        raise RuleError(f"estimator={estimator!r}; choose 'exact', 'regression', 'permutation' or None")
+    if interactions is not None and interactions not in INDICES:
+        raise RuleError(f"interactions={interactions!r}; choose 'sii', 'stii' or None")
+    if interactions is not None and estimator == "permutation":
+        raise RuleError("orders give no interactions; use estimator='regression' or 'exact'")
+    if (budget is not None and not isinstance(budget, int)) or not isinstance(seed, int):
+        raise RuleError(f"budget={budget!r}, seed={seed!r}; both are whole numbers")
+
+
+def _answer(value: Value, members: Tensor) -> Tensor:
+    found = value(members)
+    if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members) or not found.numel():
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"the value function gave {given} for {len(members)} coalitions, not [{len(members)}] or [{len(members)}, N]"
+        )
+    if found.is_complex() or not torch.isfinite(found).all():
+        raise InputError("the value function gave NaN, infinite or complex values")
+    return found.detach()
+
+
+def estimate(
+    game: Value, players: int, estimator: Estimator | None, budget: int | None, index: Index | None, seed: int
+) -> ShapleyValues:
+    chosen, budget = budget, 4 * players + 2048 if budget is None else budget
+    everything = 2**players <= budget and players <= MOST_ENUMERATED
+    if estimator == "exact" and players > MOST_ENUMERATED:
+        count = f" = {2**players:,}" if players < 64 else ""
+        raise RuleError(
+            f"exact values of {players} features take 2^{players}{count} coalitions; "
+            f"group them to at most {MOST_ENUMERATED} by a feature_mask, or use estimator='regression'"
+        )
+    if estimator == "exact" and chosen is not None and 2**players > chosen:
+        raise TooFew(f"all coalitions of {players} features are {2**players}", 2**players)
+    random = torch.Generator().manual_seed(seed)
+    if estimator == "exact" or (everything and estimator != "permutation"):
+        return _exact(game, players, index)
+    if estimator == "permutation":
+        return _permutations(game, players, budget, random)
+    return _regressed(game, players, budget, index, random)
+
+
+def _exact(game: Value, players: int, index: Index | None) -> ShapleyValues:
+    members = coalitions.every(players)
+    found = game(members).T.double().cpu()
+    sizes, weight = members.sum(1), coalitions.shapley_weight(players)
+    within, without = by_size(lambda size: weight(size - 1), sizes), by_size(weight, sizes)
+    parts = [slice(start, start + ASKED_AT_ONCE) for start in range(0, len(members), ASKED_AT_ONCE)]
+    shapley = _total(coalitions.singles(members[p], found[:, p], within[p], without[p]) for p in parts)
+    pairs = None
+    if index is not None:
+        weight = INDICES[index][0](players)
+        weights = [by_size(lambda size, taken=taken: weight(size - taken), sizes) for taken in (2, 1, 0)]
+        pairs = _total(coalitions.doubles(members[p], found[:, p], *(w[p] for w in weights)) for p in parts)
+        alone = found[:, 2 ** torch.arange(players)] - found[:, :1]
+        pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else alone)
+    return ShapleyValues(shapley, None, pairs, found[:, -1], found[:, 0], len(members))
+
+
+def _total(parts: Iterator[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)
+
+
+def _regressed(game: Value, players: int, budget: int, index: Index | None, random: torch.Generator) -> ShapleyValues:
+    if players > MOST_REGRESSED:
+        raise RuleError(
+            f"{players} features are too many for Shapley values; group them by a feature_mask, "
+            "such as whence.patches(x, 16) for pictures"
+        )
+    alone = players if index == "stii" else 0
+    if index is not None and players * (players - 1) // 2 > MOST_PAIRS:
+        raise RuleError(f"{players} features have too many interactions to be sampled; group them by a feature_mask")
+    least = 2 * players if index is None else players * (players - 1) + 2 + 2 * alone
+    if budget < min(least, 2**players):
+        raise TooFew(f"{players} features{' and their pairs' if index else ''} take {least} coalitions", least)
+    count = min(budget // 2 - 1, coalitions.most_pairs(players))
+    members = torch.cat([torch.ones(1, players, dtype=torch.bool), _sample(players, count, alone, random)])
+    found = game(torch.cat([members, ~members])).T.double().cpu()
+    there, back = found.split(len(members), 1)
+
+    moment = None if index is None else INDICES[index][1]
+    pairwise = [] if moment is None else [lambda half: half.doubles(moment)]
+    of_odd = [lambda half: half.singles(shapley_moment), lambda half: half.variances(shapley_moment), *pairwise]
+    (shapley, variances, *pairs), parts = estimates(members, (there - back) / 2, True, of_odd)
+    means = (there + back) / 2  # whose constant no interaction depends on
+    pairs = pairs[0] + estimates(members, means - means[:, :1], False, pairwise)[0][0] if pairs else None
+    shapley += (there[:, :1] - back[:, :1] - shapley.sum(1, keepdim=True)) / players  # what rounding left
+    if pairs is not None:
+        empty = back[:, :1]
+        adds = torch.where(members[1 : 1 + alone].sum(1) == 1, there[:, 1 : 1 + alone], back[:, 1 : 1 + alone]) - empty
+        pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else adds)
+    return ShapleyValues(shapley, (variances / parts).sqrt(), pairs, there[:, 0], back[:, 0], 2 * len(members))
+
+
+def _sample(players: int, count: int, alone: int, random: torch.Generator) -> Tensor:
+    """Pairs of complements, after those of the players `alone`."""
+    sampled = coalitions.pairs(players, count, random)
+    single = torch.eye(players, dtype=torch.bool)[:alone]
+    single = single ^ single[:, -1:]  # the half without the last player, as those sampled
+    return coalitions.distinct(torch.cat([single, sampled]))[:count]
+
+
+def _permutations(game: Value, players: int, budget: int, random: torch.Generator) -> ShapleyValues:
+    """Each order and its reverse (Mitchell et al. 2022, antithetic sampling)."""
+    if players == 1:
+        return _exact(game, players, None)
+    least = 4 * players - 2
+    if budget < least:
+        raise TooFew(f"two orders of {players} features and their reverses take {least} coalitions", least)
+    count = (budget - 2) // (2 * (players - 1))
+    ranks = torch.rand(count, players, generator=random).argsort(1)
+    ranks = torch.stack([ranks, players - 1 - ranks], 1)  # [orders, 2, players]
+    prefixes = ranks[:, :, None] < torch.arange(1, players)[:, None]  # [orders, 2, players − 1, players]
+    ends = torch.stack([torch.zeros(players, dtype=torch.bool), torch.ones(players, dtype=torch.bool)])
+    found = game(torch.cat([ends, prefixes.flatten(0, 2)])).T.double().cpu()
+    inner = found[:, 2:].view(len(found), count, 2, players - 1)
+    empty, whole = (end.expand(inner.shape[:-1])[..., None] for end in found[:, :2, None, None].unbind(1))
+    steps = torch.cat([empty, inner, whole], -1).diff(dim=-1)
+    adds = steps.gather(-1, ranks.expand(len(found), -1, -1, -1)).mean(2)  # [N, orders, players]
+    errors = adds.std(1) / count**0.5
+    return ShapleyValues(adds.mean(1), errors, None, found[:, 1], found[:, 0], found.shape[1])

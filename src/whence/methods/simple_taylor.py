@@ -1,0 +1,77 @@
+"""Simple Taylor decomposition: the first-order terms of the output at a root."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from whence.core.explanation import Explanation
+from whence.errors import RuleError
+from whence.lrp.engine.conservation import Conservation
+from whence.methods import feature_masks
+from whence.methods.forward_backward import Task, explanation, refuse_layers, summed, values
+from whence.methods.taylor_roots import Function, NearestRoot
+
+KINK = "at a root on a kink, where the gradient is its limit from the sample's side"
+SAME_SLOPE = 1e-2  # as far as gradients may differ at and beside a root of a smooth function
+
+
+@dataclass(frozen=True, eq=False)
+class SimpleTaylor:
+    """R_i = (x_i − x̃_i) · ∂f/∂x_i(x̃) at a root f(x̃) = 0 (Montavon et al. 2018, eq. 5).
+
+    >>> e = whence.explain(model, x, target=3, method=whence.SimpleTaylor())                 # at the nearest root
+    >>> e.root                                     # x̃, like x
+    >>> e.conservation.absorbed                    # the terms of second and higher order, [N]
+    >>> whence.SimpleTaylor("origin"), whence.SimpleTaylor(root), whence.SimpleTaylor(whence.NearestRoot(low, high))
+
+    `root` is "nearest", "origin" (the limit x̃ = εx, ε → 0: gradient × input where f(tx) = t f(x)), a number or a tensor like
+    the input, or a way to choose one: `NearestRoot`, also within a pixel box, `RootTowards` samples, `RootOnManifold` of a
+    decoder. f(x̃), which a root given by hand may not bring to 0, is `conservation.baseline`.
+    """
+
+    root: Any = "nearest"
+
+    name: ClassVar[str] = "simple_taylor"
+
+    def __post_init__(self):
+        if isinstance(self.root, str) and self.root not in ("nearest", "origin"):
+            raise RuleError(
+                f"root={self.root!r}; choose 'nearest', 'origin', a tensor, NearestRoot, RootTowards or RootOnManifold"
+            )
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        refuse_layers(self, task)
+        quiet = replace(task, progress=False)
+        for output, target in values(task):
+            function = Function(quiet, target)
+            root = self._root(function)
+            at_root, slope, on_kink = _slope(function, root)
+            relevance = (function.x - root) * slope
+            scores = function.parts(relevance)
+            remainder = output - at_root - summed(scores, len(output))
+            account = Conservation(output, summed(scores, len(output)), remainder, {"second-order terms": remainder}, at_root)
+            found = task.inputs.together(function.parts(root))
+            yield explanation(self, task, output, target, scores, account, root=found, note=KINK if on_kink else "")
+
+    def _root(self, function: Function) -> Tensor:
+        inputs = function.task.inputs
+        if isinstance(self.root, str) and self.root == "origin":
+            return torch.zeros_like(function.x)
+        if isinstance(self.root, str):
+            return NearestRoot().near(function)
+        if hasattr(self.root, "near"):
+            return self.root.near(function)
+        given = feature_masks.baselines(self.root, inputs)
+        return function.row({i: given[i].expand_as(inputs.parts[i]) for i in inputs.explained})
+
+
+def _slope(function: Function, root: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """f and its gradient at the root, and whether some root lies on a kink: there it is the limit from the sample's side, for
+    ReLUs have none at 0."""
+    at_root, slope = function.slope(root)
+    beside = function.slope(root + (function.x - root) * torch.finfo(root.dtype).eps ** 0.5)[1]
+    kinks = (beside - slope).norm(dim=1) > SAME_SLOPE * torch.maximum(beside.norm(dim=1), slope.norm(dim=1))
+    return at_root, torch.where(kinks[:, None], beside, slope), bool(kinks.any())

@@ -1,0 +1,151 @@
+"""SmoothGrad and its kin: any method's relevance, gathered over noisy copies of the input."""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from whence.core.explanation import Explanation
+from whence.core.inputs import Inputs
+from whence.errors import InputError, RuleError
+from whence.lrp.engine.embeddings import NOWHERE, Alter, Lookup
+from whence.methods.batching import batched
+from whence.methods.forward_backward import Task, explanation, refuse_layers, values
+from whence.methods.gradients import Sensitivity
+from whence.methods.running_statistics import Moments
+
+NOISE_LEVEL = 0.15  # of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
+KINDS = {"smoothgrad": Moments.means, "smoothgrad_sq": Moments.mean_squares, "vargrad": Moments.variances}
+
+
+@dataclass(frozen=True)
+class SmoothGrad:
+    """The mean of a method's relevance over noisy copies of the input (Smilkov et al. 2017).
+
+    >>> whence.explain(model, x, target=3, method=whence.SmoothGrad())                         # of the gradient
+    >>> whence.explain(model, x, target=3, method=whence.SmoothGrad(whence.LRP(), n_samples=10, stdevs=0.1))
+
+    `stdevs` is the noise's standard deviation in units of the input, 15 % of each sample's range if not given; token ids get it
+    on their vectors. `kind` is "smoothgrad", "smoothgrad_sq" (the mean of squares, Hooker et al. 2019) or "vargrad" (the
+    variance, Adebayo et al. 2018). Noise is the same for every sample and set by `seed`; targets are those of the input
+    itself. It does not add up to the output where the relevance is averaged over outputs that differ.
+    """
+
+    method: Any = field(default_factory=lambda: Sensitivity("signed"))
+    n_samples: int = 25
+    stdevs: float | None = None
+    kind: Literal["smoothgrad", "smoothgrad_sq", "vargrad"] = "smoothgrad"
+    seed: int = 0
+    batch_size: int | None = None
+
+    name: ClassVar[str] = "smooth_grad"
+
+    def __post_init__(self):
+        if not hasattr(self.method, "explanations") or isinstance(self.method, type):
+            raise RuleError(f"{self.method!r} is no method; pass one such as whence.GradientTimesInput()")
+        if self.kind not in KINDS:
+            raise RuleError(f"kind={self.kind!r}; choose from {', '.join(KINDS)}")
+        if not isinstance(self.n_samples, int) or self.n_samples < 1 + (self.kind == "vargrad"):
+            raise RuleError(f"n_samples={self.n_samples!r} is too few for {self.kind}")
+        if self.stdevs is not None and self.stdevs < 0:
+            raise RuleError(f"stdevs={self.stdevs!r} is negative")
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        refuse_layers(self, task)
+        answers = values(task)
+        noise = Noise(task.inputs, self.stdevs, self.seed)
+        totals = [Moments() for _ in answers]
+
+        def relevance(rounds: slice) -> list[dict[int, Tensor]]:
+            times = rounds.stop - rounds.start
+            moved = task.moved(times, noise.points(rounds), [target for _, target in answers], noise.alter(rounds))
+            found = (task.inputs.apart(e.relevance) for e in self.method.explanations(moved))
+            return [{i: r.view(times, -1, *r.shape[1:]) for i, r in parts.items()} for parts in found]
+
+        for found in batched(self, task, self.n_samples, relevance, self.batch_size):
+            for total, of_target in zip(totals, found, strict=True):
+                total.add(of_target)
+        for (output, target), total in zip(answers, totals, strict=True):
+            yield explanation(self, task, output, target, KINDS[self.kind](total))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise on the floating-point parts and on the vectors of ids, the same for every sample."""
+
+    inputs: Inputs
+    stdevs: float | None
+    seed: int
+
+    def __post_init__(self):
+        ranges = [_range(self.inputs.parts[i]).cpu() for i in self.inputs.explained]
+        if self.stdevs is None and ranges and not torch.stack([r.float() for r in ranges]).any(0).all():
+            raise InputError("a sample's values are all the same, so that their range says nothing about noise; give stdevs")
+
+    def points(self, rounds: slice) -> dict[int, Tensor]:
+        """Noisy copies `[rounds · N, …]`."""
+        return {i: self._points(i, rounds) for i in self.inputs.explained}
+
+    def alter(self, rounds: slice) -> Alter | None:
+        """Noise on the vectors of token ids."""
+        ids = self.inputs.ids
+        if not ids:
+            return None
+        device, own = next(iter(ids.values())).device, -1
+        places, samples = [], []  # which noise each place gets, by round and position; and of which sample it is
+        positions = sum(t[0].numel() for t in ids.values() if self.inputs.of_batch(t))
+        start = 0
+        for t in ids.values():
+            if not self.inputs.of_batch(t):
+                places.append(torch.full((t.numel(),), own))
+                samples.append(torch.zeros(t.numel(), dtype=torch.long))
+                continue
+            of_round = torch.arange(rounds.stop - rounds.start)[:, None, None] * positions
+            of_sample = torch.arange(start, start + t[0].numel())
+            places.append((of_round + of_sample).expand(-1, len(t), -1).flatten())
+            samples.append(torch.arange(len(t))[:, None].expand(len(of_round), -1, t[0].numel()).flatten())
+            start += t[0].numel()
+        place_at, sample_at = (torch.cat(parts).to(device) for parts in (places, samples))
+
+        def alter(lookup: Lookup) -> Lookup:
+            vectors, place, sample = lookup.vectors, place_at[lookup.places], sample_at[lookup.places]
+            still = ((lookup.places == NOWHERE) | (place == own))[..., None]
+            drawn = self._drawn((positions, vectors.shape[-1]), rounds, "ids").flatten(0, 1).to(vectors)[place]
+            return replace(lookup, vectors=vectors + self._deviation(vectors, sample, still) * drawn.masked_fill(still, 0))
+
+        return alter
+
+    def _deviation(self, vectors: Tensor, sample: Tensor, still: Tensor) -> Any:
+        """Of the noise on each vector: a share of the range of all vectors of its sample."""
+        if self.stdevs is not None:
+            return self.stdevs
+        lowest, highest = torch.zeros(2, len(self._first), dtype=vectors.dtype, device=vectors.device)
+        flat = sample.flatten()
+        for ends, found, reduce in ((highest, vectors.amax(-1), "amax"), (lowest, vectors.amin(-1), "amin")):
+            ends.scatter_reduce_(0, flat, found.masked_fill(still[..., 0], 0).flatten(), reduce)
+        return NOISE_LEVEL * (highest - lowest)[sample][..., None]
+
+    @property
+    def _first(self) -> Tensor:
+        return next(iter(self.inputs.ids.values()))
+
+    def _points(self, i: int, rounds: slice) -> Tensor:
+        x = self.inputs.parts[i]
+        noise = self._drawn(tuple(x.shape[1:]), rounds, str(i))[:, None].to(x)
+        if self.stdevs is not None:
+            return (x + self.stdevs * noise).flatten(0, 1)
+        return (x + NOISE_LEVEL * _range(x).view(-1, *[1] * (x.dim() - 1)) * noise).flatten(0, 1)
+
+    def _drawn(self, shape: tuple[int, ...], rounds: slice, stream: str) -> Tensor:
+        """Noise of each round, however the rounds are batched, `[rounds, …]`."""
+        seeds = (zlib.crc32(f"{self.seed}, {stream}, {r}".encode()) for r in range(rounds.start, rounds.stop))
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def _range(x: Tensor) -> Tensor:
+    """From the least to the greatest value of each sample, `[N]`."""
+    rows = x.reshape(len(x), -1)
+    return rows.amax(1) - rows.amin(1)

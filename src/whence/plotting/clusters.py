@@ -1,0 +1,77 @@
+"""Clusters of explanations: their mean heatmap beside their samples, and where they lie in two dimensions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from whence.plotting.heatmaps import as_map, as_picture, bare, overlay, scale
+from whence.plotting.palettes import colours
+
+WIDEST = 16
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A mean of |R|, the places that are suspicious, and samples: a small picture where there is one, and a heatmap."""
+
+    title: str
+    mean: Tensor
+    mask: Tensor | None
+    samples: Sequence[tuple[Tensor | None, Tensor]]
+
+
+def strips(rows: Sequence[Strip]) -> Figure:
+    """A row each: the mean, framed where it is suspicious, then samples under their heatmaps."""
+    columns = 1 + min(WIDEST, max(len(row.samples) for row in rows))
+    drawn = Figure(figsize=(1.05 * columns + 0.8, 1.35 * len(rows) + 0.1), dpi=110, layout="constrained")
+    axes = drawn.subplots(len(rows), columns, squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        _mean(line[0], row)
+        for axis, (picture, heat) in zip(line[1:], row.samples, strict=False):
+            _sample(axis, picture, heat)
+        for axis in line[1 + len(row.samples) :]:
+            axis.set_axis_off()
+    return drawn
+
+
+def cloud(flat: Tensor, labels: Tensor, eigenvalues: Tensor) -> Figure:
+    """Samples in two dimensions, coloured by cluster, and the eigenvalues beside."""
+    drawn = Figure(figsize=(6.4, 2.6), dpi=110, layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    palette = colormaps["tab10"]
+    left.scatter(flat[:, 0], flat[:, 1], s=6, c=[palette(int(k) % 10) for k in labels])
+    bare(left, "explanations")
+    count = int(labels.max()) + 1
+    right.plot(range(1, len(eigenvalues) + 1), eigenvalues, ".", color="#888888")
+    right.plot(range(1, count + 1), eigenvalues[:count], "o", color="#c00000", markersize=4)
+    right.set_title(f"eigenvalues: {count} clusters", fontsize=9)
+    right.tick_params(labelsize=7)
+    return drawn
+
+
+def _mean(axis, row: Strip) -> None:
+    heat = as_map(row.mean)
+    axis.imshow(heat.numpy(), cmap="Reds", vmin=0, interpolation="nearest", aspect="auto" if heat.shape[0] == 1 else "equal")
+    if row.mask is not None and row.mask.dim() == 2:
+        axis.contour(row.mask.float().numpy(), [0.5], colors="#0040c0", linewidths=1)
+    bare(axis, "")
+    axis.set_ylabel(row.title, fontsize=7, rotation=0, ha="right", va="center")
+
+
+def _sample(axis, picture: Tensor | None, heat: Tensor) -> None:
+    bare(axis, "")
+    heat = as_map(heat)
+    limit = scale(heat)
+    if picture is None:
+        axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, aspect="auto" if heat.shape[0] == 1 else "equal")
+        return
+    shown = as_picture(picture)
+    if shown.shape[:2] != heat.shape:
+        size = shown.shape[:2]
+        heat = torch.nn.functional.interpolate(heat[None, None], tuple(size), mode="area")[0, 0]
+        limit = scale(heat)
+    overlay(axis, shown, heat, limit)

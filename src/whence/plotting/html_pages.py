@@ -1,0 +1,33 @@
+"""Self-contained HTML pages."""
+
+from base64 import b64encode
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from whence.plotting.drawable import png
+from whence.plotting.palettes import PALETTES, palette
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def page(template: str, package: str = "whence.plotting", **values: Any) -> str:
+    """The template of that name, filled in."""
+    templates = Environment(loader=PackageLoader(package), autoescape=select_autoescape(), trim_blocks=True)
+    return templates.get_template(template).render(**values)
+
+
+def embedded(drawn: "Figure") -> list[str]:
+    """A figure as text for a page's `data:image/png;base64,`."""
+    return [b64encode(png(drawn)).decode()]
+
+
+def in_each_palette(draw: "Callable[[], Figure]") -> list[str]:
+    """A figure of relevance, drawn in one palette after the other."""
+    found = []
+    for name in PALETTES:
+        with palette(name):
+            found += embedded(draw())
+    return found

@@ -1,0 +1,94 @@
+"""Many small pictures in a figure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from whence.plotting.bars import by_sign
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDEST = 8  # in a row
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One input as a picture, or as bars if it is a plain vector. `bounds` are what is black and what is white."""
+
+    x: Tensor
+    title: str = ""
+    bounds: tuple[Any, Any] | None = None
+
+    def draw(self, axis: "Axes", fontsize: float = 8) -> None:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if self.title:
+            axis.set_title(self.title, fontsize=fontsize)
+        x = self.x.detach().float().cpu()
+        if x.dim() == 1:
+            axis.bar(range(len(x)), x.numpy(), color=by_sign(x.tolist()))
+            return
+        picture = x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
+        if self.bounds is None and len(picture) != 3 and bool((picture.min() < 0) & (picture.max() > 0)):  # 0 in the middle
+            limit = float(picture.abs().max())
+            axis.imshow(picture.mean(0).numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
+            return
+        bounds = (picture.min(), picture.max()) if self.bounds is None else self.bounds
+        low, high = (torch.as_tensor(bound).float().cpu() for bound in bounds)
+        picture = ((picture - low) / (high - low + 1e-12)).clamp(0, 1)
+        shown = picture.permute(1, 2, 0) if len(picture) == 3 else picture.mean(0)
+        axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def grid(tiles: Sequence[Tile]) -> Figure:
+    """All of them, each under its title."""
+    count = len(tiles)
+    columns = min(count, WIDEST if count % 5 or count > 10 else 5)
+    rows = math.ceil(count / columns)
+    drawn = Figure(figsize=(1.75 * columns, 2.05 * rows), dpi=120, layout="constrained")
+    _fill(drawn, tiles, rows, columns)
+    return drawn
+
+
+def mosaic(tiles: Sequence[Tile], columns: int) -> Figure:
+    """All of them without a gap."""
+    rows = math.ceil(len(tiles) / columns)
+    drawn = Figure(figsize=(1.1 * columns, 1.1 * rows), dpi=120)
+    drawn.subplots_adjust(0, 0, 1, 1, wspace=0, hspace=0)
+    _fill(drawn, tiles, rows, columns)
+    return drawn
+
+
+def rows(lines: Sequence[Sequence[Tile]]) -> Figure:
+    """A line below the other, all of one length."""
+    drawn = Figure(figsize=(1.5 * len(lines[0]), 1.7 * len(lines)), dpi=120, layout="constrained")
+    for axes, line in zip(drawn.subplots(len(lines), len(lines[0]), squeeze=False), lines, strict=True):
+        for axis, tile in zip(axes, line, strict=True):
+            tile.draw(axis)
+    return drawn
+
+
+def table(lines: Mapping[str, Sequence[Tile]]) -> Figure:
+    """A line for each name, under the titles of the first."""
+    count = max(map(len, lines.values()))
+    drawn = Figure(figsize=(0.95 * count + 1.2, 1.05 * len(lines) + 0.3), dpi=120, layout="constrained")
+    axes = drawn.subplots(len(lines), count, squeeze=False)
+    for row, (line, (name, tiles)) in enumerate(zip(axes, lines.items(), strict=True)):
+        for axis, tile in zip(line, tiles, strict=False):
+            (tile if row == 0 else Tile(tile.x, "", tile.bounds)).draw(axis, fontsize=9)
+        line[0].set_ylabel(name, fontsize=9)
+    return drawn
+
+
+def _fill(drawn: Figure, tiles: Sequence[Tile], rows: int, columns: int) -> None:
+    axes = list(drawn.subplots(rows, columns, squeeze=False).flat)
+    for axis, tile in zip(axes, tiles, strict=False):
+        tile.draw(axis)
+    for axis in axes[len(tiles) :]:
+        axis.set_axis_off()

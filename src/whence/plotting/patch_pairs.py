@@ -1,0 +1,41 @@
+"""Two pictures, and lines between parts of them that belong together."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
+from torch import Tensor
+
+from whence.plotting.heatmaps import as_picture, bare
+from whence.plotting.layered_graph import AGAINST, FOR
+
+Pair = tuple[tuple[int, ...], tuple[int, ...], float]
+
+
+def connected(
+    x1: Tensor, x2: Tensor, places: tuple[tuple[int, ...], tuple[int, ...]], pairs: Sequence[Pair], title: str
+) -> Figure:
+    """Side by side, the strongest pairs joined by lines as opaque as they are strong."""
+    drawn = Figure(figsize=(7.2, 3.6), dpi=120, layout="constrained")
+    axes = drawn.subplots(1, 2)
+    for axis, x, heading in zip(axes, (x1, x2), (title, ""), strict=True):
+        picture = as_picture(x)
+        grey = picture.mean(2) if picture.dim() == 3 else picture
+        axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
+        bare(axis, heading)
+    largest = max((abs(r) for *_, r in pairs), default=1.0) or 1.0
+    for one, other, r in reversed(pairs):
+        ends = [_middle(place, grid, x) for place, grid, x in zip((one, other), places, (x1, x2), strict=True)]
+        line = ConnectionPatch(
+            xyA=ends[0], xyB=ends[1], coordsA="data", coordsB="data", axesA=axes[0], axesB=axes[1],
+            color=FOR if r > 0 else AGAINST, linewidth=0.4 + 2.2 * abs(r) / largest, alpha=0.15 + 0.75 * abs(r) / largest,
+        )  # fmt: skip
+        drawn.add_artist(line)
+    return drawn
+
+
+def _middle(place: tuple[int, ...], grid: tuple[int, ...], x: Tensor) -> tuple[float, float]:
+    """Of a patch, in pixels, across and down."""
+    side = [-(-n // parts) for n, parts in zip(x.shape[-2:], grid, strict=True)]
+    down, across = ((p + 0.5) * s - 0.5 for p, s in zip(place, side, strict=True))
+    return across, down

@@ -1,0 +1,148 @@
+"""Texts with relevance: each token on red for relevance, blue for counter-relevance, as strong as it is relevant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from whence.plotting.palettes import PALETTES, Colour, colours, palette
+from whence.plotting.text_escape import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+    from rich.text import Text
+
+LONG_RUN = 6  # of the same token
+CHARACTERS = 92  # in a line of a picture
+CHARACTER, LINE = 9.6 / CHARACTERS, 0.3  # inches
+Line = list[tuple[int, int]]  # (token, column)
+
+
+def colour(value: float, limit: float) -> Colour:
+    """White for no relevance, full red or blue at the limit; by the root, or the last token would outshine all others."""
+    strength, pair = _strength(value, limit), colours()
+    full = pair.positive if value > 0 else pair.negative
+    return tuple(round(255 + (c - 255) * strength) for c in full)  # type: ignore[return-value]
+
+
+def ink(value: float, limit: float) -> str:
+    return "white" if _strength(value, limit) > 0.6 else "black"
+
+
+def _strength(value: float, limit: float) -> float:
+    return min(abs(value) / limit, 1.0) ** 0.5 if limit else 0.0
+
+
+def largest(relevance: Tensor) -> float:
+    return float(relevance.abs().max())
+
+
+def styled(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, Sequence[str], str, float]]:
+    """Each token as (text, its background in each palette, ink, relevance), for a page."""
+    top, values = largest(relevance), relevance.tolist()
+    backgrounds = []
+    for name in PALETTES:
+        with palette(name):
+            backgrounds.append([f"rgb{colour(r, top)}" for r in values])
+    return [
+        (word, of_token, ink(r, top), r)
+        for word, of_token, r in zip(labels, zip(*backgrounds, strict=True), values, strict=True)
+    ]
+
+
+def gathered(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
+    """Long runs of one token, such as those that stand for a photo, as one with their sum.
+
+    >>> gathered(["<image>"] * 576 + [" cat"], relevance)[0]
+    ['<image>×576', ' cat']
+    """
+    runs = [(word, len(list(run))) for word, run in groupby(labels)]
+    parts = relevance.flatten().split([n for _, n in runs])
+    words = [[f"{word}×{n}"] if n >= LONG_RUN else [word] * n for word, n in runs]
+    sums = [part.sum()[None] if len(part) >= LONG_RUN else part for part in parts]
+    return [word for run in words for word in run], torch.cat(sums)
+
+
+def terminal(labels: Sequence[str], relevance: Tensor) -> "Text":
+    """The text as a line of the terminal."""
+    from rich.text import Text
+
+    line, top = Text(), largest(relevance)
+    for word, r in zip(labels, relevance.tolist(), strict=True):
+        red, green, blue = colour(r, top)
+        line.append(word, f"{ink(r, top)} on rgb({red},{green},{blue})")
+    return line
+
+
+def lines(labels: Sequence[str]) -> list[Line]:
+    """Where each token stands when the text is broken into lines of a picture."""
+    found: list[Line] = [[]]
+    column = 0
+    for i, word in enumerate(map(shown, labels)):
+        if column and column + len(word) > CHARACTERS:
+            found.append([])
+            column = 0
+        found[-1].append((i, column))
+        column += len(word)
+        if labels[i].endswith("\n"):
+            found.append([])
+            column = 0
+    return found if found[-1] or len(found) == 1 else found[:-1]
+
+
+def shown(word: str) -> str:
+    return word.replace("\n", "⏎").replace("\t", "⇥") or "∅"
+
+
+@dataclass(frozen=True)
+class Words:
+    """One text of one sample."""
+
+    labels: Sequence[str]
+    relevance: Tensor  # [tokens]
+    title: str
+
+    @property
+    def width(self) -> float:
+        longest = max(column + len(shown(self.labels[i])) for line in lines(self.labels) for i, column in line)
+        return CHARACTER * longest
+
+    @property
+    def height(self) -> float:
+        return LINE * len(lines(self.labels)) + 0.5
+
+    def draw(self, part: "SubFigure", width: float) -> None:
+        axis, broken, values = part.subplots(), lines(self.labels), self.relevance.detach().flatten().float().cpu()
+        top = largest(values)
+        axis.set_xlim(0, width / CHARACTER)
+        axis.set_ylim(len(broken), 0)
+        axis.set_axis_off()
+        axis.set_title(plain(self.title), fontsize=9, loc="left")
+        for row, line in enumerate(broken):
+            for i, column in line:
+                word, value = shown(self.labels[i]), float(values[i])
+                background = [c / 255 for c in colour(value, top)]
+                axis.add_patch(Rectangle((column, row + 0.04), len(word), 0.92, color=background, linewidth=0))
+                axis.text(column, row + 0.5, plain(word), family="monospace", fontsize=8.6, va="center",
+                          color=ink(value, top))  # fmt: skip
+
+
+def grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title: str) -> Figure:
+    """A row for each token written, a column for each token given; what is NaN is not drawn. Roots of shares of each row."""
+    shares = relevance / relevance.nan_to_num().abs().amax(1, keepdim=True).clamp(min=1e-30)
+    scaled = shares.sign() * shares.abs().sqrt()
+    drawn = Figure(figsize=(1.6 + 0.26 * len(given), 1.2 + 0.26 * len(written)), dpi=120, layout="constrained")
+    axis = drawn.subplots()
+    axis.imshow(scaled.numpy(), cmap=colours().map, vmin=-1, vmax=1, aspect="auto")
+    axis.set_facecolor("#eeeeee")
+    axis.set_xticks(
+        range(len(given)), [plain(shown(t).strip() or "␣") for t in given], rotation=90, fontsize=7, family="monospace"
+    )
+    axis.set_yticks(range(len(written)), [plain(shown(t)) for t in written], fontsize=7, family="monospace")
+    axis.set_title(plain(title), fontsize=8, loc="left")
+    return drawn

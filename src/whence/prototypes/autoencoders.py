@@ -1,0 +1,155 @@
+"""Small autoencoders whose decoders make inputs from codes that are near N(0, I): variational and adversarial."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from whence.core.devices import device_of
+from whence.errors import InputError, LoadError, RuleError, first_line
+from whence.methods.forward_backward import differentiating
+from whence.prototypes import prior_files
+
+Progress = Callable[[int, int], None]
+A = TypeVar("A", bound="Autoencoder")
+
+
+class Autoencoder(nn.Module):
+    """An encoder and a decoder of fully connected layers for inputs in [0, 1]; calling it decodes."""
+
+    outputs_a_code = 1
+
+    def __init__(self, shape: tuple[int, ...], code_size: int = 16, hidden: int = 300, seed: int = 0):
+        super().__init__()
+        if code_size < 1 or hidden < 1:
+            raise RuleError(f"code_size={code_size!r}, hidden={hidden!r}; both must be positive")
+        numbers = int(torch.Size(shape).numel())
+        self.shape, self.code_size, self.hidden = tuple(shape), code_size, hidden
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = nn.Sequential(
+                nn.Flatten(), nn.Linear(numbers, hidden), nn.ReLU(), nn.Linear(hidden, self.outputs_a_code * code_size)
+            )
+            self.decoder = nn.Sequential(
+                nn.Linear(code_size, hidden), nn.ReLU(), nn.Linear(hidden, numbers), nn.Sigmoid(), nn.Unflatten(1, self.shape)
+            )
+            self._extend()
+        self.eval()
+
+    def _extend(self) -> None:
+        """Further parts that only training needs."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.decoder(codes)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes `[N, k]` of inputs `[N, …]`."""
+        return self.encoder(x)[:, : self.code_size]
+
+    def fit(
+        self: A,
+        samples: Tensor,
+        epochs: int = 25,
+        batch_size: int = 128,
+        lr: float = 1e-3,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> A:
+        """Train on samples `[N, …]` in [0, 1], where the weights are, by Adam, its rate falling to 0 as a cosine."""
+        if tuple(samples.shape[1:]) != self.shape:
+            raise InputError(f"samples of {tuple(samples.shape[1:])} for a decoder of {self.shape}")
+        if not len(samples) or not bool(((samples >= 0) & (samples <= 1)).all()):
+            raise InputError("samples must lie in [0, 1]: the decoder ends in a sigmoid")
+        random = torch.Generator().manual_seed(seed)
+        with differentiating():
+            learn = self._learner(lr, epochs * -(-len(samples) // batch_size))
+            for epoch in range(epochs):
+                for batch in torch.randperm(len(samples), generator=random).split(batch_size):
+                    learn(samples[batch].to(device_of(self), torch.float32, copy=True), random)
+                if progress is not None:
+                    progress(epoch + 1, epochs)
+        return self.eval()
+
+    def _learner(self, lr: float, steps: int) -> Callable[[Tensor, torch.Generator], None]:
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights as .safetensors."""
+        described = {"shape": ",".join(map(str, self.shape)), "code_size": self.code_size, "hidden": self.hidden}
+        return prior_files.save(self.state_dict(), described, path)
+
+    @classmethod
+    def load(cls: type[A], path: str | Path) -> A:
+        """Read what `save` wrote."""
+        tensors, described = prior_files.load(path, cls.__name__, ("shape", "code_size", "hidden"))
+        made = cls(prior_files.shape_of(described), int(described["code_size"]), int(described["hidden"]))
+        try:
+            made.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise LoadError(f"{path} holds no {cls.__name__}: {first_line(error)}") from error
+        return made
+
+
+class VAE(Autoencoder):
+    """A variational autoencoder (Kingma and Welling 2014): codes near N(0, I), inputs near the data.
+
+    >>> decoder = whence.VAE(shape=(1, 28, 28), code_size=16).fit(x_train)
+    >>> decoder(torch.randn(9, 16))                       # nine inputs
+    >>> whence.prototype(model, range(10), prior=whence.CodeSpace(decoder, strength=0.1))
+    """
+
+    outputs_a_code = 2  # mean and log-variance
+
+    def _learner(self, lr: float, steps: int) -> Callable[[Tensor, torch.Generator], None]:
+        optimizer = torch.optim.Adam(self.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+        def learn(x: Tensor, random: torch.Generator) -> None:
+            mean, log_variance = self.encoder(x).chunk(2, 1)
+            codes = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=random).to(mean)
+            divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+            loss = (F.binary_cross_entropy(self.decoder(codes), x, reduction="sum") + divergence) / len(x)
+            _step(optimizer, loss)
+            schedule.step()
+
+        return learn
+
+
+class AdversarialAutoencoder(Autoencoder):
+    """An autoencoder whose codes a discriminator cannot tell from N(0, I) (Makhzani et al. 2016).
+
+    >>> decoder = whence.AdversarialAutoencoder(shape=(1, 28, 28), code_size=16).fit(x_train)
+    >>> decoder.encode(x)                                 # [N, 16]
+    """
+
+    def _extend(self) -> None:
+        self.discriminator = nn.Sequential(
+            nn.Linear(self.code_size, self.hidden), nn.LeakyReLU(0.2), nn.Linear(self.hidden, self.hidden), nn.LeakyReLU(0.2),
+            nn.Linear(self.hidden, 1),
+        )  # fmt: skip
+
+    def _learner(self, lr: float, steps: int) -> Callable[[Tensor, torch.Generator], None]:
+        coding = [*self.encoder.parameters(), *self.decoder.parameters()]
+        optimizers = [torch.optim.Adam(p, lr) for p in (coding, self.discriminator.parameters(), self.encoder.parameters())]
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) for optimizer in optimizers]
+
+        def learn(x: Tensor, random: torch.Generator) -> None:
+            reconstruct, discriminate, regularise = optimizers
+            _step(reconstruct, F.binary_cross_entropy(self.decoder(self.encoder(x)), x, reduction="sum") / len(x))
+            drawn = torch.randn(len(x), self.code_size, generator=random).to(x)
+            fake, real = self.discriminator(self.encoder(x).detach()), self.discriminator(drawn)
+            _step(discriminate, F.softplus(fake).mean() + F.softplus(-real).mean())
+            _step(regularise, F.softplus(-self.discriminator(self.encoder(x))).mean())
+            for schedule in schedules:
+                schedule.step()
+
+        return learn
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

@@ -1,0 +1,249 @@
+"""How an input is written down while it is optimised: plain numbers, Fourier coefficients, phases, codes, a small network.
+
+Each is a frozen dataclass with `start(shape, randoms)`, the parameters of K inputs, sample by sample from generators of their
+own, and `render(parameters, shape)`, the inputs `[K, …]`. Bounded ones end in a sigmoid between `low` and `high`, which are
+what black and white pixels become for the model: (0 − mean) / std and (1 − mean) / std by channel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from whence.core.devices import beside
+from whence.errors import InputError, RuleError
+from whence.prototypes.priors import CodeSpace
+
+Shape = tuple[int, ...]  # of one input
+Bound = float | Tensor
+
+# columns: the axes of colour that vary independently in photos, from most to least (Olah et al. 2017, after ImageNet)
+COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype=torch.float64)
+COLOURS = COLOURS / COLOURS.norm(dim=0).max()
+
+
+class Image(Protocol):
+    """A way to write inputs down."""
+
+    lr: ClassVar[float]  # Adam's rate that suits it
+
+    def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]: ...
+
+    def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The numbers themselves; between `low` and `high` if they are given.
+
+    >>> whence.prototype(model, 3, image=whence.Pixels(0.0, 1.0), shape=(1, 28, 28))
+    """
+
+    low: Bound | None = None
+    high: Bound | None = None
+    deviation: float = 0.01
+
+    lr: ClassVar[float] = 0.05
+
+    def __post_init__(self):
+        if (self.low is None) != (self.high is None):
+            raise RuleError("give both low and high, or neither")
+
+    def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
+        return [self.deviation * _normal(shape, randoms)]
+
+    def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
+        (v,) = parameters
+        return v if self.low is None or self.high is None else between(v.sigmoid(), self.low, self.high)
+
+    def written(self, x: Tensor) -> list[Tensor]:
+        """The parameters of given inputs."""
+        return [x if self.low is None or self.high is None else _logits(x, self.low, self.high)]
+
+
+@dataclass(frozen=True, eq=False)
+class Fourier:
+    """Fourier coefficients, falling with frequency as in photos, in decorrelated colours (Olah et al. 2017).
+
+    >>> low, high = (0 - mean) / std, (1 - mean) / std
+    >>> whence.prototype(model, "features.10:3", image=whence.Fourier(low, high), shape=(3, 224, 224))
+
+    For pictures of any size and number of channels; colours are decorrelated where there are three.
+    """
+
+    low: Bound = -2.0
+    high: Bound = 2.0
+    decay: float = 1.0
+    deviation: float = 0.01
+
+    lr: ClassVar[float] = 0.05
+
+    def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
+        channels, height, width = _picture(shape)
+        return [self.deviation * _normal((channels, height, width // 2 + 1, 2), randoms)]
+
+    def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
+        (v,) = parameters
+        scale = amplitudes(shape[-2:], self.decay).to(v)
+        picture = torch.fft.irfft2(torch.view_as_complex(v) * scale, s=shape[-2:], norm="ortho") / 4  # 4: lest it saturate
+        return between(coloured(picture).sigmoid(), self.low, self.high)
+
+    def written(self, x: Tensor) -> list[Tensor]:
+        """The parameters of given inputs."""
+        picture = uncoloured(_logits(x, self.low, self.high))
+        spectrum = torch.fft.rfft2(4 * picture, norm="ortho") / amplitudes(x.shape[-2:], self.decay).to(x)
+        return [torch.view_as_real(spectrum).contiguous()]
+
+
+@dataclass(frozen=True, eq=False)
+class MACO:
+    """Phases alone, the magnitudes fixed to those of photos (Fel et al. 2023, section 3): no high frequencies to cheat with.
+
+    >>> whence.prototype(model, "features.10:3", image=whence.MACO(low, high, spectrum), shape=(3, 224, 224))
+
+    `spectrum` `[C, H, W // 2 + 1]` are the mean magnitudes of data, `MACO.spectrum_of(samples)`; 1 / frequency if not given.
+    """
+
+    low: Bound = -2.0
+    high: Bound = 2.0
+    spectrum: Tensor | None = None
+
+    lr: ClassVar[float] = 0.3
+
+    @staticmethod
+    def spectrum_of(samples: Tensor) -> Tensor:
+        """The mean magnitudes of pictures `[N, C, H, W]` in decorrelated colours."""
+        return torch.fft.rfft2(uncoloured(samples), norm="ortho").abs().mean(0)
+
+    def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
+        channels, height, width = _picture(shape)
+        wanted = (channels, height, width // 2 + 1)
+        if self.spectrum is not None and self.spectrum.shape != wanted:
+            raise InputError(f"a spectrum of shape {tuple(self.spectrum.shape)} for pictures of {shape}; give {wanted}")
+        return [_normal(wanted, randoms)]
+
+    def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
+        picture = self.picture(parameters, shape)
+        mean, deviation = picture.mean((1, 2, 3), keepdim=True), picture.std((1, 2, 3), keepdim=True)
+        return between(coloured((picture - mean) / deviation).sigmoid(), self.low, self.high)
+
+    def picture(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
+        """The picture of fixed magnitudes, before its values are brought between bounds."""
+        phases = odd_where_conjugate(parameters[0], shape[-1])
+        magnitudes = amplitudes(shape[-2:], 1.0).expand(phases.shape[1:]) if self.spectrum is None else self.spectrum
+        return torch.fft.irfft2(torch.polar(magnitudes.to(phases).expand_as(phases), phases), s=shape[-2:], norm="ortho")
+
+
+@dataclass(frozen=True, eq=False)
+class CPPN:
+    """A small network from a pixel's place to its colour (Mordvintsev et al. 2018): smooth shapes at any size.
+
+    >>> whence.prototype(model, "features.10:3", image=whence.CPPN(low, high), shape=(3, 224, 224))
+    """
+
+    low: Bound = -2.0
+    high: Bound = 2.0
+    width: int = 24
+    depth: int = 8
+
+    lr: ClassVar[float] = 0.005
+
+    def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
+        channels, *_ = _picture(shape)
+        inputs = [2] + [2 * self.width] * self.depth
+        outputs = [self.width] * self.depth + [channels]
+        weights = [_normal((i, o), randoms) / i**0.5 for i, o in zip(inputs, outputs, strict=True)]
+        return [*weights[:-1], 0 * weights[-1], *(torch.zeros(len(randoms), 1, o) for o in outputs)]
+
+    def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
+        _, height, width = _picture(shape)
+        rows, columns = (torch.linspace(-(3**0.5), 3**0.5, n).to(parameters[0]) for n in (height, width))
+        x = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).view(1, -1, 2)
+        weights, biases = parameters[: self.depth + 1], parameters[self.depth + 1 :]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            bent = (x @ weight + bias).atan()
+            x = torch.cat([bent / 0.67, bent.square() / 0.6], -1)  # both of variance about 1
+        x = x @ weights[-1] + biases[-1]
+        return between(x.sigmoid().transpose(1, 2).unflatten(2, (height, width)), self.low, self.high)
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Codes of a decoder."""
+
+    space: CodeSpace
+
+    lr: ClassVar[float] = 0.05
+
+    def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
+        return [0.1 * _normal((self.space.code_size(),), randoms)]
+
+    def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
+        (codes,) = parameters
+        return self.space.decoder(beside(codes, self.space.decoder)).to(codes.device)
+
+    def written(self, x: Tensor) -> list[Tensor]:
+        """The codes themselves."""
+        return [x]
+
+
+def between(share: Tensor, low: Bound, high: Bound) -> Tensor:
+    """Numbers in [0, 1] between the bounds."""
+    low, high = _column(low).to(share), _column(high).to(share)
+    return low + (high - low) * share
+
+
+def amplitudes(size: tuple[int, ...], decay: float) -> Tensor:
+    """1 / frequency^decay for the coefficients of a picture [H, W]; the mean counts as the lowest frequency."""
+    height, width = size
+    frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    return 1 / frequencies.clamp(min=1 / max(height, width)) ** decay
+
+
+def odd_where_conjugate(phases: Tensor, width: int) -> Tensor:
+    """φ(−k) = −φ(k) in the columns that hold both k and −k, without which a real picture has other magnitudes."""
+    itself = [0] if width % 2 else [0, width // 2]
+    columns = phases[..., itself]
+    opposite = columns.flip(-2).roll(1, -2)
+    odd = (columns - opposite) / 2**0.5
+    parts = [odd[..., :1], phases[..., 1 : phases.shape[-1] - (width % 2 == 0)], odd[..., 1:]]
+    return torch.cat(parts, -1)
+
+
+def coloured(picture: Tensor) -> Tensor:
+    """Colours from decorrelated ones."""
+    return torch.einsum("kchw,dc->kdhw", picture, COLOURS.to(picture)) if picture.shape[1] == 3 else picture
+
+
+def uncoloured(picture: Tensor) -> Tensor:
+    """The reverse of `coloured`."""
+    return torch.einsum("kchw,dc->kdhw", picture, torch.linalg.inv(COLOURS).to(picture)) if picture.shape[1] == 3 else picture
+
+
+def _picture(shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise InputError(f"pictures have a shape of [C, H, W], not {tuple(shape)}; use Pixels for other inputs")
+    return shape
+
+
+def _normal(shape: Sequence[int], randoms: Sequence[torch.Generator]) -> Tensor:
+    return torch.stack([torch.randn(tuple(shape), generator=random) for random in randoms])
+
+
+def _column(bound: Bound) -> Tensor:
+    """A bound of each channel stands along the first dimension of a picture."""
+    bound = torch.as_tensor(bound)
+    return bound.view(-1, 1, 1) if bound.dim() == 1 else bound
+
+
+def _logits(x: Tensor, low: Bound, high: Bound) -> Tensor:
+    low, high = _column(low).to(x), _column(high).to(x)
+    beyond = 0.02 * (high - low)
+    if (x < low - beyond).any() or (x > high + beyond).any():
+        raise InputError(
+            f"the start has values from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond the image's bounds; give them: "
+            "image=whence.Fourier(low, high)"
+        )
+    return ((x - low) / (high - low)).clamp(0.01, 0.99).logit()

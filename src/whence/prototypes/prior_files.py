@@ -1,0 +1,38 @@
+"""Weights of priors as .safetensors, with what it takes to make them again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from whence.errors import LoadError, first_line
+from whence.plotting.drawable import writable, written
+
+
+def save(tensors: Mapping[str, Tensor], described: Mapping[str, object], path: str | Path) -> Path:
+    """Write tensors and a description."""
+    path = writable(path, (".safetensors",))
+    with written(path) as beside:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {key: str(v) for key, v in described.items()})
+    return path
+
+
+def load(path: str | Path, what: str, wanted: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors in single precision and their description, which must have what is wanted."""
+    try:
+        with safe_open(path, "pt") as file:
+            described = file.metadata() or {}
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise LoadError(f"{path} holds no {what}: {first_line(error)}") from error
+    missing = [key for key in wanted if key not in described and key not in tensors]
+    if missing:
+        raise LoadError(f"{path} holds no {what}: there is no {missing[0]}")
+    return {name: t.float() for name, t in tensors.items()}, described
+
+
+def shape_of(described: Mapping[str, str]) -> tuple[int, ...]:
+    """The shape in a description, "1,28,28"."""
+    return tuple(int(n) for n in described["shape"].split(","))

@@ -1,0 +1,102 @@
+"""The data's own prototypes: the samples that excite a concept most, or that it is most relevant for."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.core.devices import beside
+from whence.core.explain import explain
+from whence.core.inputs import Inputs, check_model
+from whence.core.progress import Progress, progress as progressing
+from whence.errors import InputError, RuleError
+from whence.methods.batching import batch_size_of
+from whence.methods.layer_reader import Reader
+from whence.prototypes.objectives import Channel, Concept, Objective, objectives, of_channel
+
+
+@dataclass(frozen=True, eq=False)
+class TopSamples:
+    """The samples of most activation or relevance for each of K concepts, best first.
+
+    >>> top = whence.top_samples(model, "features.10:0-15", x_train)
+    >>> top.indices, top.values                       # [16, 9]
+    >>> whence.prototype(model, "features.10:0-15", shape=(3, 224, 224)).beside(x_train[top.indices]).save("grid.png")
+    """
+
+    indices: Tensor
+    values: Tensor
+    names: list[str]
+
+
+def top_samples(
+    model: Callable[..., Any],
+    target: Concept | Iterable[Concept],
+    data: Tensor,
+    *,
+    n: int = 9,
+    by: Literal["activation", "relevance"] = "activation",
+    method: Any = None,
+    batch_size: int | None = None,
+    progress: Progress = True,
+) -> TopSamples:
+    """The `n` samples of `data` `[N, …]` that excite each concept most (ActMax), or, `by="relevance"`, for whose predictions a
+    channel has most relevance (RelMax, Achtibat et al. 2023): what it is used for, rather than what it answers to. `method` is
+    that by which relevance is found.
+
+    >>> whence.top_samples(model, ["features.10:3", 7], x_train).indices          # [2, 9]
+    >>> whence.top_samples(model, "features.10:3", x_train, by="relevance").indices
+    """
+    check_model(model)
+    concepts = objectives(target)
+    if by not in ("activation", "relevance"):
+        raise RuleError(f"by={by!r}; choose 'activation' or 'relevance'")
+    if not 1 <= n <= len(data):
+        raise InputError(f"n={n} of {len(data)} samples")
+    size = batch_size_of(batch_size, Inputs.of(data[:1]))
+    score = _Activation(model, concepts) if by == "activation" else _Relevance(model, concepts, method)
+    found = []
+    with progressing("top samples", len(data), progress) as advance:
+        for batch in data.split(size):
+            found.append(score(beside(batch, model)))
+            advance(len(batch))
+    scores = torch.cat(found, 1)
+    if not torch.isfinite(scores).all():
+        sample = int((~torch.isfinite(scores)).any(0).nonzero()[0])
+        raise InputError(f"sample {sample} gives NaN or infinite values; leave it out")
+    values, indices = scores.topk(n)
+    return TopSamples(indices, values, [str(concept) for concept in concepts])
+
+
+class _Activation:
+    def __init__(self, model: Callable[..., Any], concepts: list[Objective]):
+        layers = [layer for concept in concepts for layer in concept.layers]
+        self._reader = Reader(model, layers, any(concept.output for concept in concepts))
+        self._concepts = [concept.prepared(lambda x, layers: Reader(model, layers)(x)) for concept in concepts]
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """[K, samples]."""
+        with torch.no_grad():
+            reading = self._reader(batch)
+            return torch.stack([concept.value(reading) for concept in self._concepts]).cpu()
+
+
+class _Relevance:
+    def __init__(self, model: Callable[..., Any], concepts: list[Objective], method: Any):
+        wrong = [concept for concept in concepts if not isinstance(concept, Channel)]
+        if wrong:
+            raise RuleError(f"relevance is that of channels, written 'layer:channel'; {wrong[0]} is none")
+        self._method = method
+        self._model, self._channels = model, [concept for concept in concepts if isinstance(concept, Channel)]
+        self._layers = list(dict.fromkeys(channel.layer for channel in self._channels))
+        self._reader = Reader(model, self._layers)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """[K, samples], relevance for the prediction, all places together."""
+        relevance = explain(self._model, batch, layers=self._layers, method=self._method, progress=False).layers
+        of_first_calls = {name: r[0] if isinstance(r, tuple) else r for name, r in relevance.items()}
+        reading = self._reader.reading(batch, of_first_calls)
+        scores = [of_channel(reading, c.layer, c.channel).flatten(1).sum(1) for c in self._channels]
+        return torch.stack(scores).cpu()

@@ -1,0 +1,314 @@
+"""Adversarial examples: inputs as near as one wishes that a network takes for something else.
+
+An attack is any callable `attack(model, x, y) -> x_adv`. Those here are frozen dataclasses; those of other libraries fit
+wherever an attack is asked for.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from numbers import Real
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.core.pixel_bounds import PIXELS, Box
+from whence.core.targets import Index
+from whence.errors import MaskedGradientWarning, RuleError
+from whence.robustness.attacked_batch import Case, Model, cases
+
+Attack = Callable[[Model, Tensor, Tensor], Tensor]
+Norm = Literal["linf", "l2"]
+
+TINY = 1e-12
+PAST_THE_BOUNDARY = 1e-4  # how far beyond it DeepFool steps, where the overshoot of a small step would round away
+
+
+def fgsm(
+    model: Model,
+    x: Tensor,
+    y: Index = None,
+    *,
+    epsilon: float,
+    norm: Norm = "linf",
+    targets: Index = None,
+    box: Box = PIXELS,
+) -> Tensor:
+    """Adversarial examples by one step along the sign of the loss's gradient: `FGSM(epsilon)(model, x, y)`.
+
+    >>> x_adv = whence.fgsm(model, x, y, epsilon=0.15)
+    """
+    return FGSM(epsilon, norm, targets, box)(model, x, y)
+
+
+def pgd(model: Model, x: Tensor, y: Index = None, *, epsilon: float, steps: int = 20, **settings: Any) -> Tensor:
+    """Adversarial examples by projected gradient ascent: `PGD(epsilon, steps, **settings)(model, x, y)`.
+
+    >>> x_adv = whence.pgd(model, x, y, epsilon=0.2, steps=40, restarts=5)
+    """
+    return PGD(epsilon, steps, **settings)(model, x, y)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent on the cross-entropy: x ← Π(x + α sign ∇L), or α ∇L/‖∇L‖₂ in the ℓ2 ball (Madry et al. 2018).
+
+    >>> x_adv = whence.PGD(epsilon=0.2, steps=40)(model, x, y)          # [N, …] like x, within ε of it and within the box
+
+    `epsilon` is in units of the pixels, before the normalisation that `box` states, and holds up to the rounding of the type;
+    `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `targets` the loss
+    towards them is minimised instead. `restarts` after the first are of the samples that still withstand, and the run of
+    largest loss is kept. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not
+    for the largest loss. `momentum` is that of `MIFGSM`.
+    """
+
+    epsilon: float
+    steps: int = 20
+    step_size: float | None = None
+    norm: Norm = "linf"
+    targets: Index = None
+    random_start: bool = True
+    restarts: int = 1
+    momentum: float = 0.0
+    stop_early: bool = False
+    box: Box = PIXELS
+    seed: int = 0
+
+    def __post_init__(self):
+        require_not_negative("epsilon", self.epsilon)
+        require_not_negative("step_size", 0.0 if self.step_size is None else self.step_size)
+        _require_norm(self.norm)
+        _require_count("steps", self.steps)
+        _require_count("restarts", self.restarts)
+        if self.restarts > 1 and not self.random_start:
+            raise RuleError(f"restarts={self.restarts} without random_start would all be the same")
+
+    @torch.inference_mode(False)
+    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
+        # restarts of one part draw no numbers of the next
+        parts = enumerate(cases(model, x, y, self.targets, self.box))
+        sources = ((case, torch.Generator().manual_seed(self.seed + 1_000_003 * number)) for number, case in parts)
+        return torch.cat([self._attacked(case, generator) for case, generator in sources])
+
+    def _attacked(self, case: Case, generator: torch.Generator) -> Tensor:
+        pixels = self._ascended(case, generator, first=True)
+        if self.restarts == 1:
+            return self.box.inputs(pixels)
+        logits = case.logits(pixels)
+        for _ in range(self.restarts - 1):
+            (left,) = (~case.fooled(logits)).nonzero(as_tuple=True)
+            if not len(left):
+                break
+            here = case[left]
+            again = self._ascended(here, generator, first=False)
+            reached = here.logits(again)
+            better = here.fooled(reached) | (here.losses(reached)[0] > here.losses(logits[left])[0])
+            pixels[left[better]], logits[left[better]] = again[better], reached[better]
+        return self.box.inputs(pixels)
+
+    def _ascended(self, case: Case, generator: torch.Generator, first: bool) -> Tensor:
+        """The pixels that one run ends at, from a start of its own."""
+        size = usual_step(self.epsilon, self.steps) if self.step_size is None else self.step_size
+        pixels, accumulated = case.pixels.clone(), torch.zeros_like(case.pixels)
+        if self.random_start:
+            pixels = self.box.clipped(pixels + self.epsilon * RANDOM[self.norm](pixels, generator))
+        left = torch.arange(len(pixels), device=pixels.device)  # samples still on their way
+        for step in range(self.steps):
+            here = case[left]
+            logits, (gradient,) = here.gradients(pixels[left], here.losses)
+            if first and step == 0:
+                warn_of_masking(gradient)
+            if self.stop_early:
+                on = ~here.fooled(logits)
+                left, here, gradient = left[on], here[on], gradient[on]
+                if not len(left):
+                    break
+            if self.momentum:
+                gradient = accumulated[left] * self.momentum + _unit(gradient, 1)
+                accumulated[left] = gradient
+            moved = pixels[left] + size * STEPS[self.norm](gradient)
+            pixels[left] = within(here.pixels, moved, self.epsilon, self.norm, self.box)
+        return pixels
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """The fast gradient sign method: x + ε sign ∇L (Goodfellow et al. 2015), one step of PGD from x itself.
+
+    >>> x_adv = whence.FGSM(epsilon=0.15)(model, x, y)
+    """
+
+    epsilon: float
+    norm: Norm = "linf"
+    targets: Index = None
+    box: Box = PIXELS
+
+    def __post_init__(self):
+        self.as_pgd()  # which checks the settings
+
+    def as_pgd(self) -> PGD:
+        return PGD(self.epsilon, 1, self.epsilon, self.norm, self.targets, random_start=False, box=self.box)
+
+    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
+        return self.as_pgd()(model, x, y)
+
+
+@dataclass(frozen=True)
+class MIFGSM:
+    """The momentum iterative method: g ← μ g + ∇L/‖∇L‖₁, x ← x + (ε/T) sign g (Dong et al. 2018). Its examples carry over to
+    other networks better than those of PGD.
+
+    >>> x_adv = whence.MIFGSM(epsilon=0.1, steps=10)(model, x, y)
+    """
+
+    epsilon: float
+    steps: int = 10
+    momentum: float = 1.0
+    targets: Index = None
+    box: Box = PIXELS
+
+    def __post_init__(self):
+        self.as_pgd()  # which checks the settings
+
+    def as_pgd(self) -> PGD:
+        size = self.epsilon / max(self.steps, 1)
+        return PGD(
+            self.epsilon, self.steps, size, targets=self.targets, random_start=False, momentum=self.momentum, box=self.box
+        )
+
+    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
+        return self.as_pgd()(model, x, y)
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """The smallest perturbation, step by step to the nearest class boundary of the linearised network (Moosavi-Dezfooli et al.
+    2016): the class k with least |f_k − f_y| / ‖∇(f_k − f_y)‖, and that far along its gradient.
+
+    >>> x_adv = whence.DeepFool()(model, x, y)
+    >>> (x_adv - x).flatten(1).norm(dim=1)                    # how far each sample is from being taken for another class
+
+    `candidates` is how many of the likeliest classes are tried, `overshoot` the share by which the boundary is passed. Where
+    `steps` do not suffice, the last point comes back.
+    """
+
+    steps: int = 50
+    candidates: int = 10
+    overshoot: float = 0.02
+    norm: Norm = "l2"
+    box: Box = PIXELS
+
+    def __post_init__(self):
+        _require_norm(self.norm)
+        _require_count("steps", self.steps)
+        _require_count("candidates", self.candidates, least=2)
+
+    @torch.inference_mode(False)
+    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
+        return torch.cat([self._attacked(case) for case in cases(model, x, y, None, self.box)])
+
+    def _attacked(self, case: Case) -> Tensor:
+        pixels, moved = case.pixels.clone(), torch.zeros_like(case.pixels)
+        left = torch.arange(len(pixels), device=pixels.device)
+        for step in range(self.steps):
+            here = case[left]
+            logits, gradients = here.gradients(pixels[left], partial(self._margins, labels=here.labels))
+            slopes = torch.stack(gradients, 1)  # [n, candidates − 1, …]
+            if step == 0:
+                warn_of_masking(slopes)
+            on = ~here.fooled(logits)
+            if not on.any():
+                break
+            left, here, margins, slopes = left[on], here[on], self._margins(logits[on], here.labels[on]), slopes[on]
+            moved[left] += self._to_the_nearest(torch.stack(margins, 1), slopes)
+            pixels[left] = self.box.clipped(here.pixels + (1 + self.overshoot) * moved[left])
+        return self.box.inputs(pixels)
+
+    def _margins(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """f_k − f_y of the likeliest other classes, each `[n]`."""
+        own = logits.gather(1, labels[:, None])
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        return (others.topk(min(self.candidates, logits.shape[1]) - 1).values - own).unbind(1)
+
+    def _to_the_nearest(self, margins: Tensor, slopes: Tensor) -> Tensor:
+        """The step to the nearest of the boundaries where the margins [n, k] vanish, their slopes being [n, k, …]."""
+        dual = slopes.flatten(2).norm(1 if self.norm == "linf" else 2, dim=2) + TINY
+        distances = margins.abs() / dual
+        nearest = distances.argmin(1)
+        rows = torch.arange(len(nearest), device=nearest.device)
+        direction = STEPS[self.norm](slopes[rows, nearest])
+        return _column(distances[rows, nearest] + PAST_THE_BOUNDARY, direction) * direction
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """One number a sample, to be multiplied by something like `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _norms(x: Tensor, order: float) -> Tensor:
+    return _column(x.flatten(1).norm(order, dim=1).clamp(min=TINY), x)
+
+
+def _unit(gradient: Tensor, order: float) -> Tensor:
+    """Of norm 1 for each sample, however small: the loss of a sure network has a gradient of 1e-30, and its direction."""
+    largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / _column(largest, gradient)
+    return scaled / _norms(scaled, order)
+
+
+def _uniform_in_cube(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=generator).to(like) * 2 - 1
+
+
+def _uniform_in_ball(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform directions at radii of u^(1/d)."""
+    directions = torch.randn(like.shape, generator=generator).to(like)
+    radii = torch.rand(len(like), generator=generator).to(like) ** (1 / like[0].numel())
+    return directions / _norms(directions, 2) * _column(radii, like)
+
+
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {"linf": torch.sign, "l2": lambda g: _unit(g, 2)}
+PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "linf": lambda moved, epsilon: moved.clamp(-epsilon, epsilon),
+    "l2": lambda moved, epsilon: moved * (epsilon / _norms(moved, 2)).clamp(max=1),
+}
+RANDOM = {"linf": _uniform_in_cube, "l2": _uniform_in_ball}
+
+
+def usual_step(epsilon: float, steps: int) -> float:
+    """α = 2.5 ε / steps: enough to cross the ball and come back (Madry et al. 2018)."""
+    return 2.5 * epsilon / steps
+
+
+def within(start: Tensor, moved: Tensor, epsilon: float, norm: Norm, box: Box) -> Tensor:
+    """What was moved, led back into the ball around where it started, and into the box."""
+    return box.clipped(start + PROJECTIONS[norm](moved - start, epsilon))
+
+
+def warn_of_masking(gradient: Tensor) -> None:
+    blind = int((gradient.flatten(1) == 0).all(1).sum())
+    if blind:
+        warnings.warn(
+            f"the gradient is zero at {blind} of {len(gradient)} samples (masked gradients): the attack sees no direction "
+            "there, and that it fails says nothing of robustness; try DeepFool, model.double(), or an attack without gradients",
+            MaskedGradientWarning,
+            stacklevel=2,
+        )
+
+
+def require_not_negative(name: str, value: float) -> None:
+    if not isinstance(value, Real) or not 0 <= value < inf:
+        raise RuleError(f"{name}={value!r}: a finite number that is not negative is needed")
+
+
+def _require_count(name: str, value: int, least: int = 1) -> None:
+    if not isinstance(value, int) or value < least:
+        raise RuleError(f"{name}={value!r}: a whole number of at least {least} is needed")
+
+
+def _require_norm(norm: str) -> None:
+    if norm not in STEPS:
+        raise RuleError(f"norm={norm!r}; choose 'linf' or 'l2'")

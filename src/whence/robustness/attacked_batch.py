@@ -1,0 +1,129 @@
+"""What is attacked: samples and their labels, checked, and what a network says to them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whence.core.inputs import Inputs, check_model
+from whence.core.pixel_bounds import Box, pixels_in
+from whence.core.progress import progress
+from whence.core.targets import Index, check_classes, class_indices, logits_of
+from whence.errors import InputError, ModelError, TargetError
+from whence.methods.batching import automatic_batch_size
+from whence.methods.forward_backward import backward, differentiating
+from whence.methods.layer_reader import Reader
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Samples under attack: where they start, what they are, and which class they shall be taken for, if it matters which."""
+
+    reader: Reader
+    box: Box
+    pixels: Tensor
+    labels: Tensor  # [N]
+    targets: Tensor | None  # [N]
+
+    def __getitem__(self, samples: Tensor) -> "Case":
+        targets = None if self.targets is None else self.targets[samples]
+        return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], targets=targets)
+
+    def fooled(self, logits: Tensor) -> Tensor:
+        """Which samples the attack has succeeded with, `[N]`."""
+        predicted = logits.argmax(1)
+        return predicted != self.labels if self.targets is None else predicted == self.targets
+
+    def losses(self, logits: Tensor) -> tuple[Tensor]:
+        """What the attack makes large: the loss of the label, or less that of the target, `[N]`."""
+        if self.targets is None:
+            return (F.cross_entropy(logits, self.labels, reduction="none"),)
+        return (-F.cross_entropy(logits, self.targets, reduction="none"),)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._logits(pixels)
+
+    def gradients(self, pixels: Tensor, objectives: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """The logits at the pixels, and the gradient of each of the objectives `[N]` of them: one forward pass."""
+        with differentiating():
+            leaf = pixels.detach().requires_grad_()
+            logits = self._logits(leaf)
+            if not logits.requires_grad:
+                raise ModelError(
+                    "the model's output does not depend on the input; a detach, an integer or a no_grad cuts it off"
+                )
+            values = objectives(logits)
+        last = len(values) - 1
+        found = [backward(value, [leaf], keep_graph=k < last)[0] for k, value in enumerate(values)]
+        if not all(torch.isfinite(gradient).all() for gradient in found):
+            raise ModelError("the gradient of the loss is NaN or infinite; an attack cannot follow it")
+        return logits.detach(), found
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        logits = class_logits(self.reader, self.box.inputs(pixels))
+        check_classes(self.labels, logits.shape[1], "label")
+        if self.targets is not None:
+            check_classes(self.targets, logits.shape[1])
+        return logits
+
+
+def class_logits(reader: Reader, x: Tensor) -> Tensor:
+    """The logits `[N, classes]` of a model."""
+    logits = logits_of(reader(x).output, len(x).__eq__, len(x), "wrap it, as in lambda x: model(x)[0]")
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ModelError(f"an attack needs logits [N, classes] of two classes or more, not {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise ModelError("the model's output is NaN or infinite; there is nothing to attack")
+    return logits
+
+
+def predicted(model: Model, x: Tensor) -> Tensor:
+    """The classes that a model says, `[N]`."""
+    return logits_in_parts(model, x).argmax(1)
+
+
+@torch.no_grad()
+def logits_in_parts(model: Model, x: Tensor) -> Tensor:
+    """`[N, classes]`, in parts that fit into memory."""
+    reader = Reader(model, (), output=True)
+    return torch.cat([class_logits(reader, part) for part in x.detach().split(at_once(x))])
+
+
+def at_once(x: Tensor) -> int:
+    """How many samples like these fit into memory."""
+    return automatic_batch_size(Inputs((x,), single=True))
+
+
+def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterator[Case]:
+    """The samples checked, in parts that fit into memory."""
+    check_model(model)
+    x = one_input(x)
+    pixels = pixels_in(box, x)
+    reader, count, device = Reader(model, (), output=True), len(x), x.device
+    goals = None if targets is None else class_indices(targets, count, "target", device)
+    labels = None if y is None else class_indices(y, count, "label", device)
+    with progress("attack", count, shown=True) as advance:
+        for rows in torch.arange(count, device=device).split(at_once(x)):
+            part, goal = box.clipped(pixels[rows]), None if goals is None else goals[rows]
+            own = predicted(model, box.inputs(part)) if labels is None else labels[rows]
+            if goal is not None and (same := goal == own).any():
+                raise TargetError(f"the target of sample {int(rows[same][0])} is its label; choose another class")
+            yield Case(reader, box, part, own, goal)
+            advance(len(rows))
+
+
+def one_input(x: Tensor) -> Tensor:
+    """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
+    if isinstance(x, np.ndarray):
+        raise InputError(f"the inputs must be a tensor, not {type(x).__name__}")
+    inputs = Inputs.of(x).detached()
+    if not inputs.single or not inputs.explained:
+        raise InputError("an attack changes one floating-point tensor [N, …]; pass that, and a model that takes it alone")
+    return inputs.parts[0]

@@ -1,0 +1,340 @@
+"""Robust and non-robust features: the experiment of Tsipras et al. 2019, and scores for the features of any network.
+
+Robustness may be at odds with accuracy (arXiv 1805.12152, section 2); adversarial examples are not bugs, they are features
+(Ilyas et al. 2019, arXiv 1905.02175, section 2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import erf, sqrt
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from whence.core.inputs import check_model
+from whence.core.pixel_bounds import PIXELS, Box, pixels_in
+from whence.core.progress import Progress, progress as progressing
+from whence.core.targets import Index, class_indices
+from whence.errors import InputError, RuleError
+from whence.methods.forward_backward import backward, differentiating
+from whence.methods.layer_reader import Reader
+from whence.plotting.drawable import Drawable
+from whence.robustness.attack import attack
+from whence.robustness.attack_methods import FGSM, require_not_negative, usual_step, within
+from whence.robustness.attacked_batch import Model, at_once, one_input
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from whence.plotting.line_plots import Series
+
+Kind = Literal["weak", "strong"]
+KINDS: tuple[Kind, Kind] = ("weak", "strong")
+COLOURS: dict[Kind, str] = {"weak": "#c00000", "strong": "#0000c0"}
+OVER = {"d": "number of weak features d", "eta": "mean of the weak features η", "p": "reliability of the strong feature p",
+        "epsilon": "perturbation ε"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RobustFeatures:
+    """One strong, robust feature and d weak ones: y uniform on {−1, 1}, x_1 = y with probability p and −y otherwise,
+    x_2 … x_{d+1} ~ N(ηy, 1).
+
+    >>> data = whence.RobustFeatures(d=400)
+    >>> data.accuracy("weak"), data.accuracy("weak", epsilon=0.15)          # 0.9987, and about one half
+    >>> x, y = data.sample(1000)                                            # [1000, 401], classes 0 (y = −1) and 1
+    >>> fgsm = whence.FGSM(0.15, box=whence.Box.unbounded())                # the best attack on a linear classifier
+    >>> whence.attack(data.classifier("weak"), x, y, fgsm).robust_accuracy
+
+    The "weak" classifier takes the sign of the mean of x_2 … x_{d+1}, the "strong" one that of x_1. `eta` is 3/√d if not given:
+    then the weak one is right with probability Φ(3) for every d.
+    """
+
+    d: int = 400
+    p: float = 0.9975
+    eta: float | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.d, int) or self.d < 1 or not 0 <= self.p <= 1:
+            raise RuleError(f"RobustFeatures(d={self.d}, p={self.p}): d must be a whole number from 1, p a probability")
+
+    @property
+    def mean(self) -> float:
+        """η."""
+        return 3 / sqrt(self.d) if self.eta is None else self.eta
+
+    def sample(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """`count` samples `[count, d + 1]` and their classes `[count]`, 1 for y = 1 and 0 for y = −1."""
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(2, (count,), generator=generator)
+        y = 2.0 * labels.double() - 1
+        agrees = torch.rand(count, generator=generator, dtype=torch.float64) < self.p
+        weak = torch.randn(count, self.d, generator=generator, dtype=torch.float64) + self.mean * y[:, None]
+        return torch.cat([torch.where(agrees, y, -y)[:, None], weak], 1), labels
+
+    def classifier(self, kind: Kind) -> nn.Linear:
+        """The linear classifier `[N, d + 1]` to logits `[N, 2]`, in eval mode."""
+        _check_kind(kind)
+        weight = torch.zeros(2, self.d + 1, dtype=torch.float64)
+        if kind == "strong":
+            weight[1, 0] = 1
+        else:
+            weight[1, 1:] = 1 / self.d
+        network = nn.Linear(self.d + 1, 2, bias=False, dtype=torch.float64).eval().requires_grad_(False)
+        network.weight.copy_(weight - weight.flip(0))
+        return network
+
+    def accuracy(self, kind: Kind, epsilon: float = 0.0) -> float:
+        """The probability of being right when every feature may move by ε, in closed form.
+
+        Weak: Φ(√d (η − ε)). Strong: p as long as ε < 1, for x_1 is ±1; at ε = 1 logits are equal, and one class is given.
+        """
+        _check_kind(kind)
+        require_not_negative("epsilon", epsilon)
+        if kind == "weak":
+            return (1 + erf(sqrt(self.d) * (self.mean - epsilon) / sqrt(2))) / 2
+        return self.p if epsilon < 1 else self.p / 2 if epsilon == 1 else 0.0
+
+    def standard_error(self, kind: Kind, epsilon: float, count: int) -> float:
+        """Of the accuracy on `count` samples."""
+        p = self.accuracy(kind, epsilon)
+        return sqrt(p * (1 - p) / count)
+
+
+@dataclass(frozen=True, repr=False)
+class RobustFeaturesExperiment(Drawable):
+    """The experiment of robust and non-robust features: closed forms beside what is simulated.
+
+    >>> experiment = whence.robust_features_experiment()
+    >>> experiment.save("robust_features.png")
+    """
+
+    base: RobustFeatures
+    epsilon: float
+    rows: Sequence[dict[str, Any]] = ()
+
+    def at(self, name: str, value: float) -> tuple[RobustFeatures, tuple[float, ...]]:
+        """The distribution where the quantity of that name has that value, and the ε of the attacks on it."""
+        if name == "epsilon":
+            return self.base, (value,)
+        return replace(self.base, **{name: round(value) if name == "d" else value}), (0.0, self.epsilon)
+
+    def figure(self) -> "Figure":
+        """Accuracy and robust accuracy over d, η, p and ε: closed forms as lines, simulations as points with their errors."""
+        from whence.plotting.line_plots import Plot, plots
+
+        shown = [Plot(over, self._series(name), self.epsilon if name == "epsilon" else None) for name, over in OVER.items()]
+        title = "Classifiers by weak features and by the strong one: lines exact, points simulated"
+        return plots(shown, "accuracy", title, limits=(0.004, 0.9997), scale="logit")
+
+    def _series(self, name: str) -> "list[Series]":
+        from whence.plotting.line_plots import Series
+
+        series = []
+        for kind, colour in COLOURS.items():
+            rows = [row for row in self.rows if row["over"] == name and row["kind"] == kind]
+            x, simulated, errors = ([row[key] for row in rows] for key in ("value", "simulated", "standard_error"))
+            values = torch.linspace(min(x), max(x), 101, dtype=torch.float64).tolist()
+            strengths = self.at(name, x[0])[1]
+            for i, (strength, style) in enumerate(zip(strengths, ("-", "--"), strict=False)):
+                label = "" if name == "epsilon" else f"{kind} features" + (f", ε = {strength}" if i else "")
+                exact = [data.accuracy(kind, at[i]) for data, at in (self.at(name, value) for value in values)]
+                series.append(Series(values, exact, colour, style, label))
+            series.append(Series(x, simulated, colour, errors=errors))
+        return series
+
+    def __repr__(self) -> str:
+        at = [row for row in self.rows if row["over"] == "epsilon" and row["value"] in (0.0, self.epsilon)]
+        lines = [
+            f"  {row['kind']} features, ε = {row['value']}: {row['exact']:.2%} exactly, {row['simulated']:.2%} ± "
+            f"{row['standard_error']:.2%} simulated"
+            for row in at
+        ]
+        return "\n".join([f"Robust and non-robust features, {self.base}", *lines])
+
+
+def robust_features_experiment(
+    epsilon: float = 0.15, count: int = 10_000, base: RobustFeatures | None = None, seed: int = 0, progress: Progress = True
+) -> RobustFeaturesExperiment:
+    """Accuracy and accuracy under attack of both classifiers, over d, η, p and ε (course exercise I).
+
+    >>> whence.robust_features_experiment()
+    Robust and non-robust features, RobustFeatures(d=400, p=0.9975, eta=None)
+      weak features, ε = 0.0: 99.87% exactly, 99.93% ± 0.04% simulated
+      …
+
+    `count` samples are drawn for each point.
+    """
+    base = base or RobustFeatures()
+    experiment, rows = RobustFeaturesExperiment(base, epsilon), []
+    points = [(name, value) for name, values in _sweeps(base, epsilon).items() for value in values]
+    with progressing("robust features", len(points), progress) as advance:
+        for number, (name, value) in enumerate(points):
+            data, strengths = experiment.at(name, value)
+            x, labels = data.sample(count, seed + number)
+            for kind, strength in product(KINDS, strengths):
+                found = attack(data.classifier(kind), x, labels, FGSM(strength, box=Box.unbounded()))
+                rows.append({
+                    "over": name, "value": value, "kind": kind, "epsilon": strength,
+                    "exact": data.accuracy(kind, strength), "simulated": found.robust_accuracy,
+                    "standard_error": data.standard_error(kind, strength, count),
+                })  # fmt: skip
+            advance(1)
+    return replace(experiment, rows=rows)
+
+
+def _sweeps(base: RobustFeatures, epsilon: float) -> dict[str, list[float]]:
+    """The values that each quantity takes."""
+    return {
+        "d": [9, 25, 100, 400, 900],
+        "eta": [factor * base.mean for factor in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)],
+        "p": [0.5, 0.7, 0.9, 0.95, base.p],
+        "epsilon": sorted({0.0, 0.05, 0.1, epsilon, 0.2, 0.3, 0.5}),
+    }
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class FeatureScores(Drawable):
+    """How useful features are, and how useful they stay under attack.
+
+    >>> scores = whence.feature_scores(model, x, y, epsilon=0.1, layer="features.3")
+    >>> scores.usefulness, scores.robustness          # [F] each
+    >>> scores.robust                                 # [F], features that still speak for their class
+    """
+
+    usefulness: Tensor  # [F]
+    robustness: Tensor  # [F], the usefulness that the attack leaves; less than nothing where it turns the feature round
+    classes: Tensor  # [F], the class that each speaks for, or against
+    epsilon: float
+    layer: str | None = None
+
+    @property
+    def robust(self) -> Tensor:
+        """Which features still are useful under the attack, `[F]`."""
+        return self.robustness > 0
+
+    def __len__(self) -> int:
+        return len(self.usefulness)
+
+    def __repr__(self) -> str:
+        where = "inputs" if self.layer is None else f"channels of '{self.layer}'"
+        return (
+            f"{len(self)} {where}, usefulness up to {self.usefulness.max():.2f}: "
+            f"{int(self.robust.sum())} stay useful within ε = {self.epsilon}"
+        )
+
+    def figure(self) -> "Figure":
+        """Each feature by its usefulness, before and under the attack."""
+        from whence.plotting.line_plots import cloud
+
+        colours = [COLOURS["weak" if kept else "strong"] for kept in self.robust.tolist()]
+        names = ("usefulness", f"usefulness within ε = {self.epsilon}")
+        return cloud(self.usefulness.tolist(), self.robustness.tolist(), colours, names, repr(self))
+
+
+@torch.inference_mode(False)
+def feature_scores(
+    model: Model,
+    x: Tensor,
+    y: Index,
+    *,
+    epsilon: float,
+    layer: str | None = None,
+    steps: int = 10,
+    box: Box = PIXELS,
+    progress: Progress = True,
+) -> FeatureScores:
+    """Usefulness and robust usefulness of every input feature, or of every channel of a layer (Ilyas et al. 2019).
+
+    >>> whence.feature_scores(digits(), *digit_samples(), epsilon=0.1, layer="3")
+    32 channels of '3', usefulness up to 1.10: 1 stay useful within ε = 0.1
+
+    A feature f, standardised over the samples, is useful by u = ½ |E[f | y = c] − E[f | y ≠ c]| for the class c it tells best
+    from the others: E[y f] where classes are balanced. Its robustness is the same under the worst perturbation within ε (ℓ∞,
+    within the `box`), taken for each sample and feature by itself. For input features that is exact; for channels, averaged
+    over places, it is what PGD of `steps` finds: an upper bound.
+    """
+    check_model(model)
+    x = one_input(x)
+    labels = class_indices(y, len(x), "label", x.device)
+    require_not_negative("epsilon", epsilon)
+    if len(known := labels.unique()) < 2:
+        raise InputError("the labels are all the same; features cannot tell them apart")
+    pixels = pixels_in(box, x)
+    read = _Features(model, layer, box)
+    values = read(pixels)
+    mean, spread = values.mean(0), values.std(0, correction=0)
+    spread = torch.where(spread > 1e-6 * spread.max(), spread, torch.inf)  # what never varies tells nothing
+    gaps = torch.stack([_gap((values - mean) / spread, labels == c) for c in known])  # [K, F]
+    best = gaps.abs().argmax(0)
+    signs = gaps.gather(0, best[None])[0].sign()
+    classes = known[best]
+    against = torch.where(labels[:, None] == classes, -signs, signs)  # [N, F], where the attack moves each
+    attacked = read.moved(pixels, against, epsilon, steps, progress)
+    scaled = (attacked - mean) / spread
+    robust = torch.stack([signs[f] * _gap(scaled[:, f], labels == classes[f]) for f in range(len(classes))])
+    return FeatureScores(gaps.abs().amax(0), robust, classes, epsilon, layer)
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Features of samples: the inputs, or the channels of a layer in the mean over places."""
+
+    model: Model
+    layer: str | None
+    box: Box
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """`[N, F]`."""
+        with torch.no_grad():
+            return torch.cat([self._read(part) for part in pixels.split(at_once(pixels))])
+
+    def moved(self, pixels: Tensor, towards: Tensor, epsilon: float, steps: int, progress: Progress) -> Tensor:
+        """The features where each, by itself, is moved in the direction `towards` [N, F] as far as ε lets it."""
+        if self.layer is None:
+            shifts = epsilon * towards.view_as(pixels)
+            return self(self.box.clipped(pixels + shifts))
+        count, size = towards.shape[1], at_once(pixels)
+        columns = []
+        with progressing(f"channels of {self.layer}", count, progress) as advance:
+            for f in range(count):
+                parts = zip(pixels.split(size), towards[:, f].split(size), strict=True)
+                columns.append(torch.cat([self._climbed(part, signs, f, epsilon, steps) for part, signs in parts]))
+                advance(1)
+        return torch.stack(columns, 1)
+
+    def _climbed(self, pixels: Tensor, signs: Tensor, f: int, epsilon: float, steps: int) -> Tensor:
+        """PGD on one feature, `[n]`: the furthest it got. A unit that is off gets its gradient round the ReLU that stops it."""
+        moved = pixels
+        furthest = self._read(pixels)[:, f].detach() * signs
+        for _ in range(steps):
+            with differentiating():
+                leaf = moved.detach().requires_grad_()
+                value = self._read(leaf)[:, f] * signs
+            (gradient,) = backward(value, [leaf], keep_graph=False)
+            furthest = torch.maximum(furthest, value.detach())
+            moved = within(pixels, moved + usual_step(epsilon, steps) * gradient.sign(), epsilon, "linf", self.box)
+        with torch.no_grad():
+            return torch.maximum(furthest, self._read(moved)[:, f] * signs) * signs
+
+    def _read(self, pixels: Tensor) -> Tensor:
+        inputs = self.box.inputs(pixels)
+        if self.layer is None:
+            return inputs.flatten(1)
+        reading = Reader(self.model, (self.layer,))(inputs, redirected=inputs.requires_grad)
+        values = reading.layers[self.layer]
+        if values.dim() == 2:
+            return values
+        return values.flatten(1, -2).mean(1) if self.layer in reading.channels_last else values.flatten(2).mean(2)
+
+
+def _gap(values: Tensor, chosen: Tensor) -> Tensor:
+    """½ (E[f | chosen] − E[f | not])."""
+    return (values[chosen].mean(0) - values[~chosen].mean(0)) / 2
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise RuleError(f"no classifier {kind!r}; choose 'weak' or 'strong'")

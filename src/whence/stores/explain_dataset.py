@@ -1,0 +1,139 @@
+"""explain_dataset(): explanations of a whole data set, on one machine or many, that survive being killed."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.core.progress import Progress, progress
+from whence.data.dataset_rows import Rows
+from whence.data.sharding import by_ray, share
+from whence.errors import InputError, RuleError, StoreError, TargetError, WhenceError
+from whence.methods.registry import Method, named
+from whence.stores.shard_worker import LOOKED_AT, Job, Worker, finish
+from whence.stores.store import MANIFEST, Shard, Store, claimed, open_store
+
+SHARD_SIZE = 256
+REDUCTIONS = ("channels", "none")
+
+
+def explain_dataset(
+    model: Callable[..., Any],
+    dataset: Any,
+    store: str | Path,
+    *,
+    method: Method | str | None = None,
+    targets: Any = "predicted",
+    layers: Sequence[str] = (),
+    batch_size: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    reduce: str = "channels",
+    read: Callable[[Any], Any] | None = None,
+    class_names: Sequence[str] = (),
+    pictures: bool = True,
+    shard: str | tuple[int, int] | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    progress: Progress = True,
+) -> Store:
+    """Explanations of a whole data set in a store, a folder of shards; a run that was killed goes on where it was.
+
+    >>> store = whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])
+    >>> whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])       # nothing left to do
+    >>> whence.explain_dataset(model, dataset, "explanations", shard="3/8")                  # the fourth of eight array jobs
+
+    `dataset` is map-style (PyTorch's, Hugging Face's, `(x, y)`), its rows inputs or pairs of input and label; `read` makes them
+    of other rows. `targets` is "predicted", "label", or a target as for `explain` (`[n]`: one each). `reduce` "channels" keeps
+    maps summed over channels in half precision, "none" relevance as it is. `layers` keeps the relevance of every channel of
+    named layers, `pictures` small pictures of the inputs for looking at.
+
+    Each shard of `shard_size` samples is written aside and renamed, with a checksum; a rerun computes the missing ones alone
+    and refuses a store of another model, method, data or setting, naming which. Samples that cannot be read or explained are in
+    `store.failures`. `shard="i/n"` does every n-th shard, for array jobs and `torchrun`, with no coordinator; `engine="ray"`
+    shares the shards among the workers of a Ray cluster at `address`.
+    """
+    if reduce not in REDUCTIONS:
+        raise RuleError(f"reduce={reduce!r}; choose from {', '.join(REDUCTIONS)}")
+    if isinstance(targets, str) and targets not in ("predicted", "label"):
+        raise RuleError(f"targets={targets!r}; choose 'predicted', 'label', or what explain() takes")
+    if not isinstance(shard_size, int) or shard_size < 1:
+        raise InputError(f"shard_size={shard_size!r}; give the number of samples in a file")
+    rows = Rows.of(dataset, read)
+    if not rows.count:
+        raise InputError("the data set is empty; there is nothing to explain")
+    wanted = torch.as_tensor(targets) if isinstance(targets, list | tuple | np.ndarray) else targets
+    if isinstance(wanted, Tensor) and wanted.dim() and len(wanted) != rows.count:
+        raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one, or one each")
+    job = Job(model, rows, named(method), wanted, tuple(layers), batch_size, reduce, pictures, rows.shape)
+    folder = Path(store)
+    if not (folder / MANIFEST).is_file():
+        _try(job)
+    there = claimed(folder, job.manifest(shard_size, class_names))
+    i, n = share(shard)
+    todo = unfinished(there, range(i, there.manifest.shards, n))
+    engines = {"local": locally, "ray": over_cluster}
+    if engine not in engines:
+        raise RuleError(f"engine={engine!r}; choose from {', '.join(engines)}")
+    engines[engine](job, there, todo, progress, address)
+    return open_store(store)
+
+
+def unfinished(store: Store, numbers: Sequence[int]) -> list[int]:
+    """Those of the shards that are missing, or damaged and to be computed again."""
+    found = []
+    for number in numbers:
+        try:
+            Shard.read(store.path(number), store.manifest.settings)
+        except StoreError:
+            store.path(number).unlink(missing_ok=True)
+            found.append(number)
+    return found
+
+
+def _try(job: Job) -> None:
+    """A sample, before a folder is claimed for settings that cannot work."""
+    worker, failed = Worker(job), None
+    for i in range(min(job.rows.count, LOOKED_AT)):
+        sample, _ = job.rows.read([i], job.shape)
+        try:
+            if sample is not None:
+                worker.explained(sample)
+                return
+        except WhenceError as error:  # perhaps of this sample alone
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def locally(job: Job, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
+    """One shard after the other in this process."""
+    if address is not None:
+        raise RuleError("address is that of a Ray cluster; give engine='ray' too")
+    _followed(map(shard_writer(job, store.folder), todo), store, todo, shown)
+
+
+def over_cluster(job: Job, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
+    """Every machine of the cluster must see the store's folder under the same path."""
+    done = by_ray(shard_writer, (job, Path(store.folder).resolve()), todo, address)
+    _followed((number for number, _ in done), store, todo, shown)
+
+
+def shard_writer(job: Job, folder: Path) -> Callable[[int], int]:
+    """What explains and writes the shard of a number, and says which it was."""
+    worker, store = Worker(job), open_store(folder)
+
+    def write(number: int) -> int:
+        finish(worker, store, number)
+        return number
+
+    return write
+
+
+def _followed(done: Iterable[int], store: Store, todo: Sequence[int], shown: Progress) -> None:
+    sizes = {number: len(store.manifest.rows(number)) for number in todo}
+    with progress("explain dataset", sum(sizes.values()), shown) as advance:
+        for number in done:
+            advance(sizes[number])

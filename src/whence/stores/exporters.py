@@ -1,0 +1,78 @@
+"""Stores in the formats of others: HDF5 as ViRelAy and CoRelAy read it, Parquet for tables."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from whence.errors import MissingPackageError, StoreError
+from whence.stores.store import SCALE, Store, maps_of
+
+ENDINGS = (".h5", ".parquet")
+
+
+def export_store(store: Store, path: str | Path) -> list[Path]:
+    """Write a store as `.h5` (ViRelAy's and CoRelAy's) or `.parquet`; returns the files.
+
+    >>> export_store(whence.open_store("explanations"), "explanations.h5")
+
+    HDF5 is two files: `NAME.h5` with `attribution` [n, C, H, W], `prediction`, `label`, `index`, and `NAME-input.h5` with the
+    small pictures as `data` and `label`. Parquet has a row a sample, maps as lists.
+    """
+    path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise StoreError(f"cannot export to {path.name!r}: choose {', '.join(ENDINGS)}")
+    if not len(store):
+        raise StoreError(f"{store.folder} holds no explanations yet")
+    return _hdf5(store, path) if path.suffix == ".h5" else _parquet(store, path)
+
+
+def _hdf5(store: Store, path: Path) -> list[Path]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingPackageError("HDF5 is written by h5py; pip install h5py") from error
+    labels = store.column("label").numpy()
+    with h5py.File(path, "w") as file:
+        shape = store.relevance.shape
+        maps = file.create_dataset("attribution", (shape[0], 1, *shape[1:]), np.float32)
+        start = 0
+        for part in store.relevance.batches():
+            maps[start : start + len(part)] = part.numpy()[:, None]
+            start += len(part)
+        file["label"], file["index"] = labels, store.index.numpy()
+        if "prediction" in store.names:
+            file["prediction"] = store.column("prediction").numpy()
+    if "picture" not in store.names:
+        return [path]
+    inputs = path.with_name(f"{path.stem}-input.h5")
+    with h5py.File(inputs, "w") as file:
+        file["data"], file["label"] = store.column("picture").numpy().astype(np.float32) / 255, labels
+    return [path, inputs]
+
+
+def _parquet(store: Store, path: Path) -> list[Path]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetWriter
+    except ImportError as error:
+        raise MissingPackageError("Parquet is written by pyarrow; pip install pyarrow") from error
+    writer: Any = None
+    try:
+        for number in store.present:
+            shard = store.shard(number)
+            if not len(shard.tensors["index"]):
+                continue
+            columns = {**shard.tensors, "relevance": maps_of(shard)}
+            table = pyarrow.table({name: _listed(t) for name, t in columns.items() if name != SCALE})
+            writer = writer or ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    return [path]
+
+
+def _listed(t: Tensor) -> Any:
+    return t.numpy() if t.dim() == 1 else list(t.flatten(1).numpy())

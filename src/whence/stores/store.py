@@ -1,0 +1,309 @@
+"""A store of explanations: a folder of shards, each written aside and renamed, and a manifest of what made them."""
+
+import json
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.core.fingerprints import fingerprint
+from whence.errors import LoadError, StoreError, counted, first_line
+from whence.plotting.drawable import written
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ALL = slice(None)
+SCALE = "relevance_scale"  # what half-precision maps are to be multiplied by
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store is of. Two runs whose manifests differ do not belong into one store."""
+
+    count: int  # samples
+    shard_size: int
+    model: str  # fingerprints, and words for people
+    method: str
+    method_words: str
+    data: str
+    targets: str
+    layers: Sequence[str]
+    reduce: str
+    pictures: bool
+    library: str
+    classes: Sequence[str] = ()
+    format: int = FORMAT
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.shard_size)
+
+    @property
+    def settings(self) -> str:
+        """One word for all of it."""
+        return fingerprint(self._plain)
+
+    def class_name(self, number: int) -> str:
+        return self.classes[number] if number < len(self.classes) else str(number)
+
+    def rows(self, shard: int) -> range:
+        """The numbers of the samples in a shard."""
+        return range(shard * self.shard_size, min(self.count, (shard + 1) * self.shard_size))
+
+    def differs(self, other: "Manifest") -> list[str]:
+        """In words, where two are not alike."""
+        mine, its = self._plain, other._plain
+        return [f"{name} ({_short(its[name])} there, {_short(mine[name])} now)" for name in mine if mine[name] != its[name]]
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        plain = json.loads(json.dumps(asdict(self)))
+        del plain["classes"]  # names change no number
+        return plain
+
+    def write(self, folder: Path) -> None:
+        with written(folder / MANIFEST) as beside:
+            beside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        path = folder / MANIFEST
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise LoadError(f"{folder} is no store: it has no {MANIFEST}") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some samples of a store: tensors by name, `[n, …]` each, and the samples that failed."""
+
+    tensors: Mapping[str, Tensor]
+    failures: Sequence[Mapping[str, Any]] = ()
+
+    def write(self, path: Path, settings: str) -> None:
+        """Aside, then renamed: what is there is whole."""
+        from safetensors.torch import save_file
+
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        about = {"settings": settings, "checksum": _checksum(tensors), "failures": list(self.failures)}
+        with written(path) as beside:
+            save_file(tensors, beside, {"about": json.dumps(about)})  # several entries would come in any order
+
+    @classmethod
+    def read(cls, path: Path, settings: str) -> "Shard":
+        """Checked: of these settings, and as it was written."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError, ValueError) as error:
+            raise StoreError(f"{path} is damaged: {first_line(error)}; delete it and run again") from error
+        if about.get("settings") != settings:
+            raise StoreError(f"{path} belongs to another store; delete it and run again")
+        if about.get("checksum") != _checksum(tensors):
+            raise StoreError(f"{path} is damaged: its checksum does not hold; delete it and run again")
+        return cls(tensors, about["failures"])
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Explanations of a data set, read as they are asked for.
+
+    >>> store = whence.open_store("explanations")
+    >>> len(store), store[17]["relevance"].shape
+    >>> store.relevance[:100]                       # of the first hundred samples
+    >>> store.column("prediction")                  # [n]; output, label, target, confidence, index, relevance_sum, …
+    >>> store.channels("features.10")               # [n, C], where the layer was asked for
+    >>> store.failures, store.missing
+
+    Samples that failed are not among them; `index` says which sample of the data a row is.
+    """
+
+    folder: Path
+    manifest: Manifest
+    _shards: dict[int, Shard] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        there = f"{len(self)} of {counted(self.manifest.count, 'sample')}"
+        missing = f", {len(self.missing)} of {self.manifest.shards} shards missing" if self.missing else ""
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"Store of {there} by {self.manifest.method_words} in {self.folder}{missing}{failed}"
+
+    def path(self, shard: int) -> Path:
+        return shard_path(self.folder, shard)
+
+    @cached_property
+    def present(self) -> list[int]:
+        """The shards that are there."""
+        return [shard for shard in range(self.manifest.shards) if self.path(shard).is_file()]
+
+    @property
+    def missing(self) -> list[int]:
+        """The shards that are yet to be computed."""
+        return sorted(set(range(self.manifest.shards)) - set(self.present))
+
+    @cached_property
+    def failures(self) -> list[Mapping[str, Any]]:
+        """The samples that failed: `index` and `message` of each."""
+        return [failure for shard in self.present for failure in self.shard(shard).failures]
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The number in the data of each row, `[n]`."""
+        return self.column("index")
+
+    @property
+    def names(self) -> list[str]:
+        """Of all columns."""
+        return sorted(self._filled[0].tensors) if self._filled else []
+
+    @property
+    def _filled(self) -> list[Shard]:
+        """The first shard in which not every sample failed."""
+        return next(([found] for number in self.present if len((found := self.shard(number)).tensors["index"])), [])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        """All columns of one row."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of a store of {len(self)}")
+        number = int(self.index[row])
+        shard = self.shard(number // self.manifest.shard_size)
+        at = int((shard.tensors["index"] == number).nonzero()[0])
+        found = {name: t[at] for name, t in shard.tensors.items() if name != SCALE}
+        return found | {"relevance": maps_of(shard, slice(at, at + 1))[0]}
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    def shard(self, number: int) -> Shard:
+        """Read and checked; the last few are kept."""
+        if number not in self._shards:
+            if len(self._shards) >= 4:
+                self._shards.pop(next(iter(self._shards)))
+            self._shards[number] = Shard.read(self.path(number), self.manifest.settings)
+        return self._shards[number]
+
+    def column(self, name: str) -> Tensor:
+        """One value or vector of every row, `[n, …]`."""
+        if not self.present:
+            raise StoreError(f"{self.folder} has no shards yet; nothing was computed")
+        if name not in self.names:
+            raise StoreError(f"the store has no {name!r}; it has {', '.join(self.names)}")
+        parts = [self.shard(shard).tensors for shard in self.present]
+        return torch.cat([tensors[name] for tensors in parts if len(tensors["index"])])
+
+    def channels(self, layer: str) -> Tensor:
+        """The relevance of every channel of a layer, `[n, C]`."""
+        known = [name.removeprefix("layers.") for name in self.names if name.startswith("layers.")]
+        if layer not in known:
+            raise StoreError(f"the store has no relevance of layer {layer!r}; it has {', '.join(known) or 'no layers'}")
+        return self.column(f"layers.{layer}")
+
+    @property
+    def relevance(self) -> "Column":
+        """Maps by row, read as they are sliced: `store.relevance[100:200]`, `[100, …]`; `np.asarray(store.relevance)`."""
+        return Column(self, maps_of)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Rows of a store that may be too many for memory."""
+
+    store: Store
+    of: Callable[[Shard], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.of(self.store._filled[0]).shape[1:])
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Tensor:
+        if hasattr(rows, "__index__") and not isinstance(rows, Tensor):
+            return self[[operator.index(rows)]][0]  # type: ignore[arg-type]
+        numbers = torch.arange(len(self))[rows] if isinstance(rows, slice) else torch.as_tensor(rows)
+        wanted, size = self.store.index[numbers], self.store.manifest.shard_size
+        found: dict[int, Tensor] = {}
+        for shard in (wanted // size).unique().tolist():
+            part = self.store.shard(shard)
+            position = {int(number): i for i, number in enumerate(part.tensors["index"])}
+            here = wanted[wanted // size == shard].tolist()
+            maps = self.of(part)[[position[number] for number in here]]
+            found |= dict(zip(here, maps, strict=True))
+        return torch.stack([found[number] for number in wanted.tolist()]) if len(wanted) else torch.zeros(0, *self.shape[1:])
+
+    def batches(self) -> Iterator[Tensor]:
+        """A shard at a time."""
+        shards = (self.store.shard(shard) for shard in self.store.present)
+        return (self.of(shard) for shard in shards if len(shard.tensors["index"]))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return torch.cat(list(self.batches())).numpy().astype(dtype or np.float32)
+
+
+def open_store(path: str | Path) -> Store:
+    """The store in a folder, finished or not.
+
+    >>> whence.open_store("explanations")
+    Store of 10000 of 10000 samples by LRP() in explanations
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise LoadError(f"no folder {folder} with a store")
+    return Store(folder, Manifest.read(folder))
+
+
+def claimed(folder: Path, manifest: Manifest) -> Store:
+    """The store of this manifest in a folder, new or begun; one of other settings is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MANIFEST).is_file():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):  # another job may be writing its manifest
+            raise StoreError(f"{folder} is neither empty nor a store; choose another folder")
+        manifest.write(folder)
+    there = Manifest.read(folder)
+    if differences := manifest.differs(there):
+        raise StoreError(f"{folder} was made with other settings: {'; '.join(differences)}; choose another folder or delete it")
+    return Store(folder, there)
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def halved(relevance: Tensor) -> dict[str, Tensor]:
+    """Maps in half precision, each in shares of its largest value, so that none is too large or too small for it."""
+    scale = relevance.flatten(1).abs().amax(1).float()
+    shares = relevance.float() / scale.clamp(min=1e-30).view(-1, *[1] * (relevance.dim() - 1))
+    return {"relevance": shares.half(), SCALE: scale}
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return fingerprint(dict(sorted(tensors.items())))
+
+
+def maps_of(shard: Shard, rows: slice = ALL) -> Tensor:
+    """Relevance as it was, of some rows of a shard."""
+    maps = shard.tensors["relevance"][rows]
+    if SCALE not in shard.tensors:
+        return maps
+    return maps.float() * shard.tensors[SCALE][rows].view(-1, *[1] * (maps.dim() - 1))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
