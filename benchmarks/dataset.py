@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
     ray = _ray(few, aside)
     store = whence.open_store(aside / "all")
     vectors = spectral_clustering.features(store.relevance[:MANY])
-    ours = seconds(lambda: spectral_clustering.spectrum(vectors, clusters=8))
+    ours = seconds(lambda: spectral_clustering.spectral_clusters(vectors, clusters=8))
     part = vectors[: MANY // 4].numpy()
     theirs = seconds(lambda: np.sort(pdist(part)))
     spectrum = (

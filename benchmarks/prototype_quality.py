@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import peers
 import whence
 from whence.models.digits import digit_decoder, digit_expert, digits
-from whence.prototypes.prototypes import side_by_side
+from whence.prototypes.prototypes import compare_priors
 
 SEEDS, STEPS = 10, 300
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -149,8 +149,8 @@ def main(folder: Path) -> None:
         "prototype_quality", f"# Prototypes of digits\n\n{peers.versions()}; {SEEDS} seeds of each class.\n", table, second
     )
     shown = {"ℓ2, λ = 0.3": "ℓ2", "expert, strength 0.3": "expert", "decoder, λ = 0.1": "decoder"}
-    side_by_side({label: _bounded(found[name][:10]) for name, label in shown.items()}).savefig(IMAGES / "ten_digits.png")
-    side_by_side({f"{s:g}": _bounded(p[:10]) for s, p in trade.items()}).savefig(IMAGES / "expert_strengths.png")
+    compare_priors({label: _bounded(found[name][:10]) for name, label in shown.items()}).savefig(IMAGES / "ten_digits.png")
+    compare_priors({f"{s:g}": _bounded(p[:10]) for s, p in trade.items()}).savefig(IMAGES / "expert_strengths.png")
 
 
 def _bounded(p: whence.Prototypes) -> whence.Prototypes:

@@ -19,7 +19,7 @@ import whence
 from networks import Subject
 from whence import presets
 from whence.evaluation.results import Evaluation
-from whence.methods.feature_masks import PATCHES_A_SIDE
+from whence.methods.feature_masks import PATCHES_PER_SIDE
 
 SAMPLES = {"digits": 100, "digits-robust": 100, "lenet": 100, "resnet20": 100, "squeezenet": 36, "plain": 100, "mobile": 100,
            "vit": 100}  # fmt: skip
@@ -27,7 +27,7 @@ SAMPLES = {"digits": 100, "digits-robust": 100, "lenet": 100, "resnet20": 100, "
 
 def ours(subject: Subject) -> dict[str, Any]:
     low, high = subject.bounds
-    side = -(-subject.x.shape[-1] // PATCHES_A_SIDE)
+    side = -(-subject.x.shape[-1] // PATCHES_PER_SIDE)
     cells = whence.patches(subject.x, side)
     sets = {
         "LRP, as it comes": presets.attn_lrp(),

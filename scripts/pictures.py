@@ -16,11 +16,11 @@ import whence
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import conftest  # noqa: F401  # which declares what a CUDA build of torchvision asks of CPU torch
 from stories import story_model, story_tokenizer
-from whence.evaluation.metrics.robustness import translation
+from whence.evaluation.metrics.robustness import translation_figure
 from whence.models.digits import digit_samples, digits
 from whence.models.registry import load_model
-from whence.models.tiny_networks import tiny
-from whence.plotting.image_grid import Tile, table
+from whence.models.tiny_networks import tiny_network
+from whence.plotting.image_grid import ImageTile, image_table
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
@@ -104,7 +104,7 @@ def similarity(data: Path) -> None:
 
 def ranking(data: Path) -> None:
     x, y = digit_samples()
-    translation(digits(), x[3:4], ["lrp", "gradient_times_input", "sensitivity"]).savefig(IMAGES / "translation.png")
+    translation_figure(digits(), x[3:4], ["lrp", "gradient_times_input", "sensitivity"]).savefig(IMAGES / "translation.png")
     whence.tune(digits(), (x, y), bounds=(0.0, 1.0)).save(IMAGES / "tuning.png")
 
 
@@ -112,7 +112,7 @@ def flow(data: Path) -> None:
     """Relevance on every edge of the maximum network of the course."""
     x = torch.tensor([[3.0, 1.0]])
     method = whence.LRP({torch.nn.Linear: whence.AlphaBeta(1, 0)})
-    whence.flow(tiny("max, symmetric"), x, method=method).save(IMAGES / "flow.png")
+    whence.flow(tiny_network("max, symmetric"), x, method=method).save(IMAGES / "flow.png")
 
 
 def by_rules(data: Path) -> None:
@@ -133,8 +133,8 @@ def channels(data: Path) -> None:
     lines = {}
     for layer in ("features.3", "features.7", "features.12"):
         found = whence.prototype(loaded.model, f"{layer}:0-7", shape=(3, 128, 128), image=whence.Fourier(low, high), steps=512)
-        lines[layer] = [Tile(x, f"channel {c}", (low, high)) for c, x in enumerate(found.images)]
-    table(lines).savefig(IMAGES / "channels.jpg", dpi=150)
+        lines[layer] = [ImageTile(x, f"channel {c}", (low, high)) for c, x in enumerate(found.images)]
+    image_table(lines).savefig(IMAGES / "channels.jpg", dpi=150)
 
 
 def attacks(data: Path) -> None:

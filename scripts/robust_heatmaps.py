@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 import whence
 from whence.models.digits import digit_samples, digits, robust_digits
-from whence.plotting.heatmaps import as_map, as_picture, scale
-from whence.plotting.palettes import colours
+from whence.plotting.heatmaps import color_limit, sum_channels, to_picture
+from whence.plotting.palettes import current_palette
 
 DIGITS = range(10)
 
@@ -29,10 +29,10 @@ def main(picture: Path) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
             if name == "input":
-                axis.imshow(as_picture(value).numpy(), cmap="gray")
+                axis.imshow(to_picture(value).numpy(), cmap="gray")
             else:
-                heat = as_map(value)
-                axis.imshow(heat.numpy(), cmap=colours().map, vmin=-scale(heat), vmax=scale(heat))
+                heat = sum_channels(value)
+                axis.imshow(heat.numpy(), cmap=current_palette().map, vmin=-color_limit(heat), vmax=color_limit(heat))
         line[0].set_ylabel(name, fontsize=8)
     drawn.savefig(picture)
 

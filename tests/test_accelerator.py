@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import whence
-from whence.graphs.cuda_graphs import Recorded, recorded
+from whence.graphs.cuda_graphs import CudaGraph, as_cuda_graph
 from whence.methods.registry import METHODS
 from whence.models.digits import digit_decoder, digit_expert, digit_samples, digits
 
@@ -115,7 +115,7 @@ def test_replays(model, near):
         first = explainer(x, y)
     other = explainer(x.flip(0), y.flip(0))
     (capture,) = explainer._captures._captures.values()
-    assert isinstance(capture.program, Recorded)
+    assert isinstance(capture.program, CudaGraph)
     assert off(first.relevance, whence.explain(digits(), x.cpu(), y.cpu()).relevance) < 1e-4
     assert off(other.relevance.flip(0), first.relevance.cpu()) < 1e-4
     with pytest.raises(whence.errors.TargetError, match="classes 0 to 9"):
@@ -144,8 +144,8 @@ def test_what_waits_for_values_is_not_recorded(near):
     def program(x):
         return {"sum": x[x > 0].sum()}
 
-    assert recorded(program, [near[0]]) is program
-    assert recorded(program, [near[0].cpu()]) is program
+    assert as_cuda_graph(program, [near[0]]) is program
+    assert as_cuda_graph(program, [near[0].cpu()]) is program
     assert torch.ones(2, device=DEVICE).sum() == 2
 
 

@@ -10,8 +10,8 @@ from torch import nn
 import whence
 from whence import errors
 from whence.auditing import spectral_clustering
-from whence.auditing.suspicious_clusters import own_ground
-from whence.robustness.attacked_batch import logits_in_parts
+from whence.auditing.suspicious_clusters import exclusive_share
+from whence.robustness.attacked_batch import batched_logits
 
 SIDE, DECOY = 28, 3
 MARK = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -51,7 +51,7 @@ def trained(x, y):
 
 
 def accuracy(model, x, y):
-    return float((logits_in_parts(model, x).argmax(1) == y).double().mean())
+    return float((batched_logits(model, x).argmax(1) == y).double().mean())
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_the_spectrum_has_the_largest_algebraic_eigenvalues():
     torch.manual_seed(0)
     centres = torch.randn(3, 40) * 4
     vectors = torch.cat([centres[i] + torch.randn(60, 40) for i in range(3)])
-    found = spectral_clustering.spectrum(spectral_clustering.features(vectors))
+    found = spectral_clustering.spectral_clusters(spectral_clustering.features(vectors))
     assert found.count == 3
     assert found.eigenvalues[:3].abs().max() < 1e-6  # three parts that hang together
     assert found.eigenvalues[3] > 0.05
@@ -254,22 +254,22 @@ def test_the_spectrum_has_the_largest_algebraic_eigenvalues():
 
 def test_sparse_and_dense_decompositions_agree():
     torch.manual_seed(0)
-    graph = spectral_clustering._graph(torch.randn(200, 10).numpy())
-    sparse, _ = spectral_clustering._decomposed(graph)
+    graph = spectral_clustering._neighbor_graph(torch.randn(200, 10).numpy())
+    sparse, _ = spectral_clustering._eigendecomposition(graph)
     degree = np.asarray(graph.sum(1)).ravel()
     dense = np.linalg.eigvalsh(np.eye(200) - graph.toarray() / np.sqrt(np.outer(degree, degree)))
     np.testing.assert_allclose(sparse, dense[: len(sparse)], atol=1e-8)
     assert (graph.diagonal() == 0).all()  # nobody is his own neighbour, with duplicates too
-    assert (spectral_clustering._graph(torch.ones(30, 4).numpy()).diagonal() == 0).all()
+    assert (spectral_clustering._neighbor_graph(torch.ones(30, 4).numpy()).diagonal() == 0).all()
 
 
 def test_own_ground_by_hand():
     mean = torch.tensor([0.5, 0.3, 0.15, 0.05])
     others = torch.tensor([[0.04, 0.5, 0.0, 0.0], [0.0, 0.1, 0.02, 0.0]])
-    own, mask = own_ground(mean, others)
+    own, mask = exclusive_share(mean, others)
     assert own == pytest.approx(0.55)  # the third place has 0.02 of 0.15 elsewhere: more than a tenth
     assert mask.tolist() == [True, False, False, False]
-    assert own_ground(mean, torch.ones(1, 4))[0] == 0
+    assert exclusive_share(mean, torch.ones(1, 4))[0] == 0
 
 
 def test_short_maps_have_length_one_whatever_the_output():

@@ -123,7 +123,7 @@ def test_a_single_row_of_a_table():
 
 def test_an_input_elsewhere():
     weight = nn.Linear(3, 2, device="meta").weight
-    assert diagnosis._of_device(weight, [torch.ones(3)]) == "; the input lies on cpu, the model on meta: pass x.to('meta')"
+    assert diagnosis._device_hint(weight, [torch.ones(3)]) == "; the input lies on cpu, the model on meta: pass x.to('meta')"
 
 
 def test_a_class_a_picture_and_a_path():

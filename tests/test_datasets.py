@@ -15,7 +15,7 @@ from torch import nn
 import whence
 from whence import errors
 from whence.models.digits import digit_samples, digits
-from whence.stores.explain_dataset import unfinished
+from whence.stores.explain_dataset import pending_shards
 from whence.stores.store import Shard
 
 SIDE = 6
@@ -136,7 +136,7 @@ def test_foreign_and_damaged_shards_are_found(data, tmp_path):
     one.path(1).write_bytes(raw)
     with pytest.raises(errors.StoreError, match="checksum"):
         whence.open_store(tmp_path / "a").column("output")
-    assert unfinished(whence.open_store(tmp_path / "a"), range(3)) == [1]
+    assert pending_shards(whence.open_store(tmp_path / "a"), range(3)) == [1]
     with pytest.raises(errors.LoadError, match="no folder"):
         whence.open_store(tmp_path / "nowhere")
     with pytest.raises(errors.LoadError, match="is no store"):

@@ -120,9 +120,9 @@ def test_an_input_overwritten_before_the_relu_is_not_taken_for_the_maps_input(ru
 
 
 def test_cells_share_copies_of_the_same_view_alone():
-    from whence.lrp.torch_compat.saved_tensors import Cells
+    from whence.lrp.torch_compat.saved_tensors import SavedTensors
 
-    cells, t = Cells(), torch.arange(4.0)
+    cells, t = SavedTensors(), torch.arange(4.0)
     saved = [cells.save(t), cells.save(t), cells.save(t[1:])]
     cells.before_overwriting(t)
     t.zero_()
@@ -131,9 +131,9 @@ def test_cells_share_copies_of_the_same_view_alone():
 
 
 def test_what_was_overwritten_unseen_is_not_copied_as_if_it_were_right():
-    from whence.lrp.torch_compat.saved_tensors import Cells
+    from whence.lrp.torch_compat.saved_tensors import SavedTensors
 
-    cells, t = Cells(), torch.arange(4.0)
+    cells, t = SavedTensors(), torch.arange(4.0)
     saved = cells.save(t)
     t.zero_()  # unseen
     cells.before_overwriting(t)

@@ -18,14 +18,14 @@ import whence
 from whence import errors, imputers, metrics
 from whence.core.fingerprints import fingerprint
 from whence.core.inputs import Inputs
-from whence.evaluation.bootstrap import interval
-from whence.evaluation.case import Batch, Way
-from whence.evaluation.metrics.faithfulness_curves import ranked
+from whence.evaluation.bootstrap import mean_interval
+from whence.evaluation.case import EvaluationBatch, MethodAdapter
+from whence.evaluation.metrics.faithfulness_curves import rank_regions
 from whence.evaluation.metrics.randomization import spearman
 from whence.evaluation.random_baseline import Random
 from whence.evaluation.regions import Regions
 from whence.evaluation.retraining import label_randomisation, roar
-from whence.lrp.engine.prepared_model import Prepared
+from whence.lrp.engine.prepared_model import PreparedModel
 from whence.models.digits import digit_samples, digits
 
 FLAT = metrics.Flipping(metrics.Removal(imputer=0.0))
@@ -137,7 +137,7 @@ def test_an_oracle_has_the_best_srg_of_a_linear_model_and_chance_none():
     ways = {"oracle": "gradient_times_input", "against": lambda m, x, t: -x * m[0].weight[t], "random": "random",
             "sensitivity": "sensitivity"}  # fmt: skip
     found = whence.evaluate(model, x, ways, ["srg"], imputer=0.0, progress=False)
-    chance = interval(found.values["random"]["srg"])
+    chance = mean_interval(found.values["random"]["srg"])
     assert chance.low < 0 < chance.high
     assert found.best("srg") == "oracle"
     best = found.values["oracle"]["srg"]
@@ -151,7 +151,7 @@ def test_an_oracle_has_the_best_srg_of_a_linear_model_and_chance_none():
 
 def test_ties_are_broken_at_random_not_in_the_order_of_the_picture():
     scores, valid = torch.zeros(400, 10, dtype=torch.float64), torch.ones(400, 10, dtype=torch.bool)
-    ranks = ranked(scores, valid, [torch.Generator().manual_seed(i) for i in range(400)])
+    ranks = rank_regions(scores, valid, [torch.Generator().manual_seed(i) for i in range(400)])
     assert (ranks.sort(1).values == torch.arange(10)).all()
     assert (ranks.double().mean(0) - 4.5).abs().max() < 0.7
 
@@ -199,7 +199,7 @@ def test_sensitivity_n_is_1_for_a_linear_model_and_equals_a_transcription():
     net, relevance = cnn(), torch.randn(2, 2, SIDE, SIDE)
     x = torch.rand(2, 2, SIDE, SIDE)
     found = scores(net, x, given_map(relevance), metric)
-    batch = Batch.of(Prepared(net), Inputs.of(x), None)
+    batch = EvaluationBatch.of(PreparedModel(net), Inputs.of(x), None)
     regions, _, chosen = metric._lost(batch)
     mask = regions.masks[0]
     for i in range(2):
@@ -501,13 +501,13 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     held = 0
     for i in range(200):
         values = torch.randn(60, generator=torch.Generator().manual_seed(i)).double() + 1
-        found = interval(values)
+        found = mean_interval(values)
         held += found.low < 1 < found.high
     assert 178 < held < 200
 
 
 def test_few_samples_have_no_interval():
-    few = interval(torch.tensor([1.0, 2.0]))
+    few = mean_interval(torch.tensor([1.0, 2.0]))
     assert few.mean == 1.5
     assert math.isnan(few.low)
     assert "too few for intervals" in repr(
@@ -840,9 +840,9 @@ def test_a_killed_command_goes_on(tmp_path):
 
 def test_ways_of_other_libraries_stand_beside_ours():
     model = cnn()
-    way = Way("m", lambda model, x, target: x, Prepared(model))
+    way = MethodAdapter("m", lambda model, x, target: x, PreparedModel(model))
     assert way.external
-    assert not Way("m", whence.LRP(), Prepared(model)).external
+    assert not MethodAdapter("m", whence.LRP(), PreparedModel(model)).external
 
 
 # what a reviewer found wrong
@@ -969,10 +969,10 @@ def test_tuning_as_it_comes_is_no_worse_than_the_default_by_its_own_metric():
 
 
 def test_a_moved_digit_is_drawn_for_each_method(tmp_path):
-    from whence.evaluation.metrics.robustness import translation
+    from whence.evaluation.metrics.robustness import translation_figure
 
     x, _ = digit_samples()
-    drawn = translation(digits(), x[3:4], ["lrp", "sensitivity"])
+    drawn = translation_figure(digits(), x[3:4], ["lrp", "sensitivity"])
     assert [axis.get_xlabel() for axis in drawn.axes] == ["shift in pixels: lrp", "shift in pixels: sensitivity"]
     lines = drawn.axes[0].get_lines()
     assert len(lines) == 9
@@ -981,7 +981,7 @@ def test_a_moved_digit_is_drawn_for_each_method(tmp_path):
     unmoved = torch.tensor([float(line.get_ydata()[10]) for line in lines], dtype=cells.dtype)
     torch.testing.assert_close(unmoved / unmoved.abs().max(), cells / cells.abs().max(), rtol=1e-3, atol=1e-4)
     with pytest.raises(errors.InputError, match="one picture"):
-        translation(digits(), x[:2], ["lrp"])
+        translation_figure(digits(), x[:2], ["lrp"])
 
 
 def test_retraining_as_it_comes():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import whence
 from whence import LRP, Epsilon, Gamma, presets
 from whence.core.inputs import Inputs
-from whence.graphs.cuda_graphs import recorded
+from whence.graphs.cuda_graphs import as_cuda_graph
 from whence.lrp.engine.linear_maps import Convolution
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -352,5 +352,5 @@ def test_what_does_not_run_on_one_accelerator_is_not_recorded():
     def program(x):
         return {"x": x}
 
-    assert recorded(program, [torch.ones(2)]) is program
-    assert recorded(program, []) is program
+    assert as_cuda_graph(program, [torch.ones(2)]) is program
+    assert as_cuda_graph(program, []) is program

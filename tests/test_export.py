@@ -14,8 +14,8 @@ from torch import nn
 import whence
 from stories import story_model
 from whence import errors, presets
-from whence.exporting.backward_decompositions import FORMS
-from whence.exporting.program_files import ABOUT
+from whence.exporting.backward_decompositions import DECOMPOSITIONS
+from whence.exporting.program_files import METADATA_FILE
 from whence.models.digits import digit_samples, digits
 
 WITHOUT_WHENCE = """
@@ -181,9 +181,9 @@ def test_the_bundled_digits_as_they_come(tmp_path):
     check_same(likeliest, whence.explain(digits(), x))
     assert torch.equal(likeliest["explained"], digits()(x).argmax(1))
     torch.testing.assert_close(likeliest["relevance_sum"] + likeliest["absorbed"], likeliest["output"], rtol=1e-4, atol=1e-4)
-    files = {ABOUT: ""}
+    files = {METADATA_FILE: ""}
     torch.export.load(tmp_path / "digits.pt2", extra_files=files)
-    assert json.loads(files[ABOUT])["method"].startswith("LRP(")
+    assert json.loads(files[METADATA_FILE])["method"].startswith("LRP(")
     assert list(likeliest)[:2] == ["output", "explained"]
 
 
@@ -346,7 +346,7 @@ def test_solids_have_their_way_back_in_onnx(tmp_path):
 
 def test_what_is_not_translated_right_is_not_left_there(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    monkeypatch.delitem(FORMS, torch.ops.aten.avg_pool2d.default)  # torch's exporter forgets the divisor
+    monkeypatch.delitem(DECOMPOSITIONS, torch.ops.aten.avg_pool2d.default)  # torch's exporter forgets the divisor
     model = nn.Sequential(nn.AvgPool2d(2, divisor_override=3), nn.Flatten(), nn.Linear(4, 3)).eval()
     with pytest.raises(errors.ModelError, match="gives other numbers for output"):
         whence.export(model, torch.rand(2, 1, 4, 4), out=tmp_path / "x.onnx")

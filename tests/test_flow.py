@@ -8,7 +8,7 @@ from torch import nn
 import whence
 from whence import errors
 from whence.models.digits import digit_samples, digits
-from whence.models.tiny_networks import WAYS, tiny
+from whence.models.tiny_networks import CONSTRUCTIONS, tiny_network
 
 ALPHA1 = whence.LRP({nn.Linear: whence.AlphaBeta(1, 0)})
 
@@ -21,11 +21,11 @@ def test_the_maximum_in_its_three_ways():
         "max, symmetric": ([[a1 / 2, a2 / 2], [(a1 - a2) / 2, 0], [0, 0]], [(a1 + a2) / 2, (a1 - a2) / 2, 0]),
     }
     for way, (messages, hidden) in wanted.items():
-        found = whence.flow(tiny(way).double(), torch.tensor([[a1, a2]], dtype=torch.double), method=ALPHA1)
+        found = whence.flow(tiny_network(way).double(), torch.tensor([[a1, a2]], dtype=torch.double), method=ALPHA1)
         assert [column.name for column in found.columns] == ["input", "1", "2"]
         torch.testing.assert_close(found.edges[0].messages, torch.tensor(messages, dtype=torch.double))
         torch.testing.assert_close(found.edges[1].messages, torch.tensor([hidden], dtype=torch.double))
-        torch.testing.assert_close(found.edges[0].weight, tiny(way)[0].weight.double())
+        torch.testing.assert_close(found.edges[0].weight, tiny_network(way)[0].weight.double())
         assert found.edges[0].bias is None
 
 
@@ -43,11 +43,11 @@ def test_messages_add_up_to_relevance(rule, seed):
     torch.testing.assert_close(found.columns[-1].relevance, torch.tensor([0, e.output[0], 0], dtype=torch.double))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", CONSTRUCTIONS)
 def test_tiny_networks_are_what_they_are_called(way):
     a = torch.rand(50, 2)
     wanted = a.max(1) if way.startswith("max") else a.min(1)
-    torch.testing.assert_close(tiny(way)(a)[:, 0], wanted.values)
+    torch.testing.assert_close(tiny_network(way)(a)[:, 0], wanted.values)
 
 
 def test_larger_networks_have_a_map_a_layer(tmp_path):
@@ -58,7 +58,7 @@ def test_larger_networks_have_a_map_a_layer(tmp_path):
     for column in found.columns:
         torch.testing.assert_close(column.relevance.sum(), found.whole.output[0], rtol=1e-3, atol=1e-3)
     assert found.save(tmp_path / "flow.png").stat().st_size > 10_000
-    assert whence.flow(tiny("max, symmetric"), torch.ones(1, 2)).save(tmp_path / "small.svg").is_file()
+    assert whence.flow(tiny_network("max, symmetric"), torch.ones(1, 2)).save(tmp_path / "small.svg").is_file()
     assert repr(found).startswith("Flow of 7 (")
     assert [c.name for c in whence.flow(digits(), x[:1], layers=["3", "7"]).columns] == ["input", "3", "7"]
 
@@ -79,7 +79,7 @@ def test_weights_of_other_branches_are_none_of_an_edge(tmp_path):
     assert found.save(tmp_path / "flow.png").is_file()
     pooled = nn.Sequential(nn.Linear(2, 4), nn.MaxPool1d(2), nn.Linear(2, 1)).eval()
     assert whence.flow(pooled, torch.rand(1, 2), layers=["1", "2"]).edges[0].weight is None
-    assert not whence.flow(tiny("max, symmetric"), torch.rand(1, 2)).has_ways_around
+    assert not whence.flow(tiny_network("max, symmetric"), torch.rand(1, 2)).has_ways_around
 
 
 @pytest.mark.parametrize(("inputs", "options", "error", "message"), [
@@ -90,7 +90,7 @@ def test_weights_of_other_branches_are_none_of_an_edge(tmp_path):
 ])  # fmt: skip
 def test_what_has_no_flow_says_so(inputs, options, error, message):
     with pytest.raises(error, match=message):
-        whence.flow(tiny("max, symmetric"), inputs, **options)
+        whence.flow(tiny_network("max, symmetric"), inputs, **options)
     with pytest.raises(errors.SelectorError, match="calls no layer by name"):
         whence.flow(torch.sum, torch.rand(1, 2))
 

@@ -130,14 +130,14 @@ def test_pictures_and_pages_are_written(explanation, tmp_path):
 
 def test_relevance_is_red_and_counter_relevance_blue():
     from whence.plotting import heatmaps
-    from whence.plotting.palettes import colours
+    from whence.plotting.palettes import current_palette
 
     e = whence.explain(lambda x: x.flatten(1), torch.tensor([[[[2.0, 0.0]]]]), lambda y: y[:, 0] - y[:, 1])
-    heat = heatmaps.as_map(torch.tensor([[[2.0, -2.0, 0.0]]]))
+    heat = heatmaps.sum_channels(torch.tensor([[[2.0, -2.0, 0.0]]]))
     from matplotlib import colormaps
 
-    limit = heatmaps.scale(heat)
-    red, blue, white = colormaps[colours().map](((heat[0] / limit + 1) / 2).numpy())[:, :3]
+    limit = heatmaps.color_limit(heat)
+    red, blue, white = colormaps[current_palette().map](((heat[0] / limit + 1) / 2).numpy())[:, :3]
     assert red[0] > 0.4
     assert red[2] < 0.1
     assert blue[2] > 0.2

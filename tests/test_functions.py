@@ -207,12 +207,12 @@ def test_what_does_is_refused_by_names_that_exist(x):
 
 
 def test_every_hint_names_what_can_be_found(x):
-    from whence.lrp.ops.function_facts import spelling
+    from whence.lrp.ops.function_facts import selector_name
 
     for function in (F.relu, torch.special.erfinv, torch.linalg.svd, torch.sparse.mm, torch.Tensor.lgamma_, F.grid_sample):
-        named = spelling(function)
+        named = selector_name(function)
         assert named is None or callable(eval(named))
-    assert spelling(torch.autograd.grad) is None or "functional" not in spelling(torch.autograd.grad)
+    assert selector_name(torch.autograd.grad) is None or "functional" not in selector_name(torch.autograd.grad)
 
 
 def test_a_leaf_made_in_the_likeness_of_data_absorbs(layer, x):

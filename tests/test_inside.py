@@ -8,8 +8,8 @@ from torch import nn
 import whence
 from stories import story_model
 from whence import errors
-from whence.mechanistic.channel_relevance import last_picture_layer, receptive_field
-from whence.mechanistic.subspaces import relevances
+from whence.mechanistic.channel_relevance import last_conv_layer, receptive_field
+from whence.mechanistic.subspaces import subspace_relevance
 from whence.models.digits import digit_samples, digits
 
 SIDE = 12
@@ -45,11 +45,11 @@ def test_a_receptive_field_is_the_known_one(cnn):
 
 
 def test_the_last_picture_layer_has_no_classes_as_channels(cnn):
-    assert last_picture_layer(cnn, pictures(1)) == "3"
+    assert last_conv_layer(cnn, pictures(1)) == "3"
     head = nn.Sequential(*list(cnn)[:5], nn.Conv2d(5, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
-    assert last_picture_layer(head, pictures(1)) == "3"
+    assert last_conv_layer(head, pictures(1)) == "3"
     with pytest.raises(errors.SelectorError, match="name a layer"):
-        last_picture_layer(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)).double().eval(), pictures(1))
+        last_conv_layer(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)).double().eval(), pictures(1))
 
 
 def test_concepts_as_they_come(tmp_path):
@@ -464,7 +464,7 @@ def test_drsa_tells_apart_what_samples_of_two_kinds_use():
     x = torch.zeros(200, 4, dtype=torch.float64)
     x[:100, :2], x[100:, 2:] = torch.rand(100, 2, dtype=torch.float64), torch.rand(100, 2, dtype=torch.float64)
     found = whence.subspaces(model, (x, torch.zeros(200)), "1", method="drsa", parts=2, dimensions=1, progress=False)
-    carried = relevances(found.bases.double(), x, torch.ones(200, 4, dtype=torch.float64))
+    carried = subspace_relevance(found.bases.double(), x, torch.ones(200, 4, dtype=torch.float64))
     first = carried[:100].sum(0) > carried[100:].sum(0)
     assert int(first.sum()) == 1  # each subspace is that of one kind
     assert float(carried.sum()) > 0.9 * float(x.sum())

@@ -64,18 +64,18 @@ def test_with_biases_relevance_and_what_was_absorbed_is_the_output(plan, seed, r
 
 
 def without_knowledge_of_signs(patch):
-    from whence.lrp.engine.tensor_facts import Inherited
+    from whence.lrp.engine.tensor_facts import Facts
 
-    patch.setattr(Inherited, "nonnegative", property(lambda known: False, lambda known, holds: None))
+    patch.setattr(Facts, "nonnegative", property(lambda known: False, lambda known, holds: None))
 
 
 def without_relus_taking_over(patch):
     from whence.lrp.engine import function_mode
     from whence.lrp.ops import registry
-    from whence.lrp.ops.arithmetic import plain
+    from whence.lrp.ops.arithmetic import plain_gradient
 
-    patch.setitem(registry.TREATMENTS, "relu", plain)
-    patch.setattr(function_mode, "operation_of", registry.operation_of.__wrapped__)
+    patch.setitem(registry.TREATMENTS, "relu", plain_gradient)
+    patch.setattr(function_mode, "operation_of", registry.find_op.__wrapped__)
 
 
 @pytest.mark.parametrize("without", [without_knowledge_of_signs, without_relus_taking_over])

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import whence
 from whence.models.digits import digit_samples, digits
-from whence.models.registry import available, load_model
+from whence.models.registry import available_models, load_model
 from whence.models.weight_files import load_weights
 
 WEIGHTS = Path(str(resources.files("whence.models"))) / "weights"
@@ -65,7 +65,7 @@ def test_the_real_squeezenet_knows_coffee_and_cat(data, tmp_path):
 
 
 def test_models_by_name():
-    known = available()
+    known = available_models()
     assert "resnet50" in known["torchvision"]
     assert known["timm"]
     loaded = load_model("timm:resnet10t")

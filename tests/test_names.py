@@ -75,13 +75,13 @@ def test_names_that_do_not_fit_are_refused(net):
 
 def test_series_are_lines_and_several_inputs_are_titled_by_their_names(tmp_path):
     from whence.plotting.heatmaps import Heatmap
-    from whence.plotting.time_series import Series
+    from whence.plotting.time_series import TimeSeries
 
     model = lambda ecg, photo: ecg.sum((1, 2))[:, None] * photo.sum((1, 2, 3))[:, None]  # noqa: E731
     inputs = {"ecg": torch.randn(2, 3, 100), "photo": torch.rand(2, 3, 16, 16)}
     e = whence.explain(model, inputs, 0, feature_names={"ecg": ["I", "II", "III"]})
     ecg, photo = e.panels(0)
-    assert isinstance(ecg, Series)
+    assert isinstance(ecg, TimeSeries)
     assert isinstance(photo, Heatmap)
     assert ecg.title.startswith("ecg ")
     assert photo.title.startswith("photo ")
@@ -103,11 +103,11 @@ def test_words_are_told_by_a_list_or_a_function():
 
 
 def test_interactions_are_drawn(net, tmp_path):
-    from whence.plotting.interactions import Pairs
+    from whence.plotting.interactions import InteractionMatrix
 
     x = torch.randn(1, 4)
     e = whence.explain(net, x, 1, method=whence.Shapley(background=torch.randn(20, 4), interactions="sii"), feature_names=NAMES)
-    assert isinstance(e.panels(0)[-1], Pairs)
+    assert isinstance(e.panels(0)[-1], InteractionMatrix)
     assert list(e.panels(0)[-1].names) == NAMES
     assert e.save(tmp_path / "pairs.png").stat().st_size > 1000
 

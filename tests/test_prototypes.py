@@ -36,7 +36,7 @@ from whence import (
     prototype,
 )
 from whence.prototypes import image_parameterizations
-from whence.prototypes.objectives import objectives
+from whence.prototypes.objectives import parse_objectives
 
 pytestmark = pytest.mark.usefixtures("float64")
 D = 20
@@ -261,8 +261,8 @@ def test_every_image_is_optimised(image, channels):
 
 def test_colours_are_decorrelated_and_back():
     x = torch.rand(2, 3, 4, 4)
-    close(image_parameterizations.coloured(image_parameterizations.uncoloured(x)), x)
-    assert torch.equal(image_parameterizations.coloured(x[:, :2]), x[:, :2])
+    close(image_parameterizations.to_rgb(image_parameterizations.decorrelate(x)), x)
+    assert torch.equal(image_parameterizations.to_rgb(x[:, :2]), x[:, :2])
 
 
 def test_jiggled_copies_differ_by_picture_and_are_near_it():
@@ -561,20 +561,20 @@ def test_prototypes_are_saved_and_drawn(tmp_path):
 
 
 def test_concepts_are_read():
-    assert [str(o) for o in objectives(["features.10:0-2", 7, Logit(3)])][:4] == [
+    assert [str(o) for o in parse_objectives(["features.10:0-2", 7, Logit(3)])][:4] == [
         "features.10:0",
         "features.10:1",
         "features.10:2",
         "7",
     ]
     assert str(Channel("a", 1) - 2 * Neuron("b", 3)) == "a:1 − 2 b:3 in the middle"
-    assert [str(o) for o in objectives(range(2))] == ["0", "1"]
+    assert [str(o) for o in parse_objectives(range(2))] == ["0", "1"]
     for wrong in ("a:b", ":3", "a:1-x"):
         with pytest.raises(errors.SelectorError, match="no concept"):
-            objectives(wrong)
+            parse_objectives(wrong)
     for wrong in (3.5, True, [None], []):
         with pytest.raises(errors.TargetError):
-            objectives(wrong)
+            parse_objectives(wrong)
 
 
 # bad input

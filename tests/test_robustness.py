@@ -18,7 +18,7 @@ from whence.frontends.cli import app
 from whence.methods.registry import METHODS
 from whence.models.digits import digit_samples, digits, robust_digits
 from whence.robustness.attacked_batch import predicted
-from whence.robustness.robust_features import _Features
+from whence.robustness.robust_features import _FeatureExtractor
 
 UNBOUNDED = whence.Box.unbounded()
 
@@ -375,11 +375,11 @@ def test_gradients_of_the_robust_network_look_like_the_digit(bundled):
 
 
 def test_heatmaps_of_both_networks_differ(bundled):
-    from whence.robustness.explanation_attacks import moved
+    from whence.robustness.explanation_attacks import relevance_shift
 
     _, x, y = bundled
     standard, robust = (whence.explain(model, x, y).relevance for model in (digits(), robust_digits()))
-    assert moved(standard, robust).mean() > 0.25
+    assert relevance_shift(standard, robust).mean() > 0.25
 
 
 # explanations under attack ------------------------------------------------------------------------------------------------
@@ -406,14 +406,14 @@ def test_a_pair_of_heatmaps(bundled, tmp_path):
 
 
 def test_relevance_that_moves_is_measured_from_0_to_1():
-    from whence.robustness.explanation_attacks import moved
+    from whence.robustness.explanation_attacks import relevance_shift
 
     here, there = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]])
-    assert moved(here, here).item() == 0
-    assert moved(here, 3 * here).item() == 0
-    assert moved(here, there).item() == 1
-    assert moved(here, -here).item() == 1
-    assert moved(torch.zeros(1, 2), torch.zeros(1, 2)).item() == 0
+    assert relevance_shift(here, here).item() == 0
+    assert relevance_shift(here, 3 * here).item() == 0
+    assert relevance_shift(here, there).item() == 1
+    assert relevance_shift(here, -here).item() == 1
+    assert relevance_shift(torch.zeros(1, 2), torch.zeros(1, 2)).item() == 0
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -548,7 +548,7 @@ def test_the_furthest_that_a_feature_got_counts():
         def forward(self, x):
             return -(x - 0.52).square()
 
-    features = _Features(nn.Sequential(Bump(), nn.Linear(1, 2)).eval(), "0", whence.Box())
+    features = _FeatureExtractor(nn.Sequential(Bump(), nn.Linear(1, 2)).eval(), "0", whence.Box())
     found = features._climbed(torch.tensor([[0.45]]), torch.ones(1), 0, epsilon=0.1, steps=2)
     assert found.item() == pytest.approx(-(0.03**2), rel=1e-3)
 

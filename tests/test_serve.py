@@ -25,11 +25,11 @@ pytest.importorskip("fastapi")
 
 from whence.errors import InputError  # noqa: E402
 from whence.frontends.web import handlers  # noqa: E402
-from whence.frontends.web.images import decoded, opened  # noqa: E402
-from whence.frontends.web.middleware import Guard  # noqa: E402
-from whence.frontends.web.schemas import PartQuestion, Question, Settings  # noqa: E402
-from whence.frontends.web.served_models import Served, models  # noqa: E402
-from whence.models.tiny_networks import WAYS  # noqa: E402
+from whence.frontends.web.images import decode_base64, open_image  # noqa: E402
+from whence.frontends.web.middleware import SecurityMiddleware  # noqa: E402
+from whence.frontends.web.schemas import ChannelRequest, ExplainRequest, RuleSettings  # noqa: E402
+from whence.frontends.web.served_models import ServerConfig, models  # noqa: E402
+from whence.models.tiny_networks import CONSTRUCTIONS  # noqa: E402
 
 TINY = """
 import torch
@@ -185,7 +185,7 @@ def test_attacks_go_as_far_as_they_may(server):
     assert server.post("/api/attack", json=asked | {"epsilon": 0}).status_code == 422
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", CONSTRUCTIONS)
 def test_a_tiny_network_is_what_it_computes(server, way):
     found = server.post("/api/steps", json={"way": way, "inputs": [3, 1], "settings": {"rule": "gamma", "gamma": 0.5}}).json()
     assert found["output"] == (3 if way.startswith("max") else 1)
@@ -222,14 +222,16 @@ def test_texts_token_by_token(data, monkeypatch):
     from stories import story_model, story_tokenizer
     from whence.models.preprocessing import Preprocessing
     from whence.models.registry import LoadedModel
-    from whence.models.text_tokenizer import Text
+    from whence.models.text_tokenizer import TextTokenizer
 
-    loaded = LoadedModel("stories", story_model(data), Preprocessing(None), text=Text(story_tokenizer(data)))
-    monkeypatch.setattr(models, "served", Served([("stories", None)]))
+    loaded = LoadedModel("stories", story_model(data), Preprocessing(None), text=TextTokenizer(story_tokenizer(data)))
+    monkeypatch.setattr(models, "served", ServerConfig([("stories", None)]))
     monkeypatch.setitem(models._loaded, "stories", loaded)
-    found = handlers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw"))
+    found = handlers.explain_handler(ExplainRequest(model="stories", text="Lily and Tim went to the park. Lily saw"))
     assert len(found["tokens"]) == found["relevance"]["shape"][0]
-    earlier = handlers.explained(Question(model="stories", text="Lily and Tim went to the park. Lily saw", position=3))
+    earlier = handlers.explain_handler(
+        ExplainRequest(model="stories", text="Lily and Tim went to the park. Lily saw", position=3)
+    )
     later = numbers(earlier["relevance"])[4:]
     assert not later.any()
 
@@ -279,7 +281,7 @@ def test_links_may_be_followed_and_other_cookies_do_no_harm(server):
     followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert server.get("/", headers=followed).status_code == 200
     assert server.get("/api/models", headers=followed).status_code == 403
-    guard = Guard(None, frozenset({"localhost:1"}), "secret")
+    guard = SecurityMiddleware(None, frozenset({"localhost:1"}), "secret")
     assert not guard._knows_token({"cookie": "a/b=1; whence_token=other"})
 
 
@@ -293,8 +295,8 @@ def test_a_model_is_served_once(tmp_path):
 def test_addresses_are_known_where_a_token_is_asked_for():
     hosts = frozenset({"localhost:1"})
     for name, known in (("192.168.1.5:8000", True), ("[fe80::1]:8000", True), ("evil.example:8000", False), ("", False)):
-        assert Guard(None, hosts, "secret")._is_own(name) is known
-        assert not Guard(None, hosts)._is_own(name)
+        assert SecurityMiddleware(None, hosts, "secret")._is_own(name) is known
+        assert not SecurityMiddleware(None, hosts)._is_own(name)
 
 
 def test_large_bodies_and_strange_questions_are_refused(server):
@@ -394,7 +396,7 @@ def test_what_is_no_picture_does_no_harm(count, tmp_path, monkeypatch):
     refused, messages = 0, set()
     for data in fuzzed(count):
         try:
-            opened(data)
+            open_image(data)
         except InputError as error:
             refused += 1
             messages.add(str(error))
@@ -405,17 +407,17 @@ def test_what_is_no_picture_does_no_harm(count, tmp_path, monkeypatch):
 
 def test_pictures_are_bounded_in_bytes_pixels_and_kinds():
     with pytest.raises(InputError, match="send one of at most 8 MiB"):
-        opened(b"\0" * (9 * 2**20))
+        open_image(b"\0" * (9 * 2**20))
     with pytest.raises(InputError, match=r"no picture that can be read|pixels; send a smaller one"):
-        opened(bomb())
+        open_image(bomb())
     with pytest.raises(InputError, match="no picture that can be read"):
-        opened(base64.b64decode(picture("red", kind="TIFF")))
+        open_image(base64.b64decode(picture("red", kind="TIFF")))
     with pytest.raises(InputError, match="did not arrive whole"):
-        decoded("%%%")
+        decode_base64("%%%")
 
 
 def test_rules_of_the_page_are_those_of_the_library():
-    assert Settings().rule == "default"
+    assert RuleSettings().rule == "default"
     with pytest.raises(ValueError, match="less than or equal to 100"):
-        Settings(gamma=1e9)
-    assert PartQuestion(model="digits", layer="0").channel is None
+        RuleSettings(gamma=1e9)
+    assert ChannelRequest(model="digits", layer="0").channel is None

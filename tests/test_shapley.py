@@ -192,7 +192,7 @@ def test_standard_errors_are_neither_boasting_nor_modest(estimator):
 
 def test_samples_are_pairs_without_repetition_and_sizes_are_uniform():
     for players, count in ((8, 60), (26, 4000)):
-        sample = coalitions.pairs(players, count, torch.Generator().manual_seed(0))
+        sample = coalitions.sample_pairs(players, count, torch.Generator().manual_seed(0))
         both = torch.cat([sample, ~sample])
         assert len(both.unique(dim=0)) == 2 * count
         assert both.any(1).all()
@@ -200,7 +200,7 @@ def test_samples_are_pairs_without_repetition_and_sizes_are_uniform():
         assert not sample[:, -1].any()
     sizes = torch.cat([sample, ~sample]).sum(1)[None] == torch.arange(3, 24)[:, None]  # all but the few small sets
     assert (sizes.sum(1) / 8000 - 1 / 25).abs().max() < 0.012
-    assert len(coalitions.pairs(8, 500, torch.Generator())) == coalitions.most_pairs(8) == 127
+    assert len(coalitions.sample_pairs(8, 500, torch.Generator())) == coalitions.max_pairs(8) == 127
 
 
 def test_no_coalition_is_asked_twice_and_the_budget_is_kept():
@@ -215,8 +215,8 @@ def test_no_coalition_is_asked_twice_and_the_budget_is_kept():
 
 def test_the_kernel_is_the_sum_over_all_sets():
     players, shares = 6, {1: 3.0, 3: 0.7, 5: 0.2}
-    table = shapley_regression._krawtchouks(players, shares)
-    members = coalitions.every(players)
+    table = shapley_regression._krawtchouk_kernel(players, shares)
+    members = coalitions.all_coalitions(players)
     signs = 2 * members.double() - 1
     for k in range(0, 64, 7):
         expected = 0.0
@@ -227,13 +227,13 @@ def test_the_kernel_is_the_sum_over_all_sets():
 
 
 def test_a_regression_on_all_pairs_is_exact():
-    value, members = game(7), coalitions.every(7)[64:]  # one of each pair: with the last player
+    value, members = game(7), coalitions.all_coalitions(7)[64:]  # one of each pair: with the last player
     differences = (value(members) - value(~members))[None] / 2
-    odd = shapley_regression.Regression.of(members, differences, dict.fromkeys(range(1, 8, 2), 1.0))
+    odd = shapley_regression.GaussianRegression.of(members, differences, dict.fromkeys(range(1, 8, 2), 1.0))
     exact = shapley_values(value, 7, interactions="stii")
     close(odd.singles(shapley_regression.shapley_moment)[0], exact.values, rtol=1e-5, atol=1e-6)
     assert odd.variances(shapley_regression.shapley_moment).max() < 1e-6
-    even = shapley_regression.Regression.of(
+    even = shapley_regression.GaussianRegression.of(
         members, (value(members) + value(~members))[None] / 2, dict.fromkeys(range(0, 8, 2), 1.0)
     )
     pairs = sum(half.doubles(shapley_regression.taylor_moment)[0] for half in (odd, even))
@@ -256,7 +256,7 @@ def test_sampled_interactions_approach_the_exact(index):
 
 
 def test_large_samples_are_parted(monkeypatch):
-    monkeypatch.setattr(shapley_regression, "MOST_PAIRS", 100)
+    monkeypatch.setattr(shapley_regression, "MAX_PAIRS", 100)
     value = smooth(12)
     exact = shapley_values(value, 12, estimator="exact").values
     few, many = (shapley_values(value, 12, budget=b).values for b in (180, 1000))
@@ -264,7 +264,7 @@ def test_large_samples_are_parted(monkeypatch):
 
 
 def test_standard_errors_of_large_samples_fall(monkeypatch):
-    monkeypatch.setattr(shapley_regression, "MOST_PAIRS", 100)
+    monkeypatch.setattr(shapley_regression, "MAX_PAIRS", 100)
     few, many = (shapley_values(smooth(14), 14, budget=b).standard_errors.norm() for b in (200, 1800))
     assert many < 0.6 * few
 
@@ -285,7 +285,7 @@ def test_interactions_of_a_pair_are_found_whatever_the_constant():
 
 
 def test_many_pairs_of_few_players_are_found_soon():
-    sample = coalitions.pairs(21, 200_000, torch.Generator().manual_seed(0))
+    sample = coalitions.sample_pairs(21, 200_000, torch.Generator().manual_seed(0))
     assert len(sample.unique(dim=0)) == 200_000
 
 

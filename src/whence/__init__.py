@@ -3,9 +3,9 @@
 from importlib.metadata import version as _version
 
 from whence import errors as errors
-from whence.auditing.artifact_removal import Cured as Cured, cure as cure
+from whence.auditing.artifact_removal import ProjectedModel as ProjectedModel, cure as cure
 from whence.auditing.audit import Audit as Audit, audit as audit
-from whence.auditing.interventions import Proof as Proof, prove as prove
+from whence.auditing.interventions import InterventionTest as InterventionTest, prove as prove
 from whence.core.activation_checkpointing import checkpointed as checkpointed
 from whence.core.conditions import (
     Directions as Directions,
@@ -51,10 +51,13 @@ from whence.mechanistic.attribution_graph import AttributionGraph as Attribution
 from whence.mechanistic.channel_relevance import channel_relevance as channel_relevance
 from whence.mechanistic.concepts import Concepts as Concepts, concepts as concepts
 from whence.mechanistic.patching import Patching as Patching, patching as patching
-from whence.mechanistic.relevance_flow import Flow as Flow, flow as flow
-from whence.mechanistic.similarity import Similarity as Similarity, explain_similarity as explain_similarity
+from whence.mechanistic.relevance_flow import RelevanceFlow as RelevanceFlow, flow as flow
+from whence.mechanistic.similarity import (
+    SimilarityExplanation as SimilarityExplanation,
+    explain_similarity as explain_similarity,
+)
 from whence.mechanistic.subspaces import Subspaces as Subspaces, subspaces as subspaces
-from whence.mechanistic.walks import Walks as Walks, subgraph_relevance as subgraph_relevance, walks as walks
+from whence.mechanistic.walks import WalkRelevance as WalkRelevance, subgraph_relevance as subgraph_relevance, walks as walks
 from whence.methods.class_activation_maps import GradCAM as GradCAM, LayerCAM as LayerCAM
 from whence.methods.feature_masks import patches as patches
 from whence.methods.gradients import (
@@ -103,7 +106,7 @@ from whence.prototypes.prototypes import Prototypes as Prototypes
 from whence.prototypes.random_transforms import Jiggle as Jiggle
 from whence.prototypes.spatial_atlas import spatial_atlas as spatial_atlas
 from whence.prototypes.top_samples import TopSamples as TopSamples, top_samples as top_samples
-from whence.robustness.attack import Attacked as Attacked, attack as attack
+from whence.robustness.attack import AttackResult as AttackResult, attack as attack
 from whence.robustness.attack_methods import (
     FGSM as FGSM,
     MIFGSM as MIFGSM,
@@ -113,8 +116,8 @@ from whence.robustness.attack_methods import (
     pgd as pgd,
 )
 from whence.robustness.explanation_attacks import (
-    AttackExplained as AttackExplained,
-    ExplanationAttacked as ExplanationAttacked,
+    AttackExplanation as AttackExplanation,
+    ExplanationAttackResult as ExplanationAttackResult,
     attack_explanation as attack_explanation,
     explain_attack as explain_attack,
 )

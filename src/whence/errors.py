@@ -87,29 +87,29 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of an accelerator or of the machine."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def hint(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:
+def suggest_or_list(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:
     """A closing hint with the nearest known names, or with all where none is near."""
     known = list(known)
-    return suggestion(name, known) or f"; {otherwise} {', '.join(known)}"
+    return suggest(name, known) or f"; {otherwise} {', '.join(known)}"
 
 
-def counted(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """ "1 sample", "2 samples"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def missing(path: Path, what: str = "file") -> str:
+def missing_path(path: Path, what: str = "file") -> str:
     """That it is not there, with the nearest names that are."""
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    return f"no {what} {path}{suggestion(path.name, beside)}"
+    return f"no {what} {path}{suggest(path.name, beside)}"
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """A closing hint with the nearest known names, or nothing."""
     near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)
     return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.core.devices import beside
+from whence.core.devices import to_device_of
 from whence.core.inputs import check_model
-from whence.data.batches import MOST_AT_ONCE
-from whence.errors import InputError, ModelError, SelectorError, suggestion
-from whence.methods.layer_reader import Reader
+from whence.data.batches import MAX_BATCH_SIZE
+from whence.errors import InputError, ModelError, SelectorError, suggest
+from whence.methods.layer_reader import LayerReader
 
 
-class Cured(nn.Module):
+class ProjectedModel(nn.Module):
     """A model without one direction of a layer: a ← a − v vᵀ(a − z), z the mean without the mark. The model stays as it is.
 
     >>> better = whence.cure(model, "features.10", x_with, x_without)
@@ -42,7 +42,7 @@ class Cured(nn.Module):
         return out - along.view(-1, *[1] * (out.dim() - 1)) * direction
 
 
-def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> Cured:
+def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> ProjectedModel:
     """The model blind to what tells `with_mark` `[N, …]` from `without`, in one layer: a wrapper, nothing is trained.
 
     >>> proof = whence.prove(cluster, model, dataset)
@@ -55,7 +55,7 @@ def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> Cu
     if not isinstance(model, nn.Module):
         raise ModelError(f"a cure is in a layer of a torch.nn.Module, not of {type(model).__name__}")
     if not layer or layer not in dict(model.named_modules()):
-        raise SelectorError(f"no layer {layer!r} in the model{suggestion(layer, dict(model.named_modules()))}")
+        raise SelectorError(f"no layer {layer!r} in the model{suggest(layer, dict(model.named_modules()))}")
     if with_mark.shape[1:] != without.shape[1:] or not len(with_mark) or not len(without):
         raise InputError(f"samples of {tuple(with_mark.shape)} with the mark and of {tuple(without.shape)} without; give alike")
     marked, plain = (_mean(model, layer, x) for x in (with_mark, without))
@@ -63,10 +63,12 @@ def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> Cu
     length = direction.norm()
     if not length > 0:
         raise InputError(f"layer {layer!r} does not tell samples with the mark from those without")
-    return Cured(model, layer, direction / length, plain)
+    return ProjectedModel(model, layer, direction / length, plain)
 
 
 @torch.no_grad()
 def _mean(model: Callable[..., Any], layer: str, x: Tensor) -> Tensor:
-    reader = Reader(model, [layer])
-    return torch.stack([reader(beside(part, model)).layers[layer].sum(0) for part in x.split(MOST_AT_ONCE)]).sum(0) / len(x)
+    reader = LayerReader(model, [layer])
+    return torch.stack([reader(to_device_of(part, model)).layers[layer].sum(0) for part in x.split(MAX_BATCH_SIZE)]).sum(
+        0
+    ) / len(x)

@@ -11,34 +11,34 @@ import torch
 from torch import Tensor
 
 from whence.auditing import spectral_clustering
-from whence.auditing.spectral_clustering import Spectrum
-from whence.auditing.suspicious_clusters import Cluster, own_ground, shares, split_channels
+from whence.auditing.spectral_clustering import SpectralClusters
+from whence.auditing.suspicious_clusters import Cluster, exclusive_share, shares, split_by_channel
 from whence.core.progress import Progress, progress
 from whence.errors import InputError, RuleError, StoreError
-from whence.plotting.drawable import PICTURES, Drawable, text
+from whence.plotting.drawable import PICTURE_SUFFIXES, Result, text_writer
 from whence.stores.store import Store, open_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FEWEST = 12  # samples of a class that are worth clustering
-SHOWN = 8
-MOST_DRAWN = 6
-SUFFIXES = (*PICTURES, ".html", ".json")
-GROUPS = ("prediction", "label", "target")
+MIN_SAMPLES = 12  # samples of a class that are worth clustering
+SAMPLES_SHOWN = 8
+MAX_ROWS_DRAWN = 6
+SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".json")
+GROUP_COLUMNS = ("prediction", "label", "target")
 
 
 @dataclass(frozen=True)
-class Group:
+class SampleGroup:
     """The samples of one class, and the strategies among their explanations."""
 
     number: int
     rows: Tensor
-    spectrum: Spectrum
+    spectrum: SpectralClusters
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Audit(Drawable):
+class Audit(Result):
     """The strategies that were found, the most suspicious first.
 
     >>> found = whence.audit("explanations")
@@ -51,7 +51,7 @@ class Audit(Drawable):
 
     store: Store
     clusters: Sequence[Cluster]
-    groups: Sequence[Group]
+    groups: Sequence[SampleGroup]
     skipped: Sequence[str] = ()
     layer: str = ""
 
@@ -71,17 +71,17 @@ class Audit(Drawable):
 
     def save(self, path: str | Path) -> Path:
         """Write a page (.html), everything as numbers (.json), or the picture (.png, .pdf, …); returns the path."""
-        return self._saved(path, {".html": text(self._page), ".json": text(self.json)})
+        return self._saved(path, {".html": text_writer(self._page), ".json": text_writer(self.json)})
 
     def figure(self) -> "Figure":
         """A row for each of the first clusters: mean heatmap, the suspicious places, samples nearest to the mean."""
-        from whence.plotting.clusters import Strip, strips
+        from whence.plotting.clusters import ClusterRow, cluster_rows
 
         drawn = []
-        for c in self.clusters[:MOST_DRAWN]:
+        for c in self.clusters[:MAX_ROWS_DRAWN]:
             title = f"class {self.name(c.group)}, cluster {c.number}\n{c.size} samples, suspicion {c.own:.0%}"
-            drawn.append(Strip(title, c.mean, c.mask if c.suspicious else None, self._samples(c.nearest)))
-        return strips(drawn)
+            drawn.append(ClusterRow(title, c.mean, c.mask if c.suspicious else None, self._samples(c.nearest)))
+        return cluster_rows(drawn)
 
     def _samples(self, rows: Tensor) -> list[tuple[Tensor | None, Tensor]]:
         """Small picture and heatmap of each."""
@@ -104,16 +104,16 @@ class Audit(Drawable):
         return json.dumps(about | {"clusters": clusters, "classes": groups}, indent=1)
 
     def _page(self) -> str:
-        from whence.plotting.clusters import Strip, strips
-        from whence.plotting.html_pages import embedded, in_each_palette, page
+        from whence.plotting.clusters import ClusterRow, cluster_rows
+        from whence.plotting.html_pages import embed_figure, embed_in_each_palette, render_page
 
         clusters = []
         for c in self.clusters:
             name = self.name(c.group)
-            strip = Strip("", c.mean, c.mask if c.suspicious else None, self._samples(c.nearest) + self._samples(c.random))
-            clusters.append((c, name, c.reason(name), in_each_palette(partial(strips, [strip]))))
-        clouds = [(self.name(g.number), g.spectrum, embedded(_cloud(g.spectrum))) for g in self.groups]
-        return page("audit.html", audit=self, clusters=clusters, clouds=clouds)
+            strip = ClusterRow("", c.mean, c.mask if c.suspicious else None, self._samples(c.nearest) + self._samples(c.random))
+            clusters.append((c, name, c.reason(name), embed_in_each_palette(partial(cluster_rows, [strip]))))
+        clouds = [(self.name(g.number), g.spectrum, embed_figure(_embedding_figure(g.spectrum))) for g in self.groups]
+        return render_page("audit.html", audit=self, clusters=clusters, clouds=clouds)
 
 
 def audit(
@@ -144,64 +144,71 @@ def audit(
     Raises `StoreError` for a store without what is asked for, `InputError` where there is too little in it.
     """
     store = store if isinstance(store, Store) else open_store(store)
-    if clusters is not None and not 1 <= clusters <= FEWEST:
-        raise RuleError(f"clusters={clusters}; give 1 to {FEWEST}, or None for as many as the eigenvalues suggest")
-    if by not in GROUPS:
-        raise RuleError(f"by={by!r}; choose from {', '.join(GROUPS)}")
+    if clusters is not None and not 1 <= clusters <= MIN_SAMPLES:
+        raise RuleError(f"clusters={clusters}; give 1 to {MIN_SAMPLES}, or None for as many as the eigenvalues suggest")
+    if by not in GROUP_COLUMNS:
+        raise RuleError(f"by={by!r}; choose from {', '.join(GROUP_COLUMNS)}")
     if not store.present or not len(store):
         raise StoreError(f"{store.folder} holds no explanations yet")
     maps = torch.cat(list(store.relevance.batches())) if layer is None else store.channels(layer)
     column = store.column(by)
     if (column < 0).all():
         raise InputError(f"the samples have no {by}; choose by='prediction'")
-    groups, skipped = _grouped(store, maps, column, clusters, seed, progress)
+    groups, skipped = _cluster_groups(store, maps, column, clusters, seed, progress)
     if not groups:
-        raise InputError(f"no class has {FEWEST} samples or more: there is nothing to cluster; explain more of the data")
+        raise InputError(f"no class has {MIN_SAMPLES} samples or more: there is nothing to cluster; explain more of the data")
     if len(column.unique()) < 2:
         raise InputError("all samples are of one class; there is none to compare its explanations with")
     parts = shares(maps)
-    found = _clusters(store, parts, column, groups, layer or "", seed, _on_masks(masks or {}, parts, store))
+    found = _clusters(store, parts, column, groups, layer or "", seed, _mask_shares(masks or {}, parts, store))
     ranked = sorted(found, key=lambda c: (not c.suspicious, -c.own))
     return Audit(store, ranked, groups, skipped, layer or "")
 
 
-def _cloud(found: Spectrum) -> "Figure":
-    from whence.plotting.clusters import cloud
+def _embedding_figure(found: SpectralClusters) -> "Figure":
+    from whence.plotting.clusters import embedding_scatter
 
-    return cloud(spectral_clustering.flattened(found.embedding), found.labels, found.eigenvalues)
+    return embedding_scatter(spectral_clustering.embed_2d(found.embedding), found.labels, found.eigenvalues)
 
 
-def _grouped(
+def _cluster_groups(
     store: Store, maps: Tensor, column: Tensor, clusters: int | None, seed: int, shown: Progress
-) -> tuple[list[Group], list[str]]:
+) -> tuple[list[SampleGroup], list[str]]:
     groups, skipped = [], []
     numbers = [int(number) for number in column.unique() if number >= 0]
     with progress("audit", len(numbers), shown) as advance:
         for number in numbers:
             rows = (column == number).nonzero()[:, 0]
-            if len(rows) < FEWEST:
-                skipped.append(f"{store.manifest.class_name(number)} ({len(rows)} samples, fewer than {FEWEST})")
+            if len(rows) < MIN_SAMPLES:
+                skipped.append(f"{store.manifest.class_name(number)} ({len(rows)} samples, fewer than {MIN_SAMPLES})")
             else:
-                found = spectral_clustering.spectrum(spectral_clustering.features(maps[rows]), clusters, seed)
-                groups.append(Group(number, rows, found))
+                found = spectral_clustering.spectral_clusters(spectral_clustering.features(maps[rows]), clusters, seed)
+                groups.append(SampleGroup(number, rows, found))
             advance(1)
     return groups, skipped
 
 
 def _clusters(
-    store: Store, parts: Tensor, column: Tensor, groups: Sequence[Group], layer: str, seed: int, on_masks: Mapping[str, Tensor]
+    store: Store,
+    parts: Tensor,
+    column: Tensor,
+    groups: Sequence[SampleGroup],
+    layer: str,
+    seed: int,
+    on_masks: Mapping[str, Tensor],
 ) -> list[Cluster]:
     columns = {name: store.column(name) for name in ("label", "prediction", "confidence") if name in store.names}
 
-    def cluster(group: Group, number: int, rows: Tensor, own: float, mask: Tensor) -> Cluster:
+    def cluster(group: SampleGroup, number: int, rows: Tensor, own: float, mask: Tensor) -> Cluster:
         mean = parts[rows].mean(0)
         inside = parts[rows][:, mask].sum(1)
         order = (parts[rows] - mean).flatten(1).norm(dim=1).argsort()
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + number))[:SHOWN]
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + number))[:SAMPLES_SHOWN]
         return Cluster(
-            group.number, number, rows, store.index[rows], mean, own, mask, **_facts({n: c[rows] for n, c in columns.items()}),
+            group.number, number, rows, store.index[rows], mean, own, mask,
+            **_statistics({n: c[rows] for n, c in columns.items()}),
             consistency=float((inside >= float(mean[mask].sum()) / 2).double().mean()), stability=group.spectrum.stability,
-            nearest=rows[order[:SHOWN]], random=rows[drawn], layer=layer,
+            nearest=rows[order[:SAMPLES_SHOWN]], random=rows[drawn], layer=layer,
             on_masks={name: float(share[rows].mean()) for name, share in on_masks.items()},
         )  # fmt: skip
 
@@ -213,16 +220,16 @@ def _clusters(
     for g in groups:
         against = torch.stack([mean for (number, _), mean in means.items() if number != g.number])
         for k in range(g.spectrum.count):
-            found.append(cluster(g, k, members[g.number, k], *own_ground(means[g.number, k], against)))
+            found.append(cluster(g, k, members[g.number, k], *exclusive_share(means[g.number, k], against)))
         others = torch.stack([mean for c, mean in classes.items() if c != g.number])
-        split = split_channels(parts[g.rows], others, FEWEST) if layer and parts.dim() == 2 else []
+        split = split_by_channel(parts[g.rows], others, MIN_SAMPLES) if layer and parts.dim() == 2 else []
         for i, (channel, high) in enumerate(split):
             rows, mask = g.rows[high], torch.arange(parts.shape[1]) == channel
             found.append(cluster(g, g.spectrum.count + i, rows, float(parts[rows, channel].mean()), mask))
     return found
 
 
-def _on_masks(masks: Mapping[str, Tensor], parts: Tensor, store: Store) -> dict[str, Tensor]:
+def _mask_shares(masks: Mapping[str, Tensor], parts: Tensor, store: Store) -> dict[str, Tensor]:
     """The share of relevance on each, `[n]`."""
     found = {}
     for name, given in masks.items():
@@ -236,7 +243,7 @@ def _on_masks(masks: Mapping[str, Tensor], parts: Tensor, store: Store) -> dict[
     return found
 
 
-def _facts(columns: dict[str, Tensor]) -> dict[str, Any]:
+def _statistics(columns: dict[str, Tensor]) -> dict[str, Any]:
     label, prediction, confidence = (columns.get(name) for name in ("label", "prediction", "confidence"))
     known = None if label is None or bool((label < 0).all()) else label
     return {

@@ -9,21 +9,21 @@ from torch import Tensor
 
 from whence.auditing.suspicious_clusters import Cluster
 from whence.core.inputs import check_model
-from whence.data.dataset_rows import Rows
+from whence.data.dataset_rows import DatasetRows
 from whence.errors import InputError
-from whence.evaluation.bootstrap import Interval, difference, interval
+from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from whence.evaluation.imputers import Inpainting
-from whence.evaluation.results import shown
-from whence.robustness.attacked_batch import logits_in_parts
+from whence.evaluation.results import format_interval
+from whence.robustness.attacked_batch import batched_logits
 
-SAMPLES = 200
-LEAST = 0.01  # change of probability: less is no proof, however certain
-FILLED = 0.25  # of the rectangle around a mask, the mask
+N_SAMPLES = 200
+MIN_EFFECT = 0.01  # change of probability: less is no proof, however certain
+MIN_FILL = 0.25  # of the rectangle around a mask, the mask
 MARGIN = 1  # pixels around the mask that belong to the mark
 
 
 @dataclass(frozen=True)
-class Mark:
+class ArtifactPatch:
     """A rectangle of pixels, and what stands in it."""
 
     rows: slice
@@ -52,7 +52,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Proof:
+class InterventionTest:
     """How the probability of a class moves with its mark, and with a control: the same rectangle somewhere else.
 
     >>> proof = whence.prove(found.clusters[0], model, dataset)
@@ -63,7 +63,7 @@ class Proof:
     the difference to the control, by which it is judged.
     """
 
-    mark: Mark
+    mark: ArtifactPatch
     pasted: Interval
     pasted_elsewhere: Interval
     pasted_rather: Interval  # paired difference
@@ -75,14 +75,15 @@ class Proof:
     @property
     def proven(self) -> bool:
         """Whether the mark itself moves predictions, by a hundredth more than a control does."""
-        return self.pasted_rather.low > LEAST or self.cut_rather.high < -LEAST
+        return self.pasted_rather.low > MIN_EFFECT or self.cut_rather.high < -MIN_EFFECT
 
     def __repr__(self) -> str:
         verdict = "proven" if self.proven else "not proven"
         return (
-            f"Proof: {verdict}. The mark pasted on other classes changes the probability by {shown(self.pasted)} (elsewhere "
-            f"{shown(self.pasted_elsewhere)}), and {self.taken:.0%} of them are then taken for the class; "
-            f"cut out of the cluster it changes it by {shown(self.cut)} (elsewhere {shown(self.cut_elsewhere)})"
+            f"Proof: {verdict}. The mark pasted on other classes changes the probability by {format_interval(self.pasted)} "
+            f"(elsewhere {format_interval(self.pasted_elsewhere)}), and {self.taken:.0%} of them are then taken for the class; "
+            f"cut out of the cluster it changes it by {format_interval(self.cut)} "
+            f"(elsewhere {format_interval(self.cut_elsewhere)})"
         )
 
 
@@ -92,9 +93,9 @@ def prove(
     dataset: Any,
     *,
     read: Callable[[Any], Any] | None = None,
-    samples: int = SAMPLES,
+    samples: int = N_SAMPLES,
     seed: int = 0,
-) -> Proof:
+) -> InterventionTest:
     """Is it the mark that the model answers to?
 
     >>> whence.prove(whence.audit("explanations").clusters[0], model, dataset)
@@ -106,34 +107,34 @@ def prove(
     check_model(model)
     if cluster.layer or cluster.mask.dim() != 2 or not cluster.mask.any():
         raise InputError("this cluster has no place in the picture that could be cut or pasted; audit the input, not a layer")
-    rows, random = Rows.of(dataset, read), torch.Generator().manual_seed(seed)
+    rows, random = DatasetRows.of(dataset, read), torch.Generator().manual_seed(seed)
     with_mark, without = _samples(cluster, model, rows, samples, random)
-    mark = mark_of(cluster, with_mark)
-    aside = _elsewhere(mark, with_mark, random)
-    moved = Moved(model, cluster.group)
+    mark = artifact_of(cluster, with_mark)
+    aside = _control_offset(mark, with_mark, random)
+    moved = ProbabilityShift(model, cluster.group)
     pasted, pasted_aside = (moved(without, mark.pasted(without, *at)) for at in ((0, 0), aside))
     cut, cut_aside = (moved(with_mark, mark.cut(with_mark, *at)) for at in ((0, 0), aside))
-    taken = (logits_in_parts(model, mark.pasted(without)).argmax(1) == cluster.group).double().mean()
-    return Proof(
-        mark, interval(pasted), interval(pasted_aside), difference(pasted, pasted_aside), interval(cut), interval(cut_aside),
-        difference(cut, cut_aside), float(taken),
+    taken = (batched_logits(model, mark.pasted(without)).argmax(1) == cluster.group).double().mean()
+    return InterventionTest(
+        mark, mean_interval(pasted), mean_interval(pasted_aside), paired_interval(pasted, pasted_aside),
+        mean_interval(cut), mean_interval(cut_aside), paired_interval(cut, cut_aside), float(taken),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Moved:
+class ProbabilityShift:
     """How the probability of a class differs between pictures and their twins, `[N]`."""
 
     model: Callable[..., Any]
     group: int
 
     def __call__(self, x: Tensor, twins: Tensor) -> Tensor:
-        before, after = (logits_in_parts(self.model, t).double().softmax(1)[:, self.group] for t in (x, twins))
+        before, after = (batched_logits(self.model, t).double().softmax(1)[:, self.group] for t in (x, twins))
         return (after - before).cpu()
 
 
 def _samples(
-    cluster: Cluster, model: Callable[..., Any], rows: Rows, count: int, random: torch.Generator
+    cluster: Cluster, model: Callable[..., Any], rows: DatasetRows, count: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Some of the cluster, and some that the model takes for other classes."""
     if int(cluster.indices.max()) >= rows.count:
@@ -142,15 +143,15 @@ def _samples(
         )
     members = set(cluster.indices.tolist())
     strangers = torch.tensor([i for i in range(rows.count) if i not in members])
-    own = _pictures(rows, _some(cluster.indices, count, random), model)
-    others = _pictures(rows, _some(strangers, 2 * count, random), model)
-    others = others[logits_in_parts(model, others).argmax(1) != cluster.group][:count]
+    own = _read_pictures(rows, _random_subset(cluster.indices, count, random), model)
+    others = _read_pictures(rows, _random_subset(strangers, 2 * count, random), model)
+    others = others[batched_logits(model, others).argmax(1) != cluster.group][:count]
     if not len(others):
         raise InputError("the data has no samples of other classes to paste the mark on")
     return own, others
 
 
-def _pictures(rows: Rows, numbers: Tensor, model: Any) -> Tensor:
+def _read_pictures(rows: DatasetRows, numbers: Tensor, model: Any) -> Tensor:
     """Those that can still be read."""
     samples, failed = rows.read(numbers.tolist())
     if samples is None:
@@ -160,7 +161,7 @@ def _pictures(rows: Rows, numbers: Tensor, model: Any) -> Tensor:
     return samples.inputs.beside(model).nest
 
 
-def mark_of(cluster: Cluster, x: Tensor) -> Mark:
+def artifact_of(cluster: Cluster, x: Tensor) -> ArtifactPatch:
     """The rectangle around the mask, a pixel wider, with the median of what samples of the cluster have there."""
     h, w = cluster.mask.shape
     if x.dim() != 4 or tuple(x.shape[2:]) != (h, w):
@@ -168,14 +169,14 @@ def mark_of(cluster: Cluster, x: Tensor) -> Mark:
     r, c = cluster.mask.nonzero().T
     rows = slice(max(0, int(r.min()) - MARGIN), min(h, int(r.max()) + 1 + MARGIN))
     columns = slice(max(0, int(c.min()) - MARGIN), min(w, int(c.max()) + 1 + MARGIN))
-    if int(cluster.mask.sum()) < FILLED * (rows.stop - rows.start) * (columns.stop - columns.start):
+    if int(cluster.mask.sum()) < MIN_FILL * (rows.stop - rows.start) * (columns.stop - columns.start):
         raise InputError(
             "the suspicious places are scattered; there is no one mark to cut or paste. Look at the cluster's samples"
         )
-    return Mark(rows, columns, x[:, :, rows, columns].median(0).values)
+    return ArtifactPatch(rows, columns, x[:, :, rows, columns].median(0).values)
 
 
-def _elsewhere(mark: Mark, x: Tensor, random: torch.Generator) -> tuple[int, int]:
+def _control_offset(mark: ArtifactPatch, x: Tensor, random: torch.Generator) -> tuple[int, int]:
     """A shift to a place that does not touch the mark."""
     height, width = mark.rows.stop - mark.rows.start, mark.columns.stop - mark.columns.start
     tops, lefts = range(x.shape[2] - height + 1), range(x.shape[3] - width + 1)
@@ -190,5 +191,5 @@ def _elsewhere(mark: Mark, x: Tensor, random: torch.Generator) -> tuple[int, int
     return free[int(torch.randint(len(free), (), generator=random))]
 
 
-def _some(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:
+def _random_subset(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:
     return numbers[torch.randperm(len(numbers), generator=random)[:count]]

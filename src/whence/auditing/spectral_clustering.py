@@ -10,16 +10,16 @@ from torch import Tensor
 
 from whence.errors import MissingPackageError
 
-SIDE = 28  # maps are pooled to at most so many places a side
-NEIGHBOURS = 10
-EIGENVALUES = 32
-MOST_CLUSTERS = 8
-SUBSAMPLED, RERUNS = 0.8, 3
-MOST_FOR_TSNE = 600
+MAP_SIDE = 28  # maps are pooled to at most so many places a side
+N_NEIGHBORS = 10
+N_EIGENVALUES = 32
+MAX_CLUSTERS = 8
+SUBSAMPLE_SHARE, N_RERUNS = 0.8, 3
+MAX_FOR_TSNE = 600
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class SpectralClusters:
     """The strategies of one group of samples."""
 
     eigenvalues: Tensor  # [k] of the normalised Laplacian, rising; one near 0 for each part that hangs together
@@ -45,31 +45,31 @@ def features(maps: Tensor) -> Tensor:
     """Explanations as vectors of length 1, `[n, d]`: maps summed over patches where they are large. Their length says how sure
     the model is, not why."""
     maps = maps.float()
-    if maps.dim() == 3 and max(maps.shape[1:]) > SIDE:
-        maps = F.adaptive_avg_pool2d(maps[:, None], (min(SIDE, maps.shape[1]), min(SIDE, maps.shape[2])))[:, 0]
+    if maps.dim() == 3 and max(maps.shape[1:]) > MAP_SIDE:
+        maps = F.adaptive_avg_pool2d(maps[:, None], (min(MAP_SIDE, maps.shape[1]), min(MAP_SIDE, maps.shape[2])))[:, 0]
     return F.normalize(maps.flatten(1), dim=1)
 
 
-def spectrum(vectors: Tensor, clusters: int | None = None, seed: int = 0) -> Spectrum:
+def spectral_clusters(vectors: Tensor, clusters: int | None = None, seed: int = 0) -> SpectralClusters:
     """Clusters of explanations; as many as the eigenvalues suggest if not given.
 
     Nearest neighbours make a sparse graph W, whose normalised Laplacian I − D^−½ W D^−½ has small eigenvalues for groups that
     hang together: those of the largest *algebraic* eigenvalues of D^−½ W D^−½, not of the largest magnitude, which would mix
     opposites in. k-means on their eigenvectors.
     """
-    eigenvalues, vectors_of = _decomposed(_graph(vectors.numpy()))
-    count = clusters or _by_gap(eigenvalues, len(vectors))
-    embedding = _rows(vectors_of[:, :count])
+    eigenvalues, vectors_of = _eigendecomposition(_neighbor_graph(vectors.numpy()))
+    count = clusters or _count_by_eigengap(eigenvalues, len(vectors))
+    embedding = _normalized_rows(vectors_of[:, :count])
     labels = _kmeans(embedding, count, seed)
-    return Spectrum(
+    return SpectralClusters(
         torch.from_numpy(eigenvalues), torch.from_numpy(labels).long(), torch.from_numpy(embedding),
         _stability(vectors, labels, count, seed),
     )  # fmt: skip
 
 
-def flattened(embedding: Tensor, seed: int = 0) -> Tensor:
+def embed_2d(embedding: Tensor, seed: int = 0) -> Tensor:
     """In two dimensions, `[n, 2]`, for looking at: by t-SNE, or of many the first two coordinates."""
-    if len(embedding) > MOST_FOR_TSNE or len(embedding) < 10:
+    if len(embedding) > MAX_FOR_TSNE or len(embedding) < 10:
         return F.pad(embedding, (0, max(0, 2 - embedding.shape[1])))[:, -2:].float()
     from sklearn.manifold import TSNE
 
@@ -77,26 +77,26 @@ def flattened(embedding: Tensor, seed: int = 0) -> Tensor:
     return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed, init="random").fit_transform(embedding.numpy()))
 
 
-def _graph(vectors: np.ndarray) -> Any:
+def _neighbor_graph(vectors: np.ndarray) -> Any:
     """Who is among the nearest of whom, symmetric and sparse, nobody his own neighbour."""
     try:
         from sklearn.neighbors import NearestNeighbors
     except ImportError as error:
         raise MissingPackageError("audits need scikit-learn; pip install 'whence[audit]'") from error
-    count = min(NEIGHBOURS, len(vectors) - 1)
+    count = min(N_NEIGHBORS, len(vectors) - 1)
     graph = NearestNeighbors(n_neighbors=count).fit(vectors).kneighbors_graph()
     return (graph + graph.T) / 2
 
 
-def _decomposed(graph: Any) -> tuple[np.ndarray, np.ndarray]:
+def _eigendecomposition(graph: Any) -> tuple[np.ndarray, np.ndarray]:
     from scipy.sparse import diags
     from scipy.sparse.linalg import eigsh
 
     degree = np.asarray(graph.sum(1)).ravel()
     scale = diags(1 / np.sqrt(np.maximum(degree, 1e-12)))
     normalised = scale @ graph @ scale
-    n, count = graph.shape[0], min(EIGENVALUES, graph.shape[0] - 1)
-    if n <= 2 * EIGENVALUES:
+    n, count = graph.shape[0], min(N_EIGENVALUES, graph.shape[0] - 1)
+    if n <= 2 * N_EIGENVALUES:
         values, vectors = np.linalg.eigh(normalised.toarray())
     else:
         start = np.random.default_rng(0).standard_normal(n)
@@ -105,16 +105,16 @@ def _decomposed(graph: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(1 - values[order], 0, None), vectors[:, order]
 
 
-def _by_gap(eigenvalues: np.ndarray, n: int) -> int:
+def _count_by_eigengap(eigenvalues: np.ndarray, n: int) -> int:
     """The widest gap tells, of two clusters or more."""
-    most = min(MOST_CLUSTERS, len(eigenvalues) - 1, n // 2)
+    most = min(MAX_CLUSTERS, len(eigenvalues) - 1, n // 2)
     if most < 2:
         return 1
     gaps = np.diff(eigenvalues)[1:most]
     return int(np.argmax(gaps)) + 2
 
 
-def _rows(vectors: np.ndarray) -> np.ndarray:
+def _normalized_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -134,9 +134,9 @@ def _stability(vectors: Tensor, labels: np.ndarray, count: int, seed: int) -> fl
     if count < 2 or n < 10 * count:
         return float("nan")
     scores = []
-    for rerun in range(RERUNS):
-        part = torch.randperm(n, generator=torch.Generator().manual_seed(seed + rerun))[: int(SUBSAMPLED * n)].numpy()
-        _, vectors_of = _decomposed(_graph(vectors[part].numpy()))
-        again = _kmeans(_rows(vectors_of[:, :count]), count, seed + rerun + 1)
+    for rerun in range(N_RERUNS):
+        part = torch.randperm(n, generator=torch.Generator().manual_seed(seed + rerun))[: int(SUBSAMPLE_SHARE * n)].numpy()
+        _, vectors_of = _eigendecomposition(_neighbor_graph(vectors[part].numpy()))
+        again = _kmeans(_normalized_rows(vectors_of[:, :count]), count, seed + rerun + 1)
         scores.append(adjusted_rand_score(labels[part], again))
     return float(np.mean(scores))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TENTH = 0.1  # of the relevance at a place, at which it is nobody else's
-QUARTER = 0.25  # of the relevance of a channel: those are shared by all classes, more or less
-SUSPICIOUS = 0.06  # of the relevance on ground of one's own; clean digits reach 0.04
-MOST_OF_IT = 0.9
-FEW_PLACES = 0.25  # of the picture: what is larger is an object, not a mark in a corner
-BORDER = 0.1  # of the sides
+PRESENCE_SHARE = 0.1  # of the relevance at a place, at which it is nobody else's
+CORNER_SHARE = 0.25  # of the relevance of a channel: those are shared by all classes, more or less
+SUSPICION_THRESHOLD = 0.06  # of the relevance on ground of one's own; clean digits reach 0.04
+MASK_COVERAGE = 0.9
+MAX_MASK_SHARE = 0.25  # of the picture: what is larger is an object, not a mark in a corner
+BORDER_SHARE = 0.1  # of the sides
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cluster:
 
     @property
     def suspicious(self) -> bool:
-        return self.own >= SUSPICIOUS and self.consistency >= 0.5 and float(self.mask.float().mean()) <= FEW_PLACES
+        return self.own >= SUSPICION_THRESHOLD and self.consistency >= 0.5 and float(self.mask.float().mean()) <= MAX_MASK_SHARE
 
     @property
     def places(self) -> dict[str, float]:
@@ -60,7 +60,7 @@ class Cluster:
         if self.mean.dim() != 2:
             return {}
         h, w = self.mean.shape
-        b, c = max(1, round(BORDER * h)), max(1, round(BORDER * w))
+        b, c = max(1, round(BORDER_SHARE * h)), max(1, round(BORDER_SHARE * w))
         border = torch.ones_like(self.mean, dtype=torch.bool)
         border[b : h - b, c : w - c] = False
         rows, columns = (slice(0, h // 4), slice(h - h // 4, h)), (slice(0, w // 4), slice(w - w // 4, w))
@@ -113,35 +113,35 @@ def shares(relevance: Tensor) -> Tensor:
     return sizes / sizes.flatten(1).sum(1).clamp(min=1e-30).view(-1, *[1] * (sizes.dim() - 1))
 
 
-def own_ground(mean: Tensor, others: Tensor) -> tuple[float, Tensor]:
+def exclusive_share(mean: Tensor, others: Tensor) -> tuple[float, Tensor]:
     """The share of relevance at places where none of the `others`, mean maps of other classes `[k, …]`, has a tenth as much;
     and those of these places that hold most of it."""
-    free = others.amax(0) < TENTH * mean
+    free = others.amax(0) < PRESENCE_SHARE * mean
     held = mean * free
     own = float(held.sum())
     order = held.flatten().argsort(descending=True)
-    count = int((held.flatten()[order].cumsum(0) < MOST_OF_IT * own).sum()) + 1
+    count = int((held.flatten()[order].cumsum(0) < MASK_COVERAGE * own).sum()) + 1
     mask = torch.zeros(mean.numel(), dtype=torch.bool)
     if own > 0:
         mask[order[:count]] = True
     return own, mask.view(mean.shape)
 
 
-def split_channels(parts: Tensor, others: Tensor, fewest: int) -> list[tuple[int, Tensor]]:
+def split_by_channel(parts: Tensor, others: Tensor, fewest: int) -> list[tuple[int, Tensor]]:
     """The channels of which some of a class, `[n, C]` shares, make much more than the rest of it and than `others`, mean
     shares of other classes `[k, C]`; and which samples these are. What stands for the class itself is used by all of it."""
     found = []
     for channel in range(parts.shape[1]):
-        high = parts[:, channel] > _threshold(parts[:, channel])
+        high = parts[:, channel] > _otsu_threshold(parts[:, channel])
         if min(int(high.sum()), int((~high).sum())) < fewest:
             continue
         strong, weak = float(parts[high, channel].mean()), float(parts[~high, channel].mean())
-        if strong >= SUSPICIOUS and max(weak, float(others[:, channel].max())) < QUARTER * strong:
+        if strong >= SUSPICION_THRESHOLD and max(weak, float(others[:, channel].max())) < CORNER_SHARE * strong:
             found.append((channel, high))
     return found
 
 
-def _threshold(values: Tensor) -> float:
+def _otsu_threshold(values: Tensor) -> float:
     """Between two heaps, such that the variance between them is largest (Otsu 1979)."""
     ordered = values.double().sort().values
     below, count = ordered.cumsum(0)[:-1], len(ordered)

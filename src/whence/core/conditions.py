@@ -12,7 +12,7 @@ from whence.errors import SelectorError
 
 
 @runtime_checkable
-class Units(Protocol):
+class LayerPart(Protocol):
     """Parts of a layer, seen with its channels last."""
 
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
@@ -31,12 +31,12 @@ class Channels:
 
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         kept = torch.zeros_like(g)
-        numbers = among(self.numbers, a.shape[-1], "channel")
+        numbers = check_indices(self.numbers, a.shape[-1], "channel")
         kept[..., numbers] = g[..., numbers]
         return kept
 
     def __str__(self) -> str:
-        return _listed(self.numbers)
+        return _join(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class Places:
     numbers: Sequence[int]
 
     def __post_init__(self):
-        object.__setattr__(self, "numbers", _numbers(self.numbers))
+        object.__setattr__(self, "numbers", _parse_indices(self.numbers))
 
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         if a.dim() < 3:
             raise SelectorError(f"a layer that gives {tuple(a.shape)} has channels but no places")
         of_places, kept = g.flatten(1, -2), torch.zeros_like(g.flatten(1, -2))
-        numbers = among(self.numbers, of_places.shape[1], "place")
+        numbers = check_indices(self.numbers, of_places.shape[1], "place")
         kept[:, numbers] = of_places[:, numbers]
         return kept.view_as(g)
 
     def __str__(self) -> str:
-        return f"at {_listed(self.numbers)}"
+        return f"at {_join(self.numbers)}"
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ class Nodes:
     numbers: Sequence[int]
 
     def __post_init__(self):
-        object.__setattr__(self, "numbers", _numbers(self.numbers))
+        object.__setattr__(self, "numbers", _parse_indices(self.numbers))
 
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         kept = torch.zeros_like(g)
-        numbers = among(self.numbers, g.shape[-2], "node")
+        numbers = check_indices(self.numbers, g.shape[-2], "node")
         kept[..., numbers, :] = g[..., numbers, :]
         return kept
 
     def __str__(self) -> str:
-        return f"node {_listed(self.numbers)}"
+        return f"node {_join(self.numbers)}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Heads:
     def kept(self, a: Tensor, g: Tensor) -> Tensor:
         by_head = self.divided(g)
         kept = torch.zeros_like(by_head)
-        numbers = among(self.numbers, self.of, "head")
+        numbers = check_indices(self.numbers, self.of, "head")
         kept[..., numbers, :] = by_head[..., numbers, :]
         return kept.flatten(-2)
 
@@ -109,7 +109,7 @@ class Heads:
         return t.unflatten(-1, (self.of, -1))
 
     def __str__(self) -> str:
-        return f"head {_listed(self.numbers)}"
+        return f"head {_join(self.numbers)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class Directions:
         vectors = self.vectors[:, None] if self.vectors.dim() == 1 else self.vectors
         if vectors.dim() != 2 or len(vectors) != a.shape[-1]:
             raise SelectorError(f"directions of {tuple(self.vectors.shape)} for {a.shape[-1]} channels; give [C] or [C, k]")
-        basis = _basis(vectors).to(g)
+        basis = _orthonormal_basis(vectors).to(g)
         return (g @ basis) @ basis.T
 
     def __str__(self) -> str:
@@ -152,7 +152,7 @@ class Features:
             features = self.encode(a)
             if not features.requires_grad:
                 raise SelectorError("the features have no gradient; encode outside of no_grad, and without .detach()")
-            numbers = among(self.numbers, features.shape[-1], "feature")
+            numbers = check_indices(self.numbers, features.shape[-1], "feature")
             (of_features,) = torch.autograd.grad(self.decode(features), features, g, retain_graph=True)
             chosen = torch.zeros_like(of_features)
             chosen[..., numbers] = of_features[..., numbers]
@@ -160,26 +160,26 @@ class Features:
         return returned
 
     def __str__(self) -> str:
-        return f"feature {_listed(self.numbers)}"
+        return f"feature {_join(self.numbers)}"
 
 
-Chosen = int | Sequence[int] | Units | tuple[Units, ...]
-Through = Mapping[str, Any]  # layer -> Chosen
+PartSelection = int | Sequence[int] | LayerPart | tuple[LayerPart, ...]
+ThroughMapping = Mapping[str, Any]  # layer -> Chosen
 
 
 @dataclass(frozen=True)
 class Condition:
     """Only what flows through these parts of these layers: conditions at several layers multiply."""
 
-    units: Mapping[str, tuple[Units, ...]]
+    units: Mapping[str, tuple[LayerPart, ...]]
 
     @classmethod
-    def of(cls, through: Through) -> "Condition":
+    def of(cls, through: ThroughMapping) -> "Condition":
         if not isinstance(through, Mapping) or not through:
             raise SelectorError(
                 f"through={through!r}; give layers and what of them, as in through={{'features.28': [17, 230]}}"
             )
-        return cls({layer: _units(layer, chosen) for layer, chosen in through.items()})
+        return cls({layer: _parse_parts(layer, chosen) for layer, chosen in through.items()})
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ class Condition:
         return ", ".join(f"{layer}: {' '.join(map(str, units))}" for layer, units in self.units.items())
 
 
-def conditions(through: Through | Sequence[Through] | None) -> tuple[Condition, ...]:
+def parse_conditions(through: ThroughMapping | Sequence[ThroughMapping] | None) -> tuple[Condition, ...]:
     """One for each mapping."""
     if through is None:
         return ()
@@ -211,34 +211,34 @@ def conditions(through: Through | Sequence[Through] | None) -> tuple[Condition, 
     return tuple(map(Condition.of, several))
 
 
-def _units(layer: str, chosen: Any) -> tuple[Units, ...]:
+def _parse_parts(layer: str, chosen: Any) -> tuple[LayerPart, ...]:
     if isinstance(chosen, type):
         raise SelectorError(f"through={{{layer!r}: {chosen.__name__}}}: say which, as in whence.{chosen.__name__}([0])")
-    if isinstance(chosen, Units):
+    if isinstance(chosen, LayerPart):
         return (chosen,)
-    if isinstance(chosen, tuple | list) and chosen and all(isinstance(units, Units) for units in chosen):
+    if isinstance(chosen, tuple | list) and chosen and all(isinstance(units, LayerPart) for units in chosen):
         return tuple(chosen)
     if isinstance(chosen, range | Tensor | np.ndarray | np.generic):
         chosen = list(chosen) if isinstance(chosen, range) else chosen.tolist()
     numbers = [chosen] if isinstance(chosen, int) else chosen
-    if isinstance(chosen, bool) or not isinstance(numbers, list | tuple) or not numbers or not _are_numbers(numbers):
+    if isinstance(chosen, bool) or not isinstance(numbers, list | tuple) or not numbers or not _all_indices(numbers):
         raise SelectorError(
             f"through={{{layer!r}: {chosen!r}}}: give numbers of channels, or Places, Heads, Directions or Features of whence"
         )
     return (Channels(tuple(numbers)),)
 
 
-def _numbers(given: Any) -> tuple[int, ...]:
+def _parse_indices(given: Any) -> tuple[int, ...]:
     """One number, or several, as they can be compared."""
     found = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
     return (int(found),) if isinstance(found, int) else tuple(int(n) for n in found)
 
 
-def _are_numbers(given: Sequence[Any]) -> bool:
+def _all_indices(given: Sequence[Any]) -> bool:
     return all(isinstance(n, int) and not isinstance(n, bool) for n in given)
 
 
-def among(numbers: Sequence[int], count: int, what: str) -> list[int]:
+def check_indices(numbers: Sequence[int], count: int, what: str) -> list[int]:
     """The numbers, if they are among so many; those below 0 from the end."""
     found = [int(n) for n in numbers]
     wrong = next((n for n in found if not -count <= n < count), None)
@@ -247,7 +247,7 @@ def among(numbers: Sequence[int], count: int, what: str) -> list[int]:
     return [n % count for n in found]
 
 
-def _basis(vectors: Tensor) -> Tensor:
+def _orthonormal_basis(vectors: Tensor) -> Tensor:
     """An orthonormal one of what the columns span, however many of them depend on others."""
     wide = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
     left, sizes, _ = torch.linalg.svd(wide, full_matrices=False)
@@ -257,6 +257,6 @@ def _basis(vectors: Tensor) -> Tensor:
     return left[:, spanned]
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _join(numbers: Sequence[int]) -> str:
     few = list(map(str, numbers[:6]))
     return ", ".join(few) + (f" and {len(numbers) - 6} more" if len(numbers) > 6 else "")

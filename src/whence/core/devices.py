@@ -12,7 +12,7 @@ def device_of(model: Any) -> torch.device | None:
     return None if first is None else first.device
 
 
-def beside(t: Tensor, model: Any) -> Tensor:
+def to_device_of(t: Tensor, model: Any) -> Tensor:
     """A tensor on the device that a model's weights are on."""
     return t.to(device=device_of(model))
 

@@ -14,18 +14,18 @@ CHANNELS, PRODUCT = "channels, but got", "shapes cannot be multiplied"  # what t
 OF_ONE_SIZE = "; a network with linear layers at its end takes pictures of one size: whence.Preprocessing((H, W)), or --size"
 
 
-def advice(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, error: BaseException) -> str:
+def diagnose(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, error: BaseException) -> str:
     """A clause for the end of what the model raised; empty where nothing is known."""
     tensors, weight = [part for part in parts if isinstance(part, Tensor)], first_weight(model)
     if weight is None or not tensors:
         return ""
     if as_arrays:
         return f"; {AS_TENSOR}"
-    known = _of_device(weight, tensors) or _of_type(weight, tensors)
-    return known or (_of_shape(model, tensors[0], str(error)) if tensors[0].is_floating_point() else "")
+    known = _device_hint(weight, tensors) or _dtype_hint(weight, tensors)
+    return known or (_shape_hint(model, tensors[0], str(error)) if tensors[0].is_floating_point() else "")
 
 
-def no_model(given: object) -> str:
+def describe_non_model(given: object) -> str:
     """What to pass instead of something that is none."""
     if isinstance(given, type):
         return f"{given.__name__} is a class, not a model; make one of it: {given.__name__}(…).eval()"
@@ -38,25 +38,25 @@ def no_model(given: object) -> str:
     return f"a model must be callable, not {type(given).__name__}{how}"
 
 
-def _of_device(weight: Tensor, tensors: Sequence[Tensor]) -> str:
+def _device_hint(weight: Tensor, tensors: Sequence[Tensor]) -> str:
     elsewhere = next((t.device for t in tensors if t.device != weight.device), None)
     if elsewhere is None:
         return ""
     return f"; the input lies on {elsewhere}, the model on {weight.device}: pass x.to('{weight.device}')"
 
 
-def _of_type(weight: Tensor, tensors: Sequence[Tensor]) -> str:
+def _dtype_hint(weight: Tensor, tensors: Sequence[Tensor]) -> str:
     other = next((t.dtype for t in tensors if t.is_floating_point() and t.dtype != weight.dtype), None)
     if other is None:
         return ""
-    return f"; the input is in {_short(other)}, the model in {_short(weight.dtype)}: pass x.to({weight.dtype})"
+    return f"; the input is in {_dtype_name(other)}, the model in {_dtype_name(weight.dtype)}: pass x.to({weight.dtype})"
 
 
-def _short(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _of_shape(model: Any, x: Tensor, said: str) -> str:
+def _shape_hint(model: Any, x: Tensor, said: str) -> str:
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     if convolution is None:
         linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)

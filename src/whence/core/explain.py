@@ -3,25 +3,25 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from whence.core.conditions import Through
-from whence.core.explainer import Names, Naming, check_one_condition, explanations
+from whence.core.conditions import ThroughMapping
+from whence.core.explainer import DisplayNames, Names, check_single_condition, explanations
 from whence.core.explanation import Explanation
 from whence.core.inputs import check_model
 from whence.core.progress import Progress
 from whence.core.targets import Target
-from whence.core.trees import Nest
-from whence.lrp.engine.prepared_model import Prepared
-from whence.methods.registry import Method, named
+from whence.core.trees import Tree
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.methods.registry import Method, resolve_method
 
 
 def explain(
     model: Callable[..., Any],
-    inputs: Nest,
+    inputs: Tree,
     target: Target = None,
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
-    through: Through | None = None,
+    through: ThroughMapping | None = None,
     class_names: Names = (),
     feature_names: Any = None,
     progress: Progress = True,
@@ -47,7 +47,7 @@ def explain(
 
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
-    check_one_condition(through)
+    check_single_condition(through)
     names = {"class_names": class_names, "feature_names": feature_names}
     return next(
         explain_targets(model, inputs, [target], method=method, layers=layers, through=through, progress=progress, **names)
@@ -56,12 +56,12 @@ def explain(
 
 def explain_targets(
     model: Callable[..., Any],
-    inputs: Nest,
+    inputs: Tree,
     targets: Sequence[Target],
     *,
     method: Method | str | None = None,
     layers: Sequence[str] = (),
-    through: Through | Sequence[Through] | None = None,
+    through: ThroughMapping | Sequence[ThroughMapping] | None = None,
     class_names: Names = (),
     feature_names: Any = None,
     progress: Progress = True,
@@ -74,5 +74,5 @@ def explain_targets(
     With several conditions `through` layers, each target has an explanation under each, from the same forward pass.
     """
     check_model(model)
-    names = Naming(class_names, feature_names)
-    return explanations(Prepared(model), named(method), inputs, targets, layers, progress, names, through)
+    names = DisplayNames(class_names, feature_names)
+    return explanations(PreparedModel(model), resolve_method(method), inputs, targets, layers, progress, names, through)

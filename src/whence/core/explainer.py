@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.core.conditions import Condition, Through, Units, conditions
+from whence.core.conditions import Condition, LayerPart, ThroughMapping, parse_conditions
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
 from whence.core.targets import Logit, Span, Target
-from whence.core.trees import Nest
-from whence.errors import InputError, SelectorError, TargetError, suggestion
-from whence.graphs.replay import Captures
-from whence.lrp.engine.prepared_model import Prepared
+from whence.core.trees import Tree
+from whence.errors import InputError, SelectorError, TargetError, suggest
+from whence.graphs.replay import ReplayCache
+from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.torch_compat.module_tracker import named_layers
 from whence.methods.forward_backward import Task
-from whence.methods.registry import Method, check_in_one_graph, named
+from whence.methods.registry import Method, check_single_graph, resolve_method
 
 Names = Sequence[str] | Mapping[int, str]
 
@@ -51,27 +51,27 @@ class Explainer:
         feature_names: Any = None,
         capture: bool = False,
     ):
-        self.model, self.method = model, named(method)
-        self._naming = Naming(class_names, feature_names)
+        self.model, self.method = model, resolve_method(method)
+        self._naming = DisplayNames(class_names, feature_names)
         check_model(model)
         if capture:
-            check_in_one_graph(self.method)
-        self._prepared, self._captures = Prepared(model, lasting=True), Captures(model) if capture else None
+            check_single_graph(self.method)
+        self._prepared, self._captures = PreparedModel(model, lasting=True), ReplayCache(model) if capture else None
 
     def __repr__(self) -> str:
         return f"Explainer({type(self.model).__name__}, method={self.method!r})"
 
     def __call__(
         self,
-        inputs: Nest,
+        inputs: Tree,
         target: Target = None,
         *,
         layers: Sequence[str] = (),
-        through: Through | None = None,
+        through: ThroughMapping | None = None,
         progress: Progress = True,
     ) -> Explanation:
         """As `whence.explain`, without the model."""
-        check_one_condition(through)
+        check_single_condition(through)
         if self._captures is not None and through is None:
             check_model(self.model)
             replayed = self._captures(
@@ -83,11 +83,11 @@ class Explainer:
 
     def targets(
         self,
-        inputs: Nest,
+        inputs: Tree,
         targets: Sequence[Target],
         *,
         layers: Sequence[str] = (),
-        through: Through | Sequence[Through] | None = None,
+        through: ThroughMapping | Sequence[ThroughMapping] | None = None,
         progress: Progress = True,
     ) -> Iterator[Explanation]:
         """As `whence.explain_targets`, without the model."""
@@ -97,33 +97,33 @@ class Explainer:
 
     def forget(self) -> None:
         """Let go of all that was made of weights; it is made anew when needed."""
-        self._prepared = Prepared(self.model, lasting=True)
-        self._captures = None if self._captures is None else Captures(self.model)
+        self._prepared = PreparedModel(self.model, lasting=True)
+        self._captures = None if self._captures is None else ReplayCache(self.model)
 
-    def _once(self, inputs: Nest, target: Target, layers: Sequence[str]) -> Explanation:
-        return next(explanations(Prepared(self.model), self.method, inputs, [target], layers, False, self._naming))
+    def _once(self, inputs: Tree, target: Target, layers: Sequence[str]) -> Explanation:
+        return next(explanations(PreparedModel(self.model), self.method, inputs, [target], layers, False, self._naming))
 
 
 def explanations(
-    prepared: Prepared,
+    prepared: PreparedModel,
     method: Method,
-    inputs: Nest,
+    inputs: Tree,
     targets: Sequence[Target],
     layers: Sequence[str],
     progress: Progress,
-    naming: "Naming",
-    through: Through | Sequence[Through] | None = None,
+    naming: "DisplayNames",
+    through: ThroughMapping | Sequence[ThroughMapping] | None = None,
 ) -> Iterator[Explanation]:
     """One explanation for each target, and for each condition where there are some, of a checked model."""
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
         raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = Inputs.of(inputs).detached()
-    task = Task(prepared, given, list(targets), named, _conditions(prepared.model, through), progress)
-    return _outside_of_inference_mode(naming.named(method.explanations(task), given))
+    task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
+    return _without_inference_mode(naming.named(method.explanations(task), given))
 
 
-def check_one_condition(through: Any) -> None:
+def check_single_condition(through: Any) -> None:
     """Raise where several are given for one explanation."""
     if through is not None and not isinstance(through, Mapping):
         raise SelectorError(
@@ -131,11 +131,11 @@ def check_one_condition(through: Any) -> None:
         )
 
 
-def _conditions(model: Any, through: Through | Sequence[Through] | None) -> tuple[Condition, ...]:
+def _resolve_conditions(model: Any, through: ThroughMapping | Sequence[ThroughMapping] | None) -> tuple[Condition, ...]:
     """With every layer under its own name; what two patterns say of one layer holds both."""
     found = []
-    for condition in conditions(through):
-        units: dict[str, tuple[Units, ...]] = {}
+    for condition in parse_conditions(through):
+        units: dict[str, tuple[LayerPart, ...]] = {}
         for pattern, chosen in condition.units.items():
             for name in named_layers(model, [pattern]):
                 units[name] = units.get(name, ()) + chosen
@@ -144,7 +144,7 @@ def _conditions(model: Any, through: Through | Sequence[Through] | None) -> tupl
 
 
 @dataclass(frozen=True)
-class Naming:
+class DisplayNames:
     """What classes and features are called in pictures."""
 
     classes: Names = ()
@@ -167,14 +167,14 @@ class Naming:
         by_input = given if isinstance(given, Mapping) else {next(iter(names)): given} if given is not None else {}
         for name, features in by_input.items():
             if name not in names:
-                raise InputError(f"feature_names of {name!r}, which is none of the inputs{suggestion(name, names)}")
+                raise InputError(f"feature_names of {name!r}, which is none of the inputs{suggest(name, names)}")
             shape = tuple(getattr(names[name], "shape", ()))
             if len(shape) < 2 or len(features) != shape[1]:
                 raise InputError(f"{len(features)} feature_names for an input of shape {shape}; give one a column")
         return {name: list(map(str, features)) for name, features in by_input.items()}
 
 
-def _outside_of_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
+def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
     """What is made in inference mode cannot be differentiated later on."""
     while True:
         with torch.inference_mode(False):

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from whence.core.explanation import Explanation
-from whence.core.image_patches import Patches
+from whence.core.image_patches import PatchLayout
 from whence.core.targets import Logit
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import LoadError, first_line
 from whence.lrp.engine.conservation import Conservation
 
@@ -55,52 +55,52 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _explanation(numbers: dict[str, Tensor], about: dict[str, Any]) -> Explanation:
     numbers |= {name: numbers[name].bfloat16() for name in about["bfloat16"]}
     return Explanation(
-        relevance=_nest(numbers, "relevance", about),
+        relevance=_tree(numbers, "relevance", about),
         output=numbers["output"],
         target=_target(numbers, about["targets"]),
-        conservation=_account(numbers, about["adds_up"]),
+        conservation=_conservation(numbers, about["adds_up"]),
         layers=_layers(numbers, about["layers"]),
-        inputs=_nest(numbers, "inputs", about),
-        method=Named(about["method"]),
+        inputs=_tree(numbers, "inputs", about),
+        method=SavedRepr(about["method"]),
         classes={int(i): name for i, name in about["classes"].items()},
         features=about["features"],
         tokens=about["tokens"],
-        standard_errors=_nest(numbers, "standard_errors", about),
+        standard_errors=_tree(numbers, "standard_errors", about),
         interactions=numbers.get("interactions"),
-        root=_nest(numbers, "root", about),
+        root=_tree(numbers, "root", about),
         patches={
-            name: Patches(tuple(map(tuple, p["grids"])), p["frames"], p["merged"]) for name, p in about["patches"].items()
+            name: PatchLayout(tuple(map(tuple, p["grids"])), p["frames"], p["merged"]) for name, p in about["patches"].items()
         },
         note=about["note"],
     )
 
 
-def _under(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin so, by the rest."""
     return {name.removeprefix(f"{prefix}."): t for name, t in numbers.items() if name.startswith(f"{prefix}.")}
 
 
-def _nest(numbers: Mapping[str, Tensor], prefix: str, about: dict[str, Any]) -> Nest:
+def _tree(numbers: Mapping[str, Tensor], prefix: str, about: dict[str, Any]) -> Tree:
     """What was saved in the structure of the inputs; None for parts that have none, and where there is nothing."""
     if about["structure"] == "tensor":
         return numbers.get(prefix)
-    found = _under(numbers, prefix)
+    found = _with_prefix(numbers, prefix)
     whole = {name: found.get(name) for name in about["parts"]} if found else {}
     return (whole if about["structure"] == "dict" else tuple(whole.values())) or None
 
 
 def _layers(numbers: Mapping[str, Tensor], several: dict[str, int]) -> dict[str, Any]:
     """By layer; a tuple of those that ran several times."""
-    layers: dict[str, Any] = dict(_under(numbers, "layers"))
+    layers: dict[str, Any] = dict(_with_prefix(numbers, "layers"))
     return layers | {name: tuple(layers.pop(f"{name}.{i}") for i in range(count)) for name, count in several.items()}
 
 
-def _account(numbers: Mapping[str, Tensor], adds_up: bool) -> Conservation:
+def _conservation(numbers: Mapping[str, Tensor], adds_up: bool) -> Conservation:
     return Conservation(
         numbers["output"],
         numbers["relevance_sum"],
         numbers.get("absorbed"),
-        _under(numbers, "absorbed_by"),
+        _with_prefix(numbers, "absorbed_by"),
         numbers.get("baseline"),
         adds_up,
     )
@@ -108,11 +108,11 @@ def _account(numbers: Mapping[str, Tensor], adds_up: bool) -> Conservation:
 
 def _target(numbers: Mapping[str, Tensor], told: list[str]) -> Any:
     if "target" not in numbers:
-        return Named(told[0] if told else "")
+        return SavedRepr(told[0] if told else "")
     return Logit(numbers["target"], numbers["rather_than"]) if "rather_than" in numbers else numbers["target"]
 
 
-class Named:
+class SavedRepr:
     """What is known of a method or a target once it was saved: how it was written."""
 
     def __init__(self, words: str):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-UNSEEN = ("training", "_compiled_call_impl", "_is_full_backward_hook")  # of modules: they change no value here
+IGNORED_ATTRIBUTES = ("training", "_compiled_call_impl", "_is_full_backward_hook")  # of modules: they change no value here
 
 
 def fingerprint(*things: Any) -> str:
@@ -23,13 +23,13 @@ def fingerprint(*things: Any) -> str:
     Of modules it reads structure, weights, buffers and attributes, of functions their code and what they close over, of other
     objects their class and attributes.
     """
-    made = Made()
+    made = Fingerprinter()
     for thing in things:
         made.add(thing)
     return made.letters.hexdigest()[:16]
 
 
-class Made:
+class Fingerprinter:
     """A fingerprint under way."""
 
     def __init__(self):
@@ -39,7 +39,7 @@ class Made:
     def add(self, thing: Any) -> None:
         self._say(f"{type(thing).__module__}.{type(thing).__qualname__}(")
         if isinstance(thing, Tensor | np.ndarray | np.generic):
-            self._numbers(torch.as_tensor(thing) if not _of_words(thing) else thing)
+            self._numbers(torch.as_tensor(thing) if not _is_plain(thing) else thing)
         elif isinstance(thing, str | bytes | bytearray | int | float | complex | bool | range | slice | None | type(...)):
             self._say(repr(thing))
         elif isinstance(thing, PurePath):
@@ -60,7 +60,7 @@ class Made:
             self._all(*thing)
         elif isinstance(thing, FunctionType):
             self._all(thing.__code__, thing.__defaults__, thing.__kwdefaults__)
-            self._all(*(_content(cell) for cell in thing.__closure__ or ()))
+            self._all(*(_cell_content(cell) for cell in thing.__closure__ or ()))
         elif isinstance(thing, CodeType):
             self._all(thing.co_code, thing.co_consts, thing.co_names)
         elif isinstance(thing, MethodType):
@@ -79,7 +79,9 @@ class Made:
             self._say("" if " at 0x" in words else words)
 
     def _module(self, module: nn.Module) -> None:
-        own = {name: value for name, value in vars(module).items() if not name.endswith("hooks") and name not in UNSEEN}
+        own = {
+            name: value for name, value in vars(module).items() if not name.endswith("hooks") and name not in IGNORED_ATTRIBUTES
+        }
         forward = getattr(type(module), "forward", None)
         self._all(own, forward if isinstance(forward, FunctionType) else None)
 
@@ -100,11 +102,11 @@ class Made:
         self.letters.update(words.encode())
 
 
-def _of_words(thing: Any) -> bool:
+def _is_plain(thing: Any) -> bool:
     return isinstance(thing, np.ndarray | np.generic) and thing.dtype.kind not in "biufc"
 
 
-def _content(cell: Any) -> Any:
+def _cell_content(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not filled yet

@@ -14,7 +14,7 @@ CHANNELS_FIRST = (conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm
 
 
 @dataclass
-class Reading:
+class ForwardRecord:
     """What one forward pass showed."""
 
     x: Tensor  # [K, …], what the model was given
@@ -25,15 +25,15 @@ class Reading:
     channels: dict[str, int] = field(default_factory=dict)  # how many, where the kind tells
 
     @classmethod
-    def of_layers(cls, x: Tensor, layers: dict[str, nn.Module], model: Any = None) -> "Reading":
+    def of_layers(cls, x: Tensor, layers: dict[str, nn.Module], model: Any = None) -> "ForwardRecord":
         """What is known of `x` before the model has run."""
-        kinds = {name: _kind(module, of_input=name.startswith("input of ")) for name, module in layers.items()}
-        kinds = {name: kind or _kind_before(name, model) for name, kind in kinds.items()}
+        kinds = {name: _channel_layout(module, of_input=name.startswith("input of ")) for name, module in layers.items()}
+        kinds = {name: kind or _layout_of_previous_sibling(name, model) for name, kind in kinds.items()}
         return cls(
             x,
             channels_last=frozenset(name for name, kind in kinds.items() if kind == "last"),
             channels_first=frozenset(name for name, kind in kinds.items() if kind == "first"),
-            channels={n: count for n, m in layers.items() if not n.startswith("input of ") and (count := _count(m))},
+            channels={n: count for n, m in layers.items() if not n.startswith("input of ") and (count := _channel_count(m))},
         )
 
     def channels_at(self, layer: str) -> int:
@@ -52,11 +52,11 @@ class Reading:
             )
         return 1 if a.dim() > 3 else a.dim() - 1
 
-    def parted(self, size: int) -> "list[Reading]":
+    def parted(self, size: int) -> "list[ForwardRecord]":
         """Those of `size` samples each. Split at once: the way back from as many slices would fill as many whole tensors."""
         count = len(self.x) // size
         layers = {name: a.split(size) for name, a in self.layers.items()}
-        outputs = _parted(self.output, size, len(self.x))
+        outputs = _split_output(self.output, size, len(self.x))
         return [
             replace(self, x=x, layers={name: parts[k] for name, parts in layers.items()}, output=outputs[k])
             for k, x in zip(range(count), self.x.split(size), strict=True)
@@ -64,7 +64,7 @@ class Reading:
 
 
 @runtime_checkable
-class Inner(Protocol):
+class InternalTarget(Protocol):
     """A target inside the network: the objectives of prototypes are some."""
 
     @property
@@ -72,12 +72,12 @@ class Inner(Protocol):
         """What it reads, by module path."""
         ...
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         """`[samples]`"""
         ...
 
 
-def _count(module: nn.Module) -> int | None:
+def _channel_count(module: nn.Module) -> int | None:
     """How many channels the last of its parts that is known gives."""
     for part in reversed(list(module.modules())):
         if isinstance(part, CHANNELS_LAST + CHANNELS_FIRST):
@@ -88,7 +88,7 @@ def _count(module: nn.Module) -> int | None:
     return None
 
 
-def _kind(module: nn.Module, of_input: bool = False) -> str | None:
+def _channel_layout(module: nn.Module, of_input: bool = False) -> str | None:
     """Where a layer has its channels, as the last of its parts that is known tells: "first" after the samples, or "last". What
     goes into a layer of several parts does not tell."""
     parts = list(module.modules())
@@ -102,7 +102,7 @@ def _kind(module: nn.Module, of_input: bool = False) -> str | None:
     return None
 
 
-def _kind_before(layer: str, model: Any) -> str | None:
+def _layout_of_previous_sibling(layer: str, model: Any) -> str | None:
     """Where the nearest part that is written down before an activation, a dropout or the like has its channels."""
     if not isinstance(model, nn.Module):
         return None
@@ -114,18 +114,18 @@ def _kind_before(layer: str, model: Any) -> str | None:
     if name not in children or next(children[name].children(), None) is not None:
         return None
     before = list(children)[: list(children).index(name)]
-    return next((kind for sibling in reversed(before) if (kind := _kind(children[sibling])) is not None), None)
+    return next((kind for sibling in reversed(before) if (kind := _channel_layout(children[sibling])) is not None), None)
 
 
-def _parted(output: Any, size: int, samples: int) -> Sequence[Any]:
+def _split_output(output: Any, size: int, samples: int) -> Sequence[Any]:
     """An output, whatever it is made of, in parts of `size` samples each."""
     count = samples // size
     if isinstance(output, Tensor) and output.dim() and len(output) == samples:
         return output.split(size)
     if isinstance(output, Mapping):
-        parts = {key: _parted(value, size, samples) for key, value in output.items()}
+        parts = {key: _split_output(value, size, samples) for key, value in output.items()}
         return [type(output)(**{key: part[k] for key, part in parts.items()}) for k in range(count)]
     if type(output) in (list, tuple):
-        several = [_parted(value, size, samples) for value in output]
+        several = [_split_output(value, size, samples) for value in output]
         return [type(output)(part[k] for part in several) for k in range(count)]
     return [output] * count

@@ -11,10 +11,10 @@ from whence.core.explain import explain_targets
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.targets import Logit
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, TargetError
 from whence.methods.registry import Method
-from whence.plotting.drawable import Drawable
+from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ DECODER = "decoder_input_ids"
 
 
 @dataclass(frozen=True, eq=False)
-class Generation(Drawable):
+class Generation(Result):
     """A text that a model continued, and an explanation of each token it added.
 
     >>> written = whence.explain_generation(model, {"input_ids": ids}, max_new_tokens=12)
@@ -39,7 +39,7 @@ class Generation(Drawable):
     def relevance(self) -> Tensor:
         """`[n, N, T + n − 1]`: by new token and sample, the relevance of every token that may come before; those that an
         encoder read come first."""
-        return torch.stack([_of_tokens(e.relevance) for e in self.explanations])
+        return torch.stack([_token_relevance(e.relevance) for e in self.explanations])
 
     def __len__(self) -> int:
         return len(self.explanations)
@@ -56,22 +56,22 @@ class Generation(Drawable):
 
     def figure(self) -> "Figure":
         """Of the first text: a row for each new token, a column for each before."""
-        from whence.plotting.token_text import grid
+        from whence.plotting.token_text import token_grid
 
         relevance = self.relevance[:, 0].float().cpu()
         first = self.explanations[0]
         words = [word for rows in first.tokens.values() for word in rows[0]]
-        given = words or [str(int(i)) for t in _texts(first.inputs) for i in t[0]]
+        given = words or [str(int(i)) for t in _text_leaves(first.inputs) for i in t[0]]
         written = [e.target_names()[0] for e in self.explanations]
         begin = relevance.shape[1] - (self.ids.shape[1] - 1) + self.start
         future = torch.arange(relevance.shape[1]) >= begin + torch.arange(len(relevance))[:, None]
         title = "relevance of each token before, for each token written (roots of shares)"
-        return grid(written, given, relevance.masked_fill(future, float("nan")), title)
+        return token_grid(written, given, relevance.masked_fill(future, float("nan")), title)
 
 
 def explain_generation(
     model: Callable[..., Any],
-    inputs: Nest,
+    inputs: Tree,
     *,
     max_new_tokens: int = 20,
     continuation: Tensor | None = None,
@@ -88,9 +88,9 @@ def explain_generation(
     """
     check_model(model)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        inputs = _with_decoder(model, inputs)
+        inputs = _with_decoder_start(model, inputs)
     parts = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
-    writes, masks = _written(parts)
+    writes, masks = _id_input_names(parts)
     ids, mask = parts.get(writes), parts.get(masks)
     if not isinstance(ids, Tensor) or not _are_ids(ids) or (writes != DECODER and set(parts) - {writes, masks}):
         raise InputError("a generation continues token ids [N, T]: pass them, or a dict of input_ids and attention_mask")
@@ -102,23 +102,23 @@ def explain_generation(
         raise InputError(f"a continuation is token ids [{len(ids)}, n], a row for each text")
     start = ids.shape[1]
     if continuation is None:
-        whole = _continued(model, inputs, ids, max_new_tokens)
+        whole = _greedy_continuation(model, inputs, ids, max_new_tokens)
     else:
         whole = torch.cat([ids, continuation.to(ids)], 1)
     if whole.shape[1] == start:
         raise TargetError("nothing was generated; max_new_tokens and the continuation must not be empty")
     targets = [Logit(whole[:, t], position=t - 1) for t in range(start, whole.shape[1])]
-    return Generation(whole, start, tuple(explain_targets(model, _extended(inputs, whole[:, :-1]), targets, method=method)))
+    return Generation(whole, start, tuple(explain_targets(model, _append_ids(inputs, whole[:, :-1]), targets, method=method)))
 
 
 @torch.no_grad()
-def _continued(model: Any, inputs: Nest, ids: Tensor, count: int) -> Tensor:
+def _greedy_continuation(model: Any, inputs: Tree, ids: Tensor, count: int) -> Tensor:
     settings = (getattr(model, name, None) for name in ("generation_config", "config"))
     ends = next((end for s in settings if (end := getattr(s, "eos_token_id", None)) is not None), [])
     ends = torch.tensor(ends, device=ids.device).view(-1)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(count):
-        given = Inputs.of(_extended(inputs, ids))
+        given = Inputs.of(_append_ids(inputs, ids))
         outputs = given.call(model, given.parts)
         logits = getattr(outputs, "logits", outputs)
         if not isinstance(logits, Tensor) or logits.dim() != 3:
@@ -134,7 +134,7 @@ def _are_ids(t: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 2 and not t.is_floating_point()
 
 
-def _with_decoder(model: Any, inputs: Nest) -> Nest:
+def _with_decoder_start(model: Any, inputs: Tree) -> Tree:
     """What an encoder-decoder reads, and the token that it begins to write with."""
     parts = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
     if DECODER in parts:
@@ -147,27 +147,27 @@ def _with_decoder(model: Any, inputs: Nest) -> Nest:
     return parts | {DECODER: torch.full((len(read), 1), first, device=read.device)}
 
 
-def _written(parts: Mapping[str, Any]) -> tuple[str, str]:
+def _id_input_names(parts: Mapping[str, Any]) -> tuple[str, str]:
     """The names of the ids that are continued, and of their mask."""
     return (DECODER, "decoder_attention_mask") if DECODER in parts else ("input_ids", "attention_mask")
 
 
-def _extended(inputs: Nest, ids: Tensor) -> Nest:
+def _append_ids(inputs: Tree, ids: Tensor) -> Tree:
     """The same inputs for a longer text."""
     if isinstance(inputs, Tensor):
         return ids
-    writes, masks = _written(inputs)
+    writes, masks = _id_input_names(inputs)
     longer = {**inputs, writes: ids}
     if (mask := inputs.get(masks)) is not None:
         longer[masks] = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)
     return longer
 
 
-def _of_tokens(relevance: Nest) -> Tensor:
-    texts = _texts(relevance)
+def _token_relevance(relevance: Tree) -> Tensor:
+    texts = _text_leaves(relevance)
     return torch.cat([t.to(texts[0]) for t in texts], 1)
 
 
-def _texts(nest: Nest) -> list[Tensor]:
+def _text_leaves(nest: Tree) -> list[Tensor]:
     """Of ids, in the order in which they are read."""
     return [nest] if isinstance(nest, Tensor) else [t for name in ("input_ids", DECODER) if (t := nest.get(name)) is not None]

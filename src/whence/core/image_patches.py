@@ -9,11 +9,11 @@ from torch import Tensor
 
 from whence.core.inputs import Inputs
 
-GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
+GRID_INPUTS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
 @dataclass(frozen=True)
-class Patches:
+class PatchLayout:
     """How the rows `[patches, channels · frames · side²]` of all pictures follow each other.
 
     >>> patches.pictures(relevance, torch.sum)      # [3, H, W] each
@@ -24,12 +24,12 @@ class Patches:
     merged: int = 2  # patches a side that follow each other, to be one token
 
     @classmethod
-    def found(cls, model: Callable[..., Any], inputs: Inputs) -> "dict[str, Patches]":
+    def found(cls, model: Callable[..., Any], inputs: Inputs) -> "dict[str, PatchLayout]":
         """The inputs that are such rows, by name."""
         vision = getattr(getattr(model, "config", None), "vision_config", None)
         frames, merged = getattr(vision, "temporal_patch_size", 2), getattr(vision, "spatial_merge_size", 2)
         found = {}
-        for name, named in GRIDS.items():
+        for name, named in GRID_INPUTS.items():
             rows, grids = inputs.named(name), inputs.named(named)
             if isinstance(rows, Tensor) and isinstance(grids, Tensor) and rows.dim() == 2 and grids.shape[-1:] == (3,):
                 patches = cls(tuple((t, h, w) for t, h, w in grids.reshape(-1, 3).tolist()), frames, merged)

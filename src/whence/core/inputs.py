@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from whence.core.devices import beside
-from whence.core.diagnosis import advice, no_model
-from whence.core.trees import Nest
+from whence.core.devices import to_device_of
+from whence.core.diagnosis import describe_non_model, diagnose
+from whence.core.trees import Tree
 from whence.errors import (
     FLEX_ATTENTION,
     TOO_NARROW,
@@ -22,14 +22,14 @@ from whence.errors import (
     TrainingModeError,
     WhenceError,
     first_line,
-    out_of_memory,
+    is_out_of_memory,
 )
-from whence.lrp.torch_compat.deferred_checks import holds
-from whence.lrp.torch_compat.model_state import left_as_it_was
-from whence.lrp.torch_compat.module_tracker import MKLDNN, exported, quantised
+from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.lrp.torch_compat.model_state import preserve_state
+from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quantized
 
 # do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
-MODELESS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
+MODE_INDEPENDENT = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Inputs:
     whole: frozenset[int] = frozenset()  # parts that belong to a single sample with all of their rows: here `[1, rows, …]`
 
     @classmethod
-    def of(cls, inputs: Nest) -> "Inputs":
+    def of(cls, inputs: Tree) -> "Inputs":
         """Checked inputs: something to explain, finite, not empty.
 
         >>> Inputs.of({"pixels": torch.rand(2, 3, 8, 8)}).batch_size
@@ -120,7 +120,7 @@ class Inputs:
         """The part of a dict of that name, or None."""
         return dict(zip(self.names or (), self._as_given(dict(enumerate(self.parts))).values(), strict=False)).get(name)
 
-    def together(self, values: dict[int, Any]) -> Nest:
+    def together(self, values: dict[int, Any]) -> Tree:
         """Values of the explained parts in the structure of the inputs; None for the others."""
         values = self._as_given(values)
         if self.single:
@@ -129,11 +129,11 @@ class Inputs:
         return filled if self.names is None else dict(zip(self.names, filled, strict=True))
 
     @property
-    def nest(self) -> Nest:
+    def nest(self) -> Tree:
         """All parts as they were given."""
         return self.together(dict(enumerate(self.parts)))
 
-    def apart(self, nest: Nest) -> dict[int, Any]:
+    def apart(self, nest: Tree) -> dict[int, Any]:
         """What `together` put together, by position."""
         if self.single:
             return {0: nest}
@@ -142,7 +142,7 @@ class Inputs:
 
     def copied(self) -> dict[int, Any]:
         """All parts by position, tensors and caches as copies: a network may overwrite what it is given."""
-        return {i: _copied(part) for i, part in enumerate(self.parts)}
+        return {i: _copy_part(part) for i, part in enumerate(self.parts)}
 
     def detached(self) -> "Inputs":
         """Without the graphs they may have come by, and outside of the inference mode they may have been made in."""
@@ -152,7 +152,7 @@ class Inputs:
 
     def beside(self, model: Any) -> "Inputs":
         """On the device that the model's weights are on."""
-        return replace(self, parts=tuple(beside(p, model) if isinstance(p, Tensor) else p for p in self.parts))
+        return replace(self, parts=tuple(to_device_of(p, model) if isinstance(p, Tensor) else p for p in self.parts))
 
     def repeated(self, times: int, replaced: Mapping[int, Tensor]) -> "Inputs":
         """The samples `times` over, one round after the other, with `replaced` in place of some parts of all rounds.
@@ -178,21 +178,21 @@ class Inputs:
         """The model's outputs, its own complaints about the input turned into one clear line."""
         parts = tuple(self._as_given(dict(enumerate(parts))).values())
         try:
-            with left_as_it_was(model):
+            with preserve_state(model):
                 if self.arrays:
-                    return _of_arrays(model(*(part.detach().cpu().numpy() for part in parts)))
+                    return _arrays_to_tensors(model(*(part.detach().cpu().numpy() for part in parts)))
                 return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
         except WhenceError:
             raise
         except (Exception, SystemExit) as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             if "FlexAttention" in str(error):
                 raise ModelError(FLEX_ATTENTION) from error
             shapes = ", ".join(str(tuple(p.shape)) for p in parts if isinstance(p, Tensor))
             problem = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(
-                f"the model cannot run on an input of shape {shapes}: {problem}{advice(model, parts, self.arrays, error)}"
+                f"the model cannot run on an input of shape {shapes}: {problem}{diagnose(model, parts, self.arrays, error)}"
             ) from error
 
     def _of_one_sample(self) -> "Inputs":
@@ -223,12 +223,12 @@ class Inputs:
                 raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
         for i in self.explained:
             x = self.parts[i]
-            if not holds(torch.isfinite(x)):
+            if not check_holds(torch.isfinite(x)):
                 raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
             if x.dtype == torch.float16:
                 raise InputError(f"the input is in float16, {TOO_NARROW}; use bfloat16 or float32")
         mask = self.named("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not holds(mask.bool().any(1)):
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not check_holds(mask.bool().any(1)):
             raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")
 
 
@@ -250,11 +250,11 @@ def _is_frame(data: Any) -> bool:
     return hasattr(data, "columns") and hasattr(data, "to_numpy")
 
 
-def _of_arrays(outputs: Any) -> Any:
+def _arrays_to_tensors(outputs: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(outputs)) if isinstance(outputs, np.ndarray) else outputs
 
 
-def _copied(part: Any) -> Any:
+def _copy_part(part: Any) -> Any:
     if isinstance(part, Tensor):
         return part.clone()
     return deepcopy(part) if hasattr(part, "get_seq_length") else part  # Hugging Face's caches of keys and values
@@ -263,16 +263,16 @@ def _copied(part: Any) -> Any:
 def check_model(model: object) -> None:
     """A callable, and in eval mode throughout if it is a module."""
     if isinstance(model, type) or not callable(model):
-        raise ModelError(no_model(model))
+        raise ModelError(describe_non_model(model))
     if not isinstance(model, torch.nn.Module):
         return
     found = [model]
     for module in found:  # grows as it is read
-        if isinstance(module, torch.fx.GraphModule) and exported(module):  # it is in the mode it was exported in
+        if isinstance(module, torch.fx.GraphModule) and is_exported(module):  # it is in the mode it was exported in
             continue
-        if quantised(module) or type(module).__module__ == MKLDNN:  # in the mode they were made in
+        if is_quantized(module) or type(module).__module__ == MKLDNN:  # in the mode they were made in
             continue
-        if getattr(module, "training", False) and type(module) not in MODELESS:
+        if getattr(module, "training", False) and type(module) not in MODE_INDEPENDENT:
             name = next(name for name, part in model.named_modules() if part is module)
             what = repr(name) if name else "the model"
             raise TrainingModeError(f"{what} is in training mode; call model.eval() before explaining")

@@ -64,7 +64,7 @@ class Box:
             )
 
 
-def pixels_in(box: Any, x: Tensor) -> Tensor:
+def checked_pixels(box: Any, x: Tensor) -> Tensor:
     """A model's inputs before normalisation, inside of the bounds."""
     if not isinstance(box, Box):
         raise InputError(
@@ -81,4 +81,4 @@ def _column(values: Sequence[float], x: Tensor) -> Tensor:
     return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 2))
 
 
-PIXELS = Box()  # what attacks assume
+UNIT_PIXELS = Box()  # what attacks assume

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.core.forward_record import Inner, Reading
+from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.inputs import Inputs
-from whence.errors import ModelError, TargetError, WhenceError, first_line, out_of_memory
-from whence.lrp.torch_compat.deferred_checks import holds
+from whence.errors import ModelError, TargetError, WhenceError, first_line, is_out_of_memory
+from whence.lrp.torch_compat.deferred_checks import check_holds
 
 Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
 
@@ -61,9 +61,9 @@ class Logit:
             if self.position != -1:
                 raise TargetError(f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions")
             return logits
-        last = _last_attended(logits, inputs)
+        last = _last_attended_position(logits, inputs)
         positions = last + self.position + 1 if self.position < 0 else torch.full_like(last, self.position)
-        if self.position >= logits.shape[1] or not holds(positions >= 0):
+        if self.position >= logits.shape[1] or not check_holds(positions >= 0):
             raise TargetError(f"position {self.position} is beyond a text of {int(last.min()) + 1} tokens")
         return logits[torch.arange(logits.shape[0], device=logits.device), positions]
 
@@ -99,21 +99,21 @@ class Span:
         return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
 
 
-Target = Index | Logit | Span | Inner | Callable[[Any], Tensor]
+Target = Index | Logit | Span | InternalTarget | Callable[[Any], Tensor]
 
 
-def select(outputs: Any, target: Target, inputs: Inputs, reading: Reading | None = None) -> tuple[Tensor, Any]:
+def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord | None = None) -> tuple[Tensor, Any]:
     """The explained value of each sample `[N]`, and the target it stands for: class or token indices `[N]`, or the target
     itself with its indices filled in, or the function. `reading` is what a target inside the network reads.
 
     >>> select(torch.tensor([[1.0, 3.0]]), None, Inputs.of(torch.zeros(1, 2)))
     (tensor([3.]), tensor([1]))
     """
-    if isinstance(target, Inner):
-        return _check_values(_read(target, outputs, reading), inputs), target
+    if isinstance(target, InternalTarget):
+        return _check_values(_read_internal(target, outputs, reading), inputs), target
     if callable(target):
-        return _check_values(_called(target, outputs, inputs.batch_size), inputs), target
-    logits = logits_of(outputs, inputs.admits, inputs.batch_size)
+        return _check_values(_call_target(target, outputs, inputs.batch_size), inputs), target
+    logits = extract_logits(outputs, inputs.admits, inputs.batch_size)
     if isinstance(target, Logit | Span):
         return target.select(logits, inputs)
     values, resolved = Logit(target).select(logits, inputs)
@@ -122,10 +122,10 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: Reading | None
 
 def reads_outputs(target: Target) -> bool:
     """Whether the target picks among the model's outputs as they are: classes, tokens."""
-    return not callable(target) and not isinstance(target, Inner)
+    return not callable(target) and not isinstance(target, InternalTarget)
 
 
-def logits_of(
+def extract_logits(
     outputs: Any,
     admits: Callable[[int], bool],
     batch_size: int,
@@ -166,25 +166,25 @@ def class_indices(given: Any, count: int, kind: str = "target", device: torch.de
 def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:
     """Raise for indices that are none of the model's classes."""
     inside = (indices >= 0) & (indices < classes)
-    if not holds(inside):
+    if not check_holds(inside):
         raise TargetError(f"{kind} {indices[~inside][0]} is out of range: the model has classes 0 to {classes - 1}")
 
 
-def repeated(target: Target, times: int) -> Target:
+def repeat_target(target: Target, times: int) -> Target:
     """The target of the samples `times` over, its indices filled in.
 
     >>> repeated(torch.tensor([3, 5]), 2)
     tensor([3, 5, 3, 5])
     """
-    return _mapped(target, lambda of_samples: of_samples.repeat(times, *[1] * (of_samples.dim() - 1)))
+    return _map_indices(target, lambda of_samples: of_samples.repeat(times, *[1] * (of_samples.dim() - 1)))
 
 
-def of_samples(target: Target, samples: slice | Tensor) -> Target:
+def select_target_samples(target: Target, samples: slice | Tensor) -> Target:
     """The target of some of the samples, its indices filled in."""
-    return _mapped(target, lambda index: index[samples] if index.dim() else index)
+    return _map_indices(target, lambda index: index[samples] if index.dim() else index)
 
 
-def _mapped(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
+def _map_indices(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
     if isinstance(target, Logit):
         return target.mapped(change)
     if isinstance(target, Span):
@@ -192,7 +192,7 @@ def _mapped(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
     return change(target) if isinstance(target, Tensor) else target
 
 
-def _last_attended(logits: Tensor, inputs: Inputs) -> Tensor:
+def _last_attended_position(logits: Tensor, inputs: Inputs) -> Tensor:
     """The position of the last token that is no padding, `[N]`."""
     mask = inputs.named("decoder_attention_mask")
     if mask is None and inputs.named("decoder_input_ids") is None:
@@ -218,11 +218,11 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
     return indices.clamp(0, classes - 1)  # a graph checks afterwards; on an accelerator a class too many ends the process
 
 
-def _called(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> Any:
+def _call_target(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> Any:
     try:
         return target(outputs)
     except (RuntimeError, IndexError) as error:  # what torch raises for other shapes than expected; the rest is the caller's
-        if isinstance(error, WhenceError) or out_of_memory(error):
+        if isinstance(error, WhenceError) or is_out_of_memory(error):
             raise
         raise TargetError(
             f"the target function failed on the outputs of {batch_size} samples: {first_line(error)}. Many methods ask for "
@@ -230,7 +230,7 @@ def _called(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> A
         ) from error
 
 
-def _read(target: Inner, outputs: Any, reading: Reading | None) -> Tensor:
+def _read_internal(target: InternalTarget, outputs: Any, reading: ForwardRecord | None) -> Tensor:
     if reading is None:
         raise TargetError(
             f"{target} is inside the network, which is not looked into here; give a class or a function of outputs"

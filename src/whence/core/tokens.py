@@ -5,10 +5,10 @@ from typing import Any
 
 from whence.errors import InputError
 
-SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a space in front
+SPACE_MARKERS = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a space in front
 
 
-def words_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+def token_strings(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     """Each id as readable text, spaces in front kept; `tokenizer` is Hugging Face's, or a function of a list of ids.
 
     >>> words_of(tokenizer, [464, 3797])
@@ -28,4 +28,4 @@ def _readable(tokenizer: Any, piece: str) -> str:
     if piece in tokenizer.all_special_tokens or not piece:
         return piece
     text = tokenizer.convert_tokens_to_string([piece])
-    return f" {text}" if piece.startswith(SPACES) and not text.startswith(" ") else text
+    return f" {text}" if piece.startswith(SPACE_MARKERS) and not text.startswith(" ") else text

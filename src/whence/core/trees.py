@@ -7,39 +7,39 @@ from typing import Any
 
 from torch import Tensor
 
-Nest = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
+Tree = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
 
 
-def tensors(nest: Nest, name: str = "") -> dict[str, Tensor]:
+def named_leaves(nest: Tree, name: str = "") -> dict[str, Tensor]:
     """The tensors of a nest by name: "relevance", "relevance.1", "layers.features.28"."""
     if isinstance(nest, Tensor):
         return {name: nest}
     items = nest.items() if isinstance(nest, dict) else enumerate(nest or ())
     found: dict[str, Tensor] = {}
     for key, value in items:
-        found |= tensors(value, f"{name}.{key}" if name else str(key))
+        found |= named_leaves(value, f"{name}.{key}" if name else str(key))
     return found
 
 
-def filled(nest: Nest, named: Mapping[str, Tensor], name: str = "") -> Nest:
+def with_leaves(nest: Tree, named: Mapping[str, Tensor], name: str = "") -> Tree:
     """The same nest of other tensors, by the names that `tensors` gives them."""
     if isinstance(nest, Tensor):
         return named[name]
     if isinstance(nest, dict):
-        return {key: filled(value, named, f"{name}.{key}" if name else str(key)) for key, value in nest.items()}
-    return nest if nest is None else tuple(filled(value, named, f"{name}.{i}") for i, value in enumerate(nest))
+        return {key: with_leaves(value, named, f"{name}.{key}" if name else str(key)) for key, value in nest.items()}
+    return nest if nest is None else tuple(with_leaves(value, named, f"{name}.{i}") for i, value in enumerate(nest))
 
 
-def each(change: Callable[[Tensor], Any], nest: Nest) -> Nest:
+def map_leaves(change: Callable[[Tensor], Any], nest: Tree) -> Tree:
     """The same nest of changed tensors."""
     if isinstance(nest, Tensor):
         return change(nest)
     if isinstance(nest, dict):
-        return {key: each(change, value) for key, value in nest.items()}
-    return nest if nest is None else tuple(each(change, value) for value in nest)
+        return {key: map_leaves(change, value) for key, value in nest.items()}
+    return nest if nest is None else tuple(map_leaves(change, value) for value in nest)
 
 
-def described(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A method or rule in one line, its tensors by their shapes and its nests by what is in them.
 
     >>> described(whence.ExpectedGradients(torch.rand(100, 784)))
@@ -49,15 +49,15 @@ def described(value: Any) -> str:
     if isinstance(shape, tuple) and shape:
         return f"{'tensor' if isinstance(value, Tensor) else 'array'}{list(shape)}"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{described(key)}: {described(v)}' for key, v in value.items())}}}"
+        return f"{{{', '.join(f'{short_repr(key)}: {short_repr(v)}' for key, v in value.items())}}}"
     if isinstance(value, type | FunctionType | BuiltinFunctionType):
         return value.__name__
     if type(value) in (list, tuple):
-        return f"({', '.join(map(described, value))})"
+        return f"({', '.join(map(short_repr, value))})"
     if not is_dataclass(value) or not vars(type(value))["__dataclass_params__"].repr:
         return repr(value)
     given = ((f, getattr(value, f.name)) for f in fields(value))
-    return f"{type(value).__name__}({', '.join(f'{f.name}={described(v)}' for f, v in given if not _is_default(f, v))})"
+    return f"{type(value).__name__}({', '.join(f'{f.name}={short_repr(v)}' for f, v in given if not _is_default(f, v))})"
 
 
 def _is_default(f: Field, value: Any) -> bool:

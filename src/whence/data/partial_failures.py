@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from whence.errors import RuleError, first_line, out_of_memory
+from whence.errors import RuleError, first_line, is_out_of_memory
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-def salvaged(work: Callable[[S], T], samples: S, one_by_one: Callable[[S], Iterable[S]]) -> list[tuple[S, T | Exception]]:
+def run_with_fallback(
+    work: Callable[[S], T], samples: S, one_by_one: Callable[[S], Iterable[S]]
+) -> list[tuple[S, T | Exception]]:
     """What `work` makes of the samples; where that fails, of each alone, or why it fails.
 
     Raises what is the fault of none of them: a wrong rule, the end of memory, the same error of all of several."""
@@ -17,18 +19,18 @@ def salvaged(work: Callable[[S], T], samples: S, one_by_one: Callable[[S], Itera
     try:
         return [(samples, work(samples))]
     except Exception as error:
-        _check_whose_fault(error)
+        _raise_shared_error(error)
         alone = list(one_by_one(samples))
         if len(alone) == 1:
             return [(samples, error)]
     for one in alone:
-        found += salvaged(work, one, one_by_one)
+        found += run_with_fallback(work, one, one_by_one)
     errors = [outcome for _, outcome in found if isinstance(outcome, Exception)]
     if len(errors) == len(found) and len({first_line(error) for error in errors}) == 1:
         raise errors[0]
     return found
 
 
-def _check_whose_fault(error: Exception) -> None:
-    if isinstance(error, RuleError) or out_of_memory(error):
+def _raise_shared_error(error: Exception) -> None:
+    if isinstance(error, RuleError) or is_out_of_memory(error):
         raise error

@@ -11,16 +11,16 @@ import numpy as np
 
 from whence.errors import MissingPackageError, RuleError, WhenceError, first_line
 
-ANSWER_WITHIN = 10.0  # seconds
+CONNECT_TIMEOUT = 10.0  # seconds
 
-Work = Callable[[int], Any]  # the number of a piece -> what is found
+PieceWork = Callable[[int], Any]  # the number of a piece -> what is found
 
 
 class ClusterError(WhenceError):
     """A cluster that cannot be reached, or fails."""
 
 
-def share(shard: str | tuple[int, int] | None) -> tuple[int, int]:
+def parse_shard(shard: str | tuple[int, int] | None) -> tuple[int, int]:
     """`(i, n)` of "i/n": this job does every n-th piece from the i-th on; "env" as torchrun says; None all of them."""
     if shard is None:
         return 0, 1
@@ -35,10 +35,10 @@ def share(shard: str | tuple[int, int] | None) -> tuple[int, int]:
     return i, n
 
 
-class Member:
+class RayWorker:
     """Lives on a machine of the cluster, with its work made ready once."""
 
-    def __init__(self, make: Callable[..., Work], given: Any):
+    def __init__(self, make: Callable[..., PieceWork], given: Any):
         import ray
 
         self._work = make(*ray.get(given))
@@ -48,16 +48,18 @@ class Member:
         return {"item": batch["item"], "found": np.array(found, dtype=object)}
 
 
-def by_ray(make: Callable[..., Work], given: tuple, numbers: Sequence[int], address: str | None) -> Iterator[tuple[int, Any]]:
+def run_on_ray(
+    make: Callable[..., PieceWork], given: tuple, numbers: Sequence[int], address: str | None
+) -> Iterator[tuple[int, Any]]:
     """Each number and what `make(*given)(number)` found, as they are finished, by Ray Data."""
     if not numbers:
         return
-    ray = _connected(address)
+    ray = _connect(address)
     try:
         workers = max(1, min(len(numbers), int(ray.cluster_resources().get("CPU", 1))))
         items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
         pool = ray.data.ActorPoolStrategy(size=workers)
-        done = items.map_batches(Member, fn_constructor_args=(make, ray.put(given)), batch_size=1, compute=pool)
+        done = items.map_batches(RayWorker, fn_constructor_args=(make, ray.put(given)), batch_size=1, compute=pool)
         for batch in done.iter_batches(batch_size=1, prefetch_batches=0):
             for number, found in zip(batch["item"], batch["found"], strict=True):
                 yield int(number), pickle.loads(found)
@@ -66,7 +68,7 @@ def by_ray(make: Callable[..., Work], given: tuple, numbers: Sequence[int], addr
         raise cause if isinstance(cause, WhenceError) else ClusterError(f"Ray failed: {_last_line(error)}") from error
 
 
-def _connected(address: str | None) -> Any:
+def _connect(address: str | None) -> Any:
     try:
         import ray
         import ray.data
@@ -75,7 +77,7 @@ def _connected(address: str | None) -> Any:
     if ray.is_initialized():
         return ray
     if address is not None and address not in ("auto", "local"):
-        _check_that_it_answers(address)
+        _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -85,13 +87,13 @@ def _connected(address: str | None) -> Any:
     return ray
 
 
-def _check_that_it_answers(address: str) -> None:
+def _check_reachable(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        socket.create_connection((host, int(port)), ANSWER_WITHIN).close()
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"nothing answers at {address} within {ANSWER_WITHIN:.0f} s ({first_line(error)}); start a cluster by "
+            f"nothing answers at {address} within {CONNECT_TIMEOUT:.0f} s ({first_line(error)}); start a cluster by "
             "`ray start --head` and give its address, host:port"
         ) from error
 

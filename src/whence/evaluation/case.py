@@ -10,21 +10,21 @@ from torch import Tensor
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, RuleError, TargetError
-from whence.lrp.engine.prepared_model import Prepared
-from whence.methods.forward_backward import Task, values
-from whence.methods.model_queries import Questions
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.methods.forward_backward import Task, target_values
+from whence.methods.model_queries import ModelQueries
 from whence.methods.registry import Method
 
 T = TypeVar("T")
 Score = Literal["logit", "logit_difference", "probability"]
 SCORES = ("logit", "logit_difference", "probability")
-External = Callable[[Any, Nest, Any], Nest]  # (model, inputs, target) -> relevance like the inputs
+ExternalMethod = Callable[[Any, Tree, Any], Tree]  # (model, inputs, target) -> relevance like the inputs
 
 
 @dataclass
-class Batch:
+class EvaluationBatch:
     """Samples, what is explained of them, and what has been found out about them so far, for all methods."""
 
     task: Task  # its one target with all indices filled in
@@ -37,11 +37,11 @@ class Batch:
 
     @classmethod
     def of(
-        cls, prepared: Prepared, inputs: Inputs, target: Target, numbers: Sequence[int] | None = None, **more: Any
-    ) -> "Batch":
+        cls, prepared: PreparedModel, inputs: Inputs, target: Target, numbers: Sequence[int] | None = None, **more: Any
+    ) -> "EvaluationBatch":
         """The model is asked once what is explained; samples are numbered from 0 on if nothing else is said."""
         task = Task(prepared, inputs, [target], progress=False)
-        ((output, resolved),) = values(task)
+        ((output, resolved),) = target_values(task)
         numbers = range(inputs.batch_size) if numbers is None else numbers
         return cls(replace(task, targets=[resolved]), output, numbers, **more)
 
@@ -69,9 +69,9 @@ class Batch:
             torch.Generator().manual_seed((self.seed * 1_000_003 + kind * 10_007 + number) % 2**63) for number in self.numbers
         ]
 
-    def asked(self, score: Score) -> Questions:
+    def asked(self, score: Score) -> ModelQueries:
         """What the model says to altered inputs, as a score of the class that is explained."""
-        return self.once(("asked", score), lambda: Questions(replace(self.task, targets=[self._scored(score)])))
+        return self.once(("asked", score), lambda: ModelQueries(replace(self.task, targets=[self._scored(score)])))
 
     def _scored(self, score: Score) -> Target:
         if score not in SCORES:
@@ -80,7 +80,7 @@ class Batch:
             return self.target
         if not isinstance(self.target, Tensor):
             raise TargetError(f"score={score!r} needs a class as target; {self.target!r} is none")
-        return Probability(self.target) if score == "probability" else Logit(self.target, rather_than=self._runner_up())
+        return ProbabilityTarget(self.target) if score == "probability" else Logit(self.target, rather_than=self._runner_up())
 
     @property
     def logits(self) -> Tensor:
@@ -89,7 +89,7 @@ class Batch:
 
     def _logits(self) -> Tensor:
         shown: list[Tensor] = []
-        values(replace(self.task, targets=[Watching(self.target, shown=shown)]))
+        target_values(replace(self.task, targets=[LogitRecorder(self.target, shown=shown)]))
         return shown[0]
 
     def _runner_up(self) -> Tensor:
@@ -100,7 +100,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Probability(Logit):
+class ProbabilityTarget(Logit):
     """The softmax probability of a class rather than its logit; of a single logit its sigmoid."""
 
     def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
@@ -111,7 +111,7 @@ class Probability(Logit):
 
 
 @dataclass(frozen=True)
-class Watching(Logit):
+class LogitRecorder(Logit):
     """A logit that shows which others there are."""
 
     shown: list[Tensor] = field(default_factory=list)
@@ -122,11 +122,11 @@ class Watching(Logit):
 
 
 @dataclass
-class Case:
+class ExplainedBatch:
     """A batch under one method."""
 
-    batch: Batch
-    way: "Way"
+    batch: EvaluationBatch
+    way: "MethodAdapter"
     relevance: dict[int, Tensor]  # part -> like it, or one score an id
     explanation: Explanation | None  # of a method of whence
     curves: dict[Hashable, Any] = field(default_factory=dict)  # by what was taken away how
@@ -143,35 +143,35 @@ class Case:
 
 
 @dataclass
-class Way:
+class MethodAdapter:
     """How a method explains: one of whence, or any function of model, inputs and target."""
 
     name: str
-    method: Method | External
-    prepared: Prepared
+    method: Method | ExternalMethod
+    prepared: PreparedModel
 
     @property
     def external(self) -> bool:
         return not hasattr(self.method, "explanations")
 
-    def case(self, batch: Batch) -> Case:
+    def case(self, batch: EvaluationBatch) -> ExplainedBatch:
         """The batch explained."""
-        return Case(batch, self, *self._explained(batch.inputs, batch.target))
+        return ExplainedBatch(batch, self, *self._explained(batch.inputs, batch.target))
 
     def relevance(self, inputs: Inputs, target: Target) -> dict[int, Tensor]:
         return self._explained(inputs, target)[0]
 
     def _explained(self, inputs: Inputs, target: Target) -> tuple[dict[int, Tensor], Explanation | None]:
         if self.external:
-            return _checked(self.method(self.prepared.model, inputs.nest, target), inputs, self.name), None  # type: ignore
+            return _check_relevance(self.method(self.prepared.model, inputs.nest, target), inputs, self.name), None  # type: ignore
         explanation = next(self._explanations(inputs, target))
-        return _checked(explanation.relevance, inputs, self.name), explanation
+        return _check_relevance(explanation.relevance, inputs, self.name), explanation
 
     def _explanations(self, inputs: Inputs, target: Target) -> Iterator[Explanation]:
         return self.method.explanations(Task(self.prepared.up_to_date(), inputs, [target], progress=False))  # type: ignore
 
 
-def _checked(relevance: Nest, inputs: Inputs, name: str) -> dict[int, Tensor]:
+def _check_relevance(relevance: Tree, inputs: Inputs, name: str) -> dict[int, Tensor]:
     found = {i: score.detach() for i, score in inputs.apart(relevance).items() if isinstance(score, Tensor)}
     if not found:
         raise InputError(f"{name!r} gave {type(relevance).__name__}, no relevance like the inputs")

@@ -11,13 +11,13 @@ from whence.core.explainer import Names
 from whence.core.explanation import FEW_ROWS, Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.targets import Target
-from whence.core.trees import Nest, tensors
+from whence.core.trees import Tree, named_leaves
 from whence.errors import ModelError, WhenceError, first_line
-from whence.evaluation.case import Batch, Way
-from whence.evaluation.method_adapters import Methods, ways_of
-from whence.lrp.engine.prepared_model import Prepared
-from whence.methods.forward_backward import explanation
-from whence.plotting.drawable import Drawable
+from whence.evaluation.case import EvaluationBatch, MethodAdapter
+from whence.evaluation.method_adapters import Methods, make_adapters
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.methods.forward_backward import make_explanation
+from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity",
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison(Drawable):
+class Comparison(Result):
     """The same inputs by several methods.
 
     >>> c = whence.compare(model, x, ["lrp", "integrated_gradients"], target=3)
@@ -51,7 +51,7 @@ class Comparison(Drawable):
         """A row for each sample and method: target, output, sum of relevance, share of counter-relevance."""
         rows = []
         for name, e in self.explanations.items():
-            against, targets = counter_relevance(e), e.target_names()
+            against, targets = negative_share(e), e.target_names()
             for i in range(len(e)):
                 output, total = float(e.output[i]), float(e.conservation.relevance[i])
                 rows.append({"sample": i, "method": name, "target": targets[i], "output": output, "relevance": total,
@@ -64,7 +64,7 @@ class Comparison(Drawable):
 
     def __repr__(self) -> str:
         lines = [
-            f"  {r['method']}: f = {r['output']:.4g}, ΣR = {r['relevance']:.4g}, {r['counter_relevance']:.0%} counter-relevance"
+            f"  {r['method']}: f = {r['output']:.4g}, ΣR = {r['relevance']:.4g}, {r['negative_share']:.0%} counter-relevance"
             for r in self.table
             if r["sample"] == 0
         ]
@@ -73,16 +73,16 @@ class Comparison(Drawable):
     def figure(self) -> "Figure":
         """A row for each of the first samples, with the input and its heatmaps side by side; what is no picture one below the
         other."""
-        from whence.plotting.panels import stacked
-        from whence.plotting.side_by_side import side_by_side
+        from whence.plotting.panels import stack_panels
+        from whence.plotting.side_by_side import method_rows_figure
 
         first = next(iter(self.explanations.values()))
         drawn = range(min(len(first), FEW_ROWS))
-        given = tensors(first.inputs)
+        given = named_leaves(first.inputs)
         if len(given) == 1 and (x := next(iter(given.values()))).dim() == 4 and not first.patches:
-            return side_by_side([(x[i], self._heading(i), self._heatmaps(i)) for i in drawn], self.common_scale)
+            return method_rows_figure([(x[i], self._heading(i), self._heatmaps(i)) for i in drawn], self.common_scale)
         panels = [(name, panel) for i in drawn for name, e in self.explanations.items() for panel in e.panels(i)]
-        return stacked([replace(panel, title=f"{name}   {panel.title}") for name, panel in panels])  # type: ignore
+        return stack_panels([replace(panel, title=f"{name}   {panel.title}") for name, panel in panels])  # type: ignore
 
     def _heading(self, sample: int) -> str:
         first = next(iter(self.explanations.values()))
@@ -91,8 +91,8 @@ class Comparison(Drawable):
     def _heatmaps(self, sample: int) -> list[tuple[str, Tensor]]:
         found = []
         for name, e in self.explanations.items():
-            total, against = float(e.conservation.relevance[sample]), float(counter_relevance(e)[sample])
-            heat = next(iter(tensors(e.relevance).values()))[sample]
+            total, against = float(e.conservation.relevance[sample]), float(negative_share(e)[sample])
+            heat = next(iter(named_leaves(e.relevance).values()))[sample]
             adds_up = f"ΣR = {total:.4g}, " if e.conservation.adds_up else ""
             found.append((f"{name}\n{adds_up}{against:.0%} against", heat))
         return found
@@ -100,7 +100,7 @@ class Comparison(Drawable):
 
 def compare(
     model: Callable[..., Any],
-    inputs: Nest,
+    inputs: Tree,
     methods: Methods | None = None,
     target: Target = None,
     *,
@@ -117,12 +117,12 @@ def compare(
     """
     check_model(model)
     given = Inputs.of(inputs).detached()
-    batch = Batch.of(Prepared(model), given, target)
-    found = {way.name: _explained(way, batch) for way in ways_of(model, methods or usual(given))}
+    batch = EvaluationBatch.of(PreparedModel(model), given, target)
+    found = {way.name: _explain_batch(way, batch) for way in make_adapters(model, methods or default_methods(given))}
     return Comparison({name: replace(e, classes=class_names or e.classes) for name, e in found.items()}, common_scale)
 
 
-def usual(inputs: Inputs) -> list[str]:
+def default_methods(inputs: Inputs) -> list[str]:
     """The methods that are compared where none are named: those that these inputs have."""
     if not inputs.explained:
         return [name for name in METHODS if name not in ("grad_cam", "occlusion")]
@@ -130,14 +130,14 @@ def usual(inputs: Inputs) -> list[str]:
     return [name for name in METHODS if pictures or name != "grad_cam"]
 
 
-def counter_relevance(e: Explanation) -> Tensor:
+def negative_share(e: Explanation) -> Tensor:
     """Σ|R⁻| / Σ|R| of each sample, `[N]`."""
-    rows = [r.detach().double().cpu().reshape(len(e), -1) for r in tensors(e.relevance).values()]
+    rows = [r.detach().double().cpu().reshape(len(e), -1) for r in named_leaves(e.relevance).values()]
     flat = torch.cat(rows, 1)
     return flat.clamp(max=0).abs().sum(1) / flat.abs().sum(1).clamp(min=1e-300)
 
 
-def _explained(way: Way, batch: Batch) -> Explanation:
+def _explain_batch(way: MethodAdapter, batch: EvaluationBatch) -> Explanation:
     try:
         case = way.case(batch)
     except WhenceError as error:
@@ -146,4 +146,4 @@ def _explained(way: Way, batch: Batch) -> Explanation:
         raise ModelError(f"{way.name} failed: {type(error).__name__}: {first_line(error)}") from error
     if case.explanation is not None:
         return case.explanation
-    return explanation(way.name, batch.task, batch.output, batch.target, case.relevance)
+    return make_explanation(way.name, batch.task, batch.output, batch.target, case.relevance)

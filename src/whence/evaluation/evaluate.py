@@ -15,24 +15,24 @@ from torch import Tensor, nn
 from whence.core.fingerprints import fingerprint
 from whence.core.inputs import check_model
 from whence.core.progress import Progress, progress
-from whence.core.targets import Target, of_samples
-from whence.data.batches import Read, batches, count_of, is_shuffled, of_rows, pieces
-from whence.data.dataset_rows import Rows, Samples, Unreadable
-from whence.data.partial_failures import salvaged
-from whence.data.sharding import by_ray, share
+from whence.core.targets import Target, select_target_samples
+from whence.data.batches import ReadFunction, batch_ranges, batches, dataset_size, is_shuffled, read_batch
+from whence.data.dataset_rows import DatasetRows, SampleBatch, UnreadableRow
+from whence.data.partial_failures import run_with_fallback
+from whence.data.sharding import parse_shard, run_on_ray
 from whence.errors import InputError, ModelError, RuleError, TargetError, first_line
-from whence.evaluation.case import Batch, Way
+from whence.evaluation.case import EvaluationBatch, MethodAdapter
 from whence.evaluation.imputers import Imputer
-from whence.evaluation.method_adapters import Methods, ways_of
-from whence.evaluation.metrics.registry import Metric, Metrics, metrics_of
-from whence.evaluation.regions import Spec
-from whence.evaluation.results import Evaluation, Failure, on_grid
-from whence.lrp.engine.prepared_model import Prepared
-from whence.plotting.drawable import written
+from whence.evaluation.method_adapters import Methods, make_adapters
+from whence.evaluation.metrics.registry import Metric, Metrics, make_metrics
+from whence.evaluation.regions import RegionSpec
+from whence.evaluation.results import Evaluation, Failure, resample_curves
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.plotting.drawable import atomic_write
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "random")
 METRICS = ("srg", "sparseness", "max_sensitivity")
-METRICS_OF_IDS = ("srg", "sparseness")  # which have nothing between them
+METRICS_FOR_IDS = ("srg", "sparseness")  # which have nothing between them
 ENGINES = ("local", "ray")
 
 
@@ -44,12 +44,12 @@ def evaluate(
     *,
     target: Target | str = "predicted",
     masks: Tensor | None = None,
-    regions: Spec = None,
+    regions: RegionSpec = None,
     imputer: Imputer | Tensor | float | str | None = None,
     score: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
-    read: Read | None = None,
+    read: ReadFunction | None = None,
     keep: str | Path | None = None,
     shard: str | tuple[int, int] | None = None,
     engine: str = "local",
@@ -88,29 +88,31 @@ def evaluate(
         raise RuleError("shard= leaves its part in keep=, a folder that all jobs see; give both")
     if address is not None and engine != "ray":
         raise RuleError("address is that of a Ray cluster; give engine='ray' too")
-    ways = ways_of(model, methods)
-    found = batches(data, batch_size, read, share(shard))
-    first = _first(found)
+    ways = make_adapters(model, methods)
+    found = batches(data, batch_size, read, parse_shard(shard))
+    first = _until_first_readable(found)
     explained = first[-1].inputs.explained  # type: ignore[union-attr]
-    metrics = (METRICS if explained else METRICS_OF_IDS) if metrics is None else metrics
+    metrics = (METRICS if explained else METRICS_FOR_IDS) if metrics is None else metrics
     given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
-    measured = metrics_of(metrics, {name: value for name, value in given.items() if value is not None})
+    measured = make_metrics(metrics, {name: value for name, value in given.items() if value is not None})
     masks = None if masks is None else torch.as_tensor(masks)
     _check_needs(measured, model, masks)
     wanted = torch.as_tensor(target) if isinstance(target, list | tuple) or hasattr(target, "__array__") else target
-    count = count_of(data)
-    run = Run(Prepared(model, lasting=True), ways, measured, wanted, masks, seed, Kept.at(keep, model, seed, measured))
+    count = dataset_size(data)
+    run = EvaluationRun(
+        PreparedModel(model, lasting=True), ways, measured, wanted, masks, seed, ResultCache.at(keep, model, seed, measured)
+    )
     run.check_counts(count)
     several = masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
     if (several or shard is not None) and is_shuffled(data):
         raise InputError("a loader that shuffles or samples gives no sample its mask, target or part; give the data set itself")
     if engine == "local":
         return run.gathered(map(run.part, chain(first, found)), count, progress)
-    return run.gathered(_by_ray(run, data, batch_size, read, share(shard), address), count, progress)
+    return run.gathered(_run_on_ray(run, data, batch_size, read, parse_shard(shard), address), count, progress)
 
 
 @dataclass
-class Part:
+class PartialResult:
     """What was found out about some of the samples."""
 
     numbers: Sequence[int]
@@ -119,21 +121,21 @@ class Part:
 
 
 @dataclass
-class Run:
+class EvaluationRun:
     """One evaluation under way."""
 
-    prepared: Prepared
-    ways: list[Way]
+    prepared: PreparedModel
+    ways: list[MethodAdapter]
     metrics: list[Metric]
     target: Target | str
     masks: Tensor | None
     seed: int
-    kept: "Kept"
+    kept: "ResultCache"
     _errors: dict[str, Exception] = field(default_factory=dict)  # the first of each method
 
-    def gathered(self, parts: Iterable[Part], count: int | None, shown: Progress) -> Evaluation:
+    def gathered(self, parts: Iterable[PartialResult], count: int | None, shown: Progress) -> Evaluation:
         """All of them, in whatever order, as one."""
-        found: list[Part] = []
+        found: list[PartialResult] = []
         with progress("evaluate", count or 0, count is not None and shown) as advance:
             for part in parts:
                 found.append(part)
@@ -145,15 +147,19 @@ class Run:
         for way in self.ways:
             if sum(failure.method == way.name for failure in failures) == len(numbers):
                 raise self._errors.get(way.name) or ModelError(f"{way.name!r} fails on every sample: {failures[0].message}")
-        scores = {way.name: _in_order([(p.numbers, p.scores[way.name]) for p in found if p.scores], count) for way in self.ways}
+        scores = {
+            way.name: _merge_in_order([(p.numbers, p.scores[way.name]) for p in found if p.scores], count) for way in self.ways
+        }
         return Evaluation.of(scores, self.metrics, failures)
 
-    def part(self, samples: Samples | Unreadable) -> Part:
+    def part(self, samples: SampleBatch | UnreadableRow) -> PartialResult:
         """The values of each method; the model is asked only for what is not kept."""
-        if isinstance(samples, Unreadable):
-            return Part([samples.index], failures=[Failure(way.name, samples.index, samples.message) for way in self.ways])
-        part = Part(samples.numbers)
-        batch: Batch | None = None
+        if isinstance(samples, UnreadableRow):
+            return PartialResult(
+                [samples.index], failures=[Failure(way.name, samples.index, samples.message) for way in self.ways]
+            )
+        part = PartialResult(samples.numbers)
+        batch: EvaluationBatch | None = None
         about = self.kept.key(samples.inputs.parts, list(samples.numbers), self._target(samples), self._masks(samples))
         for way in self.ways:
             key = self.kept.key(about, way.name, way.method)
@@ -168,34 +174,38 @@ class Run:
             part.failures += failed
         return part
 
-    def _values(self, way: Way, batch: Batch, samples: Samples) -> tuple[dict[str, Tensor], list[Failure]]:
-        def of(some: Samples) -> dict[str, Tensor]:
+    def _values(
+        self, way: MethodAdapter, batch: EvaluationBatch, samples: SampleBatch
+    ) -> tuple[dict[str, Tensor], list[Failure]]:
+        def of(some: SampleBatch) -> dict[str, Tensor]:
             return self._of_case(way, batch if some is samples else self._made(some))
 
         values, failures = [], []
-        for some, outcome in salvaged(of, samples, Samples.one_by_one):
+        for some, outcome in run_with_fallback(of, samples, SampleBatch.one_by_one):
             if isinstance(outcome, Exception):
                 self._errors.setdefault(way.name, outcome)
                 failures.append(Failure(way.name, some.numbers[0], first_line(outcome)))
                 outcome = {metric.name: torch.full((1,), torch.nan, dtype=torch.float64) for metric in self.metrics}
             values.append((range(len(values), len(values) + len(some)), outcome))
-        return (values[0][1] if len(values) == 1 else _in_order(values, len(samples))), failures
+        return (values[0][1] if len(values) == 1 else _merge_in_order(values, len(samples))), failures
 
-    def _of_case(self, way: Way, batch: Batch) -> dict[str, Tensor]:
+    def _of_case(self, way: MethodAdapter, batch: EvaluationBatch) -> dict[str, Tensor]:
         case = way.case(batch)
         found = {metric.name: metric(case).double().cpu() for metric in self.metrics}
         for curves in list(case.curves.values())[:1]:
-            found |= on_grid(curves)
+            found |= resample_curves(curves)
         return found
 
-    def _made(self, samples: Samples) -> Batch:
+    def _made(self, samples: SampleBatch) -> EvaluationBatch:
         target, masks = self._target(samples), self._masks(samples)
         inputs = samples.inputs.beside(self.prepared.model)
-        return Batch.of(self.prepared, inputs, target, samples.numbers, labels=samples.labels, masks=masks, seed=self.seed)
+        return EvaluationBatch.of(
+            self.prepared, inputs, target, samples.numbers, labels=samples.labels, masks=masks, seed=self.seed
+        )
 
-    def _target(self, samples: Samples) -> Target:
+    def _target(self, samples: SampleBatch) -> Target:
         if not isinstance(self.target, str):
-            return of_samples(self.target, torch.tensor(list(samples.numbers)))
+            return select_target_samples(self.target, torch.tensor(list(samples.numbers)))
         if self.target == "predicted":
             return None
         if self.target == "label":
@@ -204,7 +214,7 @@ class Run:
             return samples.labels
         raise TargetError(f"target={self.target!r}; choose 'predicted', 'label', a class, or what explain() takes")
 
-    def _masks(self, samples: Samples) -> Tensor | None:
+    def _masks(self, samples: SampleBatch) -> Tensor | None:
         return None if self.masks is None else self.masks[torch.tensor(list(samples.numbers))]
 
     def check_counts(self, count: int | None, known: bool = True) -> None:
@@ -218,14 +228,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ResultCache:
     """A folder of what is finished, each piece under the fingerprint of all that it depends on."""
 
     folder: Path | None
     settings: str = ""
 
     @classmethod
-    def at(cls, folder: str | Path | None, model: Any, seed: int, metrics: Sequence[Metric]) -> "Kept":
+    def at(cls, folder: str | Path | None, model: Any, seed: int, metrics: Sequence[Metric]) -> "ResultCache":
         if folder is None:
             return cls(None)
         folder = Path(folder)
@@ -251,7 +261,7 @@ class Kept:
         path = self._path(key)
         if path is None:
             return
-        with written(path) as beside:
+        with atomic_write(path) as beside:
             arrays: dict[str, Any] = {name: values.numpy() for name, values in found.items()}
             np.savez(beside, **arrays)
 
@@ -267,31 +277,31 @@ def _check_needs(metrics: Sequence[Metric], model: Any, masks: Tensor | None) ->
             raise ModelError(f"{metric.name} makes weights random; the model must be a torch.nn.Module")
 
 
-def _first(found: Iterator[Samples | Unreadable]) -> list[Samples | Unreadable]:
+def _until_first_readable(found: Iterator[SampleBatch | UnreadableRow]) -> list[SampleBatch | UnreadableRow]:
     """Up to the first that can be read."""
-    first: list[Samples | Unreadable] = []
+    first: list[SampleBatch | UnreadableRow] = []
     for piece in found:
         first.append(piece)
-        if isinstance(piece, Samples):
+        if isinstance(piece, SampleBatch):
             return first
     raise InputError("no samples: the data is empty, or has fewer batches than shard= has parts; nothing is left to evaluate")
 
 
-def _by_ray(
-    run: Run, data: Any, batch_size: int | None, read: Read | None, mine: tuple[int, int], address: str | None
-) -> Iterator[Part]:
-    rows = Rows.of(data, read)
-    todo = range(mine[0], len(pieces(rows, batch_size)), mine[1])
-    for _, parts in by_ray(_worker, (run, rows, batch_size), todo, address):
+def _run_on_ray(
+    run: EvaluationRun, data: Any, batch_size: int | None, read: ReadFunction | None, mine: tuple[int, int], address: str | None
+) -> Iterator[PartialResult]:
+    rows = DatasetRows.of(data, read)
+    todo = range(mine[0], len(batch_ranges(rows, batch_size)), mine[1])
+    for _, parts in run_on_ray(_worker, (run, rows, batch_size), todo, address):
         yield from parts
 
 
-def _worker(run: Run, rows: Rows, batch_size: int | None) -> Callable[[int], list[Part]]:
-    numbers, usual = pieces(rows, batch_size), rows.shape
-    return lambda piece: [run.part(found) for found in of_rows(rows, numbers[piece], usual)]
+def _worker(run: EvaluationRun, rows: DatasetRows, batch_size: int | None) -> Callable[[int], list[PartialResult]]:
+    numbers, usual = batch_ranges(rows, batch_size), rows.shape
+    return lambda piece: [run.part(found) for found in read_batch(rows, numbers[piece], usual)]
 
 
-def _in_order(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
+def _merge_in_order(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
     """Values of samples by their numbers; NaN where some have none."""
     like = {key: value for _, part in parts for key, value in part.items()}
     found = {key: value.new_full((count, *value.shape[1:]), torch.nan) for key, value in like.items()}

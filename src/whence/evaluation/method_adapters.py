@@ -4,24 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whence.errors import RuleError
-from whence.evaluation.case import External, Way
+from whence.evaluation.case import ExternalMethod, MethodAdapter
 from whence.evaluation.random_baseline import Random
-from whence.lrp.engine.prepared_model import Prepared
-from whence.methods.registry import Method, named
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.methods.registry import Method, resolve_method
 
-Methods = Mapping[str, Method | str | External] | Sequence[Method | str] | Method | str
+Methods = Mapping[str, Method | str | ExternalMethod] | Sequence[Method | str] | Method | str
 
 
-def ways_of(model: Any, methods: Methods) -> list[Way]:
+def make_adapters(model: Any, methods: Methods) -> list[MethodAdapter]:
     """Each method with its name: a mapping of names, or a list of methods or their short names; functions
     `(model, inputs, target) → relevance` of other libraries only by a name."""
-    given = methods if isinstance(methods, Mapping) else _by_name([methods] if _alone(methods) else methods)  # type: ignore
+    given = methods if isinstance(methods, Mapping) else _by_name([methods] if _is_single(methods) else methods)  # type: ignore
     if not given:
         raise RuleError("no methods to compare; give some, as in methods=['lrp', 'gradient_times_input']")
-    return [Way(name, _method(method), Prepared(model, lasting=True)) for name, method in given.items()]
+    return [MethodAdapter(name, _method(method), PreparedModel(model, lasting=True)) for name, method in given.items()]
 
 
-def _alone(methods: Any) -> bool:
+def _is_single(methods: Any) -> bool:
     return isinstance(methods, str) or hasattr(methods, "explanations")
 
 
@@ -45,4 +45,4 @@ def _method(method: Any) -> Any:
         return Random()
     if callable(method) and not hasattr(method, "explanations") and not isinstance(method, type):
         return method
-    return named(method)  # type: ignore[arg-type]
+    return resolve_method(method)  # type: ignore[arg-type]

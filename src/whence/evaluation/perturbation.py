@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.evaluation.case import Batch, Score
-from whence.evaluation.imputers import Fill, Imputer, imputer_of
-from whence.evaluation.regions import Regions, Spec
-from whence.methods.batching import batched
+from whence.evaluation.case import EvaluationBatch, Score
+from whence.evaluation.imputers import FillFunction, Imputer, make_imputer
+from whence.evaluation.regions import Regions, RegionSpec
+from whence.methods.batching import run_batched
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,23 @@ class Removal:
     "logit_difference", to the runner-up on the whole input.
     """
 
-    regions: Spec = None
+    regions: RegionSpec = None
     imputer: Imputer | float | str | Tensor = "mean"
     score: Score = "logit"
     batch_size: int | None = None
 
     def __post_init__(self):
-        imputer_of(self.imputer)
+        make_imputer(self.imputer)
 
-    def regions_of(self, batch: Batch) -> Regions:
+    def regions_of(self, batch: EvaluationBatch) -> Regions:
         parts = self._parts(batch)
-        return batch.once(("regions", keyed(self.regions)), lambda: Regions.of(self.regions, batch.inputs, parts))
+        return batch.once(("regions", cache_key(self.regions)), lambda: Regions.of(self.regions, batch.inputs, parts))
 
-    def whole(self, batch: Batch) -> Tensor:
+    def whole(self, batch: EvaluationBatch) -> Tensor:
         """The scores with everything there, `[N]`."""
         return batch.asked(self.score).outputs[0]
 
-    def scores(self, batch: Batch, count: int, chosen: Callable[[slice], Tensor]) -> Tensor:
+    def scores(self, batch: EvaluationBatch, count: int, chosen: Callable[[slice], Tensor]) -> Tensor:
         """The scores `[count, N]` of as many rounds; `chosen` gives the regions taken away in some of them,
         `[rounds, N, regions]`."""
         regions, ask, draws = self.regions_of(batch), batch.asked(self.score), self._fills(batch)
@@ -51,20 +51,20 @@ class Removal:
             found = [ask({i: fill(hidden[i]).flatten(0, 1) for i, fill in draw.items()})[0] for draw in draws]
             return reduce(torch.add, found) / len(found)
 
-        return torch.cat(list(batched(self, batch.task, count, removed, self.batch_size)))
+        return torch.cat(list(run_batched(self, batch.task, count, removed, self.batch_size)))
 
-    def _fills(self, batch: Batch) -> list[dict[int, Fill]]:
+    def _fills(self, batch: EvaluationBatch) -> list[dict[int, FillFunction]]:
         """One for each draw of the imputer, by part."""
-        imputer, random = imputer_of(self.imputer), batch.random("imputer")
+        imputer, random = make_imputer(self.imputer), batch.random("imputer")
         parts, values = self._parts(batch), batch.inputs.parts
 
-        def drawn() -> list[dict[int, Fill]]:
+        def drawn() -> list[dict[int, FillFunction]]:
             by_part = [imputer.fills(values[i], random) for i in parts]
             return [dict(zip(parts, fills, strict=True)) for fills in zip(*by_part, strict=True)]
 
-        return batch.once(("fills", keyed(self.imputer)), drawn)
+        return batch.once(("fills", cache_key(self.imputer)), drawn)
 
-    def _parts(self, batch: Batch) -> list[int]:
+    def _parts(self, batch: EvaluationBatch) -> list[int]:
         """The parts that are taken away: those that are explained, numbers before ids."""
         found = list(batch.inputs.explained) or [
             i for i in batch.inputs.ids if not (batch.inputs.names or {i: ""})[i].endswith(("mask", "token_type_ids"))
@@ -74,7 +74,7 @@ class Removal:
         return found
 
 
-def keyed(spec: Any) -> Any:
+def cache_key(spec: Any) -> Any:
     """Of what may be no key, its place in memory."""
     try:
         hash(spec)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.core.fingerprints import fingerprint
-from whence.methods.forward_backward import Task, explanation, values
+from whence.methods.forward_backward import Task, make_explanation, target_values
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Random:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         parts = task.inputs.explained or tuple(task.inputs.ids)
         scores = {i: torch.stack([self._like(row) for row in task.inputs.parts[i]]) for i in parts}
-        for output, target in values(task):
-            yield explanation(self, task, output, target, scores)
+        for output, target in target_values(task):
+            yield make_explanation(self, task, output, target, scores)
 
     def _like(self, row: Tensor) -> Tensor:
         own = int(fingerprint(row), 16) % 2**31

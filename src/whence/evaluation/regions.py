@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from whence.core.inputs import Inputs
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, MissingPackageError
 from whence.methods import feature_masks
-from whence.methods.feature_masks import PATCHES_A_SIDE, patches
+from whence.methods.feature_masks import PATCHES_PER_SIDE, patches
 
-Spec = None | str | int | Tensor | Callable[[Any], Any] | Nest
+RegionSpec = None | str | int | Tensor | Callable[[Any], Any] | Tree
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class Regions:
     valid: Tensor  # [N, regions]: a sample may have fewer than another
 
     @classmethod
-    def of(cls, spec: Spec, inputs: Inputs, parts: Sequence[int]) -> "Regions":
+    def of(cls, spec: RegionSpec, inputs: Inputs, parts: Sequence[int]) -> "Regions":
         """Of a mask of numbers, a function that makes one of the inputs, the side of square patches, "pixels", or by itself:
         patches, some fourteen a side, of pictures; else every entry or token."""
-        given = feature_masks.parts(spec, inputs, "regions") if spec is not None and _is_masks(spec) else {}
+        given = feature_masks.by_part(spec, inputs, "regions") if spec is not None and _is_masks(spec) else {}
         masks, start = {}, 0
         for i in parts:
             x = inputs.parts[i]
-            mask = given[i] if i in given else _numbered(spec, x) + start
-            masks[i] = _checked(mask, x)
+            mask = given[i] if i in given else _region_mask(spec, x) + start
+            masks[i] = _check_mask(mask, x)
             start = int(masks[i].max()) + 1
         blank = inputs.named("attention_mask")
         for i in parts:
             if isinstance(blank, Tensor) and blank.shape == inputs.parts[i].shape and not inputs.parts[i].is_floating_point():
                 masks[i] = torch.where(blank.bool(), masks[i], -1)
-        return cls(masks, _found(masks, inputs.batch_size))
+        return cls(masks, _valid_regions(masks, inputs.batch_size))
 
     @property
     def counts(self) -> Tensor:
@@ -107,7 +107,7 @@ def _is_masks(spec: Any) -> bool:
     return not (isinstance(spec, str | int) or callable(spec))
 
 
-def _numbered(spec: Spec, x: Tensor) -> Tensor:
+def _region_mask(spec: RegionSpec, x: Tensor) -> Tensor:
     if isinstance(spec, str) and spec != "pixels":
         raise InputError(
             f"no regions {spec!r}; give 'pixels', the side of square patches, or a mask: whence.superpixels(x, 100)"
@@ -117,12 +117,12 @@ def _numbered(spec: Spec, x: Tensor) -> Tensor:
     if x.dim() < 3 or not x.is_floating_point():
         return torch.arange(x[0].numel(), device=x.device).view(1, *x.shape[1:])
     if spec is None:
-        return patches(x, -(-max(x.shape[2:]) // PATCHES_A_SIDE))
+        return patches(x, -(-max(x.shape[2:]) // PATCHES_PER_SIDE))
     assert not isinstance(spec, Tensor)
     return patches(x, 1 if spec == "pixels" else spec)  # type: ignore[arg-type]
 
 
-def _checked(mask: Any, x: Tensor) -> Tensor:
+def _check_mask(mask: Any, x: Tensor) -> Tensor:
     fits = (
         isinstance(mask, Tensor)
         and not mask.is_floating_point()
@@ -135,7 +135,7 @@ def _checked(mask: Any, x: Tensor) -> Tensor:
     return mask.long().to(x.device)
 
 
-def _found(masks: dict[int, Tensor], samples: int) -> Tensor:
+def _valid_regions(masks: dict[int, Tensor], samples: int) -> Tensor:
     count = max(int(mask.max()) for mask in masks.values()) + 1
     valid = torch.zeros(samples, count + 1, dtype=torch.bool)
     for mask in masks.values():

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.errors import RuleError, counted, hint
-from whence.evaluation.bootstrap import Interval, difference, interval
-from whence.evaluation.metrics.faithfulness_curves import Curves
-from whence.plotting.drawable import PICTURES, Drawable, text
+from whence.errors import RuleError, count_noun, suggest_or_list
+from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
+from whence.evaluation.metrics.faithfulness_curves import FlippingCurves
+from whence.plotting.drawable import PICTURE_SUFFIXES, Result, text_writer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUFFIXES = (*PICTURES, ".csv", ".json", ".html")
+SUFFIXES = (*PICTURE_SUFFIXES, ".csv", ".json", ".html")
 COLUMNS = ("method", "metric", "mean", "low", "high", "n", "failed", "better")
 ARROWS = {"higher": "↑", "lower": "↓"}
 ORDERS = ("most_first", "least_first")
@@ -38,7 +38,7 @@ class Failure:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Evaluation(Drawable):
+class Evaluation(Result):
     """Several methods by several metrics.
 
     >>> found = whence.evaluate(model, (x, y), ["lrp", "random"], ["srg"])
@@ -69,12 +69,12 @@ class Evaluation(Drawable):
     @cached_property
     def intervals(self) -> dict[str, dict[str, Interval]]:
         """The mean of each method by each metric, and what it lies between."""
-        return {method: {name: interval(v) for name, v in scores.items()} for method, scores in self.values.items()}
+        return {method: {name: mean_interval(v) for name, v in scores.items()} for method, scores in self.values.items()}
 
     @property
     def words(self) -> list[list[str]]:
         """A row for each method: its name, then means and intervals in words."""
-        return [[method, *map(shown, found.values())] for method, found in self.intervals.items()]
+        return [[method, *map(format_interval, found.values())] for method, found in self.intervals.items()]
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ class Evaluation(Drawable):
         reference = self._of(to)[self._metric(metric)]
         others = {name: scores[metric] for name, scores in self.values.items() if name != to}
         return [
-            {"method": name, "metric": metric, "to": to, **difference(values, reference)._asdict()}
+            {"method": name, "metric": metric, "to": to, **paired_interval(values, reference)._asdict()}
             for name, values in others.items()
         ]
 
@@ -130,10 +130,10 @@ class Evaluation(Drawable):
             for method in ["every method"] if len(methods) == len(self.values) > 1 else methods:
                 alike.setdefault((method, message), []).append(sample)
         failed = [
-            f"{method} failed on {len(samples)}: {_listed(samples)} ({message})" for (method, message), samples in alike.items()
+            f"{method} failed on {len(samples)}: {_join(samples)} ({message})" for (method, message), samples in alike.items()
         ]
         few = " (too few for intervals)" if count < 5 else ""
-        return "; ".join([f"{counted(count, 'sample')}, means with 95 % intervals{few}", *failed])
+        return "; ".join([f"{count_noun(count, 'sample')}, means with 95 % intervals{few}", *failed])
 
     @property
     def _blamed(self) -> dict[tuple[int, str], list[str]]:
@@ -145,34 +145,36 @@ class Evaluation(Drawable):
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .pdf, …), the table (.csv), all values (.json) or a page (.html); returns the path."""
-        return self._saved(path, {".csv": text(self._csv), ".json": text(self._json), ".html": text(self._page)})
+        return self._saved(
+            path, {".csv": text_writer(self._csv), ".json": text_writer(self._json), ".html": text_writer(self._page)}
+        )
 
     def figure(self) -> "Figure":
         """The means of each metric with their intervals, and the mean curves."""
-        from whence.plotting.interval_plots import Curve, Means, means_and_curves
+        from whence.plotting.interval_plots import MetricMeans, ScoreCurve, interval_figure
 
         panels = []
         for metric, better in self.better.items():
             found = [of_method[metric] for of_method in self.intervals.values()]
             title = f"{metric} {f'({better} is better)' if better in ARROWS else ''}".strip()
-            panels.append(Means(title, list(self.values), [i.mean for i in found], [(i.low, i.high) for i in found]))
+            panels.append(MetricMeans(title, list(self.values), [i.mean for i in found], [(i.low, i.high) for i in found]))
         drawn = {
             method: [
-                Curve(torch.linspace(0, 1, GRID).tolist(), curve.tolist(), order == ORDERS[0])
+                ScoreCurve(torch.linspace(0, 1, GRID).tolist(), curve.tolist(), order == ORDERS[0])
                 for order, curve in orders.items()
             ]
             for method, orders in self.curves.items()
         }
-        return means_and_curves(panels, drawn)
+        return interval_figure(panels, drawn)
 
     def _of(self, method: str) -> Mapping[str, Tensor]:
         if method not in self.values:
-            raise RuleError(f"no method {method!r} here{hint(method, self.values, 'there are')}")
+            raise RuleError(f"no method {method!r} here{suggest_or_list(method, self.values, 'there are')}")
         return self.values[method]
 
     def _metric(self, name: str) -> str:
         if name not in self.better:
-            raise RuleError(f"no metric {name!r} here{hint(name, self.better, 'there are')}")
+            raise RuleError(f"no metric {name!r} here{suggest_or_list(name, self.better, 'there are')}")
         return name
 
     def _csv(self) -> str:
@@ -183,27 +185,27 @@ class Evaluation(Drawable):
         return table.getvalue()
 
     def _json(self) -> str:
-        values = {m: {name: _plain(v.tolist()) for name, v in scores.items()} for m, scores in self.values.items()}
-        curves = {m: {order: _plain(c.tolist()) for order, c in orders.items()} for m, orders in self.curves.items()}
+        values = {m: {name: _json_values(v.tolist()) for name, v in scores.items()} for m, scores in self.values.items()}
+        curves = {m: {order: _json_values(c.tolist()) for order, c in orders.items()} for m, orders in self.curves.items()}
         failures = [vars(failure) for failure in self.failures]
         return json.dumps({"table": self.plain_table, "values": values, "curves": curves, "failures": failures}, indent=1)
 
     def _page(self) -> str:
-        from whence.plotting.html_pages import embedded, page
+        from whence.plotting.html_pages import embed_figure, render_page
 
         heads = [(name, ARROWS.get(better, "")) for name, better in self.better.items()]
         failures = [(f.method, f.sample, f.message) for f in self.failures]
-        return page(
+        return render_page(
             "evaluation.html",
             heads=heads,
             rows=self.words,
             footnote=self.footnote,
             failures=failures,
-            picture=embedded(self.figure()),
+            picture=embed_figure(self.figure()),
         )
 
 
-def shown(found: Interval) -> str:
+def format_interval(found: Interval) -> str:
     """A mean and its interval in few characters.
 
     >>> shown(Interval(5.1234, 4.4, 5.9, 50))
@@ -214,7 +216,7 @@ def shown(found: Interval) -> str:
     return f"{found.mean:.3g}" + ("" if math.isnan(found.low) else f" [{found.low:.2g}, {found.high:.2g}]")
 
 
-def on_grid(curves: Curves) -> dict[str, Tensor]:
+def resample_curves(curves: FlippingCurves) -> dict[str, Tensor]:
     """Both curves at the same fractions for all samples, `[N, points]`."""
     grid = torch.linspace(0, 1, GRID, dtype=torch.float64).expand(len(curves.fractions), -1).contiguous()
     fractions = curves.fractions.contiguous()
@@ -227,9 +229,9 @@ def on_grid(curves: Curves) -> dict[str, Tensor]:
     }
 
 
-def _plain(values: list) -> list:
+def _json_values(values: list) -> list:
     return [None if isinstance(v, float) and not math.isfinite(v) else v for v in values]
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _join(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")

@@ -8,27 +8,27 @@ from torch import Tensor, nn
 
 from whence.core.inputs import Inputs
 from whence.errors import InputError
-from whence.evaluation.case import Batch
-from whence.evaluation.imputers import Mean, imputer_of
-from whence.evaluation.method_adapters import Methods, ways_of
-from whence.evaluation.metrics.faithfulness_curves import ranked
+from whence.evaluation.case import EvaluationBatch
+from whence.evaluation.imputers import Mean, make_imputer
+from whence.evaluation.method_adapters import Methods, make_adapters
+from whence.evaluation.metrics.faithfulness_curves import rank_regions
 from whence.evaluation.metrics.randomization import spearman
-from whence.evaluation.regions import Regions, Spec
+from whence.evaluation.regions import Regions, RegionSpec
 
-Labelled = tuple[Tensor, Tensor]
-Training = Callable[[Tensor, Tensor, int], nn.Module]  # (x, y, seed) -> a trained network in eval mode
-AT_ONCE = 256
+LabelledData = tuple[Tensor, Tensor]
+TrainFunction = Callable[[Tensor, Tensor, int], nn.Module]  # (x, y, seed) -> a trained network in eval mode
+EVAL_BATCH_SIZE = 256
 
 
 def roar(
-    train: Training,
-    data: Labelled,
-    test: Labelled,
+    train: TrainFunction,
+    data: LabelledData,
+    test: LabelledData,
     methods: Methods,
     *,
     fractions: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
     seeds: Sequence[int] = (0,),
-    regions: Spec = "pixels",
+    regions: RegionSpec = "pixels",
     imputer: Any = None,
 ) -> list[dict[str, Any]]:
     """Remove and retrain (Hooker et al. 2019): the most relevant fraction of every training and test sample becomes the mean, a
@@ -44,10 +44,12 @@ def roar(
     if not all(0 < fraction < 1 for fraction in fractions):
         raise InputError(f"fractions {tuple(fractions)}; give some between 0 and 1")
     model, rows = train(*data, seeds[0]), []
-    for way in ways_of(model, methods):
-        ordered = [_ordered(way, part, regions) for part in (data, test)]
+    for way in make_adapters(model, methods):
+        ordered = [_region_ranks(way, part, regions) for part in (data, test)]
         for fraction in fractions:
-            parts = [_without(part[0], *order, fraction, imputer) for part, order in zip((data, test), ordered, strict=True)]
+            parts = [
+                _remove_regions(part[0], *order, fraction, imputer) for part, order in zip((data, test), ordered, strict=True)
+            ]
             accuracy = []
             for seed in seeds:
                 network = train(parts[0], data[1], seed)
@@ -57,7 +59,7 @@ def roar(
 
 
 def label_randomisation(
-    train: Training, data: Labelled, methods: Methods, *, samples: Tensor | None = None, seed: int = 0
+    train: TrainFunction, data: LabelledData, methods: Methods, *, samples: Tensor | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Spearman's correlation of |R| between a network trained on the labels and one trained on shuffled labels, for each sample
     (Adebayo et al. 2018, section 4): near 0 where the explanation says what was learned.
@@ -69,30 +71,30 @@ def label_randomisation(
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
     learned, lost = train(x, y, seed), train(x, shuffled, seed)
     found: dict[str, Tensor] = {}
-    for one, other in zip(ways_of(learned, methods), ways_of(lost, methods), strict=True):
-        batch = Batch.of(one.prepared, Inputs.of(samples), None, seed=seed)
+    for one, other in zip(make_adapters(learned, methods), make_adapters(lost, methods), strict=True):
+        batch = EvaluationBatch.of(one.prepared, Inputs.of(samples), None, seed=seed)
         case = one.case(batch)
         found[one.name] = spearman(case.flat().abs(), case.flat(other.relevance(batch.inputs, batch.target)).abs())
     return found
 
 
-def _ordered(way: Any, data: Labelled, spec: Spec) -> tuple[Tensor, Regions]:
+def _region_ranks(way: Any, data: LabelledData, spec: RegionSpec) -> tuple[Tensor, Regions]:
     """The rank of each region of each sample, by the relevance for its label."""
     x, y = data
     ranks, found = [], None
-    for start in range(0, len(x), AT_ONCE):
-        rows = range(start, min(start + AT_ONCE, len(x)))
-        batch = Batch.of(way.prepared, Inputs.of(x[rows.start : rows.stop]), y[rows.start : rows.stop], rows)
+    for start in range(0, len(x), EVAL_BATCH_SIZE):
+        rows = range(start, min(start + EVAL_BATCH_SIZE, len(x)))
+        batch = EvaluationBatch.of(way.prepared, Inputs.of(x[rows.start : rows.stop]), y[rows.start : rows.stop], rows)
         found = Regions.of(spec, batch.inputs, [0])
-        ranks.append(ranked(found.means(way.case(batch).relevance), found.valid, batch.random("ties")))
+        ranks.append(rank_regions(found.means(way.case(batch).relevance), found.valid, batch.random("ties")))
     assert found is not None
     return torch.cat(ranks), found
 
 
-def _without(x: Tensor, ranks: Tensor, regions: Regions, fraction: float, imputer: Any) -> Tensor:
+def _remove_regions(x: Tensor, ranks: Tensor, regions: Regions, fraction: float, imputer: Any) -> Tensor:
     chosen = ranks < round(fraction * ranks.shape[1])
     hidden = regions.entries(chosen[None])[0]
-    fill = imputer_of(Mean() if imputer is None else imputer).fills(
+    fill = make_imputer(Mean() if imputer is None else imputer).fills(
         x, [torch.Generator().manual_seed(i) for i in range(len(x))]
     )
     return fill[0](hidden)[0]
@@ -100,5 +102,8 @@ def _without(x: Tensor, ranks: Tensor, regions: Regions, fraction: float, impute
 
 @torch.no_grad()
 def _accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    right = [network(part).argmax(1) == of_part for part, of_part in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)]
+    right = [
+        network(part).argmax(1) == of_part
+        for part, of_part in zip(x.split(EVAL_BATCH_SIZE), y.split(EVAL_BATCH_SIZE), strict=True)
+    ]
     return float(torch.cat(right).double().mean())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import RuleError
 from whence.lrp.rules import presets
 from whence.lrp.rules.composites import input_layer
@@ -20,10 +20,10 @@ Bounds = tuple[float | Tensor, float | Tensor]
 CONVOLUTIONAL = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LINEAR = (*CONVOLUTIONAL, nn.Linear)
 GAMMAS = (0.05, 0.25, 1.0)
-FALLS = ((1.0, 0.01), (1.0, 0.1), (0.25, 0.01), (0.1, 1.0))
+GAMMA_RAMPS = ((1.0, 0.01), (1.0, 0.1), (0.25, 0.01), (0.1, 1.0))
 
 
-def rule_sets(model: Callable[..., Any], inputs: Nest, bounds: Bounds | None = None) -> dict[str, LRP]:
+def rule_sets(model: Callable[..., Any], inputs: Tree, bounds: Bounds | None = None) -> dict[str, LRP]:
     """Candidates by name; one small batch of inputs shows in which order layers run. Networks with attention or several dense
     layers get γ on those too; z^B is tried where the `bounds` of the pixels are known.
 
@@ -39,19 +39,21 @@ def rule_sets(model: Callable[..., Any], inputs: Nest, bounds: Bounds | None = N
     if spatial:
         found |= {f"epsilon_gamma(gamma={g:g})": presets.epsilon_gamma(gamma=g) for g in (*GAMMAS, 0.5)}
         found |= {"epsilon_plus()": presets.epsilon_plus(), "epsilon_plus_flat()": presets.epsilon_plus_flat(),
-                  "epsilon_alpha2_beta1()": presets.epsilon_alpha2_beta1(), "flat, γ 0.25": _flat(0.25)}  # fmt: skip
+                  "epsilon_alpha2_beta1()": presets.epsilon_alpha2_beta1(), "flat, γ 0.25": _uniform_gamma(0.25)}  # fmt: skip
     layers = order if len(order) - len(spatial) > 2 else spatial
     if len(layers) > 2:
-        found |= {f"γ {a:g} → {b:g}": presets.falling_gamma(layers, a, b) for a, b in FALLS}
+        found |= {f"γ {a:g} → {b:g}": presets.falling_gamma(layers, a, b) for a, b in GAMMA_RAMPS}
     if bounds is not None:
         low, high = bounds
         box = {f"z^B, γ {g:g}": presets.epsilon_gamma_box(low, high, gamma=g) for g in (*GAMMAS, 0.5)}
-        falls = {f"z^B, γ {a:g} → {b:g}": presets.falling_gamma(layers, a, b, low, high) for a, b in FALLS if len(layers) > 2}
+        falls = {
+            f"z^B, γ {a:g} → {b:g}": presets.falling_gamma(layers, a, b, low, high) for a, b in GAMMA_RAMPS if len(layers) > 2
+        }
         found |= box | falls
     return {name: rules if isinstance(rules, LRP) else LRP(rules) for name, rules in found.items()}
 
 
-def varied(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def vary_fields(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The method with every combination of values of its fields.
 
     >>> list(varied(whence.IntegratedGradients(), {"n_steps": [8, 32]}))
@@ -66,15 +68,15 @@ def varied(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     combined = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
     found: dict[str, Any] = {}
     for given in combined:
-        name = ", ".join(f"{field}={_short(value)}" for field, value in given.items())
+        name = ", ".join(f"{field}={_shorten(value)}" for field, value in given.items())
         found[name if name not in found else f"{name} ({len(found) + 1})"] = replace(method, **given)
     return found
 
 
-def _flat(gamma: float) -> LRP:
+def _uniform_gamma(gamma: float) -> LRP:
     first: Any = {input_layer: Flat()}
     return LRP(first | presets.epsilon_gamma(gamma=gamma))
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return f"tensor{list(value.shape)}" if isinstance(value, torch.Tensor) and value.dim() else repr(value)

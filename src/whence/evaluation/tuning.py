@@ -11,31 +11,31 @@ from torch import Tensor
 
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
-from whence.core.targets import Target, of_samples
-from whence.data.batches import batches, whole
-from whence.data.dataset_rows import Samples
+from whence.core.targets import Target, select_target_samples
+from whence.data.batches import batches, require_all
+from whence.data.dataset_rows import SampleBatch
 from whence.errors import InputError, RuleError, WhenceError
 from whence.evaluation.bootstrap import Interval
 from whence.evaluation.evaluate import evaluate
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.metrics.complexity import Sparseness
-from whence.evaluation.metrics.registry import METRICS, Metric, metrics_of
-from whence.evaluation.regions import Spec
-from whence.evaluation.results import Evaluation, shown
-from whence.evaluation.search_space import Bounds, rule_sets, varied
+from whence.evaluation.metrics.registry import METRICS, Metric, make_metrics
+from whence.evaluation.regions import RegionSpec
+from whence.evaluation.results import Evaluation, format_interval
+from whence.evaluation.search_space import Bounds, rule_sets, vary_fields
 from whence.methods.lrp import LRP
 from whence.methods.registry import Method
-from whence.plotting.drawable import Drawable, text
+from whence.plotting.drawable import Result, text_writer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIRST = 8  # samples that all candidates are tried on
-FINALISTS = 3
+FIRST_SAMPLES = 8  # samples that all candidates are tried on
+N_FINALISTS = 3
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Tuning(Drawable):
+class Tuning(Result):
     """Which candidate won, and by how much.
 
     >>> found = whence.tune(model, (x, y))
@@ -71,22 +71,24 @@ class Tuning(Drawable):
         ]
 
     def __repr__(self) -> str:
-        head = f"Tuning of {len(self.table)} candidates: {self.name} has {self.metric} {shown(self.score)}"
+        head = f"Tuning of {len(self.table)} candidates: {self.name} has {self.metric} {format_interval(self.score)}"
         return f"{head} on {self.score.n} held-out samples\n{self.held_out!r}"
 
     def figure(self) -> "Figure":
         """The metric over sparseness, the front joined by a line."""
-        from whence.plotting.pareto import Point, front
+        from whence.plotting.pareto import ParetoPoint, pareto_figure
 
         points = [
-            Point(row["method"], row["sparseness"], row[self.metric], row["method"] in self.front, row["method"] == self.name)
+            ParetoPoint(
+                row["method"], row["sparseness"], row[self.metric], row["method"] in self.front, row["method"] == self.name
+            )
             for row in self.table
         ]
-        return front(points, ("sparseness", f"{self.metric} ({self.better} is better)"))
+        return pareto_figure(points, ("sparseness", f"{self.metric} ({self.better} is better)"))
 
     def save(self, path: str | Path) -> Path:
         """Write the picture (.png, .jpg, .pdf, .svg) or the table (.json); returns the path."""
-        return self._saved(path, {".json": text(self._json)})
+        return self._saved(path, {".json": text_writer(self._json)})
 
     def _json(self) -> str:
         return json.dumps({"best": self.name, "table": self.table, "held_out": self.held_out.plain_table}, indent=1)
@@ -101,7 +103,7 @@ def tune(
     metric: Metric | str = "srg",
     bounds: Bounds | None = None,
     target: Target | str = "predicted",
-    regions: Spec = None,
+    regions: RegionSpec = None,
     imputer: Imputer | Tensor | float | str | None = None,
     score: str | None = None,
     steps: int | None = None,
@@ -124,21 +126,21 @@ def tune(
     """
     check_model(model)
     given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
-    chosen = metrics_of([metric], {name: value for name, value in given.items() if value is not None})[0]
+    chosen = make_metrics([metric], {name: value for name, value in given.items() if value is not None})[0]
     if chosen.better not in ("higher", "lower"):
         good = [name for name, kind in METRICS.items() if kind.better != "neither"]
         raise RuleError(f"{chosen.name} has no better end; tune by one of {', '.join(good)}")
-    samples = Pool.of(data, held_out, seed, target)
-    methods = _candidates(model, candidates, fields, bounds, samples)
-    search = Search(model, methods, chosen, samples, seed)
+    samples = TuningData.of(data, held_out, seed, target)
+    methods = _make_candidates(model, candidates, fields, bounds, samples)
+    search = SuccessiveHalving(model, methods, chosen, samples, seed)
     winner, finalists = search.halved(progress)
-    named = _with_default(search, {name: methods[name] for name in finalists}, samples)
+    named = _add_default(search, {name: methods[name] for name in finalists}, samples)
     found = search.evaluated(named, samples.kept_out)
     return Tuning(winner, methods[winner], chosen.name, chosen.better, search.table(), found)
 
 
 @dataclass(frozen=True)
-class Pool:
+class TuningData:
     """All samples at hand, in random order: those that choose, and those that do not."""
 
     inputs: Inputs
@@ -148,11 +150,11 @@ class Pool:
     kept_out: Tensor
 
     @classmethod
-    def of(cls, data: Any, held_out: float, seed: int, target: Target | str) -> "Pool":
+    def of(cls, data: Any, held_out: float, seed: int, target: Target | str) -> "TuningData":
         if not 0 < held_out < 1:
             raise RuleError(f"held_out={held_out}; give a share between 0 and 1")
-        found = whole(batches(data))
-        inputs, labels = _joined(found)
+        found = require_all(batches(data))
+        inputs, labels = _concatenate(found)
         count = inputs.batch_size
         if count < 4:
             raise InputError(f"{count} samples; tuning needs at least 4: some to choose by, some to measure on")
@@ -170,17 +172,17 @@ class Pool:
         if isinstance(self.target, str):
             return self.target
         given = torch.as_tensor(self.target) if isinstance(self.target, list | tuple) else self.target
-        return of_samples(given, numbers)
+        return select_target_samples(given, numbers)
 
 
 @dataclass
-class Search:
+class SuccessiveHalving:
     """Candidates, and their values on the samples they were tried on so far."""
 
     model: Callable[..., Any]
     methods: Mapping[str, Method]
     metric: Metric
-    samples: Pool
+    samples: TuningData
     seed: int
 
     def __post_init__(self):
@@ -195,7 +197,7 @@ class Search:
     def halved(self, bar: Progress) -> tuple[str, list[str]]:
         """The best, and the finalists with it first."""
         left, done, numbers = list(self.methods), 0, self.samples.choosing
-        more = min(FIRST, len(numbers))
+        more = min(FIRST_SAMPLES, len(numbers))
         with progress("tune", len(numbers), bar) as advance:
             while True:
                 found = self.evaluated({name: self.methods[name] for name in left}, numbers[done : done + more])
@@ -206,8 +208,8 @@ class Search:
                 advance(more, f"{len(left)} candidates")
                 left = sorted(left, key=self._loss)
                 if done >= len(numbers):
-                    return left[0], left[:FINALISTS]
-                left = left[: max(FINALISTS, -(-len(left) // 2))]
+                    return left[0], left[:N_FINALISTS]
+                left = left[: max(N_FINALISTS, -(-len(left) // 2))]
                 more = min(done, len(numbers) - done)
 
     def table(self) -> list[dict[str, Any]]:
@@ -227,7 +229,7 @@ class Search:
         return float(torch.cat(values).nanmean())
 
 
-def _with_default(search: Search, finalists: dict[str, Method], samples: Pool) -> dict[str, Method]:
+def _add_default(search: SuccessiveHalving, finalists: dict[str, Method], samples: TuningData) -> dict[str, Method]:
     """The finalists beside the default, where that can explain the model at all."""
     try:
         search.evaluated({"default": LRP()}, samples.choosing[:1])
@@ -236,15 +238,19 @@ def _with_default(search: Search, finalists: dict[str, Method], samples: Pool) -
     return {"default": LRP()} | finalists
 
 
-def _candidates(
-    model: Callable[..., Any], given: Any, fields: Mapping[str, Sequence[Any]] | None, bounds: Bounds | None, samples: Pool
+def _make_candidates(
+    model: Callable[..., Any],
+    given: Any,
+    fields: Mapping[str, Sequence[Any]] | None,
+    bounds: Bounds | None,
+    samples: TuningData,
 ) -> dict[str, Method]:
     if given is not None and bounds is not None:
         raise RuleError("bounds are for the rule sets that are tried by default; put whence.ZBox into the candidates")
     if fields is not None:
         if given is None or isinstance(given, Mapping):
             raise RuleError("fields vary one method; give it, as in tune(model, x, whence.IntegratedGradients(), fields={…})")
-        return varied(given, fields)
+        return vary_fields(given, fields)
     if given is None:
         return dict(rule_sets(model, samples.inputs.of_samples(samples.choosing[:1]).beside(model).nest, bounds))
     if not isinstance(given, Mapping) or not given:
@@ -252,7 +258,7 @@ def _candidates(
     return dict(given)
 
 
-def _joined(found: list[Samples]) -> tuple[Inputs, Tensor | None]:
+def _concatenate(found: list[SampleBatch]) -> tuple[Inputs, Tensor | None]:
     nests, labels = [s.inputs.nest for s in found], [s.labels for s in found]
     names = list(nests[0]) if isinstance(nests[0], dict) else None
     if isinstance(nests[0], Tensor):

@@ -11,17 +11,17 @@ from torch.fx import GraphModule
 aten = torch.ops.aten
 
 
-def convolution_back(
+def convolution_backward(
     g: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:  # fmt: skip
     """The gradient at the input of a convolution: a convolution the other way."""
-    beyond = _beyond(x.shape, g.shape, weight.shape, stride, padding, dilation, transposed)
+    beyond = _overhang(x.shape, g.shape, weight.shape, stride, padding, dilation, transposed)
     back = aten.convolution(g, weight, None, stride, padding, dilation, not transposed, beyond, groups)
     return back, None, None
 
 
-def with_convolutions_back(graph: GraphModule) -> GraphModule:
+def replace_convolution_backward(graph: GraphModule) -> GraphModule:
     """The graph with convolutions the other way for ways back through convolutions, as far as their sizes are fixed. Compiled,
     these take half the time and are right to rounding; torch's own are laid out anew and off by 1e-3."""
     for node in graph.graph.find_nodes(op="call_function", target=aten.convolution_backward.default):
@@ -30,7 +30,7 @@ def with_convolutions_back(graph: GraphModule) -> GraphModule:
         sizes = [t.meta["val"].shape for t in (x, g, weight)]
         if not all(isinstance(size, int) for shape in sizes for size in shape[2:]):
             continue
-        beyond = _beyond(sizes[0], sizes[1], sizes[2], stride, padding, dilation, transposed)
+        beyond = _overhang(sizes[0], sizes[1], sizes[2], stride, padding, dilation, transposed)
         args = (g, weight, None, stride, padding, dilation, not transposed, beyond, groups)
         with graph.graph.inserting_before(node):
             back = graph.graph.call_function(aten.convolution.default, args)
@@ -42,16 +42,16 @@ def with_convolutions_back(graph: GraphModule) -> GraphModule:
     return graph
 
 
-def adaptive_average_back(g: Tensor, x: Tensor) -> Tensor:
+def adaptive_avg_pool_backward(g: Tensor, x: Tensor) -> Tensor:
     """The gradient at the input of adaptive average pooling, along one dimension after the other."""
     for d in range(-(x.dim() - 2), 0):
         number, size, bins = torch.arange(g.shape[d], device=g.device), x.shape[d], g.shape[d]
         start, stop = number * size // bins, ((number + 1) * size + bins - 1) // bins
-        g = _spread(g, d, start, stop, size, stop - start)
+        g = _distribute(g, d, start, stop, size, stop - start)
     return g
 
 
-def average_back(
+def avg_pool_backward(
     g: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
     count_include_pad: bool, divisor: int | None,
 ) -> Tensor:  # fmt: skip
@@ -59,17 +59,17 @@ def average_back(
     spatial = len(kernel)
     stride = stride or kernel
     for i, d in enumerate(range(-spatial, 0)):
-        (k, s, p), size = [_of(sizes, i) for sizes in (kernel, stride, padding)], x.shape[d]
+        (k, s, p), size = [_at(sizes, i) for sizes in (kernel, stride, padding)], x.shape[d]
         start = torch.arange(g.shape[d], device=g.device) * s - p
         stop = (start + k).clamp(max=size + p)
         inside = start.clamp(min=0), stop.clamp(max=size)
         count = stop - start if count_include_pad else inside[1] - inside[0]
         count = count if divisor is None else torch.ones_like(start)
-        g = _spread(g, d, *inside, size, count)
+        g = _distribute(g, d, *inside, size, count)
     return g if divisor is None else g / divisor
 
 
-def winners_back(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
+def max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
     """The gradient at the input of max pooling: all of it where the winner is."""
     *_, indices = rest
     spatial = x.dim() - 2 if x.dim() > 3 else 2
@@ -77,7 +77,7 @@ def winners_back(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return flat.scatter_add(-1, indices.flatten(-spatial), g.flatten(-spatial)).view(x.shape)
 
 
-def _beyond(
+def _overhang(
     x: torch.Size, g: torch.Size, weight: torch.Size, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     transposed: bool,
 ) -> list[int]:  # fmt: skip
@@ -88,11 +88,11 @@ def _beyond(
     return [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in sizes]
 
 
-def _of(sizes: Sequence[int], i: int) -> int:
+def _at(sizes: Sequence[int], i: int) -> int:
     return sizes[i] if len(sizes) > 1 else sizes[0]
 
 
-def _spread(g: Tensor, dim: int, start: Tensor, stop: Tensor, size: int, count: Tensor) -> Tensor:
+def _distribute(g: Tensor, dim: int, start: Tensor, stop: Tensor, size: int, count: Tensor) -> Tensor:
     """The count-th part of each value to all places from start to stop along a dimension."""
     place = torch.arange(size, device=g.device)
     shares = ((place >= start[:, None]) & (place < stop[:, None])).to(g.dtype)
@@ -100,7 +100,7 @@ def _spread(g: Tensor, dim: int, start: Tensor, stop: Tensor, size: int, count: 
     return (g.movedim(dim, -1) @ shares).movedim(-1, dim)
 
 
-def average(
+def avg_pool(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
     count_include_pad: bool = True, divisor: int | None = None,
 ) -> Tensor:  # fmt: skip
@@ -108,21 +108,21 @@ def average(
     if divisor is None:
         return NotImplemented
     spatial = x.dim() - 2
-    share = prod(_of(kernel, i) for i in range(spatial)) / divisor
+    share = prod(_at(kernel, i) for i in range(spatial)) / divisor
     pooling = aten.avg_pool2d if spatial == 2 else aten.avg_pool3d
     return pooling(x, kernel, stride, padding, ceil_mode, True) * share
 
 
-FORMS: dict[Any, Callable[..., Any]] = {
-    aten.convolution_backward.default: convolution_back,
-    aten._adaptive_avg_pool2d_backward.default: adaptive_average_back,
-    aten._adaptive_avg_pool3d_backward.default: adaptive_average_back,
-    aten.avg_pool2d.default: average,
-    aten.avg_pool3d.default: average,
-    aten.avg_pool2d_backward.default: average_back,
-    aten.avg_pool3d_backward.default: average_back,
-    aten.max_pool2d_with_indices_backward.default: winners_back,
-    aten.max_pool3d_with_indices_backward.default: winners_back,
-    aten.adaptive_max_pool2d_backward.default: winners_back,
-    aten.adaptive_max_pool3d_backward.default: winners_back,
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.convolution_backward.default: convolution_backward,
+    aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool_backward,
+    aten._adaptive_avg_pool3d_backward.default: adaptive_avg_pool_backward,
+    aten.avg_pool2d.default: avg_pool,
+    aten.avg_pool3d.default: avg_pool,
+    aten.avg_pool2d_backward.default: avg_pool_backward,
+    aten.avg_pool3d_backward.default: avg_pool_backward,
+    aten.max_pool2d_with_indices_backward.default: max_pool_backward,
+    aten.max_pool3d_with_indices_backward.default: max_pool_backward,
+    aten.adaptive_max_pool2d_backward.default: max_pool_backward,
+    aten.adaptive_max_pool3d_backward.default: max_pool_backward,
 }

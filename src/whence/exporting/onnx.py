@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.export import ExportedProgram, default_decompositions
 
 from whence.errors import MissingPackageError, ModelError, first_line
-from whence.exporting.backward_decompositions import FORMS
-from whence.exporting.signature import names
+from whence.exporting.backward_decompositions import DECOMPOSITIONS
+from whence.exporting.signature import signature_names
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
@@ -25,8 +25,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     except ImportError:
         raise MissingPackageError("onnxscript is not installed; pip install 'whence[onnx]'") from None
     decompositions = default_decompositions()
-    decompositions.update(FORMS)
-    inputs, outputs = map(list, names(program))
+    decompositions.update(DECOMPOSITIONS)
+    inputs, outputs = map(list, signature_names(program))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -43,7 +43,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     made.save(path)
 
 
-def opened_by_runtime(program: ExportedProgram, path: Path) -> Callable[..., dict[str, Tensor]] | None:
+def run_with_onnxruntime(program: ExportedProgram, path: Path) -> Callable[..., dict[str, Tensor]] | None:
     """The file as a function, where ONNX Runtime is installed.
 
     Raises `ModelError` for a file that it cannot run.
@@ -52,7 +52,7 @@ def opened_by_runtime(program: ExportedProgram, path: Path) -> Callable[..., dic
         import onnxruntime
     except ImportError:
         return None
-    inputs, outputs = names(program)
+    inputs, outputs = signature_names(program)
 
     def run(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(inputs, args, strict=False)) | kwargs

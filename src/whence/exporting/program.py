@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from whence.core.explainer import Naming, explanations
+from whence.core.explainer import DisplayNames, explanations
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.targets import Logit, Span, Target, check_classes
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, first_line
-from whence.exporting.backward_decompositions import with_convolutions_back
-from whence.exporting.program_files import check_writable, translated, write_program
-from whence.graphs.tracing import HOLDS, check_same, folded, given_tensors, write
-from whence.lrp.engine.prepared_model import Prepared
-from whence.lrp.training.differentiable import state_of
-from whence.methods.registry import Method, check_in_one_graph, named
+from whence.exporting.backward_decompositions import replace_convolution_backward
+from whence.exporting.program_files import check_writable, load_translated, write_program
+from whence.graphs.tracing import HOLDS, check_equal, fold_constants, input_tensors, trace
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.lrp.training.differentiable import state_tensors
+from whence.methods.registry import Method, check_single_graph, resolve_method
 
-GIVEN = ("output", "explained", "relevance", "relevance_sum", "absorbed", "layers", HOLDS)  # in this order
-BATCH = "batch"
+OUTPUT_NAMES = ("output", "explained", "relevance", "relevance_sum", "absorbed", "layers", HOLDS)  # in this order
+BATCH_DIM = "batch"
 
 
 @dataclass(frozen=True)
-class Asked(Logit):
+class RequestedClass(Logit):
     """The class that is asked for at each call, −1 for the likeliest."""
 
     def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
@@ -43,7 +43,7 @@ class Asked(Logit):
 
 def export(
     model: Callable[..., Any],
-    example: Nest,
+    example: Tree,
     target: Target = None,
     *,
     method: Method | str | None = None,
@@ -78,35 +78,35 @@ def export(
         check_writable(Path(out), compiled)
     elif compiled:
         raise InputError("compiled=True needs out=, where the package is written to")
-    way = named(method)
-    check_in_one_graph(way)
-    _check_fixed(target)
+    way = resolve_method(method)
+    check_single_graph(way)
+    _check_static_target(target)
     inputs = Inputs.of(example).detached()
     if inputs.whole:
         raise InputError("inputs of which some belong to all samples cannot be exported; wrap the model around them")
     several = inputs if inputs.batch_size > 1 else inputs.repeated(2, {})
-    device = next(t.device for t in given_tensors(inputs, None).values())
-    asked = Asked(torch.full((several.batch_size,), -1, device=device)) if target is None else target
+    device = next(t.device for t in input_tensors(inputs, None).values())
+    asked = RequestedClass(torch.full((several.batch_size,), -1, device=device)) if target is None else target
 
-    def explained(nest: Nest, target: Target) -> Explanation:
-        return next(explanations(Prepared(model), way, nest, [target], layers, False, Naming()))
+    def explained(nest: Tree, target: Target) -> Explanation:
+        return next(explanations(PreparedModel(model), way, nest, [target], layers, False, DisplayNames()))
 
     explained(several.nest, target)  # which raises what there is to raise
-    shapes = _shapes(several, asked, dynamic_shapes or {})
-    written = write(explained, several, asked, {name: list(sizes) for name, sizes in shapes.items()})
-    whole = with_convolutions_back(written.graph) if compiled else written.graph
-    graph = _named(folded(_only(whole)), model)
-    program = _exported(graph, several, given_tensors(several, asked), shapes)
+    shapes = _dynamic_dims(several, asked, dynamic_shapes or {})
+    written = trace(explained, several, asked, {name: list(sizes) for name, sizes in shapes.items()})
+    whole = replace_convolution_backward(written.graph) if compiled else written.graph
+    graph = _with_model_names(fold_constants(_keep_outputs(whole)), model)
+    program = _export_graph(graph, several, input_tensors(several, asked), shapes)
     seen = [
         (other, explained(other.nest, target)) for other in (several.of_samples(torch.tensor([0])), several.repeated(2, {}))
     ]
-    _check(program.module(), seen, target)
+    _check_matches(program.module(), seen, target)
     if out is not None:
         path = Path(out)
         write_program(program, path, model, way, compiled)
         try:
-            if (made := translated(program, path, compiled)) is not None:
-                _check(made, seen, target)
+            if (made := load_translated(program, path, compiled)) is not None:
+                _check_matches(made, seen, target)
         except ModelError:
             path.unlink()
             raise
@@ -115,15 +115,17 @@ def export(
     return program
 
 
-def _check(program: Callable[..., dict[str, Tensor]], seen: Sequence[tuple[Inputs, Explanation]], target: Target) -> None:
+def _check_matches(
+    program: Callable[..., dict[str, Tensor]], seen: Sequence[tuple[Inputs, Explanation]], target: Target
+) -> None:
     """Raise where it does not give what was seen."""
     for inputs, e in seen:
-        given = given_tensors(inputs, e.target if target is None else None)  # type: ignore[arg-type]
+        given = input_tensors(inputs, e.target if target is None else None)  # type: ignore[arg-type]
         found = program(*given.values()) if inputs.names is None else program(**given)
-        check_same(found, e)
+        check_equal(found, e)
 
 
-def _check_fixed(target: Target) -> None:
+def _check_static_target(target: Target) -> None:
     indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
     if any(isinstance(index, Tensor | list | tuple | np.ndarray) for index in indices) or isinstance(target, Span):
         raise RuleError(
@@ -131,9 +133,9 @@ def _check_fixed(target: Target) -> None:
         )
 
 
-def _shapes(inputs: Inputs, target: Target, others: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+def _dynamic_dims(inputs: Inputs, target: Target, others: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
     """Of every tensor by name, the dimensions that may vary."""
-    given, batch = given_tensors(inputs, target), Dim(BATCH)
+    given, batch = input_tensors(inputs, target), Dim(BATCH_DIM)
     wrong = next((name for name in others if name not in given), None)
     if wrong is not None:
         raise InputError(f"dynamic_shapes of {wrong!r}, which is none of the inputs {', '.join(given)}")
@@ -147,12 +149,12 @@ def _shapes(inputs: Inputs, target: Target, others: Mapping[str, Mapping[int, An
     return found
 
 
-def _only(graph: GraphModule) -> GraphModule:
+def _keep_outputs(graph: GraphModule) -> GraphModule:
     """With the outputs alone that are promised."""
     (output,) = graph.graph.find_nodes(op="output")
     (found,) = output.args
     found = {"explained" if name == "target" else name: t for name, t in found.items()}  # an input is named target
-    output.args = ({name: t for kind in GIVEN for name, t in found.items() if name.split(".")[0] == kind},)
+    output.args = ({name: t for kind in OUTPUT_NAMES for name, t in found.items() if name.split(".")[0] == kind},)
     for view in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         view.target = torch.ops.aten.reshape.default  # compilers lay tensors out in other ways
     graph.graph.eliminate_dead_code()
@@ -160,14 +162,14 @@ def _only(graph: GraphModule) -> GraphModule:
     return graph
 
 
-def _named(graph: GraphModule, model: Any) -> GraphModule:
+def _with_model_names(graph: GraphModule, model: Any) -> GraphModule:
     """With weights under the names that they have in the model."""
-    state = state_of(model) if isinstance(model, nn.Module) else {}
-    names = {_place(t): name.replace(".", "_") for name, t in state.items()}
+    state = state_tensors(model) if isinstance(model, nn.Module) else {}
+    names = {_storage_key(t): name.replace(".", "_") for name, t in state.items()}
     taken = dict(graph.named_buffers())
     for node in graph.graph.find_nodes(op="get_attr"):
         t = taken[node.target]
-        name = names.get(_place(t))
+        name = names.get(_storage_key(t))
         if name is not None and not hasattr(graph, name):
             graph.register_buffer(name, t)
             delattr(graph, node.target)
@@ -176,11 +178,11 @@ def _named(graph: GraphModule, model: Any) -> GraphModule:
     return graph
 
 
-def _place(t: Tensor) -> tuple:
+def _storage_key(t: Tensor) -> tuple:
     return t.data_ptr(), t.dtype, t.shape, t.stride()
 
 
-class _Program(nn.Module):
+class _NamedProgram(nn.Module):
     """A graph that is called by the names of what it is given, and gives a plain dict."""
 
     def __init__(self, graph: GraphModule, names: Sequence[str]):
@@ -195,13 +197,13 @@ class _Program(nn.Module):
         self.forward = forward
 
 
-def _exported(
+def _export_graph(
     graph: GraphModule, inputs: Inputs, given: dict[str, Tensor], shapes: dict[str, dict[int, Any]]
 ) -> ExportedProgram:
     args, kwargs = (tuple(given.values()), {}) if inputs.names is None else ((), given)
     try:
         with torch.no_grad():
-            return torch.export.export(_Program(graph, list(given)), args, kwargs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(_NamedProgram(graph, list(given)), args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         _, _, wanted = str(error).partition("Suggested fixes:")
         fixes = ", ".join(line.strip() for line in wanted.strip().split("\n\n")[0].splitlines())

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from whence.core.fingerprints import fingerprint
-from whence.core.trees import described
+from whence.core.trees import short_repr
 from whence.errors import InputError, LoadError, ModelError, first_line
 
-ABOUT = "whence.json"  # in a .pt2: the method, and a fingerprint of the model
+METADATA_FILE = "whence.json"  # in a .pt2: the method, and a fingerprint of the model
 SUFFIXES = (".pt2", ".onnx")
 
 
@@ -30,7 +30,7 @@ def check_writable(path: Path, compiled: bool) -> None:
 
 
 def write_program(program: ExportedProgram, path: Path, model: Any, method: Any, compiled: bool) -> None:
-    about = json.dumps({"method": described(method), "fingerprint": fingerprint(model)})
+    about = json.dumps({"method": short_repr(method), "fingerprint": fingerprint(model)})
     if path.suffix == ".onnx":
         from whence.exporting.onnx import write_onnx
 
@@ -44,18 +44,18 @@ def write_program(program: ExportedProgram, path: Path, model: Any, method: Any,
             torch.export.save(program, path)
     with zipfile.ZipFile(path, "a") as package:
         folder = package.namelist()[0].split("/")[0]
-        package.writestr(f"{folder}/extra/{ABOUT}", about)
+        package.writestr(f"{folder}/extra/{METADATA_FILE}", about)
 
 
-def translated(program: ExportedProgram, path: Path, compiled: bool) -> Callable[..., dict[str, Tensor]] | None:
+def load_translated(program: ExportedProgram, path: Path, compiled: bool) -> Callable[..., dict[str, Tensor]] | None:
     """What a compiler or ONNX made of the program, as a function; None of what is the program itself, or not run here."""
     if compiled:
         return torch._inductor.aoti_load_package(str(path.resolve()))
     if path.suffix == ".pt2":
         return None
-    from whence.exporting.onnx import opened_by_runtime
+    from whence.exporting.onnx import run_with_onnxruntime
 
-    return opened_by_runtime(program, path)
+    return run_with_onnxruntime(program, path)
 
 
 def check_exported(path: str | Path, model: Any) -> None:
@@ -67,7 +67,7 @@ def check_exported(path: str | Path, model: Any) -> None:
     """
     try:
         with zipfile.ZipFile(path) as package:
-            kept = next(name for name in [*package.namelist(), ABOUT] if name.endswith(ABOUT))
+            kept = next(name for name in [*package.namelist(), METADATA_FILE] if name.endswith(METADATA_FILE))
             before = json.loads(package.read(kept))["fingerprint"]
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise LoadError(f"{path} is no .pt2 that whence exported: {first_line(error)}") from error

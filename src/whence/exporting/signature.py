@@ -11,7 +11,7 @@ Shapes = dict[str, list[int | str]]
 
 def signature(program: ExportedProgram) -> tuple[Shapes, Shapes]:
     """What it takes and gives, by name, in order; the sizes that may vary by their names."""
-    inputs, outputs = names(program)
+    inputs, outputs = signature_names(program)
     nodes = {node.name: node.meta["val"] for node in program.graph.nodes if isinstance(node.meta.get("val"), Tensor)}
     symbols = {str(nodes[name].shape[0]): "batch" for name in inputs if not isinstance(nodes[name].shape[0], int)}
 
@@ -22,7 +22,7 @@ def signature(program: ExportedProgram) -> tuple[Shapes, Shapes]:
     return {name: shape(nodes[name]) for name in inputs}, {name: shape(nodes[str(node)]) for name, node in given}
 
 
-def names(program: ExportedProgram) -> tuple[Sequence[str], Sequence[str]]:
+def signature_names(program: ExportedProgram) -> tuple[Sequence[str], Sequence[str]]:
     """Of the inputs and the outputs, in order."""
     spec: Any = program.call_spec.out_spec
     return [str(name) for name in program.graph_signature.user_inputs], list(spec.context)

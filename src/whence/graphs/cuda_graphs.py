@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 Program = Callable[..., dict[str, Tensor]]
-ROUNDS_BEFORE = 2  # in which libraries choose their kernels and take their memory
+WARMUP_RUNS = 2  # in which libraries choose their kernels and take their memory
 
 
-class Recorded:
+class CudaGraph:
     """A program of CUDA tensors of these shapes, as a CUDA graph. It keeps the memory of one run."""
 
     def __init__(self, program: Program, tensors: Sequence[Tensor]):
@@ -23,7 +23,7 @@ class Recorded:
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            for _ in range(ROUNDS_BEFORE):
+            for _ in range(WARMUP_RUNS):
                 program(*self._given)
         here.wait_stream(aside)
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
@@ -40,7 +40,7 @@ class Recorded:
         return found
 
 
-def recorded(program: Program, tensors: Sequence[Tensor]) -> Program:
+def as_cuda_graph(program: Program, tensors: Sequence[Tensor]) -> Program:
     """The program recorded; itself where it does not run on one CUDA device alone, or waits for values on its way."""
     constants = program.buffers() if isinstance(program, nn.Module) else ()
     devices = {t.device for t in (*tensors, *constants) if t.is_cuda}
@@ -48,6 +48,6 @@ def recorded(program: Program, tensors: Sequence[Tensor]) -> Program:
         return program
     try:
         with torch.cuda.device(devices.pop()):
-            return Recorded(program, tensors)
+            return CudaGraph(program, tensors)
     except RuntimeError:
         return program

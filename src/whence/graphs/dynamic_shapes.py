@@ -18,12 +18,12 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.errors import ModelError
-from whence.lrp.torch_compat.traced_constants import OURS, line_of_the_model
+from whence.lrp.torch_compat.traced_constants import INTERNAL_PATHS, user_code_line
 
-ASKING = ("/fx/experimental/", "/torch/__init__.py", "/_dynamo/", "/utils/")  # of torch, on the way from who asks
+GUARD_SOURCES = ("/fx/experimental/", "/torch/__init__.py", "/_dynamo/", "/utils/")  # of torch, on the way from who asks
 
 
-class Environment(ShapeEnv):
+class StrictShapeEnv(ShapeEnv):
     """Remembers where a size that was to vary is taken as a number."""
 
     def __init__(self):
@@ -34,25 +34,25 @@ class Environment(ShapeEnv):
     def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
         found = super().evaluate_expr(*args, **kwargs)
-        if len(self.guards) > before and (line := _line_that_decides()):
+        if len(self.guards) > before and (line := _line_of_guard()):
             self.decided_in.append(line)
         return found
 
     def _set_replacement(self, a: Any, tgt: Any, msg: str) -> None:
         if getattr(tgt, "is_number", False):
-            self.fixed_in.setdefault(a, line_of_the_model())
+            self.fixed_in.setdefault(a, user_code_line())
         super()._set_replacement(a, tgt, msg)
 
 
 @contextmanager
-def of_any_size(given: Mapping[str, Tensor], sizes: Mapping[str, Collection[int]]) -> Iterator[list[Tensor]]:
+def symbolic_tensors(given: Mapping[str, Tensor], sizes: Mapping[str, Collection[int]]) -> Iterator[list[Tensor]]:
     """Tensors like the given without their values, of `sizes` that may vary.
 
     Raises `ModelError`, at the end, for sizes that were taken as numbers, and for what depends on values.
     """
-    environment = Environment()
+    environment = StrictShapeEnv()
     fake = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
-    tensors = [_like(t, name, sizes.get(name, ()), fake) for name, t in given.items()]
+    tensors = [_symbolic_like(t, name, sizes.get(name, ()), fake) for name, t in given.items()]
     try:
         # other kernels of attention are those of one machine; without Python's dispatcher C++ would read sizes as numbers
         with sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
@@ -60,7 +60,7 @@ def of_any_size(given: Mapping[str, Tensor], sizes: Mapping[str, Collection[int]
     except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
         raise ModelError(
             "how many numbers are computed depends on the values of tensors (x[mask], nonzero, unique), in "
-            f"{line_of_the_model(traceback.extract_tb(error.__traceback__))}: there is no one graph of it"
+            f"{user_code_line(traceback.extract_tb(error.__traceback__))}: there is no one graph of it"
         ) from error
     for name, t in zip(given, tensors, strict=True):
         for d in sizes.get(name, ()):
@@ -69,23 +69,23 @@ def of_any_size(given: Mapping[str, Tensor], sizes: Mapping[str, Collection[int]
         raise ModelError(f"the model decides by sizes that vary, in {environment.decided_in[0]}: there is no one graph of it")
 
 
-def _line_that_decides() -> str:
+def _line_of_guard() -> str:
     """The line that asked, if it is neither torch's nor ours."""
     for frame in reversed(traceback.extract_stack()[:-1]):
-        if frame.filename.startswith(OURS[0]) and any(part in frame.filename for part in ASKING):
+        if frame.filename.startswith(INTERNAL_PATHS[0]) and any(part in frame.filename for part in GUARD_SOURCES):
             continue
         if frame.filename == __file__:
             continue
-        return "" if frame.filename.startswith(OURS) else f"line {frame.lineno} of {frame.filename}"
+        return "" if frame.filename.startswith(INTERNAL_PATHS) else f"line {frame.lineno} of {frame.filename}"
     return ""
 
 
-def _like(t: Tensor, name: str, sizes: Collection[int], fake: FakeTensorMode) -> Tensor:
+def _symbolic_like(t: Tensor, name: str, sizes: Collection[int], fake: FakeTensorMode) -> Tensor:
     kinds = [DimDynamic.DYNAMIC if d in sizes else DimDynamic.STATIC for d in range(t.dim())]
     return fake.from_tensor(t, symbolic_context=StatelessSymbolicContext(kinds), source=ConstantSource(name))
 
 
-def _check_varies(name: str, d: int, size: Any, environment: Environment) -> None:
+def _check_varies(name: str, d: int, size: Any, environment: StrictShapeEnv) -> None:
     fixed = size if isinstance(size, int) else size.node.maybe_as_int()
     if fixed is not None:
         where = "" if isinstance(size, int) else f", in {environment.fixed_in.get(size.node._expr, 'a line of its own')}"

@@ -16,23 +16,23 @@ from torch.utils._python_dispatch import _disable_current_modes
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target
-from whence.core.trees import Nest, tensors
+from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, ModelError
-from whence.lrp.torch_compat.deferred_checks import unseen_values
-from whence.lrp.torch_compat.traced_constants import DECISIONS
+from whence.lrp.torch_compat.deferred_checks import defer_checks
+from whence.lrp.torch_compat.traced_constants import CONSTANT_READS
 
 HOLDS = "holds"
-WRITING = threading.Lock()  # torch patches modules of the whole process while it traces
+TRACE_LOCK = threading.Lock()  # torch patches modules of the whole process while it traces
 CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
-OTHERWISE = "the model computes something else each time, or while its graph is written"
-MADE_AT_RANDOM = torch.Tag.nondeterministic_seeded
+MISMATCH_REASON = "the model computes something else each time, or while its graph is written"
+RANDOM_TAG = torch.Tag.nondeterministic_seeded
 
-Explained = Callable[[Nest, Target], Explanation]
+ExplainFunction = Callable[[Tree, Target], Explanation]
 Sizes = Mapping[str, Collection[int]]  # of the tensors by name, the dimensions that may have another size
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class TracedExplanation:
     """The graph takes tensors in the order of `given_tensors`, and gives numbers by name, `holds` among them: whether all is so
     that the explanation would have raised no error."""
 
@@ -40,33 +40,33 @@ class Written:
     like: Explanation  # of what was written down; its words are those of all
 
 
-def write(explained: Explained, inputs: Inputs, target: Target, sizes: Sizes | None = None) -> Written:
+def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Sizes | None = None) -> TracedExplanation:
     """What `explained(inputs, target)` does, of tensors like these, or of other `sizes`. Weights are read where they lie.
 
     Raises `ModelError` where the model decides by values, and for sizes that cannot vary.
     """
-    given = given_tensors(inputs, target)
+    given = input_tensors(inputs, target)
     made: list[Explanation] = []
 
     def program(*tensors: Tensor) -> dict[str, Tensor]:
         named = dict(zip(given, tensors, strict=True))
-        with unseen_values() as conditions:
+        with defer_checks() as conditions:
             e = explained(*_with_tensors(inputs, target, named))
             found = {name: t.detach() for name, t in e.named_tensors().items()}
-            found[HOLDS] = _all(conditions)
+            found[HOLDS] = _all_hold(conditions)
         made.append(e)
         return found
 
     tracing = "real" if sizes is None else "fake"
-    with WRITING, _tensors(given, sizes) as tensors:
-        graph = make_fx(program, DECISIONS, tracing_mode=tracing, _allow_non_fake_inputs=True)(*tensors)
+    with TRACE_LOCK, _tensors(given, sizes) as tensors:
+        graph = make_fx(program, CONSTANT_READS, tracing_mode=tracing, _allow_non_fake_inputs=True)(*tensors)
     _check_writes_nothing(graph.graph)
     _name_inputs(graph.graph, list(given))
-    _without_repeated_constants(graph)
-    return Written(graph, made[-1])
+    _merge_repeated_constants(graph)
+    return TracedExplanation(graph, made[-1])
 
 
-def given_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
+def input_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
     """What changes from call to call, by name: the parts of the inputs that are tensors, and the indices of the target."""
     if inputs.arrays:
         raise ModelError("functions of NumPy arrays cannot be written down as a graph; give a model made of torch functions")
@@ -82,10 +82,10 @@ def given_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
     return found
 
 
-def check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
+def check_equal(found: Mapping[str, Tensor], e: Explanation) -> None:
     """Raise where a graph gives something else than the explanation does: other numbers, or other than it names."""
     wanted = e.named_tensors()
-    largest = max(float(t.abs().max()) for t in (e.output, *tensors(e.relevance).values()))
+    largest = max(float(t.abs().max()) for t in (e.output, *named_leaves(e.relevance).values()))
     for name in wanted.keys() & found.keys():
         t = wanted[name].double()
         if not t.numel():
@@ -93,11 +93,12 @@ def check_same(found: Mapping[str, Tensor], e: Explanation) -> None:
         off = float((found[name].to(t) - t).abs().max())
         if not off <= CLOSE * max(largest, float(t.abs().max())):
             raise ModelError(
-                f"the graph gives other numbers for {name} than explain() (off by {off:.1e}, for {len(e)} samples): {OTHERWISE}"
+                f"the graph gives other numbers for {name} than explain() (off by {off:.1e}, for {len(e)} samples): "
+                f"{MISMATCH_REASON}"
             )
 
 
-def folded(written: GraphModule) -> GraphModule:
+def fold_constants(written: GraphModule) -> GraphModule:
     """With all that is made of constants alone, weights above all, computed once and for all."""
     graph = Graph()
     graph.output(graph.graph_copy(written.graph, {}))
@@ -118,7 +119,7 @@ def folded(written: GraphModule) -> GraphModule:
 def _constants(graph: Graph, root: GraphModule) -> dict[Node, Any]:
     """The values of all nodes that no input changes, and that nothing is written to."""
     values: dict[Node, Any] = {}
-    kept = _written_to(graph)
+    kept = _mutated_nodes(graph)
     with torch.no_grad(), _disable_current_modes():
         for node in graph.nodes:
             target: Any = node.target
@@ -132,28 +133,28 @@ def _constants(graph: Graph, root: GraphModule) -> dict[Node, Any]:
 def _is_constant(node: Node, values: Mapping[Node, Any]) -> bool:
     if not all(before in values for before in node.all_input_nodes):
         return False
-    return node.target is getitem or MADE_AT_RANDOM not in getattr(node.target, "tags", ())
+    return node.target is getitem or RANDOM_TAG not in getattr(node.target, "tags", ())
 
 
-def _written_to(graph: Graph) -> set[Node]:
+def _mutated_nodes(graph: Graph) -> set[Node]:
     """The nodes whose values are overwritten later on, and those that they are views of."""
-    open_ends = [given for node in graph.nodes for given in _aliased(node, written=True)]
+    open_ends = [given for node in graph.nodes for given in _aliases(node, written=True)]
     found: set[Node] = set()
     for node in open_ends:  # grows as it is read
         if node not in found:
             found.add(node)
-            open_ends += node.all_input_nodes if node.target is getitem else _aliased(node)
+            open_ends += node.all_input_nodes if node.target is getitem else _aliases(node)
     return found
 
 
 def _check_writes_nothing(graph: Graph) -> None:
-    if any(node.op == "get_attr" for node in _written_to(graph)):
+    if any(node.op == "get_attr" for node in _mutated_nodes(graph)):
         raise ModelError(
             "the model overwrites a tensor of its own (a buffer, a cache) as it runs; a graph would do so but once"
         )
 
 
-def _aliased(node: Node, written: bool = False) -> list[Node]:
+def _aliases(node: Node, written: bool = False) -> list[Node]:
     """What a function gives views of, or, `written`, what it overwrites."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
@@ -173,12 +174,12 @@ def _tensors(given: Mapping[str, Tensor], sizes: Sizes | None) -> AbstractContex
     """What the graph is written of."""
     if sizes is None:
         return nullcontext(list(given.values()))
-    from whence.graphs.dynamic_shapes import of_any_size  # slow to import
+    from whence.graphs.dynamic_shapes import symbolic_tensors  # slow to import
 
-    return of_any_size(given, sizes)
+    return symbolic_tensors(given, sizes)
 
 
-def _with_tensors(inputs: Inputs, target: Target, named: Mapping[str, Tensor]) -> tuple[Nest, Target]:
+def _with_tensors(inputs: Inputs, target: Target, named: Mapping[str, Tensor]) -> tuple[Tree, Target]:
     tensors = iter(named.values())
     parts = {i: next(tensors) if isinstance(part, Tensor) else part for i, part in enumerate(inputs.parts)}
     if isinstance(target, Logit):
@@ -188,7 +189,7 @@ def _with_tensors(inputs: Inputs, target: Target, named: Mapping[str, Tensor]) -
     return inputs.together(parts), named["target"] if isinstance(target, Tensor) else target
 
 
-def _all(conditions: Sequence[Tensor]) -> Tensor:
+def _all_hold(conditions: Sequence[Tensor]) -> Tensor:
     """Whether all hold, of parts of a model that may lie on several devices."""
     if not conditions:
         return torch.ones((), dtype=torch.bool)
@@ -201,7 +202,7 @@ def _name_inputs(graph: Graph, names: Sequence[str]) -> None:
         node.target = node.name = name
 
 
-def _without_repeated_constants(graph: GraphModule) -> None:
+def _merge_repeated_constants(graph: GraphModule) -> None:
     """One node for each tensor of the model."""
     first: dict[int, Node] = {}
     for node in list(graph.graph.nodes):

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from whence.core.explain import explain, explain_targets
 from whence.core.targets import Target
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, RuleError
-from whence.mechanistic.channel_relevance import by_channel, one_layer, strongest
+from whence.mechanistic.channel_relevance import resolve_layer, sum_by_channel, top_channels
 from whence.methods.registry import Method
-from whence.plotting.drawable import Drawable
+from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 5
+N_CHANNELS = 5
 
 
 @dataclass(frozen=True)
-class Edge:
+class GraphEdge:
     """The relevance of a channel that came by a channel of the next layer."""
 
     layer: str
@@ -31,7 +31,7 @@ class Edge:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class AttributionGraph(Drawable):
+class AttributionGraph(Result):
     """Channels of layers, from the input up, and what flowed from each to those of the layer before.
 
     >>> graph = whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"])
@@ -43,7 +43,7 @@ class AttributionGraph(Drawable):
     output: float
     target: str
     nodes: dict[str, dict[int, float]]  # by layer, from the input up
-    edges: Sequence[Edge]
+    edges: Sequence[GraphEdge]
 
     def __repr__(self) -> str:
         lines = [f"Attribution graph of {self.target} ({self.output:.4g})"]
@@ -54,21 +54,21 @@ class AttributionGraph(Drawable):
 
     def figure(self) -> "Figure":
         """Layers below each other, the output on top; lines as thick as what flowed, red for and blue against."""
-        from whence.plotting.layered_graph import layered
+        from whence.plotting.layered_graph import layered_graph_figure
 
         links = [((e.above, e.channel_above), (e.layer, e.channel), e.relevance) for e in self.edges]
         top = list(self.nodes)[-1]
         links += [(("", 0), (top, c), r) for c, r in self.nodes[top].items()]
-        return layered({**self.nodes, "": {0: self.output}}, links, f"{self.target}\n{self.output:.4g}")
+        return layered_graph_figure({**self.nodes, "": {0: self.output}}, links, f"{self.target}\n{self.output:.4g}")
 
 
 def attribution_graph(
     model: Callable[..., Any],
-    inputs: Nest,
+    inputs: Tree,
     layers: Sequence[str],
     target: Target = None,
     *,
-    channels: int = SHOWN,
+    channels: int = N_CHANNELS,
     method: Method | str | None = None,
     class_names: Any = (),
 ) -> AttributionGraph:
@@ -80,21 +80,21 @@ def attribution_graph(
     that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance, where
     nothing goes round it.
     """
-    layers = [one_layer(model, layer) for layer in layers]
+    layers = [resolve_layer(model, layer) for layer in layers]
     if len(layers) < 2 or len(set(layers)) != len(layers):
         raise RuleError(f"layers={layers}; give two or more, from the input up")
     whole = explain(model, inputs, target, method=method, layers=layers, class_names=class_names, progress=False)
     if len(whole) != 1:
         raise InputError(f"an attribution graph is that of one sample, not of {len(whole)}")
     output = float(whole.output)
-    relevance = {layer: by_channel(model, whole, layer)[0] for layer in layers}
-    nodes = {layer: {c: float(r[c]) for c in strongest(r, channels, output)} for layer, r in relevance.items()}
+    relevance = {layer: sum_by_channel(model, whole, layer)[0] for layer in layers}
+    nodes = {layer: {c: float(r[c]) for c in top_channels(r, channels, output)} for layer, r in relevance.items()}
     edges = []
     for layer, above in pairwise(layers):
         through = [{above: c} for c in nodes[above]]
         parts = explain_targets(model, inputs, [whole.target], method=method, layers=[layer], through=through)
         for channel_above, part in zip(nodes[above], parts, strict=True):
-            found = by_channel(model, part, layer)[0]
-            edges += [Edge(layer, c, above, channel_above, float(found[c])) for c in nodes[layer]]
+            found = sum_by_channel(model, part, layer)[0]
+            edges += [GraphEdge(layer, c, above, channel_above, float(found[c])) for c in nodes[layer]]
     (name,) = whole.target_names()
     return AttributionGraph(output, name, nodes, edges)

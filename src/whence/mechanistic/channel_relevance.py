@@ -7,33 +7,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.core.conditions import among
+from whence.core.conditions import check_indices
 from whence.core.explain import explain
 from whence.core.explanation import Explanation
-from whence.core.forward_record import Reading
+from whence.core.forward_record import ForwardRecord
 from whence.core.inputs import Inputs
 from whence.core.targets import Target
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, SelectorError
 from whence.lrp.torch_compat.module_tracker import named_layers
-from whence.methods.layer_reader import Reader, layer_shapes
+from whence.methods.layer_reader import LayerReader, layer_shapes
 from whence.methods.registry import Method
 
 
 def channel_relevance(
-    model: Callable[..., Any], inputs: Nest, layer: str, target: Target = None, *, method: Method | str | None = None
+    model: Callable[..., Any], inputs: Tree, layer: str, target: Target = None, *, method: Method | str | None = None
 ) -> Tensor:
     """The relevance of every channel of a layer, `[N, C]`: Σ over its places, from one backward pass.
 
     >>> R = whence.channel_relevance(model, x, "features.28", target=483)
     >>> R.topk(5)                                  # the five channels that carried most of the output
     """
-    layer = one_layer(model, layer)
+    layer = resolve_layer(model, layer)
     e = explain(model, inputs, target, method=method, layers=[layer], progress=False)
-    return by_channel(model, e, layer)
+    return sum_by_channel(model, e, layer)
 
 
-def one_layer(model: Callable[..., Any], layer: str) -> str:
+def resolve_layer(model: Callable[..., Any], layer: str) -> str:
     """The name of the layer that is meant, where a pattern fits one alone."""
     names = list(named_layers(model, [layer]))
     if len(names) > 1:
@@ -41,7 +41,7 @@ def one_layer(model: Callable[..., Any], layer: str) -> str:
     return names[0]
 
 
-def strongest(relevance: Tensor, count: int, output: float) -> list[int]:
+def top_channels(relevance: Tensor, count: int, output: float) -> list[int]:
     """The channels of most relevance `[C]` towards an output, the first so many."""
     if isinstance(count, bool) or count < 1:
         raise RuleError(f"channels={count}; give how many, at least 1, or which")
@@ -49,35 +49,35 @@ def strongest(relevance: Tensor, count: int, output: float) -> list[int]:
     return towards.topk(min(count, len(relevance))).indices.tolist()
 
 
-def place(number: int, shape: Sequence[int]) -> tuple[int, ...]:
+def unravel(number: int, shape: Sequence[int]) -> tuple[int, ...]:
     """Where an entry is whose number, row by row, is given."""
     return tuple(int(p) for p in torch.unravel_index(torch.tensor(number), tuple(shape)))
 
 
-def by_channel(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
+def sum_by_channel(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
     """Of an explanation that has the layer, `[N, C]`."""
-    relevance = channels_last(model, e, layer)
+    relevance = relevance_channels_last(model, e, layer)
     return relevance.flatten(1, -2).sum(1) if relevance.dim() > 2 else relevance
 
 
-def channels_last(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
+def relevance_channels_last(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
     """The relevance at a layer, `[N, …, C]`."""
     relevance = e.layers[layer]
     if isinstance(relevance, tuple):
         raise ModelError(f"layer '{layer}' ran {len(relevance)} times; name one that runs once")
-    return relevance.movedim(channel_dimension(model, layer, Inputs.of(e.inputs), relevance), -1)
+    return relevance.movedim(channel_dim(model, layer, Inputs.of(e.inputs), relevance), -1)
 
 
-def channel_dimension(model: Callable[..., Any], layer: str, inputs: Inputs, a: Tensor) -> int:
+def channel_dim(model: Callable[..., Any], layer: str, inputs: Inputs, a: Tensor) -> int:
     """The dimension of a layer's channels in its activation."""
     x = inputs.parts[min((*inputs.explained, *inputs.ids))]
-    reading = Reading.of_layers(x, named_layers(model, [layer]), model)
+    reading = ForwardRecord.of_layers(x, named_layers(model, [layer]), model)
     reading.layers[layer] = a
     return reading.channels_at(layer)
 
 
 @dataclass(frozen=True)
-class Window:
+class CropWindow:
     """A rectangle of a picture, in pixels."""
 
     rows: slice
@@ -87,32 +87,32 @@ class Window:
         return picture[..., self.rows, self.columns]
 
 
-def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: int, position: tuple[int, ...]) -> Window:
+def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: int, position: tuple[int, ...]) -> CropWindow:
     """The part of the picture `[1, C, H, W]` that a place of a layer's channel answers to: where its gradient is not zero.
 
     >>> whence.mechanistic.channel_relevance.receptive_field(model, x, "features.10", 3, (5, 7)).of(x)
     """
     if x.dim() != 4 or len(x) != 1:
         raise InputError(f"a receptive field is that in one picture [1, C, H, W], not in {tuple(x.shape)}")
-    reader = Reader(model, [one_layer(model, layer)])
+    reader = LayerReader(model, [resolve_layer(model, layer)])
     with torch.inference_mode(False), torch.enable_grad():
         given = x.detach().clone().requires_grad_()
         reading = reader(given)
         (layer,) = reading.layers
         a = reading.layers[layer].movedim(reading.channels_at(layer), -1)
-        (channel,) = among([channel], a.shape[-1], "channel")
+        (channel,) = check_indices([channel], a.shape[-1], "channel")
         a = a[0, ..., channel]
         if len(position) != a.dim() or not all(0 <= p < n for p, n in zip(position, a.shape, strict=True)):
             raise SelectorError(f"position {position} is not among the {tuple(a.shape)} places of layer '{layer}'")
         (g,) = torch.autograd.grad(a[position], given)
     seen = (g[0] != 0).any(0)
     if not seen.any():  # a unit that is off
-        return Window(slice(0, x.shape[2]), slice(0, x.shape[3]))
+        return CropWindow(slice(0, x.shape[2]), slice(0, x.shape[3]))
     rows, columns = (seen.any(dim).nonzero().flatten() for dim in (1, 0))
-    return Window(slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    return CropWindow(slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
 
 
-def last_picture_layer(model: Callable[..., Any], inputs: Tensor) -> str:
+def last_conv_layer(model: Callable[..., Any], inputs: Tensor) -> str:
     """The last convolution of the model whose channels are no classes yet: what is looked at if no layer is named."""
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     with torch.no_grad():

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from whence.core.conditions import among
-from whence.core.devices import beside
+from whence.core.conditions import check_indices
+from whence.core.devices import to_device_of
 from whence.core.explain import explain, explain_targets
 from whence.core.explanation import Explanation
 from whence.core.inputs import check_model
@@ -16,16 +16,16 @@ from whence.core.progress import Progress
 from whence.core.targets import Target
 from whence.errors import InputError, RuleError, SelectorError
 from whence.mechanistic.channel_relevance import (
-    by_channel,
-    channels_last,
-    last_picture_layer,
-    one_layer,
-    place,
+    last_conv_layer,
     receptive_field,
-    strongest,
+    relevance_channels_last,
+    resolve_layer,
+    sum_by_channel,
+    top_channels,
+    unravel,
 )
 from whence.methods.registry import Method
-from whence.plotting.drawable import Drawable
+from whence.plotting.drawable import Result
 from whence.prototypes.activation_maximization import prototype
 from whence.prototypes.objectives import Channel
 from whence.prototypes.top_samples import top_samples
@@ -33,12 +33,12 @@ from whence.prototypes.top_samples import top_samples
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 5
-REFERENCES = 4
+N_CHANNELS = 5
+N_REFERENCES = 4
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceSample:
     """A sample of the data in which a channel has much relevance: the part that its most relevant place sees."""
 
     index: int
@@ -47,7 +47,7 @@ class Reference:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Concepts(Drawable):
+class Concepts(Result):
     """The channels of a layer that carried an output, the most relevant first.
 
     >>> found = whence.concepts(model, photo, "features.12", data=x_train)
@@ -61,7 +61,7 @@ class Concepts(Drawable):
     relevance: Tensor  # [C], of every channel of the layer
     whole: Explanation
     explanations: Sequence[Explanation]  # through each of the channels
-    references: Sequence[Sequence[Reference]] = ()
+    references: Sequence[Sequence[ReferenceSample]] = ()
     prototypes: Tensor | None = None  # [k, C, H, W]
 
     @property
@@ -88,7 +88,7 @@ class Concepts(Drawable):
 
     def figure(self) -> "Figure":
         """The picture and its heatmap; below, a row a channel: where it is relevant, its references, its prototype."""
-        from whence.plotting.concepts import Row, answer
+        from whence.plotting.concepts import ConceptRow, concept_figure
 
         x, output = self.whole.inputs[0], float(self.whole.output)
         rows = []
@@ -96,8 +96,8 @@ class Concepts(Drawable):
             references = self.references[k] if self.references else ()
             made = None if self.prototypes is None else self.prototypes[k]
             title = f"channel {channel}\n{float(self.shares[k]):.1%} of the output"
-            rows.append(Row(title, e.relevance[0], [(r.crop, r.relevance) for r in references], made))
-        return answer(x, self.whole.relevance[0], f"{self.whole.heading()}:  f = {output:.4g}", self.layer, rows)
+            rows.append(ConceptRow(title, e.relevance[0], [(r.crop, r.relevance) for r in references], made))
+        return concept_figure(x, self.whole.relevance[0], f"{self.whole.heading()}:  f = {output:.4g}", self.layer, rows)
 
 
 def concepts(
@@ -106,9 +106,9 @@ def concepts(
     layer: str | None = None,
     target: Target = None,
     *,
-    channels: int | Sequence[int] = SHOWN,
+    channels: int | Sequence[int] = N_CHANNELS,
     data: Tensor | None = None,
-    references: int = REFERENCES,
+    references: int = N_REFERENCES,
     prototypes: bool | Mapping[str, Any] = False,
     method: Method | str | None = None,
     class_names: Any = (),
@@ -130,20 +130,20 @@ def concepts(
     check_model(model)
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or len(inputs) != 1:
         raise InputError(f"concepts are those of one picture [1, C, H, W], not of {getattr(inputs, 'shape', type(inputs))}")
-    layer = last_picture_layer(model, inputs) if layer is None else one_layer(model, layer)
+    layer = last_conv_layer(model, inputs) if layer is None else resolve_layer(model, layer)
     if references < 0:
         raise RuleError(f"references={references}; give how many samples a channel, or 0 for none")
     whole = explain(model, inputs, target, method=method, layers=[layer], class_names=class_names, progress=False)
-    relevance = by_channel(model, whole, layer)[0]
-    chosen = _chosen(channels, relevance, float(whole.output))
+    relevance = sum_by_channel(model, whole, layer)[0]
+    chosen = _select_channels(channels, relevance, float(whole.output))
     through = [{layer: c} for c in chosen]
     parts = list(explain_targets(model, inputs, [whole.target], method=method, through=through, class_names=class_names))
-    found: list[list[Reference]] = []
+    found: list[list[ReferenceSample]] = []
     if data is not None and references:
         channels_of = [Channel(layer, c) for c in chosen]
         count = min(references, len(data))
         top = top_samples(model, channels_of, data, n=count, by="relevance", method=method, progress=progress)
-        found = [_references(model, layer, c, data, top.indices[k], method) for k, c in enumerate(chosen)]
+        found = [_reference_samples(model, layer, c, data, top.indices[k], method) for k, c in enumerate(chosen)]
     made = None
     if prototypes:
         settings = prototypes if isinstance(prototypes, Mapping) else {}
@@ -152,25 +152,25 @@ def concepts(
     return Concepts(layer, chosen, relevance, whole, parts, found, made)
 
 
-def _chosen(channels: int | Sequence[int], relevance: Tensor, output: float) -> list[int]:
+def _select_channels(channels: int | Sequence[int], relevance: Tensor, output: float) -> list[int]:
     given = channels.tolist() if isinstance(channels, Tensor | np.ndarray | np.generic) else channels
     if isinstance(given, int):
-        return strongest(relevance, given, output)
+        return top_channels(relevance, given, output)
     if not given:
         raise SelectorError("channels=[]; give how many, the most relevant, or which")
-    return among(given, len(relevance), "channel")
+    return check_indices(given, len(relevance), "channel")
 
 
-def _references(
+def _reference_samples(
     model: Callable[..., Any], layer: str, channel: int, data: Tensor, indices: Tensor, method: Method | str | None
-) -> list[Reference]:
+) -> list[ReferenceSample]:
     """Of one channel, cropped."""
-    x = beside(data[indices], model)
+    x = to_device_of(data[indices], model)
     e = explain(model, x, method=method, layers=[layer], through={layer: channel}, progress=False)
-    at_layer = channels_last(model, e, layer)[..., channel]
+    at_layer = relevance_channels_last(model, e, layer)[..., channel]
     found = []
     for i, index in enumerate(indices.tolist()):
-        position = place(int(at_layer[i].argmax()), at_layer[i].shape)
+        position = unravel(int(at_layer[i].argmax()), at_layer[i].shape)
         window = receptive_field(model, x[i : i + 1], layer, channel, position)
-        found.append(Reference(index, window.of(x[i]), window.of(e.relevance[i])))
+        found.append(ReferenceSample(index, window.of(x[i]), window.of(e.relevance[i])))
     return found

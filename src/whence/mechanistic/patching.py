@@ -12,29 +12,29 @@ from whence.core.conditions import Heads
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
 from whence.core.targets import Target, select
-from whence.core.trees import Nest
-from whence.errors import InputError, ModelError, RuleError, SelectorError, hint
-from whence.lrp.engine.prepared_model import Prepared
+from whence.core.trees import Tree
+from whence.errors import InputError, ModelError, RuleError, SelectorError, suggest_or_list
+from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.rules import presets
 from whence.lrp.torch_compat.module_tracker import INPUT_OF, first_tensor, named_layers, with_first_tensor
-from whence.mechanistic.channel_relevance import place
-from whence.methods.forward_backward import Gradients, Task, values, watched
-from whence.methods.gradients import plain_gradients
+from whence.mechanistic.channel_relevance import unravel
+from whence.methods.forward_backward import Gradients, Task, record_internals, target_values
+from whence.methods.gradients import input_gradients
 from whence.methods.lrp import LRP
-from whence.plotting.drawable import Drawable
+from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-By = Literal["relevance", "gradient", "exact"]
-WAYS = ("relevance", "gradient", "exact")
-Parts = str | Heads  # "places", "channels", or heads
-AT_ONCE = 64  # patched copies
-USUAL = ("*.layers.*", "*.h.*", "layers.*", "h.*", "blocks.*")  # what transformers call the layers of their stream
+Estimator = Literal["relevance", "gradient", "exact"]
+ESTIMATORS = ("relevance", "gradient", "exact")
+ComponentParts = str | Heads  # "places", "channels", or heads
+PATCHES_PER_PASS = 64  # patched copies
+DEFAULT_COMPONENTS = ("*.layers.*", "*.h.*", "layers.*", "h.*", "blocks.*")  # what transformers call the layers of their stream
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Patching(Drawable):
+class Patching(Result):
     """How much each component changes a metric, were it as it is for the corrupted input.
 
     >>> found = whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), by=["relevance", "exact"])
@@ -61,7 +61,7 @@ class Patching(Drawable):
     def flat(self, by: str, layers: Sequence[str] | None = None) -> Tensor:
         """All effects in a row, of some layers or all."""
         if by not in self.effects:
-            raise RuleError(f"no effects by {by!r}{hint(by, self.effects)}")
+            raise RuleError(f"no effects by {by!r}{suggest_or_list(by, self.effects)}")
         found = self.effects[by]
         return torch.cat([found[layer].flatten() for layer in layers or found])
 
@@ -76,29 +76,29 @@ class Patching(Drawable):
         for layer, effect in self.effects[by or next(iter(self.effects))].items():
             mean = effect.mean(0)
             for index in mean.flatten().abs().topk(min(count, mean.numel())).indices:
-                where = place(int(index), mean.shape)
+                where = unravel(int(index), mean.shape)
                 rows.append((layer, *where, float(mean[where])))
         return sorted(rows, key=lambda row: -abs(row[-1]))[:count]
 
     def figure(self) -> "Figure":
         """A map a way: layers by places, in the mean over samples; heads and channels summed up."""
-        from whence.plotting.matrices import maps
+        from whence.plotting.matrices import matrix_figure
 
         drawn = {}
         for by, found in self.effects.items():
             lines = [effect.mean(0).flatten(1).sum(1) if effect.dim() > 2 else effect.mean(0) for effect in found.values()]
             drawn[by] = torch.stack(lines)
-        return maps(drawn, list(next(iter(self.effects.values()))), "place")
+        return matrix_figure(drawn, list(next(iter(self.effects.values()))), "place")
 
 
 def patching(
     model: Callable[..., Any],
-    clean: Nest,
-    corrupted: Nest,
+    clean: Tree,
+    corrupted: Tree,
     target: Target = None,
-    components: Sequence[str] | Mapping[str, Parts] = USUAL,
+    components: Sequence[str] | Mapping[str, ComponentParts] = DEFAULT_COMPONENTS,
     *,
-    by: By | Sequence[By] = "relevance",
+    by: Estimator | Sequence[Estimator] = "relevance",
     method: LRP | None = None,
     progress: Progress = True,
 ) -> Patching:
@@ -119,28 +119,28 @@ def patching(
     check_model(model)
     ways = [by] if isinstance(by, str) else list(by)
     if not ways:
-        raise RuleError(f"by=[]; choose among {', '.join(WAYS)}")
+        raise RuleError(f"by=[]; choose among {', '.join(ESTIMATORS)}")
     for way in ways:
-        if way not in WAYS:
-            raise RuleError(f"by={way!r}{hint(way, WAYS)}")
+        if way not in ESTIMATORS:
+            raise RuleError(f"by={way!r}{suggest_or_list(way, ESTIMATORS)}")
     both = [Inputs.of(x).detached() for x in (clean, corrupted)]
-    _check_alike(*both)
-    parts = _parts(model, components)
-    prepared = Prepared(model)
+    _check_same_structure(*both)
+    parts = _component_parts(model, components)
+    prepared = PreparedModel(model)
     here = Task(prepared, both[0], [target], tuple(parts), progress=False)
-    gradients = {way: _at_clean(here, way, method) for way in ways if way != "exact"}
-    output, resolved = next(((g.output, g.target) for g in gradients.values()), None) or values(here)[0]
-    other, there = _read(Task(prepared, both[1], [resolved], tuple(parts), progress=False))
+    gradients = {way: _clean_gradients(here, way, method) for way in ways if way != "exact"}
+    output, resolved = next(((g.output, g.target) for g in gradients.values()), None) or target_values(here)[0]
+    other, there = _record(Task(prepared, both[1], [resolved], tuple(parts), progress=False))
     found: dict[str, dict[str, Tensor]] = {}
     for way in ways:
         if way == "exact":
-            found[way] = _exact(replace(here, targets=[resolved]), output, there, parts, progress)
+            found[way] = _exact_effects(replace(here, targets=[resolved]), output, there, parts, progress)
         else:
-            found[way] = {layer: _effect(*_only(gradients[way], layer), there[layer], parts[layer]) for layer in parts}
+            found[way] = {layer: _effect(*_single_call(gradients[way], layer), there[layer], parts[layer]) for layer in parts}
     return Patching(found, output, other, resolved)
 
 
-def _check_alike(clean: Inputs, corrupted: Inputs) -> None:
+def _check_same_structure(clean: Inputs, corrupted: Inputs) -> None:
     shapes = [[tuple(getattr(part, "shape", ())) for part in inputs.parts] for inputs in (clean, corrupted)]
     if clean.names != corrupted.names or shapes[0] != shapes[1]:
         raise InputError(
@@ -149,13 +149,13 @@ def _check_alike(clean: Inputs, corrupted: Inputs) -> None:
         )
 
 
-def _parts(model: Any, components: Sequence[str] | Mapping[str, Parts]) -> dict[str, Parts]:
+def _component_parts(model: Any, components: Sequence[str] | Mapping[str, ComponentParts]) -> dict[str, ComponentParts]:
     """How each layer falls into components."""
     if isinstance(components, str):
         components = [components]
     given = components if isinstance(components, Mapping) else dict.fromkeys(components, "places")
-    found: dict[str, Parts] = {}
-    usual = components is USUAL
+    found: dict[str, ComponentParts] = {}
+    usual = components is DEFAULT_COMPONENTS
     for name, parts in given.items():
         if isinstance(parts, Heads) and len(parts.numbers):
             raise RuleError("all heads are patched, each by itself; give whence.Heads((), of=n)")
@@ -171,7 +171,7 @@ def _parts(model: Any, components: Sequence[str] | Mapping[str, Parts]) -> dict[
     return found
 
 
-def _read(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+def _record(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     """The metric for the task's inputs, and what the layers give for them, from one forward pass."""
     found: dict[str, Tensor] = {}
     scope = task.scope
@@ -182,7 +182,7 @@ def _read(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
         found[layer] = out.detach().clone()
 
     scope.tap({layer: lambda out, layer=layer: keep(layer, out) for layer in task.layers})
-    reading = watched(task, scope)
+    reading = record_internals(task, scope)
     with torch.no_grad(), scope:
         outputs = task.inputs.call(task.model, tuple(task.inputs.copied().values()))
     missing = [layer for layer in task.layers if layer not in found]
@@ -192,23 +192,23 @@ def _read(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     return metric, found
 
 
-def _at_clean(task: Task, way: str, method: LRP | None) -> Gradients:
+def _clean_gradients(task: Task, way: str, method: LRP | None) -> Gradients:
     if way == "gradient":
-        return next(plain_gradients(task))
+        return next(input_gradients(task))
     rules = LRP(presets.cp_lrp()) if method is None else method
     return next(rules.gradients(task))[0]
 
 
-def _only(gradients: Gradients, layer: str) -> tuple[Tensor, Tensor]:
+def _single_call(gradients: Gradients, layer: str) -> tuple[Tensor, Tensor]:
     (pair,) = gradients.layers[layer]
     return pair
 
 
-def _effect(a: Tensor, g: Tensor, there: Tensor, parts: Parts) -> Tensor:
-    return _reduced((there - a) * g, parts)
+def _effect(a: Tensor, g: Tensor, there: Tensor, parts: ComponentParts) -> Tensor:
+    return _reduce_effect((there - a) * g, parts)
 
 
-def _reduced(effect: Tensor, parts: Parts) -> Tensor:
+def _reduce_effect(effect: Tensor, parts: ComponentParts) -> Tensor:
     """Of every number of a layer `[N, T, C]`, that of its components."""
     if effect.dim() not in (2, 3):
         raise SelectorError(
@@ -220,26 +220,26 @@ def _reduced(effect: Tensor, parts: Parts) -> Tensor:
     return effect if parts == "channels" else effect.sum(-1)
 
 
-def _exact(
-    task: Task, output: Tensor, there: Mapping[str, Tensor], parts: Mapping[str, Parts], shown: Progress
+def _exact_effects(
+    task: Task, output: Tensor, there: Mapping[str, Tensor], parts: Mapping[str, ComponentParts], shown: Progress
 ) -> dict[str, Tensor]:
     """The metric with one component patched at a time, less the metric."""
     n = task.inputs.batch_size
-    shapes = {layer: _reduced(there[layer], parts[layer]).shape[1:] for layer in parts}
+    shapes = {layer: _reduce_effect(there[layer], parts[layer]).shape[1:] for layer in parts}
     found = {layer: output.new_zeros(n, shape.numel()) for layer, shape in shapes.items()}
     with progress("exact patching", sum(shape.numel() for shape in shapes.values()), shown) as advance:
         for layer, shape in shapes.items():
-            for numbers in torch.arange(shape.numel()).split(max(1, AT_ONCE // n)):
+            for numbers in torch.arange(shape.numel()).split(max(1, PATCHES_PER_PASS // n)):
                 moved = task.moved(len(numbers), {})
                 masks = _masks(there[layer], parts[layer], numbers, n)
-                with _patched(task.model, layer, there[layer].repeat(len(numbers), *[1] * (there[layer].dim() - 1)), masks):
-                    ((patched, _),) = values(moved)
+                with _patch_layer(task.model, layer, there[layer].repeat(len(numbers), *[1] * (there[layer].dim() - 1)), masks):
+                    ((patched, _),) = target_values(moved)
                 found[layer][:, numbers] = (patched.view(len(numbers), n) - output).T
                 advance(len(numbers))
     return {layer: effect.view(n, *shapes[layer]) for layer, effect in found.items()}
 
 
-def _masks(like: Tensor, parts: Parts, numbers: Tensor, n: int) -> Tensor:
+def _masks(like: Tensor, parts: ComponentParts, numbers: Tensor, n: int) -> Tensor:
     """Which numbers of the layer belong to each of some components, `[components · n, T, C]`."""
     places, channels = like.shape[1:-1], like.shape[-1]
     sizes = {"places": 1, "channels": channels}
@@ -251,7 +251,7 @@ def _masks(like: Tensor, parts: Parts, numbers: Tensor, n: int) -> Tensor:
 
 
 @contextmanager
-def _patched(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterator[None]:
+def _patch_layer(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterator[None]:
     """The model with other activations where the mask is, while entered."""
     module: nn.Module = named_layers(model, [layer])[layer]
 

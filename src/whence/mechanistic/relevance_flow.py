@@ -13,23 +13,23 @@ from whence.core.explain import explain, explain_targets
 from whence.core.explanation import Explanation
 from whence.core.inputs import check_model
 from whence.core.targets import Target
-from whence.core.trees import described
+from whence.core.trees import short_repr
 from whence.errors import InputError, SelectorError
-from whence.mechanistic.channel_relevance import one_layer
-from whence.methods.layer_reader import Reader, layer_shapes, leaves
+from whence.mechanistic.channel_relevance import resolve_layer
+from whence.methods.layer_reader import LayerReader, layer_shapes, leaf_layers
 from whence.methods.registry import Method
-from whence.plotting.drawable import Drawable
+from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMALL = 16  # units of a layer that is drawn unit by unit
-WHY = "the layers between absorbed some, or some goes around them"
-AROUND = 1e-3  # of the largest relevance: more than rounding
+MAX_UNITS = 16  # units of a layer that is drawn unit by unit
+SUM_CHANGE_REASON = "the layers between absorbed some, or some goes around them"
+SKIP_TOLERANCE = 1e-3  # of the largest relevance: more than rounding
 
 
 @dataclass(frozen=True, eq=False)
-class Column:
+class FlowLayer:
     """The input, or what a layer gives for it, and the relevance there."""
 
     name: str
@@ -38,7 +38,7 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
+class FlowEdges:
     """What every unit of a column hands down to every unit of the one below: R_i←j."""
 
     layer: str  # through which it goes
@@ -48,7 +48,7 @@ class Edges:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Flow(Drawable):
+class RelevanceFlow(Result):
     """Relevance on its way from the output down to the input.
 
     >>> found = whence.flow(model, x)
@@ -57,18 +57,18 @@ class Flow(Drawable):
     >>> found.save("flow.png")
     """
 
-    columns: Sequence[Column]  # from the input up
-    edges: Sequence[Edges]  # between each and the next; none where a column has more than `SMALL` units
+    columns: Sequence[FlowLayer]  # from the input up
+    edges: Sequence[FlowEdges]  # between each and the next; none where a column has more than `SMALL` units
     whole: Explanation
 
     def __repr__(self) -> str:
         (name,) = self.whole.target_names()
-        head = f"Flow of {name} ({float(self.whole.output):.4g}) by {described(self.whole.method)}"
+        head = f"Flow of {name} ({float(self.whole.output):.4g}) by {short_repr(self.whole.method)}"
         lines = [
             f"  {c.name}: {' × '.join(map(str, c.activations.shape))}, relevance {float(c.relevance.sum()):.4g}"
             for c in reversed(self.columns)
         ]
-        changes = [f"  where it changes, {WHY}"] if self.changes else []
+        changes = [f"  where it changes, {SUM_CHANGE_REASON}"] if self.changes else []
         return "\n".join([head, *lines, *changes])
 
     @property
@@ -77,24 +77,24 @@ class Flow(Drawable):
         if not self.whole.conservation.adds_up:
             return False
         sums = torch.stack([column.relevance.sum() for column in self.columns])
-        return float(sums.max() - sums.min()) > AROUND * float(sums.abs().max())
+        return float(sums.max() - sums.min()) > SKIP_TOLERANCE * float(sums.abs().max())
 
     @property
     def has_ways_around(self) -> bool:
         """Whether units receive relevance by other ways than these edges, such as a residual connection."""
         received = [edges.messages.sum(0) - lower.relevance for edges, lower in zip(self.edges, self.columns, strict=False)]
         largest = max(float(column.relevance.abs().max()) for column in self.columns)
-        return any(float(missing.abs().max()) > AROUND * largest for missing in received)
+        return any(float(missing.abs().max()) > SKIP_TOLERANCE * largest for missing in received)
 
     def figure(self) -> "Figure":
         """A small network unit by unit, with weights and relevance on every edge; of a larger one a heatmap a layer."""
-        from whence.plotting.relevance_flow import heatmaps, network
+        from whence.plotting.relevance_flow import heatmap_figure, network_figure
 
         what = "" if self.columns[-1].activations.numel() == 1 else f"{self.whole.heading()}: "
-        title = f"{what}output {float(self.whole.output):.4g} by {described(self.whole.method)}"
+        title = f"{what}output {float(self.whole.output):.4g} by {short_repr(self.whole.method)}"
         title += "; part of it goes around these layers" if self.has_ways_around else ""
-        title += f"\nwhere ΣR changes, {WHY}" if self.changes and not self.edges else ""
-        return network(self.columns, self.edges, title) if self.edges else heatmaps(self.columns, title)
+        title += f"\nwhere ΣR changes, {SUM_CHANGE_REASON}" if self.changes and not self.edges else ""
+        return network_figure(self.columns, self.edges, title) if self.edges else heatmap_figure(self.columns, title)
 
 
 def flow(
@@ -105,7 +105,7 @@ def flow(
     layers: Sequence[str] | None = None,
     method: Method | str | None = None,
     class_names: Any = (),
-) -> Flow:
+) -> RelevanceFlow:
     """An explanation layer by layer: of a network with at most 16 units a layer the relevance on every edge, R_i←j, with
     Σ_j R_i←j = R_i and Σ_i R_i←j = R_j but for what is absorbed; of a larger one a heatmap at every layer.
 
@@ -122,7 +122,7 @@ def flow(
         raise InputError(f"a flow is that of one sample [1, …], not of {getattr(inputs, 'shape', type(inputs))}")
     shapes = layer_shapes(model, inputs)
     chosen = [layers] if isinstance(layers, str) else layers
-    names = _shown(model, shapes) if chosen is None else [one_layer(model, layer) for layer in chosen]
+    names = _layers_shown(model, shapes) if chosen is None else [resolve_layer(model, layer) for layer in chosen]
     if not names:
         raise SelectorError(
             "the model calls no layer by name; a flow is shown at modules" if chosen is None else "layers=[]; name some"
@@ -131,17 +131,17 @@ def flow(
     repeated = next((name for name in names if isinstance(e.layers[name], tuple)), None)
     if repeated is not None:
         raise SelectorError(f"layer '{repeated}' runs several times; name those that run once: layers=[…]")
-    activations = Reader(model, names, output=True)(inputs).layers
-    columns = [Column("input", inputs[0], e.relevance[0])]
-    columns += [Column(name, activations[name][0].detach(), e.layers[name][0]) for name in names]
-    small = all(column.activations.dim() == 1 and len(column.activations) <= SMALL for column in columns)
-    return Flow(columns, _edges(model, inputs, e, columns, leaves(shapes)) if small else (), e)
+    activations = LayerReader(model, names, output=True)(inputs).layers
+    columns = [FlowLayer("input", inputs[0], e.relevance[0])]
+    columns += [FlowLayer(name, activations[name][0].detach(), e.layers[name][0]) for name in names]
+    small = all(column.activations.dim() == 1 and len(column.activations) <= MAX_UNITS for column in columns)
+    return RelevanceFlow(columns, _edges(model, inputs, e, columns, leaf_layers(shapes)) if small else (), e)
 
 
-def _shown(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _layers_shown(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Of every layer with an activation function behind it the latter; nothing twice that is only laid out anew."""
     found: list[str] = []
-    for name in leaves(shapes):
+    for name in leaf_layers(shapes):
         mixes = isinstance(model.get_submodule(name), nn.modules.conv._ConvNd | nn.Linear | nn.Bilinear)
         if mixes or not found or prod(shapes[name]) != prod(shapes[found[-1]]):
             found.append(name)
@@ -150,10 +150,10 @@ def _shown(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     return found
 
 
-def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[Column], called: Sequence[str]) -> list[Edges]:
+def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[FlowLayer], called: Sequence[str]) -> list[FlowEdges]:
     """Relevance at the layer below of what flows through each unit above."""
     linear = [name for name in called if isinstance(model.get_submodule(name), nn.Linear)]
-    given = Reader(model, linear)(inputs).layers if linear else {}
+    given = LayerReader(model, linear)(inputs).layers if linear else {}
     found = []
     for lower, upper in pairwise(columns):
         below = [] if lower is columns[0] else [lower.name]
@@ -164,13 +164,13 @@ def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[Column]
         way = called[since : called.index(upper.name) + 1] if upper.name in called else []
         between = [name for name in way if name in linear]
         weight, bias = None, None
-        if len(between) == 1 and _leads(layer := model.get_submodule(between[0]), lower, given[between[0]][0], messages):
+        if len(between) == 1 and _connects(layer := model.get_submodule(between[0]), lower, given[between[0]][0], messages):
             weight, bias = layer.weight.detach(), layer.bias
-        found.append(Edges(upper.name, messages, weight, None if bias is None else bias.detach()))
+        found.append(FlowEdges(upper.name, messages, weight, None if bias is None else bias.detach()))
     return found
 
 
-def _leads(linear: nn.Linear, lower: Column, given: Tensor, messages: Tensor) -> bool:
+def _connects(linear: nn.Linear, lower: FlowLayer, given: Tensor, messages: Tensor) -> bool:
     """Whether a linear layer is what lies between: one of a branch beside may be called in between, too."""
     if linear.weight.shape != messages.shape:
         return False

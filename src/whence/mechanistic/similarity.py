@@ -12,21 +12,21 @@ from torch import Tensor
 from whence.core.explainer import Explainer
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
-from whence.core.trees import Nest, tensors
+from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, RuleError
-from whence.mechanistic.channel_relevance import place
-from whence.methods.feature_masks import PATCHES_A_SIDE
+from whence.mechanistic.channel_relevance import unravel
+from whence.methods.feature_masks import PATCHES_PER_SIDE
 from whence.methods.registry import Method
-from whence.plotting.drawable import Drawable
+from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 30
+PAIRS_SHOWN = 30
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Similarity(Drawable):
+class SimilarityExplanation(Result):
     """The relevance of pairs of parts for the dot product of two embeddings.
 
     >>> s = whence.explain_similarity(model, x1, x2)
@@ -39,7 +39,7 @@ class Similarity(Drawable):
     relevance: Tensor  # [N, P1, P2]
     output: Tensor  # [N], the dot product, or its estimate by random projections
     places: tuple[tuple[int, ...], tuple[int, ...]]
-    inputs: tuple[Nest, Nest] = (None, None)
+    inputs: tuple[Tree, Tree] = (None, None)
 
     def __repr__(self) -> str:
         shape = " × ".join(" by ".join(map(str, places)) for places in self.places)
@@ -53,33 +53,33 @@ class Similarity(Drawable):
         found = []
         for index in r.flatten().abs().topk(min(count, r.numel())).indices.tolist():
             i, j = divmod(index, r.shape[1])
-            ends = [place(k, at) for k, at in zip((i, j), self.places, strict=True)]
+            ends = [unravel(k, at) for k, at in zip((i, j), self.places, strict=True)]
             found.append((*ends, float(r[i, j])))
         return found
 
     def figure(self) -> "Figure":
         """Both pictures with the strongest pairs joined, red for and blue against; of others a map of all pairs."""
-        from whence.plotting.matrices import maps
-        from whence.plotting.patch_pairs import connected
+        from whence.plotting.matrices import matrix_figure
+        from whence.plotting.patch_pairs import pair_lines
 
-        both = [next(iter(tensors(x).values())) for x in self.inputs]
+        both = [next(iter(named_leaves(x).values())) for x in self.inputs]
         if any(x.dim() != 4 for x in both):
             rows = [str(i) for i in range(self.relevance.shape[1])]
-            return maps({f"similarity {float(self.output[0]):.4g}": self.relevance[0]}, rows, "part of the second")
-        return connected(both[0][0], both[1][0], self.places, self.top(SHOWN), f"similarity {float(self.output[0]):.4g}")
+            return matrix_figure({f"similarity {float(self.output[0]):.4g}": self.relevance[0]}, rows, "part of the second")
+        return pair_lines(both[0][0], both[1][0], self.places, self.top(PAIRS_SHOWN), f"similarity {float(self.output[0]):.4g}")
 
 
 def explain_similarity(
     model: Callable[..., Any],
-    x1: Nest,
-    x2: Nest,
+    x1: Tree,
+    x2: Tree,
     *,
     patch: int | None = None,
     projections: int | None = None,
     method: Method | str | None = None,
     seed: int = 0,
     progress: Progress = True,
-) -> Similarity:
+) -> SimilarityExplanation:
     """Why are these two alike? BiLRP (Eberle et al. 2020) of y = ⟨φ(x), φ(x')⟩: R_ii' = Σ_m R_i(φ_m, x) · R_i'(φ_m, x').
 
     >>> whence.explain_similarity(embedder, x1, x2).save("pairs.png")
@@ -93,32 +93,32 @@ def explain_similarity(
     """
     check_model(model)
     inputs = [Inputs.of(x).detached() for x in (x1, x2)]
-    embeddings = [_embedded(model, x) for x in inputs]
+    embeddings = [_embed(model, x) for x in inputs]
     if embeddings[0].shape != embeddings[1].shape:
         shapes = [tuple(embedding.shape) for embedding in embeddings]
         raise InputError(f"embeddings of {shapes[0]} and {shapes[1]}; they are compared pair by pair, dimension by dimension")
-    targets, output = _targets(embeddings, projections, seed)
+    targets, output = _embedding_targets(embeddings, projections, seed)
     explainer = Explainer(model, method)
     sides: list[Tensor] = []
     places: list[tuple[int, ...]] = []
     for number, one in enumerate(inputs):
         parts = []
-        with _shown(number, len(targets), progress) as advance:
+        with _pair_label(number, len(targets), progress) as advance:
             for e in explainer.targets(one.nest, targets, progress=False):
-                pooled = _pooled(e.relevance, patch)
+                pooled = _pool_relevance(e.relevance, patch)
                 parts.append(pooled.flatten(1))
                 advance(1)
         places.append(tuple(pooled.shape[1:]))
         sides.append(torch.stack(parts))  # [D, N, P]
     relevance = torch.einsum("dnp,dnq->npq", *sides)
-    return Similarity(relevance, output, (places[0], places[1]), (inputs[0].nest, inputs[1].nest))
+    return SimilarityExplanation(relevance, output, (places[0], places[1]), (inputs[0].nest, inputs[1].nest))
 
 
-def _shown(number: int, count: int, shown: Progress) -> Any:
+def _pair_label(number: int, count: int, shown: Progress) -> Any:
     return progress(f"similarity, side {number + 1}", count, shown)
 
 
-def _embedded(model: Callable[..., Any], inputs: Inputs) -> Tensor:
+def _embed(model: Callable[..., Any], inputs: Inputs) -> Tensor:
     with torch.no_grad():
         found = inputs.call(model, tuple(inputs.copied().values()))
     if not isinstance(found, Tensor) or found.dim() != 2:
@@ -129,7 +129,7 @@ def _embedded(model: Callable[..., Any], inputs: Inputs) -> Tensor:
     return found
 
 
-def _targets(embeddings: Sequence[Tensor], projections: int | None, seed: int) -> tuple[list[Any], Tensor]:
+def _embedding_targets(embeddings: Sequence[Tensor], projections: int | None, seed: int) -> tuple[list[Any], Tensor]:
     """What is explained of each, and the sum of products of it."""
     one, other = embeddings
     dimensions = one.shape[1]
@@ -143,16 +143,16 @@ def _targets(embeddings: Sequence[Tensor], projections: int | None, seed: int) -
     return targets, ((one @ signs) * (other @ signs)).sum(1)
 
 
-def _pooled(relevance: Nest, patch: int | None) -> Tensor:
+def _pool_relevance(relevance: Tree, patch: int | None) -> Tensor:
     """By patch `[N, rows, columns]`, token `[N, T]` or feature; of one input."""
-    found = tensors(relevance)
+    found = named_leaves(relevance)
     if len(found) != 1:
         raise InputError(f"a similarity is that of one input each, not of {', '.join(found)}; wrap the model")
     (r,) = found.values()
     if r.dim() != 4:
         return r if r.dim() == 2 else r.flatten(2).sum(2)
     r = r.sum(1, keepdim=True)
-    side = patch or max(1, -(-max(r.shape[2:]) // PATCHES_A_SIDE))
+    side = patch or max(1, -(-max(r.shape[2:]) // PATCHES_PER_SIDE))
     if side < 1 or prod(-(-n // side) for n in r.shape[2:]) > 4096:
         raise RuleError(f"patch={side} for pictures of {tuple(r.shape[2:])}: give a side that makes at most 64 × 64 patches")
     padded = F.pad(r, (0, -r.shape[3] % side, 0, -r.shape[2] % side))

@@ -10,16 +10,16 @@ from torch import Tensor
 from whence.core.conditions import Directions
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
-from whence.core.targets import Target, of_samples
-from whence.data.batches import batches, is_shuffled, whole
+from whence.core.targets import Target, select_target_samples
+from whence.data.batches import batches, is_shuffled, require_all
 from whence.errors import InputError, ModelError, RuleError, TargetError
-from whence.lrp.engine.prepared_model import Prepared
-from whence.mechanistic.channel_relevance import channel_dimension, one_layer
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.mechanistic.channel_relevance import channel_dim, resolve_layer
 from whence.methods.forward_backward import Task
 from whence.methods.lrp import LRP
 
-PLACES = 20  # of a sample that are looked at, at random
-STEPS = 500
+PLACES_PER_SAMPLE = 20  # of a sample that are looked at, at random
+N_STEPS = 500
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -64,7 +64,7 @@ def subspaces(
     parts: int = 1,
     dimensions: int = 1,
     rules: LRP | None = None,
-    steps: int = STEPS,
+    steps: int = N_STEPS,
     batch_size: int = 32,
     seed: int = 0,
     progress: Progress = True,
@@ -81,21 +81,21 @@ def subspaces(
     `data` is `x`, `(x, y)` or a loader of such batches; `target` what is explained of each sample.
     """
     check_model(model)
-    layer = one_layer(model, layer)
+    layer = resolve_layer(model, layer)
     if method not in ("prca", "drsa"):
         raise RuleError(f"method={method!r}; choose 'prca' or 'drsa'")
     if parts < 1 or dimensions < 1 or (method == "prca" and parts != 1):
         raise RuleError(f"parts={parts}, dimensions={dimensions}; give at least 1, and of PRCA one part")
-    a, c = _collected(model, data, layer, target, rules or LRP(), batch_size, seed, progress)
+    a, c = _collect(model, data, layer, target, rules or LRP(), batch_size, seed, progress)
     if parts * dimensions > a.shape[1]:
         raise RuleError(f"{parts} subspaces of {dimensions} dimensions in a layer of {a.shape[1]} channels; give fewer")
     bases = _prca(a, c, dimensions)[None] if method == "prca" else _drsa(a, c, parts, dimensions, steps, seed)
-    carried = relevances(bases, a, c).mean(0)
+    carried = subspace_relevance(bases, a, c).mean(0)
     order = carried.argsort(descending=True)
     return Subspaces(layer, bases[order], carried[order], float((a * c).sum(1).mean()))
 
 
-def relevances(bases: Tensor, a: Tensor, c: Tensor) -> Tensor:
+def subspace_relevance(bases: Tensor, a: Tensor, c: Tensor) -> Tensor:
     """(U_kᵀa)ᵀ(U_kᵀc) of rows, `[rows, parts]`."""
     along = [torch.einsum("kcd,nc->nkd", bases, t) for t in (a, c)]
     return (along[0] * along[1]).sum(2)
@@ -118,7 +118,7 @@ def _drsa(a: Tensor, c: Tensor, parts: int, dimensions: int, steps: int, seed: i
         scale = (a * c).sum(1).abs().mean().clamp(min=1e-30)
         for _ in range(steps):
             optimiser.zero_grad()
-            carried = relevances(_split(torch.linalg.qr(free)[0], parts), a, c).relu() / scale
+            carried = subspace_relevance(_split(torch.linalg.qr(free)[0], parts), a, c).relu() / scale
             strength = (carried.square().mean(0) + 1e-12).sqrt()  # M₂ over samples
             (-strength.sqrt().mean().square()).backward()  # M_½ over parts
             optimiser.step()
@@ -129,24 +129,24 @@ def _split(basis: Tensor, parts: int) -> Tensor:
     return basis.unflatten(1, (parts, -1)).movedim(1, 0)
 
 
-def _collected(
+def _collect(
     model: Callable[..., Any], data: Any, layer: str, target: Target, rules: LRP, size: int, seed: int, shown: Progress
 ) -> tuple[Tensor, Tensor]:
     """Activations and contexts at some places of every sample, `[rows, C]` each."""
-    prepared, found = Prepared(model, lasting=True), []
+    prepared, found = PreparedModel(model, lasting=True), []
     random = torch.Generator().manual_seed(seed)
     targets = torch.as_tensor(target) if isinstance(target, list | tuple) else target
     if isinstance(targets, Tensor) and targets.dim() and is_shuffled(data):
         raise TargetError("a target for each sample needs samples in their order; give a loader that does not shuffle")
-    samples = whole(batches(data, size))
+    samples = require_all(batches(data, size))
     with progress("subspaces", len(samples), shown) as advance:
         for batch in samples:
-            inputs, here = batch.inputs.beside(model), of_samples(targets, torch.tensor(batch.numbers))
+            inputs, here = batch.inputs.beside(model), select_target_samples(targets, torch.tensor(batch.numbers))
             gradients, _ = next(rules.gradients(Task(prepared.up_to_date(), inputs, [here], (layer,), progress=False)))
             if len(gradients.layers[layer]) > 1:
                 raise ModelError(f"layer '{layer}' ran {len(gradients.layers[layer])} times; name one that runs once")
             ((a, g),) = gradients.layers[layer]
-            found.append(_rows(model, layer, inputs, a, g, random))
+            found.append(_sample_rows(model, layer, inputs, a, g, random))
             advance(1)
     a, c = (torch.cat(part).float() for part in zip(*found, strict=True))
     if not a.any() or not c.any():
@@ -154,8 +154,10 @@ def _collected(
     return a, c
 
 
-def _rows(model: Any, layer: str, inputs: Inputs, a: Tensor, g: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    dimension = channel_dimension(model, layer, inputs, a)
+def _sample_rows(
+    model: Any, layer: str, inputs: Inputs, a: Tensor, g: Tensor, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    dimension = channel_dim(model, layer, inputs, a)
     a, g = (t.movedim(dimension, -1).flatten(1, -2) if t.dim() > 2 else t[:, None] for t in (a, g))
-    chosen = torch.randperm(a.shape[1], generator=random)[:PLACES]
+    chosen = torch.randperm(a.shape[1], generator=random)[:PLACES_PER_SAMPLE]
     return a[:, chosen].flatten(0, 1), g[:, chosen].flatten(0, 1)

@@ -14,17 +14,17 @@ from whence.core.explain import explain, explain_targets
 from whence.core.inputs import check_model
 from whence.core.targets import Target
 from whence.errors import InputError, RuleError, SelectorError
-from whence.mechanistic.channel_relevance import one_layer
+from whence.mechanistic.channel_relevance import resolve_layer
 from whence.methods.layer_reader import layer_shapes
 from whence.methods.registry import Method
 
-MOST = 100_000  # walks that are gone through unasked
+MAX_WALKS = 100_000  # walks that are gone through unasked
 
 Walk = tuple[int, ...]  # nodes, from the input up
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Walks:
+class WalkRelevance:
     """The relevance of walks, each a node at the input and one at each layer.
 
     >>> found = whence.walks(model, x, ["interaction.0", "interaction.1"], fixed=(adjacency,))
@@ -60,7 +60,7 @@ def walks(
     walks: Sequence[Walk] | None = None,
     fixed: Tensor | tuple | Mapping[str, Any] = (),
     method: Method | str | None = None,
-) -> Walks:
+) -> WalkRelevance:
     """Which walks carried this output? GNN-LRP (Schnake et al. 2021): the relevance that takes node W₀ at the input, W₁ after
     the first layer, and so on, for any network whose layers give a row for each node.
 
@@ -71,9 +71,9 @@ def walks(
     all relevance takes the layers, the walks add up to the output; those within some nodes are the relevance of that subgraph,
     which `whence.subgraph_relevance` gets in one way back.
     """
-    model, layers = _with(model, layers, fixed)
-    count = _nodes(x)
-    wanted = _wanted(walks, count, len(layers))
+    model, layers = _bind(model, layers, fixed)
+    count = _node_count(x)
+    wanted = _group_walks(walks, count, len(layers))
     _check_order(model, layers, x)
     through = [{layer: Nodes([node]) for layer, node in zip(layers, above, strict=True)} for above in wanted]
     found, relevance, output = [], [], 0.0
@@ -83,7 +83,7 @@ def walks(
             found.append((node, *above))
             relevance.append(per_node[node])
         output = float(e.output.sum())
-    return Walks(found, torch.stack(relevance).detach(), output)
+    return WalkRelevance(found, torch.stack(relevance).detach(), output)
 
 
 def subgraph_relevance(
@@ -101,17 +101,17 @@ def subgraph_relevance(
 
     >>> whence.subgraph_relevance(model, x, ["interaction.0", "interaction.1"], [0, 3, 4], fixed=(adjacency,))
     """
-    model, layers = _with(model, layers, fixed)
-    count = _nodes(x)
+    model, layers = _bind(model, layers, fixed)
+    count = _node_count(x)
     e = explain(model, x, target, method=method, through={layer: Nodes(list(nodes)) for layer in layers})
     return float(e.relevance.reshape(count, -1)[list(nodes)].sum())
 
 
-def _with(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _bind(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str, Any]) -> tuple[Any, list[str]]:
     check_model(model)
     if not isinstance(model, nn.Module):
         raise SelectorError(f"the layers of a {type(model).__name__} have no names; give a torch.nn.Module")
-    layers = [one_layer(model, layer) for layer in ([layers] if isinstance(layers, str) else layers)]
+    layers = [resolve_layer(model, layer) for layer in ([layers] if isinstance(layers, str) else layers)]
     if not layers:
         raise RuleError("layers=[]; give those of interaction, from the input up")
     args = (fixed,) if isinstance(fixed, Tensor) else () if isinstance(fixed, Mapping) else tuple(fixed)
@@ -121,7 +121,7 @@ def _with(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str
     return with_fixed, layers
 
 
-def _nodes(x: Tensor) -> int:
+def _node_count(x: Tensor) -> int:
     if not isinstance(x, Tensor) or x.dim() not in (2, 3) or (x.dim() == 3 and len(x) != 1):
         raise InputError(f"walks are those through one graph, [nodes, C] or [1, nodes, C], not {getattr(x, 'shape', type(x))}")
     return x.shape[-2]
@@ -133,12 +133,12 @@ def _check_order(model: Any, layers: Sequence[str], x: Tensor) -> None:
         raise RuleError(f"layers={list(layers)} run in the order {order}; give them from the input up")
 
 
-def _wanted(walks: Sequence[Walk] | None, nodes: int, depth: int) -> dict[Walk, list[int]]:
+def _group_walks(walks: Sequence[Walk] | None, nodes: int, depth: int) -> dict[Walk, list[int]]:
     """The nodes at the input, by the rest of the walk."""
     if walks is not None and not len(walks):
         raise RuleError("walks=[]; give some, or None for all")
     if walks is None:
-        if nodes ** (depth + 1) > MOST:
+        if nodes ** (depth + 1) > MAX_WALKS:
             raise RuleError(f"there are {nodes ** (depth + 1):,} walks of {nodes} nodes through {depth} layers; give some")
         return {tuple(reversed(above)): list(range(nodes)) for above in product(range(nodes), repeat=depth)}
     found: dict[Walk, list[int]] = {}

@@ -8,19 +8,19 @@ from torch import Tensor
 
 from whence.core.inputs import Inputs
 from whence.core.progress import progress
-from whence.errors import InputError, ModelError, out_of_memory
-from whence.methods.feature_masks import refuse_shared
+from whence.errors import InputError, ModelError, is_out_of_memory
+from whence.methods.feature_masks import reject_shared_parts
 from whence.methods.forward_backward import Task
 
 T = TypeVar("T")
 
-NUMBERS_AT_ONCE = {"cpu": 2**17, "cuda": 2**25}  # of the input; what a cache and a card are filled by
-FEW_AT_ONCE, NUMBERS_OF_FEW = 4, 2**21  # pictures so large that no cache holds what becomes of one
-NUMBERS_AN_ID = 512  # an id stands for a vector
-MOST_AT_ONCE = 2**14
+ENTRIES_PER_BATCH = {"cpu": 2**17, "cuda": 2**25}  # of the input; what a cache and a card are filled by
+FEW_SAMPLES, ENTRIES_FOR_FEW = 4, 2**21  # pictures so large that no cache holds what becomes of one
+ENTRIES_PER_ID = 512  # an id stands for a vector
+MAX_ROUNDS = 2**14
 
 
-def batched(
+def run_batched(
     method: object, task: Task, count: int, evaluate: Callable[[slice], T], batch_size: int | None = None
 ) -> Iterator[T]:
     """`evaluate(rounds)` for all of `count` rounds, each of which runs all samples, several rounds at once.
@@ -28,8 +28,8 @@ def batched(
     `batch_size` is how many samples the model runs at once; chosen by the size of the input if not given. Where memory runs
     out, half as many are tried.
     """
-    refuse_shared(task.inputs, type(method).__name__)
-    at_once = 1 if task.inputs.whole else max(1, batch_size_of(batch_size, task.inputs) // task.inputs.batch_size)
+    reject_shared_parts(task.inputs, type(method).__name__)
+    at_once = 1 if task.inputs.whole else max(1, resolve_batch_size(batch_size, task.inputs) // task.inputs.batch_size)
     done = 0
     with progress(getattr(method, "name", "whence").replace("_", " "), count, task.progress) as advance:
         while done < count:
@@ -37,14 +37,14 @@ def batched(
             try:
                 found = evaluate(rounds)
             except (RuntimeError, MemoryError) as error:
-                at_once = _fewer(at_once, task.inputs.batch_size, error)
+                at_once = _reduce_batch_size(at_once, task.inputs.batch_size, error)
                 continue
             yield found
             advance(rounds.stop - rounds.start)
             done = rounds.stop
 
 
-def batch_size_of(given: int | None, inputs: Inputs) -> int:
+def resolve_batch_size(given: int | None, inputs: Inputs) -> int:
     """How many samples to run at once: as given, or by their size."""
     if given is not None and (not isinstance(given, int) or given < 1):
         raise InputError(f"batch_size={given!r}; give the number of samples that run at once, or None")
@@ -54,14 +54,14 @@ def batch_size_of(given: int | None, inputs: Inputs) -> int:
 def automatic_batch_size(inputs: Inputs) -> int:
     """How many samples to run at once, by their size."""
     tensors = [part for part in inputs.parts if isinstance(part, Tensor) and part.dim()]
-    numbers = sum(t[0].numel() * (1 if t.is_floating_point() else NUMBERS_AN_ID) for t in tensors if len(t))
-    budget = NUMBERS_AT_ONCE["cuda" if any(t.is_cuda for t in tensors) else "cpu"]
-    few = min(FEW_AT_ONCE, NUMBERS_OF_FEW // max(1, numbers))
-    return min(MOST_AT_ONCE, max(1, few, budget // max(1, numbers)))
+    numbers = sum(t[0].numel() * (1 if t.is_floating_point() else ENTRIES_PER_ID) for t in tensors if len(t))
+    budget = ENTRIES_PER_BATCH["cuda" if any(t.is_cuda for t in tensors) else "cpu"]
+    few = min(FEW_SAMPLES, ENTRIES_FOR_FEW // max(1, numbers))
+    return min(MAX_ROUNDS, max(1, few, budget // max(1, numbers)))
 
 
-def _fewer(at_once: int, samples: int, error: BaseException) -> int:
-    if not out_of_memory(error):
+def _reduce_batch_size(at_once: int, samples: int, error: BaseException) -> int:
+    if not is_out_of_memory(error):
         raise error
     if at_once == 1:
         raise ModelError(f"memory ran out with {samples} samples at once; explain fewer at a time") from error

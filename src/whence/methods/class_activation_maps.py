@@ -11,8 +11,8 @@ from whence.core.explanation import Explanation
 from whence.errors import InputError, ModelError, SelectorError
 from whence.lrp.torch_compat.module_tracker import module_names, named_layers
 from whence.methods.feature_masks import UPSAMPLING
-from whence.methods.forward_backward import Taps, Task, explanation, refuse_layers
-from whence.methods.gradients import plain_gradients
+from whence.methods.forward_backward import LayerTaps, Task, make_explanation, reject_layers
+from whence.methods.gradients import input_gradients
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class GradCAM:
     name: ClassVar[str] = "grad_cam"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _maps(self, task, lambda a, g: (_channel_means(g) * a).sum(1, keepdim=True))
+        return _cam_explanations(self, task, lambda a, g: (_channel_means(g) * a).sum(1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class LayerCAM:
     name: ClassVar[str] = "layer_cam"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _maps(self, task, lambda a, g: (g.clamp(min=0) * a).sum(1, keepdim=True))
+        return _cam_explanations(self, task, lambda a, g: (g.clamp(min=0) * a).sum(1, keepdim=True))
 
 
-class LastSpatial(Taps):
+class LastSpatialLayer(LayerTaps):
     """Reads off the last module without modules of its own that gives a picture of several places."""
 
     def __init__(self, model: object, dims: int):
@@ -74,12 +74,14 @@ class LastSpatial(Taps):
             self._tap(name, out, pin)
 
 
-def _maps(method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Explanation]:
-    refuse_layers(method, task)
+def _cam_explanations(
+    method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[Explanation]:
+    reject_layers(method, task)
     if not isinstance(task.model, nn.Module):
         raise ModelError(f"{type(method).__name__} reads a layer of an nn.Module, not of {type(task.model).__name__}")
-    i, picture = _picture(task)
-    for found in plain_gradients(task, _taps(method.layer, task.model, picture.dim())):
+    i, picture = _picture_input(task)
+    for found in input_gradients(task, _taps(method.layer, task.model, picture.dim())):
         if not found.layers:
             raise SelectorError(f"no layer of the model gives pictures of {picture.dim()} dimensions; name one with layer=")
         ((name, calls),) = found.layers.items()
@@ -90,23 +92,23 @@ def _maps(method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Te
         cam = cam.clamp(min=0) if method.relu else cam
         sized = F.interpolate(cam, picture.shape[2:], mode=UPSAMPLING[picture.dim()], align_corners=False)
         scores = {i: (sized / picture.shape[1]).expand_as(picture).to(picture).contiguous()}
-        yield explanation(method, task, found.output, found.target, scores, layers={name: [cam]})
+        yield make_explanation(method, task, found.output, found.target, scores, layers={name: [cam]})
 
 
-def _picture(task: Task) -> tuple[int, Tensor]:
+def _picture_input(task: Task) -> tuple[int, Tensor]:
     pictures = [i for i in task.inputs.explained if task.inputs.parts[i].dim() in UPSAMPLING]
     if len(pictures) != 1:
         raise InputError(f"a class activation map lies over one picture [N, C, …]; the inputs have {len(pictures)}")
     return pictures[0], task.inputs.parts[pictures[0]]
 
 
-def _taps(layer: str | None, model: nn.Module, dims: int) -> Taps:
+def _taps(layer: str | None, model: nn.Module, dims: int) -> LayerTaps:
     if layer is None:
-        return LastSpatial(model, dims)
+        return LastSpatialLayer(model, dims)
     names = tuple(named_layers(model, [layer]))
     if len(names) != 1:
         raise SelectorError(f"layer '{layer}' stands for {len(names)} layers; name one")
-    return Taps(names)
+    return LayerTaps(names)
 
 
 def _channel_means(g: Tensor) -> Tensor:

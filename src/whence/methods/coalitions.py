@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MOST_ENUMERATED = 20
+MAX_ENUMERATED = 20
 
 
-def every(players: int) -> Tensor:
+def all_coalitions(players: int) -> Tensor:
     """All 2^players coalitions as rows, coalition k holding the players whose bits are set in k.
 
     >>> every(2).int().tolist()
@@ -22,22 +22,22 @@ def every(players: int) -> Tensor:
     return _members(torch.arange(2**players), players)
 
 
-def pairs(players: int, count: int, random: torch.Generator) -> Tensor:
+def sample_pairs(players: int, count: int, random: torch.Generator) -> Tensor:
     """`count` different coalitions `[count, players]`, none the complement of another, neither empty nor whole.
 
     Sizes are uniform and sets uniform within a size: the leverage scores of the regression (Musco and Witter 2025, section 3).
     """
-    if players <= MOST_ENUMERATED:
+    if players <= MAX_ENUMERATED:
         members = _members(torch.arange(1, 2 ** (players - 1)), players)  # one of each pair: without the last player
         scores = torch.tensor([1 / math.comb(players, k) for k in range(players)], dtype=torch.float64)[members.sum(1)]
         return members[torch.multinomial(scores, min(count, len(members)), generator=random)]
     found = torch.empty(0, players, dtype=torch.bool)
     while len(found) < count:
-        found = distinct(torch.cat([found, _uniform_sizes(players, 2 * (count - len(found)) + count // 8, random)]))
+        found = unique_coalitions(torch.cat([found, _uniform_sizes(players, 2 * (count - len(found)) + count // 8, random)]))
     return found[:count]
 
 
-def distinct(coalitions: Tensor) -> Tensor:
+def unique_coalitions(coalitions: Tensor) -> Tensor:
     """The first of each, in order."""
     random = torch.Generator().manual_seed(0)
     keys = torch.randint(-(2**62), 2**62, (coalitions.shape[1],), generator=random)  # a sum that no two have in common
@@ -46,18 +46,18 @@ def distinct(coalitions: Tensor) -> Tensor:
     return coalitions[first.sort().values]
 
 
-def most_pairs(players: int) -> int:
+def max_pairs(players: int) -> int:
     """How many pairs of complements there are, but for the empty and the whole."""
     return 2 ** (players - 1) - 1
 
 
-def singles(coalitions: Tensor, values: Tensor, within: Tensor, without: Tensor) -> Tensor:
+def weighted_single_effects(coalitions: Tensor, values: Tensor, within: Tensor, without: Tensor) -> Tensor:
     """`[…, players]` from values `[…, coalitions]`, with weights by coalition."""
     inside = coalitions.to(values)
     return (values * within) @ inside - (values * without) @ (1 - inside)
 
 
-def doubles(coalitions: Tensor, values: Tensor, both: Tensor, one: Tensor, none: Tensor) -> Tensor:
+def weighted_pair_effects(coalitions: Tensor, values: Tensor, both: Tensor, one: Tensor, none: Tensor) -> Tensor:
     """`[…, players, players]` from values `[…, coalitions]`, with weights by coalition; the diagonal has no meaning."""
     inside = coalitions.to(values)
     outside = 1 - inside
@@ -69,7 +69,7 @@ def doubles(coalitions: Tensor, values: Tensor, both: Tensor, one: Tensor, none:
     return summed(inside, both, inside) - mixed - mixed.transpose(-1, -2) + summed(outside, none, outside)
 
 
-def by_size(weight: Callable[[int], float], sizes: Tensor) -> Tensor:
+def weights_by_size(weight: Callable[[int], float], sizes: Tensor) -> Tensor:
     """A weight for each coalition from a function of its size."""
     table = [weight(size) for size in range(int(sizes.max()) + 1)]
     return torch.tensor(table, dtype=torch.float64, device=sizes.device)[sizes]

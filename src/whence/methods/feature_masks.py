@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from whence.core.inputs import Inputs, as_tensor
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError
 
-PATCHES_A_SIDE = 14  # of a picture, where nothing else is said
+PATCHES_PER_SIDE = 14  # of a picture, where nothing else is said
 UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of pictures [N, C, …] by their dimensions
 
 Baselines = Any  # a number or a tensor for every input, or a tuple or dict of them like the inputs
 
 
-def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
+def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
     """What was given for each part of the inputs, by position; one alone holds for all floating-point parts."""
     given = as_tensor(given)
     if given is None:
@@ -42,7 +42,7 @@ def parts(given: Nest, inputs: Inputs, what: str) -> dict[int, Any]:
     return dict.fromkeys(texts, given)
 
 
-def refuse_shared(inputs: Inputs, by: str) -> None:
+def reject_shared_parts(inputs: Inputs, by: str) -> None:
     """Raise where parts belong to all of several samples: rounds of them would mix."""
     if inputs.shared:
         raise InputError(f"some inputs have no row for each of {inputs.batch_size} samples; {by} explains one at a time")
@@ -51,14 +51,14 @@ def refuse_shared(inputs: Inputs, by: str) -> None:
 def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
     """What replaces absent features of each part, like it or `[1, …]`: `default` for numbers. Ids have none: they are left
     alone where nothing is given."""
-    found = dict.fromkeys(inputs.explained, default) | parts(given, inputs, "baselines")
+    found = dict.fromkeys(inputs.explained, default) | by_part(given, inputs, "baselines")
     made = {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
     if math.isfinite(default) and not all(bool(torch.isfinite(baseline).all()) for baseline in made.values()):
         raise InputError("a baseline has NaN or infinite values")
     return made
 
 
-def absent(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
+def required_baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
     """The baselines, for methods that take features away."""
     found = baselines(given, inputs)
     if not found:
@@ -88,9 +88,9 @@ def _baseline(value: Any, x: Any) -> Tensor:
     )
 
 
-def background(given: Nest, inputs: Inputs) -> dict[int, Tensor]:
+def background(given: Tree, inputs: Inputs) -> dict[int, Tensor]:
     """Background samples of each part, `[B, …]`."""
-    found = {i: _background(value, inputs.parts[i]) for i, value in parts(given, inputs, "background").items()}
+    found = {i: _background(value, inputs.parts[i]) for i, value in by_part(given, inputs, "background").items()}
     missing = [i for i in inputs.explained if i not in found]
     if missing or not found:
         raise InputError("the background must have samples for every explained input")
@@ -113,22 +113,22 @@ def _background(samples: Any, x: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureGroups:
     """The features of the inputs: which entries of each part make up which, numbered through all parts."""
 
     masks: dict[int, Tensor]  # part -> [1 or N, …]
     count: int
 
     @classmethod
-    def of(cls, feature_mask: Nest, inputs: Inputs, explained: Mapping[int, Tensor]) -> "Features":
+    def of(cls, feature_mask: Tree, inputs: Inputs, explained: Mapping[int, Tensor]) -> "FeatureGroups":
         """The features of `explained` parts by a mask of their numbers, from 0 on without a gap; every entry its own if none.
 
         >>> x = torch.rand(4, 3)
         >>> Features.of(torch.tensor([[0, 0, 1]]), Inputs.of(x), {0: x}).count
         2
         """
-        refuse_shared(inputs, "a method that takes features away")
-        given = parts(feature_mask, inputs, "feature_mask")
+        reject_shared_parts(inputs, "a method that takes features away")
+        given = by_part(feature_mask, inputs, "feature_mask")
         masks, start = {}, 0
         for i in explained:
             x = inputs.parts[i]
@@ -137,7 +137,7 @@ class Features:
             else:
                 masks[i] = torch.arange(start, start + x[0].numel(), device=x.device).view(1, *x.shape[1:])
                 start += x[0].numel()
-        return cls(masks, _numbered(masks) if given else start)
+        return cls(masks, _count_features(masks) if given else start)
 
     def altered(self, inputs: Inputs, absent: Mapping[int, Tensor], present: Tensor) -> dict[int, Tensor]:
         """The parts `[rounds · N, …]` with the features `present` `[rounds, features]` alone, `absent` in place of others."""
@@ -151,11 +151,11 @@ class Features:
         found = torch.zeros(inputs.batch_size, self.count, dtype=torch.int)
         for i, mask in self.masks.items():
             differs = (inputs.parts[i] != absent[i]).flatten(0, -1 - inputs.parts[i].dim()).any(0)
-            numbers = _rows(mask).expand(len(differs), -1).cpu()
-            found.scatter_reduce_(1, numbers, _rows(differs).int().cpu(), "amax")
+            numbers = _as_rows(mask).expand(len(differs), -1).cpu()
+            found.scatter_reduce_(1, numbers, _as_rows(differs).int().cpu(), "amax")
         return found.bool()
 
-    def of_samples(self, samples: Tensor) -> "Features":
+    def of_samples(self, samples: Tensor) -> "FeatureGroups":
         """The features of some of the samples."""
         return replace(self, masks={i: m[samples.to(m.device)] if len(m) > 1 else m for i, m in self.masks.items()})
 
@@ -164,11 +164,11 @@ class Features:
         return {i: self._at(mask, values.to(mask.device)) for i, mask in self.masks.items()}
 
     def _at(self, mask: Tensor, values: Tensor) -> Tensor:
-        flat = _rows(mask).expand(len(values), -1)
+        flat = _as_rows(mask).expand(len(values), -1)
         return values.gather(1, flat).view(len(values), *mask.shape[1:])
 
 
-def like(inputs: Inputs, scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def cast_like(inputs: Inputs, scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Scores in the shapes and dtypes of their inputs; those of ids in floating point."""
     x = inputs.parts
     return {
@@ -177,7 +177,7 @@ def like(inputs: Inputs, scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
     }
 
 
-def _rows(t: Tensor) -> Tensor:
+def _as_rows(t: Tensor) -> Tensor:
     return t.reshape(len(t), -1)
 
 
@@ -193,7 +193,7 @@ def _mask(mask: Any, x: Tensor) -> Tensor:
     return mask.long().to(x.device).expand(-1, *x.shape[1:])
 
 
-def _numbered(masks: Mapping[int, Tensor]) -> int:
+def _count_features(masks: Mapping[int, Tensor]) -> int:
     numbers = torch.cat([mask.flatten().cpu() for mask in masks.values()]).unique()
     count = int(numbers[-1]) + 1
     if len(numbers) != count or int(numbers[0]) < 0:

@@ -14,48 +14,48 @@ from torch.utils.checkpoint import CheckpointError
 from whence.core.conditions import Condition
 from whence.core.diagnosis import AS_TENSOR
 from whence.core.explanation import Explanation
-from whence.core.forward_record import Inner, Reading
-from whence.core.image_patches import Patches
+from whence.core.forward_record import ForwardRecord, InternalTarget
+from whence.core.image_patches import PatchLayout
 from whence.core.inputs import Inputs
 from whence.core.progress import Progress
-from whence.core.targets import Target, reads_outputs, repeated, select
+from whence.core.targets import Target, reads_outputs, repeat_target, select
 from whence.errors import InputError, ModelError, RuleError, first_line
-from whence.lrp.engine.conservation import Conservation, dot, of_samples, total
-from whence.lrp.engine.embeddings import Alter, Lookups
+from whence.lrp.engine.conservation import Conservation, batch_dot, batch_sum, sum_by_sample
+from whence.lrp.engine.embeddings import AlterLookup, EmbeddingLookups
 from whence.lrp.engine.function_mode import ConstantParameters
-from whence.lrp.engine.prepared_model import Prepared
-from whence.lrp.torch_compat.deferred_checks import holds
-from whence.lrp.torch_compat.module_tracker import Scope, named_layers
-from whence.lrp.torch_compat.torch_patches import entered
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.lrp.torch_compat.module_tracker import ModuleTracker, named_layers
+from whence.lrp.torch_compat.torch_patches import enter_all
 
 
 @dataclass(frozen=True)
 class Task:
     """What is to be explained: checked and ready for any method."""
 
-    prepared: Prepared
+    prepared: PreparedModel
     inputs: Inputs
     targets: Sequence[Target]
     layers: tuple[str, ...] = ()
     through: tuple[Condition, ...] = ()  # for each target, an explanation under each of these; none: the plain one
     progress: Progress = True
-    alter: Alter | None = None  # what is looked up for ids
+    alter: AlterLookup | None = None  # what is looked up for ids
 
     @property
     def model(self) -> Callable[..., Any]:
         return self.prepared.model
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> ModuleTracker:
         """Of one forward pass."""
-        return Scope(self.prepared.outline)
+        return ModuleTracker(self.prepared.outline)
 
     @property
-    def lookups(self) -> Lookups:
-        return Lookups(self.inputs.ids, self.alter)
+    def lookups(self) -> EmbeddingLookups:
+        return EmbeddingLookups(self.inputs.ids, self.alter)
 
     def moved(
-        self, times: int, parts: dict[int, Tensor], targets: Sequence[Target] | None = None, alter: Alter | None = None
+        self, times: int, parts: dict[int, Tensor], targets: Sequence[Target] | None = None, alter: AlterLookup | None = None
     ) -> "Task":
         """The same question of the samples `times` over, at other points: silent, and of no inner layers.
 
@@ -63,12 +63,12 @@ class Task:
         """
         if self.alter is not None and (alter is not None or times > 1):
             raise RuleError("two methods that move the vectors of token ids cannot be nested; use one of them")
-        asked = [repeated(target, times) for target in (self.targets if targets is None else targets)]
+        asked = [repeat_target(target, times) for target in (self.targets if targets is None else targets)]
         inputs = self.inputs.repeated(times, parts)
         return replace(self, inputs=inputs, targets=asked, layers=(), through=(), progress=False, alter=alter or self.alter)
 
 
-Pair = tuple[Tensor, Tensor]  # a value and the gradient there
+ValueAndGradient = tuple[Tensor, Tensor]  # a value and the gradient there
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Gradients:
 
     output: Tensor  # [N]
     target: Any
-    inputs: dict[int, Pair]
-    lookups: Lookups
-    looked_up: list[Pair]
-    layers: dict[str, list[Pair]]
+    inputs: dict[int, ValueAndGradient]
+    lookups: EmbeddingLookups
+    looked_up: list[ValueAndGradient]
+    layers: dict[str, list[ValueAndGradient]]
     extras: list[Tensor]
-    flow: "Flow | None" = None  # under a condition, what it lets through
+    flow: "ConditionalFlow | None" = None  # under a condition, what it lets through
 
     @property
     def amount(self) -> Tensor:
@@ -118,7 +118,7 @@ class Gradients:
 
 
 @dataclass(frozen=True)
-class Flow:
+class ConditionalFlow:
     """What flows through some parts of some layers."""
 
     condition: Condition
@@ -128,21 +128,23 @@ class Flow:
 
 
 @dataclass
-class Taps:
+class LayerTaps:
     """Reads values and gradients off at named layers."""
 
     names: tuple[str, ...]
-    reading: Reading | None = None  # which tells where layers have their channels
+    reading: ForwardRecord | None = None  # which tells where layers have their channels
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
     edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # where ways back can end, or begin
 
     @classmethod
-    def of(cls, task: Task) -> "Taps":
+    def of(cls, task: Task) -> "LayerTaps":
         """At all that the task asks for."""
         conditional = {layer: None for condition in task.through for layer in condition.layers}
         some = task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))]
-        reading = Reading.of_layers(some, named_layers(task.model, tuple(conditional)), task.model) if conditional else None
+        reading = (
+            ForwardRecord.of_layers(some, named_layers(task.model, tuple(conditional)), task.model) if conditional else None
+        )
         return cls(tuple(dict.fromkeys((*task.layers, *conditional))), reading)
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
@@ -181,21 +183,21 @@ class Taps:
         return frozenset(order[: order.index(name) + 1])
 
 
-def leaves(inputs: Inputs) -> list[Tensor]:
+def input_leaves(inputs: Inputs) -> list[Tensor]:
     """The explained inputs as leaves of their own graph; the user's tensors stay as they are."""
     return [inputs.parts[i].detach().requires_grad_() for i in inputs.explained]
 
 
-def values(task: Task) -> list[tuple[Tensor, Any]]:
+def target_values(task: Task) -> list[tuple[Tensor, Any]]:
     """The explained values `[N]` for each target, and the target with its indices filled in, without gradients."""
     lookups, scope = task.lookups, None
     contexts: list[AbstractContextManager] = []
-    if task.alter is not None or any(isinstance(target, Inner) for target in task.targets):
+    if task.alter is not None or any(isinstance(target, InternalTarget) for target in task.targets):
         scope = task.scope
         contexts = [scope, ConstantParameters(scope, lookups)]
-    reading = None if scope is None else watched(task, scope)
+    reading = None if scope is None else record_internals(task, scope)
     given = task.inputs.copied() | lookups.given
-    with entered(torch.no_grad(), *contexts):
+    with enter_all(torch.no_grad(), *contexts):
         outputs = task.inputs.call(task.model, tuple(given.values()))
         found = [select(outputs, target, task.inputs, reading) for target in task.targets]
     for value, _ in found:
@@ -203,11 +205,11 @@ def values(task: Task) -> list[tuple[Tensor, Any]]:
     return found
 
 
-def watched(task: Task, scope: Scope, see: Callable[[Tensor], None] = lambda kept: None) -> Reading:
+def record_internals(task: Task, scope: ModuleTracker, see: Callable[[Tensor], None] = lambda kept: None) -> ForwardRecord:
     """What the targets inside the network read in the forward pass to come; `see` is shown the copies that are kept."""
-    names = [layer for target in task.targets if isinstance(target, Inner) for layer in target.layers]
+    names = [layer for target in task.targets if isinstance(target, InternalTarget) for layer in target.layers]
     layers = named_layers(task.model, names)
-    reading = Reading.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers, task.model)
+    reading = ForwardRecord.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers, task.model)
 
     def tap(name: str, out: Tensor) -> None:
         reading.layers[name] = kept = out.clone()  # a later layer may overwrite it in place
@@ -217,13 +219,13 @@ def watched(task: Task, scope: Scope, see: Callable[[Tensor], None] = lambda kep
     return reading
 
 
-def gradients(
+def target_gradients(
     task: Task,
     sources: list[Tensor],
-    lookups: Lookups,
+    lookups: EmbeddingLookups,
     contexts: tuple[AbstractContextManager, ...],
-    taps: Taps,
-    reading: Reading,
+    taps: LayerTaps,
+    reading: ForwardRecord,
     extras: Sequence[Tensor] = (),
     blocked: Callable[[], str] = lambda: "",
     shown: Callable[[Any], Any] = lambda outputs: outputs,
@@ -240,7 +242,7 @@ def gradients(
         if isinstance(task.model, nn.Module):
             raise InputError(f"the input is a NumPy array; {AS_TENSOR}")
         raise RuleError("functions of NumPy arrays have no gradients; use whence.Shapley(), Occlusion or FeatureAblation")
-    with entered(differentiating(), *contexts):
+    with enter_all(gradients_enabled(), *contexts):
         copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
         given = inputs.copied() | copies | lookups.given
         outputs = inputs.call(task.model, tuple(given.values()))
@@ -250,16 +252,16 @@ def gradients(
             "nothing to explain: no integer input was looked up in a table (an embedding, or table[ids]); "
             "images must be floating point"
         )
-    ends = Ends(dict(zip(inputs.explained, sources, strict=True)), vectors, list(extras))
-    for last, target in _with_last(task.targets):
-        with entered(differentiating(), *contexts):
+    ends = BackwardTargets(dict(zip(inputs.explained, sources, strict=True)), vectors, list(extras))
+    for last, target in _mark_last(task.targets):
+        with enter_all(gradients_enabled(), *contexts):
             values, resolved = select(shown(outputs) if reads_outputs(target) else outputs, target, inputs, reading)
         _check_output(values, blocked)
         found = backward(values, ends.all, keep_graph=bool(task.through) or not last)
         if not task.through:
             yield ends.read(found, values, resolved, lookups, taps.read())
             continue
-        descending = Descending(taps.read(), taps, ends.all, values.shape[0], from_the_middle)
+        descending = ConditionalBackward(taps.read(), taps, ends.all, values.shape[0], from_the_middle)
         for condition in task.through:
             found, flow = descending.through(condition)
             _check_known(task.layers, flow)
@@ -267,7 +269,7 @@ def gradients(
 
 
 @dataclass(frozen=True)
-class Ends:
+class BackwardTargets:
     """Where ways back end: at the explained inputs, by number, at what was looked up, and beside them."""
 
     inputs: dict[int, Tensor]
@@ -283,9 +285,9 @@ class Ends:
         gradients: list[Tensor],
         output: Tensor,
         target: Any,
-        lookups: Lookups,
-        layers: dict[str, list[Pair]],
-        flow: Flow | None = None,
+        lookups: EmbeddingLookups,
+        layers: dict[str, list[ValueAndGradient]],
+        flow: ConditionalFlow | None = None,
     ) -> Gradients:
         """What was found at all of them, by kind."""
         rest = iter(gradients)
@@ -295,20 +297,20 @@ class Ends:
 
 
 @contextmanager
-def differentiating() -> Iterator[None]:
+def gradients_enabled() -> Iterator[None]:
     """Gradients on, also within the caller's `no_grad` or `inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
-class Descending:
+class ConditionalBackward:
     """Ways back under one condition after the other, from the same whole way back; what the last had in common with the next,
     from the top, is not computed again."""
 
     def __init__(
         self,
-        whole: dict[str, list[Pair]],
-        taps: Taps,
+        whole: dict[str, list[ValueAndGradient]],
+        taps: LayerTaps,
         ends: list[Tensor],
         count: int,
         from_the_middle: Callable[[], AbstractContextManager],
@@ -317,7 +319,7 @@ class Descending:
         self._from_the_middle = from_the_middle
         self._steps: list[tuple[str, Any, Tensor]] = []  # layers from the top, what of them is kept, and its gradient
 
-    def through(self, condition: Condition) -> tuple[list[Tensor], Flow]:
+    def through(self, condition: Condition) -> tuple[list[Tensor], ConditionalFlow]:
         """Gradients at the ends of what flows through the parts of layers, the last that was run first: of its whole gradient,
         what is of its parts, goes on to the layer before, and of that what is of its parts goes on."""
         order = [name for name in reversed(self._taps.values) if name in condition.layers]
@@ -332,12 +334,12 @@ class Descending:
             self._steps.append((name, units, self._kept(condition, name)))
         name, _, g = self._steps[-1]
         (a, whole) = self._whole[name][0]
-        amount = of_samples(dot(a, g), self._count)
-        there = float(dot(a, whole).sum())
+        amount = sum_by_sample(batch_dot(a, g), self._count)
+        there = float(batch_dot(a, whole).sum())
         note = "" if amount.any() else f", where nothing flows (the relevance of the layer is {there:.4g} in all)"
         with self._from_the_middle():
             found = backward(self._edge(name), self._ends, True, g, like=self._ends)
-        return found, Flow(condition, amount, self._taps.before(name), note)
+        return found, ConditionalFlow(condition, amount, self._taps.before(name), note)
 
     def _kept(self, condition: Condition, name: str) -> Tensor:
         """Of what arrives at a layer."""
@@ -355,7 +357,7 @@ class Descending:
         return edges[0]
 
 
-def _check_known(layers: Sequence[str], flow: Flow) -> None:
+def _check_known(layers: Sequence[str], flow: ConditionalFlow) -> None:
     unknown = [layer for layer in layers if layer not in flow.layers]
     if unknown:
         raise RuleError(
@@ -373,7 +375,7 @@ def backward(
     """Gradients of Σ values, or of ⟨gradient, values⟩, at the sources; zeros (`like` them) where a source plays no part."""
     given = torch.ones_like(values) if gradient is None else gradient  # type: ignore[arg-type]
     try:
-        with differentiating():
+        with gradients_enabled():
             found = torch.autograd.grad([values], sources, [given], retain_graph=keep_graph, allow_unused=True)  # type: ignore[arg-type]
     except CheckpointError as error:
         raise ModelError(f"a checkpointed part did not compute the same again: {first_line(error)}") from error
@@ -393,24 +395,24 @@ def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
 
 
 def _check_finite(values: Tensor) -> None:
-    if not holds(torch.isfinite(values)):
+    if not check_holds(torch.isfinite(values)):
         raise ModelError("the model's output is NaN or infinite; there is nothing to explain")
     if not values.is_floating_point():
         raise RuleError(f"the explained value has dtype {values.dtype}; it must be floating point")
 
 
-def _with_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
+def _mark_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
     remaining = list(targets)
     return ((i == len(remaining) - 1, target) for i, target in enumerate(remaining))
 
 
-def summed(scores: dict[int, Tensor], count: int) -> Tensor:
+def sum_relevance(scores: dict[int, Tensor], count: int) -> Tensor:
     """Σ R of each of `count` samples over all of its inputs, `[N]`."""
-    first, *others = (of_samples(total(score), count) for score in scores.values())
+    first, *others = (sum_by_sample(batch_sum(score), count) for score in scores.values())
     return reduce(lambda a, b: a + b.to(a), others, first)
 
 
-def explanation(
+def make_explanation(
     method: object,
     task: Task,
     output: Tensor,
@@ -425,16 +427,16 @@ def explanation(
         relevance=task.inputs.together(scores),
         output=output,
         target=target,
-        conservation=conservation or Conservation(output, summed(scores, output.shape[0]), adds_up=False),
+        conservation=conservation or Conservation(output, sum_relevance(scores, output.shape[0]), adds_up=False),
         layers={name: calls[0] if len(calls) == 1 else tuple(calls) for name, calls in (layers or {}).items()},
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,
-        patches=Patches.found(task.model, task.inputs),
+        patches=PatchLayout.found(task.model, task.inputs),
         **more,
     )
 
 
-def refuse_layers(method: object, task: Task) -> None:
+def reject_layers(method: object, task: Task) -> None:
     """For methods that give relevance to inputs alone."""
     for what, given in (("layers", task.layers), ("through", task.through)):
         if given:

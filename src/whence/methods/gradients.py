@@ -11,14 +11,23 @@ from whence.core.explanation import Explanation
 from whence.errors import ModelError, RuleError
 from whence.lrp.engine.calls import overwrites
 from whence.lrp.engine.conservation import Conservation
-from whence.lrp.engine.embeddings import Lookups
+from whence.lrp.engine.embeddings import EmbeddingLookups
 from whence.lrp.engine.function_mode import ConstantParameters
-from whence.lrp.ops.function_facts import facts_of
-from whence.lrp.torch_compat.module_tracker import Scope
-from whence.lrp.torch_compat.saved_tensors import Node
-from whence.methods.forward_backward import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
+from whence.lrp.ops.function_facts import function_facts
+from whence.lrp.torch_compat.module_tracker import ModuleTracker
+from whence.lrp.torch_compat.saved_tensors import ModifiedBackward
+from whence.methods.forward_backward import (
+    Gradients,
+    LayerTaps,
+    Task,
+    input_leaves,
+    make_explanation,
+    record_internals,
+    sum_relevance,
+    target_gradients,
+)
 
-Relevance = Callable[[Tensor, Tensor], Tensor]  # of a value and the gradient there
+RelevanceFunction = Callable[[Tensor, Tensor], Tensor]  # of a value and the gradient there
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,18 @@ class Sensitivity:
     name: ClassVar[str] = "sensitivity"
 
     def __post_init__(self):
-        if self.form not in FORMS:
+        if self.form not in SENSITIVITY_FORMS:
             raise RuleError(f"form={self.form!r}; choose 'square', 'absolute' or 'signed'")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _explained(self, task, lambda value, gradient: FORMS[self.form](gradient))
+        return _gradient_explanations(self, task, lambda value, gradient: SENSITIVITY_FORMS[self.form](gradient))
 
 
-FORMS: dict[str, Callable[[Tensor], Tensor]] = {"square": torch.square, "absolute": torch.abs, "signed": torch.positive}
+SENSITIVITY_FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "square": torch.square,
+    "absolute": torch.abs,
+    "signed": torch.positive,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class GradientTimesInput:
     name: ClassVar[str] = "gradient_times_input"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _explained(self, task, torch.mul)
+        return _gradient_explanations(self, task, torch.mul)
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class GuidedBackprop:
     name: ClassVar[str] = "guided_backprop"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _explained(self, task, _gradient, lambda g, active: g.clamp(min=0) * active)
+        return _gradient_explanations(self, task, _second, lambda g, active: g.clamp(min=0) * active)
 
 
 @dataclass(frozen=True)
@@ -89,54 +102,56 @@ class Deconvnet:
     name: ClassVar[str] = "deconvnet"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _explained(self, task, _gradient, lambda g, active: g.clamp(min=0))
+        return _gradient_explanations(self, task, _second, lambda g, active: g.clamp(min=0))
 
 
-def plain_gradients(task: Task, taps: Taps | None = None) -> Iterator[Gradients]:
+def input_gradients(task: Task, taps: LayerTaps | None = None) -> Iterator[Gradients]:
     """Value and gradient at the inputs for each target."""
     scope, lookups = task.scope, task.lookups
-    return _gradients(task, scope, ConstantParameters(scope, lookups), taps or Taps.of(task))
+    return _gradients(task, scope, ConstantParameters(scope, lookups), taps or LayerTaps.of(task))
 
 
-class ReluBack(ConstantParameters):
+class ReluBackwardMode(ConstantParameters):
     """Plain gradients but for ReLU, which returns `back(g, active)`."""
 
-    def __init__(self, scope: Scope, lookups: Lookups, back: Relevance):
+    def __init__(self, scope: ModuleTracker, lookups: EmbeddingLookups, back: RelevanceFunction):
         super().__init__(scope, lookups)
         self._back = back
         self.relus = 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         x = args[0] if args else (kwargs or {}).get("input")
-        if facts_of(function).name != "relu" or not isinstance(x, Tensor) or not x.requires_grad:
+        if function_facts(function).name != "relu" or not isinstance(x, Tensor) or not x.requires_grad:
             return super().__torch_function__(function, types, args, kwargs)
         self.relus += 1
         before = x.detach()
-        out: Any = Node.apply(before.relu, lambda g, active: (self._back(g, active),), lambda out: (out > 0,), x)
-        in_place = overwrites(facts_of(function), kwargs or {})
+        out: Any = ModifiedBackward.apply(before.relu, lambda g, active: (self._back(g, active),), lambda out: (out > 0,), x)
+        in_place = overwrites(function_facts(function), kwargs or {})
         return x.copy_(out) if in_place or args[1:] == (True,) else out
 
 
-def _gradients(task: Task, scope: Scope, mode: ConstantParameters, taps: Taps) -> Iterator[Gradients]:
+def _gradients(task: Task, scope: ModuleTracker, mode: ConstantParameters, taps: LayerTaps) -> Iterator[Gradients]:
     scope.tap(taps.callbacks(mode.pin))
-    return gradients(task, leaves(task.inputs), mode.lookups, (scope, mode), taps, watched(task, scope))
+    return target_gradients(task, input_leaves(task.inputs), mode.lookups, (scope, mode), taps, record_internals(task, scope))
 
 
-def _explained(method: object, task: Task, relevance: Relevance, relu_back: Relevance | None = None) -> Iterator[Explanation]:
+def _gradient_explanations(
+    method: object, task: Task, relevance: RelevanceFunction, relu_back: RelevanceFunction | None = None
+) -> Iterator[Explanation]:
     scope = task.scope
-    mode = ConstantParameters(scope, task.lookups) if relu_back is None else ReluBack(scope, task.lookups, relu_back)
-    for found in _gradients(task, scope, mode, Taps.of(task)):
-        if isinstance(mode, ReluBack) and not mode.relus:
+    mode = ConstantParameters(scope, task.lookups) if relu_back is None else ReluBackwardMode(scope, task.lookups, relu_back)
+    for found in _gradients(task, scope, mode, LayerTaps.of(task)):
+        if isinstance(mode, ReluBackwardMode) and not mode.relus:
             name = type(method).__name__
             raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
         account = Conservation(
-            found.amount, summed(scores, found.output.shape[0]), adds_up=isinstance(method, GradientTimesInput)
+            found.amount, sum_relevance(scores, found.output.shape[0]), adds_up=isinstance(method, GradientTimesInput)
         )
-        yield explanation(
+        yield make_explanation(
             method, task, found.output, found.target, scores, account, found.at_layers(relevance), note=found.noted()
         )
 
 
-def _gradient(value: Tensor, gradient: Tensor) -> Tensor:
+def _second(value: Tensor, gradient: Tensor) -> Tensor:
     return gradient

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import RuleError
 from whence.lrp.engine.conservation import Conservation
-from whence.lrp.engine.embeddings import NOWHERE, Alter, Lookup
+from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
 from whence.methods import feature_masks
-from whence.methods.batching import batched
-from whence.methods.forward_backward import Task, explanation, refuse_layers, summed, values
-from whence.methods.gradients import plain_gradients
-from whence.methods.running_statistics import Moments
+from whence.methods.batching import run_batched
+from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
+from whence.methods.gradients import input_gradients
+from whence.methods.running_statistics import RunningMoments
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -51,7 +51,9 @@ class IntegratedGradients:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         starts = {i: start[None] for i, start in feature_masks.baselines(self.baselines, task.inputs).items()}
         alphas, weights = (torch.from_numpy(part) for part in QUADRATURES[self.method](self.n_steps))
-        return _along(self, task, Paths(task.inputs, starts, torch.zeros(self.n_steps, dtype=torch.long), alphas), weights)
+        return _integrate(
+            self, task, StraightPaths(task.inputs, starts, torch.zeros(self.n_steps, dtype=torch.long), alphas), weights
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class ExpectedGradients:
     for every sample and set by `seed`.
     """
 
-    background: Nest
+    background: Tree
     n_samples: int = 200
     seed: int = 0
     batch_size: int | None = None
@@ -83,11 +85,13 @@ class ExpectedGradients:
         alphas = (torch.randperm(n, generator=random) + torch.rand(n, generator=random, dtype=torch.float64)) / n
         count = len(next(iter(starts.values())))
         which = torch.cat([torch.randperm(count, generator=random) for _ in range(-(-n // count))])[:n]
-        return _along(self, task, Paths(task.inputs, starts, which, alphas), torch.full((n,), 1 / n, dtype=torch.float64))
+        return _integrate(
+            self, task, StraightPaths(task.inputs, starts, which, alphas), torch.full((n,), 1 / n, dtype=torch.float64)
+        )
 
 
 @dataclass(frozen=True)
-class Paths:
+class StraightPaths:
     """Points x̃ + α (x − x̃) for all samples in each round: a baseline and an α a round."""
 
     inputs: Inputs
@@ -106,7 +110,7 @@ class Paths:
             points[i], differences[i] = (start + alpha * difference).flatten(0, 1), difference.flatten(0, 1)
         return len(which), points, differences
 
-    def alter(self, rounds: slice) -> Alter | None:
+    def alter(self, rounds: slice) -> AlterLookup | None:
         """The same for the vectors of token ids, with their differences."""
         ids = self.inputs.ids
         if not ids:
@@ -118,7 +122,7 @@ class Paths:
 
         def alter(lookup: Lookup) -> Lookup:
             alpha, start = alpha_at[lookup.places].to(lookup.vectors), start_at[lookup.places]
-            own = ((lookup.places == NOWHERE) | alpha.isnan())[..., None]  # not to be moved
+            own = ((lookup.places == NO_POSITION) | alpha.isnan())[..., None]  # not to be moved
             begin = torch.where(own, lookup.vectors, lookup.find(start.clamp(min=0)) * (start >= 0)[..., None])
             difference = lookup.vectors - begin
             vectors = torch.where(own, begin, begin + alpha[..., None] * difference)
@@ -139,48 +143,48 @@ class Paths:
         return start.expand(len(which), *ids.shape) if self.inputs.of_batch(ids) else torch.full_like(ids, -1)
 
 
-def _along(method: Any, task: Task, paths: Paths, weights: Tensor) -> Iterator[Explanation]:
-    refuse_layers(method, task)
-    answers = values(task)
+def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -> Iterator[Explanation]:
+    reject_layers(method, task)
+    answers = target_values(task)
     targets = [target for _, target in answers]
-    totals = [Moments() for _ in targets]
+    totals = [RunningMoments() for _ in targets]
 
     def scores(rounds: slice) -> list[dict[int, Tensor]]:
         """Contributions of each round to each target's relevance, [rounds, N, …]."""
         times, points, differences = paths.points(rounds)
         moved = task.moved(times, points, targets, paths.alter(rounds))
         found = []
-        for at in plain_gradients(moved):
+        for at in input_gradients(moved):
             inputs = {i: (differences[i], g) for i, (_, g) in at.inputs.items()}
             looked_up = [(found.difference, g) for found, (_, g) in zip(at.lookups.found, at.looked_up, strict=True)]
             rows = replace(at, inputs=inputs, looked_up=looked_up).scores(torch.mul)
             found.append({i: s.view(times, -1, *s.shape[1:]) for i, s in rows.items()})
         return found
 
-    for found in batched(method, task, len(weights), scores, method.batch_size):
+    for found in run_batched(method, task, len(weights), scores, method.batch_size):
         for total, of_target in zip(totals, found, strict=True):
             total.add(of_target, weights)
-    outputs = _at_baselines(method, task, paths, targets)
+    outputs = _baseline_outputs(method, task, paths, targets)
     sampled = isinstance(method, ExpectedGradients)
     for (output, target), total, baseline in zip(answers, totals, outputs, strict=True):
         relevance = total.sums()
-        account = Conservation(output, summed(relevance, output.shape[0]), baseline=baseline)
+        account = Conservation(output, sum_relevance(relevance, output.shape[0]), baseline=baseline)
         errors = {"standard_errors": task.inputs.together(total.standard_errors())} if sampled else {}
-        yield explanation(method, task, output, target, relevance, account, **errors)
+        yield make_explanation(method, task, output, target, relevance, account, **errors)
 
 
-def _at_baselines(method: Any, task: Task, paths: Paths, targets: list) -> list[Tensor]:
+def _baseline_outputs(method: Any, task: Task, paths: StraightPaths, targets: list) -> list[Tensor]:
     """The mean output at the baselines gone from, `[N]` for each target."""
     which = paths.which.unique()
     starts = replace(paths, which=which, alphas=torch.zeros(len(which), dtype=torch.float64))
 
     def outputs(rounds: slice) -> Tensor:
         times, points, _ = starts.points(rounds)
-        found = values(task.moved(times, points, targets, starts.alter(rounds)))
+        found = target_values(task.moved(times, points, targets, starts.alter(rounds)))
         return torch.stack([value.view(times, -1) for value, _ in found])
 
     silent = replace(task, progress=False)
-    found = torch.cat(list(batched(method, silent, len(which), outputs, method.batch_size)), 1)
+    found = torch.cat(list(run_batched(method, silent, len(which), outputs, method.batch_size)), 1)
     share = torch.bincount(paths.which)[which].to(found) / len(paths.which)
     return list(torch.einsum("r,trn->tn", share, found))
 

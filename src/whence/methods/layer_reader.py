@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.core.forward_record import Reading
+from whence.core.forward_record import ForwardRecord
 from whence.core.inputs import Inputs, check_model
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import ModelError, SelectorError
-from whence.lrp.engine.embeddings import Lookups
+from whence.lrp.engine.embeddings import EmbeddingLookups
 from whence.lrp.engine.function_mode import ConstantParameters
-from whence.lrp.torch_compat.module_tracker import Outline, Scope, first_tensor, named_layers
-from whence.lrp.torch_compat.torch_patches import entered
-from whence.methods.gradients import ReluBack
+from whence.lrp.torch_compat.module_tracker import ModuleOutline, ModuleTracker, first_tensor, named_layers
+from whence.lrp.torch_compat.torch_patches import enter_all
+from whence.methods.gradients import ReluBackwardMode
 
 
-class Reached(BaseException):
+class LastLayerReached(BaseException):
     """All that is wanted has been read; what the model would go on to compute is not."""
 
 
-class Reader:
+class LayerReader:
     """Reads a model at layers and, if `output`, its output; weights are constants, nothing is attached to the model.
 
     >>> Reader(model, ["features.3"])(x).layers["features.3"].shape
@@ -34,21 +34,25 @@ class Reader:
         if pattern is not None:
             raise SelectorError(f"'{pattern}' stands for several layers; name one")
         self._model, self._output = model, output
-        self._outline = Outline(model)
+        self._outline = ModuleOutline(model)
         self._layers = named_layers(model, tuple(layers))
 
-    def reading(self, x: Tensor, layers: dict[str, Tensor] | None = None) -> Reading:
+    def reading(self, x: Tensor, layers: dict[str, Tensor] | None = None) -> ForwardRecord:
         """What is known of `x` before the model has run."""
-        reading = Reading.of_layers(x, self._layers, self._model)
+        reading = ForwardRecord.of_layers(x, self._layers, self._model)
         return reading if layers is None else replace(reading, layers=layers)
 
-    def __call__(self, x: Tensor, redirected: bool = False) -> Reading:
+    def __call__(self, x: Tensor, redirected: bool = False) -> ForwardRecord:
         """What is read of `x`; `redirected` lets gradients through ReLUs that would stop all of a sample's."""
         reading = self.reading(x)
-        scope = Scope(self._outline)
+        scope = ModuleTracker(self._outline)
         scope.tap({name: self._tap(reading, name) for name in self._layers})
-        mode = ReluBack(scope, Lookups({}), _redirected) if redirected else ConstantParameters(scope, Lookups({}))
-        with suppress(Reached), entered(scope, mode):
+        mode = (
+            ReluBackwardMode(scope, EmbeddingLookups({}), _redirected_gradient)
+            if redirected
+            else ConstantParameters(scope, EmbeddingLookups({}))
+        )
+        with suppress(LastLayerReached), enter_all(scope, mode):
             given = x.clone()  # a network may overwrite it
             reading.output = Inputs((given,), single=True).call(self._model, (given,))
         missing = [name for name in self._layers if name not in reading.layers]
@@ -56,7 +60,7 @@ class Reader:
             raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to read")
         return reading
 
-    def _tap(self, reading: Reading, name: str) -> Callable[[Tensor], None]:
+    def _tap(self, reading: ForwardRecord, name: str) -> Callable[[Tensor], None]:
         def tap(out: Tensor) -> None:
             if out.dim() < 2 or len(out) != len(reading.x):
                 raise ModelError(
@@ -65,12 +69,12 @@ class Reader:
             # a later layer may overwrite it in place
             reading.layers.setdefault(name, out if not self._output and len(self._layers) == 1 else out.clone())
             if not self._output and len(reading.layers) == len(self._layers):
-                raise Reached
+                raise LastLayerReached
 
         return tap
 
 
-def layer_shapes(model: Callable[..., Any], inputs: Nest) -> dict[str, tuple[int, ...]]:
+def layer_shapes(model: Callable[..., Any], inputs: Tree) -> dict[str, tuple[int, ...]]:
     """The layers of a model by name, and the shape of what each gives for the inputs, in the order in which they end.
 
     >>> whence.layer_shapes(model, x)
@@ -78,7 +82,7 @@ def layer_shapes(model: Callable[..., Any], inputs: Nest) -> dict[str, tuple[int
     """
     check_model(model)
     found: dict[str, tuple[int, ...]] = {}
-    scope = Scope(Outline(model))
+    scope = ModuleTracker(ModuleOutline(model))
 
     def note(module: Any, args: tuple, kwargs: dict, output: object) -> None:
         first = first_tensor(output)
@@ -93,12 +97,12 @@ def layer_shapes(model: Callable[..., Any], inputs: Nest) -> dict[str, tuple[int
     return found
 
 
-def leaves(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def leaf_layers(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Those of the layers with no layer inside, in the order in which they end."""
     return [name for name in shapes if not any(other.startswith(f"{name}.") for other in shapes)]
 
 
-def _redirected(g: Tensor, active: Tensor) -> Tensor:
+def _redirected_gradient(g: Tensor, active: Tensor) -> Tensor:
     """Where a ReLU lets nothing of a sample's gradient back, what would raise its input goes through: a unit that is off at the
     start can be switched on (lucid's redirected ReLU)."""
     passed = g * active

@@ -12,12 +12,21 @@ from whence.core.targets import reads_outputs
 from whence.errors import ConservationWarning, ModelError, RuleError
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.function_mode import RelevanceMode, Unknown
-from whence.lrp.engine.op_context import OverwritesAfterAll
+from whence.lrp.engine.op_context import UnguardedOverwrite
 from whence.lrp.rules import presets
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.rules import Rule
-from whence.lrp.torch_compat.deferred_checks import holds
-from whence.methods.forward_backward import Gradients, Taps, Task, explanation, gradients, leaves, summed, watched
+from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.methods.forward_backward import (
+    Gradients,
+    LayerTaps,
+    Task,
+    input_leaves,
+    make_explanation,
+    record_internals,
+    sum_relevance,
+    target_gradients,
+)
 
 
 @dataclass(frozen=True)
@@ -50,33 +59,33 @@ class LRP:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         for found, mode in self.gradients(task):
             mode.matcher.check_all_matched(mode.bench.prepared.outline.modules)
-            _check_arrival(found, mode)
+            _check_relevance_arrives(found, mode)
             at_lookups = found.at_lookups(torch.mul, mode.beside_lookups)
             scores = found.at_inputs(torch.mul) | mode.lookups.scores(at_lookups)
             for amount in mode.lookups.elsewhere(at_lookups):
                 mode.meter.add("ids that the model put in", amount)
-            conservation = mode.meter.read(found.amount, summed(scores, found.output.shape[0]))
-            _check_balance(conservation)
+            conservation = mode.meter.read(found.amount, sum_relevance(scores, found.output.shape[0]))
+            _warn_if_unbalanced(conservation)
             layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")
-            yield explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
+            yield make_explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
 
     def gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
         """The modified gradients g = R/a, and what is known of the way they came."""
         try:
             yield from self._gradients(task)
-        except OverwritesAfterAll:
+        except UnguardedOverwrite:
             task.prepared.guarded = True
             yield from self._gradients(task)
 
     def _gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
-        taps, lookups, several = Taps.of(task), task.lookups, len(task.targets) > 1 or bool(task.through)
-        sources, prepared = leaves(task.inputs), task.prepared.for_several() if several else task.prepared
+        taps, lookups, several = LayerTaps.of(task), task.lookups, len(task.targets) > 1 or bool(task.through)
+        sources, prepared = input_leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
         prepared.kept.begin()
         mode = RelevanceMode(self.rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
-        reading = watched(task, scope, mode.bench.see)
-        for found in gradients(
+        reading = record_internals(task, scope, mode.bench.see)
+        for found in target_gradients(
             task, sources, lookups, (scope, mode.saving, mode), taps, reading, mode.written, mode.what_blocks,
             mode.before_saturation, mode.from_the_middle,
         ):  # fmt: skip
@@ -84,7 +93,7 @@ class LRP:
             yield found, mode
 
 
-def _check_balance(account: Conservation) -> None:
+def _warn_if_unbalanced(account: Conservation) -> None:
     if not account.rounded:
         worst = float(account.error.max())
         largest = max(account.by_layer, key=lambda layer: float(account.by_layer[layer].abs().max()), default="(none)")
@@ -96,9 +105,9 @@ def _check_balance(account: Conservation) -> None:
         )
 
 
-def _check_arrival(found: Gradients, mode: RelevanceMode) -> None:
+def _check_relevance_arrives(found: Gradients, mode: RelevanceMode) -> None:
     """Raise where gates took all relevance: zeros would look like an answer."""
     gradients = [g for _, g in (*found.inputs.values(), *found.looked_up)] + found.extras
     arrived = torch.stack([g.any() for g in gradients]).any()
-    if mode.bench.gates_reached and found.flow is None and not holds(arrived | ~found.output.any()):
+    if mode.bench.gates_reached and found.flow is None and not check_holds(arrived | ~found.output.any()):
         raise ModelError(f"no relevance reaches the input{mode.what_blocks()}")

@@ -6,15 +6,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from whence.core.targets import of_samples
+from whence.core.targets import select_target_samples
 from whence.errors import ModelError
-from whence.methods.forward_backward import Task, values
+from whence.methods.forward_backward import Task, target_values
 
 # where convolutions of pictures are faster with channels last, by 1.3 to 2.4 times on CPUs
-FASTER_CHANNELS_LAST = {(4, torch.float32): torch.channels_last, (5, torch.float32): torch.channels_last_3d}
+CHANNELS_LAST_FORMATS = {(4, torch.float32): torch.channels_last, (5, torch.float32): torch.channels_last_3d}
 
 
-class Questions:
+class ModelQueries:
     """Asks for the outputs of altered inputs, their targets those of the inputs themselves.
 
     Copies of pictures lie in memory with their channels last, unless the model cannot read them so: `view` may refuse.
@@ -23,16 +23,16 @@ class Questions:
     def __init__(self, task: Task):
         self._task = task
         self._as_given = False
-        answers = values(task)
+        answers = target_values(task)
         self.outputs = torch.stack([output for output, _ in answers])  # [targets, N]
         self.targets = [target for _, target in answers]
 
-    def of_samples(self, samples: Tensor) -> "Questions":
+    def of_samples(self, samples: Tensor) -> "ModelQueries":
         """The same of some of the samples."""
         some = copy(self)
         some._task = replace(self._task, inputs=self._task.inputs.of_samples(samples))
         some.outputs = self.outputs[:, samples.to(self.outputs.device)]
-        some.targets = [of_samples(target, samples) for target in self.targets]
+        some.targets = [select_target_samples(target, samples) for target in self.targets]
         return some
 
     def __call__(self, altered: dict[int, Tensor]) -> Tensor:
@@ -46,10 +46,10 @@ class Questions:
         return self._answers(rounds, altered)
 
     def _answers(self, rounds: int, altered: dict[int, Tensor]) -> Tensor:
-        answers = values(self._task.moved(rounds, altered, self.targets))
+        answers = target_values(self._task.moved(rounds, altered, self.targets))
         return torch.stack([output.view(rounds, -1) for output, _ in answers])
 
 
 def _channels_last(part: Tensor) -> Tensor:
-    layout = FASTER_CHANNELS_LAST.get((part.dim(), part.dtype)) if part.device.type == "cpu" else None
+    layout = CHANNELS_LAST_FORMATS.get((part.dim(), part.dtype)) if part.device.type == "cpu" else None
     return part if layout is None else part.contiguous(memory_format=layout)

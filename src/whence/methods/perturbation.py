@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whence.core.explanation import Explanation
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, RuleError
 from whence.methods import feature_masks
-from whence.methods.batching import batched
-from whence.methods.feature_masks import UPSAMPLING, Features
-from whence.methods.forward_backward import Task, explanation, refuse_layers
-from whence.methods.model_queries import Questions
-from whence.methods.running_statistics import Moments
+from whence.methods.batching import run_batched
+from whence.methods.feature_masks import UPSAMPLING, FeatureGroups
+from whence.methods.forward_backward import Task, make_explanation, reject_layers
+from whence.methods.model_queries import ModelQueries
+from whence.methods.running_statistics import RunningMoments
 
-MASKS_AT_ONCE = 64
+MASKS_PER_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +36,16 @@ class FeatureAblation:
     """
 
     baselines: feature_masks.Baselines = None
-    feature_mask: Nest = None
+    feature_mask: Tree = None
     batch_size: int | None = None
 
     name: ClassVar[str] = "feature_ablation"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        refuse_layers(self, task)
-        absent = feature_masks.absent(self.baselines, task.inputs)
-        players = Features.of(self.feature_mask, task.inputs, absent)
-        ask = Questions(task)
+        reject_layers(self, task)
+        absent = feature_masks.required_baselines(self.baselines, task.inputs)
+        players = FeatureGroups.of(self.feature_mask, task.inputs, absent)
+        ask = ModelQueries(task)
         changed = players.differing(task.inputs, {i: b[None] for i, b in absent.items()}).any(0).nonzero()[:, 0]
 
         losses = ask.outputs.new_zeros(*ask.outputs.shape, players.count)
@@ -54,10 +54,10 @@ class FeatureAblation:
             present = torch.arange(players.count) != changed[rounds, None]
             return changed[rounds], ask(players.altered(task.inputs, absent, present))
 
-        for numbers, found in batched(self, task, len(changed), ablated, self.batch_size):
+        for numbers, found in run_batched(self, task, len(changed), ablated, self.batch_size):
             losses[..., numbers] = ask.outputs[..., None] - found.transpose(1, 2)
         for output, target, loss in zip(ask.outputs, ask.targets, losses, strict=True):
-            yield explanation(self, task, output, target, feature_masks.like(task.inputs, players.spread(loss)))
+            yield make_explanation(self, task, output, target, feature_masks.cast_like(task.inputs, players.spread(loss)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,24 +79,24 @@ class Occlusion:
     name: ClassVar[str] = "occlusion"
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        refuse_layers(self, task)
-        absent = feature_masks.absent(self.baselines, task.inputs)
-        shapes = _of_parts(self.sliding_window_shapes, task, absent, "sliding_window_shapes")
-        strides = _of_parts(self.strides, task, absent, "strides")
-        ask = Questions(task)
+        reject_layers(self, task)
+        absent = feature_masks.required_baselines(self.baselines, task.inputs)
+        shapes = _sizes_by_part(self.sliding_window_shapes, task, absent, "sliding_window_shapes")
+        strides = _sizes_by_part(self.strides, task, absent, "strides")
+        ask = ModelQueries(task)
         scores: list[dict[int, Tensor]] = [{} for _ in ask.targets]
         for i, baseline in absent.items():
             found = self._relevance(task, ask, i, baseline, shapes.get(i), strides.get(i))
             for part, relevance in zip(scores, found, strict=True):
                 part[i] = relevance
         for output, target, part in zip(ask.outputs, ask.targets, scores, strict=True):
-            yield explanation(self, task, output, target, feature_masks.like(task.inputs, part))
+            yield make_explanation(self, task, output, target, feature_masks.cast_like(task.inputs, part))
 
-    def _relevance(self, task: Task, ask: Questions, i: int, baseline: Tensor, shape: Any, strides: Any) -> Tensor:
+    def _relevance(self, task: Task, ask: ModelQueries, i: int, baseline: Tensor, shape: Any, strides: Any) -> Tensor:
         """Relevance of one part, [targets, N, …]."""
         given, outputs = task.inputs.parts[i], ask.outputs[:, None]
         x, baseline = (t[:, None] if t.dim() == 1 else t for t in (given, baseline))
-        windows = Windows.of(x, shape, strides)
+        windows = SlidingWindows.of(x, shape, strides)
         total = outputs.new_zeros(len(outputs), *x.shape)
         changed = windows.that_hold((x != baseline).any(0))
 
@@ -104,7 +104,7 @@ class Occlusion:
             hidden = windows.at(changed[rounds])[:, None]
             return changed[rounds], ask({i: torch.where(hidden, baseline, x).reshape(-1, *given.shape[1:])})
 
-        for numbers, found in batched(self, task, len(changed), occluded, self.batch_size):
+        for numbers, found in run_batched(self, task, len(changed), occluded, self.batch_size):
             total += windows.spread(outputs - found, numbers)
         return (total / windows.covering(x.device)).view(len(total), *given.shape)
 
@@ -137,30 +137,32 @@ class RISE:
             raise RuleError(f"{self!r}: give at least 2 masks, 1 cell and a probability between 0 and 1")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        refuse_layers(self, task)
-        absent = feature_masks.absent(self.baselines, task.inputs)
+        reject_layers(self, task)
+        absent = feature_masks.required_baselines(self.baselines, task.inputs)
         if any(task.inputs.parts[i].dim() not in UPSAMPLING for i in absent) or len(absent) != 1:
             raise InputError("RISE masks one picture [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
         ((i, baseline),) = absent.items()
-        x, ask = task.inputs.parts[i], Questions(task)
+        x, ask = task.inputs.parts[i], ModelQueries(task)
         masks = SmoothMasks.drawn(self, x)
 
         def masked(rounds: slice) -> Tensor:
             return ask({i: torch.lerp(baseline, x, masks.at(rounds).to(x)[:, None]).flatten(0, 1)})
 
-        outputs = torch.cat(list(batched(self, task, self.n_masks, masked, self.batch_size)), 1)
+        outputs = torch.cat(list(run_batched(self, task, self.n_masks, masked, self.batch_size)), 1)
         outputs = (outputs - outputs.mean(1, keepdim=True) * self.centred) / (self.probability * self.n_masks * x.shape[1])
         for output, target, weights in zip(ask.outputs, ask.targets, outputs, strict=True):
-            moments = Moments()
-            for rounds in (slice(start, start + MASKS_AT_ONCE) for start in range(0, self.n_masks, MASKS_AT_ONCE)):
+            moments = RunningMoments()
+            for rounds in (slice(start, start + MASKS_PER_BATCH) for start in range(0, self.n_masks, MASKS_PER_BATCH)):
                 mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
                 moments.add({i: weights[rounds].view(len(mask), -1, *[1] * (x.dim() - 1)) * mask})
-            scores, errors = (feature_masks.like(task.inputs, part) for part in (moments.sums(), moments.standard_errors()))
-            yield explanation(self, task, output, target, scores, standard_errors=task.inputs.together(errors))
+            scores, errors = (
+                feature_masks.cast_like(task.inputs, part) for part in (moments.sums(), moments.standard_errors())
+            )
+            yield make_explanation(self, task, output, target, scores, standard_errors=task.inputs.together(errors))
 
 
 @dataclass(frozen=True)
-class Windows:
+class SlidingWindows:
     """The places of a sliding window over a sample; the last along each dimension ends where the sample does."""
 
     lengths: tuple[int, ...]
@@ -168,10 +170,10 @@ class Windows:
     strides: tuple[int, ...]
 
     @classmethod
-    def of(cls, x: Tensor, shape: Any, strides: Any) -> "Windows":
+    def of(cls, x: Tensor, shape: Any, strides: Any) -> "SlidingWindows":
         lengths = tuple(x.shape[1:])
-        shape = _default_shape(lengths) if shape is None else _sizes(shape, lengths, "a sliding window")
-        strides = tuple(-(-s // 2) for s in shape) if strides is None else _sizes(strides, lengths, "strides")
+        shape = _default_window(lengths) if shape is None else _check_sizes(shape, lengths, "a sliding window")
+        strides = tuple(-(-s // 2) for s in shape) if strides is None else _check_sizes(strides, lengths, "strides")
         if any(s > length for s, length in zip(shape, lengths, strict=True)):
             raise InputError(f"a window of {shape} is larger than the input of {lengths} a sample")
         if any(s < stride and s < length for stride, s, length in zip(strides, shape, lengths, strict=True)):
@@ -249,25 +251,25 @@ class SmoothMasks:
         return [slice(s, s + length) for s, length in zip(shift, self.lengths, strict=True)]
 
 
-def _of_parts(given: Any, task: Task, absent: dict[int, Tensor], what: str) -> dict[int, Any]:
+def _sizes_by_part(given: Any, task: Task, absent: dict[int, Tensor], what: str) -> dict[int, Any]:
     """Sizes for each part; a plain tuple of numbers, or one number, is that of a single part."""
     if (
         given is None
         or isinstance(given, dict)
         or (isinstance(given, list | tuple) and not all(isinstance(g, int) for g in given))
     ):
-        return feature_masks.parts(given, task.inputs, what)
+        return feature_masks.by_part(given, task.inputs, what)
     return dict.fromkeys(absent, given)
 
 
-def _sizes(given: Any, lengths: tuple[int, ...], what: str) -> tuple[int, ...]:
+def _check_sizes(given: Any, lengths: tuple[int, ...], what: str) -> tuple[int, ...]:
     sizes = tuple(given) if isinstance(given, list | tuple) else (given,) * len(lengths)
     if len(sizes) != len(lengths) or not all(isinstance(s, int) and s > 0 for s in sizes):
         raise InputError(f"{what} of {given} for samples of {lengths}; give a positive number along each dimension")
     return sizes
 
 
-def _default_shape(lengths: tuple[int, ...]) -> tuple[int, ...]:
+def _default_window(lengths: tuple[int, ...]) -> tuple[int, ...]:
     if len(lengths) < 2:
         return (1,) * len(lengths)
     return (lengths[0], *(-(-length // 8) for length in lengths[1:]))

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Protocol
 
 from whence.core.explanation import Explanation
-from whence.errors import RuleError, hint
+from whence.errors import RuleError, suggest_or_list
 from whence.lrp.rules.composites import Composite
-from whence.methods.argument_checks import checked
+from whence.methods.argument_checks import checked_init
 from whence.methods.class_activation_maps import GradCAM, LayerCAM
 from whence.methods.forward_backward import Task
 from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
@@ -34,18 +34,26 @@ METHODS: dict[str, type[Method]] = {
                    LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
 }  # fmt: skip
 
-IN_ONE_GRAPH = (LRP, GradientTimesInput, Sensitivity, GuidedBackprop, Deconvnet, GradCAM, LayerCAM)  # no draws, no searches
+SINGLE_GRAPH_METHODS = (
+    LRP,
+    GradientTimesInput,
+    Sensitivity,
+    GuidedBackprop,
+    Deconvnet,
+    GradCAM,
+    LayerCAM,
+)  # no draws, no searches
 
 for _kind in (*METHODS.values(), ExpectedGradients):
-    setattr(_kind, "__init__", checked(_kind))  # noqa: B010
+    setattr(_kind, "__init__", checked_init(_kind))  # noqa: B010
 
 
-def named(method: Method | str | None) -> Method:
+def resolve_method(method: Method | str | None) -> Method:
     """The method itself, by its short name, or the default."""
     if method is None:
         return LRP()
     if isinstance(method, str):
-        check_name(method)
+        check_method_name(method)
         return METHODS[method]()
     if isinstance(method, Composite | Mapping):
         raise RuleError("rules are no method yet; write whence.LRP(rules)")
@@ -56,17 +64,17 @@ def named(method: Method | str | None) -> Method:
     return method
 
 
-def check_in_one_graph(method: Method) -> None:
+def check_single_graph(method: Method) -> None:
     """Raise for methods that ask the model more often than there is one graph for."""
-    if not isinstance(method, IN_ONE_GRAPH):
+    if not isinstance(method, SINGLE_GRAPH_METHODS):
         raise RuleError(
             f"{type(method).__name__} asks the model many times, by draws, steps or searches, and is no one graph; choose one "
-            f"of {', '.join(kind.__name__ for kind in IN_ONE_GRAPH)}"
+            f"of {', '.join(kind.__name__ for kind in SINGLE_GRAPH_METHODS)}"
         )
 
 
-def check_name(name: str) -> None:
+def check_method_name(name: str) -> None:
     """Raise for what is no short name of a method."""
     if name not in METHODS:
         by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
-        raise RuleError(f"no method {name!r}{f'; its name is {by_class!r}' if by_class else hint(name, METHODS)}")
+        raise RuleError(f"no method {name!r}{f'; its name is {by_class!r}' if by_class else suggest_or_list(name, METHODS)}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Moments:
+class RunningMoments:
     """Gathers weighted contributions `[rounds, N, …]` of each part.
 
     >>> moments = Moments()

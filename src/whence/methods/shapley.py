@@ -9,15 +9,15 @@ from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.core.progress import progress
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import RuleError
 from whence.lrp.engine.conservation import Conservation
 from whence.methods import feature_masks, shapley_values
-from whence.methods.batching import batched
-from whence.methods.feature_masks import Features
-from whence.methods.forward_backward import Task, explanation, refuse_layers
-from whence.methods.model_queries import Questions
-from whence.methods.shapley_values import Estimator, Index, ShapleyValues, TooFew
+from whence.methods.batching import run_batched
+from whence.methods.feature_masks import FeatureGroups
+from whence.methods.forward_backward import Task, make_explanation, reject_layers
+from whence.methods.model_queries import ModelQueries
+from whence.methods.shapley_values import BudgetError, Estimator, InteractionIndex, ShapleyValues
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,23 +40,23 @@ class Shapley:
     """
 
     baselines: feature_masks.Baselines = None
-    background: Nest = None
-    feature_mask: Nest = None
+    background: Tree = None
+    feature_mask: Tree = None
     estimator: Estimator | None = None
     budget: int | None = None
-    interactions: Index | None = None
+    interactions: InteractionIndex | None = None
     seed: int = 0
     batch_size: int | None = None
 
     name: ClassVar[str] = "shapley"
 
     def __post_init__(self):
-        shapley_values.check(self.estimator, self.interactions, self.budget, self.seed)
+        shapley_values.check_settings(self.estimator, self.interactions, self.budget, self.seed)
         if self.baselines is not None and self.background is not None:
             raise RuleError("give baselines or a background, not both: absent features are replaced by one of them")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        refuse_layers(self, task)
+        reject_layers(self, task)
         game = FeatureGame.of(self, task)
         outputs, count = game.ask.outputs, game.players.count
         shares, spreads = outputs.new_zeros(2, *outputs.shape, count)
@@ -71,8 +71,8 @@ class Shapley:
                 pairs[:, samples[:, None, None], playing[:, None], playing] = game.by_target(found.interactions)
         for t, target in enumerate(game.ask.targets):
             account = Conservation(outputs[t], shares[t].sum(1), baseline=empty[t])
-            scores, errors = (feature_masks.like(task.inputs, game.players.spread(part[t])) for part in (shares, spreads))
-            yield explanation(
+            scores, errors = (feature_masks.cast_like(task.inputs, game.players.spread(part[t])) for part in (shares, spreads))
+            yield make_explanation(
                 self, task, outputs[t], target, scores, account,
                 standard_errors=task.inputs.together(errors) if sampled else None,
                 interactions=None if pairs is None else pairs[t],
@@ -96,7 +96,7 @@ class Shapley:
         within = None if self.budget is None else self.budget // each
         try:
             return shapley_values.estimate(game, len(game.playing), self.estimator, within, self.interactions, self.seed)
-        except TooFew as error:
+        except BudgetError as error:
             given = f"budget={self.budget}" if self.budget is not None else "the default budget"
             raise RuleError(f"{given}: {error} at {each} model evaluations each, so at least {error.least * each}") from None
 
@@ -107,19 +107,19 @@ class FeatureGame:
 
     method: Shapley
     task: Task
-    ask: Questions
-    players: Features
+    ask: ModelQueries
+    players: FeatureGroups
     absent: dict[int, Tensor]  # part -> [replacements, 1 or N, …]
     playing: Tensor  # the numbers of the features that take part; the others are always there
 
     @classmethod
     def of(cls, method: Shapley, task: Task) -> "FeatureGame":
         if method.background is None:
-            absent = {i: b[None] for i, b in feature_masks.absent(method.baselines, task.inputs).items()}
+            absent = {i: b[None] for i, b in feature_masks.required_baselines(method.baselines, task.inputs).items()}
         else:
             absent = {i: b[:, None] for i, b in feature_masks.background(method.background, task.inputs).items()}
-        players = Features.of(method.feature_mask, task.inputs, absent)
-        return cls(method, task, Questions(task), players, absent, torch.arange(players.count))
+        players = FeatureGroups.of(method.feature_mask, task.inputs, absent)
+        return cls(method, task, ModelQueries(task), players, absent, torch.arange(players.count))
 
     @property
     def replacements(self) -> int:
@@ -157,5 +157,5 @@ class FeatureGame:
             return self.ask(self.players.altered(self.task.inputs, absent, present[numbers // self.replacements]))
 
         count = len(members) * self.replacements
-        found = torch.cat(list(batched(self.method, self.task, count, outputs, self.method.batch_size)), 1)
+        found = torch.cat(list(run_batched(self.method, self.task, count, outputs, self.method.batch_size)), 1)
         return found.unflatten(1, (-1, self.replacements)).mean(2).movedim(1, 0).flatten(1)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from whence.methods import coalitions
 
-MOST_PAIRS = 4096  # in one regression; more are parted, and the results averaged
-PAIRS_FOR_CHOICE = 512  # at least; the prior is chosen by the likelihood of these
-FIRST_SHARES = (3.0, 30.0, 300.0, 1e4, 1e7)  # of the lowest order, the next one being 1
+MAX_PAIRS = 4096  # in one regression; more are parted, and the results averaged
+PAIRS_FOR_SELECTION = 512  # at least; the prior is chosen by the likelihood of these
+FIRST_ORDER_SHARES = (3.0, 30.0, 300.0, 1e4, 1e7)  # of the lowest order, the next one being 1
 DECAYS = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # of the share from one order to the next of its parity
-HIGHEST_ORDER = 24
+MAX_ORDER = 24
 JITTER = 1e-10
 
 Moment = Callable[[int], float]  # E[(2t − 1)^j] over the share t of others present
@@ -36,7 +36,7 @@ def taylor_moment(j: int) -> float:
 
 
 @dataclass(frozen=True)
-class Regression:
+class GaussianRegression:
     """The posterior of one half of a game, of odd or of even orders, given its values at some coalitions."""
 
     coalitions: Tensor  # [M, n]
@@ -46,12 +46,12 @@ class Regression:
     scale: Tensor  # [N], the variance that the shares are shares of
 
     @classmethod
-    def of(cls, members: Tensor, values: Tensor, shares: dict[int, float]) -> "Regression":
+    def of(cls, members: Tensor, values: Tensor, shares: dict[int, float]) -> "GaussianRegression":
         """Given values `[N, M]` at coalitions `[M, n]`."""
         players = members.shape[1]
         signs = 2 * members.to(values) - 1
         distances = ((players - signs @ signs.T) / 2).round().long()
-        kernel = _krawtchouks(players, shares)[distances.cpu()].to(values)
+        kernel = _krawtchouk_kernel(players, shares)[distances.cpu()].to(values)
         kernel.diagonal().mul_(1 + JITTER)
         factor = torch.linalg.cholesky(kernel)
         alpha = torch.cholesky_solve(values.T, factor).T
@@ -65,16 +65,16 @@ class Regression:
 
     def singles(self, moment: Moment) -> Tensor:
         """Expected differences that a player makes, `[N, n]`."""
-        return coalitions.singles(self.coalitions, self.alpha, *self._single_weights(moment))
+        return coalitions.weighted_single_effects(self.coalitions, self.alpha, *self._single_weights(moment))
 
     def doubles(self, moment: Moment) -> Tensor:
         """Expected interactions of two players, `[N, n, n]`."""
         players = self.coalitions.shape[1]
         weights = {k: 4 * k * (k - 1) / (players * (players - 1)) * a * moment(k - 2) for k, a in self.shares.items() if k > 1}
-        table = _krawtchouks(players - 2, {k - 2: w for k, w in weights.items()})
+        table = _krawtchouk_kernel(players - 2, {k - 2: w for k, w in weights.items()})
         outside = players - self.coalitions.sum(1)
-        both, one, none = (_at(table, outside - taken).to(self.alpha) for taken in (0, 1, 2))
-        return coalitions.doubles(self.coalitions, self.alpha, both, one, none)
+        both, one, none = (_lookup(table, outside - taken).to(self.alpha) for taken in (0, 1, 2))
+        return coalitions.weighted_pair_effects(self.coalitions, self.alpha, both, one, none)
 
     def variances(self, moment: Moment) -> Tensor:
         """Posterior variances of `singles`, `[N, n]`."""
@@ -89,46 +89,52 @@ class Regression:
     def _single_weights(self, moment: Moment) -> tuple[Tensor, Tensor]:
         """Covariance of each value with a player's difference, the player within the coalition or (negatively) without."""
         players = self.coalitions.shape[1]
-        table = _krawtchouks(players - 1, {k - 1: 2 * k / players * a * moment(k - 1) for k, a in self.shares.items() if k})
+        table = _krawtchouk_kernel(
+            players - 1, {k - 1: 2 * k / players * a * moment(k - 1) for k, a in self.shares.items() if k}
+        )
         outside = players - self.coalitions.sum(1)
-        return _at(table, outside).to(self.alpha), _at(table, outside - 1).to(self.alpha)
+        return _lookup(table, outside).to(self.alpha), _lookup(table, outside - 1).to(self.alpha)
 
 
-def estimates(
-    members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[Regression], Tensor]]
+def regression_estimates(
+    members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[GaussianRegression], Tensor]]
 ) -> tuple[list[Tensor], int]:
     """What is asked of the regressions of games with `values` `[N, M]`, each under the prior likeliest for it.
 
     A large sample is parted into regressions of at most `MOST_PAIRS`, the first coalition in each; the means over the parts are
     given, and how many parts there were.
     """
-    count = -(-(len(members) - 1) // MOST_PAIRS) or 1
+    count = -(-(len(members) - 1) // MAX_PAIRS) or 1
     parts = [torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1 + i, len(members), count)]) for i in range(count)]
     found = [_estimates(members[part], values[:, part], odd, asked) for part in parts]
     return [torch.stack(several).mean(0) for several in zip(*found, strict=True)], count
 
 
-def _estimates(members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[Regression], Tensor]]) -> list[Tensor]:
-    orders = range(1 if odd else 0, min(members.shape[1], HIGHEST_ORDER) + 1, 2)
-    choices = [_shares(orders, first, decay) for first in FIRST_SHARES for decay in DECAYS]
-    few = slice(0, max(PAIRS_FOR_CHOICE, 2 * members.shape[1]))
-    likeliest = torch.stack([Regression.of(members[few], values[:, few], choice).likelihood for choice in choices]).argmax(0)
+def _estimates(
+    members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[GaussianRegression], Tensor]]
+) -> list[Tensor]:
+    orders = range(1 if odd else 0, min(members.shape[1], MAX_ORDER) + 1, 2)
+    choices = [_order_shares(orders, first, decay) for first in FIRST_ORDER_SHARES for decay in DECAYS]
+    few = slice(0, max(PAIRS_FOR_SELECTION, 2 * members.shape[1]))
+    likeliest = torch.stack(
+        [GaussianRegression.of(members[few], values[:, few], choice).likelihood for choice in choices]
+    ).argmax(0)
     answers: list[list[Tensor]] = [[torch.empty(0)] * len(values) for _ in asked]
     for choice in likeliest.unique().tolist():
         games = (likeliest == choice).nonzero()[:, 0]
-        regression = Regression.of(members, values[games], choices[choice])
+        regression = GaussianRegression.of(members, values[games], choices[choice])
         for answer, question in zip(answers, asked, strict=True):
             for game, found in zip(games.tolist(), question(regression), strict=True):
                 answer[game] = found
     return [torch.stack(answer) for answer in answers]
 
 
-def _shares(orders: Sequence[int], first: float, decay: float) -> dict[int, float]:
+def _order_shares(orders: Sequence[int], first: float, decay: float) -> dict[int, float]:
     low = [first * 30, first] if orders[0] == 0 else [first]  # a constant is of no interest
     return {k: low[j] if j < len(low) else decay ** (j - len(low)) for j, k in enumerate(orders)}
 
 
-def _krawtchouks(players: int, weights: dict[int, float]) -> Tensor:
+def _krawtchouk_kernel(players: int, weights: dict[int, float]) -> Tensor:
     """Σ_k w_k K_k(d) / C(n, k) for d = 0 … n; Krawtchouk's K_k is the sum of χ_T over all sets of k players, d of them −1."""
     d = torch.arange(players + 1, dtype=torch.float64)
     total, before, now = torch.zeros_like(d), torch.zeros_like(d), torch.ones_like(d)
@@ -138,6 +144,6 @@ def _krawtchouks(players: int, weights: dict[int, float]) -> Tensor:
     return total
 
 
-def _at(table: Tensor, index: Tensor) -> Tensor:
+def _lookup(table: Tensor, index: Tensor) -> Tensor:
     """Entries of the table; what lies beyond it belongs to no coalition and is multiplied by zero."""
     return table[index.cpu().clamp(0, max(len(table) - 1, 0))]

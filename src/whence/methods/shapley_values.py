@@ -10,16 +10,16 @@ from torch import Tensor
 
 from whence.errors import InputError, RuleError
 from whence.methods import coalitions
-from whence.methods.coalitions import MOST_ENUMERATED, by_size
-from whence.methods.shapley_regression import MOST_PAIRS, estimates, shapley_moment, taylor_moment
+from whence.methods.coalitions import MAX_ENUMERATED, weights_by_size
+from whence.methods.shapley_regression import MAX_PAIRS, regression_estimates, shapley_moment, taylor_moment
 
-Value = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
+GameValue = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
 Estimator = Literal["exact", "regression", "permutation"]
-Index = Literal["sii", "stii"]
+InteractionIndex = Literal["sii", "stii"]
 
 INDICES = {"sii": (coalitions.sii_weight, shapley_moment), "stii": (coalitions.stii_weight, taylor_moment)}
-ASKED_AT_ONCE = 2**16
-MOST_REGRESSED = 4096  # players; a regression on as many pairs fits in memory
+COALITIONS_PER_CALL = 2**16
+MAX_REGRESSION_PAIRS = 4096  # players; a regression on as many pairs fits in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ class ShapleyValues:
 
 
 def shapley_values(
-    value: Value,
+    value: GameValue,
     players: int,
     *,
     estimator: Estimator | None = None,
     budget: int | None = None,
-    interactions: Index | None = None,
+    interactions: InteractionIndex | None = None,
     seed: int = 0,
 ) -> ShapleyValues:
     """Shapley values of the players of any game.
@@ -68,26 +68,26 @@ def shapley_values(
     is the number of coalitions it may be asked for; the other arguments are those of `Shapley`. Raises `RuleError` where the
     budget is too small or exact values are asked of too many players, and `InputError` where `value` answers in another shape.
     """
-    check(estimator, interactions, budget, seed)
+    check_settings(estimator, interactions, budget, seed)
     if not isinstance(players, int) or players < 1:
         raise RuleError(f"players={players!r}; a game has at least one")
     single = False
 
     def checked(members: Tensor) -> Tensor:
         nonlocal single
-        found = [_answer(value, part) for part in members.split(ASKED_AT_ONCE)]
+        found = [_evaluate_game(value, part) for part in members.split(COALITIONS_PER_CALL)]
         single = found[0].dim() == 1
         return torch.cat(found).view(len(members), -1)
 
     try:
         found = estimate(checked, players, estimator, budget, interactions, seed)
-    except TooFew as error:
+    except BudgetError as error:
         given = f"budget={budget} coalitions" if budget is not None else "the default budget"
         raise RuleError(f"{given}: {error}, so at least {error.least}") from None
     return found.first if single else found
 
 
-class TooFew(RuleError):
+class BudgetError(RuleError):
     """A budget too small; says how many coalitions are needed."""
 
     def __init__(self, message: str, least: int):
@@ -95,7 +95,7 @@ class TooFew(RuleError):
         self.least = least
 
 
-def check(estimator: Estimator | None, interactions: Index | None, budget: int | None, seed: int) -> None:
+def check_settings(estimator: Estimator | None, interactions: InteractionIndex | None, budget: int | None, seed: int) -> None:
     if estimator not in (None, "exact", "regression", "permutation"):
         raise RuleError(f"estimator={estimator!r}; choose 'exact', 'regression', 'permutation' or None")
     if interactions is not None and interactions not in INDICES:
@@ -106,7 +106,7 @@ def check(estimator: Estimator | None, interactions: Index | None, budget: int |
         raise RuleError(f"budget={budget!r}, seed={seed!r}; both are whole numbers")
 
 
-def _answer(value: Value, members: Tensor) -> Tensor:
+def _evaluate_game(value: GameValue, members: Tensor) -> Tensor:
     found = value(members)
     if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members) or not found.numel():
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -119,70 +119,72 @@ def _answer(value: Value, members: Tensor) -> Tensor:
 
 
 def estimate(
-    game: Value, players: int, estimator: Estimator | None, budget: int | None, index: Index | None, seed: int
+    game: GameValue, players: int, estimator: Estimator | None, budget: int | None, index: InteractionIndex | None, seed: int
 ) -> ShapleyValues:
     chosen, budget = budget, 4 * players + 2048 if budget is None else budget
-    everything = 2**players <= budget and players <= MOST_ENUMERATED
-    if estimator == "exact" and players > MOST_ENUMERATED:
+    everything = 2**players <= budget and players <= MAX_ENUMERATED
+    if estimator == "exact" and players > MAX_ENUMERATED:
         count = f" = {2**players:,}" if players < 64 else ""
         raise RuleError(
             f"exact values of {players} features take 2^{players}{count} coalitions; "
-            f"group them to at most {MOST_ENUMERATED} by a feature_mask, or use estimator='regression'"
+            f"group them to at most {MAX_ENUMERATED} by a feature_mask, or use estimator='regression'"
         )
     if estimator == "exact" and chosen is not None and 2**players > chosen:
-        raise TooFew(f"all coalitions of {players} features are {2**players}", 2**players)
+        raise BudgetError(f"all coalitions of {players} features are {2**players}", 2**players)
     random = torch.Generator().manual_seed(seed)
     if estimator == "exact" or (everything and estimator != "permutation"):
         return _exact(game, players, index)
     if estimator == "permutation":
-        return _permutations(game, players, budget, random)
-    return _regressed(game, players, budget, index, random)
+        return _permutation_estimate(game, players, budget, random)
+    return _regression_estimate(game, players, budget, index, random)
 
 
-def _exact(game: Value, players: int, index: Index | None) -> ShapleyValues:
-    members = coalitions.every(players)
+def _exact(game: GameValue, players: int, index: InteractionIndex | None) -> ShapleyValues:
+    members = coalitions.all_coalitions(players)
     found = game(members).T.double().cpu()
     sizes, weight = members.sum(1), coalitions.shapley_weight(players)
-    within, without = by_size(lambda size: weight(size - 1), sizes), by_size(weight, sizes)
-    parts = [slice(start, start + ASKED_AT_ONCE) for start in range(0, len(members), ASKED_AT_ONCE)]
-    shapley = _total(coalitions.singles(members[p], found[:, p], within[p], without[p]) for p in parts)
+    within, without = weights_by_size(lambda size: weight(size - 1), sizes), weights_by_size(weight, sizes)
+    parts = [slice(start, start + COALITIONS_PER_CALL) for start in range(0, len(members), COALITIONS_PER_CALL)]
+    shapley = _sum_parts(coalitions.weighted_single_effects(members[p], found[:, p], within[p], without[p]) for p in parts)
     pairs = None
     if index is not None:
         weight = INDICES[index][0](players)
-        weights = [by_size(lambda size, taken=taken: weight(size - taken), sizes) for taken in (2, 1, 0)]
-        pairs = _total(coalitions.doubles(members[p], found[:, p], *(w[p] for w in weights)) for p in parts)
+        weights = [weights_by_size(lambda size, taken=taken: weight(size - taken), sizes) for taken in (2, 1, 0)]
+        pairs = _sum_parts(coalitions.weighted_pair_effects(members[p], found[:, p], *(w[p] for w in weights)) for p in parts)
         alone = found[:, 2 ** torch.arange(players)] - found[:, :1]
         pairs.diagonal(dim1=1, dim2=2).copy_(shapley if index == "sii" else alone)
     return ShapleyValues(shapley, None, pairs, found[:, -1], found[:, 0], len(members))
 
 
-def _total(parts: Iterator[Tensor]) -> Tensor:
+def _sum_parts(parts: Iterator[Tensor]) -> Tensor:
     return reduce(torch.add, parts)
 
 
-def _regressed(game: Value, players: int, budget: int, index: Index | None, random: torch.Generator) -> ShapleyValues:
-    if players > MOST_REGRESSED:
+def _regression_estimate(
+    game: GameValue, players: int, budget: int, index: InteractionIndex | None, random: torch.Generator
+) -> ShapleyValues:
+    if players > MAX_REGRESSION_PAIRS:
         raise RuleError(
             f"{players} features are too many for Shapley values; group them by a feature_mask, "
             "such as whence.patches(x, 16) for pictures"
         )
     alone = players if index == "stii" else 0
-    if index is not None and players * (players - 1) // 2 > MOST_PAIRS:
+    if index is not None and players * (players - 1) // 2 > MAX_PAIRS:
         raise RuleError(f"{players} features have too many interactions to be sampled; group them by a feature_mask")
     least = 2 * players if index is None else players * (players - 1) + 2 + 2 * alone
     if budget < min(least, 2**players):
-        raise TooFew(f"{players} features{' and their pairs' if index else ''} take {least} coalitions", least)
-    count = min(budget // 2 - 1, coalitions.most_pairs(players))
-    members = torch.cat([torch.ones(1, players, dtype=torch.bool), _sample(players, count, alone, random)])
+        raise BudgetError(f"{players} features{' and their pairs' if index else ''} take {least} coalitions", least)
+    count = min(budget // 2 - 1, coalitions.max_pairs(players))
+    members = torch.cat([torch.ones(1, players, dtype=torch.bool), _sample_coalitions(players, count, alone, random)])
     found = game(torch.cat([members, ~members])).T.double().cpu()
     there, back = found.split(len(members), 1)
 
     moment = None if index is None else INDICES[index][1]
     pairwise = [] if moment is None else [lambda half: half.doubles(moment)]
     of_odd = [lambda half: half.singles(shapley_moment), lambda half: half.variances(shapley_moment), *pairwise]
-    (shapley, variances, *pairs), parts = estimates(members, (there - back) / 2, True, of_odd)
+    (shapley, variances, *pairs), parts = regression_estimates(members, (there - back) / 2, True, of_odd)
     means = (there + back) / 2  # whose constant no interaction depends on
-    pairs = pairs[0] + estimates(members, means - means[:, :1], False, pairwise)[0][0] if pairs else None
+    pairs = pairs[0] + regression_estimates(members, means - means[:, :1], False, pairwise)[0][0] if pairs else None
     shapley += (there[:, :1] - back[:, :1] - shapley.sum(1, keepdim=True)) / players  # what rounding left
     if pairs is not None:
         empty = back[:, :1]
@@ -191,21 +193,21 @@ def _regressed(game: Value, players: int, budget: int, index: Index | None, rand
     return ShapleyValues(shapley, (variances / parts).sqrt(), pairs, there[:, 0], back[:, 0], 2 * len(members))
 
 
-def _sample(players: int, count: int, alone: int, random: torch.Generator) -> Tensor:
+def _sample_coalitions(players: int, count: int, alone: int, random: torch.Generator) -> Tensor:
     """Pairs of complements, after those of the players `alone`."""
-    sampled = coalitions.pairs(players, count, random)
+    sampled = coalitions.sample_pairs(players, count, random)
     single = torch.eye(players, dtype=torch.bool)[:alone]
     single = single ^ single[:, -1:]  # the half without the last player, as those sampled
-    return coalitions.distinct(torch.cat([single, sampled]))[:count]
+    return coalitions.unique_coalitions(torch.cat([single, sampled]))[:count]
 
 
-def _permutations(game: Value, players: int, budget: int, random: torch.Generator) -> ShapleyValues:
+def _permutation_estimate(game: GameValue, players: int, budget: int, random: torch.Generator) -> ShapleyValues:
     """Each order and its reverse (Mitchell et al. 2022, antithetic sampling)."""
     if players == 1:
         return _exact(game, players, None)
     least = 4 * players - 2
     if budget < least:
-        raise TooFew(f"two orders of {players} features and their reverses take {least} coalitions", least)
+        raise BudgetError(f"two orders of {players} features and their reverses take {least} coalitions", least)
     count = (budget - 2) // (2 * (players - 1))
     ranks = torch.rand(count, players, generator=random).argsort(1)
     ranks = torch.stack([ranks, players - 1 - ranks], 1)  # [orders, 2, players]

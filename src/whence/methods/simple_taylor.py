@@ -11,11 +11,11 @@ from whence.core.explanation import Explanation
 from whence.errors import RuleError
 from whence.lrp.engine.conservation import Conservation
 from whence.methods import feature_masks
-from whence.methods.forward_backward import Task, explanation, refuse_layers, summed, values
-from whence.methods.taylor_roots import Function, NearestRoot
+from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
+from whence.methods.taylor_roots import NearestRoot, ScalarFunction
 
-KINK = "at a root on a kink, where the gradient is its limit from the sample's side"
-SAME_SLOPE = 1e-2  # as far as gradients may differ at and beside a root of a smooth function
+KINK_NOTE = "at a root on a kink, where the gradient is its limit from the sample's side"
+SLOPE_TOLERANCE = 1e-2  # as far as gradients may differ at and beside a root of a smooth function
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +43,22 @@ class SimpleTaylor:
             )
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        refuse_layers(self, task)
+        reject_layers(self, task)
         quiet = replace(task, progress=False)
-        for output, target in values(task):
-            function = Function(quiet, target)
+        for output, target in target_values(task):
+            function = ScalarFunction(quiet, target)
             root = self._root(function)
             at_root, slope, on_kink = _slope(function, root)
             relevance = (function.x - root) * slope
             scores = function.parts(relevance)
-            remainder = output - at_root - summed(scores, len(output))
-            account = Conservation(output, summed(scores, len(output)), remainder, {"second-order terms": remainder}, at_root)
+            remainder = output - at_root - sum_relevance(scores, len(output))
+            account = Conservation(
+                output, sum_relevance(scores, len(output)), remainder, {"second-order terms": remainder}, at_root
+            )
             found = task.inputs.together(function.parts(root))
-            yield explanation(self, task, output, target, scores, account, root=found, note=KINK if on_kink else "")
+            yield make_explanation(self, task, output, target, scores, account, root=found, note=KINK_NOTE if on_kink else "")
 
-    def _root(self, function: Function) -> Tensor:
+    def _root(self, function: ScalarFunction) -> Tensor:
         inputs = function.task.inputs
         if isinstance(self.root, str) and self.root == "origin":
             return torch.zeros_like(function.x)
@@ -68,10 +70,10 @@ class SimpleTaylor:
         return function.row({i: given[i].expand_as(inputs.parts[i]) for i in inputs.explained})
 
 
-def _slope(function: Function, root: Tensor) -> tuple[Tensor, Tensor, bool]:
+def _slope(function: ScalarFunction, root: Tensor) -> tuple[Tensor, Tensor, bool]:
     """f and its gradient at the root, and whether some root lies on a kink: there it is the limit from the sample's side, for
     ReLUs have none at 0."""
     at_root, slope = function.slope(root)
     beside = function.slope(root + (function.x - root) * torch.finfo(root.dtype).eps ** 0.5)[1]
-    kinks = (beside - slope).norm(dim=1) > SAME_SLOPE * torch.maximum(beside.norm(dim=1), slope.norm(dim=1))
+    kinks = (beside - slope).norm(dim=1) > SLOPE_TOLERANCE * torch.maximum(beside.norm(dim=1), slope.norm(dim=1))
     return at_root, torch.where(kinks[:, None], beside, slope), bool(kinks.any())

@@ -11,14 +11,18 @@ from torch import Tensor
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
 from whence.errors import InputError, RuleError
-from whence.lrp.engine.embeddings import NOWHERE, Alter, Lookup
-from whence.methods.batching import batched
-from whence.methods.forward_backward import Task, explanation, refuse_layers, values
+from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
+from whence.methods.batching import run_batched
+from whence.methods.forward_backward import Task, make_explanation, reject_layers, target_values
 from whence.methods.gradients import Sensitivity
-from whence.methods.running_statistics import Moments
+from whence.methods.running_statistics import RunningMoments
 
 NOISE_LEVEL = 0.15  # of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
-KINDS = {"smoothgrad": Moments.means, "smoothgrad_sq": Moments.mean_squares, "vargrad": Moments.variances}
+AGGREGATIONS = {
+    "smoothgrad": RunningMoments.means,
+    "smoothgrad_sq": RunningMoments.mean_squares,
+    "vargrad": RunningMoments.variances,
+}
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,18 @@ class SmoothGrad:
     def __post_init__(self):
         if not hasattr(self.method, "explanations") or isinstance(self.method, type):
             raise RuleError(f"{self.method!r} is no method; pass one such as whence.GradientTimesInput()")
-        if self.kind not in KINDS:
-            raise RuleError(f"kind={self.kind!r}; choose from {', '.join(KINDS)}")
+        if self.kind not in AGGREGATIONS:
+            raise RuleError(f"kind={self.kind!r}; choose from {', '.join(AGGREGATIONS)}")
         if not isinstance(self.n_samples, int) or self.n_samples < 1 + (self.kind == "vargrad"):
             raise RuleError(f"n_samples={self.n_samples!r} is too few for {self.kind}")
         if self.stdevs is not None and self.stdevs < 0:
             raise RuleError(f"stdevs={self.stdevs!r} is negative")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        refuse_layers(self, task)
-        answers = values(task)
-        noise = Noise(task.inputs, self.stdevs, self.seed)
-        totals = [Moments() for _ in answers]
+        reject_layers(self, task)
+        answers = target_values(task)
+        noise = GaussianNoise(task.inputs, self.stdevs, self.seed)
+        totals = [RunningMoments() for _ in answers]
 
         def relevance(rounds: slice) -> list[dict[int, Tensor]]:
             times = rounds.stop - rounds.start
@@ -65,15 +69,15 @@ class SmoothGrad:
             found = (task.inputs.apart(e.relevance) for e in self.method.explanations(moved))
             return [{i: r.view(times, -1, *r.shape[1:]) for i, r in parts.items()} for parts in found]
 
-        for found in batched(self, task, self.n_samples, relevance, self.batch_size):
+        for found in run_batched(self, task, self.n_samples, relevance, self.batch_size):
             for total, of_target in zip(totals, found, strict=True):
                 total.add(of_target)
         for (output, target), total in zip(answers, totals, strict=True):
-            yield explanation(self, task, output, target, KINDS[self.kind](total))
+            yield make_explanation(self, task, output, target, AGGREGATIONS[self.kind](total))
 
 
 @dataclass(frozen=True)
-class Noise:
+class GaussianNoise:
     """Gaussian noise on the floating-point parts and on the vectors of ids, the same for every sample."""
 
     inputs: Inputs
@@ -81,7 +85,7 @@ class Noise:
     seed: int
 
     def __post_init__(self):
-        ranges = [_range(self.inputs.parts[i]).cpu() for i in self.inputs.explained]
+        ranges = [_value_range(self.inputs.parts[i]).cpu() for i in self.inputs.explained]
         if self.stdevs is None and ranges and not torch.stack([r.float() for r in ranges]).any(0).all():
             raise InputError("a sample's values are all the same, so that their range says nothing about noise; give stdevs")
 
@@ -89,7 +93,7 @@ class Noise:
         """Noisy copies `[rounds · N, …]`."""
         return {i: self._points(i, rounds) for i in self.inputs.explained}
 
-    def alter(self, rounds: slice) -> Alter | None:
+    def alter(self, rounds: slice) -> AlterLookup | None:
         """Noise on the vectors of token ids."""
         ids = self.inputs.ids
         if not ids:
@@ -112,7 +116,7 @@ class Noise:
 
         def alter(lookup: Lookup) -> Lookup:
             vectors, place, sample = lookup.vectors, place_at[lookup.places], sample_at[lookup.places]
-            still = ((lookup.places == NOWHERE) | (place == own))[..., None]
+            still = ((lookup.places == NO_POSITION) | (place == own))[..., None]
             drawn = self._drawn((positions, vectors.shape[-1]), rounds, "ids").flatten(0, 1).to(vectors)[place]
             return replace(lookup, vectors=vectors + self._deviation(vectors, sample, still) * drawn.masked_fill(still, 0))
 
@@ -137,7 +141,7 @@ class Noise:
         noise = self._drawn(tuple(x.shape[1:]), rounds, str(i))[:, None].to(x)
         if self.stdevs is not None:
             return (x + self.stdevs * noise).flatten(0, 1)
-        return (x + NOISE_LEVEL * _range(x).view(-1, *[1] * (x.dim() - 1)) * noise).flatten(0, 1)
+        return (x + NOISE_LEVEL * _value_range(x).view(-1, *[1] * (x.dim() - 1)) * noise).flatten(0, 1)
 
     def _drawn(self, shape: tuple[int, ...], rounds: slice, stream: str) -> Tensor:
         """Noise of each round, however the rounds are batched, `[rounds, …]`."""
@@ -145,7 +149,7 @@ class Noise:
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def _range(x: Tensor) -> Tensor:
+def _value_range(x: Tensor) -> Tensor:
     """From the least to the greatest value of each sample, `[N]`."""
     rows = x.reshape(len(x), -1)
     return rows.amax(1) - rows.amin(1)

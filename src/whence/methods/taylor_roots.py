@@ -7,30 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.core.trees import Nest
+from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError
 from whence.methods import feature_masks
-from whence.methods.forward_backward import Task, differentiating, values
-from whence.methods.gradients import plain_gradients
+from whence.methods.forward_backward import Task, gradients_enabled, target_values
+from whence.methods.gradients import input_gradients
 
-STRIDES = tuple(2.0**k for k in range(8))  # of the step that would reach the root of a linear map
-SECTIONS = tuple(k / 16 for k in range(1, 17))  # of the way to another sample
-MOST_REFINEMENTS = 60
-MOST_HALVINGS = 30
-FLAT = 1e-3  # of the last step: if f is 0 so far before a root too, it is 0 all around
-OF_NUMBERS = "a Taylor decomposition is one of numbers; for token ids use gradient_times_input or LRP"
-NEAR_ENOUGH = 1e-3  # of the distance: how far a root may lie beside the projection on its tangent plane
-SMALLEST_SHARE = 1 / 100  # of the way to that projection
+STEP_MULTIPLES = tuple(2.0**k for k in range(8))  # of the step that would reach the root of a linear map
+SECTION_FRACTIONS = tuple(k / 16 for k in range(1, 17))  # of the way to another sample
+MAX_REFINEMENTS = 60
+MAX_HALVINGS = 30
+FLAT_SLOPE = 1e-3  # of the last step: if f is 0 so far before a root too, it is 0 all around
+IDS_ERROR = "a Taylor decomposition is one of numbers; for token ids use gradient_times_input or LRP"
+DECODER_TOLERANCE = 1e-3  # of the distance: how far a root may lie beside the projection on its tangent plane
+MIN_STEP_SHARE = 1 / 100  # of the way to that projection
 
 
-class Function:
+class ScalarFunction:
     """The explained output of all samples as a function of their numbers in a row, `[rounds · N, numbers]`."""
 
     def __init__(self, task: Task, target: Any):
         self.task, self._target = task, target
         self._parts = [task.inputs.parts[i] for i in task.inputs.explained]
         if not self._parts:
-            raise InputError(OF_NUMBERS)
+            raise InputError(IDS_ERROR)
         self.x = self.row(dict(zip(task.inputs.explained, self._parts, strict=True)))
 
     def row(self, parts: dict[int, Tensor]) -> Tensor:
@@ -50,13 +50,13 @@ class Function:
 
     def value(self, points: Tensor) -> Tensor:
         """f, `[rounds · N]`."""
-        return values(self._at(points))[0][0].to(self.x.dtype)
+        return target_values(self._at(points))[0][0].to(self.x.dtype)
 
     def slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """f `[rounds · N]` and its gradient `[rounds · N, numbers]`."""
-        (found,) = plain_gradients(self._at(points))
+        (found,) = input_gradients(self._at(points))
         if found.looked_up:
-            raise InputError(OF_NUMBERS)
+            raise InputError(IDS_ERROR)
         return found.output.to(self.x.dtype), self.row({i: g for i, (_, g) in found.inputs.items()}).to(self.x.dtype)
 
 
@@ -82,7 +82,7 @@ class NearestRoot:
         if self.n_steps < 1:
             raise RuleError(f"n_steps={self.n_steps!r}; give at least 1")
 
-    def near(self, function: Function) -> Tensor:
+    def near(self, function: ScalarFunction) -> Tensor:
         low, high = _bound(self.low, function, -torch.inf), _bound(self.high, function, torch.inf)
         outside = [] if low is None else [function.x < low - 1e-6]
         outside += [] if high is None else [function.x > high + 1e-6]
@@ -103,26 +103,26 @@ class RootTowards:
     `samples` `[M, …]` have the structure of the input. A sample to none of which the output changes sign is a `ModelError`.
     """
 
-    samples: Nest
+    samples: Tree
     tolerance: float = 1e-4
 
     def __post_init__(self):
         _check_tolerance(self.tolerance)
 
-    def near(self, function: Function) -> Tensor:
+    def near(self, function: ScalarFunction) -> Tensor:
         ends = function.row(feature_masks.background(self.samples, function.task.inputs))
         best, distance = torch.zeros_like(function.x), torch.full_like(function.x[:, 0], float("inf"))
         start = function.value(function.x)
         for end in ends:
             way = end - function.x
             t, found = root_on_curve(
-                lambda t, way=way: function.value(function.x + t[:, None] * way), start, torch.ones_like(start), SECTIONS,
-                self.tolerance,
+                lambda t, way=way: function.value(function.x + t[:, None] * way), start, torch.ones_like(start),
+                SECTION_FRACTIONS, self.tolerance,
             )  # fmt: skip
             nearer = found & (t * way.norm(dim=1) < distance)
             best[nearer] = (function.x + t[:, None] * way)[nearer]
             distance[nearer] = (t * way.norm(dim=1))[nearer]
-        _check_found(distance < float("inf"), "on the way to the given samples; add samples of other classes")
+        _check_roots_found(distance < float("inf"), "on the way to the given samples; add samples of other classes")
         return best
 
 
@@ -144,7 +144,7 @@ class RootOnManifold:
     def __post_init__(self):
         _check_tolerance(self.tolerance)
 
-    def near(self, function: Function) -> Tensor:
+    def near(self, function: ScalarFunction) -> Tensor:
         inputs = function.task.inputs
         if len(inputs.explained) != 1:
             raise InputError(f"a decoder makes one input; the model has {len(inputs.explained)}")
@@ -156,7 +156,7 @@ class RootOnManifold:
             raise InputError(f"codes of shape {tuple(codes.shape)} for {len(x)} samples; give [{len(x)}, k]")
 
         def slope(z: Tensor) -> tuple[Tensor, Tensor]:
-            with differentiating():
+            with gradients_enabled():
                 z = z.clone().requires_grad_()
                 made = self._made(z, x)
                 value, g = function.slope(made.detach().flatten(1))
@@ -195,28 +195,34 @@ def nearest_root(
     first, g = slope(start)
     best, distance = start.clone(), torch.full_like(first, float("inf"))
     walk, f_walk, share, going = start, first, torch.ones_like(first), torch.ones_like(first, dtype=torch.bool)
-    along = _newton(first, g)[:, None] * g
+    along = _newton_step(first, g)[:, None] * g
     for _ in range(n_steps):
         t, found = root_on_curve(
-            lambda t, along=along: value(clip(start - t[:, None] * along)), first, torch.ones_like(first), STRIDES, tolerance
+            lambda t, along=along: value(clip(start - t[:, None] * along)),
+            first,
+            torch.ones_like(first),
+            STEP_MULTIPLES,
+            tolerance,
         )
         root = clip(start - t[:, None] * along)
         gone = (root - start).norm(dim=1)
         nearer, missed = going & found & (gone < distance), distance.isinf() & ~found
         share = torch.where(nearer, (2 * share).clamp(max=1), share / 2)
         best[nearer], distance[nearer] = root[nearer], gone[nearer]
-        walk = torch.where(missed[:, None], clip(walk - _newton(f_walk, g)[:, None] * g), best)
+        walk = torch.where(missed[:, None], clip(walk - _newton_step(f_walk, g)[:, None] * g), best)
         f_walk, g = slope(walk)
-        aside = _newton(((start - walk) * g).sum(1), g)[:, None] * g - (start - walk)
-        going = going & (missed | ((aside.norm(dim=1) > NEAR_ENOUGH * distance) & (share > SMALLEST_SHARE)))
+        aside = _newton_step(((start - walk) * g).sum(1), g)[:, None] * g - (start - walk)
+        going = going & (missed | ((aside.norm(dim=1) > DECODER_TOLERANCE * distance) & (share > MIN_STEP_SHARE)))
         if not going.any():
             break
         along = torch.where(missed[:, None], start - walk, start - walk + share[:, None] * aside)
-    _check_found(distance < float("inf"), "along its gradient; use RootTowards(samples), root='origin' or one of your own")
+    _check_roots_found(
+        distance < float("inf"), "along its gradient; use RootTowards(samples), root='origin' or one of your own"
+    )
     return best
 
 
-def _newton(f: Tensor, g: Tensor) -> Tensor:
+def _newton_step(f: Tensor, g: Tensor) -> Tensor:
     """The step along g that would reach the root of a linear map."""
     steepness = g.square().sum(1)
     return torch.where(steepness > 0, f / steepness.clamp(min=torch.finfo(g.dtype).tiny), 0)
@@ -241,7 +247,7 @@ def root_on_curve(
         far = torch.where(searching, multiple * step, far)
         f_far = torch.where(searching, value(far), f_far)
     found = (f_far * first <= 0) | (f_far.abs() <= enough)
-    for _ in range(MOST_REFINEMENTS):
+    for _ in range(MAX_REFINEMENTS):
         open_still = found & (f_far.abs() > enough)
         if not open_still.any():
             break
@@ -251,22 +257,22 @@ def root_on_curve(
         crossed = f_between * f_far < 0
         near, f_near = torch.where(crossed, far, near), torch.where(crossed, f_far, f_near / 2)
         far, f_far = torch.where(open_still, between, far), torch.where(open_still, f_between, f_far)
-    flat = found & (f_far == 0) & (value(far - FLAT * (far - near)) == 0)
-    for _ in range(MOST_HALVINGS if flat.any() else 0):  # to where the zeros of a ReLU begin
+    flat = found & (f_far == 0) & (value(far - FLAT_SLOPE * (far - near)) == 0)
+    for _ in range(MAX_HALVINGS if flat.any() else 0):  # to where the zeros of a ReLU begin
         between = (near + far) / 2
         zero = value(between) == 0
         near, far = torch.where(flat & ~zero, between, near), torch.where(flat & zero, between, far)
     return far, found & (f_far.abs() <= enough)
 
 
-def _bound(bound: Any, function: Function, default: float) -> Tensor | None:
+def _bound(bound: Any, function: ScalarFunction, default: float) -> Tensor | None:
     if bound is None:
         return None
     found = feature_masks.baselines(bound, function.task.inputs, default)
     return function.row({i: found[i].expand(len(function.x), *found[i].shape[1:]) for i in function.task.inputs.explained})
 
 
-def _check_found(found: Tensor, where: str) -> None:
+def _check_roots_found(found: Tensor, where: str) -> None:
     if not found.all():
         samples = ", ".join(map(str, (~found).nonzero().flatten().tolist()[:5]))
         raise ModelError(f"the output of sample {samples} has no root {where}")

@@ -12,11 +12,11 @@ from torch import nn
 
 from whence.errors import LoadError, first_line
 from whence.models.preprocessing import Preprocessing
-from whence.models.text_tokenizer import Text
-from whence.models.vision_language import PictureAndTexts
+from whence.models.text_tokenizer import TextTokenizer
+from whence.models.vision_language import VisionLanguageProcessor
 
-WRITE = ("ForConditionalGeneration", "ForVision2Seq")  # about a picture, on from a text
-COMPARE = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "ChineseCLIPModel", "AlignModel", "MetaClip2Model")
+GENERATIVE = ("ForConditionalGeneration", "ForVision2Seq")  # about a picture, on from a text
+CONTRASTIVE = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "ChineseCLIPModel", "AlignModel", "MetaClip2Model")
 HEADS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForCausalLM": "AutoModelForCausalLM",
@@ -26,50 +26,50 @@ HEADS = {
 
 
 @dataclass(frozen=True)
-class Loaded:
+class HuggingFaceModel:
     """A model, what reads its pictures, its texts or both, and the names of its classes."""
 
     model: nn.Module
     pictures: Preprocessing | None = None
-    text: Text | None = None
-    both: PictureAndTexts | None = None
+    text: TextTokenizer | None = None
+    both: VisionLanguageProcessor | None = None
     classes: list[str] = field(default_factory=list)
 
 
-def load(transformers: Any, name: str) -> Loaded:
+def load(transformers: Any, name: str) -> HuggingFaceModel:
     """The model of a folder or of a name on the hub."""
     try:
-        with _quiet(transformers.utils.logging):
+        with _silence(transformers.utils.logging):
             return _load(transformers, name)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         where = "" if os.path.isdir(name) else "; is it a folder made by save_pretrained, or is the network there?"
-        raise LoadError(f"transformers cannot load {name!r}: {first_line(_cause(error))}{where}") from error
+        raise LoadError(f"transformers cannot load {name!r}: {first_line(_root_cause(error))}{where}") from error
 
 
-def _load(transformers: Any, name: str) -> Loaded:
-    where = {} if os.path.isdir(name) or _hub_answers() else {"local_files_only": True}  # else it tries for half a minute
+def _load(transformers: Any, name: str) -> HuggingFaceModel:
+    where = {} if os.path.isdir(name) or _hub_reachable() else {"local_files_only": True}  # else it tries for half a minute
     config = transformers.AutoConfig.from_pretrained(name, **where)
     architecture = (config.architectures or ["?"])[0]
-    if architecture in COMPARE or (hasattr(config, "vision_config") and architecture.endswith(WRITE)):
+    if architecture in CONTRASTIVE or (hasattr(config, "vision_config") and architecture.endswith(GENERATIVE)):
         return _load_both(transformers, name, architecture, where)
     loader = next((loader for ending, loader in HEADS.items() if architecture.endswith(ending)), None)
     if loader is None:
         raise LoadError(f"hf:{name} is a {architecture}; the command line takes {', '.join(HEADS)}; explain others from Python")
     model = getattr(transformers, loader).from_pretrained(name, **where)
     if loader == "AutoModelForImageClassification":
-        return Loaded(model, pictures=_pictures(transformers, name), classes=_classes(config))
-    text = Text(transformers.AutoTokenizer.from_pretrained(name, **where))
-    return Loaded(model, text=text, classes=_classes(config) if "Classification" in loader else [])
+        return HuggingFaceModel(model, pictures=_image_preprocessing(transformers, name), classes=_classes(config))
+    text = TextTokenizer(transformers.AutoTokenizer.from_pretrained(name, **where))
+    return HuggingFaceModel(model, text=text, classes=_classes(config) if "Classification" in loader else [])
 
 
-def _load_both(transformers: Any, name: str, architecture: str, where: dict[str, bool]) -> Loaded:
-    compares = architecture in COMPARE
+def _load_both(transformers: Any, name: str, architecture: str, where: dict[str, bool]) -> HuggingFaceModel:
+    compares = architecture in CONTRASTIVE
     model = getattr(transformers, architecture if compares else "AutoModelForImageTextToText").from_pretrained(name, **where)
     processor = transformers.AutoProcessor.from_pretrained(name, **where)
-    return Loaded(model, text=Text(processor.tokenizer), both=PictureAndTexts(processor, compares))
+    return HuggingFaceModel(model, text=TextTokenizer(processor.tokenizer), both=VisionLanguageProcessor(processor, compares))
 
 
-def _hub_answers() -> bool:
+def _hub_reachable() -> bool:
     """Whether the hub can be reached; behind a proxy nobody can tell beforehand."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
@@ -82,7 +82,7 @@ def _hub_answers() -> bool:
 
 
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def _silence(logging: Any) -> Iterator[None]:
     """No progress bars nor notes on standard error; the user's settings return."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -95,16 +95,16 @@ def _quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _cause(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     """What was wrong in the first place: transformers imports its parts when they are asked for."""
-    return error if error.__cause__ is None else _cause(error.__cause__)
+    return error if error.__cause__ is None else _root_cause(error.__cause__)
 
 
 def _classes(config: Any) -> list[str]:
     return [config.id2label[i] for i in range(len(config.id2label))]
 
 
-def _pictures(transformers: Any, name: str) -> Preprocessing:
+def _image_preprocessing(transformers: Any, name: str) -> Preprocessing:
     settings, _ = transformers.image_processing_utils.BaseImageProcessor.get_image_processor_dict(name)
     size = settings.get("crop_size") if settings.get("do_center_crop") else settings["size"]
     side = size.get("shortest_edge") or size["height"]

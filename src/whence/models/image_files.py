@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from whence.errors import LoadError, first_line, missing
+from whence.errors import LoadError, first_line, missing_path
 
 
 def read_image(path: str | Path) -> Image.Image:
     """A picture from a file; one clear error where it is none."""
     if not Path(path).is_file():
-        raise LoadError(missing(Path(path)))
+        raise LoadError(missing_path(Path(path)))
     try:
         with Image.open(path) as image:
             image.load()
@@ -22,7 +22,7 @@ def read_image(path: str | Path) -> Image.Image:
         raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
 
 
-def of_eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
+def to_8bit(image: Image.Image, path: str | Path) -> Image.Image:
     """Deep greys (16 bits, 32 bits, floating point) on the scale of all other pictures: Pillow would clip them to white."""
     if not image.mode.startswith(("I", "F")):
         return image
@@ -35,7 +35,7 @@ def of_eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
     return Image.fromarray((values / top * 255).round().astype(np.uint8))
 
 
-def fitted(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
+def resize_and_crop(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
     height, width = size
     ratio = max((resize or height) / min(image.size), height / image.height, width / image.width)
     image = image.resize(
@@ -45,7 +45,7 @@ def fitted(image: Image.Image, size: tuple[int, int], resize: int | None) -> Ima
     return image.crop((left, top, left + width, top + height))
 
 
-def squeezed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """All of it at that height and width."""
     height, width = size
     return image.resize((width, height), Image.Resampling.BILINEAR)

@@ -12,11 +12,11 @@ from torch import Tensor
 from whence.errors import InputError, LoadError, first_line
 from whence.models.preprocessing import Preprocessing
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
-class Folder:
+class ImageFolder:
     """The pictures of a folder in order, read when they are asked for; those in folders within have the label of that name.
 
     >>> data = Folder.of(Path("photos"), loaded.preprocessing, loaded.classes)
@@ -28,16 +28,18 @@ class Folder:
     preprocessing: Preprocessing
 
     @classmethod
-    def of(cls, folder: Path, preprocessing: Preprocessing, classes: Sequence[str] = ()) -> "Folder":
+    def of(cls, folder: Path, preprocessing: Preprocessing, classes: Sequence[str] = ()) -> "ImageFolder":
         """Classes are told by their names or numbers, or where there are no names, by the order of the folders."""
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and not path.name.startswith("."))
+        paths = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        )
         if not paths:
-            raise LoadError(f"no pictures in {folder}; it takes {', '.join(PICTURES)}")
+            raise LoadError(f"no pictures in {folder}; it takes {', '.join(IMAGE_SUFFIXES)}")
         within = [path.parent.relative_to(folder).parts for path in paths]
         if not all(within):
             return cls(paths, None, preprocessing)
         names = [parts[0] for parts in within]
-        numbers = _numbers(sorted(set(names)), classes)
+        numbers = _label_numbers(sorted(set(names)), classes)
         return cls(paths, None if numbers is None else [numbers[name] for name in names], preprocessing)
 
     def __len__(self) -> int:
@@ -47,10 +49,10 @@ class Folder:
         x = self.preprocessing.read(self.paths[index])[0]
         return x if self.labels is None else (x, self.labels[index])
 
-    def first(self, count: int) -> "Folder":
+    def first(self, count: int) -> "ImageFolder":
         """The first so many."""
         labels = None if self.labels is None else self.labels[:count]
-        return Folder(self.paths[:count], labels, self.preprocessing)
+        return ImageFolder(self.paths[:count], labels, self.preprocessing)
 
     def name(self, index: int) -> str:
         """Where a sample comes from."""
@@ -87,7 +89,7 @@ def _inputs(given: Any, preprocessing: Preprocessing) -> Tensor:
     return preprocessing.normalise(x.float() / 255)
 
 
-def _numbers(names: Sequence[str], classes: Sequence[str]) -> dict[str, int] | None:
+def _label_numbers(names: Sequence[str], classes: Sequence[str]) -> dict[str, int] | None:
     if all(name.isdecimal() for name in names):
         return {name: int(name) for name in names}
     lower = [name.lower() for name in classes]

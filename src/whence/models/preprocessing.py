@@ -64,17 +64,17 @@ class Preprocessing:
 
     def read(self, path: str | Path) -> Tensor:
         """The picture as a batch of one, `[1, C, H, W]`."""
-        from whence.models.image_files import of_eight_bits, read_image
+        from whence.models.image_files import read_image, to_8bit
 
-        return self.of_image(of_eight_bits(read_image(path), path))
+        return self.of_image(to_8bit(read_image(path), path))
 
     def of_image(self, image: "Image") -> Tensor:
         """The same of one that was read."""
-        from whence.models.image_files import fitted, squeezed
+        from whence.models.image_files import resize_and_crop, resize_to
 
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
-            image = fitted(image, self.size, self.resize) if self.crop else squeezed(image, self.size)
+            image = resize_and_crop(image, self.size, self.resize) if self.crop else resize_to(image, self.size)
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
         return self.normalise(pixels)[None].contiguous()

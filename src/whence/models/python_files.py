@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 @contextmanager
-def as_script(path: Path, module: ModuleType) -> Iterator[None]:
+def script_imports(path: Path, module: ModuleType) -> Iterator[None]:
     """What lies beside the file can be imported by it, whatever of the same name was imported from elsewhere, and data classes
     find the module they are written in. Afterwards the names are free again: what is imported later on is not found."""
     folder, found = path.resolve().parent, sys.modules

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.errors import LoadError, MissingPackageError, first_line, missing, suggestion
+from whence.errors import LoadError, MissingPackageError, first_line, missing_path, suggest
 from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
 from whence.models.preprocessing import Preprocessing
-from whence.models.python_files import as_script
-from whence.models.text_tokenizer import Text
-from whence.models.vision_language import PictureAndTexts
+from whence.models.python_files import script_imports
+from whence.models.text_tokenizer import TextTokenizer
+from whence.models.vision_language import VisionLanguageProcessor
 from whence.models.weight_files import READERS, load_weights
 
 BUNDLED = {"digits": digits, "digits-robust": robust_digits}
@@ -40,8 +40,8 @@ class LoadedModel:
     preprocessing: Preprocessing
     classes: Sequence[str] = ()
     trained: bool | None = None  # nobody says
-    text: Text | None = None  # of models that read texts
-    both: PictureAndTexts | None = None  # of models that read pictures and texts together
+    text: TextTokenizer | None = None  # of models that read texts
+    both: VisionLanguageProcessor | None = None  # of models that read pictures and texts together
 
     def called(self, index: int) -> str:
         """The name of a class, or of a token; its number where it has none."""
@@ -90,9 +90,9 @@ def load_model(
             f"no model {name!r}; choose {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
             "FILE.py:FACTORY (see `whence models`)"
         )
-    if _downloads(weights) and source not in ("torchvision", "timm"):
+    if _names_published_weights(weights) and source not in ("torchvision", "timm"):
         raise LoadError(f"{name} has no published weights to download by {weights}; pass a file, or leave --weights out")
-    if weights is not None and not _downloads(weights):
+    if weights is not None and not _names_published_weights(weights):
         if not isinstance(loaded.model, nn.Module):
             raise LoadError(f"{name} is no torch.nn.Module; weights cannot be loaded into it")
         load_weights(loaded.model, weights)
@@ -104,11 +104,11 @@ def load_model(
             raise LoadError(f"{name} says itself how large its pictures are, or reads none; leave the size {size} out")
         loaded = replace(loaded, preprocessing=loaded.preprocessing.of_size(size))
     if device is not None:
-        _move(loaded, device)
+        _move_to_device(loaded, device)
     return loaded
 
 
-def available() -> dict[str, list[str] | str]:
+def available_models() -> dict[str, list[str] | str]:
     """All names by source; for a source that cannot be used, the reason."""
     found: dict[str, list[str] | str] = {"bundled": list(BUNDLED)}
     for source, module in (("torchvision", "torchvision.models"), ("timm", "timm")):
@@ -122,19 +122,19 @@ def available() -> dict[str, list[str] | str]:
 def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
     models = _import("torchvision.models", "torchvision")
     if name not in models.list_models():
-        raise LoadError(f"torchvision has no model {name!r}{suggestion(name, models.list_models())}")
+        raise LoadError(f"torchvision has no model {name!r}{suggest(name, models.list_models())}")
     published = models.get_model_weights(name)
     preset = published.DEFAULT if len(published) else None
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     try:
         model = (
             models.get_model(name, weights=str(weights))
-            if _downloads(weights)
+            if _names_published_weights(weights)
             else models.get_model(name, weights=None, **extra)
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise LoadError(f"torchvision cannot give {name} with weights {weights}: {first_line(error)}") from error
-    if extra and not _downloads(weights):
+    if extra and not _names_published_weights(weights):
         model.aux_logits = False
         for auxiliary in ("aux1", "aux2", "AuxLogits"):
             if hasattr(model, auxiliary):
@@ -146,20 +146,20 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
         model.transform_input = False
         preprocessing = replace(preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3)
     classes = preset.meta.get("categories", ()) if preset is not None else ()
-    return LoadedModel(f"torchvision:{name}", model, preprocessing, classes, trained=_downloads(weights))
+    return LoadedModel(f"torchvision:{name}", model, preprocessing, classes, trained=_names_published_weights(weights))
 
 
 def _timm(name: str, weights: str | Path | None) -> LoadedModel:
     timm = _import("timm", "timm")
     try:
-        model = timm.create_model(name, pretrained=_downloads(weights))
+        model = timm.create_model(name, pretrained=_names_published_weights(weights))
     except (RuntimeError, ValueError, OSError) as error:
-        raise LoadError(f"timm cannot make {name!r}: {first_line(error)}{suggestion(name, timm.list_models())}") from error
+        raise LoadError(f"timm cannot make {name!r}: {first_line(error)}{suggest(name, timm.list_models())}") from error
     config = timm.data.resolve_model_data_config(model)
     channels, height, width = config["input_size"]
     resize = round(height / config["crop_pct"])
     preprocessing = Preprocessing((height, width), channels, tuple(config["mean"]), tuple(config["std"]), resize)
-    return LoadedModel(f"timm:{name}", model, preprocessing, trained=_downloads(weights))
+    return LoadedModel(f"timm:{name}", model, preprocessing, trained=_names_published_weights(weights))
 
 
 def _hugging_face(name: str) -> LoadedModel:
@@ -171,12 +171,12 @@ def _hugging_face(name: str) -> LoadedModel:
 def _factory(file: str, function: str) -> LoadedModel:
     path = Path(file)
     if not path.is_file():
-        raise LoadError(f"{missing(path)} to take the model {function} from")
+        raise LoadError(f"{missing_path(path)} to take the model {function} from")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with as_script(path, module):
+    with script_imports(path, module):
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
@@ -184,7 +184,7 @@ def _factory(file: str, function: str) -> LoadedModel:
         factory = getattr(module, function, None)
         if not callable(factory):
             known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-            raise LoadError(f"{file} has no function {function!r}{suggestion(function, known)}")
+            raise LoadError(f"{file} has no function {function!r}{suggest(function, known)}")
         try:
             model = factory if isinstance(factory, nn.Module) else factory()
         except (Exception, SystemExit) as error:
@@ -198,7 +198,7 @@ def _factory(file: str, function: str) -> LoadedModel:
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes)
 
 
-def _move(loaded: LoadedModel, device: str) -> None:
+def _move_to_device(loaded: LoadedModel, device: str) -> None:
     if not isinstance(loaded.model, nn.Module):
         raise LoadError(f"{loaded.name} is no torch.nn.Module; it cannot be moved to {device}")
     if device == "cuda" and "LOCAL_RANK" in os.environ:  # of torchrun, which leaves it to each process to take its own
@@ -209,7 +209,7 @@ def _move(loaded: LoadedModel, device: str) -> None:
         raise LoadError(f"{loaded.name} cannot run on {device}: {first_line(error)}") from error
 
 
-def _downloads(weights: str | Path | None) -> bool:
+def _names_published_weights(weights: str | Path | None) -> bool:
     """Whether `weights` is the name of published weights rather than a file: DEFAULT, IMAGENET1K_V1."""
     return isinstance(weights, str) and weights.isupper() and not Path(weights).suffix and weights.replace("_", "").isalnum()
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from whence.core.tokens import words_of
+from whence.core.tokens import token_strings
 from whence.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
-class Text:
+class TextTokenizer:
     """The tokenizer of a model of Hugging Face's library."""
 
     tokenizer: Any
@@ -42,6 +42,6 @@ class Text:
         found = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, text.lstrip())]
         ids = min(found, key=len)  # some vocabularies put the space in front themselves
         if len(ids) != 1:
-            written = ", ".join(map(repr, words_of(self.tokenizer, ids)))
+            written = ", ".join(map(repr, token_strings(self.tokenizer, ids)))
             raise InputError(f"{text!r} is no single token but {len(ids)}: {written}; choose one of them or give a token id")
         return int(ids[0])

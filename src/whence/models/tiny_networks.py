@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-NAMES = ("a1", "a2")
+INPUT_NAMES = ("a1", "a2")
 
 # h = relu(W a), y = V h: the same function, and other explanations
-WAYS: dict[str, tuple[Sequence[Sequence[float]], Sequence[float]]] = {
+CONSTRUCTIONS: dict[str, tuple[Sequence[Sequence[float]], Sequence[float]]] = {
     "max, by the first": ([[1, -1], [0, 1]], [1, 1]),
     "max, by the second": ([[-1, 1], [1, 0]], [1, 1]),
     "max, symmetric": ([[0.5, 0.5], [0.5, -0.5], [-0.5, 0.5]], [1, 1, 1]),
@@ -17,13 +17,13 @@ WAYS: dict[str, tuple[Sequence[Sequence[float]], Sequence[float]]] = {
 }
 
 
-def tiny(way: str) -> nn.Sequential:
+def tiny_network(way: str) -> nn.Sequential:
     """The network of that name, for inputs `[N, 2]` that are not negative.
 
     >>> tiny("max, symmetric")(torch.tensor([[3.0, 1.0]]))
     tensor([[3.]])
     """
-    first, second = WAYS[way]
+    first, second = CONSTRUCTIONS[way]
     layers = [nn.Linear(2, len(first), bias=False), nn.ReLU(), nn.Linear(len(first), 1, bias=False)]
     net = nn.Sequential(*layers).eval().requires_grad_(False)
     for layer, weight in ((layers[0], first), (layers[2], [second])):

@@ -11,7 +11,7 @@ from whence.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
-class PictureAndTexts:
+class VisionLanguageProcessor:
     """The processor of a model of Hugging Face's library.
 
     `compares`: the model scores each of several texts for the picture (CLIP); else it goes on writing one text.

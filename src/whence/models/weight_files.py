@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.errors import LoadError, first_line, missing
+from whence.errors import LoadError, first_line, missing_path
 
-WRAPPERS = ("module.", "_orig_mod.", "model.")
-HOLDERS = ("state_dict", "model_state_dict", "model")  # of the weights, in checkpoints of more
+STRIPPED_PREFIXES = ("module.", "_orig_mod.", "model.")
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # of the weights, in checkpoints of more
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -23,7 +23,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     own = model.state_dict()
-    state = _unwrapped(read_state(path), own)
+    state = _strip_prefixes(read_state_dict(path), own)
     lacking, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [
         f"{k} {list(state[k].shape)} for {list(own[k].shape)}"
@@ -40,24 +40,24 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     def around(wrapper: str) -> bool:
         return all(name.startswith(wrapper) for name in state) and not any(name.startswith(wrapper) for name in own)
 
-    while state and (wrapper := next(filter(around, WRAPPERS), None)) is not None:
+    while state and (wrapper := next(filter(around, STRIPPED_PREFIXES), None)) is not None:
         state = {name.removeprefix(wrapper): t for name, t in state.items()}
     return state
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The named tensors in a file."""
     if not path.is_file():
-        raise LoadError(missing(path, "weights file"))
+        raise LoadError(missing_path(path, "weights file"))
     if path.suffix not in READERS:
         raise LoadError(f"{path.name}: weights must be {', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}")
     state = READERS[path.suffix](path)
     if isinstance(state, Mapping):
-        state = next((state[name] for name in HOLDERS if isinstance(state.get(name), Mapping)), state)
+        state = next((state[name] for name in STATE_DICT_KEYS if isinstance(state.get(name), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise LoadError(f"{path.name} holds no state dict of named tensors; save model.state_dict()")
     return dict(state)

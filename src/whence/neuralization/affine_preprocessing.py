@@ -29,7 +29,7 @@ class Affine(nn.Module):
         return self.weight.shape[-1]
 
     def mapped(self, x: Tensor) -> Tensor:
-        return times(x - self.centre, self.weight) + self.shift
+        return apply_matrix(x - self.centre, self.weight) + self.shift
 
     def then(self, other: "Affine") -> "Affine":
         """This map followed by another."""
@@ -38,17 +38,19 @@ class Affine(nn.Module):
 
     def faces(self, deviation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """(Bδ, Aᵀγ), whose product, feature by feature, adds up to δᵀγ."""
-        return times(deviation, self.inverse), times(gradient, self.weight.mT if self.weight.dim() > 1 else self.weight)
+        return apply_matrix(deviation, self.inverse), apply_matrix(
+            gradient, self.weight.mT if self.weight.dim() > 1 else self.weight
+        )
 
 
-def identity(like: Tensor) -> Affine:
+def identity_map(like: Tensor) -> Affine:
     """No preprocessing of rows such as these."""
     ones = torch.ones_like(like[0], requires_grad=False)
     zeros = torch.zeros_like(ones)
     return Affine(zeros, ones, zeros.clone(), ones.clone())
 
 
-def times(x: Tensor, matrix: Tensor) -> Tensor:
+def apply_matrix(x: Tensor, matrix: Tensor) -> Tensor:
     """matrix · x of each row; a vector stands for a diagonal matrix."""
     return x * matrix if matrix.dim() == 1 else x @ matrix.mT
 
@@ -59,7 +61,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left[:, None] * right if left.dim() == 1 else left @ right
 
 
-def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+def register(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     """A parameter of the module if it is one, to be trained along; else a buffer."""
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import InputError
-from whence.lrp.ops.custom_ops import with_rule
-from whence.lrp.rules.rules import ratio
-from whence.neuralization.affine_preprocessing import Affine, hold, identity
+from whence.lrp.ops.custom_ops import custom_op
+from whence.lrp.rules.rules import safe_divide
+from whence.neuralization.affine_preprocessing import Affine, identity_map, register
 
 NUMBERS_AT_ONCE = 2**22  # of temporaries
-NEAR = 1e-2  # of ‖x‖² + ‖u‖²: below, ‖x‖² − 2 xᵀu + ‖u‖² loses more digits than it may
+NEAR_THRESHOLD = 1e-2  # of ‖x‖² + ‖u‖²: below, ‖x‖² − 2 xᵀu + ‖u‖² loses more digits than it may
 
 
 class Distance(nn.Module):
@@ -33,8 +33,8 @@ class Distance(nn.Module):
 
     def __init__(self, centres: Tensor, inputs: Affine | None = None):
         super().__init__()
-        hold(self, "centres", _table(centres))
-        self.inputs = identity(centres) if inputs is None else inputs
+        register(self, "centres", _as_matrix(centres))
+        self.inputs = identity_map(centres) if inputs is None else inputs
 
     def forward(self, x: Tensor) -> Tensor:
         _check_features(self, self.inputs, x)
@@ -59,12 +59,12 @@ class Mahalanobis(nn.Module):
 
     def __init__(self, centres: Tensor, factors: Tensor, inputs: Affine | None = None):
         super().__init__()
-        count, features = _table(centres).shape
+        count, features = _as_matrix(centres).shape
         if factors.shape[:1] not in ((1,), (count,)) or factors.shape[1:] not in ((features,), (features, features)):
             raise InputError(f"factors of shape {tuple(factors.shape)} do not fit {count} centres of {features} features")
-        hold(self, "centres", centres)
-        hold(self, "factors", factors)
-        self.inputs = identity(centres) if inputs is None else inputs
+        register(self, "centres", centres)
+        register(self, "factors", factors)
+        self.inputs = identity_map(centres) if inputs is None else inputs
 
     def forward(self, x: Tensor) -> Tensor:
         _check_features(self, self.inputs, x)
@@ -76,8 +76,8 @@ class Mahalanobis(nn.Module):
 
 def _share_squares(relevance: Tensor, x: Tensor, distances: Tensor, centres: Tensor, inputs: Affine) -> Tensor:
     """Σ_j R_j / D_j · (x_i − u_ji)², multiplied out, so that it is matrix products; pairs that are near by themselves."""
-    share = ratio(relevance, distances.clone())
-    z, u = _about_the_middle(x, centres, inputs)
+    share = safe_divide(relevance, distances.clone())
+    z, u = _center(x, centres, inputs)
     (left, right), (lefts, rights) = inputs.faces(z, z), inputs.faces(u, u)
     returned, rounding = torch.empty_like(left), min(10 * len(centres) ** 0.5 * torch.finfo(z.dtype).eps, 0.02)
     for rows in _blocks(len(x), len(centres) + x.shape[1]):
@@ -94,16 +94,16 @@ def _share_squares(relevance: Tensor, x: Tensor, distances: Tensor, centres: Ten
     return returned.to(x)
 
 
-@with_rule(_share_squares)
+@custom_op(_share_squares)
 def squared_distances(x: Tensor, centres: Tensor, inputs: Affine) -> Tensor:
     """‖A (x − c) + b − u_j‖², `[N, J]`, as matrix products about the centres' mean; near pairs by their differences."""
-    z, u = _about_the_middle(x, centres, inputs)
+    z, u = _center(x, centres, inputs)
     rounding = min(100 * torch.finfo(x.dtype).eps, 0.01)  # x may be a copy of a centre in a narrower type
     coincident = rounding**2 * (centres.square().sum(1) + inputs.shift.square().sum())
     return torch.cat([_distances(z[rows], u, coincident) for rows in _blocks(len(z), len(u))])
 
 
-def _about_the_middle(x: Tensor, centres: Tensor, inputs: Affine) -> tuple[Tensor, Tensor]:
+def _center(x: Tensor, centres: Tensor, inputs: Affine) -> tuple[Tensor, Tensor]:
     """x as the distances take it, and the centres, both about the mean of the centres."""
     middle = centres.mean(0)
     return inputs.mapped(x) - middle, centres - middle
@@ -120,7 +120,7 @@ def _distances(z: Tensor, u: Tensor, coincident: Tensor) -> Tensor:
 
 
 def _near(distances: Tensor, z: Tensor, u: Tensor) -> Tensor:
-    return distances <= NEAR * (z.square().sum(1, keepdim=True) + u.square().sum(1))
+    return distances <= NEAR_THRESHOLD * (z.square().sum(1, keepdim=True) + u.square().sum(1))
 
 
 def _pairs(near: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -132,7 +132,7 @@ def _pairs(near: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _share_forms(relevance: Tensor, x: Tensor, forms: Tensor, centres: Tensor, factors: Tensor, inputs: Affine) -> Tensor:
     """Σ_k R_k / D_k · δ_i (P_k δ)_i with δ = x − μ_k."""
-    share, z = ratio(relevance, forms.clone()), inputs.mapped(x)
+    share, z = safe_divide(relevance, forms.clone()), inputs.mapped(x)
     returned = z.new_empty(x.shape)
     for rows in _blocks(len(x), len(centres) * max(centres.shape[1], x.shape[1])):
         deviation = z[rows, None] - centres  # [n, K, d]
@@ -142,7 +142,7 @@ def _share_forms(relevance: Tensor, x: Tensor, forms: Tensor, centres: Tensor, f
     return returned.to(x)
 
 
-@with_rule(_share_forms)
+@custom_op(_share_forms)
 def quadratic_forms(x: Tensor, centres: Tensor, factors: Tensor, inputs: Affine) -> Tensor:
     """‖Lᵀ(A (x − c) + b − μ_k)‖², `[N, K]`."""
     z = inputs.mapped(x)
@@ -163,7 +163,7 @@ def _blocks(count: int, width: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, max(count, 1), size))
 
 
-def _table(centres: Tensor) -> Tensor:
+def _as_matrix(centres: Tensor) -> Tensor:
     if not isinstance(centres, Tensor) or centres.dim() != 2 or not centres.is_floating_point() or not len(centres):
         given = f"{centres.dtype} of shape {tuple(centres.shape)}" if isinstance(centres, Tensor) else type(centres).__name__
         raise InputError(f"centres must be a floating-point tensor [number, features], not {given}")

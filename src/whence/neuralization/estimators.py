@@ -93,8 +93,8 @@ def neuralize(
 
     Raises `ModelError` for estimators that are not fitted or no such network, `RuleError` for a view that cannot be had.
     """
-    *steps, last = _steps(estimator)
-    name, reading = type(last).__name__, _reading(last)
+    *steps, last = _pipeline_steps(estimator)
+    name, reading = type(last).__name__, _convert(last)
     view = view or ("outlierness" if reading.assignment is None else "assignment")
     _check_view(name, reading, view, threshold, background)
     inputs = reduce(Affine.then, map(_affine, steps)) if steps else None
@@ -109,17 +109,17 @@ def neuralize(
     if background is not None:
         if not isinstance(distances, Distance):
             raise RuleError(f"the outlierness of {name} is no distance to compare with background samples; pass threshold=")
-        other = _to_background(background, inputs, features, reading.outlierness[0].sharpness)
-        return Neuralized(_Nearer(other, outlierness), features, name, (view,))
+        other = _background_distance(background, inputs, features, reading.outlierness[0].sharpness)
+        return Neuralized(_DistanceDifference(other, outlierness), features, name, (view,))
     if threshold is None:
         raise RuleError(
             f"{name} has no threshold to measure inlierness from; pass threshold=, such as a quantile of its outlierness, or "
             "background= samples to compare with"
         )
-    return Neuralized(nn.Sequential(outlierness, _Line(-1.0, threshold)), features, name, (view,))
+    return Neuralized(nn.Sequential(outlierness, _AffineScore(-1.0, threshold)), features, name, (view,))
 
 
-def _check_view(name: str, reading: "_Reading", view: str, threshold: float | None, background: Array | None) -> None:
+def _check_view(name: str, reading: "_EstimatorLayers", view: str, threshold: float | None, background: Array | None) -> None:
     if view not in ("outlierness", "inlierness", "assignment"):
         raise RuleError(f"view={view!r}; choose 'outlierness', 'inlierness' or 'assignment'")
     if view == "assignment" and reading.assignment is None:
@@ -133,7 +133,7 @@ def _check_view(name: str, reading: "_Reading", view: str, threshold: float | No
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _EstimatorLayers:
     """An estimator's parts as layers."""
 
     features: int
@@ -144,7 +144,7 @@ class _Reading:
     classes: Sequence[Any] = ()
 
 
-class _Line(nn.Module):
+class _AffineScore(nn.Module):
     """slope · o + offset."""
 
     slope: Tensor
@@ -159,7 +159,7 @@ class _Line(nn.Module):
         return o * self.slope + self.offset
 
 
-class _Nearer(nn.Module):
+class _DistanceDifference(nn.Module):
     """How much nearer one thing is than another."""
 
     def __init__(self, other: nn.Module, own: nn.Module):
@@ -170,17 +170,17 @@ class _Nearer(nn.Module):
         return self.other(x) - self.own(x)
 
 
-def _one_class_svm(svm: Any) -> _Reading:
+def _one_class_svm(svm: Any) -> _EstimatorLayers:
     if svm.kernel != "rbf":
         raise ModelError(f"OneClassSVM(kernel={svm.kernel!r}) measures no distances; fit it with kernel='rbf'")
     gamma, alphas = float(svm._gamma), _tensor(svm.dual_coef_).flatten()
     offset = float(np.asarray(svm.offset_).item()) / float(alphas.sum())
-    pool = _pool(alphas, gamma)
+    pool = _soft_min_layer(alphas, gamma)
     threshold = -log(offset) / gamma if offset > 0 else None  # no similarity is below 0
-    return _distances(svm.support_vectors_, (pool,), threshold=threshold)
+    return _distance_layers(svm.support_vectors_, (pool,), threshold=threshold)
 
 
-def _kernel_density(density: Any) -> _Reading:
+def _kernel_density(density: Any) -> _EstimatorLayers:
     if density.kernel != "gaussian" or density.metric != "euclidean":
         raise ModelError(
             f"KernelDensity(kernel={density.kernel!r}, metric={density.metric!r}) is no sum of Gaussians; fit it with "
@@ -189,27 +189,29 @@ def _kernel_density(density: Any) -> _Reading:
     points, weights = _tensor(density.tree_.data), density.tree_.sample_weight
     weights = torch.ones(len(points), dtype=torch.float64) if weights is None else _tensor(weights)
     gamma = 1 / (2 * float(density.bandwidth_) ** 2)
-    return _distances(points, (_pool(weights, gamma),))
+    return _distance_layers(points, (_soft_min_layer(weights, gamma),))
 
 
-def _k_means(estimator: Any) -> _Reading:
-    return _distances(estimator.cluster_centers_, (SoftMin(),), Contrast(), classes=range(len(estimator.cluster_centers_)))
+def _k_means(estimator: Any) -> _EstimatorLayers:
+    return _distance_layers(
+        estimator.cluster_centers_, (SoftMin(),), Contrast(), classes=range(len(estimator.cluster_centers_))
+    )
 
 
-def _nearest_centroid(estimator: Any) -> _Reading:
+def _nearest_centroid(estimator: Any) -> _EstimatorLayers:
     if estimator.metric != "euclidean":
         raise ModelError(f"NearestCentroid(metric={estimator.metric!r}) is not supported; fit it with metric='euclidean'")
     priors = getattr(estimator, "class_prior_", None)  # before scikit-learn 1.6 there were none
     priors = np.ones(len(estimator.classes_)) / len(estimator.classes_) if priors is None else np.asarray(priors)
     centroids, classes = _tensor(estimator.centroids_[priors > 0]), estimator.classes_[priors > 0].tolist()
     if np.isclose(priors, 1 / len(priors)).all():
-        return _distances(centroids, (SoftMin(),), Contrast(), classes=classes)
+        return _distance_layers(centroids, (SoftMin(),), Contrast(), classes=classes)
     spread = _tensor(estimator.within_class_std_dev_)
     factors, biases = 1 / spread.where(spread != 0, 1)[None], -2 * _tensor(priors[priors > 0]).log()
-    return _forms(centroids, factors, (SoftMin(biases=biases),), Contrast(biases=biases), classes=classes)
+    return _quadratic_layers(centroids, factors, (SoftMin(biases=biases),), Contrast(biases=biases), classes=classes)
 
 
-def _gaussian_mixture(mixture: Any) -> _Reading:
+def _gaussian_mixture(mixture: Any) -> _EstimatorLayers:
     """o_k = ½ (x−μ)ᵀP(x−μ) − log π − ½ log|P| + d/2 log 2π, −log p(x) = softmin o_k: what o_k has at the centres is split
     off, so that the pool is of squares with weights that add up to 1, and not negative."""
     means, factors = _tensor(mixture.means_), _tensor(mixture.precisions_cholesky_)
@@ -222,18 +224,18 @@ def _gaussian_mixture(mixture: Any) -> _Reading:
     at_centres = features / 2 * log(2 * pi) - _tensor(mixture.weights_).log() - diagonals.log().sum(-1)
     least = -torch.logsumexp(-at_centres, 0)
     biases = at_centres - least
-    pools = SoftMin(1.0, biases), _Line(1.0, least.item())
-    return _forms(means, factors / 2**0.5, pools, Contrast(1.0, biases=biases), classes=range(len(means)))
+    pools = SoftMin(1.0, biases), _AffineScore(1.0, least.item())
+    return _quadratic_layers(means, factors / 2**0.5, pools, Contrast(1.0, biases=biases), classes=range(len(means)))
 
 
-def _elliptic_envelope(envelope: Any) -> _Reading:
+def _elliptic_envelope(envelope: Any) -> _EstimatorLayers:
     values, vectors = torch.linalg.eigh(_tensor(envelope.get_precision()))
     factors = vectors * values.clamp(min=0).sqrt()
     threshold = -float(envelope.offset_) * (1 + 1e-12)  # a percentile, which falls on a training point: let it stay within
-    return _forms(_tensor(envelope.location_)[None], factors[None], (), threshold=threshold)
+    return _quadratic_layers(_tensor(envelope.location_)[None], factors[None], (), threshold=threshold)
 
 
-def _support_sets(sets: SupportSets) -> _Reading:
+def _support_sets(sets: SupportSets) -> _EstimatorLayers:
     points, labels = _tensor(sets.points), np.asarray(sets.labels)
     if points.dim() != 2 or labels.shape != points.shape[:1]:
         raise InputError(f"SupportSets needs points [M, d] and labels [M], not {tuple(points.shape)} and {labels.shape}")
@@ -242,12 +244,12 @@ def _support_sets(sets: SupportSets) -> _Reading:
         raise InputError("SupportSets: every label is negative, that is noise; there is no cluster")
     classes, groups, sizes = np.unique(labels[kept], return_inverse=True, return_counts=True)
     points, members = points[torch.as_tensor(kept)], _tensor(sizes[groups])
-    pool = _pool(torch.ones_like(members), sets.gamma)
+    pool = _soft_min_layer(torch.ones_like(members), sets.gamma)
     contrast = Contrast(sets.gamma, torch.as_tensor(groups), members.log() / sets.gamma)
-    return _distances(points, (pool,), contrast, classes=classes.tolist())
+    return _distance_layers(points, (pool,), contrast, classes=classes.tolist())
 
 
-READINGS: dict[str, Callable[[Any], _Reading]] = {
+CONVERTERS: dict[str, Callable[[Any], _EstimatorLayers]] = {
     "OneClassSVM": _one_class_svm,
     "KernelDensity": _kernel_density,
     "KMeans": _k_means,
@@ -261,15 +263,16 @@ WITHOUT_PREDICT = "it has labels but no rule for new points; give its clusters a
 TREES = "trees have no distances; use shap.TreeExplainer"
 
 
-def _signed(way: str) -> str:
+def _shapley_advice(way: str) -> str:
     explained = f"whence.explain(estimator.{way}, X[:5], method=whence.Shapley(background=X[:100]))"
     return f"its coefficients have both signs; explain it from outside: {explained}"
 
 
-INSTEAD = {
-    "SVC": _signed("decision_function"), "NuSVC": _signed("decision_function"), "SVR": _signed("predict"),
-    "NuSVR": _signed("predict"), "GaussianProcessRegressor": _signed("predict"),
-    "GaussianProcessClassifier": _signed("predict_proba"), "IsolationForest": TREES, "RandomForestClassifier": TREES,
+ALTERNATIVES = {
+    "SVC": _shapley_advice("decision_function"), "NuSVC": _shapley_advice("decision_function"),
+    "SVR": _shapley_advice("predict"), "NuSVR": _shapley_advice("predict"),
+    "GaussianProcessRegressor": _shapley_advice("predict"),
+    "GaussianProcessClassifier": _shapley_advice("predict_proba"), "IsolationForest": TREES, "RandomForestClassifier": TREES,
     "RandomForestRegressor": TREES, "DBSCAN": WITHOUT_PREDICT, "HDBSCAN": WITHOUT_PREDICT, "OPTICS": WITHOUT_PREDICT,
     "AgglomerativeClustering": WITHOUT_PREDICT, "SpectralClustering": WITHOUT_PREDICT,
     "LocalOutlierFactor": "it is a ratio of local densities; use KernelDensity or OneClassSVM",
@@ -318,39 +321,41 @@ AFFINE: dict[str, Callable[[Any], Affine]] = {
 }
 
 
-def _steps(estimator: Any) -> list[Any]:
+def _pipeline_steps(estimator: Any) -> list[Any]:
     """The estimator, and what a pipeline has before it."""
-    if _known_as(estimator, ("Pipeline",)) is None:
+    if _registered_name(estimator, ("Pipeline",)) is None:
         return [estimator]
     steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
     if not steps:
         raise ModelError("the pipeline has no estimator, only passthrough")
-    return [part for step in steps for part in _steps(step)]
+    return [part for step in steps for part in _pipeline_steps(step)]
 
 
-def _reading(estimator: Any) -> _Reading:
+def _convert(estimator: Any) -> _EstimatorLayers:
     if isinstance(estimator, SupportSets):
         return _support_sets(estimator)
     if isinstance(estimator, type):
         raise ModelError(f"{estimator.__name__} is a class; pass a fitted one: {estimator.__name__}().fit(X)")
-    name = _known_as(estimator, READINGS)
+    name = _registered_name(estimator, CONVERTERS)
     if name is None:
         kind = type(estimator).__name__
-        instead = INSTEAD.get(_known_as(estimator, INSTEAD) or "", f"choose {', '.join(READINGS)} or whence.SupportSets")
+        instead = ALTERNATIVES.get(
+            _registered_name(estimator, ALTERNATIVES) or "", f"choose {', '.join(CONVERTERS)} or whence.SupportSets"
+        )
         raise ModelError(f"{kind} has no exact network: {instead}")
     _check_fitted(estimator)
-    return READINGS[name](estimator)
+    return CONVERTERS[name](estimator)
 
 
 def _affine(step: Any) -> Affine:
-    name = _known_as(step, AFFINE)
+    name = _registered_name(step, AFFINE)
     if name is None:
         raise ModelError(f"{type(step).__name__} is not linear, or not known; a pipeline may have {', '.join(AFFINE)}")
     _check_fitted(step)
     return AFFINE[name](step)
 
 
-def _known_as(estimator: Any, names: Container[str]) -> str | None:
+def _registered_name(estimator: Any, names: Container[str]) -> str | None:
     """By which of the names scikit-learn has the estimator's class, or one that it derives from."""
     classes = (kind for kind in type(estimator).__mro__ if kind.__module__.split(".")[0] == "sklearn")
     return next((kind.__name__ for kind in classes if kind.__name__ in names), None)
@@ -366,30 +371,32 @@ def _check_fitted(estimator: Any) -> None:
         raise ModelError(f"{type(estimator).__name__} is not fitted; call its fit(X) first") from error
 
 
-def _distances(
+def _distance_layers(
     centres: Array, outlierness: tuple[nn.Module, ...], assignment: nn.Module | None = None, **more: Any
-) -> _Reading:
+) -> _EstimatorLayers:
     table = _tensor(centres)
-    return _Reading(table.shape[1], lambda inputs: Distance(table, inputs), outlierness, assignment, **more)
+    return _EstimatorLayers(table.shape[1], lambda inputs: Distance(table, inputs), outlierness, assignment, **more)
 
 
-def _forms(
+def _quadratic_layers(
     centres: Tensor, factors: Tensor, outlierness: tuple[nn.Module, ...], assignment: nn.Module | None = None, **more: Any
-) -> _Reading:
-    return _Reading(centres.shape[1], lambda inputs: Mahalanobis(centres, factors, inputs), outlierness, assignment, **more)
+) -> _EstimatorLayers:
+    return _EstimatorLayers(
+        centres.shape[1], lambda inputs: Mahalanobis(centres, factors, inputs), outlierness, assignment, **more
+    )
 
 
-def _to_background(background: Array, inputs: Affine | None, features: int, sharpness: float) -> nn.Module:
+def _background_distance(background: Array, inputs: Affine | None, features: int, sharpness: float) -> nn.Module:
     """The distance to the background samples, measured and pooled as the estimator does."""
     samples = _tensor(background)
     if samples.dim() < 2 or samples.shape[1:].numel() != features:
         raise InputError(f"background of shape {tuple(samples.shape)}; give samples [B, {features}] like those of the fit")
     samples = samples.flatten(1)
     distances = Distance(samples if inputs is None else inputs.mapped(samples), inputs)
-    return nn.Sequential(distances, _pool(torch.ones(len(samples), dtype=torch.float64), sharpness))
+    return nn.Sequential(distances, _soft_min_layer(torch.ones(len(samples), dtype=torch.float64), sharpness))
 
 
-def _pool(weights: Tensor, gamma: float) -> SoftMin:
+def _soft_min_layer(weights: Tensor, gamma: float) -> SoftMin:
     """−(1/γ) log Σ α_j exp(−γ h_j), with α the weights that add up to 1."""
     return SoftMin(gamma, -(weights / weights.sum()).log() / gamma)
 

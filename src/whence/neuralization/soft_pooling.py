@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import InputError, RuleError
-from whence.lrp.ops.custom_ops import with_rule
-from whence.lrp.rules.rules import ratio
-from whence.neuralization.affine_preprocessing import hold
+from whence.lrp.ops.custom_ops import custom_op
+from whence.lrp.rules.rules import safe_divide
+from whence.neuralization.affine_preprocessing import register
 
 
 class SoftMin(nn.Module):
@@ -25,8 +25,8 @@ class SoftMin(nn.Module):
 
     def __init__(self, sharpness: float = inf, biases: Tensor | None = None):
         super().__init__()
-        self.sharpness = _positive(sharpness)
-        hold(self, "biases", biases)
+        self.sharpness = _check_sharpness(sharpness)
+        register(self, "biases", biases)
 
     def forward(self, h: Tensor) -> Tensor:
         return soft_min(h, self.biases, self.sharpness)
@@ -46,7 +46,7 @@ class SoftMax(nn.Module):
 
     def __init__(self, sharpness: float = inf):
         super().__init__()
-        self.sharpness = _positive(sharpness)
+        self.sharpness = _check_sharpness(sharpness)
 
     def forward(self, h: Tensor) -> Tensor:
         return soft_max(h, self.sharpness)
@@ -76,10 +76,10 @@ class Contrast(nn.Module):
 
     def __init__(self, sharpness: float = inf, groups: Tensor | None = None, biases: Tensor | None = None):
         super().__init__()
-        self.sharpness = _positive(sharpness)
-        self.clusters = None if groups is None else _clusters_of(groups)
+        self.sharpness = _check_sharpness(sharpness)
+        self.clusters = None if groups is None else _cluster_count(groups)
         self.register_buffer("groups", groups)
-        hold(self, "biases", biases)
+        register(self, "biases", biases)
 
     def forward(self, distances: Tensor) -> Tensor:
         groups, count = self.groups, self.clusters
@@ -96,22 +96,22 @@ class Contrast(nn.Module):
         return f"sharpness={self.sharpness:.6g}"
 
 
-def _take_most(relevance: Tensor, h: Tensor, pooled: Tensor, biases: Tensor | None, sharpness: float) -> Tensor:
+def _distribute_to_nearest(relevance: Tensor, h: Tensor, pooled: Tensor, biases: Tensor | None, sharpness: float) -> Tensor:
     """R_j = p_j R. An h_j of 0 has no features to share with: the others take its part, as if it were not there."""
     return _soft_arg_min(_biased(h, biases).masked_fill(h == 0, inf), sharpness).nan_to_num(nan=0.0) * relevance
 
 
-@with_rule(_take_most)
+@custom_op(_distribute_to_nearest)
 def soft_min(h: Tensor, biases: Tensor | None, sharpness: float) -> Tensor:
     return _pooled(_biased(h, biases), sharpness)
 
 
-@with_rule(lambda relevance, h, pooled, sharpness: _soft_arg_min(-h, sharpness) * relevance)
+@custom_op(lambda relevance, h, pooled, sharpness: _soft_arg_min(-h, sharpness) * relevance)
 def soft_max(h: Tensor, sharpness: float) -> Tensor:
     return -_pooled(-h, sharpness)
 
 
-def _to_pairs(
+def _distribute_to_pairs(
     relevance: Tensor, distances: Tensor, logits: Tensor, groups: Tensor, count: int, biases: Tensor | None, sharpness: float
 ) -> Tensor:
     """Σ_c t_c ∂f_c/∂h_j · D_j with t_c = R_c / f_c, or less where all pairs of c together, biases included, exceed f_c > 0."""
@@ -123,14 +123,14 @@ def _to_pairs(
     weights = all_rivals.scatter(1, winner, 0)  # p_c of the losers; their rivals weigh p_k / (1 − p_c), the winner's q_k
     rivals = ((all_rivals * means).sum(1, keepdim=True) - weights * means) / (1 - weights)
     rivals = rivals.scatter(1, winner, (winners_rivals * means).sum(1, keepdim=True))
-    strength = ratio(relevance, torch.where(logits > 0, torch.maximum(logits, rivals - means), logits))
+    strength = safe_divide(relevance, torch.where(logits > 0, torch.maximum(logits, rivals - means), logits))
     of_losers = (strength / (1 - weights)).scatter(1, winner, 0)
     returned = all_rivals * (of_losers.sum(1, keepdim=True) - of_losers) - strength
     returned = returned + winners_rivals * strength.gather(1, winner)
     return returned[:, groups] * shares * distances
 
 
-@with_rule(_to_pairs)
+@custom_op(_distribute_to_pairs)
 def contrast(distances: Tensor, groups: Tensor, count: int, biases: Tensor | None, sharpness: float) -> Tensor:
     clusters, _ = _clusters(_biased(distances, biases), groups, count, sharpness)
     winner, without = _without_winner(clusters)
@@ -156,7 +156,7 @@ def _summed(values: Tensor, groups: Tensor, count: int) -> Tensor:
     return values.new_zeros(len(values), count).index_add(1, groups, values)
 
 
-def _clusters_of(groups: Tensor) -> int:
+def _cluster_count(groups: Tensor) -> int:
     """How many clusters there are, numbered from 0 without a gap."""
     if not isinstance(groups, Tensor) or groups.dim() != 1 or not len(groups) or groups.is_floating_point():
         raise InputError("groups must be a tensor of whole numbers [M], the cluster of each distance")
@@ -189,7 +189,7 @@ def _biased(h: Tensor, biases: Tensor | None) -> Tensor:
     return h if biases is None else h + biases
 
 
-def _positive(sharpness: float) -> float:
+def _check_sharpness(sharpness: float) -> float:
     if not isinstance(sharpness, Real) or not sharpness > 0:
         raise RuleError(f"sharpness must be a positive number, or math.inf for the hard pool, not {sharpness!r}")
     return float(sharpness)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.plotting.heatmaps import as_map, as_picture, bare, coloured, scale
+from whence.plotting.heatmaps import color_limit, draw_map, hide_ticks, sum_channels, to_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
-class Twin:
+class PairMember:
     """One of the two: what it looks like, and why the network says what it says of it."""
 
     x: Tensor
@@ -23,15 +23,15 @@ class Twin:
     reason: str
 
     def draw(self, axes: "Sequence[Axes]") -> None:
-        heat = as_map(self.relevance)
-        limit = scale(heat)
-        axes[0].imshow(as_picture(self.x).numpy(), cmap="gray")
-        coloured(axes[1], heat, limit)
-        bare(axes[0], self.title)
-        bare(axes[1], self.reason)
+        heat = sum_channels(self.relevance)
+        limit = color_limit(heat)
+        axes[0].imshow(to_picture(self.x).numpy(), cmap="gray")
+        draw_map(axes[1], heat, limit)
+        hide_ticks(axes[0], self.title)
+        hide_ticks(axes[1], self.reason)
 
 
-def beside(pairs: Sequence[tuple[Twin, Twin]], notes: Sequence[str]) -> Figure:
+def pairs_figure(pairs: Sequence[tuple[PairMember, PairMember]], notes: Sequence[str]) -> Figure:
     """A row for each pair: a sample, its heatmap, its twin, the twin's heatmap; a note below."""
     drawn = Figure(figsize=(10.4, 3.0 * len(pairs)), dpi=120, layout="constrained")
     for (before, after), note, axes in zip(pairs, notes, drawn.subplots(len(pairs), 4, squeeze=False), strict=True):

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from whence.plotting.palettes import colours
-from whence.plotting.text_escape import plain
+from whence.plotting.palettes import current_palette
+from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-MOST_NAMED = 20
-LONGEST_NAME = 32
+MAX_BARS = 20
+MAX_NAME_LENGTH = 32
 
 
-def by_sign(values: Iterable[float]) -> list[Sequence[float]]:
+def colors_by_sign(values: Iterable[float]) -> list[Sequence[float]]:
     """Red for relevance, blue for counter-relevance."""
-    pair = colours()
+    pair = current_palette()
     return [[c / 255 for c in (pair.positive if value > 0 else pair.negative)] for value in values]
 
 
@@ -35,15 +35,15 @@ class Bars:
 
     @property
     def height(self) -> float:
-        return 0.9 + 0.2 * min(len(self.values), MOST_NAMED + 1) if self.names else 2.6
+        return 0.9 + 0.2 * min(len(self.values), MAX_BARS + 1) if self.names else 2.6
 
     def draw(self, part: "SubFigure", width: float) -> None:
         axis, values = part.subplots(), self.values.detach().float().cpu()
-        axis.set_title(plain(self.title), fontsize=9)
+        axis.set_title(escape_mathtext(self.title), fontsize=9)
         if self.names:
             self._draw_named(axis, values)
             return
-        axis.bar(range(len(values)), values.numpy(), color=by_sign(values.tolist()))
+        axis.bar(range(len(values)), values.numpy(), color=colors_by_sign(values.tolist()))
         axis.axhline(0, color="black", linewidth=0.6)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("feature", fontsize=8)
@@ -51,11 +51,11 @@ class Bars:
 
     def _draw_named(self, axis: "Axes", values: Tensor) -> None:
         order = values.abs().argsort(descending=True, stable=True)
-        shown, rest = order[:MOST_NAMED], order[MOST_NAMED:]
-        amounts, labels = values[shown].tolist(), [_short(str(self.names[int(i)])) for i in shown]
+        shown, rest = order[:MAX_BARS], order[MAX_BARS:]
+        amounts, labels = values[shown].tolist(), [_shorten(str(self.names[int(i)])) for i in shown]
         if len(rest):
             amounts, labels = [*amounts, float(values[rest].sum())], [*labels, f"{len(rest)} others"]
-        axis.barh(range(len(amounts)), amounts, color=by_sign(amounts))
+        axis.barh(range(len(amounts)), amounts, color=colors_by_sign(amounts))
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_yticks(range(len(labels)), labels, fontsize=7)
         axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -63,5 +63,5 @@ class Bars:
         axis.tick_params(axis="x", labelsize=7)
 
 
-def _short(name: str) -> str:
-    return plain(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…")
+def _shorten(name: str) -> str:
+    return escape_mathtext(name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…")

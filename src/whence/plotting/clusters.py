@@ -8,14 +8,14 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.plotting.heatmaps import as_map, as_picture, bare, overlay, scale
-from whence.plotting.palettes import colours
+from whence.plotting.heatmaps import color_limit, draw_overlay, hide_ticks, sum_channels, to_picture
+from whence.plotting.palettes import current_palette
 
-WIDEST = 16
+MAX_COLUMNS = 16
 
 
 @dataclass(frozen=True)
-class Strip:
+class ClusterRow:
     """A mean of |R|, the places that are suspicious, and samples: a small picture where there is one, and a heatmap."""
 
     title: str
@@ -24,9 +24,9 @@ class Strip:
     samples: Sequence[tuple[Tensor | None, Tensor]]
 
 
-def strips(rows: Sequence[Strip]) -> Figure:
+def cluster_rows(rows: Sequence[ClusterRow]) -> Figure:
     """A row each: the mean, framed where it is suspicious, then samples under their heatmaps."""
-    columns = 1 + min(WIDEST, max(len(row.samples) for row in rows))
+    columns = 1 + min(MAX_COLUMNS, max(len(row.samples) for row in rows))
     drawn = Figure(figsize=(1.05 * columns + 0.8, 1.35 * len(rows) + 0.1), dpi=110, layout="constrained")
     axes = drawn.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
@@ -38,13 +38,13 @@ def strips(rows: Sequence[Strip]) -> Figure:
     return drawn
 
 
-def cloud(flat: Tensor, labels: Tensor, eigenvalues: Tensor) -> Figure:
+def embedding_scatter(flat: Tensor, labels: Tensor, eigenvalues: Tensor) -> Figure:
     """Samples in two dimensions, coloured by cluster, and the eigenvalues beside."""
     drawn = Figure(figsize=(6.4, 2.6), dpi=110, layout="constrained")
     left, right = drawn.subplots(1, 2)
     palette = colormaps["tab10"]
     left.scatter(flat[:, 0], flat[:, 1], s=6, c=[palette(int(k) % 10) for k in labels])
-    bare(left, "explanations")
+    hide_ticks(left, "explanations")
     count = int(labels.max()) + 1
     right.plot(range(1, len(eigenvalues) + 1), eigenvalues, ".", color="#888888")
     right.plot(range(1, count + 1), eigenvalues[:count], "o", color="#c00000", markersize=4)
@@ -53,25 +53,27 @@ def cloud(flat: Tensor, labels: Tensor, eigenvalues: Tensor) -> Figure:
     return drawn
 
 
-def _mean(axis, row: Strip) -> None:
-    heat = as_map(row.mean)
+def _mean(axis, row: ClusterRow) -> None:
+    heat = sum_channels(row.mean)
     axis.imshow(heat.numpy(), cmap="Reds", vmin=0, interpolation="nearest", aspect="auto" if heat.shape[0] == 1 else "equal")
     if row.mask is not None and row.mask.dim() == 2:
         axis.contour(row.mask.float().numpy(), [0.5], colors="#0040c0", linewidths=1)
-    bare(axis, "")
+    hide_ticks(axis, "")
     axis.set_ylabel(row.title, fontsize=7, rotation=0, ha="right", va="center")
 
 
 def _sample(axis, picture: Tensor | None, heat: Tensor) -> None:
-    bare(axis, "")
-    heat = as_map(heat)
-    limit = scale(heat)
+    hide_ticks(axis, "")
+    heat = sum_channels(heat)
+    limit = color_limit(heat)
     if picture is None:
-        axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, aspect="auto" if heat.shape[0] == 1 else "equal")
+        axis.imshow(
+            heat.numpy(), cmap=current_palette().map, vmin=-limit, vmax=limit, aspect="auto" if heat.shape[0] == 1 else "equal"
+        )
         return
-    shown = as_picture(picture)
+    shown = to_picture(picture)
     if shown.shape[:2] != heat.shape:
         size = shown.shape[:2]
         heat = torch.nn.functional.interpolate(heat[None, None], tuple(size), mode="area")[0, 0]
-        limit = scale(heat)
-    overlay(axis, shown, heat, limit)
+        limit = color_limit(heat)
+    draw_overlay(axis, shown, heat, limit)

@@ -14,10 +14,10 @@ from whence.errors import WhenceError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
-class Drawable(ABC):
+class Result(ABC):
     """What has a figure can be saved, shown, and shows itself in notebooks."""
 
     @abstractmethod
@@ -30,9 +30,9 @@ class Drawable(ABC):
 
     def _saved(self, path: str | Path, others: Mapping[str, Callable[[Path], object]]) -> Path:
         """Written aside and renamed: the picture, or by `others`, by the ending."""
-        path = writable(path, (*PICTURES, *others))
+        path = check_writable(path, (*PICTURE_SUFFIXES, *others))
         write = others.get(path.suffix) or self.figure().savefig
-        with written(path) as beside:
+        with atomic_write(path) as beside:
             write(beside)
         return path
 
@@ -45,13 +45,13 @@ class Drawable(ABC):
             return
         from PIL import Image
 
-        Image.open(BytesIO(png(self.figure()))).show()
+        Image.open(BytesIO(figure_to_png(self.figure()))).show()
 
     def _repr_png_(self) -> bytes:
-        return png(self.figure())
+        return figure_to_png(self.figure())
 
 
-def png(drawn: "Figure") -> bytes:
+def figure_to_png(drawn: "Figure") -> bytes:
     """The figure as PNG bytes."""
     buffer = BytesIO()
     drawn.savefig(buffer, format="png")
@@ -59,7 +59,7 @@ def png(drawn: "Figure") -> bytes:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file beside, which takes the place of `path` once it is whole: a full disk leaves what was there.
 
     >>> with written(Path("heat.png")) as beside:
@@ -73,7 +73,7 @@ def written(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def text(make: Callable[[], str]) -> Callable[[Path], object]:
+def text_writer(make: Callable[[], str]) -> Callable[[Path], object]:
     """Writes what `make` gives."""
     return lambda path: path.write_text(make(), encoding="utf-8")
 
@@ -86,7 +86,7 @@ def _in_notebook() -> bool:
     return get_ipython() is not None
 
 
-def writable(path: str | Path, suffixes: Sequence[str]) -> Path:
+def check_writable(path: str | Path, suffixes: Sequence[str]) -> Path:
     """The path, if its folder exists and its ending is one of `suffixes`."""
     path = Path(path)
     if path.suffix not in suffixes:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from whence.errors import WhenceError
-from whence.plotting.palettes import colours
-from whence.plotting.text_escape import plain
+from whence.plotting.palettes import current_palette
+from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,36 +26,36 @@ class Heatmap:
     height: float = 3.35
 
     def draw(self, part: "SubFigure", width: float) -> None:
-        heat = as_map(self.relevance)
-        limit, picture, axes = scale(heat), as_picture(self.x), part.subplots(1, 3)
+        heat = sum_channels(self.relevance)
+        limit, picture, axes = color_limit(heat), to_picture(self.x), part.subplots(1, 3)
         axes[0].imshow(picture.numpy(), cmap="gray")
-        shown = coloured(axes[1], heat, limit)
-        overlay(axes[2], picture, heat, limit)
+        shown = draw_map(axes[1], heat, limit)
+        draw_overlay(axes[2], picture, heat, limit)
         for axis, heading in zip(axes, ("input", self.title, "overlay"), strict=True):
-            bare(axis, heading)
-        colour_bar(part, shown, axes[2])
+            hide_ticks(axis, heading)
+        draw_color_bar(part, shown, axes[2])
 
 
-def coloured(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
+def draw_map(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
     """A map in the colours of relevance; what a colour bar is made of."""
-    return axis.imshow(heat.numpy(), cmap=colours().map, vmin=-limit, vmax=limit, interpolation="nearest", **more)
+    return axis.imshow(heat.numpy(), cmap=current_palette().map, vmin=-limit, vmax=limit, interpolation="nearest", **more)
 
 
-def colour_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
+def draw_color_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
     """What the colours mean, in small figures."""
     bar = part.colorbar(shown, ax=axes, fraction=fraction, pad=pad)
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
 
 
-def bare(axis: "Axes", heading: str) -> None:
+def hide_ticks(axis: "Axes", heading: str) -> None:
     """A picture under its heading, without ticks."""
-    axis.set_title(plain(heading), fontsize=9)
+    axis.set_title(escape_mathtext(heading), fontsize=9)
     axis.set_xticks([])
     axis.set_yticks([])
 
 
-def as_map(relevance: Tensor) -> Tensor:
+def sum_channels(relevance: Tensor) -> Tensor:
     """Relevance of one sample as a map [H, W], channels summed: relevance adds up over what is not shown."""
     relevance = relevance.detach().float().cpu()
     if relevance.dim() == 3:
@@ -65,7 +65,7 @@ def as_map(relevance: Tensor) -> Tensor:
     raise WhenceError(f"cannot draw relevance of shape {tuple(relevance.shape)} a sample; save it as .npz or .safetensors")
 
 
-def as_picture(x: Tensor) -> Tensor:
+def to_picture(x: Tensor) -> Tensor:
     """One input as a picture in [0, 1]: [H, W], or [H, W, 3] where it has three channels."""
     x = x.detach().float().cpu()
     x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
@@ -74,16 +74,16 @@ def as_picture(x: Tensor) -> Tensor:
     return x.mean(0) if x.dim() == 3 else torch.atleast_2d(x)
 
 
-def scale(heat: Tensor) -> float:
+def color_limit(heat: Tensor) -> float:
     """The symmetric limit of the colours. On photos the largest thousandth of pixels may saturate, or the rest pales."""
     magnitude = heat.abs().flatten()
     limit = torch.quantile(magnitude, 0.999) if 4096 <= len(magnitude) <= 2**24 else magnitude.max()
     return float(limit) or float(magnitude.max()) or 1.0
 
 
-def overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
+def draw_overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
     """The heatmap over a pale grey input, as opaque as it is relevant."""
     grey = picture.mean(2) if picture.dim() == 3 else picture
     axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
     opacity = (heat.abs() / limit).clamp(max=1).sqrt()
-    coloured(axis, heat, limit, alpha=opacity.numpy())
+    draw_map(axis, heat, limit, alpha=opacity.numpy())

@@ -6,28 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from whence.plotting.drawable import png
+from whence.plotting.drawable import figure_to_png
 from whence.plotting.palettes import PALETTES, palette
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def page(template: str, package: str = "whence.plotting", **values: Any) -> str:
+def render_page(template: str, package: str = "whence.plotting", **values: Any) -> str:
     """The template of that name, filled in."""
     templates = Environment(loader=PackageLoader(package), autoescape=select_autoescape(), trim_blocks=True)
     return templates.get_template(template).render(**values)
 
 
-def embedded(drawn: "Figure") -> list[str]:
+def embed_figure(drawn: "Figure") -> list[str]:
     """A figure as text for a page's `data:image/png;base64,`."""
-    return [b64encode(png(drawn)).decode()]
+    return [b64encode(figure_to_png(drawn)).decode()]
 
 
-def in_each_palette(draw: "Callable[[], Figure]") -> list[str]:
+def embed_in_each_palette(draw: "Callable[[], Figure]") -> list[str]:
     """A figure of relevance, drawn in one palette after the other."""
     found = []
     for name in PALETTES:
         with palette(name):
-            found += embedded(draw())
+            found += embed_figure(draw())
     return found

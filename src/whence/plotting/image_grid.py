@@ -9,16 +9,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.plotting.bars import by_sign
+from whence.plotting.bars import colors_by_sign
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDEST = 8  # in a row
+MAX_COLUMNS = 8  # in a row
 
 
 @dataclass(frozen=True)
-class Tile:
+class ImageTile:
     """One input as a picture, or as bars if it is a plain vector. `bounds` are what is black and what is white."""
 
     x: Tensor
@@ -32,7 +32,7 @@ class Tile:
             axis.set_title(self.title, fontsize=fontsize)
         x = self.x.detach().float().cpu()
         if x.dim() == 1:
-            axis.bar(range(len(x)), x.numpy(), color=by_sign(x.tolist()))
+            axis.bar(range(len(x)), x.numpy(), color=colors_by_sign(x.tolist()))
             return
         picture = x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
         if self.bounds is None and len(picture) != 3 and bool((picture.min() < 0) & (picture.max() > 0)):  # 0 in the middle
@@ -46,17 +46,17 @@ class Tile:
         axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
-def grid(tiles: Sequence[Tile]) -> Figure:
+def image_grid(tiles: Sequence[ImageTile]) -> Figure:
     """All of them, each under its title."""
     count = len(tiles)
-    columns = min(count, WIDEST if count % 5 or count > 10 else 5)
+    columns = min(count, MAX_COLUMNS if count % 5 or count > 10 else 5)
     rows = math.ceil(count / columns)
     drawn = Figure(figsize=(1.75 * columns, 2.05 * rows), dpi=120, layout="constrained")
     _fill(drawn, tiles, rows, columns)
     return drawn
 
 
-def mosaic(tiles: Sequence[Tile], columns: int) -> Figure:
+def mosaic(tiles: Sequence[ImageTile], columns: int) -> Figure:
     """All of them without a gap."""
     rows = math.ceil(len(tiles) / columns)
     drawn = Figure(figsize=(1.1 * columns, 1.1 * rows), dpi=120)
@@ -65,7 +65,7 @@ def mosaic(tiles: Sequence[Tile], columns: int) -> Figure:
     return drawn
 
 
-def rows(lines: Sequence[Sequence[Tile]]) -> Figure:
+def image_rows(lines: Sequence[Sequence[ImageTile]]) -> Figure:
     """A line below the other, all of one length."""
     drawn = Figure(figsize=(1.5 * len(lines[0]), 1.7 * len(lines)), dpi=120, layout="constrained")
     for axes, line in zip(drawn.subplots(len(lines), len(lines[0]), squeeze=False), lines, strict=True):
@@ -74,19 +74,19 @@ def rows(lines: Sequence[Sequence[Tile]]) -> Figure:
     return drawn
 
 
-def table(lines: Mapping[str, Sequence[Tile]]) -> Figure:
+def image_table(lines: Mapping[str, Sequence[ImageTile]]) -> Figure:
     """A line for each name, under the titles of the first."""
     count = max(map(len, lines.values()))
     drawn = Figure(figsize=(0.95 * count + 1.2, 1.05 * len(lines) + 0.3), dpi=120, layout="constrained")
     axes = drawn.subplots(len(lines), count, squeeze=False)
     for row, (line, (name, tiles)) in enumerate(zip(axes, lines.items(), strict=True)):
         for axis, tile in zip(line, tiles, strict=False):
-            (tile if row == 0 else Tile(tile.x, "", tile.bounds)).draw(axis, fontsize=9)
+            (tile if row == 0 else ImageTile(tile.x, "", tile.bounds)).draw(axis, fontsize=9)
         line[0].set_ylabel(name, fontsize=9)
     return drawn
 
 
-def _fill(drawn: Figure, tiles: Sequence[Tile], rows: int, columns: int) -> None:
+def _fill(drawn: Figure, tiles: Sequence[ImageTile], rows: int, columns: int) -> None:
     axes = list(drawn.subplots(rows, columns, squeeze=False).flat)
     for axis, tile in zip(axes, tiles, strict=False):
         tile.draw(axis)

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from whence.plotting.heatmaps import colour_bar, coloured, scale
-from whence.plotting.text_escape import plain
+from whence.plotting.heatmaps import color_limit, draw_color_bar, draw_map
+from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-MOST_NAMED = 40
+MAX_NAMES = 40
 
 
 @dataclass(frozen=True)
-class Pairs:
+class InteractionMatrix:
     """Red where two features raise the output together, blue where they lower it; what each does alone on the diagonal."""
 
     values: Tensor  # [features, features]
@@ -27,12 +27,12 @@ class Pairs:
 
     def draw(self, part: "SubFigure", width: float) -> None:
         axis, values = part.subplots(), self.values.detach().float().cpu()
-        limit, count = scale(values), len(values)
-        shown = coloured(axis, values, limit)
-        axis.set_title(plain(self.title), fontsize=9)
-        if self.names and count <= MOST_NAMED:
-            axis.set_xticks(range(count), list(map(plain, self.names)), fontsize=6, rotation=90)
-            axis.set_yticks(range(count), list(map(plain, self.names)), fontsize=6)
+        limit, count = color_limit(values), len(values)
+        shown = draw_map(axis, values, limit)
+        axis.set_title(escape_mathtext(self.title), fontsize=9)
+        if self.names and count <= MAX_NAMES:
+            axis.set_xticks(range(count), list(map(escape_mathtext, self.names)), fontsize=6, rotation=90)
+            axis.set_yticks(range(count), list(map(escape_mathtext, self.names)), fontsize=6)
         else:
             axis.tick_params(labelsize=7)
-        colour_bar(part, shown, axis)
+        draw_color_bar(part, shown, axis)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from whence.plotting.text_escape import plain
+from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 3
-MOST_NAMED = 6  # methods in the legend of their curves; the colours are told beside as well
+MAX_NAMES = 6  # methods in the legend of their curves; the colours are told beside as well
 
 
 @dataclass(frozen=True)
-class Means:
+class MetricMeans:
     """A metric: a mean for each name, with what it lies between."""
 
     title: str
@@ -33,7 +33,7 @@ class Means:
                 axis.plot([mean], [place], "o", color=colour, markersize=5)
             if math.isfinite(low) and math.isfinite(high):
                 axis.plot([low, high], [place, place], "-", color=colour, linewidth=2)
-        axis.set_yticks(places, [plain(name) for name in self.names], fontsize=8)
+        axis.set_yticks(places, [escape_mathtext(name) for name in self.names], fontsize=8)
         axis.set_ylim(len(self.names) - 0.5, -0.5)
         axis.set_title(self.title, fontsize=9)
         axis.tick_params(axis="x", labelsize=8)
@@ -41,7 +41,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Curve:
+class ScoreCurve:
     """A score over the fraction taken away."""
 
     x: Sequence[float]
@@ -49,7 +49,7 @@ class Curve:
     most_first: bool
 
 
-def means_and_curves(means: Sequence[Means], curves: Mapping[str, Sequence[Curve]]) -> Figure:
+def interval_figure(means: Sequence[MetricMeans], curves: Mapping[str, Sequence[ScoreCurve]]) -> Figure:
     """A panel for each metric, and one of the curves."""
     names = list(means[0].names)
     palette = colormaps["tab20" if len(names) > 10 else "tab10"]
@@ -68,12 +68,12 @@ def means_and_curves(means: Sequence[Means], curves: Mapping[str, Sequence[Curve
     return drawn
 
 
-def _draw_curves(axis: "Axes", curves: Mapping[str, Sequence[Curve]], colours: Mapping[str, Any]) -> None:
+def _draw_curves(axis: "Axes", curves: Mapping[str, Sequence[ScoreCurve]], colours: Mapping[str, Any]) -> None:
     for name, of_name in curves.items():
         for curve in of_name:
             axis.plot(curve.x, curve.y, "-" if curve.most_first else "--", color=colours[name], linewidth=1.2)
-    for name, colour in colours.items() if len(colours) <= MOST_NAMED else ():
-        axis.plot([], [], "-", color=colour, label=plain(name))
+    for name, colour in colours.items() if len(colours) <= MAX_NAMES else ():
+        axis.plot([], [], "-", color=colour, label=escape_mathtext(name))
     axis.plot([], [], "-", color="grey", label="most relevant first")
     axis.plot([], [], "--", color="grey", label="least relevant first")
     axis.legend(fontsize=7, frameon=False)

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-FOR, AGAINST = "#c00000", "#0040c0"
-THICKEST = 7.0  # points
-SHOWN = 0.02  # of the thickest: what is less is not drawn
+POSITIVE_COLOR, NEGATIVE_COLOR = "#c00000", "#0040c0"
+MAX_LINE_WIDTH = 7.0  # points
+MIN_SHARE = 0.02  # of the thickest: what is less is not drawn
 Node = tuple[str, int]
 
 
-def layered(nodes: Mapping[str, Mapping[int, float]], links: Sequence[tuple[Node, Node, float]], top: str) -> Figure:
+def layered_graph_figure(
+    nodes: Mapping[str, Mapping[int, float]], links: Sequence[tuple[Node, Node, float]], top: str
+) -> Figure:
     """Layers from the bottom up, the one named "" a single node that is titled `top`; lines are as thick as they are
     strong among those between the same two layers."""
     widest = max(map(len, nodes.values()))
@@ -24,9 +26,12 @@ def layered(nodes: Mapping[str, Mapping[int, float]], links: Sequence[tuple[Node
     for _, (layer, _), relevance in links:
         largest[layer] = max(abs(relevance), largest.get(layer, 0.0))
     for above, below, relevance in links:
-        if abs(relevance) > SHOWN * largest[below[0]]:
+        if abs(relevance) > MIN_SHARE * largest[below[0]]:
             (x0, y0), (x1, y1) = place[above], place[below]
-            colour, width = FOR if relevance > 0 else AGAINST, THICKEST * abs(relevance) / largest[below[0]]
+            colour, width = (
+                POSITIVE_COLOR if relevance > 0 else NEGATIVE_COLOR,
+                MAX_LINE_WIDTH * abs(relevance) / largest[below[0]],
+            )
             axis.plot([x0, x1], [y0, y1], color=colour, linewidth=max(0.4, width), alpha=0.55, solid_capstyle="round", zorder=1)
     for (layer, channel), (x, y) in place.items():
         text = top if layer == "" else f"{channel}\n{nodes[layer][channel]:.3g}"

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-SHARES = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+LOGIT_TICKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 
 
 @dataclass(frozen=True)
-class Series:
+class Line:
     """A line; with errors, points."""
 
     x: Sequence[float]
@@ -33,16 +33,16 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Plot:
+class LinePlot:
     """Several series over the same values. `mark` is a value to be marked."""
 
     over: str
-    series: Sequence[Series]
+    series: Sequence[Line]
     mark: float | None = None
 
 
-def plots(
-    plots: Sequence[Plot],
+def line_plots(
+    plots: Sequence[LinePlot],
     of: str,
     title: str,
     columns: int = 2,
@@ -61,7 +61,7 @@ def plots(
         axis.set_ylabel(of, fontsize=9)
         if scale == "logit":
             axis.set_yscale("logit", nonpositive="clip")
-            axis.set_yticks(SHARES, [f"{share:g}" for share in SHARES])
+            axis.set_yticks(LOGIT_TICKS, [f"{share:g}" for share in LOGIT_TICKS])
             axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(*limits)
         axis.tick_params(labelsize=8)
@@ -71,7 +71,7 @@ def plots(
     return drawn
 
 
-def cloud(x: Sequence[float], y: Sequence[float], colours: Sequence[str], names: tuple[str, str], title: str) -> Figure:
+def scatter(x: Sequence[float], y: Sequence[float], colours: Sequence[str], names: tuple[str, str], title: str) -> Figure:
     """A point for each pair of values, with the diagonal and the line at 0."""
     drawn = Figure(figsize=(5.6, 4.8), dpi=120, layout="constrained")
     axis = drawn.subplots()

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from whence.errors import RuleError, suggestion
+from whence.errors import RuleError, suggest
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Palette:
     """Of maps (matplotlib's name) and of words and bars."""
 
     map: str
-    positive: Colour
-    negative: Colour
+    positive: Color
+    negative: Color
 
 
 PALETTES = {
@@ -37,7 +37,7 @@ def palette(name: str) -> Iterator[None]:
     Raises `RuleError` for other names.
     """
     if name not in PALETTES:
-        raise RuleError(f"no palette {name!r}; choose from {', '.join(PALETTES)}{suggestion(name, PALETTES)}")
+        raise RuleError(f"no palette {name!r}; choose from {', '.join(PALETTES)}{suggest(name, PALETTES)}")
     before = _in_use.set(PALETTES[name])
     try:
         yield
@@ -45,6 +45,6 @@ def palette(name: str) -> Iterator[None]:
         _in_use.reset(before)
 
 
-def colours() -> Palette:
+def current_palette() -> Palette:
     """Those in use."""
     return _in_use.get()

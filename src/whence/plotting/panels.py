@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-NARROWEST = 4.0  # inches
+MIN_WIDTH = 4.0  # inches
 
 
 class Panel(Protocol):
@@ -22,9 +22,9 @@ class Panel(Protocol):
     def draw(self, part: "SubFigure", width: float) -> None: ...
 
 
-def stacked(panels: Sequence[Panel]) -> Figure:
+def stack_panels(panels: Sequence[Panel]) -> Figure:
     """>>> stacked([Heatmap(x, relevance, "a seven"), Words(["not", " bad"], scores, "positive")])"""
-    heights, width = [panel.height for panel in panels], max(NARROWEST, *(panel.width for panel in panels))
+    heights, width = [panel.height for panel in panels], max(MIN_WIDTH, *(panel.width for panel in panels))
     drawn = Figure(figsize=(width, sum(heights)), dpi=120, layout="constrained")
     parts = drawn.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, part in zip(panels, parts, strict=True):

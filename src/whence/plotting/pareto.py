@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from whence.plotting.text_escape import plain
+from whence.plotting.text_escape import escape_mathtext
 
 
-class Point(NamedTuple):
+class ParetoPoint(NamedTuple):
     name: str
     x: float
     y: float
@@ -16,7 +16,7 @@ class Point(NamedTuple):
     best: bool
 
 
-def front(points: Sequence[Point], axes: tuple[str, str]) -> Figure:
+def pareto_figure(points: Sequence[ParetoPoint], axes: tuple[str, str]) -> Figure:
     """All points numbered, the best in red, their names beside."""
     drawn = Figure(figsize=(8.4, max(4.0, 0.19 * len(points) + 0.9)), dpi=120, layout="constrained")
     axis, legend = drawn.subplots(1, 2, width_ratios=[2, 1])
@@ -26,7 +26,9 @@ def front(points: Sequence[Point], axes: tuple[str, str]) -> Figure:
         colour = "#c00000" if p.best else "#0000c0" if p.on_front else "#888888"
         axis.plot([p.x], [p.y], "o", color=colour, markersize=6 if p.best else 4)
         axis.annotate(str(number), (p.x, p.y), fontsize=7, xytext=(4, 3), textcoords="offset points")
-        legend.text(0, 1 - (number - 0.5) / len(points), f"{number}  {plain(p.name)}", fontsize=8, color=colour, va="center")
+        legend.text(
+            0, 1 - (number - 0.5) / len(points), f"{number}  {escape_mathtext(p.name)}", fontsize=8, color=colour, va="center"
+        )
     legend.set_axis_off()
     axis.set_xlabel(axes[0], fontsize=9)
     axis.set_ylabel(axes[1], fontsize=9)

@@ -6,29 +6,30 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
-from whence.plotting.heatmaps import as_picture, bare
-from whence.plotting.layered_graph import AGAINST, FOR
+from whence.plotting.heatmaps import hide_ticks, to_picture
+from whence.plotting.layered_graph import NEGATIVE_COLOR, POSITIVE_COLOR
 
-Pair = tuple[tuple[int, ...], tuple[int, ...], float]
+PatchPair = tuple[tuple[int, ...], tuple[int, ...], float]
 
 
-def connected(
-    x1: Tensor, x2: Tensor, places: tuple[tuple[int, ...], tuple[int, ...]], pairs: Sequence[Pair], title: str
+def pair_lines(
+    x1: Tensor, x2: Tensor, places: tuple[tuple[int, ...], tuple[int, ...]], pairs: Sequence[PatchPair], title: str
 ) -> Figure:
     """Side by side, the strongest pairs joined by lines as opaque as they are strong."""
     drawn = Figure(figsize=(7.2, 3.6), dpi=120, layout="constrained")
     axes = drawn.subplots(1, 2)
     for axis, x, heading in zip(axes, (x1, x2), (title, ""), strict=True):
-        picture = as_picture(x)
+        picture = to_picture(x)
         grey = picture.mean(2) if picture.dim() == 3 else picture
         axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
-        bare(axis, heading)
+        hide_ticks(axis, heading)
     largest = max((abs(r) for *_, r in pairs), default=1.0) or 1.0
     for one, other, r in reversed(pairs):
         ends = [_middle(place, grid, x) for place, grid, x in zip((one, other), places, (x1, x2), strict=True)]
         line = ConnectionPatch(
             xyA=ends[0], xyB=ends[1], coordsA="data", coordsB="data", axesA=axes[0], axesB=axes[1],
-            color=FOR if r > 0 else AGAINST, linewidth=0.4 + 2.2 * abs(r) / largest, alpha=0.15 + 0.75 * abs(r) / largest,
+            color=POSITIVE_COLOR if r > 0 else NEGATIVE_COLOR,
+            linewidth=0.4 + 2.2 * abs(r) / largest, alpha=0.15 + 0.75 * abs(r) / largest,
         )  # fmt: skip
         drawn.add_artist(line)
     return drawn

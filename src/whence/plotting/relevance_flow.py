@@ -8,9 +8,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from whence.plotting.heatmaps import as_map, bare, coloured, scale
-from whence.plotting.palettes import colours
-from whence.plotting.text_escape import plain
+from whence.plotting.heatmaps import color_limit, draw_map, hide_ticks, sum_channels
+from whence.plotting.palettes import current_palette
+from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ COLUMNS = 5  # of heatmaps in a row
 SHORT = 32  # of a vector that is drawn as one row
 
 
-class Column(Protocol):
+class DrawnLayer(Protocol):
     """The input, or what a layer gives for it."""
 
     @property
@@ -32,7 +32,7 @@ class Column(Protocol):
     def relevance(self) -> Tensor: ...
 
 
-class Edges(Protocol):
+class DrawnEdges(Protocol):
     """Between a column and the next, `[above, below]`."""
 
     @property
@@ -41,42 +41,42 @@ class Edges(Protocol):
     def weight(self) -> Tensor | None: ...
 
 
-def network(columns: Sequence[Column], edges: Sequence[Edges], title: str) -> Figure:
+def network_figure(columns: Sequence[DrawnLayer], edges: Sequence[DrawnEdges], title: str) -> Figure:
     """Circles with activations, coloured by relevance; lines as thick and coloured as what they hand down."""
     tallest = max(len(column.activations) for column in columns)
     drawn = Figure(figsize=(ACROSS * len(columns), DOWN * tallest + 1.3), dpi=120, layout="constrained")
     axis = drawn.subplots()
-    axis.set_title(plain(title), fontsize=10)
+    axis.set_title(escape_mathtext(title), fontsize=10)
     axis.set_axis_off()
     limit = max(float(column.relevance.abs().max()) for column in columns) or 1.0
     for k, between in enumerate(edges):
         _draw_edges(axis, k, between, limit)
     for k, column in enumerate(columns):
         _draw_units(axis, k, column, limit)
-        axis.text(k, -tallest / 2 - 0.2, plain(column.name), fontsize=8, ha="center", color="0.3")
+        axis.text(k, -tallest / 2 - 0.2, escape_mathtext(column.name), fontsize=8, ha="center", color="0.3")
     axis.set_xlim(-0.4, len(columns) - 0.6)
     axis.set_ylim(-tallest / 2 - 0.35, tallest / 2)
     return drawn
 
 
-def heatmaps(columns: Sequence[Column], title: str) -> Figure:
+def heatmap_figure(columns: Sequence[DrawnLayer], title: str) -> Figure:
     """One map a column, channels summed; vectors as a row of pixels."""
     rows = ceil(len(columns) / COLUMNS)
     drawn = Figure(figsize=(2.1 * min(COLUMNS, len(columns)), 2.5 * rows + 0.4), dpi=120, layout="constrained")
-    drawn.suptitle(plain(title), fontsize=10)
+    drawn.suptitle(escape_mathtext(title), fontsize=10)
     axes = drawn.subplots(rows, min(COLUMNS, len(columns)), squeeze=False).flatten()
     for axis, column in zip(axes, columns, strict=False):
-        heat = _folded(column.relevance)
-        limit = scale(heat)
-        coloured(axis, heat, limit)
+        heat = _as_square(column.relevance)
+        limit = color_limit(heat)
+        draw_map(axis, heat, limit)
         shape = " × ".join(map(str, column.activations.shape))
-        bare(axis, f"{column.name}\n{shape}, ΣR = {float(column.relevance.sum()):.3g}")
+        hide_ticks(axis, f"{column.name}\n{shape}, ΣR = {float(column.relevance.sum()):.3g}")
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
     return drawn
 
 
-def _draw_edges(axis: "Axes", k: int, edges: Edges, limit: float) -> None:
+def _draw_edges(axis: "Axes", k: int, edges: DrawnEdges, limit: float) -> None:
     above, below = edges.messages.shape
     labelled = above * below <= MOST_LABELLED
     for j in range(above):
@@ -86,47 +86,49 @@ def _draw_edges(axis: "Axes", k: int, edges: Edges, limit: float) -> None:
                 continue
             start, end = _height(i, below), _height(j, above)
             strength = min(abs(r) / limit, 1.0)
-            colour = _colour(r, limit, faintest=0.35) if r else "0.8"
+            colour = _color(r, limit, faintest=0.35) if r else "0.8"
             axis.plot([k, k + 1], [start, end], color=colour, linewidth=0.8 + 4 * strength, zorder=1)
             if labelled:
                 t = 0.3 + 0.36 * (j % 3) / 2 if above > 1 else 0.45  # where lines to several units lie apart
-                words = f"R {number(r)}" if weight is None else f"w {number(weight)}   R {number(r)}"
+                words = f"R {format_number(r)}" if weight is None else f"w {format_number(weight)}   R {format_number(r)}"
                 axis.text(k + t, start + t * (end - start), words, fontsize=6.5, ha="center", va="center", zorder=2,
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
 
 
-def _draw_units(axis: "Axes", k: int, column: Column, limit: float) -> None:
+def _draw_units(axis: "Axes", k: int, column: DrawnLayer, limit: float) -> None:
     count = len(column.activations)
     for i, (a, r) in enumerate(zip(column.activations.tolist(), column.relevance.tolist(), strict=True)):
-        colour, y = _colour(r, limit), _height(i, count)
+        colour, y = _color(r, limit), _height(i, count)
         axis.scatter([k], [y], s=1150, color=[colour], edgecolors="0.25", linewidths=1, zorder=3)
         ink = "white" if sum(colour[:3]) < 1.3 else "black"
-        axis.text(k, y, f"a {number(a)}\nR {number(r)}", fontsize=7, ha="center", va="center", color=ink, zorder=4)
+        axis.text(
+            k, y, f"a {format_number(a)}\nR {format_number(r)}", fontsize=7, ha="center", va="center", color=ink, zorder=4
+        )
 
 
 def _height(unit: int, count: int) -> float:
     return (count - 1) / 2 - unit
 
 
-def _colour(r: float, limit: float, faintest: float = 0.0) -> tuple[float, float, float, float]:
+def _color(r: float, limit: float, faintest: float = 0.0) -> tuple[float, float, float, float]:
     strength = max(faintest, min(abs(r) / limit, 1.0))
-    return matplotlib.colormaps[colours().map](0.5 + 0.5 * strength * (1 if r >= 0 else -1) * 0.75)
+    return matplotlib.colormaps[current_palette().map](0.5 + 0.5 * strength * (1 if r >= 0 else -1) * 0.75)
 
 
-def _folded(relevance: Tensor) -> Tensor:
+def _as_square(relevance: Tensor) -> Tensor:
     """A long vector as a square of pixels, row by row."""
     if relevance.dim() > 1 or len(relevance) <= SHORT:
-        return as_map(relevance)
+        return sum_channels(relevance)
     values = relevance.detach().float().cpu()
     side = ceil(len(values) ** 0.5)
-    return values.new_zeros(side * side).index_copy(0, _counted(values), values).view(side, side)
+    return values.new_zeros(side * side).index_copy(0, _array(values), values).view(side, side)
 
 
-def _counted(values: Tensor) -> Tensor:
+def _array(values: Tensor) -> Tensor:
     return values.new_ones(len(values)).cumsum(0).long() - 1
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits, as one writes by hand."""
     if not value or not -3 < log10(abs(value)) < 5:
         return "0" if not value else f"{value:.1e}"

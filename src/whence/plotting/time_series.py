@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from whence.plotting.heatmaps import colour_bar, scale
-from whence.plotting.palettes import colours
-from whence.plotting.text_escape import plain
+from whence.plotting.heatmaps import color_limit, draw_color_bar
+from whence.plotting.palettes import current_palette
+from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-MOST_CHANNELS = 16
+MAX_CHANNELS = 16
 
 
 def is_series(x: Tensor) -> bool:
     """Whether `[C, T]` is read as C lines over time rather than as a picture."""
-    return x.dim() == 2 and len(x) <= MOST_CHANNELS and x.shape[1] >= 3 * len(x)
+    return x.dim() == 2 and len(x) <= MAX_CHANNELS and x.shape[1] >= 3 * len(x)
 
 
 @dataclass(frozen=True)
-class Series:
+class TimeSeries:
     """A line for each channel of one sample, on a background as red or blue as it is relevant."""
 
     x: Tensor  # [C, T]
@@ -38,19 +38,19 @@ class Series:
 
     def draw(self, part: "SubFigure", width: float) -> None:
         x, relevance = (t.detach().float().cpu() for t in (self.x, self.relevance))
-        limit, time = scale(relevance), torch.arange(x.shape[1])
+        limit, time = color_limit(relevance), torch.arange(x.shape[1])
         axes = part.subplots(len(x), 1, sharex=True, squeeze=False)[:, 0]
         for c, axis in enumerate(axes):
             low, high = float(x[c].min()), float(x[c].max())
             margin = 0.08 * (high - low) or 0.5
             extent = (-0.5, x.shape[1] - 0.5, low - margin, high + margin)
             shown = axis.imshow(
-                relevance[c][None].numpy(), cmap=colours().map, vmin=-limit, vmax=limit, aspect="auto", extent=extent,
+                relevance[c][None].numpy(), cmap=current_palette().map, vmin=-limit, vmax=limit, aspect="auto", extent=extent,
                 interpolation="nearest", alpha=0.75,
             )  # fmt: skip
             axis.plot(time.numpy(), x[c].numpy(), color="black", linewidth=0.9)
             axis.set_ylim(low - margin, high + margin)
             axis.tick_params(labelsize=6)
-            axis.set_ylabel(plain(self.names[c]) if self.names else "", fontsize=7, rotation=0, ha="right")
-        axes[0].set_title(plain(self.title), fontsize=9)
-        colour_bar(part, shown, list(axes), fraction=0.02, pad=0.01)
+            axis.set_ylabel(escape_mathtext(self.names[c]) if self.names else "", fontsize=7, rotation=0, ha="right")
+        axes[0].set_title(escape_mathtext(self.title), fontsize=9)
+        draw_color_bar(part, shown, list(axes), fraction=0.02, pad=0.01)

@@ -10,27 +10,27 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from whence.plotting.palettes import PALETTES, Colour, colours, palette
-from whence.plotting.text_escape import plain
+from whence.plotting.palettes import PALETTES, Color, current_palette, palette
+from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from rich.text import Text
 
-LONG_RUN = 6  # of the same token
+MIN_RUN = 6  # of the same token
 CHARACTERS = 92  # in a line of a picture
 CHARACTER, LINE = 9.6 / CHARACTERS, 0.3  # inches
 Line = list[tuple[int, int]]  # (token, column)
 
 
-def colour(value: float, limit: float) -> Colour:
+def token_color(value: float, limit: float) -> Color:
     """White for no relevance, full red or blue at the limit; by the root, or the last token would outshine all others."""
-    strength, pair = _strength(value, limit), colours()
+    strength, pair = _strength(value, limit), current_palette()
     full = pair.positive if value > 0 else pair.negative
     return tuple(round(255 + (c - 255) * strength) for c in full)  # type: ignore[return-value]
 
 
-def ink(value: float, limit: float) -> str:
+def text_color(value: float, limit: float) -> str:
     return "white" if _strength(value, limit) > 0.6 else "black"
 
 
@@ -38,24 +38,24 @@ def _strength(value: float, limit: float) -> float:
     return min(abs(value) / limit, 1.0) ** 0.5 if limit else 0.0
 
 
-def largest(relevance: Tensor) -> float:
+def max_abs(relevance: Tensor) -> float:
     return float(relevance.abs().max())
 
 
-def styled(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, Sequence[str], str, float]]:
+def styled_tokens(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, Sequence[str], str, float]]:
     """Each token as (text, its background in each palette, ink, relevance), for a page."""
-    top, values = largest(relevance), relevance.tolist()
+    top, values = max_abs(relevance), relevance.tolist()
     backgrounds = []
     for name in PALETTES:
         with palette(name):
-            backgrounds.append([f"rgb{colour(r, top)}" for r in values])
+            backgrounds.append([f"rgb{token_color(r, top)}" for r in values])
     return [
-        (word, of_token, ink(r, top), r)
+        (word, of_token, text_color(r, top), r)
         for word, of_token, r in zip(labels, zip(*backgrounds, strict=True), values, strict=True)
     ]
 
 
-def gathered(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
+def merge_runs(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
     """Long runs of one token, such as those that stand for a photo, as one with their sum.
 
     >>> gathered(["<image>"] * 576 + [" cat"], relevance)[0]
@@ -63,27 +63,27 @@ def gathered(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tenso
     """
     runs = [(word, len(list(run))) for word, run in groupby(labels)]
     parts = relevance.flatten().split([n for _, n in runs])
-    words = [[f"{word}×{n}"] if n >= LONG_RUN else [word] * n for word, n in runs]
-    sums = [part.sum()[None] if len(part) >= LONG_RUN else part for part in parts]
+    words = [[f"{word}×{n}"] if n >= MIN_RUN else [word] * n for word, n in runs]
+    sums = [part.sum()[None] if len(part) >= MIN_RUN else part for part in parts]
     return [word for run in words for word in run], torch.cat(sums)
 
 
-def terminal(labels: Sequence[str], relevance: Tensor) -> "Text":
+def terminal_text(labels: Sequence[str], relevance: Tensor) -> "Text":
     """The text as a line of the terminal."""
     from rich.text import Text
 
-    line, top = Text(), largest(relevance)
+    line, top = Text(), max_abs(relevance)
     for word, r in zip(labels, relevance.tolist(), strict=True):
-        red, green, blue = colour(r, top)
-        line.append(word, f"{ink(r, top)} on rgb({red},{green},{blue})")
+        red, green, blue = token_color(r, top)
+        line.append(word, f"{text_color(r, top)} on rgb({red},{green},{blue})")
     return line
 
 
-def lines(labels: Sequence[str]) -> list[Line]:
+def wrap_lines(labels: Sequence[str]) -> list[Line]:
     """Where each token stands when the text is broken into lines of a picture."""
     found: list[Line] = [[]]
     column = 0
-    for i, word in enumerate(map(shown, labels)):
+    for i, word in enumerate(map(printable, labels)):
         if column and column + len(word) > CHARACTERS:
             found.append([])
             column = 0
@@ -95,12 +95,12 @@ def lines(labels: Sequence[str]) -> list[Line]:
     return found if found[-1] or len(found) == 1 else found[:-1]
 
 
-def shown(word: str) -> str:
+def printable(word: str) -> str:
     return word.replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
 @dataclass(frozen=True)
-class Words:
+class TokenText:
     """One text of one sample."""
 
     labels: Sequence[str]
@@ -109,40 +109,44 @@ class Words:
 
     @property
     def width(self) -> float:
-        longest = max(column + len(shown(self.labels[i])) for line in lines(self.labels) for i, column in line)
+        longest = max(column + len(printable(self.labels[i])) for line in wrap_lines(self.labels) for i, column in line)
         return CHARACTER * longest
 
     @property
     def height(self) -> float:
-        return LINE * len(lines(self.labels)) + 0.5
+        return LINE * len(wrap_lines(self.labels)) + 0.5
 
     def draw(self, part: "SubFigure", width: float) -> None:
-        axis, broken, values = part.subplots(), lines(self.labels), self.relevance.detach().flatten().float().cpu()
-        top = largest(values)
+        axis, broken, values = part.subplots(), wrap_lines(self.labels), self.relevance.detach().flatten().float().cpu()
+        top = max_abs(values)
         axis.set_xlim(0, width / CHARACTER)
         axis.set_ylim(len(broken), 0)
         axis.set_axis_off()
-        axis.set_title(plain(self.title), fontsize=9, loc="left")
+        axis.set_title(escape_mathtext(self.title), fontsize=9, loc="left")
         for row, line in enumerate(broken):
             for i, column in line:
-                word, value = shown(self.labels[i]), float(values[i])
-                background = [c / 255 for c in colour(value, top)]
+                word, value = printable(self.labels[i]), float(values[i])
+                background = [c / 255 for c in token_color(value, top)]
                 axis.add_patch(Rectangle((column, row + 0.04), len(word), 0.92, color=background, linewidth=0))
-                axis.text(column, row + 0.5, plain(word), family="monospace", fontsize=8.6, va="center",
-                          color=ink(value, top))  # fmt: skip
+                axis.text(column, row + 0.5, escape_mathtext(word), family="monospace", fontsize=8.6, va="center",
+                          color=text_color(value, top))  # fmt: skip
 
 
-def grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title: str) -> Figure:
+def token_grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title: str) -> Figure:
     """A row for each token written, a column for each token given; what is NaN is not drawn. Roots of shares of each row."""
     shares = relevance / relevance.nan_to_num().abs().amax(1, keepdim=True).clamp(min=1e-30)
     scaled = shares.sign() * shares.abs().sqrt()
     drawn = Figure(figsize=(1.6 + 0.26 * len(given), 1.2 + 0.26 * len(written)), dpi=120, layout="constrained")
     axis = drawn.subplots()
-    axis.imshow(scaled.numpy(), cmap=colours().map, vmin=-1, vmax=1, aspect="auto")
+    axis.imshow(scaled.numpy(), cmap=current_palette().map, vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor("#eeeeee")
     axis.set_xticks(
-        range(len(given)), [plain(shown(t).strip() or "␣") for t in given], rotation=90, fontsize=7, family="monospace"
+        range(len(given)),
+        [escape_mathtext(printable(t).strip() or "␣") for t in given],
+        rotation=90,
+        fontsize=7,
+        family="monospace",
     )
-    axis.set_yticks(range(len(written)), [plain(shown(t)) for t in written], fontsize=7, family="monospace")
-    axis.set_title(plain(title), fontsize=8, loc="left")
+    axis.set_yticks(range(len(written)), [escape_mathtext(printable(t)) for t in written], fontsize=7, family="monospace")
+    axis.set_title(escape_mathtext(title), fontsize=8, loc="left")
     return drawn

@@ -10,17 +10,17 @@ from whence.core.devices import first_weight
 from whence.core.inputs import check_model
 from whence.core.progress import Progress
 from whence.errors import InputError, RuleError
-from whence.methods.forward_backward import differentiating
-from whence.methods.layer_reader import Reader
-from whence.prototypes.gradient_ascent import Search, generators
-from whence.prototypes.image_parameterizations import Codes, Fourier, Image, Pixels
-from whence.prototypes.multi_start import best_of_several, several
-from whence.prototypes.objectives import Concept, objectives
+from whence.methods.forward_backward import gradients_enabled
+from whence.methods.layer_reader import LayerReader
+from whence.prototypes.gradient_ascent import PrototypeSearch, make_generators
+from whence.prototypes.image_parameterizations import Codes, Fourier, ImageParameterization, Pixels
+from whence.prototypes.multi_start import best_of_starts, supports_multi_start
+from whence.prototypes.objectives import Concept, parse_objectives
 from whence.prototypes.priors import CodeSpace, Prior
 from whence.prototypes.prototypes import Prototypes
 from whence.prototypes.random_transforms import Jiggle, Transform
 
-SMALLEST_PHOTO = 32  # sides from which a picture of three channels is taken for a photo
+MIN_PHOTO_SIDE = 32  # sides from which a picture of three channels is taken for a photo
 
 
 def prototype(
@@ -30,7 +30,7 @@ def prototype(
     prior: Prior | CodeSpace | None = None,
     strength: float = 1.0,
     shape: Sequence[int] | None = None,
-    image: Image | None = None,
+    image: ImageParameterization | None = None,
     transforms: Transform | Literal["auto"] | None = "auto",
     steps: int = 512,
     lr: float | None = None,
@@ -63,18 +63,18 @@ def prototype(
     """
     check_model(model)
     _check(prior, strength, image, steps, lr, seed, start)
-    concepts = objectives(target)
-    of_model = _placed(model)
+    concepts = parse_objectives(target)
+    of_model = _empty_like_model(model)
     size = _shape(model, shape, prior, start)
     written = _image(image, prior, size)
-    reader = Reader(model, [layer for concept in concepts for layer in concept.layers], any(c.output for c in concepts))
-    concepts = [concept.prepared(lambda x, layers: Reader(model, layers)(x.to(of_model))) for concept in concepts]
+    reader = LayerReader(model, [layer for concept in concepts for layer in concept.layers], any(c.output for c in concepts))
+    concepts = [concept.prepared(lambda x, layers: LayerReader(model, layers)(x.to(of_model))) for concept in concepts]
     changes = _transform(transforms, written, prior, size)
-    search = Search(reader, concepts, prior, strength, size, written, changes, diversity, of_model)
-    with differentiating():
-        randoms = generators(concepts, seed)
-        if start is None and several(search):
-            return best_of_several(search, steps, written.lr if lr is None else lr, seed, randoms, progress)
+    search = PrototypeSearch(reader, concepts, prior, strength, size, written, changes, diversity, of_model)
+    with gradients_enabled():
+        randoms = make_generators(concepts, seed)
+        if start is None and supports_multi_start(search):
+            return best_of_starts(search, steps, written.lr if lr is None else lr, seed, randoms, progress)
         return search.run(search.start(start, randoms), steps, written.lr if lr is None else lr, randoms, progress)
 
 
@@ -133,22 +133,22 @@ def _image(image: Any, prior: Any, shape: tuple[int, ...]) -> Any:
         return Codes(prior)
     if image is not None:
         return image
-    return Fourier() if _is_photo(shape) and prior is None else Pixels()
+    return Fourier() if _is_natural_image(shape) and prior is None else Pixels()
 
 
-def _is_photo(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and shape[0] == 3 and min(shape[1:]) >= SMALLEST_PHOTO
+def _is_natural_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] == 3 and min(shape[1:]) >= MIN_PHOTO_SIDE
 
 
 def _transform(given: Any, image: Any, prior: Any, shape: tuple[int, ...]) -> Any:
     if given == "auto":
-        return Jiggle() if prior is None and _is_photo(shape) and not isinstance(image, Codes) else None
+        return Jiggle() if prior is None and _is_natural_image(shape) and not isinstance(image, Codes) else None
     if given is not None and not callable(given):
         raise RuleError(f"transforms={given!r}; give whence.Jiggle(), a function of pictures and generators, or None")
     return given
 
 
-def _placed(model: Any) -> Tensor:
+def _empty_like_model(model: Any) -> Tensor:
     """An empty tensor in the model's dtype and on its device."""
     first = first_weight(model)
     return torch.empty(0) if first is None else first.detach().new_empty(0)

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from whence.core.devices import device_of
 from whence.errors import InputError, LoadError, RuleError, first_line
-from whence.methods.forward_backward import differentiating
+from whence.methods.forward_backward import gradients_enabled
 from whence.prototypes import prior_files
 
-Progress = Callable[[int, int], None]
+ProgressFunction = Callable[[int, int], None]
 A = TypeVar("A", bound="Autoencoder")
 
 
@@ -56,7 +56,7 @@ class Autoencoder(nn.Module):
         batch_size: int = 128,
         lr: float = 1e-3,
         seed: int = 0,
-        progress: Progress | None = None,
+        progress: ProgressFunction | None = None,
     ) -> A:
         """Train on samples `[N, …]` in [0, 1], where the weights are, by Adam, its rate falling to 0 as a cosine."""
         if tuple(samples.shape[1:]) != self.shape:
@@ -64,7 +64,7 @@ class Autoencoder(nn.Module):
         if not len(samples) or not bool(((samples >= 0) & (samples <= 1)).all()):
             raise InputError("samples must lie in [0, 1]: the decoder ends in a sigmoid")
         random = torch.Generator().manual_seed(seed)
-        with differentiating():
+        with gradients_enabled():
             learn = self._learner(lr, epochs * -(-len(samples) // batch_size))
             for epoch in range(epochs):
                 for batch in torch.randperm(len(samples), generator=random).split(batch_size):

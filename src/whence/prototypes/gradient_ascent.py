@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.core.progress import Progress, progress as progressing
-from whence.errors import InputError, ModelError, RuleError, WhenceError, first_line, out_of_memory
-from whence.methods.layer_reader import Reader
+from whence.errors import InputError, ModelError, RuleError, WhenceError, first_line, is_out_of_memory
+from whence.methods.layer_reader import LayerReader
 from whence.prototypes.image_parameterizations import Codes, Pixels
 from whence.prototypes.lbfgs import Precondition, ascend
 from whence.prototypes.objectives import Objective
@@ -20,17 +20,17 @@ from whence.prototypes.priors import CodeSpace
 from whence.prototypes.prototypes import Prototypes
 from whence.prototypes.random_transforms import Transform
 
-LEAST_ASCENT = 32  # steps
-WARM_UP = 16  # steps in which gradients are led round ReLUs that are off
-MANY = 64  # steps, after which one should have arrived
-STRAIGHT_ON = 0.95  # of the way that so many steps can lead
+MIN_LBFGS_STEPS = 32  # steps
+WARMUP_STEPS = 16  # steps in which gradients are led round ReLUs that are off
+MANY_PROTOTYPES = 64  # steps, after which one should have arrived
+STRAIGHT_PATH = 0.95  # of the way that so many steps can lead
 
 
 @dataclass(frozen=True)
-class Search:
+class PrototypeSearch:
     """What is maximised, and how it is written down."""
 
-    reader: Reader
+    reader: LayerReader
     concepts: list[Objective]
     prior: Any
     strength: float
@@ -72,7 +72,7 @@ class Search:
         found = [p.detach() for p in parameters]
         rising = torch.zeros_like(course.alive)
         if self._smooth:
-            found, rising = self._ascended(found, course.alive, max(LEAST_ASCENT, steps // 4))
+            found, rising = self._ascended(found, course.alive, max(MIN_LBFGS_STEPS, steps // 4))
         return self._prototypes(found, course, steps, rising)
 
     def scouted(
@@ -93,12 +93,12 @@ class Search:
 
     def _climbed(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator], shown: Progress
-    ) -> "Course":
+    ) -> "SearchState":
         """Adam with a rate that falls to 0 as a cosine."""
         optimizer = torch.optim.Adam(parameters, lr, maximize=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        course = Course(len(self.concepts), parameters)
-        warm_up = min(WARM_UP, steps // 2)
+        course = SearchState(len(self.concepts), parameters)
+        warm_up = min(WARMUP_STEPS, steps // 2)
         with progressing("prototype", steps, shown) as advance:
             for step in range(steps):
                 x = self._rendered(parameters)
@@ -106,7 +106,7 @@ class Search:
                 if not activation.requires_grad:
                     raise ModelError("the objective does not depend on the input; there is nothing to climb")
                 if step in (warm_up, steps - 1):
-                    course.moved |= _any(
+                    course.moved |= _any_gradient(
                         torch.autograd.grad(activation.sum(), parameters, retain_graph=True, allow_unused=True)
                     )
                 total = activation + self.strength * log_prob
@@ -183,7 +183,7 @@ class Search:
         try:
             x = self.image.render(parameters, self.shape)
         except (RuntimeError, TypeError) as error:
-            if isinstance(error, WhenceError) or out_of_memory(error) or not isinstance(self.image, Codes):
+            if isinstance(error, WhenceError) or is_out_of_memory(error) or not isinstance(self.image, Codes):
                 raise
             sizes = tuple(parameters[0].shape)
             raise InputError(f"the decoder cannot make inputs of codes {sizes}: {first_line(error)}") from error
@@ -204,11 +204,11 @@ class Search:
             return x.new_zeros(())
         x = x.flatten(1)
         x = F.normalize(x - x.mean(1, keepdim=True), dim=1)
-        pairs = [[i != j and same(a, b) for j, b in enumerate(self.concepts)] for i, a in enumerate(self.concepts)]
+        pairs = [[i != j and same_objective(a, b) for j, b in enumerate(self.concepts)] for i, a in enumerate(self.concepts)]
         return -self.diversity * ((x @ x.T) * torch.tensor(pairs).to(x)).sum()
 
     @torch.no_grad()
-    def _prototypes(self, parameters: list[Tensor], course: "Course", steps: int, rising: Tensor) -> Prototypes:
+    def _prototypes(self, parameters: list[Tensor], course: "SearchState", steps: int, rising: Tensor) -> Prototypes:
         x = self._rendered(parameters).detach()
         activation, log_prob = self._terms(parameters, x, x, redirected=False)
         note = self._note(course, steps, rising)
@@ -226,7 +226,7 @@ class Search:
             note=note,
         )
 
-    def _note(self, course: "Course", steps: int, rising: Tensor) -> str:
+    def _note(self, course: "SearchState", steps: int, rising: Tensor) -> str:
         """What went wrong, in words."""
         notes = [
             f"the objective of {self.concepts[k]} is NaN or infinite after {step} steps; this is its last good input"
@@ -235,12 +235,12 @@ class Search:
         dead = ", ".join(str(self.concepts[k]) for k in (course.alive & ~course.moved).nonzero().flatten().tolist())
         if dead:
             notes.append(f"the gradient of {dead} has been zero everywhere: dead units; try start=, an input that moves them")
-        if rising.any() and steps >= MANY:
+        if rising.any() and steps >= MANY_PROTOTYPES:
             names = ", ".join(str(self.concepts[k]) for k in rising.nonzero().flatten().tolist())
             notes.append(f"{names} still rose when the {steps} steps ended; take more")
         unbounded = isinstance(self.image, Pixels) and self.image.low is None and not self._smooth
         # Adam moves no number by more than its rate
-        if not notes and unbounded and steps >= MANY and course.went() > STRAIGHT_ON * course.reach:
+        if not notes and unbounded and steps >= MANY_PROTOTYPES and course.went() > STRAIGHT_PATH * course.reach:
             notes.append(
                 f"some numbers went the same way at all of the {steps} steps and may not have arrived; take more steps or a "
                 "larger lr, or bound what grows without end by a prior or image=whence.Pixels(low, high)"
@@ -249,7 +249,7 @@ class Search:
 
 
 @dataclass
-class Course:
+class SearchState:
     """How a search has gone."""
 
     count: int
@@ -295,17 +295,17 @@ class Course:
         return max(float((p.detach() - b).abs().max()) for p, b in zip(self.parameters, self._began, strict=True))
 
 
-def generators(concepts: list[Objective], seed: int) -> list[torch.Generator]:
+def make_generators(concepts: list[Objective], seed: int) -> list[torch.Generator]:
     """A generator for each prototype, by its concept and how often that came before: the same alone as among others."""
     randoms = []
     for k, concept in enumerate(concepts):
-        before = sum(same(concept, earlier) for earlier in concepts[:k])
+        before = sum(same_objective(concept, earlier) for earlier in concepts[:k])
         name = f"{type(concept).__name__} {concept}, {before}, {seed}"
         randoms.append(torch.Generator().manual_seed(zlib.crc32(name.encode())))
     return randoms
 
 
-def same(a: Objective, b: Objective) -> bool:
+def same_objective(a: Objective, b: Objective) -> bool:
     """Whether two concepts are one."""
     if a is b:
         return True
@@ -320,6 +320,6 @@ def _parameters(prior: Any) -> Sequence[Tensor]:
     return list(decoder.parameters()) if isinstance(decoder, torch.nn.Module) else []
 
 
-def _any(gradients: Sequence[Tensor | None]) -> Tensor:
+def _any_gradient(gradients: Sequence[Tensor | None]) -> Tensor:
     """Of which prototypes any gradient is not zero."""
     return torch.stack([g.flatten(1).abs().amax(1) > 0 for g in gradients if g is not None]).any(0)

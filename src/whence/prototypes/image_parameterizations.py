@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from whence.core.devices import beside
+from whence.core.devices import to_device_of
 from whence.errors import InputError, RuleError
 from whence.prototypes.priors import CodeSpace
 
@@ -20,11 +20,11 @@ Shape = tuple[int, ...]  # of one input
 Bound = float | Tensor
 
 # columns: the axes of colour that vary independently in photos, from most to least (Olah et al. 2017, after ImageNet)
-COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype=torch.float64)
-COLOURS = COLOURS / COLOURS.norm(dim=0).max()
+COLOR_CORRELATION = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype=torch.float64)
+COLOR_CORRELATION = COLOR_CORRELATION / COLOR_CORRELATION.norm(dim=0).max()
 
 
-class Image(Protocol):
+class ImageParameterization(Protocol):
     """A way to write inputs down."""
 
     lr: ClassVar[float]  # Adam's rate that suits it
@@ -56,7 +56,7 @@ class Pixels:
 
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
         (v,) = parameters
-        return v if self.low is None or self.high is None else between(v.sigmoid(), self.low, self.high)
+        return v if self.low is None or self.high is None else scale_to_bounds(v.sigmoid(), self.low, self.high)
 
     def written(self, x: Tensor) -> list[Tensor]:
         """The parameters of given inputs."""
@@ -86,14 +86,14 @@ class Fourier:
 
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
         (v,) = parameters
-        scale = amplitudes(shape[-2:], self.decay).to(v)
+        scale = frequency_scales(shape[-2:], self.decay).to(v)
         picture = torch.fft.irfft2(torch.view_as_complex(v) * scale, s=shape[-2:], norm="ortho") / 4  # 4: lest it saturate
-        return between(coloured(picture).sigmoid(), self.low, self.high)
+        return scale_to_bounds(to_rgb(picture).sigmoid(), self.low, self.high)
 
     def written(self, x: Tensor) -> list[Tensor]:
         """The parameters of given inputs."""
-        picture = uncoloured(_logits(x, self.low, self.high))
-        spectrum = torch.fft.rfft2(4 * picture, norm="ortho") / amplitudes(x.shape[-2:], self.decay).to(x)
+        picture = decorrelate(_logits(x, self.low, self.high))
+        spectrum = torch.fft.rfft2(4 * picture, norm="ortho") / frequency_scales(x.shape[-2:], self.decay).to(x)
         return [torch.view_as_real(spectrum).contiguous()]
 
 
@@ -115,7 +115,7 @@ class MACO:
     @staticmethod
     def spectrum_of(samples: Tensor) -> Tensor:
         """The mean magnitudes of pictures `[N, C, H, W]` in decorrelated colours."""
-        return torch.fft.rfft2(uncoloured(samples), norm="ortho").abs().mean(0)
+        return torch.fft.rfft2(decorrelate(samples), norm="ortho").abs().mean(0)
 
     def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
         channels, height, width = _picture(shape)
@@ -127,12 +127,12 @@ class MACO:
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
         picture = self.picture(parameters, shape)
         mean, deviation = picture.mean((1, 2, 3), keepdim=True), picture.std((1, 2, 3), keepdim=True)
-        return between(coloured((picture - mean) / deviation).sigmoid(), self.low, self.high)
+        return scale_to_bounds(to_rgb((picture - mean) / deviation).sigmoid(), self.low, self.high)
 
     def picture(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
         """The picture of fixed magnitudes, before its values are brought between bounds."""
-        phases = odd_where_conjugate(parameters[0], shape[-1])
-        magnitudes = amplitudes(shape[-2:], 1.0).expand(phases.shape[1:]) if self.spectrum is None else self.spectrum
+        phases = make_odd(parameters[0], shape[-1])
+        magnitudes = frequency_scales(shape[-2:], 1.0).expand(phases.shape[1:]) if self.spectrum is None else self.spectrum
         return torch.fft.irfft2(torch.polar(magnitudes.to(phases).expand_as(phases), phases), s=shape[-2:], norm="ortho")
 
 
@@ -166,7 +166,7 @@ class CPPN:
             bent = (x @ weight + bias).atan()
             x = torch.cat([bent / 0.67, bent.square() / 0.6], -1)  # both of variance about 1
         x = x @ weights[-1] + biases[-1]
-        return between(x.sigmoid().transpose(1, 2).unflatten(2, (height, width)), self.low, self.high)
+        return scale_to_bounds(x.sigmoid().transpose(1, 2).unflatten(2, (height, width)), self.low, self.high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,27 +182,27 @@ class Codes:
 
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
         (codes,) = parameters
-        return self.space.decoder(beside(codes, self.space.decoder)).to(codes.device)
+        return self.space.decoder(to_device_of(codes, self.space.decoder)).to(codes.device)
 
     def written(self, x: Tensor) -> list[Tensor]:
         """The codes themselves."""
         return [x]
 
 
-def between(share: Tensor, low: Bound, high: Bound) -> Tensor:
+def scale_to_bounds(share: Tensor, low: Bound, high: Bound) -> Tensor:
     """Numbers in [0, 1] between the bounds."""
     low, high = _column(low).to(share), _column(high).to(share)
     return low + (high - low) * share
 
 
-def amplitudes(size: tuple[int, ...], decay: float) -> Tensor:
+def frequency_scales(size: tuple[int, ...], decay: float) -> Tensor:
     """1 / frequency^decay for the coefficients of a picture [H, W]; the mean counts as the lowest frequency."""
     height, width = size
     frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
     return 1 / frequencies.clamp(min=1 / max(height, width)) ** decay
 
 
-def odd_where_conjugate(phases: Tensor, width: int) -> Tensor:
+def make_odd(phases: Tensor, width: int) -> Tensor:
     """φ(−k) = −φ(k) in the columns that hold both k and −k, without which a real picture has other magnitudes."""
     itself = [0] if width % 2 else [0, width // 2]
     columns = phases[..., itself]
@@ -212,14 +212,18 @@ def odd_where_conjugate(phases: Tensor, width: int) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def coloured(picture: Tensor) -> Tensor:
+def to_rgb(picture: Tensor) -> Tensor:
     """Colours from decorrelated ones."""
-    return torch.einsum("kchw,dc->kdhw", picture, COLOURS.to(picture)) if picture.shape[1] == 3 else picture
+    return torch.einsum("kchw,dc->kdhw", picture, COLOR_CORRELATION.to(picture)) if picture.shape[1] == 3 else picture
 
 
-def uncoloured(picture: Tensor) -> Tensor:
+def decorrelate(picture: Tensor) -> Tensor:
     """The reverse of `coloured`."""
-    return torch.einsum("kchw,dc->kdhw", picture, torch.linalg.inv(COLOURS).to(picture)) if picture.shape[1] == 3 else picture
+    return (
+        torch.einsum("kchw,dc->kdhw", picture, torch.linalg.inv(COLOR_CORRELATION).to(picture))
+        if picture.shape[1] == 3
+        else picture
+    )
 
 
 def _picture(shape: Shape) -> Shape:

@@ -9,15 +9,15 @@ from torch import Tensor
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]  # x [K, n] -> f [K] and its gradient [K, n]
 Precondition = Callable[[Tensor], Tensor]  # of a gradient [K, n]: −H₀⁻¹ g
 
-PAIRS = 10  # that curvature is remembered by
-HALVINGS = 12
-LATELY, MUCH = 6, 1e-3  # steps; of the value
-NOTHING_LEFT = 1e-13  # of the value: then the place is known to a few millionths
-ENOUGH = 1e-4  # of the rise that the slope promises (Armijo)
+MEMORY = 10  # that curvature is remembered by
+MAX_HALVINGS = 12
+STALL_WINDOW, STALL_TOLERANCE = 6, 1e-3  # steps; of the value
+GRADIENT_TOLERANCE = 1e-13  # of the value: then the place is known to a few millionths
+ARMIJO = 1e-4  # of the rise that the slope promises (Armijo)
 
 
 @dataclass
-class Curvature:
+class InverseHessian:
     """−H⁻¹ by the last steps and the changes of the gradient on them."""
 
     precondition: Precondition | None
@@ -38,7 +38,7 @@ class Curvature:
     def learn(self, s: Tensor, fall: Tensor) -> None:
         """A step, and by how much the gradient fell on it; where it did not, nothing is learnt."""
         bent = (_dot(s, fall) > 1e-10 * s.norm(dim=1) * fall.norm(dim=1))[:, None]
-        self.pairs = [*self.pairs, (torch.where(bent, s, 0), torch.where(bent, fall, 0))][-PAIRS:]
+        self.pairs = [*self.pairs, (torch.where(bent, s, 0), torch.where(bent, fall, 0))][-MEMORY:]
 
     def _initial(self, g: Tensor) -> Tensor:
         if self.precondition is not None:
@@ -53,20 +53,22 @@ class Curvature:
 def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition | None = None) -> tuple[Tensor, Tensor]:
     """The highest points `[K, n]` that are reached from `x`, and of which the function still rose well when the steps ended."""
     f, g = evaluate(x)
-    curvature, going = Curvature(precondition), torch.isfinite(f)
+    curvature, going = InverseHessian(precondition), torch.isfinite(f)
     course = [f]
     for _ in range(steps):
         if not going.any():
             break
         d = curvature.times(g)
-        d = torch.where((_dot(d, g) > 0)[:, None], d, Curvature(precondition).times(g))
+        d = torch.where((_dot(d, g) > 0)[:, None], d, InverseHessian(precondition).times(g))
         after, f_after, g_after, stepped = _line_search(evaluate, x, f, g, d, going)
         curvature.learn(torch.where(stepped[:, None], after - x, 0), torch.where(stepped[:, None], g - g_after, 0))
         left = _dot(curvature.times(g_after), g_after)  # to rise, by the quadratic model: twice as much
-        going = going & stepped & ((f_after > f + _rounding(f)) | (left < _dot(d, g))) & (left > NOTHING_LEFT * f_after.abs())
+        going = (
+            going & stepped & ((f_after > f + _rounding(f)) | (left < _dot(d, g))) & (left > GRADIENT_TOLERANCE * f_after.abs())
+        )
         x, f, g = after, f_after, g_after
-        course = [*course, f][-LATELY:]
-    return x, going & (f - course[0] > MUCH * f.abs())
+        course = [*course, f][-STALL_WINDOW:]
+    return x, going & (f - course[0] > STALL_TOLERANCE * f.abs())
 
 
 def _line_search(
@@ -76,10 +78,10 @@ def _line_search(
     length, searching = going.to(x.dtype), going.clone()
     lowest, slope = f - _rounding(f), _dot(d, g)
     found, f_found, g_found = x.clone(), f.clone(), g.clone()
-    for _ in range(HALVINGS):
+    for _ in range(MAX_HALVINGS):
         tried = x + length[:, None] * d
         f_tried, g_tried = evaluate(tried)
-        enough = searching & torch.isfinite(f_tried) & (f_tried >= lowest + ENOUGH * length * slope)
+        enough = searching & torch.isfinite(f_tried) & (f_tried >= lowest + ARMIJO * length * slope)
         found[enough], f_found[enough], g_found[enough] = tried[enough], f_tried[enough], g_tried[enough]
         searching = searching & ~enough
         if not searching.any():

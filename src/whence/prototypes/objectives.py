@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.core.forward_record import Reading
+from whence.core.forward_record import ForwardRecord
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Span, select
-from whence.core.trees import described
+from whence.core.trees import short_repr
 from whence.errors import InputError, RuleError, SelectorError, TargetError
 
-LEAST_COSINE = 0.1  # a direction off by more counts as if by this, lest there be no gradient (Olah et al. 2017)
+MIN_COSINE = 0.1  # a direction off by more counts as if by this, lest there be no gradient (Olah et al. 2017)
 
 
 class Objective:
@@ -24,11 +24,11 @@ class Objective:
     layers: tuple[str, ...] = ()  # what it reads
     output: bool = False
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         """`[samples]`, one value for each sample read."""
         raise NotImplementedError
 
-    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> "Objective":
+    def prepared(self, read: Callable[[Tensor, Sequence[str]], ForwardRecord]) -> "Objective":
         """The same with what it has to know of the model, such as the activations of a photo."""
         return self
 
@@ -72,10 +72,10 @@ class Weighted(Objective):
     def output(self) -> bool:  # type: ignore[override]
         return any(term.output for _, term in self.terms)
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         return torch.stack([weight * term.value(reading) for weight, term in self.terms]).sum(0)
 
-    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> Objective:
+    def prepared(self, read: Callable[[Tensor, Sequence[str]], ForwardRecord]) -> Objective:
         return Weighted(tuple((weight, term.prepared(read)) for weight, term in self.terms))
 
     @property
@@ -94,7 +94,7 @@ class Output(Objective):
     target: Any
     output: bool = field(default=True, init=False)
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         return select(reading.output, self.target, Inputs((reading.x,), single=True))[0]
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class LogProbability(Objective):
     index: int
     output: bool = field(default=True, init=False)
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         logit, _ = select(reading.output, self.index, Inputs((reading.x,), single=True))
         return logit - getattr(reading.output, "logits", reading.output).logsumexp(1)
 
@@ -138,8 +138,8 @@ class Channel(Objective):
     def layers(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.layer,)
 
-    def value(self, reading: Reading) -> Tensor:
-        places = of_channel(reading, self.layer, self.channel)
+    def value(self, reading: ForwardRecord) -> Tensor:
+        places = channel_activation(reading, self.layer, self.channel)
         return places.reshape(len(places), -1).mean(1)
 
     def __str__(self) -> str:
@@ -161,8 +161,8 @@ class Neuron(Objective):
     def layers(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.layer,)
 
-    def value(self, reading: Reading) -> Tensor:
-        places = of_channel(reading, self.layer, self.channel)
+    def value(self, reading: ForwardRecord) -> Tensor:
+        places = channel_activation(reading, self.layer, self.channel)
         position = tuple(n // 2 for n in places.shape[1:]) if self.position is None else self.position
         _check_position(position, tuple(places.shape[1:]), self.layer)
         return places[(slice(None), *position)]
@@ -190,17 +190,17 @@ class Direction(Objective):
     def layers(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.layer,)
 
-    def value(self, reading: Reading) -> Tensor:
-        a = _channels_last(reading, self.layer)
+    def value(self, reading: ForwardRecord) -> Tensor:
+        a = _activation_channels_last(reading, self.layer)
         if not isinstance(self.vector, Tensor) or self.vector.shape != a.shape[-1:]:
             raise TargetError(
-                f"a direction of {described(self.vector)} for layer '{self.layer}'; give a tensor of {a.shape[-1]} channels"
+                f"a direction of {short_repr(self.vector)} for layer '{self.layer}'; give a tensor of {a.shape[-1]} channels"
             )
         v = self.vector.to(a)
         if self.position is not None:
             _check_position(self.position, tuple(a.shape[1:-1]), self.layer)
-            return _along(a[(slice(None), *self.position)], v, self.cosine)
-        return _along(a, v, self.cosine).reshape(len(a), -1).mean(1)
+            return _dot_cosine(a[(slice(None), *self.position)], v, self.cosine)
+        return _dot_cosine(a, v, self.cosine).reshape(len(a), -1).mean(1)
 
     def __str__(self) -> str:
         return self.name or f"direction in {self.layer}"
@@ -219,7 +219,7 @@ class Layer(Objective):
     def layers(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.layer,)
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         return reading.layers[self.layer].square().flatten(1).mean(1)
 
     def __str__(self) -> str:
@@ -227,7 +227,7 @@ class Layer(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class _OfPhoto(Objective):
+class _ReferenceObjective(Objective):
     """Compares a layer's activations with those on a photo."""
 
     layer: str
@@ -238,10 +238,10 @@ class _OfPhoto(Objective):
     def layers(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.layer,)
 
-    def prepared(self, read: Callable[[Tensor, Sequence[str]], Reading]) -> Objective:
-        return replace(self, _activation=_of_photo(self, read))
+    def prepared(self, read: Callable[[Tensor, Sequence[str]], ForwardRecord]) -> Objective:
+        return replace(self, _activation=_reference_activation(self, read))
 
-    def _both(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def _both(self, reading: ForwardRecord) -> tuple[Tensor, Tensor]:
         """Activations `[K, numbers]`, and those on the photo `[numbers]`."""
         a = reading.layers[self.layer].flatten(1)
         if self._activation is None:
@@ -251,7 +251,7 @@ class _OfPhoto(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Caricature(_OfPhoto):
+class Caricature(_ReferenceObjective):
     """aᵀa₀ · max(0.1, cos(a, a₀))^cosine, a₀ the activations of a photo: what a layer sees in it, exaggerated.
 
     >>> whence.prototype(model, whence.Caricature("features.10", photo), shape=photo.shape[1:])
@@ -259,22 +259,22 @@ class Caricature(_OfPhoto):
 
     cosine: float = 1.0
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         a, of_photo = self._both(reading)
-        return _along(a, of_photo / of_photo.norm(), self.cosine)
+        return _dot_cosine(a, of_photo / of_photo.norm(), self.cosine)
 
     def __str__(self) -> str:
         return f"caricature at {self.layer}"
 
 
 @dataclass(frozen=True, eq=False)
-class Inversion(_OfPhoto):
+class Inversion(_ReferenceObjective):
     """−‖a − a₀‖² / ‖a₀‖², a₀ the activations of a photo: what a layer keeps of it (Mahendran and Vedaldi 2015, eq. 1 and 4).
 
     >>> whence.prototype(model, whence.Inversion("features.10", photo), shape=photo.shape[1:])
     """
 
-    def value(self, reading: Reading) -> Tensor:
+    def value(self, reading: ForwardRecord) -> Tensor:
         a, of_photo = self._both(reading)
         return -(a - of_photo).square().sum(1) / of_photo.square().sum()
 
@@ -285,7 +285,7 @@ class Inversion(_OfPhoto):
 Concept = Any  # a class, a Logit, "layer:channel", "layer", an Objective, a function from outputs to one value a sample
 
 
-def objectives(target: Concept | Iterable[Concept]) -> list[Objective]:
+def parse_objectives(target: Concept | Iterable[Concept]) -> list[Objective]:
     """The objectives of one concept or of several.
 
     >>> [str(o) for o in objectives(["features.10:0-2", 7])]
@@ -296,24 +296,24 @@ def objectives(target: Concept | Iterable[Concept]) -> list[Objective]:
     if isinstance(target, Mapping):
         raise TargetError("the targets are given as a dict; give a list of concepts")
     several = target if isinstance(target, Iterable) and not isinstance(target, str | Objective) else [target]
-    found = [objective for concept in several for objective in _objectives(concept)]
+    found = [objective for concept in several for objective in _parse_one(concept)]
     if not found:
         raise TargetError("no target: give a class, 'layer:channel', an objective or a list of them")
     return found
 
 
-def _objectives(concept: Concept) -> list[Objective]:
+def _parse_one(concept: Concept) -> list[Objective]:
     if isinstance(concept, Objective):
         return [concept]
     if isinstance(concept, str):
-        return _named(concept)
+        return _parse_name(concept)
     concept = int(concept) if isinstance(concept, Integral) and not isinstance(concept, bool) else concept
     if isinstance(concept, bool) or not (isinstance(concept, int | Logit) or callable(concept)) or isinstance(concept, Span):
         raise TargetError(f"{concept!r} is no concept; give a class, 'layer:channel', an objective or a function of outputs")
     return [Output(concept)]
 
 
-def _named(name: str) -> list[Objective]:
+def _parse_name(name: str) -> list[Objective]:
     layer, colon, channels = name.rpartition(":")
     if not colon:
         return [Layer(name)]
@@ -323,7 +323,7 @@ def _named(name: str) -> list[Objective]:
     return [Channel(layer, channel) for channel in range(int(first), int(last or first) + 1)]
 
 
-def _channels_last(reading: Reading, layer: str) -> Tensor:
+def _activation_channels_last(reading: ForwardRecord, layer: str) -> Tensor:
     """Activations `[K, …, channels]`."""
     return reading.layers[layer].movedim(reading.channels_at(layer), -1)
 
@@ -333,19 +333,19 @@ def _check_position(position: tuple[int, ...], places: tuple[int, ...], layer: s
         raise TargetError(f"position {position} is not among the {places} places of layer '{layer}'")
 
 
-def of_channel(reading: Reading, layer: str, channel: int) -> Tensor:
-    a = _channels_last(reading, layer)
+def channel_activation(reading: ForwardRecord, layer: str, channel: int) -> Tensor:
+    a = _activation_channels_last(reading, layer)
     if not 0 <= channel < a.shape[-1]:
         raise TargetError(f"channel {channel} is out of range: layer '{layer}' has channels 0 to {a.shape[-1] - 1}")
     return a[..., channel]
 
 
-def _along(a: Tensor, v: Tensor, cosine: float) -> Tensor:
+def _dot_cosine(a: Tensor, v: Tensor, cosine: float) -> Tensor:
     product = a @ v
-    return product * F.cosine_similarity(a, v, dim=-1).clamp(min=LEAST_COSINE) ** cosine if cosine else product
+    return product * F.cosine_similarity(a, v, dim=-1).clamp(min=MIN_COSINE) ** cosine if cosine else product
 
 
-def _of_photo(objective: _OfPhoto, read: Callable[[Tensor, Sequence[str]], Reading]) -> Tensor:
+def _reference_activation(objective: _ReferenceObjective, read: Callable[[Tensor, Sequence[str]], ForwardRecord]) -> Tensor:
     photo = objective.photo
     if photo.dim() < 2 or len(photo) != 1:
         raise InputError(f"the photo must be a batch of one, not {tuple(photo.shape)}")

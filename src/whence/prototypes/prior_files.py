@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from whence.errors import LoadError, first_line
-from whence.plotting.drawable import writable, written
+from whence.plotting.drawable import atomic_write, check_writable
 
 
 def save(tensors: Mapping[str, Tensor], described: Mapping[str, object], path: str | Path) -> Path:
     """Write tensors and a description."""
-    path = writable(path, (".safetensors",))
-    with written(path) as beside:
+    path = check_writable(path, (".safetensors",))
+    with atomic_write(path) as beside:
         save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {key: str(v) for key, v in described.items()})
     return path
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from whence.errors import InputError, counted
-from whence.plotting.drawable import Drawable
+from whence.errors import InputError, count_noun
+from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from whence.plotting.image_grid import Tile
+    from whence.plotting.image_grid import ImageTile
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Prototypes(Drawable):
+class Prototypes(Result):
     """Inputs that stand for K concepts, and how they were found.
 
     >>> p = whence.prototype(model, range(10), prior=expert)
@@ -79,7 +79,7 @@ class Prototypes(Drawable):
         return replace(self, columns=columns)
 
     def __repr__(self) -> str:
-        lines = [f"{counted(len(self), 'prototype')} {list(self.images.shape[1:])}"]
+        lines = [f"{count_noun(len(self), 'prototype')} {list(self.images.shape[1:])}"]
         for k, name in enumerate(self.names):
             prior = "" if self.log_prob is None else f", log p(x) {self.log_prob[k]:.4g}"
             lines.append(f"  {name}: {self.activation[k]:.4g}{prior}")
@@ -112,28 +112,30 @@ class Prototypes(Drawable):
         titles = [f"{name}  ({activation:.3g})" for name, activation in zip(self.names, self.activation, strict=True)]
         if self.samples is not None:
             samples = [[self._tile(sample) for sample in row] for row in self.samples]
-            return image_grid.rows([[self._tile(x, t), *row] for x, t, row in zip(self.images, titles, samples, strict=True)])
+            return image_grid.image_rows(
+                [[self._tile(x, t), *row] for x, t, row in zip(self.images, titles, samples, strict=True)]
+            )
         if self.columns is not None:
             return image_grid.mosaic([self._tile(x) for x in self.images], self.columns)
         if not len(self):
             raise InputError("there is no prototype to draw")
-        return image_grid.grid([self._tile(x, title) for x, title in zip(self.images, titles, strict=True)])
+        return image_grid.image_grid([self._tile(x, title) for x, title in zip(self.images, titles, strict=True)])
 
-    def tiles(self) -> "list[Tile]":
+    def tiles(self) -> "list[ImageTile]":
         """The prototypes as pictures under their names."""
         return [self._tile(x, name) for x, name in zip(self.images, self.names, strict=True)]
 
-    def _tile(self, x: Tensor, title: str = "") -> "Tile":
-        from whence.plotting.image_grid import Tile
+    def _tile(self, x: Tensor, title: str = "") -> "ImageTile":
+        from whence.plotting.image_grid import ImageTile
 
-        return Tile(x, title, self.bounds)
+        return ImageTile(x, title, self.bounds)
 
 
-def side_by_side(rows: Mapping[str, Prototypes]) -> "Figure":
+def compare_priors(rows: Mapping[str, Prototypes]) -> "Figure":
     """A row of prototypes for each name: the same concepts under several priors.
 
     >>> side_by_side({"ℓ2": whence.prototype(model, range(10)), "expert": whence.prototype(model, range(10), prior=expert)})
     """
-    from whence.plotting.image_grid import table
+    from whence.plotting.image_grid import image_table
 
-    return table({name: prototypes.tiles() for name, prototypes in rows.items()})
+    return image_table({name: prototypes.tiles() for name, prototypes in rows.items()})

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from whence.core.inputs import check_model
 from whence.errors import InputError, RuleError
-from whence.methods.layer_reader import Reader
+from whence.methods.layer_reader import LayerReader
 from whence.prototypes.activation_maximization import prototype
 from whence.prototypes.objectives import Direction
 from whence.prototypes.prototypes import Prototypes
@@ -29,7 +29,7 @@ def spatial_atlas(
         raise InputError(f"an atlas is one of a photo [1, C, H, W], not {tuple(photo.shape)}")
     if not isinstance(cells, int) or cells < 1:
         raise RuleError(f"cells={cells!r}; give at least 1")
-    a = Reader(model, [layer])(photo.clone()).layers[layer].detach()
+    a = LayerReader(model, [layer])(photo.clone()).layers[layer].detach()
     if a.dim() != 4:
         raise InputError(f"layer '{layer}' gives {tuple(a.shape)}, no picture with places")
     cells = min(cells, *a.shape[2:])

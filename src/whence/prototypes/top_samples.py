@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from whence.core.devices import beside
+from whence.core.devices import to_device_of
 from whence.core.explain import explain
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress as progressing
 from whence.errors import InputError, RuleError
-from whence.methods.batching import batch_size_of
-from whence.methods.layer_reader import Reader
-from whence.prototypes.objectives import Channel, Concept, Objective, objectives, of_channel
+from whence.methods.batching import resolve_batch_size
+from whence.methods.layer_reader import LayerReader
+from whence.prototypes.objectives import Channel, Concept, Objective, channel_activation, parse_objectives
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +50,17 @@ def top_samples(
     >>> whence.top_samples(model, "features.10:3", x_train, by="relevance").indices
     """
     check_model(model)
-    concepts = objectives(target)
+    concepts = parse_objectives(target)
     if by not in ("activation", "relevance"):
         raise RuleError(f"by={by!r}; choose 'activation' or 'relevance'")
     if not 1 <= n <= len(data):
         raise InputError(f"n={n} of {len(data)} samples")
-    size = batch_size_of(batch_size, Inputs.of(data[:1]))
-    score = _Activation(model, concepts) if by == "activation" else _Relevance(model, concepts, method)
+    size = resolve_batch_size(batch_size, Inputs.of(data[:1]))
+    score = _ActivationScore(model, concepts) if by == "activation" else _RelevanceScore(model, concepts, method)
     found = []
     with progressing("top samples", len(data), progress) as advance:
         for batch in data.split(size):
-            found.append(score(beside(batch, model)))
+            found.append(score(to_device_of(batch, model)))
             advance(len(batch))
     scores = torch.cat(found, 1)
     if not torch.isfinite(scores).all():
@@ -70,11 +70,11 @@ def top_samples(
     return TopSamples(indices, values, [str(concept) for concept in concepts])
 
 
-class _Activation:
+class _ActivationScore:
     def __init__(self, model: Callable[..., Any], concepts: list[Objective]):
         layers = [layer for concept in concepts for layer in concept.layers]
-        self._reader = Reader(model, layers, any(concept.output for concept in concepts))
-        self._concepts = [concept.prepared(lambda x, layers: Reader(model, layers)(x)) for concept in concepts]
+        self._reader = LayerReader(model, layers, any(concept.output for concept in concepts))
+        self._concepts = [concept.prepared(lambda x, layers: LayerReader(model, layers)(x)) for concept in concepts]
 
     def __call__(self, batch: Tensor) -> Tensor:
         """[K, samples]."""
@@ -83,7 +83,7 @@ class _Activation:
             return torch.stack([concept.value(reading) for concept in self._concepts]).cpu()
 
 
-class _Relevance:
+class _RelevanceScore:
     def __init__(self, model: Callable[..., Any], concepts: list[Objective], method: Any):
         wrong = [concept for concept in concepts if not isinstance(concept, Channel)]
         if wrong:
@@ -91,12 +91,12 @@ class _Relevance:
         self._method = method
         self._model, self._channels = model, [concept for concept in concepts if isinstance(concept, Channel)]
         self._layers = list(dict.fromkeys(channel.layer for channel in self._channels))
-        self._reader = Reader(model, self._layers)
+        self._reader = LayerReader(model, self._layers)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """[K, samples], relevance for the prediction, all places together."""
         relevance = explain(self._model, batch, layers=self._layers, method=self._method, progress=False).layers
         of_first_calls = {name: r[0] if isinstance(r, tuple) else r for name, r in relevance.items()}
         reading = self._reader.reading(batch, of_first_calls)
-        scores = [of_channel(reading, c.layer, c.channel).flatten(1).sum(1) for c in self._channels]
+        scores = [channel_activation(reading, c.layer, c.channel).flatten(1).sum(1) for c in self._channels]
         return torch.stack(scores).cpu()

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.inputs import check_model
-from whence.core.pixel_bounds import PIXELS, Box, pixels_in
+from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.targets import Index, check_classes, class_indices
-from whence.core.trees import described
+from whence.core.trees import short_repr
 from whence.errors import InputError, RuleError
 from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool
-from whence.robustness.attacked_batch import Model, logits_in_parts, one_input, predicted
+from whence.robustness.attacked_batch import Model, batched_logits, predicted, single_input
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Attacked:
+class AttackResult:
     """Samples, their adversarial twins, and what the network says to both.
 
     >>> found = whence.attack(model, x, y, whence.PGD(0.1))
@@ -34,7 +34,7 @@ class Attacked:
     before: Tensor  # [N], predicted classes
     after: Tensor  # [N]
     targets: Tensor | None = None  # [N], the classes to be taken for, if it matters
-    box: Box = PIXELS
+    box: Box = UNIT_PIXELS
 
     @property
     def success(self) -> Tensor:
@@ -45,12 +45,12 @@ class Attacked:
 
     @property
     def accuracy(self) -> float:
-        return _share(self.before == self.labels)
+        return _fraction(self.before == self.labels)
 
     @property
     def robust_accuracy(self) -> float:
         """The share right before and after the attack: an upper bound of the robust accuracy."""
-        return _share((self.before == self.labels) & (self.after == self.labels))
+        return _fraction((self.before == self.labels) & (self.after == self.labels))
 
     @property
     def perturbations(self) -> Tensor:
@@ -65,15 +65,15 @@ class Attacked:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        name = getattr(self.attack, "__name__", None) or described(self.attack)
-        reached = "" if self.targets is None else f", {_share(self.success):.1%} taken for their targets"
+        name = getattr(self.attack, "__name__", None) or short_repr(self.attack)
+        reached = "" if self.targets is None else f", {_fraction(self.success):.1%} taken for their targets"
         return (
             f"Attacked by {name}: accuracy {self.accuracy:.1%}, under attack at most {self.robust_accuracy:.1%}{reached} "
             "(an upper bound: a stronger attack may find more, for example AutoAttack)"
         )
 
 
-def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = None, box: Box | None = None) -> Attacked:
+def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = None, box: Box | None = None) -> AttackResult:
     """Attack samples, and see what comes of it.
 
     >>> whence.attack(model, x, y, whence.PGD(0.2, steps=40, restarts=5))
@@ -86,7 +86,7 @@ def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = No
     check_model(model)
     if isinstance(by, type) or not callable(by):
         raise InputError(f"an attack is a callable of model, x and y, such as whence.PGD(0.2), not {by!r}")
-    x = one_input(x)
+    x = single_input(x)
     if isinstance(by, FGSM | PGD | MIFGSM | DeepFool):  # which is to know of both
         by = by if box is None else replace(by, box=box)
         if targets is not None:
@@ -94,25 +94,25 @@ def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = No
                 raise RuleError("DeepFool goes to the nearest class, whichever that is; with targets choose whence.PGD")
             by = replace(by, targets=targets)
     aim = getattr(by, "targets", None) if targets is None else targets
-    bounds: Box = getattr(by, "box", PIXELS) if box is None else box
-    pixels_in(bounds, x)
-    before = logits_in_parts(model, x)
+    bounds: Box = getattr(by, "box", UNIT_PIXELS) if box is None else box
+    checked_pixels(bounds, x)
+    before = batched_logits(model, x)
     labels = before.argmax(1) if y is None else class_indices(y, len(x), "label", x.device)
     check_classes(labels, before.shape[1], "label")
     goals = None if aim is None else class_indices(aim, len(x), "target", x.device)
-    with _gradients_kept(model):
+    with _keep_gradients(model):
         twins = by(model, x.clone(), labels.clone())
     if not isinstance(twins, Tensor) or twins.shape != x.shape or not torch.isfinite(twins).all():
         given = f"{tuple(twins.shape)}, {twins.dtype}" if isinstance(twins, Tensor) else type(twins).__name__
         wanted = f"finite twins like the inputs {tuple(x.shape)}, {x.dtype}"
         raise InputError(f"the attack returned {given}; it must return {wanted}")
     twins = twins.detach().to(x)
-    pixels_in(bounds, twins)
-    return Attacked(by, x, twins, labels, before.argmax(1), predicted(model, twins), goals, bounds)
+    checked_pixels(bounds, twins)
+    return AttackResult(by, x, twins, labels, before.argmax(1), predicted(model, twins), goals, bounds)
 
 
 @contextmanager
-def _gradients_kept(model: Model) -> Iterator[None]:
+def _keep_gradients(model: Model) -> Iterator[None]:
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     before = [p.grad if p.grad is None else p.grad.clone() for p in parameters]
     try:
@@ -122,5 +122,5 @@ def _gradients_kept(model: Model) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _share(held: Tensor) -> float:
+def _fraction(held: Tensor) -> float:
     return held.double().mean().item()

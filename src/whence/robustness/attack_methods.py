@@ -15,16 +15,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from whence.core.pixel_bounds import PIXELS, Box
+from whence.core.pixel_bounds import UNIT_PIXELS, Box
 from whence.core.targets import Index
 from whence.errors import MaskedGradientWarning, RuleError
-from whence.robustness.attacked_batch import Case, Model, cases
+from whence.robustness.attacked_batch import AttackBatch, Model, attack_batches
 
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
 Norm = Literal["linf", "l2"]
 
 TINY = 1e-12
-PAST_THE_BOUNDARY = 1e-4  # how far beyond it DeepFool steps, where the overshoot of a small step would round away
+BOUNDARY_MARGIN = 1e-4  # how far beyond it DeepFool steps, where the overshoot of a small step would round away
 
 
 def fgsm(
@@ -35,7 +35,7 @@ def fgsm(
     epsilon: float,
     norm: Norm = "linf",
     targets: Index = None,
-    box: Box = PIXELS,
+    box: Box = UNIT_PIXELS,
 ) -> Tensor:
     """Adversarial examples by one step along the sign of the loss's gradient: `FGSM(epsilon)(model, x, y)`.
 
@@ -74,12 +74,12 @@ class PGD:
     restarts: int = 1
     momentum: float = 0.0
     stop_early: bool = False
-    box: Box = PIXELS
+    box: Box = UNIT_PIXELS
     seed: int = 0
 
     def __post_init__(self):
-        require_not_negative("epsilon", self.epsilon)
-        require_not_negative("step_size", 0.0 if self.step_size is None else self.step_size)
+        require_non_negative("epsilon", self.epsilon)
+        require_non_negative("step_size", 0.0 if self.step_size is None else self.step_size)
         _require_norm(self.norm)
         _require_count("steps", self.steps)
         _require_count("restarts", self.restarts)
@@ -89,11 +89,11 @@ class PGD:
     @torch.inference_mode(False)
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
         # restarts of one part draw no numbers of the next
-        parts = enumerate(cases(model, x, y, self.targets, self.box))
+        parts = enumerate(attack_batches(model, x, y, self.targets, self.box))
         sources = ((case, torch.Generator().manual_seed(self.seed + 1_000_003 * number)) for number, case in parts)
         return torch.cat([self._attacked(case, generator) for case, generator in sources])
 
-    def _attacked(self, case: Case, generator: torch.Generator) -> Tensor:
+    def _attacked(self, case: AttackBatch, generator: torch.Generator) -> Tensor:
         pixels = self._ascended(case, generator, first=True)
         if self.restarts == 1:
             return self.box.inputs(pixels)
@@ -109,18 +109,18 @@ class PGD:
             pixels[left[better]], logits[left[better]] = again[better], reached[better]
         return self.box.inputs(pixels)
 
-    def _ascended(self, case: Case, generator: torch.Generator, first: bool) -> Tensor:
+    def _ascended(self, case: AttackBatch, generator: torch.Generator, first: bool) -> Tensor:
         """The pixels that one run ends at, from a start of its own."""
-        size = usual_step(self.epsilon, self.steps) if self.step_size is None else self.step_size
+        size = default_step_size(self.epsilon, self.steps) if self.step_size is None else self.step_size
         pixels, accumulated = case.pixels.clone(), torch.zeros_like(case.pixels)
         if self.random_start:
-            pixels = self.box.clipped(pixels + self.epsilon * RANDOM[self.norm](pixels, generator))
+            pixels = self.box.clipped(pixels + self.epsilon * RANDOM_STARTS[self.norm](pixels, generator))
         left = torch.arange(len(pixels), device=pixels.device)  # samples still on their way
         for step in range(self.steps):
             here = case[left]
             logits, (gradient,) = here.gradients(pixels[left], here.losses)
             if first and step == 0:
-                warn_of_masking(gradient)
+                warn_about_masking(gradient)
             if self.stop_early:
                 on = ~here.fooled(logits)
                 left, here, gradient = left[on], here[on], gradient[on]
@@ -129,8 +129,8 @@ class PGD:
             if self.momentum:
                 gradient = accumulated[left] * self.momentum + _unit(gradient, 1)
                 accumulated[left] = gradient
-            moved = pixels[left] + size * STEPS[self.norm](gradient)
-            pixels[left] = within(here.pixels, moved, self.epsilon, self.norm, self.box)
+            moved = pixels[left] + size * STEP_DIRECTIONS[self.norm](gradient)
+            pixels[left] = project(here.pixels, moved, self.epsilon, self.norm, self.box)
         return pixels
 
 
@@ -144,7 +144,7 @@ class FGSM:
     epsilon: float
     norm: Norm = "linf"
     targets: Index = None
-    box: Box = PIXELS
+    box: Box = UNIT_PIXELS
 
     def __post_init__(self):
         self.as_pgd()  # which checks the settings
@@ -168,7 +168,7 @@ class MIFGSM:
     steps: int = 10
     momentum: float = 1.0
     targets: Index = None
-    box: Box = PIXELS
+    box: Box = UNIT_PIXELS
 
     def __post_init__(self):
         self.as_pgd()  # which checks the settings
@@ -199,7 +199,7 @@ class DeepFool:
     candidates: int = 10
     overshoot: float = 0.02
     norm: Norm = "l2"
-    box: Box = PIXELS
+    box: Box = UNIT_PIXELS
 
     def __post_init__(self):
         _require_norm(self.norm)
@@ -208,9 +208,9 @@ class DeepFool:
 
     @torch.inference_mode(False)
     def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
-        return torch.cat([self._attacked(case) for case in cases(model, x, y, None, self.box)])
+        return torch.cat([self._attacked(case) for case in attack_batches(model, x, y, None, self.box)])
 
-    def _attacked(self, case: Case) -> Tensor:
+    def _attacked(self, case: AttackBatch) -> Tensor:
         pixels, moved = case.pixels.clone(), torch.zeros_like(case.pixels)
         left = torch.arange(len(pixels), device=pixels.device)
         for step in range(self.steps):
@@ -218,7 +218,7 @@ class DeepFool:
             logits, gradients = here.gradients(pixels[left], partial(self._margins, labels=here.labels))
             slopes = torch.stack(gradients, 1)  # [n, candidates − 1, …]
             if step == 0:
-                warn_of_masking(slopes)
+                warn_about_masking(slopes)
             on = ~here.fooled(logits)
             if not on.any():
                 break
@@ -239,8 +239,8 @@ class DeepFool:
         distances = margins.abs() / dual
         nearest = distances.argmin(1)
         rows = torch.arange(len(nearest), device=nearest.device)
-        direction = STEPS[self.norm](slopes[rows, nearest])
-        return _column(distances[rows, nearest] + PAST_THE_BOUNDARY, direction) * direction
+        direction = STEP_DIRECTIONS[self.norm](slopes[rows, nearest])
+        return _column(distances[rows, nearest] + BOUNDARY_MARGIN, direction) * direction
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
@@ -270,25 +270,25 @@ def _uniform_in_ball(like: Tensor, generator: torch.Generator) -> Tensor:
     return directions / _norms(directions, 2) * _column(radii, like)
 
 
-STEPS: dict[str, Callable[[Tensor], Tensor]] = {"linf": torch.sign, "l2": lambda g: _unit(g, 2)}
+STEP_DIRECTIONS: dict[str, Callable[[Tensor], Tensor]] = {"linf": torch.sign, "l2": lambda g: _unit(g, 2)}
 PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "linf": lambda moved, epsilon: moved.clamp(-epsilon, epsilon),
     "l2": lambda moved, epsilon: moved * (epsilon / _norms(moved, 2)).clamp(max=1),
 }
-RANDOM = {"linf": _uniform_in_cube, "l2": _uniform_in_ball}
+RANDOM_STARTS = {"linf": _uniform_in_cube, "l2": _uniform_in_ball}
 
 
-def usual_step(epsilon: float, steps: int) -> float:
+def default_step_size(epsilon: float, steps: int) -> float:
     """α = 2.5 ε / steps: enough to cross the ball and come back (Madry et al. 2018)."""
     return 2.5 * epsilon / steps
 
 
-def within(start: Tensor, moved: Tensor, epsilon: float, norm: Norm, box: Box) -> Tensor:
+def project(start: Tensor, moved: Tensor, epsilon: float, norm: Norm, box: Box) -> Tensor:
     """What was moved, led back into the ball around where it started, and into the box."""
     return box.clipped(start + PROJECTIONS[norm](moved - start, epsilon))
 
 
-def warn_of_masking(gradient: Tensor) -> None:
+def warn_about_masking(gradient: Tensor) -> None:
     blind = int((gradient.flatten(1) == 0).all(1).sum())
     if blind:
         warnings.warn(
@@ -299,7 +299,7 @@ def warn_of_masking(gradient: Tensor) -> None:
         )
 
 
-def require_not_negative(name: str, value: float) -> None:
+def require_non_negative(name: str, value: float) -> None:
     if not isinstance(value, Real) or not 0 <= value < inf:
         raise RuleError(f"{name}={value!r}: a finite number that is not negative is needed")
 
@@ -310,5 +310,5 @@ def _require_count(name: str, value: int, least: int = 1) -> None:
 
 
 def _require_norm(norm: str) -> None:
-    if norm not in STEPS:
+    if norm not in STEP_DIRECTIONS:
         raise RuleError(f"norm={norm!r}; choose 'linf' or 'l2'")

@@ -10,28 +10,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.core.inputs import Inputs, check_model
-from whence.core.pixel_bounds import Box, pixels_in
+from whence.core.pixel_bounds import Box, checked_pixels
 from whence.core.progress import progress
-from whence.core.targets import Index, check_classes, class_indices, logits_of
+from whence.core.targets import Index, check_classes, class_indices, extract_logits
 from whence.errors import InputError, ModelError, TargetError
 from whence.methods.batching import automatic_batch_size
-from whence.methods.forward_backward import backward, differentiating
-from whence.methods.layer_reader import Reader
+from whence.methods.forward_backward import backward, gradients_enabled
+from whence.methods.layer_reader import LayerReader
 
 Model = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Case:
+class AttackBatch:
     """Samples under attack: where they start, what they are, and which class they shall be taken for, if it matters which."""
 
-    reader: Reader
+    reader: LayerReader
     box: Box
     pixels: Tensor
     labels: Tensor  # [N]
     targets: Tensor | None  # [N]
 
-    def __getitem__(self, samples: Tensor) -> "Case":
+    def __getitem__(self, samples: Tensor) -> "AttackBatch":
         targets = None if self.targets is None else self.targets[samples]
         return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], targets=targets)
 
@@ -52,7 +52,7 @@ class Case:
 
     def gradients(self, pixels: Tensor, objectives: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """The logits at the pixels, and the gradient of each of the objectives `[N]` of them: one forward pass."""
-        with differentiating():
+        with gradients_enabled():
             leaf = pixels.detach().requires_grad_()
             logits = self._logits(leaf)
             if not logits.requires_grad:
@@ -74,9 +74,9 @@ class Case:
         return logits
 
 
-def class_logits(reader: Reader, x: Tensor) -> Tensor:
+def class_logits(reader: LayerReader, x: Tensor) -> Tensor:
     """The logits `[N, classes]` of a model."""
-    logits = logits_of(reader(x).output, len(x).__eq__, len(x), "wrap it, as in lambda x: model(x)[0]")
+    logits = extract_logits(reader(x).output, len(x).__eq__, len(x), "wrap it, as in lambda x: model(x)[0]")
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ModelError(f"an attack needs logits [N, classes] of two classes or more, not {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
@@ -86,40 +86,40 @@ def class_logits(reader: Reader, x: Tensor) -> Tensor:
 
 def predicted(model: Model, x: Tensor) -> Tensor:
     """The classes that a model says, `[N]`."""
-    return logits_in_parts(model, x).argmax(1)
+    return batched_logits(model, x).argmax(1)
 
 
 @torch.no_grad()
-def logits_in_parts(model: Model, x: Tensor) -> Tensor:
+def batched_logits(model: Model, x: Tensor) -> Tensor:
     """`[N, classes]`, in parts that fit into memory."""
-    reader = Reader(model, (), output=True)
-    return torch.cat([class_logits(reader, part) for part in x.detach().split(at_once(x))])
+    reader = LayerReader(model, (), output=True)
+    return torch.cat([class_logits(reader, part) for part in x.detach().split(max_batch_size(x))])
 
 
-def at_once(x: Tensor) -> int:
+def max_batch_size(x: Tensor) -> int:
     """How many samples like these fit into memory."""
     return automatic_batch_size(Inputs((x,), single=True))
 
 
-def cases(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterator[Case]:
+def attack_batches(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterator[AttackBatch]:
     """The samples checked, in parts that fit into memory."""
     check_model(model)
-    x = one_input(x)
-    pixels = pixels_in(box, x)
-    reader, count, device = Reader(model, (), output=True), len(x), x.device
+    x = single_input(x)
+    pixels = checked_pixels(box, x)
+    reader, count, device = LayerReader(model, (), output=True), len(x), x.device
     goals = None if targets is None else class_indices(targets, count, "target", device)
     labels = None if y is None else class_indices(y, count, "label", device)
     with progress("attack", count, shown=True) as advance:
-        for rows in torch.arange(count, device=device).split(at_once(x)):
+        for rows in torch.arange(count, device=device).split(max_batch_size(x)):
             part, goal = box.clipped(pixels[rows]), None if goals is None else goals[rows]
             own = predicted(model, box.inputs(part)) if labels is None else labels[rows]
             if goal is not None and (same := goal == own).any():
                 raise TargetError(f"the target of sample {int(rows[same][0])} is its label; choose another class")
-            yield Case(reader, box, part, own, goal)
+            yield AttackBatch(reader, box, part, own, goal)
             advance(len(rows))
 
 
-def one_input(x: Tensor) -> Tensor:
+def single_input(x: Tensor) -> Tensor:
     """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
     if isinstance(x, np.ndarray):
         raise InputError(f"the inputs must be a tensor, not {type(x).__name__}")

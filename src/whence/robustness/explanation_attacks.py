@@ -9,26 +9,26 @@ from torch import Tensor
 
 from whence.core.explain import explain, explain_targets
 from whence.core.explanation import MOST_DRAWN, Explanation
-from whence.core.pixel_bounds import PIXELS, Box, pixels_in
+from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.progress import Progress, progress as progressing
 from whence.core.targets import Index, Logit
-from whence.core.trees import described
+from whence.core.trees import short_repr
 from whence.methods.integrated_gradients import IntegratedGradients
-from whence.methods.registry import Method, named
-from whence.plotting.drawable import Drawable
-from whence.robustness.attack import Attacked, attack
-from whence.robustness.attack_methods import Attack, require_not_negative
-from whence.robustness.attacked_batch import Model, one_input, predicted
+from whence.methods.registry import Method, resolve_method
+from whence.plotting.drawable import Result
+from whence.robustness.attack import AttackResult, attack
+from whence.robustness.attack_methods import Attack, require_non_negative
+from whence.robustness.attacked_batch import Model, predicted, single_input
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HALVINGS = 6  # of the noise that the search starts from
-LARGEST_PATCH = 0.3  # of a picture; later ones are down to 1/64 of that
+N_HALVINGS = 6  # of the noise that the search starts from
+MAX_PATCH_SHARE = 0.3  # of a picture; later ones are down to 1/64 of that
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class AttackExplained(Drawable):
+class AttackExplanation(Result):
     """Samples and their adversarial twins, with heatmaps of what the network says to each.
 
     >>> pair = whence.explain_attack(model, x, y, whence.PGD(0.15))
@@ -37,7 +37,7 @@ class AttackExplained(Drawable):
     >>> pair.flip.relevance                         # what each feature's change did to the decision; adds up to it
     """
 
-    attacked: Attacked
+    attacked: AttackResult
     before: Explanation  # of what the network says to the sample
     after: Explanation  # of what it says to the twin
     same: Explanation  # of the twin, for what it says to the sample
@@ -46,7 +46,7 @@ class AttackExplained(Drawable):
     @property
     def moved(self) -> Tensor:
         """How far relevance for the same class moved, `[N]`: 0 not at all, 1 all of it (total variation of |R| = 1)."""
-        return moved(self.before.relevance, self.same.relevance)
+        return relevance_shift(self.before.relevance, self.same.relevance)
 
     def __len__(self) -> int:
         return len(self.attacked)
@@ -56,7 +56,7 @@ class AttackExplained(Drawable):
         lines = [f"  {before} → {after}: {share:.0%} of the relevance moved" for before, after, share in words]
         return "\n".join([repr(self.attacked), *lines])
 
-    def with_classes(self, classes: Sequence[str]) -> "AttackExplained":
+    def with_classes(self, classes: Sequence[str]) -> "AttackExplanation":
         """The same with names of the classes, for pictures."""
         explained = (self.before, self.after, self.same, self.flip)
         before, after, same, flip = (replace(e, classes=tuple(classes)) for e in explained)
@@ -69,7 +69,7 @@ class AttackExplained(Drawable):
         norm = "ℓ2" if order == 2 else "ℓ∞"
         found = zip(self.attacked.success.tolist(), self.attacked.distances(order).tolist(), strict=True)
         titles = [f"{names[success]}, {norm} {far:.3g} away" for success, far in found]
-        return _beside(self.before, self.after, titles, self.moved)
+        return _pairs_figure(self.before, self.after, titles, self.moved)
 
 
 def explain_attack(
@@ -81,7 +81,7 @@ def explain_attack(
     method: Method | str | None = None,
     targets: Index = None,
     box: Box | None = None,
-) -> AttackExplained:
+) -> AttackExplanation:
     """Attack samples, and explain what the network says to them and to their adversarial twins.
 
     >>> whence.explain_attack(model, x, y, whence.PGD(0.15), method="lrp")
@@ -94,11 +94,11 @@ def explain_attack(
     after, same = explain_targets(model, found.inputs, [found.after, found.before], method=method)
     path = IntegratedGradients(baselines=found.originals, n_steps=100)
     flip = explain(model, found.inputs, Logit(found.after, rather_than=found.before), method=path)
-    return AttackExplained(found, before, after, same, flip)
+    return AttackExplanation(found, before, after, same, flip)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ExplanationAttacked(Drawable):
+class ExplanationAttackResult(Result):
     """Samples and twins that a network says the same to, whose explanations differ.
 
     >>> found = whence.attack_explanation(model, x, epsilon=0.05, method="gradient_times_input")
@@ -112,19 +112,19 @@ class ExplanationAttacked(Drawable):
     @property
     def moved(self) -> Tensor:
         """How far relevance moved, `[N]`, from 0 to 1."""
-        return moved(self.before.relevance, self.after.relevance)
+        return relevance_shift(self.before.relevance, self.after.relevance)
 
     def __repr__(self) -> str:
         tiny = torch.finfo(self.before.output.dtype).tiny
         change = (self.after.output - self.before.output).abs() / self.before.output.abs().clamp(min=tiny)
         return (
-            f"{described(self.before.method)}: {self.moved.mean():.0%} of the relevance moved, by noise alone "
+            f"{short_repr(self.before.method)}: {self.moved.mean():.0%} of the relevance moved, by noise alone "
             f"{self.moved_by_noise.mean():.0%}; the output by {change.mean():.1%}"
         )
 
     def figure(self) -> "Figure":
         """Each sample, its heatmap, its twin, the twin's heatmap."""
-        return _beside(self.before, self.after, ["twin of the same output"] * len(self.after), self.moved)
+        return _pairs_figure(self.before, self.after, ["twin of the same output"] * len(self.after), self.moved)
 
 
 def attack_explanation(
@@ -136,10 +136,10 @@ def attack_explanation(
     method: Method | str | None = None,
     queries: int = 300,
     tolerance: float = 0.05,
-    box: Box = PIXELS,
+    box: Box = UNIT_PIXELS,
     seed: int = 0,
     progress: Progress = True,
-) -> ExplanationAttacked:
+) -> ExplanationAttackResult:
     """The same output, another heatmap: a check of a method (Ghorbani et al. 2019).
 
     >>> whence.attack_explanation(model, x, epsilon=0.05, method="lrp")
@@ -151,14 +151,16 @@ def attack_explanation(
     query. What it finds is a lower bound of how far relevance can be moved.
     """
     for name, value in (("epsilon", epsilon), ("queries", queries), ("tolerance", tolerance)):
-        require_not_negative(name, value)
-    x = one_input(x)
-    method, generator = named(method), torch.Generator().manual_seed(seed)
-    pixels = pixels_in(box, x)
-    search = _Search(model, explain(model, x, target, method=method, progress=False), predicted(model, x), tolerance, box)
+        require_non_negative(name, value)
+    x = single_input(x)
+    method, generator = resolve_method(method), torch.Generator().manual_seed(seed)
+    pixels = checked_pixels(box, x)
+    search = _ExplanationAttack(
+        model, explain(model, x, target, method=method, progress=False), predicted(model, x), tolerance, box
+    )
     best, furthest = torch.zeros_like(pixels), torch.zeros_like(search.before.output)
     noise = epsilon * _signs(pixels.shape, generator).to(pixels)
-    for _ in range(HALVINGS):  # as large as lets the output stay
+    for _ in range(N_HALVINGS):  # as large as lets the output stay
         reached, better = search.further(pixels + noise, furthest)
         better &= furthest == 0
         best[better], furthest[better] = noise[better], reached[better]
@@ -166,16 +168,16 @@ def attack_explanation(
     by_noise = furthest.clone()
     with progressing("attack on the explanation", queries, progress) as advance:
         for query in range(queries):
-            patch, signs = _patches(pixels, LARGEST_PATCH * 2.0 ** (-6 * query / queries), generator)
+            patch, signs = _random_patches(pixels, MAX_PATCH_SHARE * 2.0 ** (-6 * query / queries), generator)
             candidate = torch.where(patch, epsilon * signs, best)
             reached, better = search.further(pixels + candidate, furthest)
             best[better], furthest[better] = candidate[better], reached[better]
             advance(1)
-    return ExplanationAttacked(search.before, search.explained(pixels + best), by_noise)
+    return ExplanationAttackResult(search.before, search.explained(pixels + best), by_noise)
 
 
 @dataclass(frozen=True)
-class _Search:
+class _ExplanationAttack:
     """What candidates are held against: the explanation of the samples, and what the network says to them."""
 
     model: Model
@@ -191,14 +193,14 @@ class _Search:
     def further(self, candidates: Tensor, furthest: Tensor) -> tuple[Tensor, Tensor]:
         """How far relevance moved, and where that is further than before and the output stayed, `[N]` each."""
         e, before = self.explained(candidates), self.before
-        reached = moved(before.relevance, e.relevance)
+        reached = relevance_shift(before.relevance, e.relevance)
         better = (reached > furthest) & ((e.output - before.output).abs() <= self.tolerance * before.output.abs())
         if better.any():  # a forward pass of those alone
             better[better.clone()] = predicted(self.model, e.inputs[better]) == self.said[better]
         return reached, better
 
 
-def _patches(pixels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _random_patches(pixels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A square of each picture, or random features of each row, that make up `share` of it; and signs, one a channel there."""
     count = len(pixels)
     if pixels.dim() < 3:
@@ -219,23 +221,23 @@ def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randint(2, tuple(shape), generator=generator) * 2 - 1
 
 
-def moved(before: Tensor, after: Tensor) -> Tensor:
+def relevance_shift(before: Tensor, after: Tensor) -> Tensor:
     """Half the ℓ1 distance of relevance, each scaled to Σ|R| = 1, `[N]`: the share of it that lies elsewhere."""
-    first, second = (_scaled(relevance.detach().flatten(1)) for relevance in (before, after))
+    first, second = (_normalize(relevance.detach().flatten(1)) for relevance in (before, after))
     return (first - second).abs().sum(1) / 2
 
 
-def _scaled(relevance: Tensor) -> Tensor:
+def _normalize(relevance: Tensor) -> Tensor:
     return relevance / relevance.abs().sum(1, keepdim=True).clamp(min=torch.finfo(relevance.dtype).tiny)
 
 
-def _beside(before: Explanation, after: Explanation, titles: Sequence[str], moved: Tensor) -> "Figure":
+def _pairs_figure(before: Explanation, after: Explanation, titles: Sequence[str], moved: Tensor) -> "Figure":
     """The first samples and their twins, each with its heatmap."""
-    from whence.plotting.adversarial_pairs import Twin, beside
+    from whence.plotting.adversarial_pairs import PairMember, pairs_figure
 
-    def twin(e: Explanation, i: int, title: str) -> Twin:
-        return Twin(e.inputs[i], title, e.relevance[i], f"why {e.heading(i)}:  f = {e.output[i]:.4g}")
+    def twin(e: Explanation, i: int, title: str) -> PairMember:
+        return PairMember(e.inputs[i], title, e.relevance[i], f"why {e.heading(i)}:  f = {e.output[i]:.4g}")
 
     drawn = range(min(len(before), MOST_DRAWN))
     pairs = [(twin(before, i, "input"), twin(after, i, titles[i])) for i in drawn]
-    return beside(pairs, [f"{moved[i]:.0%} of this lies elsewhere for the twin" for i in drawn])
+    return pairs_figure(pairs, [f"{moved[i]:.0%} of this lies elsewhere for the twin" for i in drawn])

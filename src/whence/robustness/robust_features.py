@@ -14,27 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.inputs import check_model
-from whence.core.pixel_bounds import PIXELS, Box, pixels_in
+from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.progress import Progress, progress as progressing
 from whence.core.targets import Index, class_indices
 from whence.errors import InputError, RuleError
-from whence.methods.forward_backward import backward, differentiating
-from whence.methods.layer_reader import Reader
-from whence.plotting.drawable import Drawable
+from whence.methods.forward_backward import backward, gradients_enabled
+from whence.methods.layer_reader import LayerReader
+from whence.plotting.drawable import Result
 from whence.robustness.attack import attack
-from whence.robustness.attack_methods import FGSM, require_not_negative, usual_step, within
-from whence.robustness.attacked_batch import Model, at_once, one_input
+from whence.robustness.attack_methods import FGSM, default_step_size, project, require_non_negative
+from whence.robustness.attacked_batch import Model, max_batch_size, single_input
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from whence.plotting.line_plots import Series
+    from whence.plotting.line_plots import Line
 
 Kind = Literal["weak", "strong"]
 KINDS: tuple[Kind, Kind] = ("weak", "strong")
-COLOURS: dict[Kind, str] = {"weak": "#c00000", "strong": "#0000c0"}
-OVER = {"d": "number of weak features d", "eta": "mean of the weak features η", "p": "reliability of the strong feature p",
-        "epsilon": "perturbation ε"}  # fmt: skip
+COLORS: dict[Kind, str] = {"weak": "#c00000", "strong": "#0000c0"}
+AXIS_LABELS = {
+    "d": "number of weak features d",
+    "eta": "mean of the weak features η",
+    "p": "reliability of the strong feature p",
+    "epsilon": "perturbation ε",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class RobustFeatures:
         Weak: Φ(√d (η − ε)). Strong: p as long as ε < 1, for x_1 is ±1; at ε = 1 logits are equal, and one class is given.
         """
         _check_kind(kind)
-        require_not_negative("epsilon", epsilon)
+        require_non_negative("epsilon", epsilon)
         if kind == "weak":
             return (1 + erf(sqrt(self.d) * (self.mean - epsilon) / sqrt(2))) / 2
         return self.p if epsilon < 1 else self.p / 2 if epsilon == 1 else 0.0
@@ -104,7 +108,7 @@ class RobustFeatures:
 
 
 @dataclass(frozen=True, repr=False)
-class RobustFeaturesExperiment(Drawable):
+class RobustFeaturesExperiment(Result):
     """The experiment of robust and non-robust features: closed forms beside what is simulated.
 
     >>> experiment = whence.robust_features_experiment()
@@ -123,17 +127,20 @@ class RobustFeaturesExperiment(Drawable):
 
     def figure(self) -> "Figure":
         """Accuracy and robust accuracy over d, η, p and ε: closed forms as lines, simulations as points with their errors."""
-        from whence.plotting.line_plots import Plot, plots
+        from whence.plotting.line_plots import LinePlot, line_plots
 
-        shown = [Plot(over, self._series(name), self.epsilon if name == "epsilon" else None) for name, over in OVER.items()]
+        shown = [
+            LinePlot(over, self._series(name), self.epsilon if name == "epsilon" else None)
+            for name, over in AXIS_LABELS.items()
+        ]
         title = "Classifiers by weak features and by the strong one: lines exact, points simulated"
-        return plots(shown, "accuracy", title, limits=(0.004, 0.9997), scale="logit")
+        return line_plots(shown, "accuracy", title, limits=(0.004, 0.9997), scale="logit")
 
-    def _series(self, name: str) -> "list[Series]":
-        from whence.plotting.line_plots import Series
+    def _series(self, name: str) -> "list[Line]":
+        from whence.plotting.line_plots import Line
 
         series = []
-        for kind, colour in COLOURS.items():
+        for kind, colour in COLORS.items():
             rows = [row for row in self.rows if row["over"] == name and row["kind"] == kind]
             x, simulated, errors = ([row[key] for row in rows] for key in ("value", "simulated", "standard_error"))
             values = torch.linspace(min(x), max(x), 101, dtype=torch.float64).tolist()
@@ -141,8 +148,8 @@ class RobustFeaturesExperiment(Drawable):
             for i, (strength, style) in enumerate(zip(strengths, ("-", "--"), strict=False)):
                 label = "" if name == "epsilon" else f"{kind} features" + (f", ε = {strength}" if i else "")
                 exact = [data.accuracy(kind, at[i]) for data, at in (self.at(name, value) for value in values)]
-                series.append(Series(values, exact, colour, style, label))
-            series.append(Series(x, simulated, colour, errors=errors))
+                series.append(Line(values, exact, colour, style, label))
+            series.append(Line(x, simulated, colour, errors=errors))
         return series
 
     def __repr__(self) -> str:
@@ -196,7 +203,7 @@ def _sweeps(base: RobustFeatures, epsilon: float) -> dict[str, list[float]]:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class FeatureScores(Drawable):
+class FeatureScores(Result):
     """How useful features are, and how useful they stay under attack.
 
     >>> scores = whence.feature_scores(model, x, y, epsilon=0.1, layer="features.3")
@@ -227,11 +234,11 @@ class FeatureScores(Drawable):
 
     def figure(self) -> "Figure":
         """Each feature by its usefulness, before and under the attack."""
-        from whence.plotting.line_plots import cloud
+        from whence.plotting.line_plots import scatter
 
-        colours = [COLOURS["weak" if kept else "strong"] for kept in self.robust.tolist()]
+        colours = [COLORS["weak" if kept else "strong"] for kept in self.robust.tolist()]
         names = ("usefulness", f"usefulness within ε = {self.epsilon}")
-        return cloud(self.usefulness.tolist(), self.robustness.tolist(), colours, names, repr(self))
+        return scatter(self.usefulness.tolist(), self.robustness.tolist(), colours, names, repr(self))
 
 
 @torch.inference_mode(False)
@@ -243,7 +250,7 @@ def feature_scores(
     epsilon: float,
     layer: str | None = None,
     steps: int = 10,
-    box: Box = PIXELS,
+    box: Box = UNIT_PIXELS,
     progress: Progress = True,
 ) -> FeatureScores:
     """Usefulness and robust usefulness of every input feature, or of every channel of a layer (Ilyas et al. 2019).
@@ -257,29 +264,29 @@ def feature_scores(
     over places, it is what PGD of `steps` finds: an upper bound.
     """
     check_model(model)
-    x = one_input(x)
+    x = single_input(x)
     labels = class_indices(y, len(x), "label", x.device)
-    require_not_negative("epsilon", epsilon)
+    require_non_negative("epsilon", epsilon)
     if len(known := labels.unique()) < 2:
         raise InputError("the labels are all the same; features cannot tell them apart")
-    pixels = pixels_in(box, x)
-    read = _Features(model, layer, box)
+    pixels = checked_pixels(box, x)
+    read = _FeatureExtractor(model, layer, box)
     values = read(pixels)
     mean, spread = values.mean(0), values.std(0, correction=0)
     spread = torch.where(spread > 1e-6 * spread.max(), spread, torch.inf)  # what never varies tells nothing
-    gaps = torch.stack([_gap((values - mean) / spread, labels == c) for c in known])  # [K, F]
+    gaps = torch.stack([_class_gap((values - mean) / spread, labels == c) for c in known])  # [K, F]
     best = gaps.abs().argmax(0)
     signs = gaps.gather(0, best[None])[0].sign()
     classes = known[best]
     against = torch.where(labels[:, None] == classes, -signs, signs)  # [N, F], where the attack moves each
     attacked = read.moved(pixels, against, epsilon, steps, progress)
     scaled = (attacked - mean) / spread
-    robust = torch.stack([signs[f] * _gap(scaled[:, f], labels == classes[f]) for f in range(len(classes))])
+    robust = torch.stack([signs[f] * _class_gap(scaled[:, f], labels == classes[f]) for f in range(len(classes))])
     return FeatureScores(gaps.abs().amax(0), robust, classes, epsilon, layer)
 
 
 @dataclass(frozen=True)
-class _Features:
+class _FeatureExtractor:
     """Features of samples: the inputs, or the channels of a layer in the mean over places."""
 
     model: Model
@@ -289,14 +296,14 @@ class _Features:
     def __call__(self, pixels: Tensor) -> Tensor:
         """`[N, F]`."""
         with torch.no_grad():
-            return torch.cat([self._read(part) for part in pixels.split(at_once(pixels))])
+            return torch.cat([self._read(part) for part in pixels.split(max_batch_size(pixels))])
 
     def moved(self, pixels: Tensor, towards: Tensor, epsilon: float, steps: int, progress: Progress) -> Tensor:
         """The features where each, by itself, is moved in the direction `towards` [N, F] as far as ε lets it."""
         if self.layer is None:
             shifts = epsilon * towards.view_as(pixels)
             return self(self.box.clipped(pixels + shifts))
-        count, size = towards.shape[1], at_once(pixels)
+        count, size = towards.shape[1], max_batch_size(pixels)
         columns = []
         with progressing(f"channels of {self.layer}", count, progress) as advance:
             for f in range(count):
@@ -310,12 +317,12 @@ class _Features:
         moved = pixels
         furthest = self._read(pixels)[:, f].detach() * signs
         for _ in range(steps):
-            with differentiating():
+            with gradients_enabled():
                 leaf = moved.detach().requires_grad_()
                 value = self._read(leaf)[:, f] * signs
             (gradient,) = backward(value, [leaf], keep_graph=False)
             furthest = torch.maximum(furthest, value.detach())
-            moved = within(pixels, moved + usual_step(epsilon, steps) * gradient.sign(), epsilon, "linf", self.box)
+            moved = project(pixels, moved + default_step_size(epsilon, steps) * gradient.sign(), epsilon, "linf", self.box)
         with torch.no_grad():
             return torch.maximum(furthest, self._read(moved)[:, f] * signs) * signs
 
@@ -323,14 +330,14 @@ class _Features:
         inputs = self.box.inputs(pixels)
         if self.layer is None:
             return inputs.flatten(1)
-        reading = Reader(self.model, (self.layer,))(inputs, redirected=inputs.requires_grad)
+        reading = LayerReader(self.model, (self.layer,))(inputs, redirected=inputs.requires_grad)
         values = reading.layers[self.layer]
         if values.dim() == 2:
             return values
         return values.flatten(1, -2).mean(1) if self.layer in reading.channels_last else values.flatten(2).mean(2)
 
 
-def _gap(values: Tensor, chosen: Tensor) -> Tensor:
+def _class_gap(values: Tensor, chosen: Tensor) -> Tensor:
     """½ (E[f | chosen] − E[f | not])."""
     return (values[chosen].mean(0) - values[~chosen].mean(0)) / 2
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from whence.core.progress import Progress, progress
-from whence.data.dataset_rows import Rows
-from whence.data.sharding import by_ray, share
+from whence.data.dataset_rows import DatasetRows
+from whence.data.sharding import parse_shard, run_on_ray
 from whence.errors import InputError, RuleError, StoreError, TargetError, WhenceError
-from whence.methods.registry import Method, named
-from whence.stores.shard_worker import LOOKED_AT, Job, Worker, finish
-from whence.stores.store import MANIFEST, Shard, Store, claimed, open_store
+from whence.methods.registry import Method, resolve_method
+from whence.stores.shard_worker import SAMPLED_ROWS, ShardWorker, StoreJob, write_shard
+from whence.stores.store import MANIFEST, Shard, Store, claim_store, open_store
 
 SHARD_SIZE = 256
 REDUCTIONS = ("channels", "none")
@@ -61,27 +61,27 @@ def explain_dataset(
         raise RuleError(f"targets={targets!r}; choose 'predicted', 'label', or what explain() takes")
     if not isinstance(shard_size, int) or shard_size < 1:
         raise InputError(f"shard_size={shard_size!r}; give the number of samples in a file")
-    rows = Rows.of(dataset, read)
+    rows = DatasetRows.of(dataset, read)
     if not rows.count:
         raise InputError("the data set is empty; there is nothing to explain")
     wanted = torch.as_tensor(targets) if isinstance(targets, list | tuple | np.ndarray) else targets
     if isinstance(wanted, Tensor) and wanted.dim() and len(wanted) != rows.count:
         raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one, or one each")
-    job = Job(model, rows, named(method), wanted, tuple(layers), batch_size, reduce, pictures, rows.shape)
+    job = StoreJob(model, rows, resolve_method(method), wanted, tuple(layers), batch_size, reduce, pictures, rows.shape)
     folder = Path(store)
     if not (folder / MANIFEST).is_file():
-        _try(job)
-    there = claimed(folder, job.manifest(shard_size, class_names))
-    i, n = share(shard)
-    todo = unfinished(there, range(i, there.manifest.shards, n))
-    engines = {"local": locally, "ray": over_cluster}
+        _try_first_sample(job)
+    there = claim_store(folder, job.manifest(shard_size, class_names))
+    i, n = parse_shard(shard)
+    todo = pending_shards(there, range(i, there.manifest.shards, n))
+    engines = {"local": run_locally, "ray": run_on_cluster}
     if engine not in engines:
         raise RuleError(f"engine={engine!r}; choose from {', '.join(engines)}")
     engines[engine](job, there, todo, progress, address)
     return open_store(store)
 
 
-def unfinished(store: Store, numbers: Sequence[int]) -> list[int]:
+def pending_shards(store: Store, numbers: Sequence[int]) -> list[int]:
     """Those of the shards that are missing, or damaged and to be computed again."""
     found = []
     for number in numbers:
@@ -93,10 +93,10 @@ def unfinished(store: Store, numbers: Sequence[int]) -> list[int]:
     return found
 
 
-def _try(job: Job) -> None:
+def _try_first_sample(job: StoreJob) -> None:
     """A sample, before a folder is claimed for settings that cannot work."""
-    worker, failed = Worker(job), None
-    for i in range(min(job.rows.count, LOOKED_AT)):
+    worker, failed = ShardWorker(job), None
+    for i in range(min(job.rows.count, SAMPLED_ROWS)):
         sample, _ = job.rows.read([i], job.shape)
         try:
             if sample is not None:
@@ -108,31 +108,31 @@ def _try(job: Job) -> None:
         raise failed
 
 
-def locally(job: Job, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
+def run_locally(job: StoreJob, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
     """One shard after the other in this process."""
     if address is not None:
         raise RuleError("address is that of a Ray cluster; give engine='ray' too")
-    _followed(map(shard_writer(job, store.folder), todo), store, todo, shown)
+    _track(map(shard_writer(job, store.folder), todo), store, todo, shown)
 
 
-def over_cluster(job: Job, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
+def run_on_cluster(job: StoreJob, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
     """Every machine of the cluster must see the store's folder under the same path."""
-    done = by_ray(shard_writer, (job, Path(store.folder).resolve()), todo, address)
-    _followed((number for number, _ in done), store, todo, shown)
+    done = run_on_ray(shard_writer, (job, Path(store.folder).resolve()), todo, address)
+    _track((number for number, _ in done), store, todo, shown)
 
 
-def shard_writer(job: Job, folder: Path) -> Callable[[int], int]:
+def shard_writer(job: StoreJob, folder: Path) -> Callable[[int], int]:
     """What explains and writes the shard of a number, and says which it was."""
-    worker, store = Worker(job), open_store(folder)
+    worker, store = ShardWorker(job), open_store(folder)
 
     def write(number: int) -> int:
-        finish(worker, store, number)
+        write_shard(worker, store, number)
         return number
 
     return write
 
 
-def _followed(done: Iterable[int], store: Store, todo: Sequence[int], shown: Progress) -> None:
+def _track(done: Iterable[int], store: Store, todo: Sequence[int], shown: Progress) -> None:
     sizes = {number: len(store.manifest.rows(number)) for number in todo}
     with progress("explain dataset", sum(sizes.values()), shown) as advance:
         for number in done:

@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from whence.errors import MissingPackageError, StoreError
-from whence.stores.store import SCALE, Store, maps_of
+from whence.stores.store import SCALE_COLUMN, Store, read_maps
 
-ENDINGS = (".h5", ".parquet")
+STORE_SUFFIXES = (".h5", ".parquet")
 
 
 def export_store(store: Store, path: str | Path) -> list[Path]:
@@ -21,8 +21,8 @@ def export_store(store: Store, path: str | Path) -> list[Path]:
     small pictures as `data` and `label`. Parquet has a row a sample, maps as lists.
     """
     path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise StoreError(f"cannot export to {path.name!r}: choose {', '.join(ENDINGS)}")
+    if path.suffix not in STORE_SUFFIXES:
+        raise StoreError(f"cannot export to {path.name!r}: choose {', '.join(STORE_SUFFIXES)}")
     if not len(store):
         raise StoreError(f"{store.folder} holds no explanations yet")
     return _hdf5(store, path) if path.suffix == ".h5" else _parquet(store, path)
@@ -64,8 +64,8 @@ def _parquet(store: Store, path: Path) -> list[Path]:
             shard = store.shard(number)
             if not len(shard.tensors["index"]):
                 continue
-            columns = {**shard.tensors, "relevance": maps_of(shard)}
-            table = pyarrow.table({name: _listed(t) for name, t in columns.items() if name != SCALE})
+            columns = {**shard.tensors, "relevance": read_maps(shard)}
+            table = pyarrow.table({name: _to_list(t) for name, t in columns.items() if name != SCALE_COLUMN})
             writer = writer or ParquetWriter(path, table.schema)
             writer.write_table(table)
     finally:
@@ -74,5 +74,5 @@ def _parquet(store: Store, path: Path) -> list[Path]:
     return [path]
 
 
-def _listed(t: Tensor) -> Any:
+def _to_list(t: Tensor) -> Any:
     return t.numpy() if t.dim() == 1 else list(t.flatten(1).numpy())

@@ -13,25 +13,25 @@ from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
 from whence.core.fingerprints import fingerprint
 from whence.core.targets import Logit, Target
-from whence.core.trees import described, tensors
-from whence.data.dataset_rows import Rows, Samples, Unreadable
-from whence.data.partial_failures import salvaged
+from whence.core.trees import named_leaves, short_repr
+from whence.data.dataset_rows import DatasetRows, SampleBatch, UnreadableRow
+from whence.data.partial_failures import run_with_fallback
 from whence.errors import InputError, RuleError, StoreError, WhenceError, first_line
-from whence.evaluation.case import Watching
+from whence.evaluation.case import LogitRecorder
 from whence.methods.batching import automatic_batch_size
 from whence.methods.registry import Method
-from whence.stores.store import Manifest, Shard, Store, halved
+from whence.stores.store import Manifest, Shard, Store, to_half_precision
 
-LOOKED_AT = 8  # rows by which data sets are told apart
-PICTURE = 64  # pixels a side, of the pictures that are kept for looking at
+SAMPLED_ROWS = 8  # rows by which data sets are told apart
+THUMBNAIL_SIDE = 64  # pixels a side, of the pictures that are kept for looking at
 
 
 @dataclass(frozen=True)
-class Job:
+class StoreJob:
     """What is computed for every shard; it can be sent to other machines."""
 
     model: Callable[..., Any]
-    rows: Rows
+    rows: DatasetRows
     method: Method
     targets: Any
     layers: tuple[str, ...]
@@ -43,14 +43,14 @@ class Job:
     def manifest(self, shard_size: int, classes: Sequence[str]) -> Manifest:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
-            method_words=described(self.method), data=self._data(), targets=_in_words(self.targets), layers=self.layers,
+            method_words=short_repr(self.method), data=self._data(), targets=_target_name(self.targets), layers=self.layers,
             reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", classes=list(map(str, classes)),
         )  # fmt: skip
 
     def _data(self) -> str:
         """By its length and a few of its rows: reading all would take as long as explaining them."""
         count = self.rows.count
-        looked_at = sorted({round(i * (count - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}) if count else []
+        looked_at = sorted({round(i * (count - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)}) if count else []
         found = []
         for i in looked_at:
             try:
@@ -60,22 +60,24 @@ class Job:
         return fingerprint(count, found)
 
 
-class Worker:
+class ShardWorker:
     """Explains shards, on the prepared explainer; the next batch is read while one is explained."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: StoreJob):
         self.job = job
         self._explainer = Explainer(job.model, job.method)
 
     def shard(self, numbers: range) -> Shard:
         """All samples of these numbers, and those that failed."""
         parts: list[dict[str, Tensor]] = []
-        failures: list[Unreadable] = []
+        failures: list[UnreadableRow] = []
         for samples, unreadable in self._read(numbers):
             failures += unreadable
-            for some, outcome in salvaged(self.explained, samples, Samples.one_by_one) if samples is not None else []:
+            for some, outcome in (
+                run_with_fallback(self.explained, samples, SampleBatch.one_by_one) if samples is not None else []
+            ):
                 if isinstance(outcome, Exception):
-                    failures.append(Unreadable(some.numbers[0], first_line(outcome)))
+                    failures.append(UnreadableRow(some.numbers[0], first_line(outcome)))
                 else:
                     parts.append(outcome)
         failed = [vars(failure) for failure in sorted(failures, key=lambda f: f.index)]
@@ -85,7 +87,7 @@ class Worker:
         order = together["index"].argsort()
         return Shard({name: t[order] for name, t in together.items()}, failed)
 
-    def _read(self, numbers: range) -> Iterator[tuple[Samples | None, list[Unreadable]]]:
+    def _read(self, numbers: range) -> Iterator[tuple[SampleBatch | None, list[UnreadableRow]]]:
         size = self.job.batch_size or self._usual_size(numbers)
         pieces = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(1) as reader:
@@ -96,7 +98,7 @@ class Worker:
                 ahead = None if following is None else reader.submit(self._rows, following)
                 yield found
 
-    def _rows(self, numbers: Sequence[int]) -> tuple[Samples | None, list[Unreadable]]:
+    def _rows(self, numbers: Sequence[int]) -> tuple[SampleBatch | None, list[UnreadableRow]]:
         return self.job.rows.read(numbers, self.job.shape)
 
     def _usual_size(self, numbers: range) -> int:
@@ -106,7 +108,7 @@ class Worker:
                 return min(64, automatic_batch_size(one.inputs))
         return 1
 
-    def explained(self, samples: Samples) -> dict[str, Tensor]:
+    def explained(self, samples: SampleBatch) -> dict[str, Tensor]:
         """The columns of one batch."""
         job, shown = self.job, []
         e = self._explainer(
@@ -120,33 +122,33 @@ class Worker:
             "conservation_error": e.conservation.error.float(),
         }
         if shown:
-            logits = _of_the_inputs_themselves(shown, e)
+            logits = _logits_of_inputs(shown, e)
             found |= {"prediction": logits.argmax(1), "confidence": logits.float().softmax(1).amax(1)}
             found["target"] = e.target.index
-        found |= halved(reduced(e)) if job.reduce == "channels" else {"relevance": _only(e)}
+        found |= to_half_precision(reduce_relevance(e)) if job.reduce == "channels" else {"relevance": _single_input(e)}
         for name, relevance in e.layers.items():
-            found[f"layers.{name}"] = _by_channel(relevance, _channels_first(job.model, name))
-        if job.pictures and (picture := _picture(e)) is not None:
+            found[f"layers.{name}"] = _channel_relevance(relevance, _channels_first(job.model, name))
+        if job.pictures and (picture := _thumbnails(e)) is not None:
             found["picture"] = picture
         return {name: t.detach().cpu() for name, t in found.items()}
 
-    def _target(self, samples: Samples, shown: list[Tensor]) -> Target:
+    def _target(self, samples: SampleBatch, shown: list[Tensor]) -> Target:
         wanted, labels, numbers = self.job.targets, samples.labels, samples.numbers
         if isinstance(wanted, str):
             if wanted == "predicted":
-                return Watching(None, shown=shown)
+                return LogitRecorder(None, shown=shown)
             if labels is None:
                 raise RuleError("targets='label' needs labels; the data set has none")
-            return Watching(labels, shown=shown)
+            return LogitRecorder(labels, shown=shown)
         if isinstance(wanted, Logit):
             here = wanted.mapped(lambda index: index[numbers])
-            return Watching(here.index, here.rather_than, here.position, shown)
+            return LogitRecorder(here.index, here.rather_than, here.position, shown)
         if isinstance(wanted, Tensor) and wanted.dim():
-            return Watching(wanted[numbers], shown=shown)
-        return Watching(wanted, shown=shown) if isinstance(wanted, int | Tensor) else wanted
+            return LogitRecorder(wanted[numbers], shown=shown)
+        return LogitRecorder(wanted, shown=shown) if isinstance(wanted, int | Tensor) else wanted
 
 
-def finish(worker: Worker, store: Store, number: int) -> None:
+def write_shard(worker: ShardWorker, store: Store, number: int) -> None:
     """One shard, explained and written."""
     found = worker.shard(store.manifest.rows(number))
     try:
@@ -157,13 +159,13 @@ def finish(worker: Worker, store: Store, number: int) -> None:
         raise StoreError(f"{store.path(number)} cannot be written: {first_line(error)}") from error
 
 
-def reduced(e: Explanation) -> Tensor:
+def reduce_relevance(e: Explanation) -> Tensor:
     """Relevance summed over channels: `[n, H, W]` of pictures, `[n, T]` of series and texts, as it is of vectors."""
-    relevance = _only(e)
+    relevance = _single_input(e)
     return relevance.sum(1) if relevance.dim() > 2 else relevance
 
 
-def _of_the_inputs_themselves(shown: list[Tensor], e: Explanation) -> Tensor:
+def _logits_of_inputs(shown: list[Tensor], e: Explanation) -> Tensor:
     """The logits that gave the explained outputs: many methods ask for altered inputs too."""
     for logits in shown:
         if len(logits) == len(e) and torch.allclose(logits.gather(1, e.target.index[:, None])[:, 0], e.output, rtol=1e-4):
@@ -171,14 +173,14 @@ def _of_the_inputs_themselves(shown: list[Tensor], e: Explanation) -> Tensor:
     raise StoreError("the method explains other outputs than the model gives; store it with a target function")
 
 
-def _only(e: Explanation) -> Tensor:
-    found = tensors(e.relevance)
+def _single_input(e: Explanation) -> Tensor:
+    found = named_leaves(e.relevance)
     if len(found) != 1:
         raise InputError(f"a store holds the relevance of one input, not of {', '.join(found)}; wrap the model")
     return next(iter(found.values()))
 
 
-def _by_channel(relevance: Any, channels_first: bool) -> Tensor:
+def _channel_relevance(relevance: Any, channels_first: bool) -> Tensor:
     """Σ over space, `[n, C]`, of all calls of the layer; of texts and patches `[n, T, C]` over tokens."""
     calls = relevance if isinstance(relevance, tuple) else (relevance,)
     found = [r if r.dim() < 3 else r.flatten(2).sum(2) if r.dim() > 3 or channels_first else r.sum(1) for r in calls]
@@ -191,18 +193,18 @@ def _channels_first(model: Any, layer: str) -> bool:
     return isinstance(model, nn.Module) and isinstance(dict(model.named_modules()).get(layer), kinds)
 
 
-def _picture(e: Explanation) -> Tensor | None:
+def _thumbnails(e: Explanation) -> Tensor | None:
     """The inputs as bytes, `[n, C, h, w]`, at most so many pixels a side; None of what is no picture."""
-    x = next(iter(tensors(e.inputs).values()))
+    x = next(iter(named_leaves(e.inputs).values()))
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         return None
     x = x.float()
-    if max(x.shape[2:]) > PICTURE:
-        scale = PICTURE / max(x.shape[2:])
+    if max(x.shape[2:]) > THUMBNAIL_SIDE:
+        scale = THUMBNAIL_SIDE / max(x.shape[2:])
         x = torch.nn.functional.interpolate(x, scale_factor=scale, mode="area")
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     return ((x - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
 
 
-def _in_words(targets: Any) -> str:
+def _target_name(targets: Any) -> str:
     return targets if isinstance(targets, str) else fingerprint(targets)

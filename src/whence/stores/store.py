@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from whence.core.fingerprints import fingerprint
-from whence.errors import LoadError, StoreError, counted, first_line
-from whence.plotting.drawable import written
+from whence.errors import LoadError, StoreError, count_noun, first_line
+from whence.plotting.drawable import atomic_write
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 ALL = slice(None)
-SCALE = "relevance_scale"  # what half-precision maps are to be multiplied by
+SCALE_COLUMN = "relevance_scale"  # what half-precision maps are to be multiplied by
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Manifest:
     def differs(self, other: "Manifest") -> list[str]:
         """In words, where two are not alike."""
         mine, its = self._plain, other._plain
-        return [f"{name} ({_short(its[name])} there, {_short(mine[name])} now)" for name in mine if mine[name] != its[name]]
+        return [f"{name} ({_shorten(its[name])} there, {_shorten(mine[name])} now)" for name in mine if mine[name] != its[name]]
 
     @property
     def _plain(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Manifest:
         return plain
 
     def write(self, folder: Path) -> None:
-        with written(folder / MANIFEST) as beside:
+        with atomic_write(folder / MANIFEST) as beside:
             beside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     @classmethod
@@ -95,7 +95,7 @@ class Shard:
 
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         about = {"settings": settings, "checksum": _checksum(tensors), "failures": list(self.failures)}
-        with written(path) as beside:
+        with atomic_write(path) as beside:
             save_file(tensors, beside, {"about": json.dumps(about)})  # several entries would come in any order
 
     @classmethod
@@ -135,7 +135,7 @@ class Store:
     _shards: dict[int, Shard] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        there = f"{len(self)} of {counted(self.manifest.count, 'sample')}"
+        there = f"{len(self)} of {count_noun(self.manifest.count, 'sample')}"
         missing = f", {len(self.missing)} of {self.manifest.shards} shards missing" if self.missing else ""
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"Store of {there} by {self.manifest.method_words} in {self.folder}{missing}{failed}"
@@ -183,8 +183,8 @@ class Store:
         number = int(self.index[row])
         shard = self.shard(number // self.manifest.shard_size)
         at = int((shard.tensors["index"] == number).nonzero()[0])
-        found = {name: t[at] for name, t in shard.tensors.items() if name != SCALE}
-        return found | {"relevance": maps_of(shard, slice(at, at + 1))[0]}
+        found = {name: t[at] for name, t in shard.tensors.items() if name != SCALE_COLUMN}
+        return found | {"relevance": read_maps(shard, slice(at, at + 1))[0]}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[i] for i in range(len(self)))
@@ -214,13 +214,13 @@ class Store:
         return self.column(f"layers.{layer}")
 
     @property
-    def relevance(self) -> "Column":
+    def relevance(self) -> "StoreColumn":
         """Maps by row, read as they are sliced: `store.relevance[100:200]`, `[100, …]`; `np.asarray(store.relevance)`."""
-        return Column(self, maps_of)
+        return StoreColumn(self, read_maps)
 
 
 @dataclass(frozen=True, eq=False)
-class Column:
+class StoreColumn:
     """Rows of a store that may be too many for memory."""
 
     store: Store
@@ -268,7 +268,7 @@ def open_store(path: str | Path) -> Store:
     return Store(folder, Manifest.read(folder))
 
 
-def claimed(folder: Path, manifest: Manifest) -> Store:
+def claim_store(folder: Path, manifest: Manifest) -> Store:
     """The store of this manifest in a folder, new or begun; one of other settings is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).is_file():
@@ -285,25 +285,25 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.safetensors"
 
 
-def halved(relevance: Tensor) -> dict[str, Tensor]:
+def to_half_precision(relevance: Tensor) -> dict[str, Tensor]:
     """Maps in half precision, each in shares of its largest value, so that none is too large or too small for it."""
     scale = relevance.flatten(1).abs().amax(1).float()
     shares = relevance.float() / scale.clamp(min=1e-30).view(-1, *[1] * (relevance.dim() - 1))
-    return {"relevance": shares.half(), SCALE: scale}
+    return {"relevance": shares.half(), SCALE_COLUMN: scale}
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return fingerprint(dict(sorted(tensors.items())))
 
 
-def maps_of(shard: Shard, rows: slice = ALL) -> Tensor:
+def read_maps(shard: Shard, rows: slice = ALL) -> Tensor:
     """Relevance as it was, of some rows of a shard."""
     maps = shard.tensors["relevance"][rows]
-    if SCALE not in shard.tensors:
+    if SCALE_COLUMN not in shard.tensors:
         return maps
-    return maps.float() * shard.tensors[SCALE][rows].view(-1, *[1] * (maps.dim() - 1))
+    return maps.float() * shard.tensors[SCALE_COLUMN][rows].view(-1, *[1] * (maps.dim() - 1))
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

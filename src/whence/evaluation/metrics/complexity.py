@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from whence.evaluation.case import Case
+from whence.evaluation.case import ExplainedBatch
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Sparseness:
     name: ClassVar[str] = "sparseness"
     better: ClassVar[str] = "neither"
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         rising = case.flat().abs().sort(1).values
         n = rising.shape[1]
         weights = 2 * torch.arange(1, n + 1, dtype=rising.dtype) - n - 1
@@ -30,7 +30,7 @@ class Complexity:
     name: ClassVar[str] = "complexity"
     better: ClassVar[str] = "neither"
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         p = case.flat().abs()
         return torch.special.entr(p / p.sum(1, keepdim=True)).sum(1)
 
@@ -43,7 +43,7 @@ class Completeness:
     name: ClassVar[str] = "completeness"
     better: ClassVar[str] = "lower"
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         batch, account = case.batch, None if case.explanation is None else case.explanation.conservation
         if account is not None and account.baseline is not None:
             empty = account.baseline
@@ -63,7 +63,7 @@ class ConservationGap:
     name: ClassVar[str] = "conservation_gap"
     better: ClassVar[str] = "lower"
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         if case.explanation is not None and case.explanation.conservation.adds_up:
             return case.explanation.conservation.error.double().cpu()
         output = case.batch.output.double().cpu()
@@ -71,11 +71,11 @@ class ConservationGap:
 
 
 @dataclass(frozen=True)
-class Arrived:
+class RelevanceRatio:
     """ΣR / f(x), the share of the output that reached the input: what is missing was absorbed by biases, ε and shifts."""
 
     name: ClassVar[str] = "arrived"
     better: ClassVar[str] = "neither"
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         return case.flat().sum(1) / case.batch.output.double().cpu()

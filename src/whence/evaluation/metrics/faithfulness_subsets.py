@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from whence.errors import RuleError
-from whence.evaluation.case import Batch, Case
-from whence.evaluation.perturbation import Removal, keyed
+from whence.evaluation.case import EvaluationBatch, ExplainedBatch
+from whence.evaluation.perturbation import Removal, cache_key
 from whence.evaluation.regions import Regions
 
-MOST_REMOVED = 0.8
-WITH_ZEROS = Removal(imputer=0.0)
+MAX_REMOVED = 0.8
+ZERO_REMOVAL = Removal(imputer=0.0)
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class SensitivityN:
     n (Ancona et al. 2018). `sizes` are fractions of the regions; `subsets` of each are drawn, the same for all methods. What is
     taken away becomes 0. NaN where nothing varies."""
 
-    removal: Removal = WITH_ZEROS
-    sizes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.4, MOST_REMOVED)
+    removal: Removal = ZERO_REMOVAL
+    sizes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.4, MAX_REMOVED)
     subsets: int = 100
 
     name: ClassVar[str] = "sensitivity_n"
@@ -32,13 +32,13 @@ class SensitivityN:
         if self.subsets < 3 or not self.sizes or not all(0 < size < 1 for size in self.sizes):
             raise RuleError(f"{self!r}: give sizes between 0 and 1, and at least 3 subsets")
 
-    def __call__(self, case: Case) -> Tensor:
-        regions, lost, chosen = case.batch.once(keyed(self), lambda: self._lost(case.batch))
-        sums = summed(case, regions, chosen)  # [sizes · subsets, N]
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        regions, lost, chosen = case.batch.once(cache_key(self), lambda: self._lost(case.batch))
+        sums = relevance_sums(case, regions, chosen)  # [sizes · subsets, N]
         by_size = (t.unflatten(0, (-1, self.subsets)) for t in (sums, lost))
-        return correlation(*by_size, dim=1).nanmean(0)
+        return pearson(*by_size, dim=1).nanmean(0)
 
-    def _lost(self, batch: Batch) -> tuple[Regions, Tensor, Tensor]:
+    def _lost(self, batch: EvaluationBatch) -> tuple[Regions, Tensor, Tensor]:
         """What the output loses without each subset, `[sizes · subsets, N]`; nothing of it depends on the method."""
         regions = self.removal.regions_of(batch)
         counts = regions.counts
@@ -48,7 +48,7 @@ class SensitivityN:
             drawn = torch.full((len(sizes), self.subsets, len(valid)), 2.0)
             drawn[..., valid] = torch.rand(len(sizes), self.subsets, int(count), generator=random)
             of_samples.append(drawn.argsort(2).argsort(2) < sizes[:, None, None])
-        return regions, *losses(self.removal, batch, torch.stack(of_samples, 2).flatten(0, 1))
+        return regions, *output_losses(self.removal, batch, torch.stack(of_samples, 2).flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -57,41 +57,43 @@ class Infidelity:
     with perturbations x ⊙ m: relevance is x ⊙ gradient already). `scaled` multiplies R by the one number that is best for
     the sample (the authors' code), for methods that do not add up to anything; the result is then in shares of E[Δf²]."""
 
-    removal: Removal = WITH_ZEROS
+    removal: Removal = ZERO_REMOVAL
     subsets: int = 100
     scaled: bool = True
 
     name: ClassVar[str] = "infidelity"
     better: ClassVar[str] = "lower"
 
-    def __call__(self, case: Case) -> Tensor:
-        regions, lost, chosen = case.batch.once((type(self), keyed(self.removal), self.subsets), lambda: self._lost(case.batch))
-        sums = summed(case, regions, chosen)
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        regions, lost, chosen = case.batch.once(
+            (type(self), cache_key(self.removal), self.subsets), lambda: self._lost(case.batch)
+        )
+        sums = relevance_sums(case, regions, chosen)
         if not self.scaled:
             return ((sums - lost) ** 2).mean(0)
         beta = (sums * lost).mean(0) / (sums**2).mean(0)
         return ((beta.nan_to_num(0) * sums - lost) ** 2).mean(0) / (lost**2).mean(0)
 
-    def _lost(self, batch: Batch) -> tuple[Regions, Tensor, Tensor]:
+    def _lost(self, batch: EvaluationBatch) -> tuple[Regions, Tensor, Tensor]:
         regions = self.removal.regions_of(batch)
         halves = torch.zeros(self.subsets, *regions.valid.shape, dtype=torch.bool)
         for i, random in enumerate(batch.random("halves")):
             halves[:, i, regions.valid[i]] = torch.rand(self.subsets, int(regions.counts[i]), generator=random) < 0.5
-        return regions, *losses(self.removal, batch, halves)
+        return regions, *output_losses(self.removal, batch, halves)
 
 
-def losses(removal: Removal, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def output_losses(removal: Removal, batch: EvaluationBatch, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """What the output loses without each of the subsets `[rounds, N, regions]`, `[rounds, N]`; and the subsets."""
     left = removal.scores(batch, len(chosen), lambda rounds: chosen[rounds])
     return (removal.whole(batch) - left).double().cpu(), chosen
 
 
-def summed(case: Case, regions: Regions, chosen: Tensor) -> Tensor:
+def relevance_sums(case: ExplainedBatch, regions: Regions, chosen: Tensor) -> Tensor:
     """Σ_{i∈S} R_i of each subset, `[rounds, N]`."""
     return torch.einsum("rnf,nf->rn", chosen.double(), regions.sums(case.relevance))
 
 
-def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
+def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """Pearson's, NaN where either is constant."""
     a, b = (t - t.mean(dim, keepdim=True) for t in (a, b))
     spread = (a.norm(dim=dim) * b.norm(dim=dim)).double()

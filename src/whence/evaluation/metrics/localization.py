@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.evaluation.case import Case
+from whence.evaluation.case import ExplainedBatch
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class PointingGame:
     better: ClassVar[str] = "higher"
     needs_masks: ClassVar[bool] = True
 
-    def __call__(self, case: Case) -> Tensor:
-        heat, mask = on_one_map(case)
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        heat, mask = reduce_to_masks(case)
         wide = mask
         for d in range(1, mask.dim()):
             near = range(-self.tolerance, self.tolerance + 1)
-            wide = torch.stack([_moved(wide, d, step) for step in near]).any(0)
+            wide = torch.stack([_shift_mask(wide, d, step) for step in near]).any(0)
         hit = wide.flatten(1).gather(1, heat.flatten(1).argmax(1, keepdim=True))[:, 0]
-        return _of_marked(hit.double(), mask)
+        return _nan_where_empty(hit.double(), mask)
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class RelevanceMass:
     better: ClassVar[str] = "higher"
     needs_masks: ClassVar[bool] = True
 
-    def __call__(self, case: Case) -> Tensor:
-        heat, mask = on_one_map(case)
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        heat, mask = reduce_to_masks(case)
         positive = heat.clamp(min=0).flatten(1)
-        return _of_marked((positive * mask.flatten(1)).sum(1) / positive.sum(1), mask)
+        return _nan_where_empty((positive * mask.flatten(1)).sum(1) / positive.sum(1), mask)
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class RelevanceRank:
     better: ClassVar[str] = "higher"
     needs_masks: ClassVar[bool] = True
 
-    def __call__(self, case: Case) -> Tensor:
-        heat, mask = on_one_map(case)
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        heat, mask = reduce_to_masks(case)
         rank = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)
         size = mask.flatten(1).sum(1, keepdim=True)
-        return _of_marked(((rank < size) & mask.flatten(1)).sum(1) / size[:, 0], mask)
+        return _nan_where_empty(((rank < size) & mask.flatten(1)).sum(1) / size[:, 0], mask)
 
 
-def on_one_map(case: Case) -> tuple[Tensor, Tensor]:
+def reduce_to_masks(case: ExplainedBatch) -> tuple[Tensor, Tensor]:
     """Relevance summed over what the masks do not tell apart, and the masks, `[N, …]` both."""
     masks = case.batch.masks
     if masks is None:
@@ -74,12 +74,12 @@ def on_one_map(case: Case) -> tuple[Tensor, Tensor]:
     return heat.flatten(1, -masks.dim()).sum(1) if heat.dim() > masks.dim() else heat, masks.bool().cpu()
 
 
-def _of_marked(values: Tensor, mask: Tensor) -> Tensor:
+def _nan_where_empty(values: Tensor, mask: Tensor) -> Tensor:
     """NaN where a mask is empty: that is no hit, and no miss."""
     return torch.where(mask.flatten(1).any(1), values, torch.nan)
 
 
-def _moved(mask: Tensor, d: int, step: int) -> Tensor:
+def _shift_mask(mask: Tensor, d: int, step: int) -> Tensor:
     rolled = mask.roll(step, d)
     places = torch.arange(mask.shape[d])
     outside = places < step if step > 0 else places >= mask.shape[d] + step

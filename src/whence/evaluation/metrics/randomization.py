@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import ModelError, RuleError, TargetError
-from whence.evaluation.case import Case, Way
-from whence.evaluation.metrics.faithfulness_subsets import correlation
-from whence.evaluation.metrics.robustness import noise, numeric
-from whence.lrp.engine.prepared_model import Prepared
+from whence.evaluation.case import ExplainedBatch, MethodAdapter
+from whence.evaluation.metrics.faithfulness_subsets import pearson
+from whence.evaluation.metrics.robustness import float_inputs, uniform_noise
+from whence.lrp.engine.prepared_model import PreparedModel
 
 BINS = 100
 
@@ -31,9 +31,9 @@ class MPRT:
     better: ClassVar[str] = "lower"
     needs_module: ClassVar[bool] = True
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         here = self._map(case.flat())
-        stages = [spearman(here, self._map(case.flat(again.relevance))) for again in randomised(case, self.seed)]
+        stages = [spearman(here, self._map(case.flat(again.relevance))) for again in randomized_models(case, self.seed)]
         return torch.stack(stages).nanmean(0)
 
     def _map(self, flat: Tensor) -> Tensor:
@@ -53,18 +53,18 @@ class SmoothMPRT:
     better: ClassVar[str] = "lower"
     needs_module: ClassVar[bool] = True
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         here, stages = self._map(case), []
-        for again in randomised(case, self.seed):
+        for again in randomized_models(case, self.seed):
             stages.append(spearman(here, self._map(again)))
         return torch.stack(stages).nanmean(0)
 
-    def _map(self, case: Case) -> Tensor:
-        parts = numeric(case.batch)
-        uniform = noise(case.batch, parts, self.draws, self.name)
+    def _map(self, case: ExplainedBatch) -> Tensor:
+        parts = float_inputs(case.batch)
+        uniform = uniform_noise(case.batch, parts, self.draws, self.name)
         total = 0
         for k in range(self.draws):
-            moved = {i: x + 3**0.5 * (2 * uniform[i][k] - 1) * self.noise * _spread(x) for i, x in parts.items()}
+            moved = {i: x + 3**0.5 * (2 * uniform[i][k] - 1) * self.noise * _std(x) for i, x in parts.items()}
             total = total + case.flat(case.again(moved))
         return total.abs() if self.absolute else total  # type: ignore
 
@@ -80,8 +80,8 @@ class EfficientMPRT:
     better: ClassVar[str] = "higher"
     needs_module: ClassVar[bool] = True
 
-    def __call__(self, case: Case) -> Tensor:
-        (random,) = randomised(case, self.seed, only_all=True)
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        (random,) = randomized_models(case, self.seed, only_all=True)
         here, there = (histogram_entropy(of.flat()) for of in (case, random))
         return (there - here) / here
 
@@ -95,7 +95,7 @@ class RandomLogit:
     name: ClassVar[str] = "random_logit"
     better: ClassVar[str] = "lower"
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         batch = case.batch
         if not isinstance(batch.target, Tensor):
             raise TargetError(f"random_logit needs a class as target; {batch.target!r} is none")
@@ -107,7 +107,7 @@ class RandomLogit:
         return spearman(case.flat(), case.flat(case.way.relevance(batch.inputs, other)))
 
 
-def randomised(case: Case, seed: int, only_all: bool = False) -> Iterator[Case]:
+def randomized_models(case: ExplainedBatch, seed: int, only_all: bool = False) -> Iterator[ExplainedBatch]:
     """The case under a copy of the model whose layers become random one after the other, from the output down."""
     model = case.way.prepared.model
     copy = deepcopy(model)
@@ -118,18 +118,18 @@ def randomised(case: Case, seed: int, only_all: bool = False) -> Iterator[Case]:
         if not layers:
             raise ModelError("the model has no weights that could be made random")
         for i, layer in enumerate(reversed(layers)):
-            _reset(layer)
+            _reinitialize(layer)
             if not only_all or i == len(layers) - 1:
                 state = torch.get_rng_state()
-                yield Way(case.way.name, case.way.method, Prepared(copy)).case(_of_model(case, copy))
+                yield MethodAdapter(case.way.name, case.way.method, PreparedModel(copy)).case(_with_model(case, copy))
                 torch.set_rng_state(state)
 
 
-def _of_model(case: Case, model: Any) -> Any:
-    return replace(case.batch, task=replace(case.batch.task, prepared=Prepared(model)))
+def _with_model(case: ExplainedBatch, model: Any) -> Any:
+    return replace(case.batch, task=replace(case.batch.task, prepared=PreparedModel(model)))
 
 
-def _reset(layer: nn.Module) -> None:
+def _reinitialize(layer: nn.Module) -> None:
     """As the layer is made, or else normal with the spread that the weights have."""
     if callable(getattr(layer, "reset_parameters", None)):
         layer.reset_parameters()  # type: ignore
@@ -142,7 +142,7 @@ def _reset(layer: nn.Module) -> None:
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """The rank correlation of each row, `[N]`; equal values share the mean of their ranks."""
-    return correlation(_ranks(a), _ranks(b), dim=1)
+    return pearson(_ranks(a), _ranks(b), dim=1)
 
 
 def _ranks(a: Tensor) -> Tensor:
@@ -158,5 +158,5 @@ def histogram_entropy(maps: Tensor) -> Tensor:
     return torch.special.entr(counts / maps.shape[1]).sum(1)
 
 
-def _spread(x: Tensor) -> Tensor:
+def _std(x: Tensor) -> Tensor:
     return x.flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from whence.errors import RuleError, hint
-from whence.evaluation.case import Case
+from whence.errors import RuleError, suggest_or_list
+from whence.evaluation.case import ExplainedBatch
 from whence.evaluation.metrics.complexity import (
-    Arrived as Arrived,
     Completeness as Completeness,
     Complexity as Complexity,
     ConservationGap as ConservationGap,
+    RelevanceRatio as RelevanceRatio,
     Sparseness as Sparseness,
 )
 from whence.evaluation.metrics.faithfulness_curves import (
@@ -25,8 +25,8 @@ from whence.evaluation.metrics.faithfulness_curves import (
     MIF as MIF,
     SRG as SRG,
     Deletion as Deletion,
-    Flipping as Flipping,
     Insertion as Insertion,
+    RegionFlipping as RegionFlipping,
     Selectivity as Selectivity,
 )
 from whence.evaluation.metrics.faithfulness_subsets import Infidelity as Infidelity, SensitivityN as SensitivityN
@@ -51,7 +51,7 @@ class Metric(Protocol):
     name: ClassVar[str]
     better: ClassVar[str]  # "higher", "lower" or "neither"
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         """`[N]`."""
         ...
 
@@ -60,22 +60,22 @@ METRICS: dict[str, type[Any]] = {
     metric.name: metric
     for metric in (SRG, MIF, LIF, AOPC, ABPC, Deletion, Insertion, Selectivity, SensitivityN, Infidelity, Continuity,
                    MaxSensitivity, MPRT, SmoothMPRT, EfficientMPRT, RandomLogit, PointingGame, RelevanceMass, RelevanceRank,
-                   Sparseness, Complexity, Completeness, ConservationGap, Arrived)
+                   Sparseness, Complexity, Completeness, ConservationGap, RelevanceRatio)
 }  # fmt: skip
 
 Metrics = Sequence[Metric | str] | Metric | str
 
 
-def metrics_of(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
+def make_metrics(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
     """The metrics themselves; those given by name take away what `removal` says, the rest of their settings their own."""
     wanted = [given] if isinstance(given, str) or callable(given) else list(given)
     if not wanted:
         raise RuleError(f"no metrics; choose from {', '.join(METRICS)}")
-    found = [_named(metric, removal) if isinstance(metric, str) else metric for metric in wanted]
+    found = [_by_name(metric, removal) if isinstance(metric, str) else metric for metric in wanted]
     for metric in found:
         if isinstance(metric, type) or not callable(metric) or not hasattr(metric, "name"):
             raise RuleError(f"{metric!r} is no metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}")
-    if removal and not any(isinstance(metric, str) and removes(METRICS[metric]()) for metric in wanted):
+    if removal and not any(isinstance(metric, str) and removes_regions(METRICS[metric]()) for metric in wanted):
         raise RuleError(f"{', '.join(removal)} given, but no metric by name takes anything away")
     twice = next((metric.name for i, metric in enumerate(found) if metric.name in [m.name for m in found[:i]]), None)
     if twice:
@@ -83,16 +83,16 @@ def metrics_of(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
     return found
 
 
-def removes(metric: Any) -> bool:
+def removes_regions(metric: Any) -> bool:
     """Whether the metric takes regions of the input away."""
     return bool({f.name for f in fields(metric)} & {"flipping", "removal"})
 
 
-def _named(name: str, removal: Mapping[str, Any]) -> Metric:
+def _by_name(name: str, removal: Mapping[str, Any]) -> Metric:
     if name not in METRICS:
-        raise RuleError(f"no metric {name!r}{hint(name, METRICS)}")
+        raise RuleError(f"no metric {name!r}{suggest_or_list(name, METRICS)}")
     metric = METRICS[name]()
-    if not removal or not removes(metric):
+    if not removal or not removes_regions(metric):
         return metric
     steps = {"steps": removal["steps"]} if "steps" in removal else {}
     given = {key: value for key, value in removal.items() if key != "steps"}

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from whence.core.inputs import Inputs
-from whence.core.targets import repeated
+from whence.core.targets import repeat_target
 from whence.errors import InputError, RuleError
-from whence.evaluation.case import Batch, Case
-from whence.evaluation.method_adapters import ways_of
-from whence.lrp.engine.prepared_model import Prepared
+from whence.evaluation.case import EvaluationBatch, ExplainedBatch
+from whence.evaluation.method_adapters import make_adapters
+from whence.lrp.engine.prepared_model import PreparedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ class Continuity:
         if self.reach < 1 or self.draws < 1:
             raise RuleError(f"{self!r}: give a reach and draws of at least 1")
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         batch, here = case.batch, case.flat()
         worst = torch.zeros(len(batch), dtype=torch.float64)
         for moved in batch.once(self, lambda: self._near(batch)):
@@ -47,16 +47,16 @@ class Continuity:
             worst = torch.maximum(worst, torch.where(far > 0, changed / far, 0.0))
         return worst
 
-    def _near(self, batch: Batch) -> list[dict[int, Tensor]]:
-        parts = numeric(batch)
+    def _near(self, batch: EvaluationBatch) -> list[dict[int, Tensor]]:
+        parts = float_inputs(batch)
         if all(x.dim() > 2 for x in parts.values()):
             steps = [(d, step) for d in range(1, 4) for size in range(1, self.reach + 1) for step in (-size, size)]
             return [
-                {i: shifted(x, d + 1, step) for i, x in parts.items()}
+                {i: shift(x, d + 1, step) for i, x in parts.items()}
                 for d, step in steps
                 if all(x.dim() > d + 1 for x in parts.values())
             ]
-        noises = noise(batch, parts, self.draws, "continuity")
+        noises = uniform_noise(batch, parts, self.draws, "continuity")
         lengths = {i: x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1)) for i, x in parts.items()}
         sizes = {i: n.flatten(2).norm(dim=2).view(*n.shape[:2], *[1] * (n.dim() - 2)) for i, n in noises.items()}
         return [
@@ -78,10 +78,10 @@ class MaxSensitivity:
         if self.radius <= 0 or self.draws < 1:
             raise RuleError(f"{self!r}: give a radius above 0 and at least one draw")
 
-    def __call__(self, case: Case) -> Tensor:
+    def __call__(self, case: ExplainedBatch) -> Tensor:
         batch, here = case.batch, case.flat()
-        parts = numeric(batch)
-        noises = batch.once(self, lambda: noise(batch, parts, self.draws, "max_sensitivity"))
+        parts = float_inputs(batch)
+        noises = batch.once(self, lambda: uniform_noise(batch, parts, self.draws, "max_sensitivity"))
         worst = torch.zeros(len(batch), dtype=torch.float64)
         for k in range(self.draws):
             there = case.flat(case.again({i: x + (2 * noises[i][k] - 1) * self.radius for i, x in parts.items()}))
@@ -89,45 +89,45 @@ class MaxSensitivity:
         return worst
 
 
-def numeric(batch: Batch) -> dict[int, Tensor]:
+def float_inputs(batch: EvaluationBatch) -> dict[int, Tensor]:
     """The parts that can be moved a little."""
     if not batch.inputs.explained:
         raise InputError("ids have nothing between them; continuity and max_sensitivity need floating-point inputs")
     return {i: batch.inputs.parts[i] for i in batch.inputs.explained}
 
 
-def noise(batch: Batch, parts: dict[int, Tensor], draws: int, purpose: str) -> dict[int, Tensor]:
+def uniform_noise(batch: EvaluationBatch, parts: dict[int, Tensor], draws: int, purpose: str) -> dict[int, Tensor]:
     """Uniform in [0, 1), `[draws, N, …]`, the same for a sample whatever its batch-mates."""
     random = batch.random(purpose)
     return {i: torch.stack([torch.rand(draws, *x.shape[1:], generator=r) for r in random], 1).to(x) for i, x in parts.items()}
 
 
-def shifted(x: Tensor, d: int, step: int) -> Tensor:
+def shift(x: Tensor, d: int, step: int) -> Tensor:
     """Along one dimension, what comes in like the edge."""
     places = (torch.arange(x.shape[d], device=x.device) - step).clamp(0, x.shape[d] - 1)
     return x.index_select(d, places)
 
 
-def translation(model: Any, x: Tensor, methods: Any, target: Any = None, *, steps: int = 10, grid: int = 3) -> "Figure":
+def translation_figure(model: Any, x: Tensor, methods: Any, target: Any = None, *, steps: int = 10, grid: int = 3) -> "Figure":
     """One picture `[1, C, H, W]` moved to and fro, and the relevance in each cell of a grid over the shift, by each method:
     smooth lines belong to a continuous method (Montavon, Samek and Müller 2018, figure 13).
 
-    >>> whence.evaluation.metrics.robustness.translation(digits(), x, ["lrp", "sensitivity"]).savefig("translation.png")
+    >>> whence.evaluation.metrics.robustness.translation_figure(digits(), x, ["lrp", "sensitivity"]).savefig("translation.png")
     """
-    from whence.plotting.line_plots import Plot, Series, plots
+    from whence.plotting.line_plots import Line, LinePlot, line_plots
 
     if x.dim() != 4 or len(x) != 1:
         raise InputError(f"one picture [1, C, H, W] is moved, not {tuple(x.shape)}")
     shifts = list(range(-steps, steps + 1))
-    moved = torch.cat([shifted(x, 3, step) for step in shifts])
-    here = Batch.of(Prepared(model), Inputs.of(x), target)
+    moved = torch.cat([shift(x, 3, step) for step in shifts])
+    here = EvaluationBatch.of(PreparedModel(model), Inputs.of(x), target)
     drawn = []
-    for way in ways_of(model, methods):
-        batch = Batch.of(way.prepared, Inputs.of(moved), repeated(here.target, len(moved)))
+    for way in make_adapters(model, methods):
+        batch = EvaluationBatch.of(way.prepared, Inputs.of(moved), repeat_target(here.target, len(moved)))
         heat = way.case(batch).relevance[0].sum(1, keepdim=True)
         cells = torch.nn.functional.adaptive_avg_pool2d(heat, grid).flatten(1)
         largest = float(cells.abs().max()) or 1.0
         colours = ["#c00000", "#d07000", "#808000", "#008040", "#008080", "#0060c0", "#4000c0", "#a000a0", "#606060"]
-        lines = [Series(shifts, (cells[:, c] / largest).tolist(), colours[c % len(colours)]) for c in range(cells.shape[1])]
-        drawn.append(Plot(f"shift in pixels: {way.name}", lines))
-    return plots(drawn, "relevance (largest = 1)", "", min(3, len(drawn)), (-1.05, 1.05))
+        lines = [Line(shifts, (cells[:, c] / largest).tolist(), colours[c % len(colours)]) for c in range(cells.shape[1])]
+        drawn.append(LinePlot(f"shift in pixels: {way.name}", lines))
+    return line_plots(drawn, "relevance (largest = 1)", "", min(3, len(drawn)), (-1.05, 1.05))

@@ -10,14 +10,14 @@ from rich.console import Console
 
 from whence.core.pixel_bounds import Box
 from whence.errors import InputError, RuleError
-from whence.frontends.cli.explain import is_array, named, read_input, warn, warn_of_model
+from whence.frontends.cli.explain import class_index, is_array_file, read_input, warn, warn_about_model
 from whence.frontends.cli.options import Json, Sample, Size, Weights
 from whence.frontends.cli.tables import print_table
-from whence.frontends.common.methods import configured
-from whence.methods.registry import METHODS, check_name
-from whence.plotting.drawable import PICTURES, writable
+from whence.frontends.common.methods import make_method
+from whence.methods.registry import METHODS, check_method_name
+from whence.plotting.drawable import PICTURE_SUFFIXES, check_writable
 from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool
-from whence.robustness.explanation_attacks import AttackExplained, explain_attack
+from whence.robustness.explanation_attacks import AttackExplanation, explain_attack
 from whence.robustness.robust_features import robust_features_experiment
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def attack(
     """How easily is it fooled? Writes a picture, its heatmap, its adversarial twin, and the twin's heatmap."""
     from whence.models.registry import load_model
 
-    writable(out, PICTURES)
+    check_writable(out, PICTURE_SUFFIXES)
     if experiment is not None:
         given = {"--label": label, "--target": target, "--weights": weights, "--size": size, "--steps": steps,
                  "the input": input}  # fmt: skip
@@ -66,18 +66,20 @@ def attack(
         return
     if by not in ATTACKS:
         raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
-    check_name(method)
+    check_method_name(method)
     loaded = load_model(model, weights, size=size)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
     x = read_input(input, loaded, sample, "attack")
-    is_picture = not is_array(input)
+    is_picture = not is_array_file(input)
     box = loaded.preprocessing.box if is_picture or loaded.preprocessing.bounds_known else Box.unbounded()
-    chosen = _attack(by, epsilon, _usual(x), steps, named(target, loaded), box, seed)
-    explained_by = configured(method, None, loaded, x, is_picture=is_picture)
+    chosen = _make_attack(by, epsilon, _default_epsilon(x), steps, class_index(target, loaded), box, seed)
+    explained_by = make_method(method, None, loaded, x, is_picture=is_picture)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pair = explain_attack(loaded.model, x, named(label, loaded), chosen, method=explained_by).with_classes(loaded.classes)
+        pair = explain_attack(loaded.model, x, class_index(label, loaded), chosen, method=explained_by).with_classes(
+            loaded.classes
+        )
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         warn(message)
     pair.save(out)
@@ -85,15 +87,17 @@ def attack(
     if as_json:
         print(json.dumps(report))
     else:
-        warn_of_model(loaded, is_picture)
+        warn_about_model(loaded, is_picture)
         _print(report)
 
 
-def _usual(x: Any) -> float:
+def _default_epsilon(x: Any) -> float:
     return 8 / 255 if x.shape[1:2] == (3,) else EPSILON
 
 
-def _attack(by: str, epsilon: float | None, usual: float, steps: int | None, target: int | None, box: Box, seed: int) -> Attack:
+def _make_attack(
+    by: str, epsilon: float | None, usual: float, steps: int | None, target: int | None, box: Box, seed: int
+) -> Attack:
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
     if by == "deepfool":
         if target is not None or epsilon is not None:
@@ -110,7 +114,7 @@ def _attack(by: str, epsilon: float | None, usual: float, steps: int | None, tar
     return PGD(epsilon, targets=target, box=box, seed=seed, **given)
 
 
-def _report(pair: AttackExplained, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+def _report(pair: AttackExplanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
     found = pair.attacked
     flipped, changes = (found.before != found.after).tolist(), pair.flip.conservation.relevance.tolist()
     return {

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from whence.errors import InputError
 from whence.evaluation.comparison import METHODS as USUAL, compare as run
-from whence.frontends.cli.explain import is_array, named, read_input, warn_of_model
+from whence.frontends.cli.explain import class_index, is_array_file, read_input, warn_about_model
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.frontends.cli.tables import print_table
-from whence.frontends.common.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
-from whence.plotting.drawable import PICTURES, writable
+from whence.frontends.common.methods import ALL_NAMES, METHODS_HELP, check_names, method_or_preset, split_names
+from whence.plotting.drawable import PICTURE_SUFFIXES, check_writable
 
 
 def compare(
@@ -22,7 +22,7 @@ def compare(
     model: Model = "digits",
     weights: Weights = None,
     size: Size = None,
-    methods: Annotated[str | None, typer.Option(help=SEVERAL_HELP)] = None,
+    methods: Annotated[str | None, typer.Option(help=METHODS_HELP)] = None,
     target: Annotated[
         str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
     ] = None,
@@ -34,16 +34,16 @@ def compare(
     """What do several methods say? Draws their heatmaps side by side."""
     from whence.models.registry import load_model
 
-    writable(out, PICTURES)
-    check_known(listed(methods or ""), SEVERAL, "method")
+    check_writable(out, PICTURE_SUFFIXES)
+    check_names(split_names(methods or ""), ALL_NAMES, "method")
     loaded = load_model(model, weights, size=size)
     if loaded.both is not None:
         raise InputError(f"{loaded.name} reads pictures and texts together; use whence explain")
     x = read_input(input, loaded, sample, "compare")
     pictures = isinstance(x, torch.Tensor) and x.dim() == 4
-    wanted = listed(methods) if methods is not None else [name for name in USUAL if pictures or name != "grad_cam"]
-    by_name = {name: one_of_several(name, loaded, x, not is_array(input)) for name in wanted}
-    found = run(loaded.model, x, by_name, named(target, loaded), common_scale=common_scale, class_names=loaded.classes)
+    wanted = split_names(methods) if methods is not None else [name for name in USUAL if pictures or name != "grad_cam"]
+    by_name = {name: method_or_preset(name, loaded, x, not is_array_file(input)) for name in wanted}
+    found = run(loaded.model, x, by_name, class_index(target, loaded), common_scale=common_scale, class_names=loaded.classes)
     if loaded.text is not None:
         found = found.with_tokens(loaded.text.tokenizer)
     found.save(out)
@@ -51,7 +51,7 @@ def compare(
         print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.table, "picture": str(out)}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_model(loaded, not is_array(input))
+    warn_about_model(loaded, not is_array_file(input))
     rows = [
         [r["method"], r["target"], f"{r['output']:.4g}", f"{r['relevance']:.4g}", f"{r['counter_relevance']:.0%}"]
         for r in found.table

@@ -10,20 +10,20 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from whence.data.dataset_rows import Rows
+from whence.data.dataset_rows import DatasetRows
 from whence.errors import InputError
-from whence.frontends.cli.explain import named, note, read_input, warn, warn_of_model
+from whence.frontends.cli.explain import class_index, note, read_input, warn, warn_about_model
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.frontends.cli.prototype import default_image
 from whence.frontends.cli.tables import print_table
-from whence.frontends.common.data import DATA_HELP, name_of, read_data
-from whence.mechanistic.concepts import REFERENCES, SHOWN, concepts as run
-from whence.plotting.drawable import PICTURES, writable
+from whence.frontends.common.data import DATA_HELP, read_data, sample_name
+from whence.mechanistic.concepts import N_CHANNELS, N_REFERENCES, concepts as run
+from whence.plotting.drawable import PICTURE_SUFFIXES, check_writable
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
-MOST_READ = 500
+MAX_SAMPLES = 500
 STEPS = 256
 
 
@@ -35,14 +35,16 @@ def concepts(
     layer: Annotated[
         str | None, typer.Option(help="Whose channels (`whence models --layers NAME` lists them); the last convolution.")
     ] = None,
-    channels: Annotated[str, typer.Option(help="How many, the most relevant; or which, with commas: 3,17,230.")] = str(SHOWN),
+    channels: Annotated[str, typer.Option(help="How many, the most relevant; or which, with commas: 3,17,230.")] = str(
+        N_CHANNELS
+    ),
     target: Annotated[
         str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"Where reference samples come from. {DATA_HELP}")] = None,
-    references: Annotated[int, typer.Option(help="Reference samples a channel.")] = REFERENCES,
+    references: Annotated[int, typer.Option(help="Reference samples a channel.")] = N_REFERENCES,
     prototypes: Annotated[bool, typer.Option("--prototypes", help="Draw what excites each channel most, too.")] = False,
-    limit: Annotated[int, typer.Option(help="Of the data, the first so many.")] = MOST_READ,
+    limit: Annotated[int, typer.Option(help="Of the data, the first so many.")] = MAX_SAMPLES,
     sample: Sample = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("concepts.png"),
     as_json: Json = False,
@@ -50,7 +52,7 @@ def concepts(
     """What carried this output, in the network's own terms? Channels, where they are relevant, and what they stand for."""
     from whence.models.registry import BUNDLED, load_model
 
-    writable(out, PICTURES)
+    check_writable(out, PICTURE_SUFFIXES)
     loaded = load_model(model, weights, size=size)
     if loaded.text is not None or loaded.both is not None:
         raise InputError(f"{loaded.name} reads texts; concepts are shown in pictures. Use whence.channel_relevance from Python")
@@ -59,18 +61,18 @@ def concepts(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of prototypes: told from their notes
         found = run(
-            loaded.model, x, layer, named(target, loaded), channels=_channels(channels), references=references,
-            data=None if samples is None else pictures(samples), class_names=loaded.classes,
-            prototypes=_settings(loaded, x) if prototypes else False,
+            loaded.model, x, layer, class_index(target, loaded), channels=_channels(channels), references=references,
+            data=None if samples is None else read_images(samples), class_names=loaded.classes,
+            prototypes=_prototype_settings(loaded, x) if prototypes else False,
         )  # fmt: skip
     found.save(out)
-    rows = [row | {"references": [name_of(samples, i) for i in row["references"]]} for row in found.table]
+    rows = [row | {"references": [sample_name(samples, i) for i in row["references"]]} for row in found.table]
     (name,) = found.whole.target_names()
     if as_json:
         about = {"model": loaded.name, "trained": loaded.trained, "layer": found.layer, "target": name}
         print(json.dumps(about | {"output": float(found.whole.output), "channels": rows, "picture": str(out)}))
         return
-    warn_of_model(loaded)
+    warn_about_model(loaded)
     console = Console(highlight=False, soft_wrap=True)
     if found.whole.conservation.caution:
         warn(found.whole.conservation.caution)
@@ -93,12 +95,12 @@ def _channels(given: str) -> int | list[int]:
     return int(parts[0]) if len(parts) == 1 and "," not in given else list(map(int, parts))
 
 
-def pictures(samples: Any) -> Tensor:
+def read_images(samples: Any) -> Tensor:
     """All of them, since references are told by their numbers; those that cannot be read are named."""
-    rows = Rows.of(samples)
+    rows = DatasetRows.of(samples)
     found, failed = rows.read(range(rows.count), rows.shape)
     for failure in failed:
-        warn(f"{name_of(samples, failure.index)}: {failure.message}")
+        warn(f"{sample_name(samples, failure.index)}: {failure.message}")
     if found is None or failed:
         raise InputError("reference samples are told by their numbers; leave out the pictures that cannot be read")
     if not isinstance(found.inputs.nest, torch.Tensor):
@@ -106,5 +108,5 @@ def pictures(samples: Any) -> Tensor:
     return found.inputs.nest
 
 
-def _settings(loaded: "LoadedModel", x: Tensor) -> dict[str, Any]:
+def _prototype_settings(loaded: "LoadedModel", x: Tensor) -> dict[str, Any]:
     return {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "steps": STEPS}

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.core.trees import each
-from whence.data.dataset_rows import Rows
+from whence.core.trees import map_leaves
+from whence.data.dataset_rows import DatasetRows
 from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
 from whence.evaluation.imputers import IMPUTERS
-from whence.evaluation.metrics.registry import METRICS, removes
+from whence.evaluation.metrics.registry import METRICS, removes_regions
 from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation
-from whence.frontends.cli.explain import warn_of_model
+from whence.frontends.cli.explain import warn_about_model
 from whence.frontends.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights, check_device
 from whence.frontends.cli.tables import print_table
-from whence.frontends.common.data import DATA_HELP, name_of, read_data, warn_of_failures
-from whence.frontends.common.methods import SEVERAL, SEVERAL_HELP, check_known, listed, one_of_several
-from whence.plotting.drawable import writable
+from whence.frontends.common.data import DATA_HELP, read_data, sample_name, warn_about_failures
+from whence.frontends.common.methods import ALL_NAMES, METHODS_HELP, check_names, method_or_preset, split_names
+from whence.plotting.drawable import check_writable
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
-KEPT = ".{}-unfinished"
+CACHE_NAME = ".{}-unfinished"
 
 
 def evaluate(
@@ -33,7 +33,7 @@ def evaluate(
     size: Size = None,
     device: Device = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    methods: Annotated[str, typer.Option(help=SEVERAL_HELP)] = ",".join(USUAL),
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = ",".join(USUAL),
     metrics: Annotated[str, typer.Option(help=f"Names with commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
     target: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
     regions: Annotated[
@@ -56,27 +56,27 @@ def evaluate(
     """Which explanation can be trusted? Scores methods on data; a run that was killed goes on where it was."""
     from whence.models.registry import load_model
 
-    writable(out, SUFFIXES)
-    wanted, measured = listed(methods), listed(metrics)
-    check_known(wanted, SEVERAL, "method")
-    check_known(measured, list(METRICS), "metric")
+    check_writable(out, SUFFIXES)
+    wanted, measured = split_names(methods), split_names(metrics)
+    check_names(wanted, ALL_NAMES, "method")
+    check_names(measured, list(METRICS), "metric")
     check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
     samples = read_data(data, loaded, "evaluate", limit)
     first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
-    by_name = {name: one_of_several(name, loaded, first, bounded) for name in wanted}
-    taken_away = removal(regions, imputer, score, loaded, measured)
+    by_name = {name: method_or_preset(name, loaded, first, bounded) for name in wanted}
+    taken_away = removal_settings(regions, imputer, score, loaded, measured)
     if shard is not None and keep is None:
         raise InputError("--shard leaves its part in a folder that all jobs see; give it: --keep FOLDER")
-    aside = out.with_name(KEPT.format(out.name))
+    aside = out.with_name(CACHE_NAME.format(out.name))
     found = run(
-        loaded.model, samples, by_name, measured, target=_target(target), seed=seed, keep=keep or aside, shard=shard,
+        loaded.model, samples, by_name, measured, target=_parse_target(target), seed=seed, keep=keep or aside, shard=shard,
         engine=engine, address=address, **taken_away,
     )  # fmt: skip
     found.save(out)
-    _forget(aside)
+    _delete_cache(aside)
     unread = {f.sample: f.message for f in found.failures}
-    warn_of_failures([f"{name_of(samples, number)}: {message}" for number, message in unread.items()])
+    warn_about_failures([f"{sample_name(samples, number)}: {message}" for number, message in unread.items()])
     if as_json:
         print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.plain_table, "report": str(out)}))
     else:
@@ -86,11 +86,11 @@ def evaluate(
 def first_sample(samples: Any) -> Any:
     """One sample as a batch, by which methods are fitted to the kind of input."""
     if isinstance(samples, tuple):
-        return each(lambda t: t[:1], samples[0])
-    return Rows.of(samples).first.inputs.nest
+        return map_leaves(lambda t: t[:1], samples[0])
+    return DatasetRows.of(samples).first.inputs.nest
 
 
-def removal(
+def removal_settings(
     regions: str | None, imputer: str | None, score: str | None, loaded: "LoadedModel", metrics: list[str]
 ) -> dict[str, Any]:
     """How parts are taken away, as the metrics by name do; of texts, what stands in their place."""
@@ -98,26 +98,26 @@ def removal(
     if regions is not None:
         given["regions"] = int(regions) if regions.isdecimal() else regions
     if imputer is not None:
-        given["imputer"] = imputer if imputer in IMPUTERS else _number(imputer)
-    elif loaded.text is not None and any(removes(METRICS[name]()) for name in metrics):
+        given["imputer"] = imputer if imputer in IMPUTERS else _parse_number(imputer)
+    elif loaded.text is not None and any(removes_regions(METRICS[name]()) for name in metrics):
         given["imputer"] = loaded.text.blank_id
     if score is not None:
         given["score"] = score
     return given
 
 
-def _number(given: str) -> float | int:
+def _parse_number(given: str) -> float | int:
     try:
         return int(given) if given.lstrip("-").isdecimal() else float(given)
     except ValueError as error:
         raise InputError(f"--imputer {given}: give a number or one of {', '.join(IMPUTERS)}") from error
 
 
-def _target(given: str) -> Any:
+def _parse_target(given: str) -> Any:
     return int(given) if given.isdecimal() else given
 
 
-def _forget(kept: Path) -> None:
+def _delete_cache(kept: Path) -> None:
     from shutil import rmtree
 
     rmtree(kept, ignore_errors=True)
@@ -125,7 +125,7 @@ def _forget(kept: Path) -> None:
 
 def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    warn_of_model(loaded)
+    warn_about_model(loaded)
     heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
     print_table(console, heads, found.words, f"explanations of {loaded.name}")
     console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)

@@ -16,19 +16,19 @@ from whence.core.devices import first_weight
 from whence.core.explain import explain as run
 from whence.core.explanation import SUFFIXES, Explanation
 from whence.core.targets import Logit
-from whence.core.trees import tensors
-from whence.errors import InputError, LoadError, TargetError, hint, missing, suggestion
+from whence.core.trees import named_leaves
+from whence.errors import InputError, LoadError, TargetError, missing_path, suggest, suggest_or_list
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.frontends.cli.tables import print_table
-from whence.frontends.common.methods import PRESETS, check_rules, configured
+from whence.frontends.common.methods import PRESETS, check_rules, make_method
 from whence.methods.registry import METHODS
-from whence.plotting.drawable import writable
+from whence.plotting.drawable import check_writable
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
 MOST_NAMED = 20  # classes
-SOURCES = {
+PART_LABELS = {
     "relevance": "relevance",
     "absorbed": "absorbed (by biases, ε, shifts, softmaxes or terms of second order)",
     "baseline": "baseline (the output at the baseline or root)",
@@ -61,14 +61,18 @@ def explain(
 
     _check(method, rules, out)
     loaded = load_model(model, weights, size=size)
-    x = read_input(input, loaded, sample) if loaded.both is None else loaded.both.read(_photo(input, loaded), text or [])
+    x = (
+        read_input(input, loaded, sample)
+        if loaded.both is None
+        else loaded.both.read(_require_image(input, loaded), text or [])
+    )
     if text and loaded.both is None:
         raise InputError(f"--text: {loaded.name} does not read a picture and a text together")
-    chosen = configured(method, rules, loaded, x, is_picture=not is_array(input))
+    chosen = make_method(method, rules, loaded, x, is_picture=not is_array_file(input))
     if loaded.both is not None and loaded.both.compares:
-        explained: Any = _of_texts(loaded.model, x, text or [], target, rather_than)
+        explained: Any = _text_target(loaded.model, x, text or [], target, rather_than)
     else:
-        explained = Logit(named(target, loaded), named(rather_than, loaded), position)
+        explained = Logit(class_index(target, loaded), class_index(rather_than, loaded), position)
     if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
         raise TargetError(f"--target and --rather-than are both {target}; there is no difference to explain")
     explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
@@ -79,11 +83,11 @@ def explain(
     if as_json:
         print(json.dumps(report))
     else:
-        warn_of_model(loaded, not is_array(input))
+        warn_about_model(loaded, not is_array_file(input))
         _print(report)
 
 
-def _photo(input: str | None, loaded: "LoadedModel") -> str:
+def _require_image(input: str | None, loaded: "LoadedModel") -> str:
     if input is None:
         raise InputError(
             f"nothing to explain: pass a photo, as in `whence explain photo.jpg --text 'a cat' --model {loaded.name}`"
@@ -91,7 +95,7 @@ def _photo(input: str | None, loaded: "LoadedModel") -> str:
     return input
 
 
-def _of_texts(model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None) -> Callable[[Any], Tensor]:
+def _text_target(model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None) -> Callable[[Any], Tensor]:
     """The score of one text for the picture, by its number or as it was given; of the likeliest if none is named."""
     chosen, other = (_number(text, texts) for text in (target, rather_than))
     if chosen is None:
@@ -117,10 +121,10 @@ def _number(text: str | None, texts: list[str]) -> int | None:
 def _check(method: str, rules: str | None, out: Path) -> None:
     """What can be refused before the model is loaded."""
     check_rules(method, rules)
-    writable(out, SUFFIXES)
+    check_writable(out, SUFFIXES)
 
 
-def named(index: str | None, loaded: "LoadedModel") -> int | None:
+def class_index(index: str | None, loaded: "LoadedModel") -> int | None:
     """A class or token by its number or its name."""
     if index is None:
         return None
@@ -133,13 +137,13 @@ def named(index: str | None, loaded: "LoadedModel") -> int | None:
         return loaded.text.token_id(index)
     if not names:
         raise TargetError(f"{loaded.name} does not name its classes; give a number, or let it be a whence.LoadedModel")
-    told = hint if len(names) <= MOST_NAMED else suggestion
+    told = suggest_or_list if len(names) <= MOST_NAMED else suggest
     raise TargetError(f"{loaded.name} has no class {index!r}{told(index, loaded.classes)}")
 
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
     """What is to be explained: a picture, an array, a text, or a bundled digit."""
-    from whence.models.image_files import of_eight_bits, read_image
+    from whence.models.image_files import read_image, to_8bit
     from whence.models.registry import BUNDLED
 
     if given is None:
@@ -157,21 +161,21 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
         return images[sample : sample + 1]
     if loaded.text is not None:
         return loaded.text.read(given)
-    if is_array(given):
-        return _as_computed(read_array(Path(given)), loaded.model)
-    image = of_eight_bits(read_image(given), given)
+    if is_array_file(given):
+        return _to_model_dtype(read_array(Path(given)), loaded.model)
+    image = to_8bit(read_image(given), given)
     if loaded.name in BUNDLED and image.size != loaded.preprocessing.size:
         warn(f"{loaded.name} reads digits, white on black, 28 × 28; another picture needs a model of its own: --model")
     return loaded.preprocessing.of_image(image)
 
 
-def _as_computed(x: Tensor, model: Any) -> Tensor:
+def _to_model_dtype(x: Tensor, model: Any) -> Tensor:
     """Floating-point numbers in the precision of the model."""
     weight = first_weight(model)
     return x if weight is None or not x.is_floating_point() else x.to(weight.dtype)
 
 
-def is_array(given: str | None) -> bool:
+def is_array_file(given: str | None) -> bool:
     """Whether the input is a file of numbers, not a picture."""
     return given is not None and given.endswith(".npy")
 
@@ -181,7 +185,7 @@ def warn(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
 
 
-def warn_of_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
+def warn_about_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
     """Of one that nobody has trained, or of which nobody says so, or how its pictures are to be scaled."""
     name = escape(loaded.name)
     if loaded.trained is False:
@@ -201,7 +205,7 @@ def read_array(path: Path) -> Tensor:
     import numpy as np
 
     if not path.is_file():
-        raise LoadError(missing(path))
+        raise LoadError(missing_path(path))
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, ValueError, TypeError, EOFError) as error:
@@ -236,7 +240,7 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
 def _text(explanation: Explanation) -> dict[str, Any]:
     """The tokens of the first text and their relevance; of several beside one picture, the text that has most."""
     name, rows = next(iter(explanation.tokens.items()))
-    relevance = tensors(explanation.relevance)[name]
+    relevance = named_leaves(explanation.relevance)[name]
     row = 0 if len(rows) == len(explanation) else int(relevance.abs().sum(1).argmax())
     return {"tokens": rows[row], "scores": relevance[row].tolist()}
 
@@ -246,7 +250,7 @@ def _print(report: dict[str, Any]) -> None:
     if "tokens" in report:
         from whence.plotting import token_text
 
-        console.print(token_text.terminal(*token_text.gathered(report["tokens"], torch.tensor(report["scores"]))))
+        console.print(token_text.terminal_text(*token_text.merge_runs(report["tokens"], torch.tensor(report["scores"]))))
         console.print()
     named = "a text" if "tokens" in report and not report["photo"] else report["input"]
     parts = [part for part in ("relevance", "absorbed", "baseline") if report[part] is not None]
@@ -263,5 +267,5 @@ def _print(report: dict[str, Any]) -> None:
     if report["caution"]:
         warn(report["caution"])
     if len(parts) > 1:
-        console.print(f"output = {' + '.join(SOURCES[part] for part in parts)}")
+        console.print(f"output = {' + '.join(PART_LABELS[part] for part in parts)}")
     console.print(f"the picture lies in {report['picture']}", markup=False)

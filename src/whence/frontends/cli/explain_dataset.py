@@ -8,12 +8,12 @@ import torch
 import typer
 from rich.console import Console
 
-from whence.errors import InputError, counted
-from whence.frontends.cli.explain import warn_of_model
+from whence.errors import InputError, count_noun
+from whence.frontends.cli.explain import warn_about_model
 from whence.frontends.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights, check_device
-from whence.frontends.common.data import DATA_HELP, name_of, read_data, warn_of_failures
-from whence.frontends.common.methods import PRESETS, configured
-from whence.methods.registry import METHODS, check_name
+from whence.frontends.common.data import DATA_HELP, read_data, sample_name, warn_about_failures
+from whence.frontends.common.methods import PRESETS, make_method
+from whence.methods.registry import METHODS, check_method_name
 from whence.stores.explain_dataset import SHARD_SIZE, explain_dataset as run
 
 
@@ -44,7 +44,7 @@ def explain_dataset(
     """Explain a whole data set, into a store. A run that was killed goes on where it was."""
     from whence.models.registry import load_model
 
-    check_name(method)
+    check_method_name(method)
     check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
     if loaded.both is not None or loaded.text is not None:
@@ -54,18 +54,20 @@ def explain_dataset(
     first = torch.zeros(1, loaded.preprocessing.channels, *(loaded.preprocessing.size or (1, 1)))
     found = run(
         loaded.model, samples, store,
-        method=configured(method, rules, loaded, first, bounded), targets=int(targets) if targets.isdecimal() else targets,
+        method=make_method(method, rules, loaded, first, bounded), targets=int(targets) if targets.isdecimal() else targets,
         layers=layer or (), reduce="none" if full else "channels", shard=shard, shard_size=shard_size, batch_size=batch_size,
         engine=engine, address=address, class_names=loaded.classes,
     )  # fmt: skip
-    failures = [{"sample": name_of(samples, f["index"]), "message": f["message"]} for f in found.failures]
+    failures = [{"sample": sample_name(samples, f["index"]), "message": f["message"]} for f in found.failures]
     if as_json:
         about = {"model": loaded.name, "trained": loaded.trained, "samples": len(found), "missing_shards": found.missing}
         print(json.dumps(about | {"failures": failures, "store": str(store)}))
         return
-    warn_of_model(loaded)
-    warn_of_failures([f"{failure['sample']}: {failure['message']}" for failure in failures])
+    warn_about_model(loaded)
+    warn_about_failures([f"{failure['sample']}: {failure['message']}" for failure in failures])
     console = Console(highlight=False, soft_wrap=True)
     rest = f", {len(found.missing)} shards are left to other jobs" if found.missing else ""
-    console.print(f"{len(found)} of {counted(found.manifest.count, 'sample')} of {loaded.name} explained{rest}", markup=False)
+    console.print(
+        f"{len(found)} of {count_noun(found.manifest.count, 'sample')} of {loaded.name} explained{rest}", markup=False
+    )
     console.print(f"the store lies in {store}; whence audit {store}", markup=False)

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.core.trees import described
+from whence.core.trees import short_repr
 from whence.exporting.program import export as run
 from whence.exporting.program_files import check_writable
 from whence.exporting.signature import signature
-from whence.frontends.cli.explain import is_array, named, read_input, warn_of_model
+from whence.frontends.cli.explain import class_index, is_array_file, read_input, warn_about_model
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.frontends.cli.tables import print_table
-from whence.frontends.common.methods import PRESETS, check_rules, configured
+from whence.frontends.common.methods import PRESETS, check_rules, make_method
 
 
 def export(
@@ -44,17 +44,17 @@ def export(
     check_writable(out, compiled)
     loaded = load_model(model, weights, size=size)
     x = read_input(input, loaded, sample, "export")
-    chosen = configured(method, rules, loaded, x, is_picture=not is_array(input))
-    program = run(loaded.model, x, named(target, loaded), method=chosen, out=out, compiled=compiled)
+    chosen = make_method(method, rules, loaded, x, is_picture=not is_array_file(input))
+    program = run(loaded.model, x, class_index(target, loaded), method=chosen, out=out, compiled=compiled)
     takes, gives = signature(program)
     if as_json:
-        about: dict[str, Any] = {"model": loaded.name, "trained": loaded.trained, "method": described(chosen)}
+        about: dict[str, Any] = {"model": loaded.name, "trained": loaded.trained, "method": short_repr(chosen)}
         print(json.dumps(about | {"file": str(out), "takes": takes, "gives": gives}))
         return
-    warn_of_model(loaded, not is_array(input))
+    warn_about_model(loaded, not is_array_file(input))
     console = Console(highlight=False, soft_wrap=True)
     rows = [
         [side, name, str(shape)] for side, tensors in (("takes", takes), ("gives", gives)) for name, shape in tensors.items()
     ]
-    print_table(console, ["", "tensor", "shape"], rows, f"{described(chosen)} of {loaded.name}")
+    print_table(console, ["", "tensor", "shape"], rows, f"{short_repr(chosen)} of {loaded.name}")
     console.print(f"the explainer lies in {out} ({out.stat().st_size / 2**20:.1f} MiB)", markup=False)

@@ -11,7 +11,7 @@ from whence.errors import InputError
 from whence.frontends.cli.options import Size
 from whence.frontends.cli.tables import print_table
 
-MOST = 100  # names of one source that are listed without being asked for
+MAX_NAMES = 100  # names of one source that are listed without being asked for
 
 
 def models(
@@ -25,17 +25,17 @@ def models(
     if layers is not None:
         _list_layers(layers, contains, size)
         return
-    from whence.models.registry import available
+    from whence.models.registry import available_models
 
     if ".py:" in contains:
         raise InputError(f"{contains} is one model; whence models --layers {contains} lists its layers")
     console = Console(highlight=False)
-    for source, names in available().items():
+    for source, names in available_models().items():
         if isinstance(names, str):
             console.print(f"[bold]{source}[/]: {escape(names)}")
             continue
         matching = [name for name in names if contains.lower() in f"{source}:{name}".lower()]
-        shown = matching if contains or len(matching) <= MOST else matching[:20]
+        shown = matching if contains or len(matching) <= MAX_NAMES else matching[:20]
         more = f", {len(matching) - len(shown)} more: whence models PART" if len(shown) < len(matching) else ""
         if matching:
             console.print(f"[bold]{source}[/] ({len(matching)}{more})")

@@ -10,21 +10,21 @@ import typer
 from rich.console import Console
 
 from whence.errors import InputError, RuleError
-from whence.frontends.cli.explain import named, read_array, warn, warn_of_model
+from whence.frontends.cli.explain import class_index, read_array, warn, warn_about_model
 from whence.frontends.cli.options import Device, Json, Weights
 from whence.frontends.cli.tables import print_table
-from whence.plotting.drawable import PICTURES, writable, written
+from whence.plotting.drawable import PICTURE_SUFFIXES, atomic_write, check_writable
 from whence.prototypes.activation_maximization import prototype as run
 from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixels
 from whence.prototypes.priors import L2, CodeSpace
-from whence.prototypes.prototypes import side_by_side
+from whence.prototypes.prototypes import compare_priors
 from whence.prototypes.top_samples import top_samples
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
     from whence.prototypes.prototypes import Prototypes
 
-IMAGES = {"pixels": Pixels, "fourier": Fourier, "maco": MACO, "cppn": CPPN}
+PARAMETERIZATIONS = {"pixels": Pixels, "fourier": Fourier, "maco": MACO, "cppn": CPPN}
 PRIORS = ("none", "l2", "expert", "decoder")
 STRENGTHS = {"l2": 0.3, "expert": 0.3, "decoder": 0.1}
 
@@ -45,7 +45,7 @@ def prototype(
     ] = None,
     prior: Annotated[str | None, typer.Option(help="none, l2, and for digits expert or decoder.")] = None,
     strength: Annotated[float | None, typer.Option(help="Of the prior.")] = None,
-    image: Annotated[str | None, typer.Option(help=f"How the picture is written down: {', '.join(IMAGES)}.")] = None,
+    image: Annotated[str | None, typer.Option(help=f"How the picture is written down: {', '.join(PARAMETERIZATIONS)}.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the picture; what the model takes if not given.")] = None,
     steps: Annotated[int, typer.Option(help="Of the search.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the start and the changes between steps.")] = 0,
@@ -58,29 +58,32 @@ def prototype(
     """
     from whence.models.registry import load_model
 
-    writable(out, (*PICTURES, ".npz", ".safetensors"))
+    check_writable(out, (*PICTURE_SUFFIXES, ".npz", ".safetensors"))
     _check(prior, strength, image, size, layer, channels)
     loaded = load_model(model, weights, device=device)
     if loaded.text is not None:
         raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
-    concepts = _concepts(target, layer, channels, loaded)
+    concepts = _parse_concepts(target, layer, channels, loaded)
     settings: dict[str, Any] = {"steps": steps, "seed": seed}
-    if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURES:
-        found = {name: search(loaded, concepts, name, strength, None, size, settings) for name in ("l2", "expert", "decoder")}
-        drawn = side_by_side(found)
-        with written(out) as beside_it:
+    if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURE_SUFFIXES:
+        found = {
+            name: search_prototypes(loaded, concepts, name, strength, None, size, settings)
+            for name in ("l2", "expert", "decoder")
+        }
+        drawn = compare_priors(found)
+        with atomic_write(out) as beside_it:
             drawn.savefig(beside_it)
     else:
         name = prior or "none"
-        prototypes = search(loaded, concepts, name, strength, image, size, settings)
-        prototypes = prototypes if beside is None else _beside(prototypes, loaded, concepts, beside)
+        prototypes = search_prototypes(loaded, concepts, name, strength, image, size, settings)
+        prototypes = prototypes if beside is None else _with_samples(prototypes, loaded, concepts, beside)
         prototypes.save(out)
         found = {name: prototypes}
     report = {"model": loaded.name, "trained": loaded.trained, "picture": str(out), "prototypes": _report(found)}
     if as_json:
         print(json.dumps(report))
     else:
-        warn_of_model(loaded)
+        warn_about_model(loaded)
         _print(report)
 
 
@@ -93,13 +96,13 @@ def _check(
         raise RuleError("--strength is that of a prior; choose one by --prior")
     if prior not in (None, *PRIORS):
         raise RuleError(f"no prior {prior!r}; choose from {', '.join(PRIORS)}")
-    if image not in (None, *IMAGES):
-        raise RuleError(f"no image {image!r}; choose from {', '.join(IMAGES)}")
+    if image not in (None, *PARAMETERIZATIONS):
+        raise RuleError(f"no image {image!r}; choose from {', '.join(PARAMETERIZATIONS)}")
     if size is not None and size < 1:
         raise InputError(f"--size {size}; give at least 1")
 
 
-def _concepts(target: str | None, layer: str | None, channels: str | None, loaded: "LoadedModel") -> list[Any]:
+def _parse_concepts(target: str | None, layer: str | None, channels: str | None, loaded: "LoadedModel") -> list[Any]:
     if layer is not None and target is not None:
         raise RuleError("give --target or --layer, not both")
     if layer is not None:
@@ -116,11 +119,11 @@ def _concepts(target: str | None, layer: str | None, channels: str | None, loade
         if dash and first.isdecimal() and last.isdecimal():
             classes.extend(range(int(first), int(last) + 1))
         else:
-            classes.append(named(part.strip(), loaded))
+            classes.append(class_index(part.strip(), loaded))
     return classes
 
 
-def search(
+def search_prototypes(
     loaded: "LoadedModel",
     concepts: list[Any],
     prior: str,
@@ -136,7 +139,7 @@ def search(
     height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
     shape = (preprocessing.channels, height, width)
     bounds = preprocessing.bounds
-    written = IMAGES[image](*bounds) if image else default_image(prior, shape, bounds)
+    written = PARAMETERIZATIONS[image](*bounds) if image else default_image(prior, shape, bounds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # told from the note
         found = run(
@@ -173,7 +176,7 @@ def _prior(name: str, loaded: "LoadedModel", strength: float | None) -> Any:
     return CodeSpace(digit_decoder(), STRENGTHS["decoder"] if strength is None else strength)
 
 
-def _beside(found: "Prototypes", loaded: "LoadedModel", concepts: list[Any], data: Path) -> "Prototypes":
+def _with_samples(found: "Prototypes", loaded: "LoadedModel", concepts: list[Any], data: Path) -> "Prototypes":
     samples = read_array(data)
     top = top_samples(loaded.model, concepts, samples, n=min(9, len(samples)))
     return found.beside(samples[top.indices])

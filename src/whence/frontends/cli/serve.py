@@ -34,20 +34,20 @@ def serve(
 
         from whence.frontends.web.app import create_app
         from whence.frontends.web.middleware import LOOPBACK
-        from whence.frontends.web.served_models import Served
+        from whence.frontends.web.served_models import ServerConfig
     except ImportError as error:
         raise MissingPackageError(f"{error.name} is not installed; pip install 'whence[web]'") from error
     token = None if host in LOOPBACK else secrets.token_urlsafe(24)
     for folder in store or []:
         open_store(folder)  # which raises here what is wrong with it
-    served = Served(_with_weights(model or ["digits"], weights or []), data, [str(folder) for folder in store or []])
+    served = ServerConfig(_pair_weights(model or ["digits"], weights or []), data, [str(folder) for folder in store or []])
     app = create_app(served, host, port, token, seconds=seconds)
     address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
     Console(highlight=False, soft_wrap=True).print(f"whence listens at {address} (Ctrl-C ends it)", markup=False)
     uvicorn.run(app, host=host.strip("[]"), port=port, log_level="warning", server_header=False)
 
 
-def _with_weights(models: list[str], weights: list[str]) -> list[tuple[str, str | None]]:
+def _pair_weights(models: list[str], weights: list[str]) -> list[tuple[str, str | None]]:
     from whence.models.registry import load_model
 
     twice = next((name for name in models if models.count(name) > 1), None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from whence.errors import InputError, LoadError
-from whence.frontends.cli.explain import is_array, read_array, warn
+from whence.frontends.cli.explain import is_array_file, read_array, warn
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -21,35 +21,35 @@ DATA_HELP = (
 
 def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int | None = None) -> Any:
     """Samples, with their labels where they are known: a data set or `(x, y)`."""
-    from whence.models.image_folders import Folder, read_arrays
+    from whence.models.image_folders import ImageFolder, read_arrays
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}; give at least 1")
     if given is None:
-        return _cut(_bundled(loaded, command), limit)
+        return _limit(_bundled_digits(loaded, command), limit)
     path = Path(given)
     if path.is_dir():
-        found = Folder.of(path, loaded.preprocessing, loaded.classes)
+        found = ImageFolder.of(path, loaded.preprocessing, loaded.classes)
         return found if limit is None else found.first(limit)
     if not path.is_file():
         raise LoadError(f"no folder or file {given}")
     if loaded.text is not None:
-        return _texts(path, loaded, limit)
-    if is_array(given):
-        return _cut((read_array(path), None), limit)
+        return _read_texts(path, loaded, limit)
+    if is_array_file(given):
+        return _limit((read_array(path), None), limit)
     if path.suffix == ".npz":
-        return _cut(read_arrays(path, loaded.preprocessing), limit)
+        return _limit(read_arrays(path, loaded.preprocessing), limit)
     raise LoadError(f"{given} is no folder of pictures, .npz or .npy")
 
 
-def name_of(samples: Any, number: int) -> str:
+def sample_name(samples: Any, number: int) -> str:
     """The file of a sample, or its number where it has none."""
-    from whence.models.image_folders import Folder
+    from whence.models.image_folders import ImageFolder
 
-    return samples.name(number) if isinstance(samples, Folder) else str(number)
+    return samples.name(number) if isinstance(samples, ImageFolder) else str(number)
 
 
-def warn_of_failures(failures: Sequence[str]) -> None:
+def warn_about_failures(failures: Sequence[str]) -> None:
     """The first few, and how many more."""
     for failure in failures[:MOST_NAMED]:
         warn(failure)
@@ -57,7 +57,7 @@ def warn_of_failures(failures: Sequence[str]) -> None:
         warn(f"and {len(failures) - MOST_NAMED} more that failed")
 
 
-def _bundled(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:
+def _bundled_digits(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:
     from whence.models.digits import digit_samples
     from whence.models.registry import BUNDLED
 
@@ -66,7 +66,7 @@ def _bundled(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:
     return digit_samples()
 
 
-def _texts(path: Path, loaded: "LoadedModel", limit: int | None) -> Any:
+def _read_texts(path: Path, loaded: "LoadedModel", limit: int | None) -> Any:
     """Texts of a file, a line each, padded to the longest."""
     import torch
 
@@ -87,6 +87,6 @@ def _texts(path: Path, loaded: "LoadedModel", limit: int | None) -> Any:
     return {name: padded(name) for name in read[0]}, None
 
 
-def _cut(data: tuple[Any, Any], limit: int | None) -> tuple[Any, Any]:
+def _limit(data: tuple[Any, Any], limit: int | None) -> tuple[Any, Any]:
     x, y = data
     return x[:limit], None if y is None else y[:limit]

@@ -15,39 +15,39 @@ from pydantic import BaseModel
 
 from whence.errors import WhenceError
 from whence.frontends.web import handlers, reports, search_handlers, tiny_network
-from whence.frontends.web.middleware import LOOPBACK, Guard
+from whence.frontends.web.middleware import LOOPBACK, SecurityMiddleware
 from whence.frontends.web.schemas import (
-    AttackQuestion,
-    AuditQuestion,
-    EvaluationQuestion,
-    FileQuestion,
-    PartQuestion,
-    PrototypeQuestion,
-    Question,
-    StepQuestion,
+    AttackRequest,
+    AuditRequest,
+    ChannelRequest,
+    DownloadRequest,
+    EvaluationRequest,
+    ExplainRequest,
+    PrototypeRequest,
+    StepRequest,
 )
-from whence.frontends.web.served_models import Served
-from whence.frontends.web.worker_pool import Workers
-from whence.plotting.html_pages import page
+from whence.frontends.web.served_models import ServerConfig
+from whence.frontends.web.worker_pool import WorkerPool
+from whence.plotting.html_pages import render_page
 
 PAGES = {"/": "index.html"} | {f"/{name}.html": f"{name}.html" for name in ("index", "flow", "prototypes", "reports")}
-MOST_REPORTS = 16  # kept for the page to show
-OF_REPORTS = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
-MEDIA = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
-ANSWERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each computed in a process of its own
-    "explain": (Question, handlers.explained),
-    "layers": (Question, handlers.layers),
-    "through": (PartQuestion, handlers.through),
-    "channel": (PartQuestion, search_handlers.channel),
-    "attack": (AttackQuestion, search_handlers.attacked),
-    "prototypes": (PrototypeQuestion, search_handlers.prototypes),
-    "steps": (StepQuestion, tiny_network.steps),
+MAX_REPORTS = 16  # kept for the page to show
+REPORT_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
+MEDIA_TYPES = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
+HANDLERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each computed in a process of its own
+    "explain": (ExplainRequest, handlers.explain_handler),
+    "layers": (ExplainRequest, handlers.layers_handler),
+    "through": (ChannelRequest, handlers.channel_handler),
+    "channel": (ChannelRequest, search_handlers.concept_handler),
+    "attack": (AttackRequest, search_handlers.attack_handler),
+    "prototypes": (PrototypeRequest, search_handlers.prototypes_handler),
+    "steps": (StepRequest, tiny_network.steps_handler),
 }
-asked = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api")
 
 
 def create_app(
-    served: Served,
+    served: ServerConfig,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
@@ -61,114 +61,114 @@ def create_app(
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        app.state.workers, app.state.served, app.state.reports = Workers(served, workers, seconds), served, OrderedDict()
+        app.state.workers, app.state.served, app.state.reports = WorkerPool(served, workers, seconds), served, OrderedDict()
         try:
             yield
         finally:
             app.state.workers.close()
 
-    handlers: Any = {WhenceError: _told, RequestValidationError: _named}
+    handlers: Any = {WhenceError: _error_response, RequestValidationError: _validation_response}
     app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
-    app.include_router(asked)
-    app.get("/look.css")(look)
+    app.include_router(router)
+    app.get("/look.css")(stylesheet)
     for address, name in PAGES.items():
-        app.api_route(address, methods=["GET", "HEAD"])(_showing(page(name, "whence.frontends.web")))
+        app.api_route(address, methods=["GET", "HEAD"])(_serve_text(render_page(name, "whence.frontends.web")))
     app.mount("/", StaticFiles(directory=str(resources.files("whence.frontends.web") / "static")))
     names = LOOPBACK if host in LOOPBACK else (*LOOPBACK, host)
     hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())  # which browsers leave out
-    return Guard(app, frozenset(hosts), token)
+    return SecurityMiddleware(app, frozenset(hosts), token)
 
 
-@asked.get("/models")
+@router.get("/models")
 async def models(request: Request) -> list[dict[str, Any]]:
-    return await _answer(request, handlers.about, None)
+    return await _compute(request, handlers.describe_models, None)
 
 
-@asked.get("/digits")
+@router.get("/digits")
 def digits() -> list[dict[str, Any]]:
-    return handlers.digits()
+    return handlers.digits_handler()
 
 
-@asked.get("/ways")
+@router.get("/ways")
 def ways() -> list[str]:
-    return tiny_network.ways()
+    return tiny_network.constructions()
 
 
-@asked.get("/stores")
+@router.get("/stores")
 def stores(request: Request) -> list[str]:
     return list(request.app.state.served.stores)
 
 
-@asked.get("/measures")
+@router.get("/measures")
 def measures() -> dict[str, list[str]]:
-    return reports.measures()
+    return reports.available_metrics()
 
 
-@asked.post("/evaluation")
-async def evaluation(question: EvaluationQuestion, request: Request) -> dict[str, str]:
-    return _kept(request, await _answer(request, reports.evaluated, question))
+@router.post("/evaluation")
+async def evaluation(question: EvaluationRequest, request: Request) -> dict[str, str]:
+    return _store_report(request, await _compute(request, reports.evaluation_report, question))
 
 
-@asked.post("/audit")
-async def audit(question: AuditQuestion, request: Request) -> dict[str, str]:
-    return _kept(request, await _answer(request, reports.audited, question))
+@router.post("/audit")
+async def audit(question: AuditRequest, request: Request) -> dict[str, str]:
+    return _store_report(request, await _compute(request, reports.audit_report, question))
 
 
-@asked.get("/reports/{number}")
+@router.get("/reports/{number}")
 def report(number: str, request: Request) -> Response:
     found = request.app.state.reports.get(number)
     if found is None:
         return JSONResponse({"error": "that report is no longer kept; make it again"}, status_code=404)
-    return HTMLResponse(found, headers={"content-security-policy": OF_REPORTS})
+    return HTMLResponse(found, headers={"content-security-policy": REPORT_CSP})
 
 
-@asked.post("/download")
-async def download(question: FileQuestion, request: Request) -> Response:
-    found = await _answer(request, handlers.written, question)
-    return Response(found, media_type=MEDIA[question.format], headers={"content-disposition": "attachment"})
+@router.post("/download")
+async def download(question: DownloadRequest, request: Request) -> Response:
+    found = await _compute(request, handlers.download_handler, question)
+    return Response(found, media_type=MEDIA_TYPES[question.format], headers={"content-disposition": "attachment"})
 
 
-def _showing(text: str) -> Callable[[], HTMLResponse]:
+def _serve_text(text: str) -> Callable[[], HTMLResponse]:
     return lambda: HTMLResponse(text)
 
 
-def _answering(form: type[BaseModel], answer: Callable[[Any], Any]) -> Callable[..., Any]:
+def _make_endpoint(form: type[BaseModel], answer: Callable[[Any], Any]) -> Callable[..., Any]:
     """What an address does, its question of a form that FastAPI reads from the annotation."""
 
     async def answering(question: Any, request: Request) -> Any:
-        return await _answer(request, answer, question)
+        return await _compute(request, answer, question)
 
     answering.__annotations__["question"] = form
     return answering
 
 
-def look() -> FileResponse:
+def stylesheet() -> FileResponse:
     """What the page and the reports have in common."""
     return FileResponse(str(resources.files("whence.plotting") / "templates" / "look.css"), media_type="text/css")
 
 
-def _kept(request: Request, text: str) -> dict[str, str]:
+def _store_report(request: Request, text: str) -> dict[str, str]:
     """Where a report can be opened, and saved from: the last few are kept in memory."""
     reports, number = request.app.state.reports, token_hex(8)
     reports[number] = text
-    while len(reports) > MOST_REPORTS:
+    while len(reports) > MAX_REPORTS:
         reports.popitem(last=False)
     return {"address": f"api/reports/{number}"}
 
 
-async def _answer(request: Request, answer: Callable[..., Any], question: Any) -> Any:
+async def _compute(request: Request, answer: Callable[..., Any], question: Any) -> Any:
     return await request.app.state.workers.ask(answer, question)
 
 
-async def _told(request: Request, error: WhenceError) -> JSONResponse:
+async def _error_response(request: Request, error: WhenceError) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=422)
 
 
-async def _named(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _validation_response(request: Request, error: RequestValidationError) -> JSONResponse:
     """Which part of the question is wrong; the question itself, which may be large, does not come back."""
     wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'question'}: {one['msg']}" for one in error.errors()]
     return JSONResponse({"error": "; ".join(wrong[:5])}, status_code=422)
 
 
-for _path, (_form, _give) in ANSWERS.items():
-    asked.post(f"/{_path}")(_answering(_form, _give))
+for _path, (_form, _give) in HANDLERS.items():
+    router.post(f"/{_path}")(_make_endpoint(_form, _give))

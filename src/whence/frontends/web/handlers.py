@@ -9,15 +9,22 @@ import torch
 from torch import Tensor
 
 from whence.core.explain import explain
-from whence.core.trees import tensors
+from whence.core.trees import named_leaves
 from whence.errors import InputError
 from whence.frontends.common.methods import PRESETS
-from whence.frontends.web.images import packed, shown
-from whence.frontends.web.resolve import answered, explainer, method_of, read, target_of, told
-from whence.frontends.web.schemas import FileQuestion, PartQuestion, Question, Settings
-from whence.frontends.web.served_models import Served, models, shape
-from whence.mechanistic.channel_relevance import channels_last, strongest
-from whence.methods.layer_reader import layer_shapes, leaves
+from whence.frontends.web.images import pack_tensor, tensor_to_png
+from whence.frontends.web.resolve import (
+    describe_prediction,
+    explain_question,
+    make_question_method,
+    make_target,
+    read_question,
+    replaying_explainer,
+)
+from whence.frontends.web.schemas import ChannelRequest, DownloadRequest, ExplainRequest, RuleSettings
+from whence.frontends.web.served_models import ServerConfig, input_shape, models
+from whence.mechanistic.channel_relevance import relevance_channels_last, top_channels
+from whence.methods.layer_reader import layer_shapes, leaf_layers
 from whence.methods.registry import METHODS
 from whence.models.digits import digit_samples
 from whence.models.registry import BUNDLED
@@ -25,17 +32,17 @@ from whence.models.registry import BUNDLED
 CHANNELS_SHOWN = 12
 
 
-def begin(served: Served) -> None:
+def initialize_worker(served: ServerConfig) -> None:
     """What a process does first."""
     torch.set_num_threads(1)
     models.served = served
     for name, _ in served.models:
         loaded = models[name]
         if loaded.name in BUNDLED:  # the first explanation writes the graph that the others replay
-            explainer(name, "lrp", Settings().model_dump_json())(torch.zeros(1, *shape(loaded)) + 0.5)
+            replaying_explainer(name, "lrp", RuleSettings().model_dump_json())(torch.zeros(1, *input_shape(loaded)) + 0.5)
 
 
-def about(_: None) -> list[dict[str, Any]]:
+def describe_models(_: None) -> list[dict[str, Any]]:
     """What there is to ask."""
     return [
         {
@@ -51,55 +58,55 @@ def about(_: None) -> list[dict[str, Any]]:
     ]
 
 
-def explained(question: Question) -> dict[str, Any]:
+def explain_handler(question: ExplainRequest) -> dict[str, Any]:
     """Why this output?"""
-    loaded, x = read(question)
-    e = answered(question, loaded, x)
-    found = told(loaded, x, e)
-    for name, relevance in tensors(e.relevance).items():
-        found["relevance"] = packed(relevance[0].sum(0) if relevance.dim() == 4 else relevance[0])
+    loaded, x = read_question(question)
+    e = explain_question(question, loaded, x)
+    found = describe_prediction(loaded, x, e)
+    for name, relevance in named_leaves(e.relevance).items():
+        found["relevance"] = pack_tensor(relevance[0].sum(0) if relevance.dim() == 4 else relevance[0])
         if loaded.text is None:
-            found["picture"] = shown(tensors(e.inputs)[name][0], loaded.preprocessing)
+            found["picture"] = tensor_to_png(named_leaves(e.inputs)[name][0], loaded.preprocessing)
     if loaded.text is not None:
         found["tokens"] = e.with_tokens(loaded.text.tokenizer).tokens_of(0)
     return found
 
 
-def layers(question: Question) -> dict[str, Any]:
+def layers_handler(question: ExplainRequest) -> dict[str, Any]:
     """Where relevance is, layer by layer, from the input up."""
-    loaded, x = read(question)
+    loaded, x = read_question(question)
     shapes = {name: shape for name, shape in layer_shapes(loaded.model, x).items() if len(shape) == 4 and shape[0] == 1}
-    names = leaves(shapes)
-    e = answered(question, loaded, x, names)
+    names = leaf_layers(shapes)
+    e = explain_question(question, loaded, x, names)
     found = []
     for name in names:
-        r = channels_last(loaded.model, e, name)[0]
-        channels = _strongest(r.flatten(0, 1).sum(0), float(e.output))
-        about = {"name": name, "kind": _kind(loaded.model, name), "shape": list(shapes[name][1:])}
-        found.append(about | {"map": packed(r.sum(-1)), "channels": channels})
-    return told(loaded, x, e) | {"layers": found}
+        r = relevance_channels_last(loaded.model, e, name)[0]
+        channels = _top_channels(r.flatten(0, 1).sum(0), float(e.output))
+        about = {"name": name, "kind": _module_type(loaded.model, name), "shape": list(shapes[name][1:])}
+        found.append(about | {"map": pack_tensor(r.sum(-1)), "channels": channels})
+    return describe_prediction(loaded, x, e) | {"layers": found}
 
 
-def through(question: PartQuestion) -> dict[str, Any]:
+def channel_handler(question: ChannelRequest) -> dict[str, Any]:
     """What flows through one channel, as a heatmap of the input."""
-    loaded, x = read(question)
+    loaded, x = read_question(question)
     if question.channel is None:
         raise InputError("which channel?")
-    e = explain(loaded.model, x, target_of(question, loaded), method=method_of(question, loaded, x),
+    e = explain(loaded.model, x, make_target(question, loaded), method=make_question_method(question, loaded, x),
                 through={question.layer: question.channel}, progress=False)  # fmt: skip
-    return {"relevance": packed(e.relevance[0].sum(0)), "amount": float(e.conservation.output), "output": float(e.output)}
+    return {"relevance": pack_tensor(e.relevance[0].sum(0)), "amount": float(e.conservation.output), "output": float(e.output)}
 
 
-def written(question: FileQuestion) -> bytes:
+def download_handler(question: DownloadRequest) -> bytes:
     """The explanation as a file's bytes."""
-    loaded, x = read(question)
-    e = answered(question, loaded, x)
+    loaded, x = read_question(question)
+    e = explain_question(question, loaded, x)
     e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
     with TemporaryDirectory() as folder:
         return e.save(Path(folder) / f"explanation.{question.format}").read_bytes()
 
 
-def digits() -> list[dict[str, Any]]:
+def digits_handler() -> list[dict[str, Any]]:
     """Some to begin with."""
     x, y = digit_samples()
     pixels = (x * 255).round().byte().flatten(1)
@@ -109,10 +116,10 @@ def digits() -> list[dict[str, Any]]:
     ]
 
 
-def _strongest(relevance: Tensor, output: float) -> list[dict[str, Any]]:
-    chosen = strongest(relevance, CHANNELS_SHOWN, output)
+def _top_channels(relevance: Tensor, output: float) -> list[dict[str, Any]]:
+    chosen = top_channels(relevance, CHANNELS_SHOWN, output)
     return [{"channel": c, "share": float(relevance[c]) / output if output else 0.0} for c in chosen]
 
 
-def _kind(model: Any, name: str) -> str:
+def _module_type(model: Any, name: str) -> str:
     return type(model.get_submodule(name)).__name__

@@ -13,12 +13,12 @@ from torch import Tensor
 from whence.errors import InputError, first_line
 from whence.models.preprocessing import Preprocessing
 
-KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MOST_BYTES = 8 * 2**20
-MOST_PIXELS = 40_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 8 * 2**20
+MAX_PIXELS = 40_000_000
 
 
-def decoded(encoded: str) -> bytes:
+def decode_base64(encoded: str) -> bytes:
     """The bytes that were sent."""
     try:
         return base64.b64decode(encoded, validate=True)
@@ -26,33 +26,33 @@ def decoded(encoded: str) -> bytes:
         raise InputError("the picture did not arrive whole; send it again") from error
 
 
-def opened(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """A picture of a kind that is known, as its maker meant it to be seen."""
-    if len(data) > MOST_BYTES:
-        raise InputError(f"the picture has {len(data) / 2**20:.0f} MiB; send one of at most {MOST_BYTES // 2**20} MiB")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"the picture has {len(data) / 2**20:.0f} MiB; send one of at most {MAX_BYTES // 2**20} MiB")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=KINDS) as image:
-                if image.width * image.height > MOST_PIXELS:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
                     raise InputError(f"the picture has {image.width} × {image.height} pixels; send a smaller one")
                 image.load()
                 return ImageOps.exif_transpose(image)
     except InputError:
         raise
     except Exception as error:  # whatever decoders raise on what is no picture
-        raise InputError(f"no picture that can be read ({', '.join(KINDS)}): {first_line(error)}") from error
+        raise InputError(f"no picture that can be read ({', '.join(FORMATS)}): {first_line(error)}") from error
 
 
-def drawn(encoded: str) -> Tensor:
+def drawing_to_tensor(encoded: str) -> Tensor:
     """A drawing of 28 × 28 bytes as a digit, `[1, 1, 28, 28]` in [0, 1]."""
-    data = decoded(encoded)
+    data = decode_base64(encoded)
     if len(data) != 28 * 28:
         raise InputError(f"a drawing has {28 * 28} bytes, not {len(data)}")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, 1, 28, 28) / 255
 
 
-def shown(x: Tensor, preprocessing: Preprocessing) -> str:
+def tensor_to_png(x: Tensor, preprocessing: Preprocessing) -> str:
     """What the model is given of a picture `[C, H, W]`, as a PNG in base64."""
     low, high = (bound.to(x) for bound in preprocessing.bounds)
     pixels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -61,7 +61,7 @@ def shown(x: Tensor, preprocessing: Preprocessing) -> str:
     return base64.b64encode(written.getvalue()).decode()
 
 
-def packed(t: Tensor) -> dict:
+def pack_tensor(t: Tensor) -> dict:
     """Numbers as they travel: the shape, and float32 in base64."""
     array = t.detach().float().cpu().contiguous().numpy().astype("<f4")
     return {"shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}

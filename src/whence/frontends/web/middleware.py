@@ -14,7 +14,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "whence_token"
-MOST_BYTES = 13 * 2**20  # of a request: a picture in base64, and what is asked of it
+MAX_BODY_BYTES = 13 * 2**20  # of a request: a picture in base64, and what is asked of it
 HEADERS = [
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -24,7 +24,7 @@ HEADERS = [
 ]
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is not answered."""
 
     def __init__(self, status: int, why: str):
@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Guard:
+class SecurityMiddleware:
     """ASGI middleware in front of everything. Other hosts' names (DNS rebinding), other origins' requests (CSRF), and bodies
     larger than a picture are refused; `token` is asked for where the server listens to others than this machine."""
 
@@ -53,31 +53,31 @@ class Guard:
                 if self._brings_token(scope):
                     await _redirected(scope["path"], self.token, send)
                     return
-                raise Refused(401, "open the address that `whence serve` printed, with its token")
-            await self.app(scope, _bounded(receive, given), _with_headers(send))
-        except Refused as refusal:
+                raise RequestRefused(401, "open the address that `whence serve` printed, with its token")
+            await self.app(scope, _limit_body(receive, given), _with_headers(send))
+        except RequestRefused as refusal:
             await _refused(refusal, send)
 
     def _check_origin(self, scope: Scope, given: Mapping[str, str]) -> None:
         if not self._is_own(given.get("host", "")):
-            raise Refused(421, "this server does not go by that name")
+            raise RequestRefused(421, "this server does not go by that name")
         origin = given.get("origin")
         if origin is not None and origin.split("://", 1)[-1] != given.get("host"):
-            raise Refused(403, "requests of other pages are not answered")
+            raise RequestRefused(403, "requests of other pages are not answered")
         followed = (
             scope["method"] == "GET" and given.get("sec-fetch-mode") == "navigate" and not scope["path"].startswith("/api")
         )
         if given.get("sec-fetch-site", "none") not in ("same-origin", "none") and not followed:  # a link to a page is one
-            raise Refused(403, "requests of other pages are not answered")
+            raise RequestRefused(403, "requests of other pages are not answered")
         if scope["method"] not in ("GET", "HEAD") and given.get("content-type", "").split(";")[0] != "application/json":
-            raise Refused(415, "questions are sent as application/json")
+            raise RequestRefused(415, "questions are sent as application/json")
 
     def _is_own(self, name: str) -> bool:
         """A name of ours; where a token is asked for, an address too: whom DNS is turned against asks by a name."""
         return name in self.hosts or (self.token is not None and _is_address(name))
 
     def _knows_token(self, given: Mapping[str, str]) -> bool:
-        cookie = _cookies(given).get(COOKIE)
+        cookie = _parse_cookies(given).get(COOKIE)
         bearer = given.get("authorization", "").removeprefix("Bearer ")
         return any(hmac.compare_digest(t.encode(), self._secret) for t in (bearer, "" if cookie is None else cookie.value))
 
@@ -98,7 +98,7 @@ def _is_address(name: str) -> bool:
         return False
 
 
-def _cookies(given: Mapping[str, str]) -> SimpleCookie:
+def _parse_cookies(given: Mapping[str, str]) -> SimpleCookie:
     """Those of other servers on this machine are sent too, and may be none that Python reads."""
     try:
         return SimpleCookie(given.get("cookie", ""))
@@ -116,18 +116,18 @@ def _with_headers(send: Send) -> Send:
     return with_headers
 
 
-def _bounded(receive: Receive, given: Mapping[str, str]) -> Receive:
+def _limit_body(receive: Receive, given: Mapping[str, str]) -> Receive:
     """Not more than a picture, whatever the length that was announced."""
-    if given.get("content-length", "0").isdecimal() and int(given.get("content-length", "0")) > MOST_BYTES:
-        raise Refused(413, f"send at most {MOST_BYTES // 2**20} MiB")
+    if given.get("content-length", "0").isdecimal() and int(given.get("content-length", "0")) > MAX_BODY_BYTES:
+        raise RequestRefused(413, f"send at most {MAX_BODY_BYTES // 2**20} MiB")
     came = 0
 
     async def received() -> Any:
         nonlocal came
         message = await receive()
         came += len(message.get("body", b""))
-        if came > MOST_BYTES:
-            raise Refused(413, f"send at most {MOST_BYTES // 2**20} MiB")
+        if came > MAX_BODY_BYTES:
+            raise RequestRefused(413, f"send at most {MAX_BODY_BYTES // 2**20} MiB")
         return message
 
     return received
@@ -140,7 +140,7 @@ async def _redirected(path: str, token: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _refused(refusal: Refused, send: Send) -> None:
+async def _refused(refusal: RequestRefused, send: Send) -> None:
     body = str(refusal).encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *HEADERS]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

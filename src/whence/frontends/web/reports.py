@@ -5,45 +5,43 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from whence.auditing.audit import audit
-from whence.errors import InputError, suggestion
+from whence.errors import InputError, suggest
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate
 from whence.evaluation.metrics.registry import METRICS
-from whence.frontends.cli.evaluate import first_sample, removal
-from whence.frontends.common.methods import SEVERAL, check_known, one_of_several
-from whence.frontends.web.schemas import AuditQuestion, EvaluationQuestion
+from whence.frontends.cli.evaluate import first_sample, removal_settings
+from whence.frontends.common.methods import ALL_NAMES, check_names, method_or_preset
+from whence.frontends.web.schemas import AuditRequest, EvaluationRequest
 from whence.frontends.web.served_models import models
 
 
-def measures() -> dict[str, list[str]]:
+def available_metrics() -> dict[str, list[str]]:
     """What may be evaluated, and by what; those that are evaluated if nothing is chosen first."""
     return {
-        "methods": [*USUAL, *(name for name in SEVERAL if name not in USUAL)],
+        "methods": [*USUAL, *(name for name in ALL_NAMES if name not in USUAL)],
         "metrics": [*USUAL_METRICS, *(name for name in METRICS if name not in USUAL_METRICS)],
         "usual": [*USUAL, *USUAL_METRICS],
     }
 
 
-def evaluated(question: EvaluationQuestion) -> str:
+def evaluation_report(question: EvaluationRequest) -> str:
     """The page of an evaluation on the model's data."""
-    check_known(question.methods, SEVERAL, "method")
-    check_known(question.metrics, list(METRICS), "metric")
+    check_names(question.methods, ALL_NAMES, "method")
+    check_names(question.metrics, list(METRICS), "metric")
     loaded = models[question.model]
     samples = models.data_of(question.model, question.count)
     first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
-    methods = {name: one_of_several(name, loaded, first, bounded) for name in question.methods}
-    taken_away = removal(None, None, None, loaded, question.metrics)
-    return _page(evaluate(loaded.model, samples, methods, question.metrics, progress=False, **taken_away))
+    methods = {name: method_or_preset(name, loaded, first, bounded) for name in question.methods}
+    taken_away = removal_settings(None, None, None, loaded, question.metrics)
+    return _render(evaluate(loaded.model, samples, methods, question.metrics, progress=False, **taken_away))
 
 
-def audited(question: AuditQuestion) -> str:
+def audit_report(question: AuditRequest) -> str:
     """The page of an audit of one of the stores."""
     if question.store not in models.served.stores:
-        raise InputError(
-            f"no store {question.store!r} was named at the start{suggestion(question.store, models.served.stores)}"
-        )
-    return _page(audit(question.store, layer=question.layer, by=question.by, progress=False))
+        raise InputError(f"no store {question.store!r} was named at the start{suggest(question.store, models.served.stores)}")
+    return _render(audit(question.store, layer=question.layer, by=question.by, progress=False))
 
 
-def _page(result: Any) -> str:
+def _render(result: Any) -> str:
     with TemporaryDirectory() as folder:
         return result.save(Path(folder) / "report.html").read_text(encoding="utf-8")

@@ -11,73 +11,73 @@ from whence.core.explain import explain
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
 from whence.core.targets import Logit
-from whence.errors import InputError, RuleError, TargetError, suggestion
-from whence.frontends.common.methods import PRESETS, configured
-from whence.frontends.web.images import decoded, drawn, opened
-from whence.frontends.web.schemas import Question, Settings
-from whence.frontends.web.served_models import models, shape
+from whence.errors import InputError, RuleError, TargetError, suggest
+from whence.frontends.common.methods import PRESETS, make_method
+from whence.frontends.web.images import decode_base64, drawing_to_tensor, open_image
+from whence.frontends.web.schemas import ExplainRequest, RuleSettings
+from whence.frontends.web.served_models import input_shape, models
 from whence.lrp.rules.rules import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
 from whence.methods.lrp import LRP
-from whence.methods.registry import IN_ONE_GRAPH, METHODS
+from whence.methods.registry import METHODS, SINGLE_GRAPH_METHODS
 from whence.models.registry import BUNDLED, LoadedModel
 
 CLASSES_SHOWN = 10
 
 
-def read(question: Question) -> tuple[LoadedModel, Any]:
+def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
     """The model, and what it is given."""
     loaded = models[question.model]
     if question.drawing is not None and loaded.text is None:
-        return loaded, drawn(question.drawing)
+        return loaded, drawing_to_tensor(question.drawing)
     if question.picture is not None and loaded.text is None:
-        return loaded, loaded.preprocessing.of_image(opened(decoded(question.picture)))
+        return loaded, loaded.preprocessing.of_image(open_image(decode_base64(question.picture)))
     if question.text is not None and loaded.text is not None:
         return loaded, loaded.text.read(question.text)
     raise InputError(f"{loaded.name} reads {'a text' if loaded.text is not None else 'a picture'}, and none was sent")
 
 
-def target_of(question: Question, loaded: LoadedModel) -> Logit:
-    target, other = index_of(question.target, loaded), index_of(question.rather_than, loaded)
+def make_target(question: ExplainRequest, loaded: LoadedModel) -> Logit:
+    target, other = class_index(question.target, loaded), class_index(question.rather_than, loaded)
     if target is not None and target == other:
         raise TargetError("the class is the same as the one it is compared with; there is no difference to explain")
     return Logit(target, other, question.position)
 
 
-def index_of(given: int | str | None, loaded: LoadedModel) -> int | None:
+def class_index(given: int | str | None, loaded: LoadedModel) -> int | None:
     if given is None or isinstance(given, int):
         return given
     if given in loaded.classes:
         return list(loaded.classes).index(given)
     if loaded.text is not None and not loaded.classes:
         return loaded.text.token_id(given)
-    raise TargetError(f"{loaded.name} has no class {given!r}{suggestion(given, loaded.classes)}")
+    raise TargetError(f"{loaded.name} has no class {given!r}{suggest(given, loaded.classes)}")
 
 
-def method_of(question: Question, loaded: LoadedModel, x: Any) -> Any:
+def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) -> Any:
     settings = question.settings
     if question.method in PRESETS:
-        return configured("lrp", question.method, loaded, x, is_picture=loaded.text is None)
+        return make_method("lrp", question.method, loaded, x, is_picture=loaded.text is None)
     if question.method not in METHODS:
-        raise RuleError(f"no method {question.method!r}{suggestion(question.method, METHODS)}")
+        raise RuleError(f"no method {question.method!r}{suggest(question.method, METHODS)}")
     if question.method != "lrp" or settings.rule == "default":
-        return configured(question.method, None, loaded, x, is_picture=loaded.text is None)
-    dense, rule = Epsilon(settings.epsilon), rule_of(settings)
+        return make_method(question.method, None, loaded, x, is_picture=loaded.text is None)
+    dense, rule = Epsilon(settings.epsilon), make_rule(settings)
     kinds = {type(module) for module in loaded.model.modules()} if isinstance(loaded.model, nn.Module) else set()
     chosen = {nn.Conv1d: rule, nn.Conv2d: rule, nn.Linear: dense}
     mine: dict[Any, Any] = {kind: rule for kind, rule in chosen.items() if kind in kinds}
     return LRP(mine | LRP().rules)  # type: ignore[operator]
 
 
-def answered(question: Question, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
+def explain_question(question: ExplainRequest, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
     """Why this output?"""
-    target, method = target_of(question, loaded), method_of(question, loaded, x)
-    if loaded.name in BUNDLED and isinstance(method, IN_ONE_GRAPH):
-        replaying = explainer(question.model, question.method, question.settings.model_dump_json())
+    target, method = make_target(question, loaded), make_question_method(question, loaded, x)
+    if loaded.name in BUNDLED and isinstance(method, SINGLE_GRAPH_METHODS):
+        replaying = replaying_explainer(question.model, question.method, question.settings.model_dump_json())
         return replaying(x, target, layers=layers)
     return explain(loaded.model, x, target, method=method, layers=layers, class_names=loaded.classes, progress=False)
 
 
-def rule_of(settings: Settings) -> LinearRule:
+def make_rule(settings: RuleSettings) -> LinearRule:
     """The one that is set by hand."""
     rules = {
         "gamma": Gamma(settings.gamma),
@@ -89,15 +89,15 @@ def rule_of(settings: Settings) -> LinearRule:
 
 
 @lru_cache(maxsize=64)
-def explainer(model: str, method: str, settings: str) -> Explainer:
+def replaying_explainer(model: str, method: str, settings: str) -> Explainer:
     """One that replays, for what is asked at every stroke."""
     loaded = models[model]
-    question = Question(model=model, method=method, settings=Settings.model_validate_json(settings))
-    x = torch.zeros(1, *shape(loaded))
-    return Explainer(loaded.model, method_of(question, loaded, x), class_names=loaded.classes, capture=True)
+    question = ExplainRequest(model=model, method=method, settings=RuleSettings.model_validate_json(settings))
+    x = torch.zeros(1, *input_shape(loaded))
+    return Explainer(loaded.model, make_question_method(question, loaded, x), class_names=loaded.classes, capture=True)
 
 
-def shares_of(loaded: LoadedModel, x: Any) -> Tensor:
+def class_probabilities(loaded: LoadedModel, x: Any) -> Tensor:
     """The probability of each class, or next token, `[N, C]`."""
     with torch.no_grad():
         outputs = loaded.model(**x) if isinstance(x, dict) else loaded.model(x)
@@ -105,9 +105,9 @@ def shares_of(loaded: LoadedModel, x: Any) -> Tensor:
     return (logits[:, -1] if logits.dim() == 3 else logits).softmax(1)
 
 
-def told(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
+def describe_prediction(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
     """The prediction and the account."""
-    account, shares = e.conservation, shares_of(loaded, x)[0]
+    account, shares = e.conservation, class_probabilities(loaded, x)[0]
     likeliest = shares.topk(min(CLASSES_SHOWN, len(shares)))
     (target,) = e.target_names()
     index = e.target.index if isinstance(e.target, Logit) else e.target

@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST_TEXT = 4000  # letters
-Index = int | Annotated[str, Field(max_length=200)] | None
-Name = Annotated[str, Field(max_length=400)]
-Short = Annotated[str, Field(max_length=40)]
-Bytes = Annotated[str, Field(max_length=12 * 2**20)]  # in base64
+MAX_TEXT = 4000  # letters
+ClassReference = int | Annotated[str, Field(max_length=200)] | None
+LongName = Annotated[str, Field(max_length=400)]
+ShortName = Annotated[str, Field(max_length=40)]
+Base64Bytes = Annotated[str, Field(max_length=12 * 2**20)]  # in base64
 
 
-class Settings(BaseModel):
+class RuleSettings(BaseModel):
     """Of LRP, where its rules are set by hand."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -23,48 +23,48 @@ class Settings(BaseModel):
     part: Literal["both", "relevance", "counter-relevance"] = "both"
 
 
-class OfModel(BaseModel):
+class ModelRequest(BaseModel):
     """Something of one of the models."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    model: Name
+    model: LongName
 
 
-class Question(OfModel):
+class ExplainRequest(ModelRequest):
     """Why this output? Of one model, for a drawing, a picture or a text."""
 
     drawing: Annotated[str, Field(max_length=4096)] | None = None  # 28 × 28 bytes in base64
-    picture: Bytes | None = None  # a file
-    text: Annotated[str, Field(max_length=MOST_TEXT)] | None = None
-    target: Index = None
-    rather_than: Index = None
-    position: Annotated[int, Field(ge=-MOST_TEXT, le=MOST_TEXT)] = -1
-    method: Short = "lrp"
-    settings: Settings = Settings()
+    picture: Base64Bytes | None = None  # a file
+    text: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
+    target: ClassReference = None
+    rather_than: ClassReference = None
+    position: Annotated[int, Field(ge=-MAX_TEXT, le=MAX_TEXT)] = -1
+    method: ShortName = "lrp"
+    settings: RuleSettings = RuleSettings()
 
 
-class FileQuestion(Question):
+class DownloadRequest(ExplainRequest):
     """The explanation as a file."""
 
     format: Literal["png", "npz", "html"]
 
 
-class PartQuestion(Question):
+class ChannelRequest(ExplainRequest):
     """What flows through a layer, or through one channel of it."""
 
-    layer: Name
+    layer: LongName
     channel: Annotated[int, Field(ge=0)] | None = None
 
 
-class AttackQuestion(Question):
+class AttackRequest(ExplainRequest):
     """What it says if every pixel may move so far."""
 
     epsilon: Annotated[float, Field(gt=0, le=1)]  # of a range of 1
     by: Literal["fgsm", "pgd"] = "pgd"
 
 
-class PrototypeQuestion(OfModel):
+class PrototypeRequest(ModelRequest):
     """What does it take classes to be?"""
 
     classes: Annotated[list[int | Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=10)]
@@ -73,29 +73,29 @@ class PrototypeQuestion(OfModel):
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
 
 
-class EvaluationQuestion(OfModel):
+class EvaluationRequest(ModelRequest):
     """Which method can be trusted?"""
 
-    methods: Annotated[list[Short], Field(min_length=1, max_length=10)]
-    metrics: Annotated[list[Short], Field(min_length=1, max_length=10)]
+    methods: Annotated[list[ShortName], Field(min_length=1, max_length=10)]
+    metrics: Annotated[list[ShortName], Field(min_length=1, max_length=10)]
     count: Annotated[int, Field(ge=2, le=50)] = 20  # of samples
 
 
-class AuditQuestion(BaseModel):
+class AuditRequest(BaseModel):
     """Is there a Clever Hans in a store?"""
 
     model_config = ConfigDict(extra="forbid")
 
-    store: Name
-    layer: Name | None = None
+    store: LongName
+    layer: LongName | None = None
     by: Literal["prediction", "label", "target"] = "prediction"
 
 
-class StepQuestion(BaseModel):
+class StepRequest(BaseModel):
     """Relevance on every edge of a network that one can work out by hand."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    way: Short
+    way: ShortName
     inputs: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
-    settings: Settings = Settings()
+    settings: RuleSettings = RuleSettings()

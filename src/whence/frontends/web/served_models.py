@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from whence.errors import InputError, suggestion
+from whence.errors import InputError, suggest
 from whence.frontends.common.data import read_data
 from whence.models.registry import BUNDLED, LoadedModel, load_model
 
-MOST_READ = 50  # samples of the data
+MAX_SAMPLES = 50  # samples of the data
 
 
 @dataclass(frozen=True)
-class Served:
+class ServerConfig:
     """What `whence serve` was told to show: models with their weights, data for those that have none bundled, stores."""
 
     models: Sequence[tuple[str, str | None]] = (("digits", None),)
@@ -21,21 +21,21 @@ class Served:
 
 
 @dataclass
-class Models:
+class ServedModels:
     """Those, by name, each loaded once."""
 
-    served: Served
+    served: ServerConfig
     _loaded: dict[str, LoadedModel] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LoadedModel:
         weights = dict(self.served.models)
         if name not in weights:
-            raise InputError(f"no model {name!r} was started here{suggestion(name, weights)}")
+            raise InputError(f"no model {name!r} was started here{suggest(name, weights)}")
         if name not in self._loaded:
             self._loaded[name] = load_model(name, weights[name])
         return self._loaded[name]
 
-    def data_of(self, name: str, limit: int = MOST_READ) -> Any:
+    def data_of(self, name: str, limit: int = MAX_SAMPLES) -> Any:
         """The first samples of the data, or of the bundled digits, with their labels where these are known."""
         loaded = self[name]
         if not self.has_data(name):
@@ -46,10 +46,10 @@ class Models:
         return self[name].name in BUNDLED or self.served.data is not None
 
 
-models = Models(Served())
+models = ServedModels(ServerConfig())
 
 
-def shape(loaded: LoadedModel) -> tuple[int, ...]:
+def input_shape(loaded: LoadedModel) -> tuple[int, ...]:
     """Of one picture."""
     size = loaded.preprocessing.size or (28, 28)
     return (loaded.preprocessing.channels, *size)

@@ -5,28 +5,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.errors import InputError, suggestion
-from whence.frontends.web.resolve import rule_of
-from whence.frontends.web.schemas import StepQuestion
+from whence.errors import InputError, suggest
+from whence.frontends.web.resolve import make_rule
+from whence.frontends.web.schemas import StepRequest
 from whence.lrp.rules.rules import AlphaBeta
 from whence.mechanistic.relevance_flow import flow
 from whence.methods.lrp import LRP
-from whence.models.tiny_networks import NAMES, WAYS, tiny
+from whence.models.tiny_networks import CONSTRUCTIONS, INPUT_NAMES, tiny_network
 
 
-def ways() -> list[str]:
+def constructions() -> list[str]:
     """The networks that there are."""
-    return list(WAYS)
+    return list(CONSTRUCTIONS)
 
 
-def steps(question: StepQuestion) -> dict[str, Any]:
+def steps_handler(question: StepRequest) -> dict[str, Any]:
     """Activations, weights and messages, from the input up; by α1β0, as on the course sheet, where no rule is chosen."""
-    if question.way not in WAYS:
-        raise InputError(f"no network {question.way!r}{suggestion(question.way, WAYS)}")
-    rule = AlphaBeta(1, 0) if question.settings.rule == "default" else rule_of(question.settings)
+    if question.way not in CONSTRUCTIONS:
+        raise InputError(f"no network {question.way!r}{suggest(question.way, CONSTRUCTIONS)}")
+    rule = AlphaBeta(1, 0) if question.settings.rule == "default" else make_rule(question.settings)
     x = torch.tensor([question.inputs], dtype=torch.double)
-    found = flow(tiny(question.way).double(), x, method=LRP({nn.Linear: rule}))
-    names = [NAMES, *[[f"h{i + 1}" for i in range(len(c.activations))] for c in found.columns[1:-1]], ["y"]]
+    found = flow(tiny_network(question.way).double(), x, method=LRP({nn.Linear: rule}))
+    names = [INPUT_NAMES, *[[f"h{i + 1}" for i in range(len(c.activations))] for c in found.columns[1:-1]], ["y"]]
     return {
         "columns": [
             {"names": list(own), "activations": c.activations.tolist(), "relevance": c.relevance.tolist()}

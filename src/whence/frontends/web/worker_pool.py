@@ -7,25 +7,25 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from whence.errors import InputError, ModelError, WhenceError, first_line, out_of_memory
+from whence.errors import InputError, ModelError, WhenceError, first_line, is_out_of_memory
 from whence.frontends.web import handlers
-from whence.frontends.web.served_models import Served
+from whence.frontends.web.served_models import ServerConfig
 
-SECONDS = 60.0
-WAITING = 64  # questions that may wait for a process
+TIMEOUT = 60.0
+MAX_QUEUE = 64  # questions that may wait for a process
 
 
-class Workers:
+class WorkerPool:
     """Asked from the server's one thread."""
 
-    def __init__(self, served: Served, count: int = 2, seconds: float = SECONDS):
+    def __init__(self, served: ServerConfig, count: int = 2, seconds: float = TIMEOUT):
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(max_workers=count, initializer=handlers.begin, initargs=(served,), context=context)
+        self._pool = ProcessPool(max_workers=count, initializer=handlers.initialize_worker, initargs=(served,), context=context)
         self._seconds, self._waiting = seconds, 0
 
     async def ask(self, answer: Callable[..., Any], question: Any) -> Any:
         """`answer(question)` in another process; what goes wrong is a `WhenceError`."""
-        if self._waiting >= WAITING:
+        if self._waiting >= MAX_QUEUE:
             raise InputError("too many questions are waiting; ask again in a moment")
         self._waiting += 1
         try:
@@ -38,7 +38,7 @@ class Workers:
         except ProcessExpired as error:
             raise ModelError("the process that computed this ended; another has taken its place") from error
         except Exception as error:
-            what = "memory ran out" if out_of_memory(error) else first_line(error)
+            what = "memory ran out" if is_out_of_memory(error) else first_line(error)
             raise ModelError(f"that cannot be answered: {what}") from error
         finally:
             self._waiting -= 1

@@ -8,19 +8,19 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.lrp.engine.calls import INERT, Call, overwrites, tensors
-from whence.lrp.engine.tensor_facts import Known
-from whence.lrp.ops.function_facts import Facts
+from whence.lrp.engine.calls import INERT_TYPES, Call, iter_tensors, overwrites
+from whence.lrp.engine.tensor_facts import TensorFacts
+from whence.lrp.ops.function_facts import FunctionFacts
 
 
 @lru_cache(maxsize=4096)
-def _places(kinds: tuple[type, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _tensor_positions(kinds: tuple[type, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where tensors stand among arguments of these types, and where else some may be found."""
-    others = tuple([i for i, kind in enumerate(kinds) if kind not in INERT and kind is not Tensor])
+    others = tuple([i for i, kind in enumerate(kinds) if kind not in INERT_TYPES and kind is not Tensor])
     return tuple([i for i, kind in enumerate(kinds) if kind is Tensor]), others
 
 
-class Reader:
+class ArgumentReader:
     """Makes calls of torch functions and their arguments.
 
     `all_known`: the inputs are, so that any other leaf is the network's own; else a leaf that was not seen is an input. Of
@@ -28,13 +28,13 @@ class Reader:
     beforehand: they are constants where they meet data.
     """
 
-    def __init__(self, known: Known, all_known: bool):
+    def __init__(self, known: TensorFacts, all_known: bool):
         self._by_id, self._all_known = known.by_id, all_known
         self.strangers: list[Tensor] = []  # depend on something and were not seen, in the call read last
         self.met_own_graph = False  # in the call read last
         self._of_own_graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
-    def call(self, function: Callable[..., Any], facts: Facts, args: tuple, kwargs: dict[str, Any]) -> Call:
+    def call(self, function: Callable[..., Any], facts: FunctionFacts, args: tuple, kwargs: dict[str, Any]) -> Call:
         data: list[Tensor] = []
         constants: list[Tensor] = []
         self.strangers.clear()
@@ -48,12 +48,12 @@ class Reader:
 
     def of_own_graph(self, out: Any) -> None:
         """What was made of the network's own leaves."""
-        for t in tensors(out):
+        for t in iter_tensors(out):
             if t.requires_grad:
                 self._of_own_graphs[t] = True
 
     def _read(self, values: Any, data: list[Tensor], constants: list[Tensor]) -> Any:
-        of_tensors, others = _places(tuple(map(type, values)))
+        of_tensors, others = _tensor_positions(tuple(map(type, values)))
         for i in of_tensors:
             t = values[i]
             if not t.requires_grad:
@@ -79,7 +79,7 @@ class Reader:
             return constants[-1]
         if kind is list or kind is tuple:
             return self._read(value, data, constants)
-        for t in tensors(value):
+        for t in iter_tensors(value):
             (data if t.requires_grad else constants).append(t)
             if t.requires_grad and not self._seen(t):
                 self.strangers.append(t)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.lrp.ops.function_facts import Facts, facts_of
+from whence.lrp.ops.function_facts import FunctionFacts, function_facts
 
 # types of arguments that hold no tensor: most arguments are of one of them
-INERT = frozenset({
+INERT_TYPES = frozenset({
     int, float, bool, complex, str, type(None), slice, type(...), torch.Size, torch.dtype, torch.device, torch.memory_format,
     torch.layout,
 })  # fmt: skip
@@ -21,7 +21,7 @@ class Call:
     """One call of a torch function. Parameters among the arguments are already read as constants."""
 
     function: Callable[..., Any]
-    facts: Facts
+    facts: FunctionFacts
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     data: Sequence[Tensor] = ()  # the tensors that depend on the input
@@ -30,7 +30,7 @@ class Call:
 
     @classmethod
     def of(cls, function: Callable[..., Any], args: tuple, kwargs: dict, data: tuple[Tensor, ...] = ()) -> "Call":
-        return cls(function, facts_of(function), args, kwargs, data)
+        return cls(function, function_facts(function), args, kwargs, data)
 
     @property
     def name(self) -> str:
@@ -78,59 +78,59 @@ class Call:
         return self.run_with({id(t): t.detach() for t in self.data})
 
     def _replaced(self, replacement: dict[int, Tensor]) -> tuple[tuple, dict]:
-        return mapped(lambda t: replacement.get(id(t), t), self.args, self.kwargs)
+        return map_tensors(lambda t: replacement.get(id(t), t), self.args, self.kwargs)
 
 
-def overwrites(facts: Facts, kwargs: dict[str, Any]) -> bool:
+def overwrites(facts: FunctionFacts, kwargs: dict[str, Any]) -> bool:
     """Whether the call writes its result into its first argument."""
     return facts.overwrites or ("inplace" in kwargs and bool(kwargs["inplace"]))
 
 
 def constant_parameters(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Arguments with every `nn.Parameter` read as a constant: nothing on the user's model has to be frozen and restored."""
-    if not kwargs and all(type(a) is Tensor or type(a) in INERT for a in args):
+    if not kwargs and all(type(a) is Tensor or type(a) in INERT_TYPES for a in args):
         return args, kwargs
-    return mapped(lambda t: t.detach() if isinstance(t, nn.Parameter) else t, args, kwargs)
+    return map_tensors(lambda t: t.detach() if isinstance(t, nn.Parameter) else t, args, kwargs)
 
 
-def the_parameter_itself(out: Any, given: Any, read: Any) -> Any:
+def undetached(out: Any, given: Any, read: Any) -> Any:
     """`parameter.to(device)` returns the parameter itself where nothing moves: return it rather than its detached alias,
     because some models assign the result back."""
     untouched = given[0] is read[0] and given[1] is read[1]
     if untouched or not isinstance(out, Tensor) or out.requires_grad:  # a constant does not
         return out
-    return next((t for t, constant in zip(tensors(given), tensors(read), strict=True) if constant is out), out)
+    return next((t for t, constant in zip(iter_tensors(given), iter_tensors(read), strict=True) if constant is out), out)
 
 
-def mapped(change: Callable[[Tensor], Any], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return tuple([_mapped(change, a) for a in args]), {k: _mapped(change, v) for k, v in kwargs.items()}
+def map_tensors(change: Callable[[Tensor], Any], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return tuple([_map_value(change, a) for a in args]), {k: _map_value(change, v) for k, v in kwargs.items()}
 
 
-def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+def _map_value(change: Callable[[Tensor], Any], value: Any) -> Any:
     kind = type(value)
-    if kind in INERT:
+    if kind in INERT_TYPES:
         return value
     if isinstance(value, Tensor):
         return change(value)
     if kind is list or kind is tuple:
-        return kind([_mapped(change, v) for v in value])
+        return kind([_map_value(change, v) for v in value])
     return value
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def iter_tensors(value: Any) -> Iterator[Tensor]:
     """All tensors in a nest of lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
         for v in value:
-            if type(v) not in INERT:
-                yield from tensors(v)
+            if type(v) not in INERT_TYPES:
+                yield from iter_tensors(v)
     elif isinstance(value, dict):
         for v in value.values():
-            if type(v) not in INERT:
-                yield from tensors(v)
+            if type(v) not in INERT_TYPES:
+                yield from iter_tensors(v)
 
 
-def depends(args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+def input_dependent(args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
     """The tensors among the arguments that depend on the explained input."""
-    return tuple(t for t in tensors((args, kwargs)) if t.requires_grad)
+    return tuple(t for t in iter_tensors((args, kwargs)) if t.requires_grad)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from whence.lrp.torch_compat.deferred_checks import holds
+from whence.lrp.torch_compat.deferred_checks import check_holds
 
-LITTLE = 0.01  # of the output
-MOST_LINES = 8  # of samples, in print
+LOW_SHARE = 0.01  # of the output
+MAX_LINES = 8  # of samples, in print
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Conservation:
         """Whether all gaps may be rounding: below a hundredth of the amounts that went about, or that of numbers around 1."""
         parts = torch.stack([part.abs() for part in (self.output, *self.parts.values(), *self.by_layer.values())]).sum(0)
         small = self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps
-        return holds(small | (self.error <= self.tolerance))
+        return check_holds(small | (self.error <= self.tolerance))
 
     @property
     def caution(self) -> str:
@@ -72,7 +72,7 @@ class Conservation:
         share = self.relevance.abs() / self.output.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
         share = share.where(self.output != 0, 1.0)
         least = int(share.argmin())
-        if share[least] >= LITTLE:
+        if share[least] >= LOW_SHARE:
             return ""
         layer = max(self.by_layer, key=lambda name: float(self.by_layer[name][least].abs()), default="")
         took = f"; '{layer}' absorbed most" if layer else ""
@@ -85,7 +85,7 @@ class Conservation:
         return Conservation(self.output[samples], by_layer=by_layer, adds_up=self.adds_up, **parts)
 
     def __repr__(self) -> str:
-        lines, shown = [], self.output[:MOST_LINES] if len(self.output) > MOST_LINES + 1 else self.output
+        lines, shown = [], self.output[:MAX_LINES] if len(self.output) > MAX_LINES + 1 else self.output
         for i in range(len(shown)):
             if not self.adds_up:
                 lines.append(
@@ -100,7 +100,7 @@ class Conservation:
         return "Conservation: " + "\n              ".join([*lines, *filter(None, [self.caution])])
 
 
-class Meter:
+class ConservationMeter:
     """Collects what each layer absorbs while relevance returns, unless nobody will read it."""
 
     def __init__(self, idle: bool = False):
@@ -110,7 +110,7 @@ class Meter:
     def add(self, path: str, amount: Tensor) -> None:
         """`amount` [rows, …] was absorbed at `path`."""
         if not self._idle:
-            self._absorbed[path].append(total(amount.detach()))
+            self._absorbed[path].append(batch_sum(amount.detach()))
 
     def forget(self) -> None:
         """What was absorbed since the last reading."""
@@ -135,11 +135,11 @@ class Meter:
 
 def _sum(amounts: list[Tensor], like: Tensor) -> Tensor:
     """Of each sample, as far as the rows tell."""
-    amounts = [of_samples(amount.to(like), like.shape[0]) for amount in amounts]
+    amounts = [sum_by_sample(amount.to(like), like.shape[0]) for amount in amounts]
     return amounts[0] if len(amounts) == 1 else torch.stack(amounts).sum(0)
 
 
-def of_samples(amount: Tensor, count: int) -> Tensor:
+def sum_by_sample(amount: Tensor, count: int) -> Tensor:
     """Amounts `[rows, …]` of each of `count` samples, `[count]`; in equal shares where the rows do not tell them apart."""
     if amount.dim() == 1 and amount.shape[0] == count:
         return amount
@@ -148,12 +148,12 @@ def of_samples(amount: Tensor, count: int) -> Tensor:
     return (amount.sum() / count).expand(count)
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
+def batch_dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ a·b of each sample, `[batch]`, without a product in memory."""
     return torch.linalg.vecdot(_rows(a), _rows(b))
 
 
-def total(a: Tensor) -> Tensor:
+def batch_sum(a: Tensor) -> Tensor:
     """Σ a of each sample, `[batch]`."""
     return a if a.dim() == 1 else _rows(a).sum(1)
 

@@ -5,18 +5,18 @@ from torch import Tensor
 
 from whence.lrp.engine.calls import Call
 
-KEYS = (
+ARGUMENT_NAMES = (
     "input weight offsets max_norm norm_type scale_grad_by_freq mode sparse per_sample_weights include_last_offset padding_idx"
 )
 
 
-def pool(call: Call, vectors: Tensor) -> Tensor:
+def pool_bags(call: Call, vectors: Tensor) -> Tensor:
     """Sums, means or maxima `[bags, d]` of the vectors `[…, d]` of the ids of each bag."""
     ids, _, offsets, _, _, _, mode, _, weights, last, padding = call.bind(
-        KEYS, offsets=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, mode="mean", sparse=False,
+        ARGUMENT_NAMES, offsets=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, mode="mean", sparse=False,
         per_sample_weights=None, include_last_offset=False, padding_idx=None,
     )  # fmt: skip
-    bag, count = _bags(ids, offsets, last)
+    bag, count = _bag_indices(ids, offsets, last)
     kept = torch.ones_like(bag, dtype=torch.bool) if padding is None else ids.flatten() != padding
     vectors, bag = vectors.reshape(ids.numel(), -1)[kept], bag[kept]
     if weights is not None:
@@ -28,7 +28,7 @@ def pool(call: Call, vectors: Tensor) -> Tensor:
     return sums if mode == "sum" else sums / torch.bincount(bag, minlength=count).clamp(min=1)[:, None]
 
 
-def _bags(ids: Tensor, offsets: Tensor | None, last: bool) -> tuple[Tensor, int]:
+def _bag_indices(ids: Tensor, offsets: Tensor | None, last: bool) -> tuple[Tensor, int]:
     """The bag of each id, and how many bags there are."""
     if offsets is None:
         return torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1]), len(ids)

@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import TOO_NARROW, InputError, ModelError
-from whence.lrp.engine.calls import Call, tensors
-from whence.lrp.engine.embedding_bags import pool
-from whence.lrp.torch_compat.deferred_checks import holds
-from whence.lrp.torch_compat.saved_tensors import valued
+from whence.lrp.engine.calls import Call, iter_tensors
+from whence.lrp.engine.embedding_bags import pool_bags
+from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.lrp.torch_compat.saved_tensors import with_backward_of
 
 TABLES = ("embedding", "embedding_bag", "getitem", "index_select")
 CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as"})
 JOINS = frozenset({"cat", "stack", "meshgrid", "broadcast_tensors"})
-KEEPS_PLACES = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
+KEEPS_POSITIONS = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
 # what may be asked of one-hot vectors, and is no way on for relevance
-ASKS = frozenset({"argmax", "argmin", "numel", "dim", "size", "detach", "one_hot"})
-NOWHERE = -1
+QUERIES = frozenset({"argmax", "argmin", "numel", "dim", "size", "detach", "one_hot"})
+NO_POSITION = -1
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Lookup:
     difference: Tensor | None = None  # from where a path to them began, [..., d]
 
 
-Alter = Callable[[Lookup], Lookup]  # other vectors in place of those found: a step on the way to them, noise added
+AlterLookup = Callable[[Lookup], Lookup]  # other vectors in place of those found: a step on the way to them, noise added
 
 
-class Lookups:
+class EmbeddingLookups:
     """Follows the integer inputs of one forward pass to where they are looked up."""
 
-    def __init__(self, ids: Mapping[int, Tensor], alter: Alter | None = None):
+    def __init__(self, ids: Mapping[int, Tensor], alter: AlterLookup | None = None):
         self._alter = alter
         self.found: list[Lookup] = []
         self.given = {i: t.clone() for i, t in ids.items()}  # one tensor may be given twice, and a network may overwrite it
@@ -61,7 +61,7 @@ class Lookups:
         """The call's value; what is looked up is a leaf of its own, which `see` is shown and the record gets."""
         if not self.given:
             return function(*args, **kwargs)
-        known = {id(t): places for t in tensors((args, kwargs)) if (places := self._places.get(t)) is not None}
+        known = {id(t): places for t in iter_tensors((args, kwargs)) if (places := self._places.get(t)) is not None}
         if not known:
             return function(*args, **kwargs)
         call = Call.of(function, args, kwargs)
@@ -90,7 +90,7 @@ class Lookups:
         flat = relevance[0].new_zeros(1 + sum(sizes))  # the first for ids of the network's own, at NOWHERE
         reached = torch.zeros_like(flat, dtype=torch.bool)
         for lookup, r in zip(self.found, relevance, strict=True):
-            places = lookup.places.flatten().to(flat.device) - NOWHERE
+            places = lookup.places.flatten().to(flat.device) - NO_POSITION
             flat.index_add_(0, places, r.reshape(places.shape[0], -1).sum(-1).to(flat))
             reached[places] = True
         parts = zip(self.given.items(), flat[1:].split(sizes), reached[1:].split(sizes), strict=True)
@@ -100,7 +100,7 @@ class Lookups:
         """Relevance `[rows, …]` at ids that the network put in itself, among the inputs' own."""
         amounts = []
         for lookup, r in zip(self.found, relevance, strict=True):
-            own = lookup.places == NOWHERE
+            own = lookup.places == NO_POSITION
             if own.any():
                 amounts.append(r.reshape(*lookup.places.shape, -1).sum(-1) * own.to(r.device))
         return amounts
@@ -130,7 +130,7 @@ class Lookups:
             or id(ids) not in known
         ):
             return None
-        if ids.numel() and not holds((ids >= 0) & (ids < len(table))):
+        if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise InputError(f"id {wrong} is out of the vocabulary of {len(table)}; use the model's own tokenizer")
         if table.dtype == torch.float16:
@@ -146,12 +146,12 @@ class Lookups:
             return vectors.squeeze(-1)
         if call.name != "embedding_bag":
             return vectors
-        pooled = pool(call, vectors)
-        return pooled if self._alter is not None else valued(call.run, pooled)
+        pooled = pool_bags(call, vectors)
+        return pooled if self._alter is not None else with_backward_of(call.run, pooled)
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
         """Ids that are moved about, joined, padded, renumbered or written as one-hot vectors keep their places."""
-        if call.facts.overwrites or not any(not t.is_floating_point() for t in tensors(out)):
+        if call.facts.overwrites or not any(not t.is_floating_point() for t in iter_tensors(out)):
             return
         table, ids = _table_and_ids(call) if call.name in TABLES else (None, None)
         if ids is not None and id(ids) in known and id(table) not in known:
@@ -162,7 +162,7 @@ class Lookups:
             self._places[out] = places[..., None].expand(out.shape)
             self._classes[out] = torch.arange(out.shape[-1], device=out.device).expand(out.shape)
         elif call.name in JOINS:
-            others = {id(t): torch.full_like(t, NOWHERE) for t in tensors((call.args, call.kwargs))}
+            others = {id(t): torch.full_like(t, NO_POSITION) for t in iter_tensors((call.args, call.kwargs))}
             self._move(self._places, out, call.run_with(others | known))
         elif call.facts.moves:
             (source,) = call.bind("input")  # alone: what it is indexed by stays
@@ -172,16 +172,22 @@ class Lookups:
                     self._move(self._classes, out, call.run_with({id(source): self._classes[source]}))
         elif call.name == "pad":
             ids, pad, mode, _ = call.bind("input pad mode value", mode="constant", value=0)
-            self._places[out] = torch.nn.functional.pad(known[id(ids)], pad, mode, NOWHERE if mode == "constant" else None)
-        elif call.name in KEEPS_PLACES:
+            self._places[out] = torch.nn.functional.pad(known[id(ids)], pad, mode, NO_POSITION if mode == "constant" else None)
+        elif call.name in KEEPS_POSITIONS:
             places = next(iter(known.values()))  # of the ids, if a mask that was given follows them
             if out.shape == places.shape:
                 self._places[out] = places
 
     def _check_followed(self, call: Call, out: Any) -> None:
         """Raise where one-hot vectors become other numbers: relevance of their ids would be lost without a word."""
-        hot = any(t in self._classes for t in tensors((call.args, call.kwargs)))
-        if hot and isinstance(out, Tensor) and out.dtype != torch.bool and out not in self._classes and call.name not in ASKS:
+        hot = any(t in self._classes for t in iter_tensors((call.args, call.kwargs)))
+        if (
+            hot
+            and isinstance(out, Tensor)
+            and out.dtype != torch.bool
+            and out not in self._classes
+            and call.name not in QUERIES
+        ):
             raise InputError(
                 f"one-hot vectors of ids are integers in '{call.name}', where relevance cannot follow them; make them numbers "
                 "first: F.one_hot(ids, n).float()"
@@ -189,7 +195,7 @@ class Lookups:
 
     @staticmethod
     def _move(table: WeakTensorKeyDictionary, out: Any, moved: Any) -> None:
-        for t, value in zip(tensors(out), tensors(moved), strict=True):
+        for t, value in zip(iter_tensors(out), iter_tensors(moved), strict=True):
             table[t] = value
 
 

@@ -17,30 +17,38 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import FLEX_ATTENTION, ModelError, OpaqueError, RuleError
-from whence.lrp.engine.arguments import Reader
-from whence.lrp.engine.calls import INERT, Call, constant_parameters, depends, overwrites, tensors, the_parameter_itself
-from whence.lrp.engine.conservation import Meter
-from whence.lrp.engine.embeddings import Lookups
-from whence.lrp.engine.op_context import Saturated, Unknown, Workbench
-from whence.lrp.engine.prepared_model import Prepared
-from whence.lrp.engine.propagation import Companion
-from whence.lrp.engine.tensor_facts import NOTHING, Inherited, inherited
+from whence.lrp.engine.arguments import ArgumentReader
+from whence.lrp.engine.calls import (
+    INERT_TYPES,
+    Call,
+    constant_parameters,
+    input_dependent,
+    iter_tensors,
+    overwrites,
+    undetached,
+)
+from whence.lrp.engine.conservation import ConservationMeter
+from whence.lrp.engine.embeddings import EmbeddingLookups
+from whence.lrp.engine.op_context import OpContext, SaturatedValue, Unknown
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.lrp.engine.propagation import InputCompanion
+from whence.lrp.engine.tensor_facts import NO_FACTS, Facts, propagate_facts
 from whence.lrp.ops.activations import identity, rectify
-from whence.lrp.ops.attention import by_a_right_kernel, has_wrong_kernel
-from whence.lrp.ops.function_facts import facts_of
+from whence.lrp.ops.attention import math_kernel, needs_math_kernel
+from whence.lrp.ops.function_facts import function_facts
 from whence.lrp.ops.function_names import LEAVES_VALUES
-from whence.lrp.ops.opaque_modules import opaque
-from whence.lrp.ops.registry import Operation, operation_of
+from whence.lrp.ops.opaque_modules import opaque_module
+from whence.lrp.ops.registry import Op, find_op
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, InputRule, Rule
-from whence.lrp.torch_compat.deferred_checks import known
-from whence.lrp.torch_compat.model_state import about_to_overwrite
-from whence.lrp.torch_compat.module_tracker import Place, Scope
-from whence.lrp.torch_compat.saved_tensors import Saved
-from whence.lrp.torch_compat.torch_patches import CHECKPOINTS_CARRIED, EAGERLY, VMAPS_LOOPED, recomputing_by
+from whence.lrp.torch_compat.deferred_checks import known_true
+from whence.lrp.torch_compat.model_state import save_before_overwrite
+from whence.lrp.torch_compat.module_tracker import ModulePlace, ModuleTracker
+from whence.lrp.torch_compat.saved_tensors import SavedTensor
+from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, LOOPED_VMAP, TRACKED_CHECKPOINTS, recompute_with
 
-DIFFERENTIATES = ("grad", "backward")
-HOOKS = "register_hook"
+DIFFERENTIATING = ("grad", "backward")
+HOOK_REGISTRATION = "register_hook"
 
 
 class GradientMode(TorchFunctionMode):
@@ -48,7 +56,7 @@ class GradientMode(TorchFunctionMode):
 
     _entered = threading.local()
 
-    def __init__(self, scope: Scope):
+    def __init__(self, scope: ModuleTracker):
         super().__init__()
         self.scope = scope
         self.recomputing = False  # a checkpointed part, on the way back
@@ -60,7 +68,7 @@ class GradientMode(TorchFunctionMode):
         if outer is not self:
             self.refuse_another()
         if outer is None and not self.recomputing:
-            for context in (EAGERLY, VMAPS_LOOPED, CHECKPOINTS_CARRIED, recomputing_by(self._recompute)):
+            for context in (FORCE_EAGER, LOOPED_VMAP, TRACKED_CHECKPOINTS, recompute_with(self._recompute)):
                 self._around.enter_context(context)
         self._outer.append(outer)
         self._entered.mode = self
@@ -95,7 +103,7 @@ class GradientMode(TorchFunctionMode):
         return function, partial(self._recomputed, self.scope.place)
 
     @contextmanager
-    def _recomputed(self, place: Place) -> Iterator[None]:
+    def _recomputed(self, place: ModulePlace) -> Iterator[None]:
         before, self.recomputing = self.recomputing, True
         try:
             with self.scope.resumed(place, self.pin), self:
@@ -107,24 +115,24 @@ class GradientMode(TorchFunctionMode):
 class ConstantParameters(GradientMode):
     """Plain gradients with respect to the input, parameters read as constants."""
 
-    def __init__(self, scope: Scope, lookups: Lookups):
+    def __init__(self, scope: ModuleTracker, lookups: EmbeddingLookups):
         super().__init__(scope)
         self.lookups = lookups
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        facts = facts_of(function)
+        facts = function_facts(function)
         if facts.asks:
             return function(*args, **(kwargs or {}))
-        if facts.name == HOOKS:
-            return _only_looking(function, args)
+        if facts.name == HOOK_REGISTRATION:
+            return _observing_hook(function, args)
         if overwrites(facts, kwargs or {}) and args and isinstance(args[0], Tensor):
-            about_to_overwrite(args[0])
+            save_before_overwrite(args[0])
         given = args, kwargs or {}
         args, kwargs = constant_parameters(*given)
-        if facts.name == "scaled_dot_product_attention" and has_wrong_kernel(call := Call.of(function, args, kwargs)):
-            return by_a_right_kernel(call)
+        if facts.name == "scaled_dot_product_attention" and needs_math_kernel(call := Call.of(function, args, kwargs)):
+            return math_kernel(call)
         out = self.lookups.run(function, args, kwargs, record=not self.recomputing)
-        out = the_parameter_itself(out, given, (args, kwargs))
+        out = undetached(out, given, (args, kwargs))
         if function is torch.nn.functional.batch_norm and out.requires_grad:
             out.register_hook(torch.Tensor.contiguous)  # else torch 2.13 can compute a wrong gradient on CPU, in eval mode
         return out
@@ -140,19 +148,19 @@ class RelevanceMode(GradientMode):
     def __init__(
         self,
         rules: Mapping[Selector, Rule] | Composite,
-        scope: Scope,
-        prepared: Prepared,
+        scope: ModuleTracker,
+        prepared: PreparedModel,
         unknown: Unknown = "error",
         inputs: Sequence[Tensor] = (),
-        lookups: Lookups | None = None,
+        lookups: EmbeddingLookups | None = None,
         explains: bool = False,
         several: bool = False,
     ):
         super().__init__(scope)
-        self.lookups = lookups or Lookups({})
-        self.meter = Meter(idle=not explains)
+        self.lookups = lookups or EmbeddingLookups({})
+        self.meter = ConservationMeter(idle=not explains)
         self.matcher = prepared.matcher(rules)
-        self.bench = Workbench(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
+        self.bench = OpContext(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
         scope.leaving, scope.replacing = self._opaque_module, self.bench.known.stands_for
         # what rules of the input layer write relevance to: beside the inputs, and beside what was looked up, by its number
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
@@ -162,20 +170,20 @@ class RelevanceMode(GradientMode):
         self.saturated = ""  # what is explained in its place
         self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that a hidden module overwrote
         self._looked_at: list[object] = []  # by backward hooks of modules: what is known of it has to last
-        self._reader = Reader(self.bench.known, all_known=self._explains)
+        self._reader = ArgumentReader(self.bench.known, all_known=self._explains)
         # what native functions keep for their gradients goes through the cells as well
-        guard = saved_tensors_hooks(self.bench.cells.save, Saved.value.fget)  # type: ignore[attr-defined]
+        guard = saved_tensors_hooks(self.bench.cells.save, SavedTensor.value.fget)  # type: ignore[attr-defined]
         self.saving: AbstractContextManager = guard if prepared.guarded else nullcontext()
         for x, written in zip(inputs, self.written, strict=True):
-            self.bench.known.note(x, Inherited(known(x.detach() >= 0), Companion(written)))
+            self.bench.known.note(x, Facts(known_true(x.detach() >= 0), InputCompanion(written)))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        operation, known = operation_of(function), self.bench.known
+        operation, known = find_op(function), self.bench.known
         if operation.asks:
             return function(*args, **kwargs) if kwargs else function(*args)
         if operation.passes_by and self._unremarkable(args, kwargs):
             out = function(*args, **kwargs) if kwargs else function(*args)
-            for t in (out,) if type(out) is Tensor else tensors(out):
+            for t in (out,) if type(out) is Tensor else iter_tensors(out):
                 known.see(t)
             return out
         facts = operation.facts
@@ -184,15 +192,15 @@ class RelevanceMode(GradientMode):
             return self._beside(call, (args, kwargs or {}))
         if self._reader.strangers:
             call = self._meet(self._reader.strangers, call)
-        results = inherited(call, known) if facts.passes_on else NOTHING
+        results = propagate_facts(call, known) if facts.passes_on else NO_FACTS
         if call.overwrites:
             out = self._overwrite(operation, call)
         elif operation.alone and all(map(known.plain, call.data)) and operation.alone(self.bench, call):
             out = call.run()
         else:
             out = self._pass(operation, call)
-        for t in (out,) if type(out) is Tensor else tensors(args[0] if out is None else out):
-            if results is not NOTHING:
+        for t in (out,) if type(out) is Tensor else iter_tensors(args[0] if out is None else out):
+            if results is not NO_FACTS:
                 known.learn(t, results)
             elif t.requires_grad:
                 known.see(t)
@@ -232,9 +240,9 @@ class RelevanceMode(GradientMode):
         if not args or not self.bench.known.plain(args[0]) or not args[0].requires_grad:
             return False
         for value in args[1:]:
-            if type(value) not in INERT and not (type(value) is tuple and INERT.issuperset(map(type, value))):
+            if type(value) not in INERT_TYPES and not (type(value) is tuple and INERT_TYPES.issuperset(map(type, value))):
                 return False
-        return not kwargs or (INERT.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
+        return not kwargs or (INERT_TYPES.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
 
     def _meet(self, strangers: Sequence[Tensor], call: Call) -> Call:
         """Data seen for the first time is a leaf, or what a module's backward hook looks at, or its maker hid."""
@@ -277,7 +285,7 @@ class RelevanceMode(GradientMode):
         out = self.lookups.run(call.function, call.args, call.kwargs, record=not self.recomputing, see=self._see_looked_up)
         if call.facts.moves and self.bench.saturated and isinstance(out, Tensor):
             self._follow_saturated(call, out)
-        return the_parameter_itself(out, given, (call.args, call.kwargs))
+        return undetached(out, given, (call.args, call.kwargs))
 
     def _see_looked_up(self, t: Tensor) -> None:
         """What was looked up touches the input as the input itself does, unless it was pooled at once."""
@@ -287,7 +295,7 @@ class RelevanceMode(GradientMode):
             return
         self.written.append(torch.zeros_like(t, requires_grad=True))
         self.beside_lookups.append(len(self.lookups.found) - 1)
-        self.bench.known.note(t, Inherited(companion=Companion(self.written[-1])))
+        self.bench.known.note(t, Facts(companion=InputCompanion(self.written[-1])))
 
     def _follow_saturated(self, call: Call, out: Tensor) -> None:
         """Saturated values that are moved about, as in `sigmoid(x).squeeze(1)`."""
@@ -295,7 +303,7 @@ class RelevanceMode(GradientMode):
         before = self.bench.saturation(moved) if isinstance(moved, Tensor) else None
         if before is not None:
             value = lambda: self.bench.follow(call.run_with, {id(moved): before.value()})  # noqa: E731
-            self.bench.saturated[out] = Saturated(before.name, out._version, value)
+            self.bench.saturated[out] = SaturatedValue(before.name, out._version, value)
 
     def _overwrite_unseen(self, target: Tensor, name: str) -> None:
         """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
@@ -309,7 +317,7 @@ class RelevanceMode(GradientMode):
             )
         self.bench.before_overwriting(target)
 
-    def _overwrite(self, operation: Operation, call: Call) -> Any:
+    def _overwrite(self, operation: Op, call: Call) -> Any:
         if operation.treatment is rectify:
             return self._pass(operation, call)
         target = call.args[0]
@@ -334,28 +342,28 @@ class RelevanceMode(GradientMode):
             self.bench.see(target._base)
         return target
 
-    def _pass(self, operation: Operation, call: Call) -> Any:
+    def _pass(self, operation: Op, call: Call) -> Any:
         if operation.treatment is None:
             return self._untabled(call)
         rule = self.bench.function_rule(call.name) if operation.by_rule else None
-        out = operation.treatment(self.bench, call) if rule is None else RULED[type(rule)](self.bench, call)
+        out = operation.treatment(self.bench, call) if rule is None else RULE_TREATMENTS[type(rule)](self.bench, call)
         if operation.saturates and (rule is None or isinstance(rule, Constant)) and not call.overwrites:
-            self.bench.saturated[out] = Saturated(call.name, out._version, lambda source=call.data[0]: source)
+            self.bench.saturated[out] = SaturatedValue(call.name, out._version, lambda source=call.data[0]: source)
         return out
 
     def _untabled(self, call: Call) -> Any:
-        if call.name in DIFFERENTIATES and self._explains:
+        if call.name in DIFFERENTIATING and self._explains:
             raise ModelError(
                 f"the model differentiates within its forward pass, in '{self.scope.path}', what depends on the input; whence "
                 "would change the values it finds. Explain the part of the model that computes the output without it"
             )
-        if call.name == HOOKS and self._explains:
-            return _only_looking(call.function, call.args)
+        if call.name == HOOK_REGISTRATION and self._explains:
+            return _observing_hook(call.function, call.args)
         out = call.run()
-        if not any(t.requires_grad and all(t is not d for d in call.data) for t in tensors(out)):
+        if not any(t.requires_grad and all(t is not d for d in call.data) for t in iter_tensors(out)):
             return out  # a size, an arg max, a comparison: nothing that relevance could enter
         rule = self.bench.function_rule(call.name)
-        return self.bench.unknown_function(call) if rule is None else RULED[type(rule)](self.bench, call)
+        return self.bench.unknown_function(call) if rule is None else RULE_TREATMENTS[type(rule)](self.bench, call)
 
     def _opaque_module(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
         """The output of a module whose inside cannot be seen, by the rule there is for the module."""
@@ -366,7 +374,7 @@ class RelevanceMode(GradientMode):
         with torch._C.DisableTorchFunction():
             if not output.requires_grad or output.grad_fn is None:
                 return None
-            rule, data = self.bench.function_rule(""), depends(args, kwargs)
+            rule, data = self.bench.function_rule(""), input_dependent(args, kwargs)
             if rule is None or len(data) != 1:
                 return None
             return self._by_rule(rule, Call.of(module.forward, args, kwargs, data), output)
@@ -374,7 +382,7 @@ class RelevanceMode(GradientMode):
     def _by_rule(self, rule: FunctionRule, call: Call, output: Tensor) -> Tensor:
         (x,) = call.data
         before = self._before_module.get(x)
-        seen = opaque(self.bench, call, x.detach() if before is None else before, output.detach(), rule)
+        seen = opaque_module(self.bench, call, x.detach() if before is None else before, output.detach(), rule)
         if seen.requires_grad:
             self.bench.see(seen)
         return seen
@@ -388,13 +396,13 @@ class RelevanceMode(GradientMode):
         first pass may not either: both have to save the same."""
         known = self.bench.known
         given = []
-        for t in tensors(args):
+        for t in iter_tensors(args):
             if t.requires_grad:
                 self.pin(t)
             given.append(known.inherited(t) if known.seen(t) else None)
 
         def with_knowledge(*args: Any, **kwargs: Any) -> Any:
-            for t, inherited_before in zip(tensors((args, kwargs)), given, strict=True):
+            for t, inherited_before in zip(iter_tensors((args, kwargs)), given, strict=True):
                 if inherited_before is not None:
                     known.note(t, inherited_before)
             return function(*args, **kwargs)
@@ -402,7 +410,7 @@ class RelevanceMode(GradientMode):
         return with_knowledge, partial(self._recomputed, self.scope.place)
 
     @contextmanager
-    def _recomputed(self, place: Place) -> Iterator[None]:
+    def _recomputed(self, place: ModulePlace) -> Iterator[None]:
         before, self.bench.copies = self.bench.copies, True
         try:
             with super()._recomputed(place):
@@ -411,7 +419,7 @@ class RelevanceMode(GradientMode):
             self.bench.copies = before
 
 
-def _only_looking(register: Callable[..., Any], args: tuple) -> Any:
+def _observing_hook(register: Callable[..., Any], args: tuple) -> Any:
     """A hook that a model puts on its gradient, without what it makes of it: that is for training, and changes no output."""
     t, hook = args
 
@@ -421,15 +429,15 @@ def _only_looking(register: Callable[..., Any], args: tuple) -> Any:
     return register(t, look)
 
 
-RULED: dict[type, Callable[[Workbench, Call], Any]] = {
+RULE_TREATMENTS: dict[type, Callable[[OpContext, Call], Any]] = {
     Identity: identity,
-    Constant: Workbench.constant,
-    Gradient: Workbench.own_gradient,
+    Constant: OpContext.constant,
+    Gradient: OpContext.own_gradient,
 }
 
 
 @contextmanager
-def under_rules(rules: Mapping[Selector, Rule] | Composite, model: object, unknown: Unknown) -> Iterator[RelevanceMode]:
+def modified_gradients(rules: Mapping[Selector, Rule] | Composite, model: object, unknown: Unknown) -> Iterator[RelevanceMode]:
     """Modified gradients for whatever runs while entered."""
     composite = Composite.of(rules)
     for selector, rule in composite.entries[: composite.required]:
@@ -438,8 +446,8 @@ def under_rules(rules: Mapping[Selector, Rule] | Composite, model: object, unkno
         if isinstance(selector, str) and model is None:
             raise RuleError(f"selector {selector!r} is a module path; pass the model: relevance_rules(rules, model)")
     optional = tuple(entry for entry in composite.entries if not isinstance(entry[1], InputRule))
-    prepared = Prepared(model)
-    scope = Scope(prepared.outline)
+    prepared = PreparedModel(model)
+    scope = ModuleTracker(prepared.outline)
     mode = RelevanceMode(Composite(optional, composite.required), scope, prepared, unknown)
     with scope, mode.saving, mode:
         yield mode

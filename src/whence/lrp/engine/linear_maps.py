@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.lrp.engine.conservation import total
+from whence.lrp.engine.conservation import batch_sum
 
 Modification = Callable[[Tensor], Tensor]  # what a rule makes of a weight or bias
 
@@ -51,7 +51,7 @@ class LinearMap(Protocol):
         ...
 
 
-class Weights:
+class RuleWeights:
     """A map's folded weight and bias and what rules make of them, each made once for as long as this is held."""
 
     def __init__(self, linear: LinearMap, dtype: torch.dtype):
@@ -74,22 +74,22 @@ class Weights:
         return made
 
 
-def plus(t: Tensor) -> Tensor:
+def positive_part(t: Tensor) -> Tensor:
     """t⁺"""
     return t.clamp(min=0)
 
 
-def minus(t: Tensor) -> Tensor:
+def negative_part(t: Tensor) -> Tensor:
     """t⁻"""
     return t.clamp(max=0)
 
 
-def positive_contributions(linear: LinearMap, weights: Weights, a: Tensor, nonnegative: bool, with_bias: bool) -> Tensor:
+def positive_contributions(linear: LinearMap, weights: RuleWeights, a: Tensor, nonnegative: bool, with_bias: bool) -> Tensor:
     """P + b⁺, or P: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
-    rising, bias = weights.modified(plus), weights.modified_bias(plus) if with_bias else None
+    rising, bias = weights.modified(positive_part), weights.modified_bias(positive_part) if with_bias else None
     if nonnegative:
         return linear.apply(a, rising, bias)
-    return linear.apply(plus(a), rising, bias).add_(linear.apply(minus(a), weights.modified(minus)))
+    return linear.apply(positive_part(a), rising, bias).add_(linear.apply(negative_part(a), weights.modified(negative_part)))
 
 
 @dataclass(slots=True, eq=False)
@@ -108,10 +108,10 @@ class Dense:
         return s @ weight
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        return total(s @ bias)
+        return batch_sum(s @ bias)
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Dense | None":
-        return Dense(self.weight, self.bias, *_both(self, scale, shift)) if dim == rank - 1 else None
+        return Dense(self.weight, self.bias, *_compose_affine(self, scale, shift)) if dim == rank - 1 else None
 
     @property
     def constants(self) -> tuple[Tensor | None, ...]:
@@ -126,7 +126,7 @@ class Dense:
         return weight, _folded_bias(self.bias, self.scale, self.shift)
 
 
-class Geometry(NamedTuple):
+class ConvGeometry(NamedTuple):
     """How a convolution moves over its input."""
 
     stride: Sequence[int]
@@ -144,7 +144,7 @@ class Convolution:
 
     weight: Tensor
     bias: Tensor | None
-    geometry: Geometry
+    geometry: ConvGeometry
     scale: Tensor | None = None  # as of a dense layer
     shift: Tensor | None = None
 
@@ -170,7 +170,7 @@ class Convolution:
         return s.flatten(2).sum(2) @ bias
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Convolution | None":
-        return Convolution(self.weight, self.bias, self.geometry, *_both(self, scale, shift)) if dim == 1 else None
+        return Convolution(self.weight, self.bias, self.geometry, *_compose_affine(self, scale, shift)) if dim == 1 else None
 
     @property
     def constants(self) -> tuple[Tensor | None, ...]:
@@ -263,12 +263,12 @@ class Bilinear:
         return self.weight, None
 
 
-def contributions_by_size(linear: LinearMap, weights: Weights, z: Tensor, a: Tensor) -> Tensor:
+def contributions_by_size(linear: LinearMap, weights: RuleWeights, z: Tensor, a: Tensor) -> Tensor:
     """P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass whatever the signs, but a small P is rounded like a large one."""
     return linear.apply(a.abs(), weights.modified(torch.abs), weights.modified_bias(torch.abs)).add_(z).mul_(0.5)
 
 
-def _both(linear: Dense | Convolution, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
+def _compose_affine(linear: Dense | Convolution, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
     """Its own scale and shift, followed by these."""
     if linear.scale is None:
         return scale, shift

@@ -12,24 +12,33 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import RuleError, UnknownFunctionError, WhenceError
-from whence.lrp.engine.calls import Call, tensors
-from whence.lrp.engine.conservation import Meter, dot, total
+from whence.lrp.engine.calls import Call, iter_tensors
+from whence.lrp.engine.conservation import ConservationMeter, batch_dot, batch_sum
 from whence.lrp.engine.linear_maps import LinearMap
-from whence.lrp.engine.prepared_model import Prepared
-from whence.lrp.engine.propagation import Companion, Descent, Link, Propagation, Step
-from whence.lrp.engine.tensor_facts import Inherited, Known, gate
-from whence.lrp.ops.function_facts import spelling
+from whence.lrp.engine.prepared_model import PreparedModel
+from whence.lrp.engine.propagation import DepthCounter, InputCompanion, LinearBackward, LinearLink, LinearStep
+from whence.lrp.engine.tensor_facts import Facts, TensorFacts, gate_factor
+from whence.lrp.ops.function_facts import selector_name
 from whence.lrp.rules.composites import Matcher
-from whence.lrp.rules.rules import LRP_0, Constant, Epsilon, FunctionRule, InputRule, LinearRule, ratio
-from whence.lrp.torch_compat.model_state import about_to_overwrite
-from whence.lrp.torch_compat.module_tracker import Place, Scope
-from whence.lrp.torch_compat.saved_tensors import Back, Cells, Keep, Node, OverwritingNode, Saved, Together, hooked
+from whence.lrp.rules.rules import LRP_0, Constant, Epsilon, FunctionRule, InputRule, LinearRule, safe_divide
+from whence.lrp.torch_compat.model_state import save_before_overwrite
+from whence.lrp.torch_compat.module_tracker import ModulePlace, ModuleTracker
+from whence.lrp.torch_compat.saved_tensors import (
+    BackwardFunction,
+    InPlaceBackward,
+    JointBackward,
+    ModifiedBackward,
+    SavedTensor,
+    SavedTensors,
+    SaveFunction,
+    with_gradient_hook,
+)
 
 Unknown = Literal["error", "warn", "gradient"]
 DEFAULT_RULE = Epsilon()
 
 
-class Saturated(NamedTuple):
+class SaturatedValue(NamedTuple):
     """What is known of values that a sigmoid or softmax made."""
 
     name: str
@@ -37,17 +46,17 @@ class Saturated(NamedTuple):
     value: Callable[[], Tensor]  # of what
 
 
-class OverwritesAfterAll(BaseException):
+class UnguardedOverwrite(BaseException):
     """A network that never overwrote a value does, and what autograd saved before is not guarded: it is to be run again."""
 
 
-class Workbench:
+class OpContext:
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedModel,
         matcher: Matcher,
-        scope: Scope,
-        meter: Meter,
+        scope: ModuleTracker,
+        meter: ConservationMeter,
         unknown: Unknown,
         several: bool,
         within: Callable[[], AbstractContextManager],
@@ -56,14 +65,14 @@ class Workbench:
         self.made = prepared.kept  # what is made of constants: made(name, constants, make)
         self.overwrote = False
         self.within = within  # a context in which torch functions are treated as the model's are
-        self.known = Known()
-        self.cells = Cells()
+        self.known = TensorFacts()
+        self.cells = SavedTensors()
         self.saturated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values by a sigmoid or softmax: `Saturated`
         self.gates_reached = False  # by relevance that ends in values that a sigmoid or softmax made
-        self._held: tuple[str, Place] | None = None
+        self._held: tuple[str, ModulePlace] | None = None
         self.copies = False  # whether what is kept is: of a part computed again, torch keeps the tensors themselves
         self._matcher, self._unknown, self._several = matcher, unknown, several
-        self.descent = Descent()
+        self.descent = DepthCounter()
 
     # what is known
 
@@ -78,10 +87,10 @@ class Workbench:
     def linear_rule(self, name: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
         return self._matcher.linear_rule(self.scope.place, name, touches_input)
 
-    def companion(self, t: Tensor) -> Companion | None:
+    def companion(self, t: Tensor) -> InputCompanion | None:
         return self.known.inherited(t).companion
 
-    def link(self, t: Tensor) -> Link | None:
+    def link(self, t: Tensor) -> LinearLink | None:
         """The linear map that `t` came from, if its input still is what the map read."""
         known = self.known.of(t)
         link = None if known is None else known.link
@@ -89,9 +98,9 @@ class Workbench:
 
     def gate(self, call: Call) -> Tensor | None:
         """Of a product x · h(x) of a value and a function of the same value, the second factor."""
-        return gate(call, self.known)
+        return gate_factor(call, self.known)
 
-    def saturation(self, t: Tensor) -> Saturated | None:
+    def saturation(self, t: Tensor) -> SaturatedValue | None:
         """Of what sigmoid or softmax the tensor still is."""
         found = self.saturated.get(t)
         return found if found is not None and found.version == t._version else None
@@ -107,17 +116,17 @@ class Workbench:
 
     # values kept for the way back
 
-    def save(self, t: Tensor) -> Saved:
+    def save(self, t: Tensor) -> SavedTensor:
         return self.cells.save(t)
 
     def before_overwriting(self, t: Tensor) -> None:
-        about_to_overwrite(t)
+        save_before_overwrite(t)
         if not self.prepared.guarded:
-            raise OverwritesAfterAll
+            raise UnguardedOverwrite
         self.overwrote = True
         self.cells.before_overwriting(t)
 
-    def _kept(self, keep: Keep) -> Keep:
+    def _kept(self, keep: SaveFunction) -> SaveFunction:
         return (lambda value: tuple([t.clone() for t in keep(value)])) if self.copies else keep
 
     # ways back
@@ -138,17 +147,17 @@ class Workbench:
         what, place = self._held
         return f"{what} in '{place.path}'"
 
-    def node(self, source: Tensor, value: Callable[[], Tensor], back: Back, keep: Keep) -> Tensor:
+    def node(self, source: Tensor, value: Callable[[], Tensor], back: BackwardFunction, keep: SaveFunction) -> Tensor:
         """A value made of `source`, and `back(g, *keep(value))` for its gradient."""
-        return Node.apply(value, back, self._kept(keep), source)  # type: ignore[return-value]
+        return ModifiedBackward.apply(value, back, self._kept(keep), source)  # type: ignore[return-value]
 
-    def watched(self, t: Tensor, back: Back) -> Tensor:
+    def watched(self, t: Tensor, back: BackwardFunction) -> Tensor:
         """The same tensor for a function that is not seen, and `back(g, t)` for its gradient."""
         return self.node(t, t.detach, back, lambda value: (value,))
 
     def watched_together(self, sources: Sequence[Tensor], back: Callable[..., Sequence[Tensor]]) -> Sequence[Tensor]:
         """The same tensors for a function that is not seen, and `back(gradients, tensors)` for their gradients."""
-        return Together.apply(back, self.copies, *sources)  # type: ignore[return-value]
+        return JointBackward.apply(back, self.copies, *sources)  # type: ignore[return-value]
 
     def absorb(self, out: Tensor, amount: Callable[[Tensor], Tensor]) -> Tensor:
         """Count `amount(g)` [batch, …] as absorbed here when the gradient g of `out` comes by."""
@@ -158,26 +167,26 @@ class Workbench:
             meter.add(path, amount(g))
             return g
 
-        return hooked(out, counted)
+        return with_gradient_hook(out, counted)
 
     def own_gradient(self, call: Call) -> Any:
         """The function's own gradient, what it does not conserve measured as absorbed."""
         path, meter = self.path, self.meter
 
         def given_on(g: Tensor, value: Tensor) -> tuple[Tensor]:
-            meter.add(path, -dot(g, value))
+            meter.add(path, -batch_dot(g, value))
             return (g,)
 
         out = call.run_with({id(t): self.watched(t, given_on) for t in call.data})
-        for t in tensors(out):
+        for t in iter_tensors(out):
             if t.requires_grad:
                 saved = self.save(t)
-                t.register_hook(lambda g, saved=saved: meter.add(path, dot(g, saved.value)))
+                t.register_hook(lambda g, saved=saved: meter.add(path, batch_dot(g, saved.value)))
         return out
 
     def unknown_function(self, call: Call) -> Any:
         """What the caller wants done with a function that may not be linear and has no rule."""
-        selector = spelling(call.function) or repr(self.path)
+        selector = selector_name(call.function) or repr(self.path)
         message = (
             f"'{call.name}' in '{self.path}' is not known to be linear and has no rule; give it one, such as "
             f"LRP({{{selector}: whence.Identity()}}) (activation with f(0) = 0), whence.Constant() (gate, statistic) or "
@@ -214,16 +223,16 @@ class Workbench:
         def back(g: Tensor, a: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
             relevance = g * z
             returned = distribute(relevance, a, z)
-            meter.add(path, total(relevance))
+            meter.add(path, batch_sum(relevance))
             if companion is not None:
-                meter.add(path, -total(returned * present))
+                meter.add(path, -batch_sum(returned * present))
                 return None, returned
-            held = ratio(returned, a.clone())
-            meter.add(path, -dot(held, a))
+            held = safe_divide(returned, a.clone())
+            meter.add(path, -batch_dot(held, a))
             return held, None
 
         beside = None if companion is None else companion.zeros
-        return Node.apply(value, back, self._kept(lambda z: (a, z)), source, beside)  # type: ignore[return-value]
+        return ModifiedBackward.apply(value, back, self._kept(lambda z: (a, z)), source, beside)  # type: ignore[return-value]
 
     # linear maps
 
@@ -241,30 +250,30 @@ class Workbench:
             bias = linear.bias
             return out if bias is None else self.absorb(out, lambda g: linear.bias_share(g, bias.to(g.dtype)))
         zeros, present = (None, None) if companion is None else (companion.zeros, companion.present)
-        step = Step(linear, rule, self.path, known.nonnegative, present=present)
-        return self.step(Link(source, zeros, source._version, step), call.run)
+        step = LinearStep(linear, rule, self.path, known.nonnegative, present=present)
+        return self.step(LinearLink(source, zeros, source._version, step), call.run)
 
-    def step(self, link: Link, value: Callable[[], Tensor]) -> Tensor:
+    def step(self, link: LinearLink, value: Callable[[], Tensor]) -> Tensor:
         """Hang the node of a step on its input; the result remembers the link."""
-        return self._hang(Node, link, value)
+        return self._hang(ModifiedBackward, link, value)
 
-    def overwriting_step(self, link: Link, value: Callable[[], Tensor], target: Tensor) -> Tensor:
+    def overwriting_step(self, link: LinearLink, value: Callable[[], Tensor], target: Tensor) -> Tensor:
         """As `step`, where `value` overwrites `target`, the output that the link was remembered by."""
         self.known.note(target)
         target.detach_()  # off the way back: the new node stands in for the one that made it
         self.before_overwriting(target)
-        return self._hang(OverwritingNode, link, value, target)
+        return self._hang(InPlaceBackward, link, value, target)
 
-    def remember(self, out: Tensor, link: Link) -> None:
+    def remember(self, out: Tensor, link: LinearLink) -> None:
         """Let consumers of `out` take over the linear map it came from."""
         self.known.note(out, link=link)
 
-    def _hang(self, node: Any, link: Link, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
+    def _hang(self, node: Any, link: LinearLink, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
         step, source = link.step, link.source.detach()
-        back = Propagation(step, source.shape, self.meter, self.made, self.descent, self._several)
+        back = LinearBackward(step, source.shape, self.meter, self.made, self.descent, self._several)
         out: Tensor = node.apply(value, back, self._kept(lambda z: back.reads(z, source)), *target, link.source, link.zeros)
         if step.rectified:  # nobody takes a ReLU over: what follows it does not follow the map
-            self.known.note(out, Inherited(nonnegative=True))
+            self.known.note(out, Facts(nonnegative=True))
         else:
             self.remember(out, link)
         return out

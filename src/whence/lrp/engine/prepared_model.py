@@ -4,41 +4,41 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
-from whence.lrp.engine.weight_cache import Kept
+from whence.lrp.engine.weight_cache import WeightCache
 from whence.lrp.rules.composites import Composite, Matcher, Selector
 from whence.lrp.rules.rules import Rule
-from whence.lrp.torch_compat.module_tracker import Outline
+from whence.lrp.torch_compat.module_tracker import ModuleOutline
 
 
-class Prepared:
+class PreparedModel:
     """A model made ready. `lasting`: modified weights are kept for later explanations, at the memory they take."""
 
     def __init__(self, model: Any, lasting: bool = False):
         self.model = model
-        self.kept = Kept(lasting)
+        self.kept = WeightCache(lasting)
         self.guarded = True  # what autograd saves, from being overwritten: most networks turn out not to
-        self._outline: Outline | None = None  # of what cannot be seen into there is none, nor do all methods need one
+        self._outline: ModuleOutline | None = None  # of what cannot be seen into there is none, nor do all methods need one
         self._matchers: dict[int, tuple[object, Matcher]] = {}
 
     @property
-    def outline(self) -> Outline:
+    def outline(self) -> ModuleOutline:
         if self._outline is None:
-            self._outline = Outline(self.model)
+            self._outline = ModuleOutline(self.model)
         return self._outline
 
-    def up_to_date(self) -> "Prepared":
+    def up_to_date(self) -> "PreparedModel":
         """Itself, once it knows the modules that the model has now."""
         if self._outline is not None and self._outline.outdated:
             self._outline = None
         return self
 
-    def for_several(self) -> "Prepared":
+    def for_several(self) -> "PreparedModel":
         """For several ways back from one forward pass, which all need the same modified weights."""
         if self.kept.lasting:
             return self
         lasting = copy(self)
         lasting._outline = self.outline
-        lasting.kept = Kept()
+        lasting.kept = WeightCache()
         return lasting
 
     def matcher(self, rules: Mapping[Selector, Rule] | Composite) -> Matcher:

@@ -8,15 +8,22 @@ import torch
 from torch import Tensor
 
 from whence.errors import ModelError
-from whence.lrp.engine.conservation import Meter, dot, total
-from whence.lrp.engine.linear_maps import LinearMap, Weights, contributions_by_size, minus, plus, positive_contributions
-from whence.lrp.engine.weight_cache import Kept
-from whence.lrp.rules.rules import Epsilon, Factors, Gamma, InputRule, LinearRule, RisingGamma, SplitRule, ratio
-from whence.lrp.torch_compat.saved_tensors import version
+from whence.lrp.engine.conservation import ConservationMeter, batch_dot, batch_sum
+from whence.lrp.engine.linear_maps import (
+    LinearMap,
+    RuleWeights,
+    contributions_by_size,
+    negative_part,
+    positive_contributions,
+    positive_part,
+)
+from whence.lrp.engine.weight_cache import WeightCache
+from whence.lrp.rules.rules import Epsilon, Factors, Gamma, InputRule, LinearRule, RisingGamma, SplitRule, safe_divide
+from whence.lrp.torch_compat.saved_tensors import version_of
 
 
 @dataclass(slots=True, eq=False)
-class Companion:
+class InputCompanion:
     """Beside a tensor that is the input moved about: zeros that rules of the input layer write relevance to."""
 
     zeros: Tensor
@@ -24,7 +31,7 @@ class Companion:
 
 
 @dataclass(slots=True, eq=False)
-class Step:
+class LinearStep:
     """A linear map, its rule, and what is known of its input and output."""
 
     linear: LinearMap
@@ -34,40 +41,40 @@ class Step:
     rectified: bool = False  # a ReLU follows: R = 0 where z < 0
     present: Tensor | None = None  # which values are the explained input's, for rules of the input layer
 
-    def folded(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Step | None":
+    def folded(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "LinearStep | None":
         """The step whose output is scaled and shifted along `dim`, where its map can take that in."""
         linear = None if self.rectified else self.linear.scaled(scale, shift, dim, rank)
-        return None if linear is None else Step(linear, self.rule, self.path, self.nonnegative, False, self.present)
+        return None if linear is None else LinearStep(linear, self.rule, self.path, self.nonnegative, False, self.present)
 
 
 @dataclass(slots=True, eq=False)
-class Link:
+class LinearLink:
     """What the output of a linear map remembers of its origin, so that a consumer can take the step over."""
 
     source: Tensor  # the input, with its graph
     zeros: Tensor | None  # of the companion
     version: int  # of the input when the map read it
-    step: Step
+    step: LinearStep
 
-    def followed(self, step: Step) -> "Link":
+    def followed(self, step: LinearStep) -> "LinearLink":
         """By more than the map itself."""
-        return Link(self.source, self.zeros, self.version, step)
+        return LinearLink(self.source, self.zeros, self.version, step)
 
-    def rectified(self) -> "Link":
+    def rectified(self) -> "LinearLink":
         """Followed by a ReLU."""
         step = self.step
-        return self.followed(Step(step.linear, step.rule, step.path, step.nonnegative, True, step.present))
+        return self.followed(LinearStep(step.linear, step.rule, step.path, step.nonnegative, True, step.present))
 
 
-class Descent:
+class DepthCounter:
     """Counts the layers that relevance reaches, anew on each way back."""
 
     def __init__(self):
         self._way_back, self._number = -1, 0
-        self._numbers: dict[Step, int] = {}  # on the last whole way
+        self._numbers: dict[LinearStep, int] = {}  # on the last whole way
         self._again = False
 
-    def number(self, step: Step) -> int:
+    def number(self, step: LinearStep) -> int:
         """Of this layer, from 1 on."""
         if self._again and step in self._numbers:
             return self._numbers[step]
@@ -89,13 +96,21 @@ class Descent:
             self._again = False
 
 
-class Propagation:
+class LinearBackward:
     """The backward of one step: from g = R/z at the output to g = R/a at the input."""
 
-    def __init__(self, step: Step, shape: torch.Size, meter: Meter, kept: Kept, descent: Descent, several: bool):
+    def __init__(
+        self,
+        step: LinearStep,
+        shape: torch.Size,
+        meter: ConservationMeter,
+        kept: WeightCache,
+        descent: DepthCounter,
+        several: bool,
+    ):
         self.step, self.meter, self.shape = step, meter, shape  # of the input
         self._kept, self._descent, self._several = kept, descent, several  # ways back from the same forward
-        self._weight_version = version(step.linear.weight)
+        self._weight_version = version_of(step.linear.weight)
         self._factors: Factors | None = None
         self._factors_of: Gamma | None = None
 
@@ -107,9 +122,9 @@ class Propagation:
 
     def __call__(self, g: Tensor, *read: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rule, linear = self._rule(), self.step.linear
-        if version(linear.weight) != self._weight_version:
+        if version_of(linear.weight) != self._weight_version:
             raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
-        weights = self._kept((linear.layout, g.dtype), linear.constants, lambda: Weights(linear, g.dtype))
+        weights = self._kept((linear.layout, g.dtype), linear.constants, lambda: RuleWeights(linear, g.dtype))
         read = tuple([t.to(g.dtype) for t in read])  # autocast: the map was computed in another type than its input has
         if isinstance(rule, Epsilon):
             (z,) = read or (g,)  # LRP-0 does not read z
@@ -130,19 +145,19 @@ class Propagation:
             self._factors, self._factors_of = None, here
         return here
 
-    def _distributed(self, weights: Weights, rule: InputRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    def _distributed(self, weights: RuleWeights, rule: InputRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         linear, present = self.step.linear, self.step.present
 
         def factor() -> Factors:
             denominator = rule.denominator(linear, weights, a, present)
-            return None, ratio(z, denominator.expand_as(z).clone() if denominator.shape[0] < z.shape[0] else denominator)
+            return None, safe_divide(z, denominator.expand_as(z).clone() if denominator.shape[0] < z.shape[0] else denominator)
 
         _, share = self._shares(g, factor)
         returned = rule.spread(linear, weights, share, a, present)
-        self._absorb_difference(dot(g, z), total(returned))
+        self._absorb_difference(batch_dot(g, z), batch_sum(returned))
         return returned
 
-    def _whole(self, weights: Weights, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
+    def _whole(self, weights: RuleWeights, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
         share = rule.share(g, z, self.step.rectified)
         if rule.epsilon or weights.bias is not None:
             self.meter.add(self.step.path, self._absorbed_whole(weights.bias, rule.epsilon, g, z, share))
@@ -152,12 +167,12 @@ class Propagation:
         """R − Σ share · (z − b): what the bias takes and, where z ≥ 0, ε as a part of it."""
         linear = self.step.linear
         if bias is None:
-            return total(share) * epsilon if self.step.rectified else dot(g, z) - dot(share, z)
+            return batch_sum(share) * epsilon if self.step.rectified else batch_dot(g, z) - batch_dot(share, z)
         if self.step.rectified or not epsilon:
             return linear.bias_share(share, bias + epsilon)
-        return linear.bias_share(share, bias) + dot(g, z) - dot(share, z)
+        return linear.bias_share(share, bias) + batch_dot(g, z) - batch_dot(share, z)
 
-    def _shared(self, weights: Weights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    def _shared(self, weights: RuleWeights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         linear, nonnegative = self.step.linear, self.step.nonnegative
         # γ divides by no small P, which may then be rounded like a large one; in half precision that is too coarse
         by_size = isinstance(rule, Gamma) and not nonnegative and z.dtype.itemsize >= 4
@@ -173,20 +188,22 @@ class Propagation:
             returned = self._transposed_by_size(weights, a, whole, positive)
         else:
             returned = self._transposed(weights, a, whole, positive)
-        self._absorb_difference(dot(g, z), dot(a, returned))
+        self._absorb_difference(batch_dot(g, z), batch_dot(a, returned))
         return returned
 
-    def _bias_alone(self, weights: Weights, a: Tensor) -> Tensor:
+    def _bias_alone(self, weights: RuleWeights, a: Tensor) -> Tensor:
         return self.step.linear.apply(torch.zeros_like(a[:1]), weights.weight, weights.bias)
 
-    def _merged(self, weights: Weights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    def _merged(self, weights: RuleWeights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         """Where a ≥ 0 and R = 0 at z < 0 both shares are proportional: one modified weight serves both ways."""
         linear, rectified = self.step.linear, self.step.rectified
         weight, bias = weights.modified(rule.merged), weights.modified_bias(rule.merged) if rule.bias else None
-        _, share = self._shares(g, lambda: (None, ratio(z, linear.apply(a, weight, bias), bounded=rectified and rule.bias)))
+        _, share = self._shares(
+            g, lambda: (None, safe_divide(z, linear.apply(a, weight, bias), bounded=rectified and rule.bias))
+        )
         returned = linear.transpose(share, weight, self.shape)
         if not (rectified and rule.bias):  # relevance of outputs without a positive contribution is lost: count it
-            self._absorb_difference(dot(g, z), dot(a, returned))
+            self._absorb_difference(batch_dot(g, z), batch_dot(a, returned))
         elif bias is not None:
             self.meter.add(self.step.path, linear.bias_share(share, bias))
         return returned
@@ -204,17 +221,17 @@ class Propagation:
         self.meter.add(self.step.path, came)
         self.meter.add(self.step.path, -went)
 
-    def _transposed_by_size(self, weights: Weights, a: Tensor, whole: Tensor, positive: Tensor) -> Tensor:
+    def _transposed_by_size(self, weights: RuleWeights, a: Tensor, whole: Tensor, positive: Tensor) -> Tensor:
         """The same as `_transposed`: L_wᵀ(whole + positive/2) + sign(a) L_|w|ᵀ(positive/2), in two passes."""
         linear, half = self.step.linear, positive.mul_(0.5)
         sized = linear.transpose(half, weights.modified(torch.abs), self.shape)
         return linear.transpose(whole.add_(half), weights.weight, self.shape).addcmul_(a.sign(), sized)
 
-    def _transposed(self, weights: Weights, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
+    def _transposed(self, weights: RuleWeights, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
         """L_wᵀ(whole) + 1[a>0] L_w⁺ᵀ(positive) + 1[a<0] L_w⁻ᵀ(positive)."""
         linear = self.step.linear
-        returned = linear.transpose(positive, weights.modified(plus), self.shape)
+        returned = linear.transpose(positive, weights.modified(positive_part), self.shape)
         if not self.step.nonnegative:
-            falling = linear.transpose(positive, weights.modified(minus), self.shape)
+            falling = linear.transpose(positive, weights.modified(negative_part), self.shape)
             returned = torch.where(a < 0, falling, returned)
         return returned if whole is None else returned.add_(linear.transpose(whole, weights.weight, self.shape))

@@ -8,13 +8,13 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from whence.lrp.engine.calls import Call, tensors
-from whence.lrp.engine.propagation import Companion, Link
+from whence.lrp.engine.calls import Call, iter_tensors
+from whence.lrp.engine.propagation import InputCompanion, LinearLink
 from whence.lrp.ops.function_names import ARITHMETIC, COMBINES, PROPORTIONAL
-from whence.lrp.torch_compat.deferred_checks import known
+from whence.lrp.torch_compat.deferred_checks import known_true
 
 
-class Inherited:
+class Facts:
     """What the results of a call are known by."""
 
     __slots__ = ("companion", "made_of", "nonnegative", "plain", "proportional")
@@ -22,8 +22,8 @@ class Inherited:
     def __init__(
         self,
         nonnegative: bool = False,
-        companion: Companion | None = None,
-        made_of: "Sequence[Knowledge]" = (),
+        companion: InputCompanion | None = None,
+        made_of: "Sequence[TensorRecord]" = (),
         proportional: bool = False,
     ):
         self.nonnegative, self.companion = nonnegative, companion
@@ -32,22 +32,22 @@ class Inherited:
         self.plain = not nonnegative and companion is None  # arithmetic with them needs no thought
 
 
-NOTHING = Inherited()
+NO_FACTS = Facts()
 BACKWARD_HOOK = "BackwardHookFunctionBackward"  # torch's name for the node
 
 
-class Knowledge(ref):
+class TensorRecord(ref):
     """What is known of a tensor as long as nobody overwrites it, on a weak reference to the tensor."""
 
     __slots__ = ("inherited", "key", "link", "version")
 
-    inherited: Inherited
+    inherited: Facts
     key: int  # the tensor's id
-    link: Link | None  # the linear map it came from
+    link: LinearLink | None  # the linear map it came from
     version: int  # of the tensor
 
 
-class Known:
+class TensorFacts:
     """The knowledge there is, by tensor; for most there is none, and a mere weak reference says that the tensor was seen.
 
     Whatever holds other tensors is let go with the tensor it is known of.
@@ -76,14 +76,14 @@ class Known:
         if known is None or known() is not t:
             self.by_id[id(t)] = ref(t)
 
-    def of(self, t: Tensor) -> Knowledge | None:
+    def of(self, t: Tensor) -> TensorRecord | None:
         """What holds of it now, if there is anything."""
         known = self.by_id.get(id(t))
-        return known if type(known) is Knowledge and known() is t and known.version == t._version else None
+        return known if type(known) is TensorRecord and known() is t and known.version == t._version else None
 
-    def inherited(self, t: Tensor) -> Inherited:
+    def inherited(self, t: Tensor) -> Facts:
         known = self.of(t)
-        return NOTHING if known is None else known.inherited
+        return NO_FACTS if known is None else known.inherited
 
     def looked_at(self, t: Tensor) -> Tensor | None:
         """The tensor that `t` was for torch's backward hooks of modules, which pass the gradient on, if it was seen."""
@@ -100,38 +100,38 @@ class Known:
         known = self.of(original)
         self.see(t) if known is None else self.note(t, known.inherited, known.link)
 
-    def note(self, t: Tensor, inherited: Inherited = NOTHING, link: Link | None = None) -> Knowledge:
+    def note(self, t: Tensor, inherited: Facts = NO_FACTS, link: LinearLink | None = None) -> TensorRecord:
         """What is known of it from now on."""
         key = id(t)
-        known = Knowledge(t) if link is None and inherited.companion is None else Knowledge(t, self._forget)
+        known = TensorRecord(t) if link is None and inherited.companion is None else TensorRecord(t, self._forget)
         known.key, known.version, known.inherited, known.link = key, t._version, inherited, link
         self.by_id[key] = known
         return known
 
-    def now(self, data: Sequence[Tensor]) -> list[Knowledge]:
+    def now(self, data: Sequence[Tensor]) -> list[TensorRecord]:
         """The tensors as they are now."""
         return [self.of(t) or self.note(t) for t in data]
 
-    def learn(self, t: Tensor, inherited: Inherited) -> None:
+    def learn(self, t: Tensor, inherited: Facts) -> None:
         """Note what was inherited, unless more is known already."""
         known = self.of(t)
         if known is None:
             self.note(t, inherited)
         elif inherited.nonnegative and not known.inherited.nonnegative:
             earlier = known.inherited
-            known.inherited = Inherited(True, earlier.companion, earlier.made_of, earlier.proportional)
+            known.inherited = Facts(True, earlier.companion, earlier.made_of, earlier.proportional)
 
     def without_link(self, t: Tensor) -> None:
         """Let nobody take over the map that made it, and nothing be a function of what it is a function of."""
         known = self.inherited(t)
-        self.note(t, Inherited(known.nonnegative, known.companion))
+        self.note(t, Facts(known.nonnegative, known.companion))
 
 
 def _made_by(t: Tensor, node: Any) -> bool:
     return t.grad_fn is node if t.grad_fn is not None else getattr(node, "variable", None) is t
 
 
-def inherited(call: Call, table: Known) -> Inherited:
+def propagate_facts(call: Call, table: TensorFacts) -> Facts:
     """What the results will be known by, from what is known of the arguments."""
     facts, data = call.facts, call.data
     made_of = table.now(data) if facts.pointwise else ()
@@ -139,28 +139,28 @@ def inherited(call: Call, table: Known) -> Inherited:
     nonnegative = facts.nonnegative or (facts.clips and _clipped_above_zero(call))
     if facts.keeps_sign and first.nonnegative and not nonnegative:
         nonnegative = _keeps_sign(call, table)
-    beside = None if first.companion is None else _companion(call, table)
+    beside = None if first.companion is None else _propagate_companion(call, table)
     if made_of:
-        return Inherited(nonnegative, beside, made_of, proportional(facts.name, data))
-    return Inherited(nonnegative, beside) if nonnegative or beside is not None else NOTHING
+        return Facts(nonnegative, beside, made_of, is_proportional(facts.name, data))
+    return Facts(nonnegative, beside) if nonnegative or beside is not None else NO_FACTS
 
 
-def proportional(name: str, data: Sequence[Tensor]) -> bool:
+def is_proportional(name: str, data: Sequence[Tensor]) -> bool:
     """Whether a result of that function grows in proportion with the one tensor among its arguments that is not constant."""
     return len(data) == 1 and (name == "mul" or name in PROPORTIONAL)
 
 
-def gate(call: Call, table: Known) -> Tensor | None:
+def gate_factor(call: Call, table: TensorFacts) -> Tensor | None:
     """Of a product x · h(x) of a value (or a multiple of it) and a function of the same value, the second factor."""
     if len(call.data) != 2 or call.data[0] is call.data[1]:
         return None
     first, second = table.now(call.data)
-    if _is_made_of(second, _divisors(first)):
+    if _is_function_of(second, _factors_of(first)):
         return call.data[1]
-    return call.data[0] if _is_made_of(first, _divisors(second)) else None
+    return call.data[0] if _is_function_of(first, _factors_of(second)) else None
 
 
-def _divisors(known: Knowledge) -> list[Knowledge]:
+def _factors_of(known: TensorRecord) -> list[TensorRecord]:
     """The tensor, and all that it is a multiple of."""
     found = [known]
     while found[-1].inherited.proportional:
@@ -168,7 +168,7 @@ def _divisors(known: Knowledge) -> list[Knowledge]:
     return found
 
 
-def _is_made_of(known: Knowledge, roots: list[Knowledge]) -> bool:
+def _is_function_of(known: TensorRecord, roots: list[TensorRecord]) -> bool:
     """Whether it is a function of these alone, value by value."""
     open_ends = [known]
     for end in open_ends:  # grows as it is read
@@ -185,25 +185,25 @@ def _clipped_above_zero(call: Call) -> bool:
     return isinstance(low, int | float) and low >= 0
 
 
-def _keeps_sign(call: Call, table: Known) -> bool:
+def _keeps_sign(call: Call, table: TensorFacts) -> bool:
     """Whether nothing that goes into the result can be negative."""
     if call.kwargs.get("mode") == "bicubic":
         return False
-    operands = tensors((call.args, call.kwargs))
+    operands = iter_tensors((call.args, call.kwargs))
     if call.name not in ARITHMETIC:
         return all(table.inherited(t).nonnegative for t in operands if t.is_floating_point())
     numbers = [n for n in (*call.args, *call.kwargs.values()) if isinstance(n, Number)]
     return all(n >= 0 for n in numbers) and all(table.inherited(t).nonnegative for t in operands if t.dtype != torch.bool)  # type: ignore
 
 
-def _companion(call: Call, table: Known) -> Companion | None:
+def _propagate_companion(call: Call, table: TensorFacts) -> InputCompanion | None:
     """What goes beside the result, if the result is the input moved about, padded, shifted or scaled value by value."""
     beside = {id(t): c for t in call.data if (c := table.inherited(t).companion) is not None}
     if len(beside) != len({id(t) for t in call.data}):
         return None
     if call.name in COMBINES and len(call.data) == 1:
         (one,) = beside.values()
-        shapes = [t.shape for t in tensors((call.args, call.kwargs))]
+        shapes = [t.shape for t in iter_tensors((call.args, call.kwargs))]
         return one if torch.broadcast_shapes(*shapes) == one.zeros.shape else None
     pads = call.name in ("cat", "stack", "pad")
     if call.overwrites or not (pads or call.facts.moves):
@@ -212,11 +212,11 @@ def _companion(call: Call, table: Known) -> Companion | None:
     if not isinstance(zeros, Tensor):
         return None
     if not pads and all(c.present is None for c in beside.values()):
-        return Companion(zeros)
+        return InputCompanion(zeros)
     with torch.no_grad():
         ones = {key: torch.ones_like(c.zeros) if c.present is None else c.present for key, c in beside.items()}
-        values = {id(t): torch.zeros_like(t) for t in tensors((call.args, call.kwargs)) if t.is_floating_point()}
+        values = {id(t): torch.zeros_like(t) for t in iter_tensors((call.args, call.kwargs)) if t.is_floating_point()}
         present = call.run_with(values | ones) - call.run_with(
             values | {key: torch.zeros_like(c.zeros) for key, c in beside.items()}
         )
-    return Companion(zeros, None if known(present == 1) else present)
+    return InputCompanion(zeros, None if known_true(present == 1) else present)

@@ -5,12 +5,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from whence.lrp.torch_compat.saved_tensors import version
+from whence.lrp.torch_compat.saved_tensors import version_of
 
 T = TypeVar("T")
 
 
-class Kept:
+class WeightCache:
     """Values by what they were made of. What an explanation did not use is let go when the next one begins.
 
     A constant is known by its memory and its version; the memory is held, so that nothing else can come to lie there.
@@ -40,4 +40,4 @@ class Kept:
 
 
 def _identity(t: Tensor | None) -> Hashable:
-    return None if t is None else (t.data_ptr(), version(t), t.dtype, t.shape, t.stride())
+    return None if t is None else (t.data_ptr(), version_of(t), t.dtype, t.shape, t.stride())

@@ -8,14 +8,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
 from whence.lrp.engine.calls import Call
-from whence.lrp.engine.op_context import Workbench
-from whence.lrp.ops.arithmetic import winner
-from whence.lrp.torch_compat.saved_tensors import Keep
+from whence.lrp.engine.op_context import OpContext
+from whence.lrp.ops.arithmetic import extremum
+from whence.lrp.torch_compat.saved_tensors import SaveFunction
 
 SLOPES: dict[tuple[str, str], float] = {}  # of activations at 0, by name and settings
 
 
-def rectify(bench: Workbench, call: Call) -> Tensor:
+def rectify(bench: OpContext, call: Call) -> Tensor:
     """ReLU: its gradient is right; after a linear map it takes the map's node over, since R = 0 at z < 0 makes that cheaper."""
     (x,) = call.data
     link = bench.link(x)
@@ -27,23 +27,23 @@ def rectify(bench: Workbench, call: Call) -> Tensor:
     return bench.overwriting_step(link, call.run, x) if call.overwrites else bench.step(link, call.run)
 
 
-def identity(bench: Workbench, call: Call) -> Tensor:
+def identity(bench: OpContext, call: Call) -> Tensor:
     """An activation with f(0) = 0, as x · (f(x)/x) with the quotient constant: R passes unchanged (AttnLRP, eq. 9)."""
     if len(call.data) != 1:
         return bench.unknown_function(call)
     (x,) = call.data
-    return bench.node(x, call.run, times, ratio_to(x, _slope_at_zero(call)))
+    return bench.node(x, call.run, scale_gradient, output_input_ratio(x, _slope_at_zero(call)))
 
 
-def clamp(bench: Workbench, call: Call) -> Any:
+def clamp(bench: OpContext, call: Call) -> Any:
     """An activation where 0 lies between the bounds, else a winner between data and constants."""
     _, low, high = call.bind("input min max", min=None, max=None)
     if isinstance(low, Tensor) or isinstance(high, Tensor) or (low or 0) > 0 or (high is not None and high < 0):
-        return winner(bench, call)
+        return extremum(bench, call)
     return identity(bench, call)
 
 
-def glu(bench: Workbench, call: Call) -> Tensor:
+def glu(bench: OpContext, call: Call) -> Tensor:
     """a · σ(b) of the two halves of the input, the gate constant."""
     x, dim = call.bind("input dim", dim=-1)
     gate = x.detach().chunk(2, dim)[1].sigmoid()
@@ -55,17 +55,17 @@ def glu(bench: Workbench, call: Call) -> Tensor:
     return bench.node(x, call.run, back, lambda value: (gate,))
 
 
-def statistic(bench: Workbench, call: Call) -> Any:
+def hold_constant(bench: OpContext, call: Call) -> Any:
     """A gate or a statistic: constant."""
     return bench.constant(call)
 
 
-def times(g: Tensor, factor: Tensor) -> tuple[Tensor]:
+def scale_gradient(g: Tensor, factor: Tensor) -> tuple[Tensor]:
     """The way back through factor · x."""
     return (g * factor,)
 
 
-def ratio_to(x: Tensor, at_zero: float) -> Keep:
+def output_input_ratio(x: Tensor, at_zero: float) -> SaveFunction:
     """Keeps f(x)/x, and its limit where x is 0."""
     source = x.detach()
     return lambda value: (torch.div(value, source).nan_to_num_(at_zero, at_zero, at_zero),)

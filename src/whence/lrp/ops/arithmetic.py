@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from whence.lrp.engine.calls import Call
-from whence.lrp.engine.op_context import Workbench
-from whence.lrp.engine.propagation import Link
-from whence.lrp.torch_compat.saved_tensors import hooked, valued
+from whence.lrp.engine.op_context import OpContext
+from whence.lrp.engine.propagation import LinearLink
+from whence.lrp.torch_compat.saved_tensors import with_backward_of, with_gradient_hook
 
 # the factors of both arguments, by that of the one that has one
 SUMS = {"add": lambda alpha: (1, alpha), "sub": lambda alpha: (1, -alpha), "rsub": lambda alpha: (-alpha, 1)}
 
 
-def plain(bench: Workbench, call: Call) -> Any:
+def plain_gradient(bench: OpContext, call: Call) -> Any:
     """Linear or positively homogeneous in its data: by Euler, Σ x · ∂f = f, the gradient is right."""
     return call.run()
 
 
-def affine(bench: Workbench, call: Call) -> Any:
+def affine(bench: OpContext, call: Call) -> Any:
     """Linear in its data up to an offset, f(x) = Lx + f(0): the gradient is right and the offset absorbs."""
-    if only_data(bench, call):
+    if no_constant_terms(bench, call):
         return call.run()
-    if call.name == "add" and (link := _folded(bench, call)) is not None:
+    if call.name == "add" and (link := _fold_into_linear(bench, call)) is not None:
         return bench.step(link, call.run)
-    offset = _added(bench, call) if call.name in SUMS else _at_zero(bench, call)
+    offset = _added_constant(bench, call) if call.name in SUMS else _value_at_zero(bench, call)
     if not (bench.saturated and any(bench.saturation(t) for t in call.constants)):
         return bench.absorb(call.run(), lambda g: g * offset())
 
@@ -39,7 +39,7 @@ def affine(bench: Workbench, call: Call) -> Any:
     return bench.absorb(call.run(), into_gates)
 
 
-def winner(bench: Workbench, call: Call) -> Any:
+def extremum(bench: OpContext, call: Call) -> Any:
     """The larger or smaller of data and constants: relevance follows the winner, constants that win absorb."""
     if not call.constants and not call.name.startswith("clamp"):
         return call.run()
@@ -54,35 +54,35 @@ def winner(bench: Workbench, call: Call) -> Any:
     return bench.absorb(out, constants_that_won)
 
 
-def scale(bench: Workbench, call: Call) -> Any:
+def scale(bench: OpContext, call: Call) -> Any:
     """A product: halved where both factors depend on the input, else the gradient is right. The scaled output of a linear
     map is that of a scaled map, should a shift or a ReLU follow (FrozenBatchNorm)."""
     if len(call.data) > 1:
         return product(bench, call)
-    link = _folded(bench, call)
+    link = _fold_into_linear(bench, call)
     out = call.run()
     if link is not None:
         bench.remember(out, link)
     return out
 
 
-def product(bench: Workbench, call: Call) -> Tensor:
+def product(bench: OpContext, call: Call) -> Tensor:
     """Each of n factors that depend on the input takes an equal part (AttnLRP, proposition 3.2). A value times a function
     of itself, x · h(x), is an activation that the network writes out (GELU by tanh, x · sigmoid(x)): h(x) is constant."""
     if call.name == "mul" and (gate := bench.gate(call)) is not None:
         return call.run_with({id(gate): gate.detach()})
-    return divided(call.run(), len(call.data))
+    return divide_gradient(call.run(), len(call.data))
 
 
-def added_scaling(bench: Workbench, call: Call) -> Tensor:
+def added_scaling(bench: OpContext, call: Call) -> Tensor:
     """input + value · a · b."""
     offset, a, b, value = call.bind("input tensor1 tensor2 value", value=1)
     if not (a.requires_grad and b.requires_grad):
         return affine(bench, call)
-    return valued(call.run, bench.follow(lambda: offset + a * b * value))
+    return with_backward_of(call.run, bench.follow(lambda: offset + a * b * value))
 
 
-def added_quotient(bench: Workbench, call: Call) -> Tensor:
+def added_quotient(bench: OpContext, call: Call) -> Tensor:
     """input + value · a / b: the denominator is a statistic."""
     _, _, denominator, _ = call.bind("input tensor1 tensor2 value", value=1)
     data = [t for t in call.data if t is not denominator]
@@ -93,28 +93,28 @@ def added_quotient(bench: Workbench, call: Call) -> Tensor:
     return affine(bench, replace(over_constant, data=data, constants=[*call.constants, held]))
 
 
-def between(bench: Workbench, call: Call) -> Tensor:
+def lerp(bench: OpContext, call: Call) -> Tensor:
     """(1 − w) · start + w · end."""
     start, end, weight = call.bind("input end weight")
     if not isinstance(weight, Tensor) or not weight.requires_grad:
         return affine(bench, call)
-    return valued(call.run, bench.follow(lambda: start + weight * (end - start)))
+    return with_backward_of(call.run, bench.follow(lambda: start + weight * (end - start)))
 
 
-def sampled(bench: Workbench, call: Call) -> Tensor:
+def grid_sample(bench: OpContext, call: Call) -> Tensor:
     """Values read off between the places of a picture: linear in the values, the places are a statistic."""
     keys = "input grid mode padding_mode align_corners"
     values, grid, *_ = call.bind(keys, mode=None, padding_mode=None, align_corners=None)
     return call.run_with({id(grid): grid.detach()}) if values.requires_grad else bench.constant(call)
 
 
-def reduced(bench: Workbench, call: Call) -> Tensor:
+def scatter_reduce(bench: OpContext, call: Call) -> Tensor:
     """Sums, means and winners of groups are homogeneous; of a product nothing is known."""
     of_products = any(isinstance(given, str) and given == "prod" for given in (*call.args, *call.kwargs.values()))
     return bench.unknown_function(call) if of_products else bench.own_gradient(call)
 
 
-def quotient(bench: Workbench, call: Call) -> Any:
+def quotient(bench: OpContext, call: Call) -> Any:
     """a / b: the denominator is a statistic."""
     numerator, denominator, rounding = call.bind("input other rounding_mode", rounding_mode=None)
     if rounding is not None or not numerator.requires_grad:
@@ -122,13 +122,13 @@ def quotient(bench: Workbench, call: Call) -> Any:
     return call.function(numerator, denominator.detach() if isinstance(denominator, Tensor) else denominator)
 
 
-def solution(bench: Workbench, call: Call) -> Any:
+def solution(bench: OpContext, call: Call) -> Any:
     """A⁻¹ b, a quotient of matrices: A is a statistic."""
     a, b = call.bind("A B")
     return bench.constant(call) if not b.requires_grad else call.run_with({id(a): a.detach()})
 
 
-def power(bench: Workbench, call: Call) -> Any:
+def power(bench: OpContext, call: Call) -> Any:
     """xⁿ is homogeneous of degree n: the gradient divided by n; a statistic where n ≤ 0."""
     base, exponent = (call.data[0], 2) if call.name == "square" else call.bind("input exponent")
     if type(exponent) in (int, float) and exponent == 2 and base.is_floating_point():
@@ -137,29 +137,29 @@ def power(bench: Workbench, call: Call) -> Any:
         exponent = exponent.item()
     if not isinstance(exponent, Real) or exponent <= 0:
         return bench.constant(call)
-    return divided(call.run(), float(exponent))
+    return divide_gradient(call.run(), float(exponent))
 
 
-def divided(out: Tensor, divisor: float) -> Tensor:
+def divide_gradient(out: Tensor, divisor: float) -> Tensor:
     """The same with its gradient divided."""
-    return hooked(out, lambda g: g / divisor)
+    return with_gradient_hook(out, lambda g: g / divisor)
 
 
-def unmasked(offset: Tensor) -> Tensor:
+def without_mask_values(offset: Tensor) -> Tensor:
     """Without −∞ or the least finite number: what is masked so has weight 0 in a softmax, or all of a row is masked alike."""
     return offset.masked_fill(offset <= torch.finfo(offset.dtype).min / 2, 0) if offset.is_floating_point() else offset
 
 
-def always(bench: Workbench, call: Call) -> bool:
+def always(bench: OpContext, call: Call) -> bool:
     return True
 
 
-def one_factor(bench: Workbench, call: Call) -> bool:
+def single_data_factor(bench: OpContext, call: Call) -> bool:
     """Whether all but one factor of a product are constant."""
     return len(call.data) == 1
 
 
-def only_data(bench: Workbench, call: Call) -> bool:
+def no_constant_terms(bench: OpContext, call: Call) -> bool:
     """Whether an affine function has nothing but data to add: no constant tensor, no number, no padding value."""
     if call.name in SUMS:
         return len(call.data) == 2
@@ -169,7 +169,7 @@ def only_data(bench: Workbench, call: Call) -> bool:
     return call.name in ("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "copy") and not call.constants
 
 
-def _folded(bench: Workbench, call: Call) -> Link | None:
+def _fold_into_linear(bench: OpContext, call: Call) -> LinearLink | None:
     """`linear(x) · c` and `linear(x) + c` for c along the channels (FrozenBatchNorm) as one linear map."""
     if call.kwargs or len(call.args) != 2 or len(call.data) != 1:
         return None
@@ -187,7 +187,7 @@ def _folded(bench: Workbench, call: Call) -> Link | None:
     return None if step is None else link.followed(step)
 
 
-def _added(bench: Workbench, call: Call) -> Callable[[], Tensor | float]:
+def _added_constant(bench: OpContext, call: Call) -> Callable[[], Tensor | float]:
     """The constant in a sum or difference, with its factor."""
     first, second, alpha = call.bind("input other alpha", alpha=1)
     of_first, of_second = SUMS[call.name](alpha)
@@ -195,12 +195,12 @@ def _added(bench: Workbench, call: Call) -> Callable[[], Tensor | float]:
     if not isinstance(constant, Tensor):
         return lambda: constant * factor
     saved = bench.save(constant)
-    return lambda: unmasked(saved.value) * factor
+    return lambda: without_mask_values(saved.value) * factor
 
 
-def _at_zero(bench: Workbench, call: Call) -> Callable[[], Tensor]:
+def _value_at_zero(bench: OpContext, call: Call) -> Callable[[], Tensor]:
     """The call's value with zeros for all data, its constants as they are now: the offset of an affine function."""
     constants = {id(t): bench.save(t) for t in call.constants}
     zeros = {id(t): t.new_zeros(()).expand(t.shape) for t in call.data}
     at_zero = replace(call.with_replaced(zeros), data=())  # holds no tensor of the graph that will hold it
-    return lambda: unmasked(at_zero.run_with({key: cell.value for key, cell in constants.items()}))
+    return lambda: without_mask_values(at_zero.run_with({key: cell.value for key, cell in constants.items()}))

@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.lrp.engine.calls import Call
-from whence.lrp.engine.conservation import dot, total
-from whence.lrp.engine.op_context import Workbench
-from whence.lrp.ops.arithmetic import unmasked
+from whence.lrp.engine.conservation import batch_dot, batch_sum
+from whence.lrp.engine.op_context import OpContext
+from whence.lrp.ops.arithmetic import without_mask_values
 from whence.lrp.rules.rules import Constant
-from whence.lrp.torch_compat.deferred_checks import known
-from whence.lrp.torch_compat.saved_tensors import valued
+from whence.lrp.torch_compat.deferred_checks import known_true
+from whence.lrp.torch_compat.saved_tensors import with_backward_of
 
 OPERANDS = ("query", "key", "value", "attn_mask")
 
 
-def softmax(bench: Workbench, call: Call) -> Tensor:
+def softmax(bench: OpContext, call: Call) -> Tensor:
     """The softmax's own gradient (AttnLRP, proposition 3.1): R_in = x (R − s ΣR) does not conserve, the rest is absorbed."""
     x, dim = call.bind("input dim", dim=None)
     if not isinstance(dim, int):
@@ -32,13 +32,13 @@ def softmax(bench: Workbench, call: Call) -> Tensor:
         returned = torch.addcmul(relevance, s, relevance.sum(dim, keepdim=True), value=-1)
         # Σ x · g over a row, without x: x = log s + const, and the gradient sums to 0
         log = s.log().nan_to_num_(neginf=0.0)
-        bench.meter.add(path, total(relevance) - dot(log, returned))
+        bench.meter.add(path, batch_sum(relevance) - batch_dot(log, returned))
         return (returned.to(dtype),)
 
     return bench.node(x, call.run, back, lambda s: (s,))
 
 
-def scaled_dot_product_attention(bench: Workbench, call: Call) -> Tensor:
+def scaled_dot_product_attention(bench: OpContext, call: Call) -> Tensor:
     """softmax(q kᵀ) v by the kernel the model chose (AttnLRP, propositions 3.1 and 3.3 in the gradient form).
 
     Two products follow each other, the scores q kᵀ and their softmax times v, and each halves what it shares: a quarter of
@@ -48,18 +48,18 @@ def scaled_dot_product_attention(bench: Workbench, call: Call) -> Tensor:
     data = {name: t for name, t in given.items() if t is not None and t.requires_grad}
     if isinstance(bench.function_rule("softmax"), Constant):
         bench.hold("the attention")
-        return _with(call, given | {name: t.detach() for name, t in data.items() if name != "value"})
+        return _call_with(call, given | {name: t.detach() for name, t in data.items() if name != "value"})
     if data.keys() <= {"value"}:
-        return _with(call, given)
+        return _call_with(call, given)
     shared = bench.watched_together(tuple(data.values()), _shared(bench, tuple(data)))
-    out = _with(call, given | dict(zip(data, shared, strict=True)))
+    out = _call_with(call, given | dict(zip(data, shared, strict=True)))
     if "value" in data:
         return out
     kept = bench.save(out)
-    return bench.absorb(out, lambda g: dot(g, kept.value))
+    return bench.absorb(out, lambda g: batch_dot(g, kept.value))
 
 
-def _shared(bench: Workbench, names: tuple[str, ...]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]:
+def _shared(bench: OpContext, names: tuple[str, ...]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]:
     """How many factors of each of the two products depend on the input: each takes an equal part of the gradient."""
     factors, of_output = len({"query", "key"}.intersection(names)) or 1, 2 if "value" in names else 1
     divisors = {"query": factors * of_output, "key": factors * of_output, "value": of_output, "attn_mask": of_output}
@@ -70,38 +70,38 @@ def _shared(bench: Workbench, names: tuple[str, ...]) -> Callable[[Sequence[Tens
         values = dict(zip(names, operands, strict=True))
         of_scores = next(name for name in ("query", "key", "attn_mask") if name in values)
         if of_scores != "attn_mask":  # the scores are linear in each: both have the same Σ t · g
-            meter.add(path, -dot(gradients[names.index(of_scores)], values[of_scores]) / of_output)
+            meter.add(path, -batch_dot(gradients[names.index(of_scores)], values[of_scores]) / of_output)
         if "value" in values:  # as much went to the scores; what they do not pass on is absorbed
-            meter.add(path, dot(returned["value"], values["value"]))
+            meter.add(path, batch_dot(returned["value"], values["value"]))
         if "attn_mask" in values:  # may be one for all samples
-            meter.add(path, -(returned["attn_mask"] * unmasked(values["attn_mask"])).sum())
+            meter.add(path, -(returned["attn_mask"] * without_mask_values(values["attn_mask"])).sum())
         return tuple(returned.values())
 
     return back
 
 
-def _with(call: Call, tensors: dict[str, Any]) -> Tensor:
+def _call_with(call: Call, tensors: dict[str, Any]) -> Tensor:
     others = {name: value for name, value in call.kwargs.items() if name not in tensors}
     args = (*tensors.values(), *call.args[len(tensors) :])
     of_these = replace(call, args=args, kwargs=others)
-    return valued(call.run, by_a_right_kernel(of_these)) if has_wrong_kernel(call) else of_these.run()
+    return with_backward_of(call.run, math_kernel(of_these)) if needs_math_kernel(call) else of_these.run()
 
 
-def has_wrong_kernel(call: Call) -> bool:
+def needs_math_kernel(call: Call) -> bool:
     """Whether some row of an attention mask leaves nothing: torch's own backward on CPUs is wrong where the mask is the least
     finite number all along it (TimesFM)."""
     mask = call.bind(" ".join(OPERANDS), attn_mask=None)[3]
     if not isinstance(mask, Tensor) or not mask.is_floating_point() or not mask.is_cpu:
         return False
-    return not known(mask.detach().amax(-1) > torch.finfo(mask.dtype).min / 2)
+    return not known_true(mask.detach().amax(-1) > torch.finfo(mask.dtype).min / 2)
 
 
-def by_a_right_kernel(call: Call) -> Tensor:
+def math_kernel(call: Call) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):
         return call.run()
 
 
-def written_out(bench: Workbench, call: Call) -> Any:
+def decompose(bench: OpContext, call: Call) -> Any:
     """A composite of torch, run from its own source so that the mode sees the functions it is made of."""
     function = call.function
     unchecked = {name: lambda *args: False for name in function.__globals__ if name.startswith("has_torch_function")}

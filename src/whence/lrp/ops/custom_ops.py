@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from whence.lrp.engine.calls import Call
-from whence.lrp.engine.op_context import Workbench
+from whence.lrp.engine.op_context import OpContext
 
 Distribute = Callable[..., Tensor]  # (relevance of the value, x, value, *constants) -> relevance of x
 
 
-def with_rule(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def custom_op(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """A function of `(x, *constants)` that function modes see as one, as they see torch's, with its rule.
 
     >>> @with_rule(lambda relevance, x, value, weights: relevance * weights)
@@ -21,7 +21,7 @@ def with_rule(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Calla
     """
 
     def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def treatment(bench: Workbench, call: Call) -> Any:
+        def treatment(bench: OpContext, call: Call) -> Any:
             x, *constants = call.args
             if len(call.data) != 1 or call.data[0] is not x:
                 return bench.unknown_function(call)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from whence.lrp.ops import function_names as words
 
-REFLECTED = {"__radd__": "add", "__rmul__": "mul", "__rsub__": "rsub", "__rdiv__": "rdiv", "__rtruediv__": "rdiv",
+REFLECTED_OPERATORS = {"__radd__": "add", "__rmul__": "mul", "__rsub__": "rsub", "__rdiv__": "rdiv", "__rtruediv__": "rdiv",
              "__rpow__": "rpow", "__rmatmul__": "rmatmul"}  # fmt: skip
-VALUES = {"T", "H", "mT", "mH", "data", "real", "imag"}  # properties that are tensors themselves
+VALUE_PROPERTIES = {"T", "H", "mT", "mH", "data", "real", "imag"}  # properties that are tensors themselves
 SYNONYMS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "idiv": "div", "ipow": "pow",
             "truediv": "div", "divide": "div", "true_divide": "div", "multiply": "mul", "subtract": "sub",
             "negative": "neg", "absolute": "abs", "concat": "cat", "concatenate": "cat", "movedim": "moveaxis",
@@ -27,7 +27,7 @@ SYNONYMS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "idi
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Facts:
+class FunctionFacts:
     """What is known of a torch function whatever it is called with."""
 
     name: str  # the same for all spellings
@@ -42,16 +42,17 @@ class Facts:
 
 
 @lru_cache(maxsize=4096)
-def facts_of(function: Callable[..., Any]) -> Facts:
+def function_facts(function: Callable[..., Any]) -> FunctionFacts:
     """Looked up once for each function.
 
     >>> facts_of(torch.Tensor.relu_).name, facts_of(torch.Tensor.relu_).overwrites
     ('relu', True)
     """
     name = function_name(function)
-    return Facts(
+    return FunctionFacts(
         name,
-        asks=(getattr(function, "__name__", "") in ("__get__", "__set__") and name not in VALUES) or name in words.FRESH,
+        asks=(getattr(function, "__name__", "") in ("__get__", "__set__") and name not in VALUE_PROPERTIES)
+        or name in words.FRESH,
         overwrites=_overwrites(getattr(function, "__name__", "")),
         moves=name in words.MOVES_VALUES,
         pointwise=name in words.POINTWISE,
@@ -73,13 +74,13 @@ def function_name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", type(function).__name__)
     if name in ("__get__", "__set__"):  # a property of Tensor, such as x.mT
         return function.__self__.__name__  # type: ignore[attr-defined]
-    if name in REFLECTED:
-        return REFLECTED[name]
+    if name in REFLECTED_OPERATORS:
+        return REFLECTED_OPERATORS[name]
     name = name.strip("_")
     return SYNONYMS.get(name, name)
 
 
-def spelling(function: Callable[..., Any]) -> str | None:
+def selector_name(function: Callable[..., Any]) -> str | None:
     """How a user can name the function as a selector, if it has a name."""
     name = getattr(function, "__name__", "")
     prefix, _, rest = name.partition("_")

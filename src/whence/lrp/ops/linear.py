@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from whence.errors import UnknownFunctionError
-from whence.lrp.engine.calls import Call, tensors
-from whence.lrp.engine.linear_maps import Bilinear, Convolution, Dense, Geometry
-from whence.lrp.engine.op_context import Workbench
-from whence.lrp.ops.arithmetic import affine, product, unmasked
+from whence.lrp.engine.calls import Call, iter_tensors
+from whence.lrp.engine.linear_maps import Bilinear, ConvGeometry, Convolution, Dense
+from whence.lrp.engine.op_context import OpContext
+from whence.lrp.ops.arithmetic import affine, product, without_mask_values
 from whence.lrp.rules.rules import LRP_0
-from whence.lrp.torch_compat.saved_tensors import hooked
+from whence.lrp.torch_compat.saved_tensors import with_gradient_hook
 
 
-def plain_dense(bench: Workbench, call: Call) -> bool:
+def plain_dense(bench: OpContext, call: Call) -> bool:
     """Whether a dense layer without bias has LRP-0 for its rule, so that there is nothing to do."""
     args = call.args
     if len(args) != 3 or args[2] is not None or len(call.data) > 1 or call.data[0] is not args[0]:
@@ -25,74 +25,82 @@ def plain_dense(bench: Workbench, call: Call) -> bool:
     return rule is LRP_0 or rule == LRP_0
 
 
-def dense(bench: Workbench, call: Call) -> Tensor:
+def dense(bench: OpContext, call: Call) -> Tensor:
     """A dense layer: a linear map, by its rule."""
     x, weight, bias = call.bind("input weight bias", bias=None)
     if len(call.data) > 1 or call.data[0] is not x:
-        return _made_weight(bench, call, bias, dim=-1)
+        return _computed_weight(bench, call, bias, dim=-1)
     if x.dim() == 1:
-        return _unbatched(bench, call, x, dense)
+        return _as_batch_of_one(bench, call, x, dense)
     if bias is not None and bias.shape[0] != weight.shape[0]:
         bias = bias.expand(len(weight))
     return bench.linear(call, x, Dense(weight, bias), native=True)
 
 
-def convolution(bench: Workbench, call: Call) -> Tensor:
+def convolution(bench: OpContext, call: Call) -> Tensor:
     """A convolution: a linear map, by its rule."""
     names = "input weight bias stride padding dilation groups"
     x, weight, bias, stride, padding, dilation, groups = call.bind(names, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        return _made_weight(bench, call, bias, dim=1)
+        return _computed_weight(bench, call, bias, dim=1)
     if x.dim() < weight.dim():
-        return _unbatched(bench, call, x, convolution)
+        return _as_batch_of_one(bench, call, x, convolution)
     rank = weight.dim() - 2
-    both, single = _padding(weight, padding, _each(dilation, rank))
-    geometry = Geometry(_each(stride, rank), both, _each(dilation, rank), False, [0] * rank, groups, single)
+    both, single = _padding(weight, padding, _per_dimension(dilation, rank))
+    geometry = ConvGeometry(
+        _per_dimension(stride, rank), both, _per_dimension(dilation, rank), False, [0] * rank, groups, single
+    )
     return bench.linear(call, x, Convolution(weight, bias, geometry), native=True)
 
 
-def transposed_convolution(bench: Workbench, call: Call) -> Tensor:
+def transposed_convolution(bench: OpContext, call: Call) -> Tensor:
     """A transposed convolution: a linear map, by its rule."""
     names = "input weight bias stride padding output_padding groups dilation"
     x, weight, bias, stride, padding, output_padding, groups, dilation = call.bind(
         names, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
     )
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        return _made_weight(bench, call, bias, dim=1)
+        return _computed_weight(bench, call, bias, dim=1)
     if x.dim() < weight.dim():
-        return _unbatched(bench, call, x, transposed_convolution)
+        return _as_batch_of_one(bench, call, x, transposed_convolution)
     rank = weight.dim() - 2
-    stride, padding, dilation, output_padding = (_each(size, rank) for size in (stride, padding, dilation, output_padding))
-    geometry = Geometry(stride, padding, dilation, True, output_padding, groups)
+    stride, padding, dilation, output_padding = (
+        _per_dimension(size, rank) for size in (stride, padding, dilation, output_padding)
+    )
+    geometry = ConvGeometry(stride, padding, dilation, True, output_padding, groups)
     return bench.linear(call, x, Convolution(weight, bias, geometry), native=True)
 
 
-def bilinear(bench: Workbench, call: Call) -> Tensor:
+def bilinear(bench: OpContext, call: Call) -> Tensor:
     """matmul and its kin: a linear map where one factor is constant, a product where both depend on the input."""
-    factors = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
+    factors = [t for t in iter_tensors((call.args, call.kwargs)) if t.is_floating_point()]
     if len(call.data) != 1 or len(factors) != 2:
         return product(bench, call)
     (data,) = call.data
     if data.dim() == 1:
-        return _unbatched(bench, call, data, bilinear) if call.name == "matmul" and factors[0] is data else product(bench, call)
+        return (
+            _as_batch_of_one(bench, call, data, bilinear)
+            if call.name == "matmul" and factors[0] is data
+            else product(bench, call)
+        )
     if call.name in ("matmul", "mm") and factors[0] is data and factors[1].dim() == 2:
         return bench.linear(call, data, Dense(factors[1].mT, None), native=True)
     constant = next(t for t in factors if t is not data)
     return bench.linear(call, data, Bilinear(lambda a, w: call.run_with({id(data): a, id(constant): w}), constant), native=True)
 
 
-def added_product(bench: Workbench, call: Call) -> Tensor:
+def added_product(bench: OpContext, call: Call) -> Tensor:
     """β · offset + α · a @ b: a dense layer where offset and b are constant, else a product and an offset that absorbs."""
     offset, a, b, beta, alpha = call.bind("input batch1 batch2 beta alpha", beta=1, alpha=1)
     if call.name == "addmm" and len(call.data) == 1 and a.requires_grad and offset.dim() == 1:
         return bench.linear(call, a, Dense(b.mT * alpha, offset.expand(b.shape[1]) * beta), native=True)
     if not (a.requires_grad and b.requires_grad):
         return affine(bench, call)
-    out = call.function(offset, bench.watched(a, _half), bench.watched(b, _half), beta=beta, alpha=alpha)
-    return out if offset.requires_grad else bench.absorb(out, lambda g: g * unmasked(offset) * beta)
+    out = call.function(offset, bench.watched(a, _halve), bench.watched(b, _halve), beta=beta, alpha=alpha)
+    return out if offset.requires_grad else bench.absorb(out, lambda g: g * without_mask_values(offset) * beta)
 
 
-def bag(bench: Workbench, call: Call) -> Any:
+def embedding_bag(bench: OpContext, call: Call) -> Any:
     """A bag of embeddings whose weights depend on the input."""
     return bench.refused(
         call,
@@ -103,11 +111,11 @@ def bag(bench: Workbench, call: Call) -> Any:
     )
 
 
-def _half(g: Tensor, value: Tensor) -> tuple[Tensor]:
+def _halve(g: Tensor, value: Tensor) -> tuple[Tensor]:
     return (g / 2,)
 
 
-def _made_weight(bench: Workbench, call: Call, bias: Tensor | None, dim: int) -> Tensor:
+def _computed_weight(bench: OpContext, call: Call, bias: Tensor | None, dim: int) -> Tensor:
     """A layer whose weight the network computes itself: a product, and a constant bias absorbs."""
     if bias is None:
         return product(bench, call)
@@ -120,10 +128,10 @@ def _made_weight(bench: Workbench, call: Call, bias: Tensor | None, dim: int) ->
         meter.add(path, g * bias.view(shape))
         return g / factors
 
-    return hooked(out, shared)
+    return with_gradient_hook(out, shared)
 
 
-def _each(value: Any, rank: int) -> Sequence[int]:
+def _per_dimension(value: Any, rank: int) -> Sequence[int]:
     values = (value,) if isinstance(value, int) else value
     return tuple(values) * rank if len(values) == 1 else values
 
@@ -132,7 +140,7 @@ def _padding(weight: Tensor, padding: Any, dilation: Sequence[int]) -> tuple[Seq
     """Padding in numbers: of both sides alike, and before that of single sides, where 'same' is uneven."""
     rank = weight.dim() - 2
     if not isinstance(padding, str):
-        return _each(padding, rank), []
+        return _per_dimension(padding, rank), []
     if padding == "valid":
         return [0] * rank, []
     totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -141,7 +149,7 @@ def _padding(weight: Tensor, padding: Any, dilation: Sequence[int]) -> tuple[Seq
     return [0] * rank, [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
 
 
-def _unbatched(bench: Workbench, call: Call, x: Tensor, treatment: Callable) -> Tensor:
+def _as_batch_of_one(bench: OpContext, call: Call, x: Tensor, treatment: Callable) -> Tensor:
     """A single sample without a batch dimension, as a batch of one."""
     batch = bench.follow(torch.unsqueeze, x, 0)
     args = tuple(batch if a is x else a for a in call.args)

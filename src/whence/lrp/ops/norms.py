@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 from whence.lrp.engine.calls import Call
 from whence.lrp.engine.linear_maps import Diagonal
-from whence.lrp.engine.op_context import Workbench
-from whence.lrp.ops.activations import times
-from whence.lrp.ops.function_facts import facts_of
+from whence.lrp.engine.op_context import OpContext
+from whence.lrp.ops.activations import scale_gradient
+from whence.lrp.ops.function_facts import function_facts
 from whence.lrp.rules.rules import LRP_0
-from whence.lrp.torch_compat.saved_tensors import valued
+from whence.lrp.torch_compat.saved_tensors import with_backward_of
 
 
-def batch_norm(bench: Workbench, call: Call) -> Tensor:
+def batch_norm(bench: OpContext, call: Call) -> Tensor:
     """Folded into the linear map it follows; a diagonal map by itself. Batch statistics count as constants."""
     x, mean, var, weight, bias, training, _, eps = call.bind(
         "input running_mean running_var weight bias training momentum eps",
@@ -36,13 +36,13 @@ def batch_norm(bench: Workbench, call: Call) -> Tensor:
     return bench.linear(call, x, Diagonal(scale, shift), LRP_0)  # one input an output: only the shift absorbs
 
 
-def layer_norm(bench: Workbench, call: Call) -> Tensor:
+def layer_norm(bench: OpContext, call: Call) -> Tensor:
     """(x − mean) / deviation · weight + bias, the deviation constant (AttnLRP, proposition 3.4)."""
     x, shape, weight, bias, eps = call.bind("input normalized_shape weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (*x.shape[: x.dim() - len(shape)], -1), weight, bias, eps)
 
 
-def rms_norm(bench: Workbench, call: Call) -> Tensor:
+def rms_norm(bench: OpContext, call: Call) -> Tensor:
     """x / rms(x) · weight, the root mean square constant (AttnLRP, proposition 3.4)."""
     x, shape, weight, eps = call.bind("input normalized_shape weight eps", weight=None, eps=None)
     if _depends(weight):
@@ -50,18 +50,18 @@ def rms_norm(bench: Workbench, call: Call) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     dims = list(range(-len(shape), 0))
     spread = (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
-    back = times if weight is None else lambda g, spread: (g * weight * spread,)
+    back = scale_gradient if weight is None else lambda g, spread: (g * weight * spread,)
     return bench.node(x, call.run, back, lambda value: (spread,))
 
 
-def normalize(bench: Workbench, call: Call) -> Tensor:
+def normalize(bench: OpContext, call: Call) -> Tensor:
     """x / ‖x‖, the norm constant."""
     x, p, dim, eps = call.bind("input p dim eps", p=2.0, dim=1, eps=1e-12)
     norm = torch.linalg.vector_norm(x.detach(), p, dim, keepdim=True).clamp_min(eps)
     return bench.node(x, call.run, lambda g, norm: (g / norm,), lambda value: (norm,))
 
 
-def cosine(bench: Workbench, call: Call) -> Tensor:
+def cosine(bench: OpContext, call: Call) -> Tensor:
     """a · b / (‖a‖ ‖b‖), the norms constant."""
     first, second, dim, eps = call.bind("x1 x2 dim eps", dim=1, eps=1e-8)
 
@@ -69,22 +69,22 @@ def cosine(bench: Workbench, call: Call) -> Tensor:
         a, b = torch.broadcast_tensors(first, second)
         return (F.normalize(a, dim=dim, eps=eps) * F.normalize(b, dim=dim, eps=eps)).sum(dim)
 
-    return valued(call.run, bench.follow(written_out))
+    return with_backward_of(call.run, bench.follow(written_out))
 
 
-def distance(bench: Workbench, call: Call) -> Tensor:
+def distance(bench: OpContext, call: Call) -> Tensor:
     """‖a − b + ε‖"""
     first, second, p, eps, keepdim = call.bind("x1 x2 p eps keepdim", p=2.0, eps=1e-6, keepdim=False)
-    return valued(call.run, bench.follow(lambda: torch.linalg.vector_norm(first - second + eps, p, -1, keepdim)))
+    return with_backward_of(call.run, bench.follow(lambda: torch.linalg.vector_norm(first - second + eps, p, -1, keepdim)))
 
 
-def group_norm(bench: Workbench, call: Call) -> Tensor:
+def group_norm(bench: OpContext, call: Call) -> Tensor:
     """The same by groups of channels."""
     x, groups, weight, bias, eps = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (x.shape[0], groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
 
 
-def instance_norm(bench: Workbench, call: Call) -> Tensor:
+def instance_norm(bench: OpContext, call: Call) -> Tensor:
     """The same by channels; by running statistics a diagonal linear map."""
     x, mean, var, weight, bias, own_statistics, momentum, eps = call.bind(
         "input running_mean running_var weight bias use_input_stats momentum eps",
@@ -92,12 +92,12 @@ def instance_norm(bench: Workbench, call: Call) -> Tensor:
     )  # fmt: skip
     if not own_statistics:
         args, function = (x, mean, var, weight, bias, False, momentum, eps), F.batch_norm
-        return batch_norm(bench, replace(call, args=args, kwargs={}, function=function, facts=facts_of(function)))
+        return batch_norm(bench, replace(call, args=args, kwargs={}, function=function, facts=function_facts(function)))
     return _standardise(bench, call, x, (*x.shape[:2], -1), _channelwise(weight, x), _channelwise(bias, x), eps)
 
 
 def _standardise(
-    bench: Workbench,
+    bench: OpContext,
     call: Call,
     x: Tensor,
     grouped: tuple[int, ...],

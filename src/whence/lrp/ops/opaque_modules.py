@@ -3,32 +3,32 @@
 import torch
 from torch import Tensor
 
-from whence.lrp.engine.calls import Call, mapped
-from whence.lrp.engine.conservation import dot
-from whence.lrp.engine.op_context import Workbench
-from whence.lrp.ops.activations import ratio_to, times
+from whence.lrp.engine.calls import Call, map_tensors
+from whence.lrp.engine.conservation import batch_dot
+from whence.lrp.engine.op_context import OpContext
+from whence.lrp.ops.activations import output_input_ratio, scale_gradient
 from whence.lrp.rules.rules import Constant, FunctionRule, Identity
 
 
-def opaque(bench: Workbench, call: Call, source: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
+def opaque_module(bench: OpContext, call: Call, source: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
     """The value of a module of hidden functions, one of whose arguments depends on the input, and was `source`."""
     (x,), path, meter = call.data, bench.path, bench.meter
     if isinstance(rule, Constant):
         bench.hold("a hidden function")
         return value
     if isinstance(rule, Identity):
-        return bench.node(x, lambda: value, times, ratio_to(source, 0.0))
+        return bench.node(x, lambda: value, scale_gradient, output_input_ratio(source, 0.0))
     place, function = torch.empty(0), call.function  # in the arguments stands for x: no tensor of the graph is held
-    args, kwargs = mapped(lambda t: place if t is x else t, call.args, call.kwargs)
+    args, kwargs = map_tensors(lambda t: place if t is x else t, call.args, call.kwargs)
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         with torch.enable_grad():
             leaf = source.detach().requires_grad_()
             given = leaf.clone()  # it may overwrite it
-            filled, named = mapped(lambda t: given if t is place else t, args, kwargs)
+            filled, named = map_tensors(lambda t: given if t is place else t, args, kwargs)
             (returned,) = torch.autograd.grad(function(*filled, **named), leaf, g)
-        meter.add(path, dot(g, value))
-        meter.add(path, -dot(returned, source))
+        meter.add(path, batch_dot(g, value))
+        meter.add(path, -batch_dot(returned, source))
         return (returned,)
 
     return bench.node(x, lambda: value, back, lambda value: (source, value))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from whence.errors import TrainingModeError
 from whence.lrp.engine.calls import Call
 from whence.lrp.engine.linear_maps import Bilinear
-from whence.lrp.engine.op_context import Workbench
+from whence.lrp.engine.op_context import OpContext
 from whence.lrp.rules.rules import LRP_0
 
 State = tuple[Tensor, ...]  # (h,) or (h, c), each [N, H]
@@ -41,46 +41,46 @@ class LayerWeights:
         return torch.cat([self.of_input, self.of_state], 1), bias
 
 
-Step = Callable[[Workbench, Tensor, State, LayerWeights], State]
+Step = Callable[[OpContext, Tensor, State, LayerWeights], State]
 
 
-def lstm_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
+def lstm_step(bench: OpContext, x: Tensor, state: State, weights: LayerWeights) -> State:
     h, c = state
     input_gate, forget, signal, output = weights.together(x, h).chunk(4, -1)
-    c = _gated(bench, (c, signal.tanh()), (forget.sigmoid(), input_gate.sigmoid()))
+    c = _gate(bench, (c, signal.tanh()), (forget.sigmoid(), input_gate.sigmoid()))
     h = output.sigmoid() * c.tanh()
     return (h if weights.projection is None else F.linear(h, weights.projection)), c
 
 
-def gru_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
+def gru_step(bench: OpContext, x: Tensor, state: State, weights: LayerWeights) -> State:
     (h,) = state
     x_reset, x_update, x_new = F.linear(x, weights.of_input, weights.bias_input).chunk(3, -1)
     h_reset, h_update, h_new = F.linear(h, weights.of_state, weights.bias_state).chunk(3, -1)
     update = (x_update + h_update).sigmoid()
     new = (x_new + (x_reset + h_reset).sigmoid() * h_new).tanh()
-    return (_gated(bench, (new, h), (1 - update, update)),)
+    return (_gate(bench, (new, h), (1 - update, update)),)
 
 
-def tanh_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
+def tanh_step(bench: OpContext, x: Tensor, state: State, weights: LayerWeights) -> State:
     return (weights.together(x, state[0]).tanh(),)
 
 
-def relu_step(bench: Workbench, x: Tensor, state: State, weights: LayerWeights) -> State:
+def relu_step(bench: OpContext, x: Tensor, state: State, weights: LayerWeights) -> State:
     return (weights.together(x, state[0]).relu(),)
 
 
 STEPS: dict[str, Step] = {"lstm": lstm_step, "gru": gru_step, "rnn_tanh": tanh_step, "rnn_relu": relu_step}
 
 
-def cell(bench: Workbench, call: Call) -> Tensor | State:
+def cell(bench: OpContext, call: Call) -> Tensor | State:
     """nn.LSTMCell, nn.GRUCell, nn.RNNCell: one step."""
     x, state, *weights = call.args
     with bench.within():
-        new = STEPS[call.name.removesuffix("_cell")](bench, x, _state(state), LayerWeights(*weights))
+        new = STEPS[call.name.removesuffix("_cell")](bench, x, _as_state(state), LayerWeights(*weights))
     return new if call.name == "lstm_cell" else new[0]
 
 
-def recurrent(bench: Workbench, call: Call) -> tuple[Tensor, ...]:
+def recurrent(bench: OpContext, call: Call) -> tuple[Tensor, ...]:
     """nn.LSTM, nn.GRU, nn.RNN: layers, directions, packed sequences."""
     packed = not isinstance(call.args[3], bool)  # fourth is has_biases, and the weights where sequences are packed
     x, *rest = call.args
@@ -92,29 +92,31 @@ def recurrent(bench: Workbench, call: Call) -> tuple[Tensor, ...]:
     with bench.within():
         x = x.transpose(0, 1) if first else x
         steps = x.unbind(0) if sizes is None else x.split(sizes.tolist())
-        states = list(zip(*_state(initial), strict=True))
-        outputs, final = _layers(bench, STEPS[call.name], steps, states, _grouped(flat, biases, layers, 1 + bidirectional))
+        states = list(zip(*_as_state(initial), strict=True))
+        outputs, final = _layers(
+            bench, STEPS[call.name], steps, states, _group_weights(flat, biases, layers, 1 + bidirectional)
+        )
         out = torch.stack(outputs) if sizes is None else torch.cat(outputs)
         return (out.transpose(0, 1) if first else out, *(torch.stack(part) for part in zip(*final, strict=True)))
 
 
 def _layers(
-    bench: Workbench, step: Step, steps: Sequence[Tensor], states: list[State], weights: list[list[LayerWeights]]
+    bench: OpContext, step: Step, steps: Sequence[Tensor], states: list[State], weights: list[list[LayerWeights]]
 ) -> tuple[list[Tensor], list[State]]:
     """Layer on layer; the directions of one side by side."""
     final, given = [], iter(states)
     for directions in weights:
         sides = []
         for backwards, of_direction in enumerate(directions):
-            outputs, last = _run(bench, step, steps, next(given), of_direction, bool(backwards))
+            outputs, last = _run_direction(bench, step, steps, next(given), of_direction, bool(backwards))
             sides.append(outputs)
             final.append(last)
         steps = sides[0] if len(sides) == 1 else [torch.cat(both, -1) for both in zip(*sides, strict=True)]
     return list(steps), final
 
 
-def _run(
-    bench: Workbench, step: Step, steps: Sequence[Tensor], initial: State, weights: LayerWeights, backwards: bool
+def _run_direction(
+    bench: OpContext, step: Step, steps: Sequence[Tensor], initial: State, weights: LayerWeights, backwards: bool
 ) -> tuple[list[Tensor], State]:
     """One direction of one layer. Sequences are sorted, longest first: shorter ones end, or begin, below the others."""
     outputs: list[Tensor] = []
@@ -135,11 +137,11 @@ def _run(
     return (outputs[::-1] if backwards else outputs), state
 
 
-def _state(given: Tensor | Sequence[Tensor]) -> State:
+def _as_state(given: Tensor | Sequence[Tensor]) -> State:
     return (given,) if isinstance(given, Tensor) else tuple(given)
 
 
-def _gated(bench: Workbench, signals: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
+def _gate(bench: OpContext, signals: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
     """Σ gate ⊙ signal as a linear map of the signals, so that a rule can split it."""
     together, weight = torch.stack(tuple(signals), -1), torch.stack(tuple(gates), -1)
     if not together.requires_grad:
@@ -152,7 +154,7 @@ def gated_sum(a: Tensor, weight: Tensor) -> Tensor:
     return (a * weight).sum(-1)
 
 
-def _grouped(flat: Sequence[Tensor], biases: bool, layers: int, directions: int) -> list[list[LayerWeights]]:
+def _group_weights(flat: Sequence[Tensor], biases: bool, layers: int, directions: int) -> list[list[LayerWeights]]:
     """LayerWeights by layer and direction, from torch's flat list of all of them."""
     each = len(flat) // (layers * directions)
     projected = each > 2 + 2 * biases

@@ -9,59 +9,67 @@ from functools import lru_cache
 from typing import Any
 
 from whence.lrp.engine.calls import Call
-from whence.lrp.engine.op_context import Workbench
+from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops import function_names as words
-from whence.lrp.ops.activations import clamp, glu, identity, rectify, statistic
+from whence.lrp.ops.activations import clamp, glu, hold_constant, identity, rectify
 from whence.lrp.ops.arithmetic import (
     added_quotient,
     added_scaling,
     affine,
     always,
-    between,
-    one_factor,
-    only_data,
-    plain,
+    extremum,
+    grid_sample,
+    lerp,
+    no_constant_terms,
+    plain_gradient,
     power,
     quotient,
-    reduced,
-    sampled,
     scale,
+    scatter_reduce,
+    single_data_factor,
     solution,
-    winner,
 )
-from whence.lrp.ops.attention import scaled_dot_product_attention, softmax, written_out
-from whence.lrp.ops.function_facts import Facts, facts_of
-from whence.lrp.ops.linear import added_product, bag, bilinear, convolution, dense, plain_dense, transposed_convolution
+from whence.lrp.ops.attention import decompose, scaled_dot_product_attention, softmax
+from whence.lrp.ops.function_facts import FunctionFacts, function_facts
+from whence.lrp.ops.linear import (
+    added_product,
+    bilinear,
+    convolution,
+    dense,
+    embedding_bag,
+    plain_dense,
+    transposed_convolution,
+)
 from whence.lrp.ops.norms import batch_norm, cosine, distance, group_norm, instance_norm, layer_norm, normalize, rms_norm
 from whence.lrp.ops.recurrent import cell, recurrent
-from whence.lrp.ops.state_spaces import parted
+from whence.lrp.ops.state_spaces import split_parts
 
 Treatment = Callable[..., Any]  # (workbench, call) -> the call's value, with the right way back
 
 TREATMENTS: dict[str, Treatment] = (
-    dict.fromkeys(words.MOVES_VALUES + words.PLAIN + words.SIGNED, plain)
+    dict.fromkeys(words.MOVES_VALUES + words.PLAIN + words.SIGNED, plain_gradient)
     | dict.fromkeys(words.AFFINE, affine)
-    | dict.fromkeys(words.WINNERS, winner)
+    | dict.fromkeys(words.WINNERS, extremum)
     | dict.fromkeys(["conv1d", "conv2d", "conv3d"], convolution)
     | dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], transposed_convolution)
     | dict.fromkeys(words.MATMULS, bilinear)
     | dict.fromkeys(words.ACTIVATIONS, identity)
-    | dict.fromkeys(words.STATISTICS, statistic)
-    | dict.fromkeys(words.OWN_GRADIENT, Workbench.own_gradient)
+    | dict.fromkeys(words.STATISTICS, hold_constant)
+    | dict.fromkeys(words.OWN_GRADIENT, OpContext.own_gradient)
     | dict.fromkeys(["addmm", "baddbmm", "addbmm", "addmv", "sparse_addmm"], added_product)
-    | dict.fromkeys(["scatter_reduce", "index_reduce", "segment_reduce"], reduced)
-    | dict.fromkeys(["grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"], sampled)
+    | dict.fromkeys(["scatter_reduce", "index_reduce", "segment_reduce"], scatter_reduce)
+    | dict.fromkeys(["grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"], grid_sample)
     | {
-        "embedding_bag": bag,
-        "split": parted,
-        "split_with_sizes": parted,
+        "embedding_bag": embedding_bag,
+        "split": split_parts,
+        "split_with_sizes": split_parts,
         "linear": dense,
         "batch_norm": batch_norm,
         "relu": rectify,
         "mul": scale,
         "addcmul": added_scaling,
         "addcdiv": added_quotient,
-        "lerp": between,
+        "lerp": lerp,
         "div": quotient,
         "cosine_similarity": cosine,
         "pairwise_distance": distance,
@@ -73,7 +81,7 @@ TREATMENTS: dict[str, Treatment] = (
         "glu": glu,
         "softmax": softmax,
         "scaled_dot_product_attention": scaled_dot_product_attention,
-        "multi_head_attention_forward": written_out,
+        "multi_head_attention_forward": decompose,
         "lstm": recurrent,
         "gru": recurrent,
         "rnn_tanh": recurrent,
@@ -91,43 +99,43 @@ TREATMENTS: dict[str, Treatment] = (
 )
 
 WITHOUT_FUNCTION_RULES = frozenset({
-    plain, affine, winner, scale, dense, added_product, convolution, transposed_convolution, bilinear, batch_norm,
-    rectify, parted, recurrent, cell, scaled_dot_product_attention, written_out,
+    plain_gradient, affine, extremum, scale, dense, added_product, convolution, transposed_convolution, bilinear, batch_norm,
+    rectify, split_parts, recurrent, cell, scaled_dot_product_attention, decompose,
 })  # fmt: skip
 
 
-GRADIENT_ALONE: dict[Treatment | None, Callable[[Workbench, Call], bool]] = {
-    plain: always,
-    affine: only_data,
-    scale: one_factor,
+GRADIENT_SUFFICES: dict[Treatment | None, Callable[[OpContext, Call], bool]] = {
+    plain_gradient: always,
+    affine: no_constant_terms,
+    scale: single_data_factor,
     dense: plain_dense,
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Operation:
+class Op:
     """A torch function, and what is done with it."""
 
-    facts: Facts
+    facts: FunctionFacts
     asks: bool  # a tensor for an attribute: nothing is done
     treatment: Treatment | None
     by_rule: bool  # a user's rule comes before the treatment
-    alone: Callable[[Workbench, Call], bool] | None  # whether autograd's own gradient is all there is to a call
+    alone: Callable[[OpContext, Call], bool] | None  # whether autograd's own gradient is all there is to a call
     saturates: bool  # what it is made of says more than its result
     passes_by: bool  # the treatment is to let it be, and its results have nothing to inherit
 
 
 @lru_cache(maxsize=4096)
-def operation_of(function: Callable[..., Any]) -> Operation:
+def find_op(function: Callable[..., Any]) -> Op:
     """By the table, or as the function itself brings it along (`own_rules.py`); looked up once for each function."""
-    facts = facts_of(function)
+    facts = function_facts(function)
     treatment = getattr(function, "treatment", None) or TREATMENTS.get(facts.name)
-    return Operation(
+    return Op(
         facts,
         facts.asks,
         treatment,
         by_rule=treatment not in WITHOUT_FUNCTION_RULES,
-        alone=GRADIENT_ALONE.get(treatment),
+        alone=GRADIENT_SUFFICES.get(treatment),
         saturates=facts.name in words.SATURATES,
-        passes_by=treatment is plain and not (facts.overwrites or facts.pointwise or facts.nonnegative or facts.clips),
+        passes_by=treatment is plain_gradient and not (facts.overwrites or facts.pointwise or facts.nonnegative or facts.clips),
     )

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from whence.lrp.engine.calls import Call
-from whence.lrp.engine.op_context import Workbench
+from whence.lrp.engine.op_context import OpContext
 from whence.lrp.rules.rules import Constant
 
 PARAMETERS = ("A_log", "dt_bias", "D")  # as every Mamba-2 names them
@@ -21,7 +21,7 @@ def state_space_parts(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, Te
     return values, b, c
 
 
-def parted(bench: Workbench, call: Call) -> Any:
+def split_parts(bench: OpContext, call: Call) -> Any:
     """A cut into parts: the gradient is right; B and C of a state space are constant where a rule says so."""
     out = call.run()
     if len(out) != 3 or not _in_state_space(bench) or out[1].shape != out[2].shape:
@@ -33,5 +33,5 @@ def parted(bench: Workbench, call: Call) -> Any:
     return values, b.detach(), c.detach()
 
 
-def _in_state_space(bench: Workbench) -> bool:
+def _in_state_space(bench: OpContext) -> bool:
     return all(hasattr(bench.scope.place.module, name) for name in PARAMETERS)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from whence.errors import RuleError, SelectorError, suggestion
+from whence.errors import RuleError, SelectorError, suggest
 from whence.lrp.ops.function_facts import function_name
 from whence.lrp.rules.rules import Constant, FunctionRule, InputRule, LinearRule, Rule
-from whence.lrp.torch_compat.module_tracker import Place
+from whence.lrp.torch_compat.module_tracker import ModulePlace
 
-MAGIC = frozenset("*?[")  # of shell globs
+GLOB_CHARACTERS = frozenset("*?[")  # of shell globs
 
 
 class InputLayer:
@@ -40,7 +40,7 @@ class Composite:
     label: str = field(default="", compare=False)  # how it was asked for
 
     def __repr__(self) -> str:
-        return self.label or "{" + ", ".join(f"{describe(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
+        return self.label or "{" + ", ".join(f"{selector_repr(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
 
     @classmethod
     def of(cls, rules: "Mapping[Selector, Rule] | Composite") -> "Composite":
@@ -51,7 +51,7 @@ class Composite:
         for selector, rule in rules.items():
             if not isinstance(rule, Rule):
                 hint = "; write it with parentheses" if isinstance(rule, type) else ""
-                raise RuleError(f"the rule of selector {describe(selector)} is {rule!r}, not a rule of whence{hint}")
+                raise RuleError(f"the rule of selector {selector_repr(selector)} is {rule!r}, not a rule of whence{hint}")
             _check_selector(selector)
         return cls(tuple(rules.items()), len(rules))
 
@@ -60,14 +60,14 @@ class Composite:
         return Composite(own.entries + self.entries, own.required + self.required, f"{own!r} | {self!r}")
 
 
-class Picks:
+class SelectorMatch:
     """What one selector picks: calls that come from certain places, or of certain functions, or all."""
 
     def __init__(self, selector: Selector):
-        atoms = list(_atoms(selector))
+        atoms = list(_flatten_selector(selector))
         patterns = [atom for atom in atoms if isinstance(atom, str) and atom != "*"]
         # as most are written: "*mixer.x_proj"
-        self._ends = tuple(p[1:] for p in patterns if p.startswith("*") and not MAGIC.intersection(p[1:]))
+        self._ends = tuple(p[1:] for p in patterns if p.startswith("*") and not GLOB_CHARACTERS.intersection(p[1:]))
         others = [fnmatch.translate(p) for p in patterns if not (p.startswith("*") and p[1:] in self._ends)]
         self._paths = re.compile("|".join(others)) if others else None
         self._classes = tuple(atom for atom in atoms if isinstance(atom, type))
@@ -76,7 +76,7 @@ class Picks:
         self.at_input = any(isinstance(atom, InputLayer) for atom in atoms)
         self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type | InputLayer)}
 
-    def module(self, place: Place) -> bool:
+    def module(self, place: ModulePlace) -> bool:
         for name in place.names:
             if name.endswith(self._ends) or (self._paths is not None and self._paths.match(name)):
                 return True
@@ -88,18 +88,18 @@ class Matcher:
 
     def __init__(self, composite: Composite):
         self._composite = composite
-        self._entries = [(Picks(selector), rule) for selector, rule in composite.entries]
+        self._entries = [(SelectorMatch(selector), rule) for selector, rule in composite.entries]
         self._by_module = [(position, picks) for position, (picks, _) in enumerate(self._entries) if picks.modules]
         self._matched: set[int] = set()
         self._decided: dict[Hashable, Any] = {}
 
-    def linear_rule(self, place: Place, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
+    def linear_rule(self, place: ModulePlace, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
         key = (self._around(place), function, touches_input)
         if key not in self._decided:
             self._decided[key] = self._search(place, function, touches_input, LinearRule | InputRule | Constant)
         return self._decided[key]
 
-    def function_rule(self, place: Place, function: str) -> FunctionRule | None:
+    def function_rule(self, place: ModulePlace, function: str) -> FunctionRule | None:
         key = (self._around(place), function)
         if key not in self._decided:
             self._decided[key] = self._search(place, function, False, FunctionRule)
@@ -111,22 +111,22 @@ class Matcher:
             if position in self._matched:
                 continue
             kind = "nonlinear function" if isinstance(rule, FunctionRule) else "linear map"
-            near = suggestion(selector, paths) if isinstance(selector, str) else ""
+            near = suggest(selector, paths) if isinstance(selector, str) else ""
             earlier = " that no earlier selector took" if position else ""
-            raise SelectorError(f"selector {describe(selector)} matched no {kind} of the model{earlier}{near}")
+            raise SelectorError(f"selector {selector_repr(selector)} matched no {kind} of the model{earlier}{near}")
 
-    def _search(self, place: Place, function: str, touches_input: bool, kind: Any) -> Rule | None:
+    def _search(self, place: ModulePlace, function: str, touches_input: bool, kind: Any) -> Rule | None:
         around = self._around(place)
         for position, (picks, rule) in enumerate(self._entries):
             picked = picks.everything or function in picks.functions or (touches_input and picks.at_input) or position in around
             if picked and isinstance(rule, kind):
                 self._matched.add(position)
                 if isinstance(rule, InputRule) and not touches_input:
-                    raise _misplaced(rule, place)
+                    raise _misplaced_error(rule, place)
                 return rule
         return None
 
-    def _around(self, place: Place) -> frozenset[int]:
+    def _around(self, place: ModulePlace) -> frozenset[int]:
         """The entries that pick the module here or one around it: a path or class selects everything that runs inside."""
         around = place.decided.get(self)
         if around is None:
@@ -136,24 +136,24 @@ class Matcher:
         return around
 
 
-def _misplaced(rule: InputRule, place: Place) -> RuleError:
+def _misplaced_error(rule: InputRule, place: ModulePlace) -> RuleError:
     return RuleError(
         f"{type(rule).__name__} belongs to the layer that touches the input, but '{place.path}' reads hidden activations "
         "(or the input reached it by way of relevance_rules, which explain() does not need)"
     )
 
 
-def _atoms(selector: Selector) -> Iterator[Selector]:
+def _flatten_selector(selector: Selector) -> Iterator[Selector]:
     if not isinstance(selector, tuple):
         yield selector
         return
     for one in selector:
-        yield from _atoms(one)
+        yield from _flatten_selector(one)
 
 
-def describe(selector: Selector) -> str:
+def selector_repr(selector: Selector) -> str:
     if isinstance(selector, tuple):
-        return " or ".join(map(describe, selector))
+        return " or ".join(map(selector_repr, selector))
     if isinstance(selector, str | InputLayer):
         return repr(selector)
     return getattr(selector, "__name__", repr(selector))

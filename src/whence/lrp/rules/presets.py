@@ -36,11 +36,11 @@ DENSE = (F.linear, torch.matmul, torch.addmm)
 DENSE_LAYERS = (F.linear, torch.addmm)
 STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj", state_space_parts)
 OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
-OTHERS = ("*", LRP_0)  # whatever other linear maps there are
+OTHERWISE = ("*", LRP_0)  # whatever other linear maps there are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _labelled(preset: Callable[P, Composite]) -> Callable[P, Composite]:
+def _named_preset(preset: Callable[P, Composite]) -> Callable[P, Composite]:
     """A preset that says its name where the composite is shown."""
 
     @wraps(preset)
@@ -51,37 +51,37 @@ def _labelled(preset: Callable[P, Composite]) -> Callable[P, Composite]:
     return made
 
 
-@_labelled
+@_named_preset
 def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
     """γ on convolutions, ε on dense layers, right for inputs of any range."""
     return _composite((CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
 
 
-@_labelled
+@_named_preset
 def epsilon_plus(epsilon: float = 1e-6) -> Composite:
     """z⁺ on convolutions, ε on dense layers (Kohlbrenner et al. 2020)."""
     return _composite((CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
 
 
-@_labelled
+@_named_preset
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
     """As `epsilon_plus`, flat at the layer that touches the input."""
     return _composite((input_layer, Flat()), (CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
 
 
-@_labelled
+@_named_preset
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
     """αβ with (2, 1) on convolutions, ε on dense layers (Lapuschkin et al. 2017)."""
     return _composite((CONVOLUTIONS, AlphaBeta(2, 1)), (DENSE, Epsilon(epsilon)))
 
 
-@_labelled
+@_named_preset
 def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
     """z^B between the pixel bounds at the input, γ on convolutions, ε on dense layers (Montavon et al. 2019)."""
     return _composite((input_layer, ZBox(low, high)), (CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
 
 
-@_labelled
+@_named_preset
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ in every ReLU layer, at the input z^B between bounds if there
     are any, else w² for unbounded real input."""
@@ -91,7 +91,7 @@ def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None =
     return _composite((input_layer, first), (CONVOLUTIONS + DENSE, ZPlus()))
 
 
-@_labelled
+@_named_preset
 def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Composite:
     """The course sheet's rules for torchvision's VGG-16: z^B at the pixels, γ from 1 down to 0.01 with depth, LRP-0 on top."""
     centre, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
@@ -100,7 +100,7 @@ def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[flo
     return _composite(("features.0", ZBox((0 - centre) / spread, (1 - centre) / spread)), *middle, ("classifier.*", LRP_0))
 
 
-@_labelled
+@_named_preset
 def falling_gamma(
     layers: Sequence[str],
     first: float = 1.0,
@@ -119,10 +119,10 @@ def falling_gamma(
     steps = max(len(layers) - 1, 1)
     gammas = [(name, Gamma(first * (last / first) ** (i / steps))) for i, name in enumerate(layers)]
     box = [(input_layer, ZBox(low, high))] if low is not None and high is not None else []
-    return _composite(*box, *gammas, OTHERS)  # fmt: skip
+    return _composite(*box, *gammas, OTHERWISE)  # fmt: skip
 
 
-@_labelled
+@_named_preset
 def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """AttnLRP (Achtibat et al. 2024): softmax by its own gradient, products halved. The default, for networks of any kind.
 
@@ -135,20 +135,20 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     return _composite(
         (STATE_SPACE_GATES, Constant()),
         (OPAQUE_ACTIVATIONS, Identity()),
-        (CONVOLUTIONS, _gamma(conv_gamma)),
-        (DENSE_LAYERS, _gamma(gamma)),
-        OTHERS,
+        (CONVOLUTIONS, _gamma_rule(conv_gamma)),
+        (DENSE_LAYERS, _gamma_rule(gamma)),
+        OTHERWISE,
     )
 
 
-@_labelled
+@_named_preset
 def cp_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
     and none is lost in a softmax: without biases, ΣR is the output."""
     return _composite((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries)
 
 
-def _gamma(gamma: float | None) -> Gamma | RisingGamma | Epsilon:
+def _gamma_rule(gamma: float | None) -> Gamma | RisingGamma | Epsilon:
     return RisingGamma() if gamma is None else Gamma(gamma) if gamma else LRP_0
 
 

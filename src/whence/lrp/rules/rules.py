@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import RuleError
-from whence.lrp.engine.linear_maps import LinearMap, Weights, minus, plus
+from whence.lrp.engine.linear_maps import LinearMap, RuleWeights, negative_part, positive_part
 
 Factors = tuple[Tensor | None, Tensor]  # (whole, positive)
 
@@ -111,11 +111,11 @@ class AlphaBeta:
 
     def factors(self, z: Tensor, positive: Tensor, contributions: Tensor) -> Factors:
         if self.part == "relevance":
-            return None, ratio(z, positive).mul_(self.alpha)
-        against = ratio(z, negative_part(contributions, positive)).mul_(self.beta)
+            return None, safe_divide(z, positive).mul_(self.alpha)
+        against = safe_divide(z, negative_contributions(contributions, positive)).mul_(self.beta)
         if self.part == "counter-relevance":
             return -against, against
-        return -against, ratio(z, positive).mul_(self.alpha).add_(against)
+        return -against, safe_divide(z, positive).mul_(self.alpha).add_(against)
 
     def merged(self, weight: Tensor) -> Tensor:
         return weight.clamp(min=0)
@@ -135,7 +135,7 @@ class ZPlus:
     bias: bool = True
 
     def factors(self, z: Tensor, positive: Tensor, contributions: Tensor) -> Factors:
-        return None, ratio(z, positive)
+        return None, safe_divide(z, positive)
 
     def merged(self, weight: Tensor) -> Tensor:
         return weight.clamp(min=0)
@@ -167,14 +167,14 @@ class ZBox:
             raise RuleError(f"ZBox(low, high): bounds of shape {shapes} do not go together") from None
         _require(below, "ZBox(low, high): every low must be below its high")
 
-    def denominator(self, linear: LinearMap, weights: Weights, a: Tensor, present: Tensor | None) -> Tensor:
+    def denominator(self, linear: LinearMap, weights: RuleWeights, a: Tensor, present: Tensor | None) -> Tensor:
         low, high = self._bounds(a, present)
-        lowest = linear.apply(low, weights.modified(plus)) + linear.apply(high, weights.modified(minus))
+        lowest = linear.apply(low, weights.modified(positive_part)) + linear.apply(high, weights.modified(negative_part))
         return linear.apply(a, weights.weight).sub_(lowest)
 
-    def spread(self, linear: LinearMap, weights: Weights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
+    def spread(self, linear: LinearMap, weights: RuleWeights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
         low, high = self._bounds(a, present)
-        whole, rising = (linear.transpose(share, w, a.shape) for w in (weights.weight, weights.modified(plus)))
+        whole, rising = (linear.transpose(share, w, a.shape) for w in (weights.weight, weights.modified(positive_part)))
         return a * whole - low * rising - high * (whole - rising)
 
     def _bounds(self, a: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -190,10 +190,10 @@ class WSquare:
     The bias takes no part.
     """
 
-    def denominator(self, linear: LinearMap, weights: Weights, a: Tensor, present: Tensor | None) -> Tensor:
+    def denominator(self, linear: LinearMap, weights: RuleWeights, a: Tensor, present: Tensor | None) -> Tensor:
         return linear.apply(_presence(a, present), weights.modified(torch.square))
 
-    def spread(self, linear: LinearMap, weights: Weights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
+    def spread(self, linear: LinearMap, weights: RuleWeights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
         return _presence(a, present) * linear.transpose(share, weights.modified(torch.square), a.shape)
 
 
@@ -204,10 +204,10 @@ class Flat:
     >>> whence.LRP({"conv1": whence.Flat()})
     """
 
-    def denominator(self, linear: LinearMap, weights: Weights, a: Tensor, present: Tensor | None) -> Tensor:
+    def denominator(self, linear: LinearMap, weights: RuleWeights, a: Tensor, present: Tensor | None) -> Tensor:
         return linear.apply(_presence(a, present), weights.modified(torch.ones_like))
 
-    def spread(self, linear: LinearMap, weights: Weights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
+    def spread(self, linear: LinearMap, weights: RuleWeights, share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
         return _presence(a, present) * linear.transpose(share, weights.modified(torch.ones_like), a.shape)
 
 
@@ -262,7 +262,7 @@ FunctionRule = Identity | Constant | Gradient
 Rule = LinearRule | InputRule | FunctionRule
 
 
-def ratio(numerator: Tensor, denominator: Tensor, bounded: bool = False) -> Tensor:
+def safe_divide(numerator: Tensor, denominator: Tensor, bounded: bool = False) -> Tensor:
     """numerator / denominator, and 0 where nothing contributed: there is nobody to give it to. Overwrites `denominator`.
 
     Where the quotient is not bounded by itself, contributions so small that it could overflow count as none: SiLU leaves
@@ -274,7 +274,7 @@ def ratio(numerator: Tensor, denominator: Tensor, bounded: bool = False) -> Tens
     return torch.div(numerator, denominator, out=denominator).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def negative_part(z: Tensor, positive: Tensor) -> Tensor:
+def negative_contributions(z: Tensor, positive: Tensor) -> Tensor:
     """N + b⁻ = z − (P + b⁺), and 0 where the difference is only rounding: a filter with no negative contribution."""
     negative = z - positive
     rounding = min(100 * torch.finfo(z.dtype).eps, 0.02)  # the bound is for half precision

@@ -10,7 +10,7 @@ _under_way = threading.local()
 
 
 @contextmanager
-def unseen_values() -> Iterator[list[Tensor]]:
+def defer_checks() -> Iterator[list[Tensor]]:
     """While entered, nothing may be decided by values; what has to hold of them is listed."""
     before, _under_way.conditions = _conditions(), []
     try:
@@ -19,7 +19,7 @@ def unseen_values() -> Iterator[list[Tensor]]:
         _under_way.conditions = before
 
 
-def holds(condition: Tensor) -> bool:
+def check_holds(condition: Tensor) -> bool:
     """Whether it holds everywhere. Of values to come that is noted, and taken to be so."""
     noted = _conditions()
     if noted is None:
@@ -28,7 +28,7 @@ def holds(condition: Tensor) -> bool:
     return True
 
 
-def known(condition: Tensor) -> bool:
+def known_true(condition: Tensor) -> bool:
     """Whether it is known to hold everywhere, so that something may be spared."""
     return _conditions() is None and bool(condition.all())
 

@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import ModelError
-from whence.lrp.torch_compat.module_tracker import parts
-from whence.lrp.torch_compat.saved_tensors import version
+from whence.lrp.torch_compat.module_tracker import all_modules
+from whence.lrp.torch_compat.saved_tensors import version_of
 
-TORCHS = frozenset(vars(nn.Module())) - {"_buffers"}  # what every module has, and no forward pass changes
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"_buffers"}  # what every module has, and no forward pass changes
 _running = threading.local()
 
 
 @contextmanager
-def left_as_it_was(model: object) -> Iterator[None]:
+def preserve_state(model: object) -> Iterator[None]:
     """A module that keeps tensors of a forward pass, as attributes, buffers or in lists and dicts, has its attributes of before
     again: what it kept would hold the graph of an explanation, and change the next one. Of a module that keeps none, counts
     and notes stay. One that writes what depends on the input into a tensor of its own is refused, and has the values of before.
     """
-    memories = [Memory(module) for module in parts(model) if isinstance(module, nn.Module) and _may_remember(type(module))]
+    memories = [
+        ModuleState(module) for module in all_modules(model) if isinstance(module, nn.Module) and _may_hold_state(type(module))
+    ]
     before, _running.overwritten = getattr(_running, "overwritten", None), {}
     try:
         yield
@@ -37,12 +39,12 @@ def left_as_it_was(model: object) -> Iterator[None]:
 
 
 @lru_cache(maxsize=4096)
-def _may_remember(kind: type) -> bool:
+def _may_hold_state(kind: type) -> bool:
     """Torch's own modules keep no tensor of a forward pass; batch norm in training mode counts, and is in eval mode here."""
     return not kind.__module__.startswith("torch.nn.modules.")
 
 
-def about_to_overwrite(t: Tensor) -> None:
+def save_before_overwrite(t: Tensor) -> None:
     """Keep the values of a tensor that nothing is known of: it may be the model's own."""
     overwritten = getattr(_running, "overwritten", None)
     owner = t if t._base is None else t._base
@@ -50,7 +52,7 @@ def about_to_overwrite(t: Tensor) -> None:
         overwritten[id(owner)] = owner, owner.detach().clone()
 
 
-class Memory:
+class ModuleState:
     """The attributes of a module, and what is in those that are lists or dicts."""
 
     __slots__ = ("_attributes", "_inside", "_module")
@@ -59,15 +61,15 @@ class Memory:
         self._module = module
         self._attributes = attributes = vars(module).copy()
         self._inside: list[tuple[Any, Any]] = []
-        for name in attributes.keys() - TORCHS:
+        for name in attributes.keys() - MODULE_ATTRIBUTES:
             value = attributes[name]
             if type(value) is dict or type(value) is list:
                 self._inside.append((value, value.copy()))
 
     def restore(self) -> None:
         now, before = vars(self._module), self._attributes
-        changed = [] if _same(now, before) else [(now.get(k), before.get(k)) for k in now.keys() | before.keys()]
-        containers = [(container, inside) for container, inside in self._inside if not _same(container, inside)]
+        changed = [] if _unchanged(now, before) else [(now.get(k), before.get(k)) for k in now.keys() | before.keys()]
+        containers = [(container, inside) for container, inside in self._inside if not _unchanged(container, inside)]
         kept = any(map(_has_tensors, (value for pair in changed for value in pair if pair[0] is not pair[1])))
         if not kept and not any(_has_tensors(part) for pair in containers for part in pair):
             return
@@ -96,7 +98,7 @@ def _has_tensors(value: Any, depth: int = 2) -> bool:
     return depth > 0 and any(_has_tensors(part, depth - 1) for part in inside)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _unchanged(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
     if isinstance(a, dict):
@@ -104,28 +106,28 @@ def _same(a: Any, b: Any) -> bool:
     return all(map(is_, a, b))
 
 
-def settings_of(model: object, without: Collection[str] = ()) -> Hashable:
+def model_settings(model: object, without: Collection[str] = ()) -> Hashable:
     """What else than its inputs and weights a network may decide by, as far as it can be compared: its modules, their own
     attributes, mode and hooks, autocast."""
     casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    leave = {*TORCHS, "_buffers", *without}
+    leave = {*MODULE_ATTRIBUTES, "_buffers", *without}
     return casts, tuple(
         (id(m), type(m), m.training, *m._forward_hooks, *m._forward_pre_hooks,
-         *((name, _compared(v)) for name, v in vars(m).items() if name not in leave))
+         *((name, _comparable(v)) for name, v in vars(m).items() if name not in leave))
         for m in modules
     )  # fmt: skip
 
 
-def _compared(value: Any) -> Hashable:
+def _comparable(value: Any) -> Hashable:
     """What tells whether an attribute is as it was: plain values and what is made of them, tensors by where they lie, functions
     by which they are."""
     if isinstance(value, int | float | str | None):
         return value
     if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, version(value)
+        return value.data_ptr(), value.shape, version_of(value)
     if isinstance(value, list | tuple):
-        return tuple(map(_compared, value))
+        return tuple(map(_comparable, value))
     if isinstance(value, dict):
-        return tuple((str(name), _compared(v)) for name, v in value.items())
+        return tuple((str(name), _comparable(v)) for name, v in value.items())
     return id(value)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from whence.errors import OpaqueError, SelectorError, suggestion
-from whence.lrp.torch_compat.saved_tensors import hooked
+from whence.errors import OpaqueError, SelectorError, suggest
+from whence.lrp.torch_compat.saved_tensors import with_gradient_hook
 
-MOST_NAMED = 8  # layers, where one is not there
+MAX_NAMES = 8  # layers, where one is not there
 INPUT_OF = "input of "  # before the path of a module: what goes into it, rather than what it gives
 MKLDNN = "torch.utils.mkldnn"
 QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)?modules")
@@ -25,16 +25,16 @@ Tap = Callable[[Tensor], None]
 Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, kwargs, output) -> another output, or None
 
 
-class Place:
+class ModulePlace:
     """A running module within those that run around it."""
 
-    def __init__(self, module: object = None, names: Sequence[str] = (), outer: "Place | None" = None):
+    def __init__(self, module: object = None, names: Sequence[str] = (), outer: "ModulePlace | None" = None):
         self.module, self.names, self.outer = module, names, outer
-        self.within: dict[int, Place] = {}  # by id of the inner module, which its place holds
+        self.within: dict[int, ModulePlace] = {}  # by id of the inner module, which its place holds
         self.decided: dict[Hashable, Any] = {}  # once for all calls from here
 
     @cached_property
-    def modules(self) -> "list[Place]":
+    def modules(self) -> "list[ModulePlace]":
         """The places of the running modules, innermost first."""
         return [self, *self.outer.modules] if self.outer is not None else []
 
@@ -46,47 +46,47 @@ class Place:
         return (type(self.module).__name__ if running else "(model)") if named is None else named or "(model)"
 
 
-class Outline:
+class ModuleOutline:
     """The modules of a model by path, and every place a call came from so far."""
 
     def __init__(self, model: object):
         self._model = model
         self.modules = module_names(model)
-        self._parts = parts(model)
+        self._parts = all_modules(model)
         self._names: dict[int, list[str]] = {}
         for name, module in self.modules.items():
-            refuse_hidden(module, name or "(model)")
+            reject_opaque_module(module, name or "(model)")
             self._names.setdefault(id(module), []).append(name)
-        self.root = Place()
+        self.root = ModulePlace()
 
     @property
     def outdated(self) -> bool:
         """Whether a module was put in, taken out or exchanged."""
-        now = parts(self._model)
+        now = all_modules(self._model)
         return len(now) != len(self._parts) or not all(map(is_, now, self._parts))
 
     def names(self, module: object) -> list[str]:
         """All paths of a module; more than one where it is shared, none where it is not a part of the model."""
         return self._names.get(id(module), [])
 
-    def within(self, outer: Place, module: nn.Module) -> Place:
+    def within(self, outer: ModulePlace, module: nn.Module) -> ModulePlace:
         """The place of a module that runs in another; remembered if it is a part of the model."""
         names = self._names.get(id(module), ())
-        place = Place(module, names, outer)
+        place = ModulePlace(module, names, outer)
         if names:
             outer.within[id(module)] = place
         else:
-            refuse_hidden(module, place.path)
+            reject_opaque_module(module, place.path)
         return place
 
 
-class Scope:
+class ModuleTracker:
     """Follows the module calls of one thread while entered; nothing is attached to the model.
 
     Hooks on all modules of the process are registered on entering and removed on leaving; calls of other threads pass by.
     """
 
-    def __init__(self, outline: Outline):
+    def __init__(self, outline: ModuleOutline):
         self._outline = outline
         self.place = outline.root  # of the running module
         self._taps: dict[int, list[Tap]] = {}
@@ -96,7 +96,7 @@ class Scope:
         self._undo = ExitStack()
         self._entered = False
 
-    def __enter__(self) -> "Scope":
+    def __enter__(self) -> "ModuleTracker":
         self._thread = threading.get_ident()
         with ExitStack() as undo:
             undo.callback(setattr, self, "place", self._outline.root)
@@ -115,7 +115,7 @@ class Scope:
         self._undo.close()
 
     @contextmanager
-    def resumed(self, place: Place, tap: Tap) -> Iterator[None]:
+    def resumed(self, place: ModulePlace, tap: Tap) -> Iterator[None]:
         """At this place again, for a part that is computed again on the way back; `tap` stands in for all taps."""
         taps, before, thread = (self._taps, self._taps_of_inputs), self.place, getattr(self, "_thread", None)
         with nullcontext() if self._entered else self:
@@ -152,7 +152,7 @@ class Scope:
             raise SelectorError(f"'{INPUT_OF}{self.path}' is no tensor passed by place; name a layer before it")
         read = args[0]
         if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
-            read = hooked(read, lambda g: g)
+            read = with_gradient_hook(read, lambda g: g)
             self.replacing(read, args[0])
         with torch._C.DisableTorchFunction():
             for tap in taps:
@@ -175,7 +175,7 @@ class Scope:
     def _read_off(self, module: nn.Module, taps: list[Tap], output: object, changed: object) -> object:
         read = self._single(module, output if changed is None else changed)
         if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
-            held = hooked(read, lambda g: g)
+            held = with_gradient_hook(read, lambda g: g)
             self.replacing(held, read)
             changed = with_first_tensor(output if changed is None else changed, held, self.path)
             read = held
@@ -192,7 +192,7 @@ class Scope:
         return first
 
 
-def parts(model: object) -> list[object]:
+def all_modules(model: object) -> list[object]:
     """The model and all modules within it."""
     found = [model]
     for part in found:  # grows as it is read
@@ -241,39 +241,39 @@ def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
         if not isinstance(name, str):
             raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
         among = inputs if name.startswith(INPUT_OF) else modules
-        matching = {path: module for path, module in among.items() if path == name or (path and _fits(path, name))}
+        matching = {path: module for path, module in among.items() if path == name or (path and _matches(path, name))}
         if not matching:
             some = [path for path in among if path]
-            shown = some if len(some) <= MOST_NAMED else [*some[: MOST_NAMED - 3], "…", *some[-3:]]
+            shown = some if len(some) <= MAX_NAMES else [*some[: MAX_NAMES - 3], "…", *some[-3:]]
             there = f"; it has {', '.join(shown)}" if some else ""
-            raise SelectorError(f"no layer '{name}' in the model{suggestion(name, among) or there}")
+            raise SelectorError(f"no layer '{name}' in the model{suggest(name, among) or there}")
         found |= matching
     return found
 
 
-def _fits(path: str, pattern: str) -> bool:
+def _matches(path: str, pattern: str) -> bool:
     parts, wanted = path.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
-def refuse_hidden(module: nn.Module, path: str) -> None:
+def reject_opaque_module(module: nn.Module, path: str) -> None:
     """Raise for modules that run without calling torch functions, or call others than were written."""
-    changed = "quantised" if quantised(module) else "in the layout of MKL-DNN" if type(module).__module__ == MKLDNN else None
+    changed = "quantised" if is_quantized(module) else "in the layout of MKL-DNN" if type(module).__module__ == MKLDNN else None
     if changed:
         raise OpaqueError(f"module '{path}' is {changed} and has no gradients; explain the floating-point model it was made of")
-    made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if exported(module) else None
+    made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if is_exported(module) else None
     if made:
         raise OpaqueError(f"module '{path}' is {made} and hides its functions; explain the original nn.Module")
 
 
-def quantised(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> bool:
     """Whether it computes with integers, by torch's own kinds of modules. `FloatFunctional` waits to be, and is not yet."""
     return type(module).__name__ != "FloatFunctional" and any(
         QUANTISED.search(kind.__module__) for kind in type(module).__mro__
     )
 
 
-def exported(module: nn.Module) -> bool:
+def is_exported(module: nn.Module) -> bool:
     """Whether torch.export made the module: its graph calls operators, with decompositions and constants of their own."""
     if not isinstance(module, torch.fx.GraphModule):
         return False

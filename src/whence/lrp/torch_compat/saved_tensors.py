@@ -15,11 +15,11 @@ from torch import Tensor
 
 from whence.errors import ModelError
 
-Back = Callable[..., tuple[Tensor | None, ...]]  # (g, *kept) -> gradients of the sources
-Keep = Callable[[Tensor], tuple[Tensor, ...]]  # value -> kept
+BackwardFunction = Callable[..., tuple[Tensor | None, ...]]  # (g, *kept) -> gradients of the sources
+SaveFunction = Callable[[Tensor], tuple[Tensor, ...]]  # value -> kept
 
 
-class Saved:
+class SavedTensor:
     """A tensor's value as it was when saved; copied only if the network overwrites it."""
 
     __slots__ = ("__weakref__", "_value", "_version")
@@ -51,20 +51,20 @@ class Saved:
         self._value, self._version = copies[view], copies[view]._version
 
 
-class Cells:
+class SavedTensors:
     """All values saved in one forward pass; sorted by the storage they lie in once the network overwrites something."""
 
     def __init__(self):
-        self._unsorted: list[ref[Saved]] = []
-        self._by_storage: defaultdict[int, list[ref[Saved]]] = defaultdict(list)
+        self._unsorted: list[ref[SavedTensor]] = []
+        self._by_storage: defaultdict[int, list[ref[SavedTensor]]] = defaultdict(list)
 
     def __len__(self) -> int:
         """How many are held."""
         held = [*self._unsorted, *chain.from_iterable(self._by_storage.values())]
         return sum(cell() is not None for cell in held)
 
-    def save(self, tensor: Tensor) -> Saved:
-        cell = Saved(tensor)
+    def save(self, tensor: Tensor) -> SavedTensor:
+        cell = SavedTensor(tensor)
         self._unsorted.append(ref(cell))
         return cell
 
@@ -84,14 +84,14 @@ class Cells:
         self._unsorted.clear()
 
 
-class Node(torch.autograd.Function):
+class ModifiedBackward(torch.autograd.Function):
     """The value of `value()`, and `back(g, *kept)` in place of its gradient.
 
     What `keep(value)` gives goes through autograd, which lets it go as soon as the way back is done with it.
     """
 
     @staticmethod
-    def forward(ctx, value: Callable[[], Tensor], back: Back, keep: Keep, *sources: Tensor | None):
+    def forward(ctx, value: Callable[[], Tensor], back: BackwardFunction, keep: SaveFunction, *sources: Tensor | None):
         out = value()
         out = out.detach() if out._is_view() else out  # torch refuses to overwrite views that a Function made
         ctx.back = back
@@ -104,12 +104,12 @@ class Node(torch.autograd.Function):
         return _returned(ctx, g)
 
 
-def valued(value: Callable[[], Tensor], written_out: Tensor) -> Tensor:
+def with_backward_of(value: Callable[[], Tensor], written_out: Tensor) -> Tensor:
     """What `value()` gives, to the last bit, with the way back of what it was written out as."""
-    return Node.apply(value, lambda g: (g,), lambda value: (), written_out)  # type: ignore[return-value]
+    return ModifiedBackward.apply(value, lambda g: (g,), lambda value: (), written_out)  # type: ignore[return-value]
 
 
-class Together(torch.autograd.Function):
+class JointBackward(torch.autograd.Function):
     """The same tensors, and `back(gradients, tensors)` for their gradients. `copied`: the tensors are kept as copies."""
 
     @staticmethod
@@ -124,11 +124,13 @@ class Together(torch.autograd.Function):
         return None, None, *ctx.back(gradients, ctx.saved_tensors)
 
 
-class OverwritingNode(torch.autograd.Function):
+class InPlaceBackward(torch.autograd.Function):
     """As `Node`, where the value has to end up in `target` itself, whose own history was cut before."""
 
     @staticmethod
-    def forward(ctx, value: Callable[[], Tensor], back: Back, keep: Keep, target: Tensor, *sources: Tensor | None):
+    def forward(
+        ctx, value: Callable[[], Tensor], back: BackwardFunction, keep: SaveFunction, target: Tensor, *sources: Tensor | None
+    ):
         ctx.back = back
         ctx.set_materialize_grads(False)
         target.copy_(value())
@@ -141,13 +143,13 @@ class OverwritingNode(torch.autograd.Function):
         return _returned(ctx, g)
 
 
-def hooked(out: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
+def with_gradient_hook(out: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
     """`out` with `hook(g)` for its gradient, as the function that made it gets it: whoever reads the gradient at `out` reads g.
 
     A view gets a node instead: once its storage is overwritten, torch goes round the hooks of views.
     """
     if out._is_view():
-        return Node.apply(out.detach, lambda g: (hook(g),), lambda value: (), out)  # type: ignore[return-value]
+        return ModifiedBackward.apply(out.detach, lambda g: (hook(g),), lambda value: (), out)  # type: ignore[return-value]
     place = out.output_nr
 
     def before(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -164,7 +166,7 @@ def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
     return (None,) * (len(ctx.needs_input_grad) - len(returned)) + returned
 
 
-def version(t: Tensor) -> int:
+def version_of(t: Tensor) -> int:
     """How often the tensor was overwritten; nobody can overwrite what was made in inference mode."""
     return 0 if t.is_inference() else t._version
 

@@ -18,11 +18,11 @@ from torch.utils._pytree import _broadcast_to_and_flatten, tree_leaves, tree_str
 
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 Recompute = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
-VMAP = "vmap_impl"  # what a vmapped function looks up at each call
-GENERATOR = "_checkpoint_without_reentrant_generator"  # what torch's checkpoint() looks up at each call
+VMAP_IMPL = "vmap_impl"  # what a vmapped function looks up at each call
+CHECKPOINT_GENERATOR = "_checkpoint_without_reentrant_generator"  # what torch's checkpoint() looks up at each call
 
 
-class Shared:
+class SharedPatch:
     """A process-wide change that several threads may need at once."""
 
     def __init__(self, change: Callable[[], AbstractContextManager]):
@@ -41,7 +41,7 @@ class Shared:
                 self._undo.close()
 
 
-class Reenterable:
+class ReentrantContext:
     """A context made anew each time it is entered: a checkpointed part is computed again for each backward pass."""
 
     def __init__(self, make: Callable[[], AbstractContextManager]):
@@ -61,7 +61,7 @@ _recompute = threading.local()
 
 
 @contextmanager
-def recomputing_by(recompute: Recompute) -> Iterator[None]:
+def recompute_with(recompute: Recompute) -> Iterator[None]:
     """`recompute(function, arguments)` says how a part that this thread checkpoints is to be computed on the way back."""
     before = getattr(_recompute, "value", None)
     _recompute.value = recompute
@@ -73,7 +73,7 @@ def recomputing_by(recompute: Recompute) -> Iterator[None]:
 
 @contextmanager
 def _checkpoints_carried() -> Iterator[None]:
-    original = getattr(checkpoint, GENERATOR, None)
+    original = getattr(checkpoint, CHECKPOINT_GENERATOR, None)
     if original is None:  # a torch that has moved it: recomputation then fails with torch's own error
         yield
         return
@@ -86,21 +86,21 @@ def _checkpoints_carried() -> Iterator[None]:
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
             forward, backward = context_fn()
-            return forward, Reenterable(lambda: entered(backward, recomputing()))
+            return forward, ReentrantContext(lambda: enter_all(backward, recomputing()))
 
         return original(function, preserve, contexts, *rest, **kwargs)
 
-    setattr(checkpoint, GENERATOR, generator)
+    setattr(checkpoint, CHECKPOINT_GENERATOR, generator)
     try:
         yield
     finally:
-        setattr(checkpoint, GENERATOR, original)
+        setattr(checkpoint, CHECKPOINT_GENERATOR, original)
 
 
 @contextmanager
 def _vmaps_looped() -> Iterator[None]:
     """What is vmapped over data runs as a loop, whose functions can be seen: values of single samples, equal to rounding."""
-    original = getattr(apis, VMAP, None)
+    original = getattr(apis, VMAP_IMPL, None)
     if original is None:  # a torch that has moved it: what it makes is then refused as unseen
         yield
         return
@@ -122,15 +122,15 @@ def _vmaps_looped() -> Iterator[None]:
         stacked = [parts[0] if d is None else torch.stack(parts, d) for parts, d in columns]
         return tree_unflatten(stacked, structure)
 
-    setattr(apis, VMAP, looped)
+    setattr(apis, VMAP_IMPL, looped)
     try:
         yield
     finally:
-        setattr(apis, VMAP, original)
+        setattr(apis, VMAP_IMPL, original)
 
 
 @contextmanager
-def entered(*contexts: AbstractContextManager) -> Iterator[None]:
+def enter_all(*contexts: AbstractContextManager) -> Iterator[None]:
     """All of the contexts, one within the other."""
     with ExitStack() as undo:
         for context in contexts:
@@ -148,6 +148,6 @@ def _eagerly() -> Iterator[None]:
         yield
 
 
-VMAPS_LOOPED = Shared(_vmaps_looped)
-CHECKPOINTS_CARRIED = Shared(_checkpoints_carried)
-EAGERLY = Shared(_eagerly)
+LOOPED_VMAP = SharedPatch(_vmaps_looped)
+TRACKED_CHECKPOINTS = SharedPatch(_checkpoints_carried)
+FORCE_EAGER = SharedPatch(_eagerly)

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from whence.errors import ModelError
 
-SHAPED = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"})
-OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))  # whose code is not the model's
+SHAPE_ONLY = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"})
+INTERNAL_PATHS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))  # whose code is not the model's
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -26,7 +26,7 @@ def _value(t: Tensor) -> Any:
     values: dict[Node, Any] = {}
     with torch.no_grad(), _disable_current_modes():
         for needed in [] if node is None else _ancestors(node):
-            values[needed] = _evaluated(needed, values, mode.tracer.root)
+            values[needed] = _evaluate(needed, values, mode.tracer.root)
         return t.item() if node is None else values[node].item()
 
 
@@ -34,30 +34,30 @@ def _ancestors(node: Node) -> list[Node]:
     """All that is needed to compute a node, in order, itself the last."""
     needed, open_ends = {node}, [node]
     for end in open_ends:  # grows as it is read
-        new = [before for before in _read(end) if before not in needed]
+        new = [before for before in _inputs_of(end) if before not in needed]
         needed.update(new)
         open_ends += new
     return [n for n in node.graph.nodes if n in needed]
 
 
-def _read(node: Node) -> list[Node]:
+def _inputs_of(node: Node) -> list[Node]:
     """The nodes whose values a node reads."""
     if isinstance(node.meta.get("val"), SYMBOLS):
         return []
-    return [n for n in node.all_input_nodes if not (_by_shape(node) and isinstance(n.meta.get("val"), Tensor))]
+    return [n for n in node.all_input_nodes if not (_depends_on_shape_only(node) and isinstance(n.meta.get("val"), Tensor))]
 
 
-def _by_shape(node: Node) -> bool:
+def _depends_on_shape_only(node: Node) -> bool:
     schema: Any = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name.removeprefix("aten::") in SHAPED
+    return schema is not None and schema.name.removeprefix("aten::") in SHAPE_ONLY
 
 
-def _evaluated(node: Node, values: Mapping[Node, Any], root: Any) -> Any:
+def _evaluate(node: Node, values: Mapping[Node, Any], root: Any) -> Any:
     like = node.meta.get("val")
     if isinstance(like, SYMBOLS):
         return like.node.hint
     if node.op == "placeholder":
-        raise ModelError(f"the model decides by the values of tensors, in {line_of_the_model()}: there is no one graph of it")
+        raise ModelError(f"the model decides by the values of tensors, in {user_code_line()}: there is no one graph of it")
     target: Any = node.target
     if node.op == "get_attr":
         return getattr(root, target)
@@ -73,12 +73,12 @@ def _evaluated(node: Node, values: Mapping[Node, Any], root: Any) -> Any:
     return target(*map_arg(node.args, of), **map_arg(node.kwargs, of))
 
 
-def line_of_the_model(frames: Sequence[traceback.FrameSummary] | None = None) -> str:
+def user_code_line(frames: Sequence[traceback.FrameSummary] | None = None) -> str:
     """The last line of code, of those under way if none are given, that is neither torch's nor ours."""
     for frame in reversed(traceback.extract_stack() if frames is None else frames):
-        if not frame.filename.startswith((*OURS, "<")):
+        if not frame.filename.startswith((*INTERNAL_PATHS, "<")):
             return f"line {frame.lineno} of {frame.filename}"
     return "a line of its own"
 
 
-DECISIONS = {torch.ops.aten._local_scalar_dense.default: _value}  # for make_fx
+CONSTANT_READS = {torch.ops.aten._local_scalar_dense.default: _value}  # for make_fx

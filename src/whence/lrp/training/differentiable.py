@@ -10,18 +10,18 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.lrp.engine.function_mode import under_rules
+from whence.lrp.engine.function_mode import modified_gradients
 from whence.lrp.engine.op_context import Unknown
 from whence.lrp.rules.composites import Composite
-from whence.lrp.torch_compat.traced_constants import DECISIONS
+from whence.lrp.torch_compat.traced_constants import CONSTANT_READS
 
-PASSED_ON = (torch.ops.aten.expand.default, torch.ops.aten._to_copy.default)
+PASS_THROUGH = (torch.ops.aten.expand.default, torch.ops.aten._to_copy.default)
 ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 Call = Callable[[Sequence[Any]], tuple[Any, Mapping[str, Any]]]  # the leaves of arguments -> arguments
 
 
-def traced(
+def trace_relevance(
     model: nn.Module,
     rules: Composite,
     unknown: Unknown,
@@ -33,14 +33,14 @@ def traced(
     """`graph(tensors, state, gradients)` gives the modified gradients at the `sources` among the leaves of the arguments, from
     those at the outputs; `state` are the parameters and buffers by name."""
     tensors = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    state = state_of(model, detached=True)
+    state = state_tensors(model, detached=True)
 
     def way_back(tensors: list[Any], state: dict[str, Tensor], gradients: list[Tensor]) -> list[Tensor]:
         given = list(tensors)
         for i in sources:
             given[i] = given[i].detach().requires_grad_()
         args, kwargs = arguments(given)
-        with under_rules(rules, model, unknown):
+        with modified_gradients(rules, model, unknown):
             found = outputs(functional_call(model, state, args, dict(kwargs)))
         pairs = [(out, g) for out, g in zip(found, gradients, strict=True) if out.requires_grad]
         at_sources = [given[i] for i in sources]
@@ -51,25 +51,25 @@ def traced(
         args, kwargs = arguments(tensors)
         like = [torch.zeros_like(out) for out in outputs(functional_call(model, state, args, dict(kwargs)))]
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels have no second derivatives
-        written = _without_aliases(make_fx(way_back, decomposition_table=DECISIONS)(tensors, state, like))
-    pure = make_fx(functionalize(written, remove="mutations"), decomposition_table={torch.ops.aten.copy.default: _copied})
-    return _with_safe_quotients(_without_aliases(pure(tensors, state, like)))
+        written = _remove_aliases(make_fx(way_back, decomposition_table=CONSTANT_READS)(tensors, state, like))
+    pure = make_fx(functionalize(written, remove="mutations"), decomposition_table={torch.ops.aten.copy.default: _copy})
+    return _make_quotients_safe(_remove_aliases(pure(tensors, state, like)))
 
 
-def state_of(model: nn.Module, detached: bool = False) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module, detached: bool = False) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: t.detach() for name, t in found.items()} if detached else found
 
 
-def _with_safe_quotients(graph: GraphModule) -> GraphModule:
+def _make_quotients_safe(graph: GraphModule) -> GraphModule:
     """n / d that is read as 0 where d is 0: the derivative of 0/0 would be NaN, though nothing comes of it."""
     aten = torch.ops.aten
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not aten.nan_to_num.default:
             continue
         quotient = node.args[0]
-        while quotient.op == "call_function" and quotient.target in PASSED_ON:
+        while quotient.op == "call_function" and quotient.target in PASS_THROUGH:
             quotient = quotient.args[0]
         if quotient.target is not aten.div.Tensor or not isinstance(quotient.args[1], Node):
             continue
@@ -85,12 +85,12 @@ def _with_safe_quotients(graph: GraphModule) -> GraphModule:
     return graph
 
 
-def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """What `target.copy_(source)` leaves in it; torch has no derivative for the function without side effects."""
     return source.to(target.dtype).expand(target.shape)
 
 
-def _without_aliases(graph: GraphModule) -> GraphModule:
+def _remove_aliases(graph: GraphModule) -> GraphModule:
     """What was detached on the way is the same value here, and its derivative counts."""
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target in ALIASES:

@@ -11,12 +11,12 @@ from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from whence.errors import ModelError, RuleError
-from whence.lrp.engine.function_mode import RelevanceMode, under_rules
+from whence.lrp.engine.function_mode import RelevanceMode, modified_gradients
 from whence.lrp.engine.op_context import Unknown
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.rules import Rule
-from whence.lrp.torch_compat.model_state import settings_of
-from whence.lrp.training.differentiable import state_of, traced
+from whence.lrp.torch_compat.model_state import model_settings
+from whence.lrp.training.differentiable import state_tensors, trace_relevance
 
 
 @contextmanager
@@ -51,12 +51,12 @@ def relevance_rules(
     anew at each call.
     """
     if not differentiable:
-        with under_rules(rules, model, unknown) as mode:
+        with modified_gradients(rules, model, unknown) as mode:
             yield mode
         return
     if not isinstance(model, nn.Module):
         raise RuleError("differentiable=True follows the calls of a model; give it: relevance_rules(rules, model, …)")
-    calls = _Calls(model, Composite.of(rules), unknown)
+    calls = _DifferentiableForward(model, Composite.of(rules), unknown)
     before = model.__dict__.get("forward")
     model.__dict__["forward"] = calls
     try:
@@ -71,7 +71,7 @@ def relevance_rules(
 GRAPHS: "WeakKeyDictionary[nn.Module, dict[Any, GraphModule]]" = WeakKeyDictionary()
 
 
-class _Calls:
+class _DifferentiableForward:
     """The model's forward while its relevance is to be differentiated."""
 
     def __init__(self, model: nn.Module, rules: Composite, unknown: Unknown):
@@ -89,10 +89,10 @@ class _Calls:
             raise ModelError("the model is in training mode, where each pass is another; call model.eval() before")
         RelevanceMode.refuse_another()
         graph = self._graph(leaves, structure, sources)
-        state = state_of(self._model)
+        state = state_tensors(self._model)
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        run = _Run(self._plainly, leaves, structure, tensors, sources, list(state), graph)
-        found = _Relevant.apply(run, *[leaves[i] for i in tensors], *state.values())
+        run = _DifferentiableCall(self._plainly, leaves, structure, tensors, sources, list(state), graph)
+        found = _RelevanceFunction.apply(run, *[leaves[i] for i in tensors], *state.values())
         assert run.outputs is not None
         kept, places, spec = run.outputs
         for place, out in zip(places, found, strict=True):  # type: ignore[arg-type]
@@ -109,28 +109,28 @@ class _Calls:
         """Written down once for each kind of call."""
         known = GRAPHS.setdefault(self._model, {})
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-        kinds += tuple((t.shape, t.dtype, t.device) for t in state_of(self._model).values())
+        kinds += tuple((t.shape, t.dtype, t.device) for t in state_tensors(self._model).values())
         key = (
             repr(self._rules.entries),
             self._unknown,
             structure,
             kinds,
             tuple(sources),
-            settings_of(self._model, {"forward"}),
+            model_settings(self._model, {"forward"}),
         )
         if key not in known:
             self._writing = True
             try:
-                known[key] = traced(
+                known[key] = trace_relevance(
                     self._model, self._rules, self._unknown, leaves, sources,
-                    lambda given: tree_unflatten(given, structure), lambda found: _floating(found)[0],
+                    lambda given: tree_unflatten(given, structure), lambda found: _floating_outputs(found)[0],
                 )  # fmt: skip
             finally:
                 self._writing = False
         return known[key]
 
 
-class _Run:
+class _DifferentiableCall:
     """One call: what it was given, and which graph leads back."""
 
     def __init__(self, forward: Any, leaves: list[Any], structure: TreeSpec, tensors: list[int], sources: list[int],
@@ -140,16 +140,16 @@ class _Run:
         self.outputs: tuple[list[Any], list[int], TreeSpec] | None = None
 
 
-class _Relevant(torch.autograd.Function):
+class _RelevanceFunction(torch.autograd.Function):
     """The model's outputs, and on the way back the modified gradients, made by functions that have derivatives of their own."""
 
     @staticmethod
-    def forward(ctx, run: _Run, *given: Tensor):
+    def forward(ctx, run: _DifferentiableCall, *given: Tensor):
         leaves = list(run.leaves)
         for place, t in zip(run.tensors, given, strict=False):
             leaves[place] = t.clone() if place in run.sources else t  # a network may overwrite it
         args, kwargs = tree_unflatten(leaves, run.structure)
-        found, places, kept, spec = _floating(run.forward(args, kwargs))
+        found, places, kept, spec = _floating_outputs(run.forward(args, kwargs))
         run.outputs = kept, places, spec
         ctx.run = run
         ctx.save_for_backward(*given)
@@ -166,7 +166,7 @@ class _Relevant(torch.autograd.Function):
         return None, *[found.get(place) for place in run.tensors], *[None] * len(state)
 
 
-def _floating(found: Any) -> tuple[list[Tensor], list[int], list[Any], TreeSpec]:
+def _floating_outputs(found: Any) -> tuple[list[Tensor], list[int], list[Any], TreeSpec]:
     """The outputs that may have gradients, their places among all, all, and how they are put together."""
     leaves, spec = tree_flatten(found)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
