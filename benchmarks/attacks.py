@@ -28,12 +28,14 @@ def rows_of(name: str, model: nn.Module, x: Tensor, y: Tensor, epsilon: float) -
     fool, few = foolbox.attacks.L2DeepFoolAttack(), slice(0, FOR_DEEPFOOL)
     comparisons = {
         f"PGD-40, ε = {epsilon}": {
-            "whence": lambda: whence.PGD(epsilon, 40, size, random_start=False)(model, x, y),
-            "whence, stop_early": lambda: whence.PGD(epsilon, 40, size, random_start=False, stop_early=True)(model, x, y),
+            "whence": lambda: whence.attacks.PGD(epsilon, 40, size, random_start=False)(model, x, y),
+            "whence, stop_early": lambda: whence.attacks.PGD(epsilon, 40, size, random_start=False, stop_early=True)(
+                model, x, y
+            ),
             "foolbox": lambda: pgd(theirs, x, y, epsilons=epsilon)[1],
         },
         "DeepFool": {
-            "whence": lambda: whence.DeepFool()(model, x[few], y[few]),
+            "whence": lambda: whence.attacks.DeepFool()(model, x[few], y[few]),
             "foolbox": lambda: fool(theirs, x[few], y[few], epsilons=None)[1],
         },
     }

@@ -24,7 +24,7 @@ from whence.models.digits import digits
 ROUNDS, MANY = 3, 20_000
 
 
-def stored(data: tuple, folder: Path, **more) -> whence.Store:
+def stored(data: tuple, folder: Path, **more) -> whence.results.Store:
     shutil.rmtree(folder, ignore_errors=True)
     return whence.explain_dataset(digits(), data, folder, shard_size=512, batch_size=64, progress=False, **more)
 

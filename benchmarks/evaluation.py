@@ -41,7 +41,7 @@ def main() -> None:
     x, y = (part[:32] for part in digit_samples())
     heatmaps = {name: whence.explain(model, x, y, method=name).relevance for name in METHODS}
     given: dict[str, Any] = {name: (lambda model, x, target, r=r: r) for name, r in heatmaps.items()}
-    flipping = whence.metrics.Flipping(whence.metrics.Removal(regions="pixels", imputer=0.0), STEPS)
+    flipping = whence.metrics.RegionFlipping(whence.metrics.Removal(regions="pixels", imputer=0.0), STEPS)
 
     def by_quantus(pixels_a_step: int) -> None:
         metric = quantus.PixelFlipping(features_in_step=pixels_a_step, perturb_baseline="black", disable_warnings=True)

@@ -88,7 +88,7 @@ def cost_of_patching(data: Path) -> list[str]:
         target = whence.Logit(5, rather_than=6)
 
         def run(by: str, model: nn.Module = model, a: Tensor = clean, b: Tensor = corrupted, target=target) -> None:
-            whence.patching(model, a, b, target, list(LLAMA.values()), by=by, progress=False)
+            whence.patching(model, a, b, target, list(LLAMA.values()), estimator=by, progress=False)
 
         def gradient(model: nn.Module = model, ids: Tensor = clean) -> None:
             vectors = model.get_input_embeddings()(ids).detach().requires_grad_()
@@ -127,7 +127,9 @@ def correlations(data: Path) -> list[str]:
 
 def effects(model: nn.Module, clean: Tensor, corrupted: Tensor, target: whence.Logit, layers: str) -> Tensor:
     """By RelP, by AttnLRP's rules, by the gradient, and the truth, in rows."""
-    found = whence.patching(model, clean, corrupted, target, [layers], by=["relevance", "gradient", "exact"], progress=False)
+    found = whence.patching(
+        model, clean, corrupted, target, [layers], estimator=["relevance", "gradient", "exact"], progress=False
+    )
     other = whence.patching(model, clean, corrupted, target, [layers], method=whence.LRP(), progress=False)
     return torch.stack([found.flat("relevance"), other.flat("relevance"), found.flat("gradient"), found.flat("exact")])
 
@@ -157,7 +159,7 @@ def right_reason(data: Path) -> list[str]:
                 loss = F.cross_entropy(model(decoyed[batch]), y[batch])
                 if penalty:
                     given = decoyed[batch].requires_grad_()
-                    with whence.relevance_rules({nn.Conv2d: whence.Gamma(0.25)}, model, differentiable=True):
+                    with whence.relevance_rules(model, {nn.Conv2d: whence.Gamma(0.25)}, differentiable=True):
                         logits = model(given)
                     (g,) = torch.autograd.grad(logits.gather(1, y[batch, None]).sum(), given, create_graph=True)
                     loss = loss + penalty * (given * g)[:, :, 1:5, 1:5].sum((1, 2, 3)).square().mean()

@@ -100,31 +100,31 @@ class Measures:
         return (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * values.sqrt().sum()
 
 
-def prototypes(prior: object, strength: float = 1.0, of: Callable[[int], object] = int) -> whence.Prototypes:
+def prototypes(prior: object, strength: float = 1.0, of: Callable[[int], object] = int) -> whence.results.Prototypes:
     """Ten classes, ten seeds of each."""
     concepts = [of(c) for c in range(10)] * SEEDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return whence.prototype(digits(), concepts, prior=prior, strength=strength, shape=(1, 28, 28), steps=STEPS)  # type: ignore[arg-type]
+        return whence.prototype(digits(), concepts, prior=prior, strength=strength, shape=(1, 28, 28), n_steps=STEPS)  # type: ignore[arg-type]
 
 
 def main(folder: Path) -> None:
     torch.manual_seed(0)
     measures = Measures(folder)
-    classes, log_p = torch.arange(10).repeat(SEEDS), whence.LogProbability
+    classes, log_p = torch.arange(10).repeat(SEEDS), whence.objectives.LogProbability
     decoder, expert, codes = digit_decoder(), digit_expert(), measures.codes.repeat(SEEDS, 1)
     ways = {
         "no prior, 300 steps": lambda: prototypes(None),
-        "ℓ2, λ = 0.03": lambda: prototypes(whence.L2(0.03)),
-        "ℓ2, λ = 0.3": lambda: prototypes(whence.L2(0.3)),
-        "ℓ2, λ = 3": lambda: prototypes(whence.L2(3.0)),
-        "ℓ2, λ = 0.03, log p": lambda: prototypes(whence.L2(0.03), of=log_p),
+        "ℓ2, λ = 0.03": lambda: prototypes(whence.priors.L2(0.03)),
+        "ℓ2, λ = 0.3": lambda: prototypes(whence.priors.L2(0.3)),
+        "ℓ2, λ = 3": lambda: prototypes(whence.priors.L2(3.0)),
+        "ℓ2, λ = 0.03, log p": lambda: prototypes(whence.priors.L2(0.03), of=log_p),
         "expert, strength 0.3": lambda: prototypes(expert, 0.3),
         "expert, strength 0.1, log p": lambda: prototypes(expert, 0.1, log_p),
-        "decoder, λ = 0.1": lambda: prototypes(whence.CodeSpace(decoder, 0.1)),
-        "decoder, λ = 0.3": lambda: prototypes(whence.CodeSpace(decoder, 0.3)),
-        "decoder, λ = ½, log p": lambda: prototypes(whence.CodeSpace(decoder, 0.5), of=log_p),
-        "decoder, λ = 0.3 to the class code": lambda: prototypes(whence.CodeSpace(decoder, 0.3, codes)),
+        "decoder, λ = 0.1": lambda: prototypes(whence.priors.CodeSpace(decoder, 0.1)),
+        "decoder, λ = 0.3": lambda: prototypes(whence.priors.CodeSpace(decoder, 0.3)),
+        "decoder, λ = ½, log p": lambda: prototypes(whence.priors.CodeSpace(decoder, 0.5), of=log_p),
+        "decoder, λ = 0.3 to the class code": lambda: prototypes(whence.priors.CodeSpace(decoder, 0.3, codes)),
     }
     found = {name: way() for name, way in ways.items()}
     rows = {name: measures.row(p.images, classes) for name, p in found.items()}
@@ -153,7 +153,7 @@ def main(folder: Path) -> None:
     compare_priors({f"{s:g}": _bounded(p[:10]) for s, p in trade.items()}).savefig(IMAGES / "expert_strengths.png")
 
 
-def _bounded(p: whence.Prototypes) -> whence.Prototypes:
+def _bounded(p: whence.results.Prototypes) -> whence.results.Prototypes:
     return replace(p, bounds=(0.0, 1.0))
 
 

@@ -28,7 +28,7 @@ def network() -> nn.Module:
 
 
 def as_lucent(model: nn.Module, layer: str, channel: int, enlarge: bool = False) -> Tensor:
-    image, jiggle = whence.Fourier(), whence.Jiggle()
+    image, jiggle = whence.images.Fourier(), whence.images.Jiggle()
     random = [torch.Generator().manual_seed(0)]
     parameters = [p.requires_grad_() for p in image.start(SHAPE, random)]
     optimizer = torch.optim.Adam(parameters, 0.05)
@@ -53,7 +53,7 @@ def as_lucent(model: nn.Module, layer: str, channel: int, enlarge: bool = False)
 
 
 def by_whence(model: nn.Module, target: object, steps: int = STEPS) -> Tensor:
-    return whence.prototype(model, target, shape=SHAPE, steps=steps, progress=False).images
+    return whence.prototype(model, target, shape=SHAPE, n_steps=steps, progress=False).images
 
 
 def main() -> None:

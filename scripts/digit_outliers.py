@@ -20,8 +20,8 @@ import whence
 CLASS, TRAINED_ON, NU, GAMMA, OTHERS = 3, 2000, 0.1, 0.05, 3000
 
 
-def draw(net: whence.Neuralized, images: Tensor, picture: Path) -> None:
-    e = replace(whence.explain(net, images), classes=net.classes)
+def draw(net: whence.layers.Neuralized, images: Tensor, picture: Path) -> None:
+    e = replace(whence.explain(net, images), class_names=net.class_names)
     print(e.conservation)
     e.save(picture)
 

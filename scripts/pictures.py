@@ -41,10 +41,10 @@ def methods(data: Path) -> None:
         "guided backprop": whence.GuidedBackprop(),
         "GradCAM": whence.GradCAM(),
         "occlusion": whence.Occlusion((3, 32, 32), strides=16),
-        "RISE": whence.RISE(n_masks=1000),
+        "RISE": whence.RISE(n_samples=1000),
         "Shapley": whence.Shapley(feature_mask=cells, budget=1500),
     }
-    whence.compare(loaded.model, x, ways, 281, class_names=loaded.classes).save(IMAGES / "methods.jpg")
+    whence.compare(loaded.model, x, ways, 281, class_names=loaded.class_names).save(IMAGES / "methods.jpg")
 
 
 def photos(data: Path) -> None:
@@ -52,7 +52,7 @@ def photos(data: Path) -> None:
     loaded = load_model("torchvision:squeezenet1_0", data / "squeezenet1_0_torchvision.npz")
     names = ("coffee.png", "chelsea.png")
     x = torch.cat([loaded.preprocessing.read(Path(skimage.__file__).parent / "data" / name) for name in names])
-    whence.explain(loaded.model, x, class_names=loaded.classes).save(IMAGES / "photos.jpg")
+    whence.explain(loaded.model, x, class_names=loaded.class_names).save(IMAGES / "photos.jpg")
 
 
 def concepts(data: Path) -> None:
@@ -75,12 +75,12 @@ def concepts(data: Path) -> None:
     pictures = torch.cat([loaded.preprocessing.read(path) for path in paths])
     references = torch.cat([pictures, pictures[:4].flip(3)])
     found = whence.concepts(
-        loaded.model, pictures[:1], data=references, class_names=loaded.classes,
-        prototypes={"image": whence.Fourier(*loaded.preprocessing.bounds), "steps": 128},
+        loaded.model, pictures[:1], reference_inputs=references, class_names=loaded.class_names,
+        prototypes={"image": whence.images.Fourier(*loaded.preprocessing.bounds), "steps": 128},
     )  # fmt: skip
     found.save(IMAGES / "concepts.jpg")
     layers = ["features.7", "features.9", "features.12"]
-    whence.attribution_graph(loaded.model, pictures[:1], layers, class_names=loaded.classes).save(IMAGES / "graph.png")
+    whence.attribution_graph(loaded.model, pictures[:1], layers, class_names=loaded.class_names).save(IMAGES / "graph.png")
 
 
 def similarity(data: Path) -> None:
@@ -98,7 +98,7 @@ def similarity(data: Path) -> None:
     x = loaded.preprocessing.read(Path(skimage.__file__).parent / "data" / "chelsea.png")
     twin = torch.roll(x.flip(3), 20, 2)
     rules = whence.LRP({torch.nn.Conv2d: whence.Gamma(0.1)})
-    found = whence.explain_similarity(Embedder().eval(), x, twin, patch=16, projections=64, method=rules)
+    found = whence.explain_similarity(Embedder().eval(), x, twin, patch=16, n_projections=64, method=rules)
     found.save(IMAGES / "similarity.png")
 
 
@@ -132,7 +132,9 @@ def channels(data: Path) -> None:
     low, high = loaded.preprocessing.bounds
     lines = {}
     for layer in ("features.3", "features.7", "features.12"):
-        found = whence.prototype(loaded.model, f"{layer}:0-7", shape=(3, 128, 128), image=whence.Fourier(low, high), steps=512)
+        found = whence.prototype(
+            loaded.model, f"{layer}:0-7", shape=(3, 128, 128), image=whence.images.Fourier(low, high), n_steps=512
+        )
         lines[layer] = [ImageTile(x, f"channel {c}", (low, high)) for c, x in enumerate(found.images)]
     image_table(lines).savefig(IMAGES / "channels.jpg", dpi=150)
 
@@ -140,8 +142,8 @@ def channels(data: Path) -> None:
 def attacks(data: Path) -> None:
     """A digit and its twin; robust and non-robust features."""
     x, y = digit_samples()
-    whence.explain_attack(digits(), x[7:8], y[7:8], whence.PGD(0.15)).save(IMAGES / "attack.png")
-    whence.robust_features_experiment().save(IMAGES / "robust_features.png")
+    whence.explain_attack(digits(), x[7:8], y[7:8], whence.attacks.PGD(0.15)).save(IMAGES / "attack.png")
+    whence.experiments.robust_features_experiment().save(IMAGES / "robust_features.png")
 
 
 def story(data: Path) -> None:

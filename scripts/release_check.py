@@ -26,7 +26,7 @@ e = whence.explain(model, x)
 assert float(e.conservation.error.max()) < 1e-4
 assert (model(x).argmax(1) == y).float().mean() > 0.9
 e[:2].save("heat.html")
-whence.prototype(model, [3], prior=whence.L2(0.3), shape=(1, 28, 28), steps=8, progress=False)
+whence.prototype(model, [3], prior=whence.priors.L2(0.3), shape=(1, 28, 28), steps=8, progress=False)
 print("whence", whence.__version__, "explains")
 """
 

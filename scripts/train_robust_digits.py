@@ -30,7 +30,7 @@ def train(images: Tensor, labels: Tensor) -> nn.Module:
     for epoch in range(EPOCHS):
         for step, batch in enumerate(torch.randperm(len(images))[: batches * BATCH].split(BATCH)):
             epsilon = EPSILON * min(1.0, (epoch * batches + step + 1) / batches)
-            attack = whence.PGD(epsilon, STEPS, seed=epoch * batches + step)
+            attack = whence.attacks.PGD(epsilon, STEPS, seed=epoch * batches + step)
             x, y = shifted(images[batch].float() / 255), labels[batch]
             loss = F.cross_entropy(model(attack(model, x, y)), y)
             optimizer.zero_grad()
@@ -44,7 +44,7 @@ def train(images: Tensor, labels: Tensor) -> nn.Module:
 
 def withstood(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Accuracy under PGD-20 at ε = 0.2, an upper bound of the robust one."""
-    x_adv = whence.PGD(TESTED_AT, 20, stop_early=True)(model, images.float() / 255, labels)
+    x_adv = whence.attacks.PGD(TESTED_AT, 20, stop_early=True)(model, images.float() / 255, labels)
     return accuracy(model, x_adv * 255, labels)
 
 

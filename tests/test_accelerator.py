@@ -156,15 +156,15 @@ def test_inside(model, near, tmp_path):
     whence.explain(model, x, y, through={"5": [17, 20]})
     whence.flow(model, x[:1]).save(tmp_path / "layers.png")
     embedder = nn.Sequential(*list(model)[:-1]).eval()
-    whence.explain_similarity(embedder, x[:1], x[1:2], projections=4).save(tmp_path / "pairs.png")
+    whence.explain_similarity(embedder, x[:1], x[1:2], n_projections=4).save(tmp_path / "pairs.png")
 
 
 def test_inside_of_data(model, near, data, tmp_path):
-    whence.concepts(model, near[0][:1], data=data[0]).save(tmp_path / "concepts.png")
+    whence.concepts(model, near[0][:1], reference_inputs=data[0]).save(tmp_path / "concepts.png")
     whence.top_samples(model, "5:0-3", data[0])
-    whence.top_samples(model, "5:0-3", data[0], by="relevance")
-    for settings in ({}, {"method": "drsa", "parts": 2, "steps": 20}):
-        found = whence.subspaces(model, data, "5", target=data[1], dimensions=2, progress=False, **settings)
+    whence.top_samples(model, "5:0-3", data[0], ranking="relevance")
+    for settings in ({}, {"algorithm": "drsa", "n_subspaces": 2, "n_steps": 20}):
+        found = whence.subspaces(model, data, "5", target=data[1], n_dimensions=2, progress=False, **settings)
         whence.explain(model, *near, through=found.through(0))
 
 
@@ -184,7 +184,7 @@ def test_comparison(model, near, tmp_path):
 def test_a_data_set(model, data, tmp_path):
     x, y = (t[(data[1] == 3) | (data[1] == 4)].repeat(8, *[1] * (t.dim() - 1)) for t in data)
     x[y == 3, :, :3, :3] = 1.0
-    store = whence.explain_dataset(model, (x, y), tmp_path / "store", targets="label")
+    store = whence.explain_dataset(model, (x, y), tmp_path / "store", target="label")
     assert not store.failures
     whence.audit(store).save(tmp_path / "audit.html")
     better = whence.cure(model, "3", x[y == 3], x[y == 4])
@@ -193,29 +193,34 @@ def test_a_data_set(model, data, tmp_path):
 
 def test_attacks(model, near, tmp_path):
     x, y = near
-    for chosen in (whence.FGSM(0.1), whence.PGD(0.1), whence.MIFGSM(0.1), whence.DeepFool()):
+    for chosen in (whence.attacks.FGSM(0.1), whence.attacks.PGD(0.1), whence.attacks.MIFGSM(0.1), whence.attacks.DeepFool()):
         whence.attack(model, x, y, chosen)
-    whence.explain_attack(model, x, y, whence.PGD(0.15)).save(tmp_path / "attack.png")
+    whence.explain_attack(model, x, y, whence.attacks.PGD(0.15)).save(tmp_path / "attack.png")
     whence.attack_explanation(model, x, epsilon=0.05)
-    whence.feature_scores(model, x, y, epsilon=0.1, layer="3").save(tmp_path / "scores.png")
+    whence.attacks.feature_scores(model, x, y, epsilon=0.1, layer="3").save(tmp_path / "scores.png")
 
 
 def test_prototypes(model, near, tmp_path):
-    usual = {"shape": SHAPE, "steps": 8, "progress": False}
+    usual = {"shape": SHAPE, "n_steps": 8, "progress": False}
     whence.prototype(model, [3, 8], **usual).save(tmp_path / "grid.png")
-    for prior in (whence.L2(), digit_expert(), whence.CodeSpace(digit_decoder()), whence.CodeSpace(digit_decoder().to(DEVICE))):
+    for prior in (
+        whence.priors.L2(),
+        digit_expert(),
+        whence.priors.CodeSpace(digit_decoder()),
+        whence.priors.CodeSpace(digit_decoder().to(DEVICE)),
+    ):
         whence.prototype(model, [3, 8], prior=prior, **usual)
-    for image in (whence.Fourier(0.0, 1.0), whence.MACO(0.0, 1.0), whence.CPPN(0.0, 1.0)):
+    for image in (whence.images.Fourier(0.0, 1.0), whence.images.MACO(0.0, 1.0), whence.images.CPPN(0.0, 1.0)):
         whence.prototype(model, "3:0-3", image=image, **usual)
-    for concept in (whence.Direction("5", torch.randn(64)), whence.Inversion("5", near[0][:1])):
+    for concept in (whence.objectives.Direction("5", torch.randn(64)), whence.objectives.Inversion("5", near[0][:1])):
         whence.prototype(model, concept, **usual)
-    whence.spatial_atlas(model, "3", near[0][:1], size=28, cells=2, steps=8)
+    whence.images.spatial_atlas(model, "3", near[0][:1], size=28, cells=2, steps=8)
 
 
 def test_experts_and_decoders_learn_from_data_anywhere(data):
-    whence.GaussianExpert.fitted(data[0])
-    whence.GaussianRBM(SHAPE, 8).fit(data[0], epochs=1)
-    for kind in (whence.VAE, whence.AdversarialAutoencoder):
+    whence.priors.GaussianExpert.fitted(data[0])
+    whence.priors.GaussianRBM(SHAPE, 8).fit(data[0], epochs=1)
+    for kind in (whence.priors.VAE, whence.priors.AdversarialAutoencoder):
         for place in ("cpu", DEVICE):
             kind(SHAPE, 4).to(place).fit(data[0], epochs=1)
 

@@ -25,7 +25,7 @@ def off(images, expected):
 
 @pytest.mark.parametrize("strength", [0.01, 0.02, 0.1, 1.0])
 def test_l2_by_default(linear, strength):
-    p = whence.prototype(linear, range(4), prior=whence.L2(strength), shape=(1, 8, 8))
+    p = whence.prototype(linear, range(4), prior=whence.priors.L2(strength), shape=(1, 8, 8))
     assert off(p.images, linear[1].weight.detach() / (2 * strength)) < 1e-5
     assert not p.note
 
@@ -36,14 +36,14 @@ def test_a_gaussian_expert_by_default(linear, condition):
     spread = torch.logspace(0, -float(torch.tensor(condition).log10()), 64, dtype=torch.float64)
     covariance = ((axes * spread) @ axes.T).float()
     covariance, mean = (covariance + covariance.T) / 2, torch.randn(1, 8, 8)
-    p = whence.prototype(linear, range(4), prior=whence.GaussianExpert(mean, covariance))
+    p = whence.prototype(linear, range(4), prior=whence.priors.GaussianExpert(mean, covariance))
     assert off(p.images, mean.flatten() + linear[1].weight.detach() @ covariance) < 1e-5
 
 
 @pytest.mark.parametrize("strength", [0.01, 0.5])
 def test_a_linear_decoder_by_default(linear, strength):
     decoder = nn.Sequential(nn.Linear(10, 64), nn.Unflatten(1, (1, 8, 8))).eval()
-    p = whence.prototype(linear, range(4), prior=whence.CodeSpace(decoder, strength))
+    p = whence.prototype(linear, range(4), prior=whence.priors.CodeSpace(decoder, strength))
     a, w = decoder[0].weight.detach(), linear[1].weight.detach()
     assert off(p.codes, w @ a / (2 * strength)) < 1e-5
     assert off(p.images, w @ a @ a.T / (2 * strength) + decoder[0].bias.detach()) < 1e-5
@@ -51,7 +51,7 @@ def test_a_linear_decoder_by_default(linear, strength):
 
 def test_several_at_once_arrive_where_one_alone_does(linear):
     net = nn.Sequential(linear, nn.Softplus(), nn.Linear(4, 3)).eval()
-    settings = {"prior": whence.L2(0.05), "shape": (1, 8, 8), "steps": 64, "progress": False}
+    settings = {"prior": whence.priors.L2(0.05), "shape": (1, 8, 8), "n_steps": 64, "progress": False}
     together = whence.prototype(net, [0, 1, 2], **settings)
     for k in range(3):
         alone = whence.prototype(net, k, **settings)
@@ -69,7 +69,7 @@ def test_what_still_rises_is_said(linear):
             return -(x.flatten(1).square() * self.widths).sum(1)
 
     with pytest.warns(UserWarning, match="0 still rose when the 64 steps ended; take more"):
-        p = whence.prototype(linear, 0, prior=Narrow(), shape=(1, 8, 8), steps=64, lr=1e-3)
+        p = whence.prototype(linear, 0, prior=Narrow(), shape=(1, 8, 8), n_steps=64, lr=1e-3)
     assert "still rose" in p.note
 
 
@@ -153,7 +153,7 @@ def test_an_expert_draws_digits():
 
 def test_draws_of_a_gaussian_have_its_moments():
     a = torch.randn(6, 6)
-    expert = whence.GaussianExpert(torch.randn(2, 3), a @ a.T + torch.eye(6))
+    expert = whence.priors.GaussianExpert(torch.randn(2, 3), a @ a.T + torch.eye(6))
     drawn = expert.draws(20000, torch.Generator().manual_seed(0)).flatten(1)
     assert torch.allclose(drawn.mean(0), expert.mean.flatten(), atol=0.1)
     assert torch.allclose(torch.cov(drawn.T), expert.covariance, atol=0.4)

@@ -172,9 +172,9 @@ def test_small_classes_are_named_not_clustered(poisoned, samples, tmp_path):
     assert "1 (3 samples, fewer than 12)" in found.skipped
     assert {g.number for g in found.groups} == {0, 5}
     with pytest.raises(errors.InputError, match="no label"):
-        whence.audit(store, by="label", progress=False)
+        whence.audit(store, group_by="label", progress=False)
     with pytest.raises(errors.RuleError, match="choose from prediction"):
-        whence.audit(store, by="class")
+        whence.audit(store, group_by="class")
     alone = whence.explain_dataset(poisoned, x[:3], tmp_path / "t", progress=False)
     with pytest.raises(errors.InputError, match="nothing to cluster"):
         whence.audit(alone, progress=False)
@@ -223,9 +223,9 @@ def test_a_text_at_varying_places_is_found_in_channels(digits, tmp_path):
     audits = {}
     for name, samples in (("mixed", mixed), ("clean", clean)):
         store = whence.explain_dataset(
-            model, (samples, labels), tmp_path / name, targets="label", layers=["6"], pictures=False, progress=False
+            model, (samples, labels), tmp_path / name, target="label", layers=["6"], pictures=False, progress=False
         )
-        audits[name] = whence.audit(store, layer="6", by="label", progress=False)
+        audits[name] = whence.audit(store, layer="6", group_by="label", progress=False)
     first = audits["mixed"].clusters[0]
     assert first.suspicious
     assert first.group == 4
@@ -280,12 +280,12 @@ def test_short_maps_have_length_one_whatever_the_output():
 
 def test_one_class_alone_is_compared_with_none(poisoned, samples, tmp_path):
     x, _, y = samples
-    store = whence.explain_dataset(poisoned, x[(y == 3)][:40], tmp_path / "s", targets=3, progress=False)
+    store = whence.explain_dataset(poisoned, x[(y == 3)][:40], tmp_path / "s", target=3, progress=False)
     if len(store.column("prediction").unique()) == 1:
         with pytest.raises(errors.InputError, match="one class"):
             whence.audit(store, progress=False)
     with pytest.raises(errors.RuleError, match="clusters=40"):
-        whence.audit(store, clusters=40, progress=False)
+        whence.audit(store, n_clusters=40, progress=False)
 
 
 def test_scattered_places_are_no_mark(audited, poisoned, samples):

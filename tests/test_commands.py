@@ -51,7 +51,7 @@ def test_evaluate_a_folder(run, photos, tmp_path):
 
 
 def test_explain_a_folder_and_look_for_a_clever_hans(run, photos, tmp_path):
-    code, out, _ = run("explain-dataset", "store", "--data", photos, "--targets", "label", "--json")
+    code, out, _ = run("explain-dataset", "store", "--data", photos, "--target", "label", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["samples"] == 10
@@ -90,7 +90,7 @@ def test_compare(run, tmp_path):
         (("evaluate", "--limit", "0"), "give at least 1"),
         (("evaluate", "--out", "report.doc"), "choose .png"),
         (("compare", "--methods", "gxi"), "no method 'gxi'"),
-        (("explain-dataset", "s", "--targets", "all"), "choose 'predicted'"),
+        (("explain-dataset", "s", "--target", "all"), "choose 'predicted'"),
         (("explain-dataset", "s", "--engine", "spark"), "choose from local, ray"),
         (("explain-dataset", "s", "--shard", "4"), "give 'i/n'"),
         (("audit", "nowhere"), "no folder nowhere"),

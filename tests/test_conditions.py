@@ -63,7 +63,7 @@ def masked_by_hand(model, x, target, layer, units, rules):
 
     other = model[layer].register_forward_hook(mask)
     try:
-        with whence.relevance_rules(rules, model):
+        with whence.relevance_rules(model, rules):
             logits = model(x)
         (g,) = torch.autograd.grad(logits[:, target].sum(), x)
     finally:
@@ -91,7 +91,7 @@ def test_all_channels_add_up_to_what_flows_through_the_layer(method, layer):
     if layer == "stem":  # everything flows through it
         torch.testing.assert_close(together.relevance, whole.relevance)
     for c, part in enumerate(parts):
-        torch.testing.assert_close(part.conservation.output, whole.layers[layer][:, c].sum((1, 2)))
+        torch.testing.assert_close(part.conservation.conditional_output, whole.layers[layer][:, c].sum((1, 2)))
         torch.testing.assert_close(part.output, whole.output)
     if method is None:
         assert all(float(part.conservation.gap.abs().max()) < 1e-9 for part in parts)
@@ -125,7 +125,7 @@ def test_heads_channels_and_tokens_of_a_llama_add_up(data):
         )  # its norms compute in float32
         assert together.conservation.gap.abs().max() < 1e-6
     whole = whence.explain(model, ids, target, layers=["model.layers.3"])
-    torch.testing.assert_close(whole.layers["model.layers.3"].sum((1, 2)), together.conservation.output)
+    torch.testing.assert_close(whole.layers["model.layers.3"].sum((1, 2)), together.conservation.conditional_output)
 
 
 def test_conditions_at_several_layers_multiply(cnn):
@@ -136,7 +136,7 @@ def test_conditions_at_several_layers_multiply(cnn):
     # the relevance of channel a of the lower layer, given channel b of the upper
     given = whence.explain(cnn, x, 1, through={"2": 3}, layers=["0"])
     for a in range(5):
-        torch.testing.assert_close(found[4 * a + 3].conservation.output, given.layers["0"][:, a].sum((1, 2)))
+        torch.testing.assert_close(found[4 * a + 3].conservation.conditional_output, given.layers["0"][:, a].sum((1, 2)))
     assert (whence.explain(cnn, x, 1, through={"2": [3], "0": [2]}).relevance == found[11].relevance).all()
 
 

@@ -68,14 +68,14 @@ def test_small_relevance_survives_half_precision(tmp_path):
 
 def test_full_relevance_labels_and_texts(data, tmp_path):
     model, (x, y) = cnn(), data
-    full = whence.explain_dataset(model, data, tmp_path / "f", reduce="none", targets="label", progress=False)
+    full = whence.explain_dataset(model, data, tmp_path / "f", reduce="none", target="label", progress=False)
     torch.testing.assert_close(full.relevance[:], whence.explain(model, x, y).relevance)
     assert torch.equal(full.column("target"), y)
-    each = whence.explain_dataset(model, x, tmp_path / "e", targets=y.tolist(), progress=False)
+    each = whence.explain_dataset(model, x, tmp_path / "e", target=y.tolist(), progress=False)
     assert torch.equal(each.column("target"), y)
     assert (each.column("label") == -1).all()
     with pytest.raises(errors.RuleError, match="needs labels"):
-        whence.explain_dataset(model, x, tmp_path / "n", targets="label", progress=False)
+        whence.explain_dataset(model, x, tmp_path / "n", target="label", progress=False)
 
 
 def test_a_rerun_does_only_what_is_missing(data, tmp_path):
@@ -298,7 +298,7 @@ def test_stores_go_out_in_the_formats_of_others(data, tmp_path):
 @pytest.mark.parametrize("method", ["integrated_gradients", "occlusion", "smooth_grad", "rise", "lrp"])
 def test_predictions_are_of_the_inputs_themselves(method, tmp_path):
     x, _ = digit_samples()
-    kind = whence.RISE(n_masks=20) if method == "rise" else method
+    kind = whence.RISE(n_samples=20) if method == "rise" else method
     store = whence.explain_dataset(digits(), x[:12], tmp_path / "s", method=kind, progress=False)
     logits = digits()(x[:12]).detach()
     assert torch.equal(store.column("prediction"), logits.argmax(1))
@@ -306,9 +306,9 @@ def test_predictions_are_of_the_inputs_themselves(method, tmp_path):
 
 
 def test_functions_with_other_constants_are_other_settings(data, tmp_path):
-    whence.explain_dataset(cnn(), data[0], tmp_path / "s", targets=lambda out: out[:, 3], progress=False)
+    whence.explain_dataset(cnn(), data[0], tmp_path / "s", target=lambda out: out[:, 3], progress=False)
     with pytest.raises(errors.StoreError, match="targets"):
-        whence.explain_dataset(cnn(), data[0], tmp_path / "s", targets=lambda out: out[:, 4], progress=False)
+        whence.explain_dataset(cnn(), data[0], tmp_path / "s", target=lambda out: out[:, 4], progress=False)
 
 
 def test_a_failed_shard_and_samples_of_other_sizes_leave_the_rest_readable(data, tmp_path):
@@ -352,5 +352,5 @@ def test_regression_and_series(tmp_path):
 def test_targets_for_each_sample_are_of_their_sample(tmp_path):
     x, y = digit_samples()
     wanted = (y + 1) % 10
-    store = whence.explain_dataset(digits(), x, tmp_path / "s", targets=whence.Logit(wanted), batch_size=7, progress=False)
+    store = whence.explain_dataset(digits(), x, tmp_path / "s", target=whence.Logit(wanted), batch_size=7, progress=False)
     torch.testing.assert_close(store.column("output"), digits()(x).detach().gather(1, wanted[:, None])[:, 0])

@@ -41,7 +41,7 @@ class Attentive(nn.Module):
 
 def relevance(model, rules, x, target=1, **options):
     given = x.detach().clone().requires_grad_() if not x.requires_grad else x
-    with whence.relevance_rules(rules, model, **options):
+    with whence.relevance_rules(model, rules, **options):
         logits = model(given)
     (g,) = torch.autograd.grad(logits[:, target].sum(), given, create_graph=bool(options))
     return given * g
@@ -106,7 +106,7 @@ def test_a_llama_by_its_embeddings(data):
     found = []
     for options in ({"differentiable": True}, {}):
         given = x.clone().requires_grad_()
-        with whence.relevance_rules(whence.presets.attn_lrp(), model, **options):
+        with whence.relevance_rules(model, whence.presets.attn_lrp(), **options):
             logits = model(inputs_embeds=given, use_cache=False).logits
         found += torch.autograd.grad(logits[0, -1, 400], given, create_graph=bool(options))
     torch.testing.assert_close(found[0].detach(), found[1], rtol=1e-6, atol=1e-9)
@@ -119,7 +119,7 @@ def test_nothing_stays_on_the_model():
     model, x = Residual().eval(), torch.rand(1, 1, 6, 6, requires_grad=True)
 
     def fails():
-        with whence.relevance_rules({}, model, differentiable=True):
+        with whence.relevance_rules(model, {}, differentiable=True):
             model(x)
             raise ZeroDivisionError
 
@@ -141,13 +141,16 @@ def test_what_cannot_be_differentiated_says_so():
 
     x, deciding = torch.rand(1, 3, requires_grad=True), Deciding().eval()
     message = r"decides by the values of tensors, in line \d+ of .*test_differentiable"
-    with whence.relevance_rules({}, deciding, differentiable=True), pytest.raises(errors.ModelError, match=message):
+    with whence.relevance_rules(deciding, {}, differentiable=True), pytest.raises(errors.ModelError, match=message):
         deciding(x)
-    with pytest.raises(errors.RuleError, match="give it: relevance_rules"), whence.relevance_rules({}, differentiable=True):
+    with (
+        pytest.raises(errors.RuleError, match="give it: relevance_rules"),
+        whence.relevance_rules(None, {}, differentiable=True),
+    ):
         pass
     linear = nn.Linear(3, 2).eval()
     rules = {"nowhere": whence.Gamma(0.1)}
-    with whence.relevance_rules(rules, linear, differentiable=True), pytest.raises(errors.SelectorError, match="nowhere"):
+    with whence.relevance_rules(linear, rules, differentiable=True), pytest.raises(errors.SelectorError, match="nowhere"):
         linear(x)
 
 
@@ -167,7 +170,7 @@ def test_a_network_learns_to_be_right_for_the_right_reason():
             loss = nn.functional.cross_entropy(model(decoyed), y)
             if penalty:
                 given = decoyed.clone().requires_grad_()
-                with whence.relevance_rules({nn.Linear: whence.Epsilon(0.01)}, model, differentiable=True):
+                with whence.relevance_rules(model, {nn.Linear: whence.Epsilon(0.01)}, differentiable=True):
                     logits = model(given)
                 (g,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), given, create_graph=True)
                 loss = loss + penalty * (given * g)[:, 9].square().mean()
@@ -205,12 +208,12 @@ def test_attributes_training_mode_and_copies():
             cast[enabled] = relevance(model, {}, x, differentiable=True)
             torch.testing.assert_close(cast[enabled], relevance(model, {}, x), rtol=1e-2, atol=1e-2)
     assert not torch.equal(cast[True], cast[False])
-    with whence.relevance_rules({}, model, differentiable=True), pytest.raises(errors.ModelError, match="already under way"):
+    with whence.relevance_rules(model, {}, differentiable=True), pytest.raises(errors.ModelError, match="already under way"):
         whence.explain(model, x, 1)
-    with whence.relevance_rules({}, model, differentiable=True), pytest.raises(errors.ModelError, match="cannot be copied"):
+    with whence.relevance_rules(model, {}, differentiable=True), pytest.raises(errors.ModelError, match="cannot be copied"):
         copy.deepcopy(model)
     with (
-        whence.relevance_rules({}, model.train(), differentiable=True),
+        whence.relevance_rules(model.train(), {}, differentiable=True),
         pytest.raises(errors.ModelError, match="training mode"),
     ):
         model(x)

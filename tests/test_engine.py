@@ -52,7 +52,7 @@ def test_an_activation_passes_relevance_unchanged_however_it_is_called(spelling)
 
 def test_an_activation_is_right_at_zero():
     x = torch.zeros(1, 3).requires_grad_()
-    with whence.relevance_rules({}):
+    with whence.relevance_rules(None, {}):
         y = F.silu(x)
     assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[0.5] * 3]  # the limit of silu(x)/x
 
@@ -280,7 +280,7 @@ def test_one_value_a_sample_however_it_is_squeezed():
 def test_where_gates_took_all_relevance_zeros_are_no_answer():
     layer, x = nn.Linear(3, 4), torch.randn(2, 3)
     detector = lambda x: torch.cat([layer(x)[:, :2], layer(x)[:, 2:].sigmoid().view(2, 2)], 1)  # noqa: E731
-    with pytest.raises(whence.errors.ModelError, match=r"no relevance reaches the input; sigmoid .*whence.Neuron"):
+    with pytest.raises(whence.errors.ModelError, match=r"no relevance reaches the input; sigmoid .*whence.objectives.Neuron"):
         whence.explain(detector, x, lambda y: y[:, 3])
     assert whence.explain(detector, x, lambda y: y[:, 0]).relevance.any()
     assert not whence.explain(lambda x: F.relu(layer(x) - 99) + 1, x, first).relevance.any()  # a dead ReLU: that is the answer
@@ -305,7 +305,7 @@ def test_an_autograd_function_is_opaque():
 def test_a_tensor_from_outside_the_rules_is_opaque():
     x = torch.randn(1, 3, requires_grad=True)
     y = x * 2
-    with whence.relevance_rules({}):
+    with whence.relevance_rules(None, {}):
         z = y + 1
     with pytest.raises(whence.errors.OpaqueError, match="MulBackward"):
         z.sum().backward()
@@ -446,12 +446,12 @@ def test_several_targets_share_one_forward():
 
 def test_relevance_rules_in_ones_own_loop():
     model, x = net(), torch.randn(2, 1, 6, 6, requires_grad=True)
-    with whence.relevance_rules({nn.Conv2d: Gamma(0.25)}, model):
+    with whence.relevance_rules(model, {nn.Conv2d: Gamma(0.25)}):
         logits = model(x)
     (g,) = torch.autograd.grad(logits[:, 1].sum(), x)
     e = whence.explain(model, x, 1, method=LRP({nn.Conv2d: Gamma(0.25)}))
     assert torch.allclose(x * g, e.relevance, rtol=1e-12)
-    with whence.relevance_rules({nn.Conv2d: Gamma(0.25)}, model):
+    with whence.relevance_rules(model, {nn.Conv2d: Gamma(0.25)}):
         (inside,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
     assert torch.equal(inside, g)
     (plain,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
@@ -459,11 +459,11 @@ def test_relevance_rules_in_ones_own_loop():
 
 
 def test_relevance_rules_refuse_what_they_cannot_say():
-    with pytest.raises(whence.errors.RuleError, match="gradient"), whence.relevance_rules({F.conv2d: ZBox(0, 1)}):
+    with pytest.raises(whence.errors.RuleError, match="gradient"), whence.relevance_rules(None, {F.conv2d: ZBox(0, 1)}):
         pass
-    with pytest.raises(whence.errors.RuleError, match="pass the model"), whence.relevance_rules({"0": Gamma()}):
+    with pytest.raises(whence.errors.RuleError, match="pass the model"), whence.relevance_rules(None, {"0": Gamma()}):
         pass
-    with pytest.raises(whence.errors.SelectorError, match="matched no"), whence.relevance_rules({F.conv2d: Gamma()}):
+    with pytest.raises(whence.errors.SelectorError, match="matched no"), whence.relevance_rules(None, {F.conv2d: Gamma()}):
         pass
 
 
@@ -487,7 +487,7 @@ BATTERY = [
     whence.SimpleTaylor("origin"),
     "occlusion",
     "feature_ablation",
-    whence.RISE(n_masks=30),
+    whence.RISE(n_samples=30),
     whence.Shapley(feature_mask=whence.patches(torch.zeros(1, 1, 6, 6), 2), interactions="sii"),
     whence.Shapley(budget=100),
     whence.Shapley(budget=200, estimator="permutation"),
@@ -719,7 +719,7 @@ def test_half_precision_is_near_the_exact_answer(rule):
 
 def test_one_explanation_at_a_time():
     model, x = net(), torch.randn(1, 1, 6, 6)
-    with whence.relevance_rules({}), pytest.raises(whence.errors.ModelError, match="already under way"):
+    with whence.relevance_rules(None, {}), pytest.raises(whence.errors.ModelError, match="already under way"):
         whence.explain(model, x, method="gradient_times_input")
     whence.explain(model, x)
 
@@ -844,10 +844,10 @@ INNER = [
 def test_a_neuron_is_explained_as_the_network_that_ends_there(method):
     net, x = overwritten(), torch.randn(2, 1, 4, 4)
     for target, part, value in (
-        (whence.Neuron("3", 2), net[:4], lambda y: y[:, 2]),
-        (whence.Neuron("0", 1, position=(0, 1)), net[:1], lambda y: y[:, 1, 0, 1]),  # before the ReLU
-        (whence.Channel("0", 1), net[:1], lambda y: y[:, 1].mean((1, 2))),
-        (whence.Channel("3", 2) - whence.Channel("3", 0), net[:4], lambda y: y[:, 2] - y[:, 0]),
+        (whence.objectives.Neuron("3", 2), net[:4], lambda y: y[:, 2]),
+        (whence.objectives.Neuron("0", 1, position=(0, 1)), net[:1], lambda y: y[:, 1, 0, 1]),  # before the ReLU
+        (whence.objectives.Channel("0", 1), net[:1], lambda y: y[:, 1].mean((1, 2))),
+        (whence.objectives.Channel("3", 2) - whence.objectives.Channel("3", 0), net[:4], lambda y: y[:, 2] - y[:, 0]),
     ):
         e, expected = whence.explain(net, x, target, method=method), whence.explain(part, x, value, method=method)
         assert torch.allclose(e.output, expected.output)
@@ -857,18 +857,18 @@ def test_a_neuron_is_explained_as_the_network_that_ends_there(method):
 
 def test_several_targets_some_of_them_inside():
     net, x = overwritten(), torch.randn(2, 1, 4, 4)
-    inner, outer = whence.explain_targets(net, x, [whence.Neuron("3", 2), 2])
+    inner, outer = whence.explain_targets(net, x, [whence.objectives.Neuron("3", 2), 2])
     assert torch.allclose(inner.relevance, outer.relevance)  # the value before the final sigmoid
     assert outer.note
     assert not inner.note
-    assert torch.allclose(whence.Explainer(net)(x, whence.Neuron("3", 2)).relevance, inner.relevance)
+    assert torch.allclose(whence.Explainer(net)(x, whence.objectives.Neuron("3", 2)).relevance, inner.relevance)
 
 
 def test_a_neuron_that_is_not_there():
     net, x = overwritten(), torch.randn(2, 1, 4, 4)
     with pytest.raises(whence.errors.SelectorError, match="no layer 'three'"):
-        whence.explain(net, x, whence.Neuron("three", 2))
+        whence.explain(net, x, whence.objectives.Neuron("three", 2))
     with pytest.raises(whence.errors.TargetError, match="channel 9 is out of range"):
-        whence.explain(net, x, whence.Neuron("3", 9))
+        whence.explain(net, x, whence.objectives.Neuron("3", 9))
     with pytest.raises(whence.errors.TargetError, match="compares with a photo"):
-        whence.explain(net, x, whence.Caricature("0", x[:1]))
+        whence.explain(net, x, whence.objectives.Caricature("0", x[:1]))

@@ -28,7 +28,7 @@ from whence.evaluation.retraining import label_randomisation, roar
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.models.digits import digit_samples, digits
 
-FLAT = metrics.Flipping(metrics.Removal(imputer=0.0))
+FLAT = metrics.RegionFlipping(metrics.Removal(imputer=0.0))
 SIDE = 6
 
 
@@ -84,7 +84,7 @@ def test_curves_equal_a_transcription(kind):
     model, x, side, steps = cnn(), torch.rand(3, 2, SIDE, SIDE), 2, 9
     relevance = torch.randn_like(x)
     found = whence.evaluate(
-        model, x, {"m": given_map(relevance)}, ["srg", "mif", "lif", "aopc", "abpc"], regions=side, steps=steps, score=kind,
+        model, x, {"m": given_map(relevance)}, ["srg", "mif", "lif", "aopc", "abpc"], regions=side, n_steps=steps, score=kind,
         progress=False,
     ).values["m"]  # fmt: skip
     for i in range(3):
@@ -110,7 +110,7 @@ def test_curves_equal_a_transcription(kind):
 def test_deletion_insertion_and_selectivity_equal_a_transcription():
     model, x = cnn(3), torch.rand(1, 2, SIDE, SIDE)
     relevance = torch.randn_like(x)
-    found = whence.evaluate(model, x, {"m": given_map(relevance)}, ["deletion", "insertion", "selectivity"], steps=18,
+    found = whence.evaluate(model, x, {"m": given_map(relevance)}, ["deletion", "insertion", "selectivity"], n_steps=18,
                             regions="pixels", progress=False).values["m"]  # fmt: skip
     target = int(model(x).argmax())
 
@@ -160,7 +160,7 @@ def test_fewer_regions_than_steps_and_a_single_region():
     model, x = linear(3), torch.rand(2, 3)
     assert torch.isfinite(scores(model, x, "lrp", metrics.SRG(FLAT))).all()
     one = torch.zeros(1, 3, dtype=torch.long)
-    found = scores(model, x, "lrp", metrics.SRG(metrics.Flipping(metrics.Removal(regions=one))))
+    found = scores(model, x, "lrp", metrics.SRG(metrics.RegionFlipping(metrics.Removal(regions=one))))
     assert torch.equal(found, torch.zeros(2, dtype=torch.float64))
 
 
@@ -195,7 +195,7 @@ def test_sensitivity_n_is_1_for_a_linear_model_and_equals_a_transcription():
     model, x = linear(), torch.randn(6, 12)
     ones = scores(model, x, "gradient_times_input", metrics.SensitivityN())
     torch.testing.assert_close(ones, torch.ones(6, dtype=torch.float64), atol=1e-5, rtol=0)
-    metric = metrics.SensitivityN(sizes=(0.25, 0.5), subsets=40)
+    metric = metrics.SensitivityN(sizes=(0.25, 0.5), n_samples=40)
     net, relevance = cnn(), torch.randn(2, 2, SIDE, SIDE)
     x = torch.rand(2, 2, SIDE, SIDE)
     found = scores(net, x, given_map(relevance), metric)
@@ -267,7 +267,7 @@ def test_captum_agrees_on_max_sensitivity():
     model, x = cnn(), torch.rand(3, 2, SIDE, SIDE)
     target = model(x).argmax(1)
     ours = scores(
-        model, x, lambda m, x, t: Saliency(m).attribute(x.requires_grad_(), t, abs=False), metrics.MaxSensitivity(draws=60)
+        model, x, lambda m, x, t: Saliency(m).attribute(x.requires_grad_(), t, abs=False), metrics.MaxSensitivity(n_samples=60)
     )
     theirs = captum.metrics.sensitivity_max(Saliency(model).attribute, x, target=target, n_perturb_samples=60, abs=False)
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.35, atol=1e-3)  # both are random searches
@@ -339,7 +339,7 @@ def test_complete_explanations_have_no_gap():
     assert scores(net, x, complete, metrics.Completeness()).max() < 1e-2
     assert scores(net, x, "lrp", metrics.ConservationGap()).max() < 1e-5
     assert scores(net, x, "sensitivity", metrics.ConservationGap()).min() > 1e-3
-    arrived = scores(net, x, "lrp", metrics.Arrived())
+    arrived = scores(net, x, "lrp", metrics.RelevanceRatio())
     account = whence.explain(net, x).conservation
     torch.testing.assert_close(arrived.float(), account.relevance / account.output)
 
@@ -359,7 +359,7 @@ def test_mprt_leaves_out_the_intact_model_and_the_model_alone():
     for name, t in model.state_dict().items():
         assert torch.equal(t, before[name])
     state = torch.get_rng_state()
-    scores(model, x, "gradient_times_input", metrics.SmoothMPRT(draws=2))
+    scores(model, x, "gradient_times_input", metrics.SmoothMPRT(n_samples=2))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -427,7 +427,7 @@ def test_imputers_by_hand():
     x = torch.rand(2, 3, 8, 8)
     everywhere, nowhere = torch.ones(1, 2, 3, 8, 8, dtype=torch.bool), torch.zeros(1, 2, 3, 8, 8, dtype=torch.bool)
     random = [torch.Generator().manual_seed(i) for i in range(2)]
-    for imputer in (imputers.Constant(0.5), imputers.Mean(), imputers.Blur(2), imputers.Inpainting(), imputers.Samples(x)):
+    for imputer in (imputers.ConstantValue(0.5), imputers.Mean(), imputers.Blur(2), imputers.Inpainting(), imputers.BackgroundSamples(x)):
         (fill,) = imputer.fills(x, random)
         assert torch.equal(fill(nowhere)[0], x)
         filled = fill(everywhere)[0]
@@ -606,13 +606,13 @@ def test_a_run_goes_on_where_it_was(tmp_path):
         log.write_text(log.read_text() + f"{len(x)} ")
         return x
 
-    first = whence.evaluate(model, x, {"m": theirs}, ["srg"], batch_size=2, keep=tmp_path, progress=False)
-    again = whence.evaluate(model, x, {"m": theirs}, ["srg"], batch_size=2, keep=tmp_path, progress=False)
+    first = whence.evaluate(model, x, {"m": theirs}, ["srg"], batch_size=2, cache_dir=tmp_path, progress=False)
+    again = whence.evaluate(model, x, {"m": theirs}, ["srg"], batch_size=2, cache_dir=tmp_path, progress=False)
     assert log.read_text().split() == ["2"] * 3
     assert torch.equal(first.values["m"]["srg"], again.values["m"]["srg"])
-    whence.evaluate(cnn(1), x, {"m": theirs}, ["srg"], batch_size=2, keep=tmp_path, progress=False)
+    whence.evaluate(cnn(1), x, {"m": theirs}, ["srg"], batch_size=2, cache_dir=tmp_path, progress=False)
     assert len(log.read_text().split()) == 6  # other weights are another run
-    whence.evaluate(model, x, {"m": theirs}, [metrics.SRG(FLAT)], batch_size=2, keep=tmp_path, progress=False)
+    whence.evaluate(model, x, {"m": theirs}, [metrics.SRG(FLAT)], batch_size=2, cache_dir=tmp_path, progress=False)
     assert len(log.read_text().split()) == 9
 
 
@@ -664,13 +664,13 @@ def test_parts_of_array_jobs_are_gathered(tmp_path):
     expected = whence.evaluate(cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, progress=False).values
     for i in range(3):
         part = whence.evaluate(
-            cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, keep=tmp_path, shard=f"{i}/3", progress=False
+            cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, cache_dir=tmp_path, shard=f"{i}/3", progress=False
         )
         assert int(part.values["lrp"]["srg"].isfinite().sum()) == (4 if i == 0 else 3)
         assert not part.failures
     made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(made) == 8  # four batches, two methods
-    found = whence.evaluate(cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, keep=tmp_path, progress=False).values
+    found = whence.evaluate(cnn(), Pairs(), ["lrp", "random"], ["srg"], batch_size=3, cache_dir=tmp_path, progress=False).values
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
     assert all(torch.equal(found[way]["srg"], expected[way]["srg"]) for way in ("lrp", "random"))
     with pytest.raises(errors.RuleError, match="give both"):
@@ -827,7 +827,7 @@ def test_a_killed_command_goes_on(tmp_path):
         "    seen.append(1)\n"
         "    if len(sys.argv) > 2 and len(seen) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return x\n"
-        "e = evaluate(digits(), x[:20], {'m': way}, ['srg'], batch_size=5, keep=sys.argv[1], progress=False)\n"
+        "e = evaluate(digits(), x[:20], {'m': way}, ['srg'], batch_size=5, cache_dir=sys.argv[1], progress=False)\n"
         "print(len(seen), float(e.values['m']['srg'].sum()))\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, tmp_path / "kept", "die"], capture_output=True, text=True)
@@ -905,10 +905,10 @@ def test_what_failed_once_is_tried_again(tmp_path):
         return x
 
     last = x[-1].clone()
-    first = whence.evaluate(linear(), x, {"m": theirs}, ["sparseness"], keep=tmp_path / "k", progress=False)
+    first = whence.evaluate(linear(), x, {"m": theirs}, ["sparseness"], cache_dir=tmp_path / "k", progress=False)
     assert len(first.failures) == 1
     fails.unlink()
-    assert not whence.evaluate(linear(), x, {"m": theirs}, ["sparseness"], keep=tmp_path / "k", progress=False).failures
+    assert not whence.evaluate(linear(), x, {"m": theirs}, ["sparseness"], cache_dir=tmp_path / "k", progress=False).failures
 
 
 def test_fingerprints_tell_functions_objects_and_attributes_apart():

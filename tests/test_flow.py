@@ -56,7 +56,7 @@ def test_larger_networks_have_a_map_a_layer(tmp_path):
     assert found.edges == ()
     assert found.columns[0].relevance.shape == (1, 28, 28)
     for column in found.columns:
-        torch.testing.assert_close(column.relevance.sum(), found.whole.output[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(column.relevance.sum(), found.explanation.output[0], rtol=1e-3, atol=1e-3)
     assert found.save(tmp_path / "flow.png").stat().st_size > 10_000
     assert whence.flow(tiny_network("max, symmetric"), torch.ones(1, 2)).save(tmp_path / "small.svg").is_file()
     assert repr(found).startswith("Flow of 7 (")

@@ -264,12 +264,12 @@ def test_a_hook_by_which_a_model_scales_its_gradient_only_looks(layer, x, method
 
 def test_hooks_within_relevance_rules_are_the_users_own(layer, x):
     x.requires_grad_()
-    with whence.relevance_rules({}):
+    with whence.relevance_rules(None, {}):
         y = layer(x)
         y.register_hook(lambda g: g * 0.5)
         out = (y * 1).sum()
     (g,) = torch.autograd.grad(out, x)
-    with whence.relevance_rules({}):
+    with whence.relevance_rules(None, {}):
         whole = layer(x).sum()
     assert torch.allclose(2 * g, torch.autograd.grad(whole, x)[0])
 

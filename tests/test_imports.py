@@ -9,11 +9,11 @@ import whence
 SOURCES = Path(whence.__file__).parent
 # from the bottom up; a module belongs to the longest name that is given here
 ORDER = """
-errors
+errors core.files core.argument_checks lrp.engine.model_outputs
 lrp.ops.function_names lrp.ops.function_facts lrp.engine.calls lrp.torch_compat.deferred_checks
 lrp.torch_compat.traced_constants
 lrp.engine.linear_maps lrp.torch_compat.saved_tensors lrp.engine.conservation lrp.engine.weight_cache
-lrp.rules.rules lrp.engine.propagation
+lrp.rules.protocol lrp.rules.rules lrp.engine.propagation
 lrp.engine.embedding_bags
 lrp.engine.tensor_facts lrp.engine.embeddings lrp.engine.arguments lrp.torch_compat
 lrp.rules.composites lrp.engine.prepared_model
@@ -23,10 +23,12 @@ lrp.ops.registry
 lrp.engine.function_mode lrp.rules.presets
 lrp.training
 core data.sharding data.partial_failures data.dataset_rows plotting
+core.explanation_data core.result
+core.explanation_io core.explanation_figures
 core.explanation
 methods core.activation_checkpointing
 graphs
-core.explainer core.explain core.generation core.explanation_io
+core.explainer core.explain core.generation
 data
 prototypes robustness neuralization
 evaluation

@@ -54,19 +54,21 @@ def test_the_last_picture_layer_has_no_classes_as_channels(cnn):
 
 def test_concepts_as_they_come(tmp_path):
     x, _ = digit_samples()
-    found = whence.concepts(digits(), x[:1], data=x, progress=False)
+    found = whence.concepts(digits(), x[:1], reference_inputs=x, progress=False)
     everything = whence.channel_relevance(digits(), x[:1], found.layer)[0]
     assert found.channels == everything.topk(5).indices.tolist()
-    torch.testing.assert_close(found.shares, everything[found.channels] / found.whole.output[0])
+    torch.testing.assert_close(found.shares, everything[found.channels] / found.explanation.output[0])
     for channel, e in zip(found.channels, found.explanations, strict=True):
-        torch.testing.assert_close(e.conservation.output[0], everything[channel], rtol=1e-4, atol=1e-5)
-    top = whence.top_samples(digits(), f"{found.layer}:{found.channels[0]}", x, n=4, by="relevance", progress=False)
+        torch.testing.assert_close(e.conservation.conditional_output[0], everything[channel], rtol=1e-4, atol=1e-5)
+    top = whence.top_samples(
+        digits(), f"{found.layer}:{found.channels[0]}", x, n_samples=4, ranking="relevance", progress=False
+    )
     assert [r.index for r in found.references[0]] == top.indices[0].tolist()
     assert all(r.crop.shape == r.relevance.shape for r in found.references[0])
     assert found.save(tmp_path / "c.png").stat().st_size > 10_000
     assert f"channel {found.channels[0]}:" in repr(found)
     assert found.table[0]["references"] == top.indices[0].tolist()
-    some = whence.concepts(digits(), x[:1], found.layer, 3, channels=[2, 4], prototypes={"steps": 4}, progress=False)
+    some = whence.concepts(digits(), x[:1], found.layer, 3, channels=[2, 4], prototypes={"n_steps": 4}, progress=False)
     assert some.channels == [2, 4]
     assert some.prototypes.shape == (2, 1, 28, 28)
     assert some.save(tmp_path / "d.png").is_file()
@@ -87,9 +89,9 @@ def test_wrong_concepts_are_named():
     with pytest.raises(errors.RuleError, match="channels=True"):
         whence.concepts(digits(), x[:1], channels=True)
     with pytest.raises(errors.RuleError, match="references=-1"):
-        whence.concepts(digits(), x[:1], references=-1, data=x)
+        whence.concepts(digits(), x[:1], n_references=-1, reference_inputs=x)
     for none in (torch.tensor([0, -1]), np.array([0, -1])):
-        found = whence.concepts(digits(), x[:1], channels=none, data=x, references=0)
+        found = whence.concepts(digits(), x[:1], channels=none, reference_inputs=x, n_references=0)
         assert found.channels == [0, len(found.relevance) - 1]
         assert not found.references
     assert len(whence.concepts(digits(), x[:1], channels=np.int64(2)).channels) == 2
@@ -104,7 +106,7 @@ def test_a_pattern_names_one_layer(cnn):
     with pytest.raises(errors.SelectorError, match="stands for 7 layers"):
         whence.attribution_graph(cnn, x, ["0", "*"], 1)
     with pytest.raises(errors.RuleError, match="channels=0"):
-        whence.attribution_graph(cnn, x, ["0", "3"], 1, channels=0)
+        whence.attribution_graph(cnn, x, ["0", "3"], 1, n_channels=0)
     with pytest.raises(errors.SelectorError, match="no channel 6"):
         receptive_field(cnn, x, "0", 6, (0, 0))
 
@@ -133,7 +135,7 @@ def test_an_activation_has_its_channels_where_the_layer_before_has():
 
 def test_edges_of_an_attribution_graph_add_up(cnn, tmp_path):
     x = pictures(1)
-    graph = whence.attribution_graph(cnn, x, ["0", "3"], 1, channels=6)
+    graph = whence.attribution_graph(cnn, x, ["0", "3"], 1, n_channels=6)
     assert [len(nodes) for nodes in graph.nodes.values()] == [6, 5]
     for channel, relevance in graph.nodes["0"].items():
         assert sum(e.relevance for e in graph.edges if e.channel == channel) == pytest.approx(relevance, rel=1e-6)
@@ -176,7 +178,7 @@ def test_patching_of_a_linear_network_is_exact(components):
         corrupted,
         whence.Logit(3, rather_than=4),
         components,
-        by=["relevance", "gradient", "exact"],
+        estimator=["relevance", "gradient", "exact"],
         progress=False,
     )
     for layer in found.effects["exact"]:
@@ -188,7 +190,7 @@ def test_patching_of_a_linear_network_is_exact(components):
 def test_exact_patching_is_a_run_with_the_activation_replaced():
     model, (clean, corrupted) = Mixer(nn.GELU).double().eval(), tokens()
     target = whence.Logit(3, rather_than=4)
-    found = whence.patching(model, clean, corrupted, target, ["layers.0"], by="exact", progress=False)
+    found = whence.patching(model, clean, corrupted, target, ["layers.0"], estimator="exact", progress=False)
     with torch.no_grad():
         metric = lambda out: out[:, -1, 3] - out[:, -1, 4]  # noqa: E731
         torch.testing.assert_close(found.clean, metric(model(clean)))
@@ -215,7 +217,7 @@ def test_relevance_patching_by_default_on_a_llama(data, tmp_path):
     assert list(found.effects["relevance"]) == [f"model.layers.{i}" for i in range(5)]
     assert found.effects["relevance"]["model.layers.0"].shape == (1, 6)
     exact = whence.patching(
-        model, clean, corrupted, whence.Logit(317, rather_than=326), by=["relevance", "exact"], progress=False
+        model, clean, corrupted, whence.Logit(317, rather_than=326), estimator=["relevance", "exact"], progress=False
     )
     assert exact.correlation("relevance", "exact") > 0.8
     last = exact.effects["exact"]["model.layers.4"][:, -1]  # all that the head reads
@@ -234,7 +236,7 @@ def test_wrong_patching_is_named():
     with pytest.raises(errors.SelectorError, match="do not divide into 4 heads"):
         whence.patching(model, clean, corrupted, components={"layers.0": whence.Heads((), of=4)})
     with pytest.raises(errors.RuleError, match="by='relevence'"):
-        whence.patching(model, clean, corrupted, components=["layers.0"], by="relevence")
+        whence.patching(model, clean, corrupted, components=["layers.0"], estimator="relevence")
     with pytest.raises(errors.RuleError, match="all heads are patched"):
         whence.patching(model, clean, corrupted, components={"layers.0": whence.Heads([0], of=2)})
     x = pictures(1).float()
@@ -243,10 +245,10 @@ def test_wrong_patching_is_named():
     with pytest.raises(errors.RuleError, match="choose 'places'"):
         whence.patching(model, clean, corrupted, components={"layers.0": "tokens"})
     with pytest.raises(errors.RuleError, match=r"by=\[\]"):
-        whence.patching(model, clean, corrupted, by=[])
+        whence.patching(model, clean, corrupted, estimator=[])
     model.spare = nn.Linear(2, 2).eval()
     with pytest.raises(errors.ModelError, match="layer 'spare' was not called"):
-        whence.patching(model, clean, corrupted, components=["spare"], by="exact")
+        whence.patching(model, clean, corrupted, components=["spare"], estimator="exact")
 
 
 def test_layers_by_their_usual_names_are_patched_unasked():
@@ -276,7 +278,7 @@ class Told(nn.Module):
 @pytest.mark.parametrize("parts", ["places", "channels"])
 def test_vectors_have_one_place_and_dicts_are_patched(parts, tmp_path):
     model, (x, y) = Told().eval(), torch.randn(2, 4, 3)
-    found = whence.patching(model, x, y, 1, {"layer": parts}, by=["relevance", "exact"], progress=False)
+    found = whence.patching(model, x, y, 1, {"layer": parts}, estimator=["relevance", "exact"], progress=False)
     assert found.effects["exact"]["layer"].shape == ((4, 1) if parts == "places" else (4, 1, 3))
     torch.testing.assert_close(found.flat("relevance"), found.flat("exact"), rtol=1e-4, atol=1e-5)
     found.save(tmp_path / "patching.png")
@@ -309,7 +311,7 @@ def test_a_similarity_as_it_comes(cnn, tmp_path):
     assert found.relevance.shape == (1, 144, 144)
     assert len(found.top(3)) == 3
     assert found.save(tmp_path / "s.png").stat().st_size > 5_000
-    several = [whence.explain_similarity(cnn, x1, x2, projections=64, seed=s, progress=False).relevance for s in range(20)]
+    several = [whence.explain_similarity(cnn, x1, x2, n_projections=64, seed=s, progress=False).relevance for s in range(20)]
     mean, full = torch.stack(several).mean(0), found.relevance
     assert float((mean - full).norm() / full.norm()) < 0.4  # random signs over 4 dimensions, twenty times 64
     with pytest.raises(errors.InputError, match="embeddings of"):
@@ -449,8 +451,8 @@ def test_prca_finds_the_direction_that_carries_relevance():
     assert abs(float(vectors[:, -1] @ found.direction(0).double().numpy())) == pytest.approx(1, abs=1e-4)
     assert float(found.relevance[0]) == pytest.approx(values[-1] / 800, rel=1e-3)
     e = whence.explain(model, x, 1, through=found.through(0))
-    assert float(e.conservation.output.mean()) == pytest.approx(float(found.relevance[0]), rel=1e-3)
-    whole = whence.subspaces(model, x, "0", target=1, dimensions=6, progress=False)
+    assert float(e.conservation.conditional_output.mean()) == pytest.approx(float(found.relevance[0]), rel=1e-3)
+    whole = whence.subspaces(model, x, "0", target=1, n_dimensions=6, progress=False)
     assert float(whole.relevance[0]) == pytest.approx(whole.total, rel=1e-4)
     assert "1 of 1 dimensions" in repr(found)
 
@@ -463,7 +465,7 @@ def test_drsa_tells_apart_what_samples_of_two_kinds_use():
         model[2].weight.copy_(torch.ones(1, 4))
     x = torch.zeros(200, 4, dtype=torch.float64)
     x[:100, :2], x[100:, 2:] = torch.rand(100, 2, dtype=torch.float64), torch.rand(100, 2, dtype=torch.float64)
-    found = whence.subspaces(model, (x, torch.zeros(200)), "1", method="drsa", parts=2, dimensions=1, progress=False)
+    found = whence.subspaces(model, (x, torch.zeros(200)), "1", algorithm="drsa", n_subspaces=2, n_dimensions=1, progress=False)
     carried = subspace_relevance(found.bases.double(), x, torch.ones(200, 4, dtype=torch.float64))
     first = carried[:100].sum(0) > carried[100:].sum(0)
     assert int(first.sum()) == 1  # each subspace is that of one kind
@@ -473,18 +475,22 @@ def test_drsa_tells_apart_what_samples_of_two_kinds_use():
 
 def test_subspaces_are_conditions_and_prototypes(cnn):
     x = pictures(8)
-    found = whence.subspaces(cnn, x, "3", target=2, method="drsa", parts=2, dimensions=2, steps=20, progress=False)
+    found = whence.subspaces(cnn, x, "3", target=2, algorithm="drsa", n_subspaces=2, n_dimensions=2, n_steps=20, progress=False)
     parts = [whence.explain(cnn, x, 2, through=found.through(k)).relevance for k in range(2)]
     both = {"3": whence.Directions(torch.cat(list(found.bases), 1).double())}
     torch.testing.assert_close(sum(parts), whence.explain(cnn, x, 2, through=both).relevance, rtol=1e-4, atol=1e-6)
     made = whence.prototype(
-        cnn.float(), whence.Direction("3", found.direction(0), cosine=0), shape=(1, SIDE, SIDE), steps=3, progress=False
+        cnn.float(),
+        whence.objectives.Direction("3", found.direction(0), cosine=0),
+        shape=(1, SIDE, SIDE),
+        n_steps=3,
+        progress=False,
     )
     assert made.images.shape == (1, 1, SIDE, SIDE)
     with pytest.raises(errors.RuleError, match="give fewer"):
-        whence.subspaces(cnn, x.float(), "3", dimensions=9, progress=False)
+        whence.subspaces(cnn, x.float(), "3", n_dimensions=9, progress=False)
     with pytest.raises(errors.RuleError, match="choose 'prca' or 'drsa'"):
-        whence.subspaces(cnn, x.float(), "3", method="pca", progress=False)
+        whence.subspaces(cnn, x.float(), "3", algorithm="pca", progress=False)
 
 
 def test_subspaces_take_data_and_targets_as_evaluate_does(cnn):

@@ -130,7 +130,7 @@ def test_rules_of_the_input_layer_reach_every_look_up_of_an_id():
     word, place, layer = nn.Embedding(9, 4), nn.Embedding(5, 4), nn.Linear(4, 3)
     ids = torch.randint(9, (2, 5))
     for rule in (whence.Flat(), whence.WSquare()):
-        rules = LRP({whence.input_layer: rule})
+        rules = LRP({whence.presets.input_layer: rule})
         e = whence.explain(lambda ids: layer(word(ids) + place.weight).sum(1), ids, 1, method=rules)
         vectors = whence.explain(lambda v: layer(v).sum(1), (word(ids) + place.weight).detach(), 1, method=rules)
         assert torch.allclose(e.relevance, vectors.relevance.sum(-1))
@@ -181,6 +181,6 @@ def test_weights_of_a_bag_that_are_explained_are_refused_by_what_can_be_done(ids
 def test_what_rules_of_the_input_layer_give_to_ids_of_the_networks_own_is_counted(ids):
     table, layer = torch.randn(9, 4), nn.Linear(4, 3)
     padded = lambda ids: layer(table[F.pad(ids, (0, 2), value=3)]).relu().sum(1)  # noqa: E731
-    e = whence.explain(padded, ids, 1, method=LRP({whence.input_layer: whence.WSquare()}))
+    e = whence.explain(padded, ids, 1, method=LRP({whence.presets.input_layer: whence.WSquare()}))
     assert e.conservation.by_layer["ids that the model put in"].abs().max() > 0
     assert e.conservation.error.max() < 1e-10

@@ -46,7 +46,7 @@ def test_without_biases_relevance_is_the_output(plan, seed):
     if any(kind in ABSORBING for kind, _ in plan.steps):
         plan = Plan(plan.dimensions, plan.channels, plan.stem_bias, tuple(s for s in plan.steps if s[0] not in ABSORBING))
     model = build(plan, seed, biases=False)
-    zero = whence.Composite((((F.linear, *presets.CONVOLUTIONS), Epsilon(0)),))
+    zero = whence.presets.Composite((((F.linear, *presets.CONVOLUTIONS), Epsilon(0)),))
     e = explained(model, picture(plan), zero)
     flow = e.relevance.abs().flatten(1).sum(1) + 1  # an output may be the rounding of zero
     assert ((e.relevance.flatten(1).sum(1) - e.output).abs() <= 1e-6 * e.output.abs() + 1e-13 * flow).all()

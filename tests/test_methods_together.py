@@ -44,7 +44,7 @@ class Overwriting(nn.Module):
 @every_method
 def test_models_that_overwrite_their_inputs(method):
     if isinstance(method, whence.SimpleTaylor) and method.root == "nearest":
-        method = whence.SimpleTaylor(whence.NearestRoot(tolerance=1e-6))
+        method = whence.SimpleTaylor(whence.roots.NearestRoot(tolerance=1e-6))
     if isinstance(method, whence.ExpectedGradients):
         method = whence.ExpectedGradients({"x": method.background}, n_samples=6)
     inputs = {"x": torch.randn(2, 6), "gain": torch.arange(6).int()}
@@ -198,7 +198,7 @@ def test_a_flat_function_has_no_root_rather_than_nan():
 def test_a_box_for_one_of_two_inputs_leaves_the_other_free():
     f = lambda a, b: (a + b).sum(1, keepdim=True)  # noqa: E731
     e = whence.explain(f, {"a": torch.ones(1, 2), "b": torch.full((1, 2), 0.9)}, 0,
-                       method=whence.SimpleTaylor(whence.NearestRoot(low={"a": 0.5})))  # fmt: skip
+                       method=whence.SimpleTaylor(whence.roots.NearestRoot(low={"a": 0.5})))  # fmt: skip
     assert e.root["a"].min() >= 0.5 - 1e-9
     assert e.root["b"].max() < 0
 

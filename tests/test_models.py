@@ -60,7 +60,7 @@ def test_the_real_squeezenet_knows_coffee_and_cat(data, tmp_path):
         x = loaded.preprocessing.read(tmp_path / "photo.png")
         rules = whence.presets.epsilon_gamma_box(*loaded.preprocessing.bounds)
         e = whence.explain(loaded.model, x, method=whence.LRP(rules))
-        assert loaded.classes[int(e.target[0])] == expected
+        assert loaded.class_names[int(e.target[0])] == expected
         assert e.conservation.error.max() < 1e-3
 
 

@@ -172,9 +172,9 @@ def test_an_output_of_zero_is_no_error():
 
 
 def test_an_account_of_zero_that_does_not_balance_is_one():
-    account = whence.Conservation(torch.zeros(1), torch.tensor([0.3]), torch.tensor([0.1]))
+    account = whence.results.Conservation(torch.zeros(1), torch.tensor([0.3]), torch.tensor([0.1]))
     assert account.error > 0.9
-    balanced = whence.Conservation(torch.zeros(1), torch.tensor([0.3]), torch.tensor([-0.3 + 3e-8]))
+    balanced = whence.results.Conservation(torch.zeros(1), torch.tensor([0.3]), torch.tensor([-0.3 + 3e-8]))
     assert balanced.error < 1e-6
 
 

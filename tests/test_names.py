@@ -47,7 +47,7 @@ def test_features_and_classes_have_names(net, tmp_path):
     assert list(bars.names) == NAMES
     assert e.save(tmp_path / "bars.png").stat().st_size > 1000
     prepared = whence.Explainer(net, feature_names=NAMES, class_names=["no", "yes", "perhaps"])
-    assert prepared(torch.randn(2, 4)).features == {"": NAMES}
+    assert prepared(torch.randn(2, 4)).feature_names == {"": NAMES}
 
 
 def test_the_largest_twenty_are_drawn_and_the_others_summed():
@@ -132,7 +132,7 @@ def test_a_data_frame_brings_its_names(data):
     forest = RandomForestClassifier(20, random_state=0).fit(X, y)
     frame = Frame(X[:2], NAMES)
     e = whence.explain(forest.predict_proba, frame, 1, method=whence.Shapley(background=Frame(X[:20], NAMES)))
-    assert e.features == {"": NAMES}
+    assert e.feature_names == {"": NAMES}
     with pytest.raises(errors.InputError, match="numbers and words"):
         whence.explain(forest.predict_proba, np.array([["a", 1]], dtype=object), method=whence.FeatureAblation())
 
@@ -172,7 +172,7 @@ def test_an_explanation_is_read_back(net, tmp_path, suffix, several):
     read = whence.load(e.save(tmp_path / f"e.{suffix}"))
     assert repr(read) == repr(e)
     assert read.target_names() == e.target_names()
-    assert read.features == e.features
+    assert read.feature_names == e.feature_names
     first, second = (e.relevance[1], read.relevance[1]) if several else (e.relevance, read.relevance)
     assert torch.equal(first, second)
     assert torch.equal(read.conservation.absorbed, e.conservation.absorbed)

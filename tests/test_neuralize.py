@@ -108,7 +108,7 @@ def test_clusters_are_the_estimators(blobs, estimator):
     estimator.fit(x, np.array(["a", "b", "c"])[y])
     net = whence.neuralize(estimator)
     f = output(net, points)
-    assert np.array_equal(np.array(net.classes)[f.argmax(1)], estimator.predict(points))
+    assert np.array_equal(np.array(net.class_names)[f.argmax(1)], estimator.predict(points))
     assert ((f > 0).sum(1) == 1).all()
 
 
@@ -162,7 +162,7 @@ def test_a_threshold_that_falls_on_a_training_point_leaves_it_within(blobs):
 def test_support_sets_are_soft_nearest_members(blobs):
     x, y, points = blobs
     labels = np.where(np.arange(len(x)) % 10 == 0, -1, 2 * y)  # noise, and labels with gaps
-    net = whence.neuralize(whence.SupportSets(x, labels, gamma=0.4))
+    net = whence.neuralize(whence.layers.SupportSets(x, labels, gamma=0.4))
     similar = [np.exp(-0.4 * distances_to(points, x[labels == c])).mean(1) for c in (0, 2, 4)]
     assert np.array_equal(output(net, points)[:200].argmax(1), np.stack(similar, 1)[:200].argmax(1))
     members = [(c, (labels == c).sum()) for c in (0, 2, 4)]
@@ -170,8 +170,8 @@ def test_support_sets_are_soft_nearest_members(blobs):
     rivals = [-logsumexp([-0.4 * o[k] for k in range(3) if k != c], axis=0) / 0.4 for c in range(3)]
     f = output(net, points)
     np.testing.assert_allclose(f, np.stack(rivals, 1) - np.stack(o, 1), rtol=1e-9, atol=1e-9)
-    assert net.classes == [0, 2, 4]
-    hard = whence.neuralize(whence.SupportSets(x, labels, gamma=math.inf))
+    assert net.class_names == [0, 2, 4]
+    hard = whence.neuralize(whence.layers.SupportSets(x, labels, gamma=math.inf))
     assert np.array_equal(
         output(hard, points).argmax(1), np.stack([distances_to(points, x[labels == c]).min(1) for c in (0, 2, 4)]).argmin(0)
     )
@@ -286,7 +286,7 @@ def test_exercise_f():
     u, alphas = np.array([[0.0, 0.0], [2.0, 1.0], [-1.0, 1.0]]), np.array([0.2, 0.5, 0.3])
     for gamma in (0.1, 1.0, 10.0, 1000.0):
         layers = nn.Sequential(
-            whence.Distance(torch.as_tensor(u)), whence.SoftMin(gamma, -torch.as_tensor(alphas).log() / gamma)
+            whence.layers.Distance(torch.as_tensor(u)), whence.layers.SoftMin(gamma, -torch.as_tensor(alphas).log() / gamma)
         ).eval()
         o = layers(torch.as_tensor(x)).item()
         h = distances_to(x, u)[0] - np.log(alphas) / gamma
@@ -294,7 +294,7 @@ def test_exercise_f():
         if gamma <= 10:  # else f underflows
             f = (alphas * np.exp(-gamma * distances_to(x, u)[0])).sum()
             assert o == pytest.approx(-math.log(f) / gamma, rel=1e-12)
-    hard = nn.Sequential(whence.Distance(torch.as_tensor(u)), whence.SoftMin()).eval()
+    hard = nn.Sequential(whence.layers.Distance(torch.as_tensor(u)), whence.layers.SoftMin()).eval()
     nearest = distances_to(x, u)[0].min()
     assert hard(torch.as_tensor(x)).item() == pytest.approx(nearest, rel=1e-12)
     assert o == pytest.approx(nearest, abs=1e-2)
@@ -360,7 +360,7 @@ def test_pairs_of_cluster_members_share_alike(features, clusters, members, expon
     rng, gamma = np.random.default_rng(seed), 10.0**exponent
     groups = np.concatenate([np.arange(clusters), rng.integers(clusters, size=clusters * (members - 1))])
     u, points = rng.normal(size=(len(groups), features)), rng.normal(size=(4, features)) * 2
-    net = whence.neuralize(whence.SupportSets(u, groups, gamma))
+    net = whence.neuralize(whence.layers.SupportSets(u, groups, gamma))
     for c in range(clusters):
         e = whence.explain(net, torch.as_tensor(points), c)
         expected, logits = by_pairs(points, u, groups, gamma, c)
@@ -373,7 +373,7 @@ def test_pairs_of_cluster_members_share_alike(features, clusters, members, expon
 def test_softness_does_not_blow_relevance_up():
     """Many members of the own cluster make f_c positive where the pairs speak for none: their part is absorbed."""
     u = np.concatenate([np.zeros((100, 2)), [[1.0, -0.3]]])
-    net = whence.neuralize(whence.SupportSets(u, np.arange(101) // 100, gamma=1.0))
+    net = whence.neuralize(whence.layers.SupportSets(u, np.arange(101) // 100, gamma=1.0))
     for place in np.linspace(0.4, 0.7, 31):
         e = whence.explain(net, torch.tensor([[place, 0.0]], dtype=torch.float64), 0)
         assert e.relevance[0, 0] * (0.5 - place) >= 0
@@ -383,7 +383,7 @@ def test_softness_does_not_blow_relevance_up():
 
 def test_support_sets_outlierness_is_not_negative(blobs):
     x, y, points = blobs
-    e = whence.explain(whence.neuralize(whence.SupportSets(x, y, 0.1), view="outlierness"), torch.as_tensor(points))
+    e = whence.explain(whence.neuralize(whence.layers.SupportSets(x, y, 0.1), view="outlierness"), torch.as_tensor(points))
     assert (e.output > 0).all()
     assert (e.relevance >= 0).all()
     assert added_up(e) < 1e-12
@@ -447,7 +447,7 @@ def test_rounding_is_no_relevance():
 
 def test_what_falls_on_padding_is_absorbed():
     centre = torch.tensor([[1.0, 1.0, 3.0]])
-    model = lambda x: whence.SoftMin()(whence.Distance(centre)(nn.functional.pad(x, (0, 1))))  # noqa: E731
+    model = lambda x: whence.layers.SoftMin()(whence.layers.Distance(centre)(nn.functional.pad(x, (0, 1))))  # noqa: E731
     e = whence.explain(model, torch.tensor([[1.0, 3.0]]))
     assert e.relevance.tolist() == [[0.0, 4.0]]
     assert e.conservation.absorbed.tolist() == [9.0]
@@ -515,7 +515,10 @@ def test_other_methods_explain_it_too(blobs, method):
 def test_gradients_are_the_plain_ones(blobs):
     x, _, points = blobs
     inputs = torch.as_tensor(points[:60]).requires_grad_()
-    for sets in (whence.SupportSets(x, np.repeat([0, 1, 2], SIZES), 0.3), whence.SupportSets(x[::30], np.arange(10), math.inf)):
+    for sets in (
+        whence.layers.SupportSets(x, np.repeat([0, 1, 2], SIZES), 0.3),
+        whence.layers.SupportSets(x[::30], np.arange(10), math.inf),
+    ):
         net = whence.neuralize(sets)
         assert torch.autograd.gradcheck(net, inputs, eps=1e-6, atol=1e-4)
 
@@ -524,7 +527,7 @@ def test_layers_follow_a_feature_network():
     torch.manual_seed(0)
     features = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5, bias=False)).double()
     centres = torch.rand(3, 5, dtype=torch.float64)
-    net = nn.Sequential(features, whence.Distance(centres), whence.SoftMin(2.0)).eval()
+    net = nn.Sequential(features, whence.layers.Distance(centres), whence.layers.SoftMin(2.0)).eval()
     x = torch.rand(4, 8, dtype=torch.float64)
     e = whence.explain(net, x, layers=["0"])
     with torch.no_grad():
@@ -539,25 +542,25 @@ def test_layers_follow_a_feature_network():
 
 
 def test_hidden_zeros_are_absorbed():
-    net = nn.Sequential(nn.ReLU(), whence.Distance(torch.tensor([[1.0, 2.0]])), whence.SoftMin()).eval()
+    net = nn.Sequential(nn.ReLU(), whence.layers.Distance(torch.tensor([[1.0, 2.0]])), whence.layers.SoftMin()).eval()
     e = whence.explain(net, torch.tensor([[3.0, -1.0]]))
     assert e.relevance.tolist() == [[4.0, 0.0]]
     assert e.conservation.absorbed.tolist() == [4.0]
 
 
 def test_centres_are_trained_along():
-    layer = whence.Distance(nn.Parameter(torch.rand(2, 3)))
+    layer = whence.layers.Distance(nn.Parameter(torch.rand(2, 3)))
     layer(torch.rand(4, 3)).sum().backward()
     assert layer.centres.grad.abs().sum() > 0
 
 
 def test_soft_max_takes_the_most():
-    net = whence.SoftMax(3.0).eval()
+    net = whence.layers.SoftMax(3.0).eval()
     h = torch.tensor([[1.0, 2.0, 0.5]])
     e = whence.explain(net, h)
     assert e.output.item() == pytest.approx(torch.logsumexp(3 * h, 1).item() / 3)
     torch.testing.assert_close(e.relevance, torch.softmax(3 * h, 1) * e.output)
-    assert whence.SoftMax()(h).item() == 2
+    assert whence.layers.SoftMax()(h).item() == 2
 
 
 def test_inlierness_against_background_is_the_ratio_of_mean_similarities(blobs):
@@ -593,7 +596,7 @@ def test_king_man_queen_woman():
     assert e.relevance[0, 1] == e.output
     v = np.array([*words.values()])
     net = whence.neuralize(NearestCentroid().fit(np.concatenate([v - 0.1, v + 0.1]), [*words] * 2))
-    assert net.classes[net(vector).argmax()] == "queen"
+    assert net.class_names[net(vector).argmax()] == "queen"
     assert whence.explain(net, vector).relevance.argmax() == 0  # its nearest rival is woman, and royalty tells them apart
 
 
@@ -719,10 +722,10 @@ def test_views_and_thresholds_that_cannot_be_had_are_refused(blobs):
     net = whence.neuralize(density, view="inlierness", threshold=3.0)
     np.testing.assert_allclose(output(net, points), 3 - output(whence.neuralize(density), points))
     assert whence.neuralize(density).threshold is None
-    refused(whence.SupportSets(x, np.zeros(3), 1.0), "labels", whence.errors.InputError)
-    assert whence.neuralize(whence.SupportSets(x[:3], ["b", "a", "b"], np.float32(1))).classes == ["a", "b"]
-    refused(whence.SupportSets(x, np.full(len(x), -1), 1.0), "noise", whence.errors.InputError)
-    refused(whence.SupportSets(x, np.zeros(len(x), int), -1.0), "positive", whence.errors.RuleError)
+    refused(whence.layers.SupportSets(x, np.zeros(3), 1.0), "labels", whence.errors.InputError)
+    assert whence.neuralize(whence.layers.SupportSets(x[:3], ["b", "a", "b"], np.float32(1))).class_names == ["a", "b"]
+    refused(whence.layers.SupportSets(x, np.full(len(x), -1), 1.0), "noise", whence.errors.InputError)
+    refused(whence.layers.SupportSets(x, np.zeros(len(x), int), -1.0), "positive", whence.errors.RuleError)
 
 
 def test_inputs_of_another_width_are_refused(blobs):
@@ -735,20 +738,20 @@ def test_inputs_of_another_width_are_refused(blobs):
     with pytest.raises(whence.errors.InputError, match="fitted on 6 features"):
         net(torch.rand(6))
     with pytest.raises(whence.errors.InputError, match=r"Distance of 3 features.*pass \[N, 3\]"):
-        whence.Distance(torch.rand(2, 3))(torch.rand(2, 4))
+        whence.layers.Distance(torch.rand(2, 3))(torch.rand(2, 4))
     with pytest.raises(whence.errors.InputError, match="one cluster has no rival"):
-        whence.Contrast()(torch.rand(2, 1))
+        whence.layers.Contrast()(torch.rand(2, 1))
     with pytest.raises(whence.errors.InputError, match="factors of shape"):
-        whence.Mahalanobis(torch.rand(2, 3), torch.rand(4, 4))
+        whence.layers.Mahalanobis(torch.rand(2, 3), torch.rand(4, 4))
     with pytest.raises(whence.errors.InputError, match="groups must number"):
-        whence.Contrast(groups=torch.tensor([0, 2]))
+        whence.layers.Contrast(groups=torch.tensor([0, 2]))
     with pytest.raises(whence.errors.InputError, match="groups must be a tensor"):
-        whence.Contrast(groups=[0, 1])
+        whence.layers.Contrast(groups=[0, 1])
     with pytest.raises(whence.errors.InputError, match="groups of 2 distances got 3"):
-        whence.Contrast(groups=torch.tensor([0, 1]))(torch.rand(1, 3))
+        whence.layers.Contrast(groups=torch.tensor([0, 1]))(torch.rand(1, 3))
 
 
 def test_distances_at_the_input_are_refused_within_relevance_rules(blobs):
     net = whence.neuralize(OneClassSVM().fit(blobs[0]))
-    with whence.relevance_rules({}), pytest.raises(whence.errors.RuleError, match="touches the input"):
+    with whence.relevance_rules(None, {}), pytest.raises(whence.errors.RuleError, match="touches the input"):
         net.layers(torch.as_tensor(blobs[2]).requires_grad_())

@@ -127,7 +127,7 @@ def test_when_the_target_function_raises():
 def test_when_the_users_own_block_raises():
     model = Small()
     before = state(model)
-    with pytest.raises(BoomError), whence.relevance_rules({nn.Conv2d: Gamma()}, model):
+    with pytest.raises(BoomError), whence.relevance_rules(model, {nn.Conv2d: Gamma()}):
         boom(None)
     assert_unchanged(before, model)
 

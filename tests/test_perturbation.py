@@ -143,7 +143,7 @@ def test_rise_by_hand():
         seen.append(x.detach())
         return model(x)
 
-    e = whence.explain(f, x, 1, method=RISE(n_masks=200, batch_size=30, centred=False))
+    e = whence.explain(f, x, 1, method=RISE(n_samples=200, batch_size=30, centred=False))
     copies = torch.cat([s.view(-1, 2, 3, 20, 16) for s in seen[1:]])
     masks = copies / x
     assert masks.shape[0] == 200
@@ -156,14 +156,14 @@ def test_rise_by_hand():
     torch.testing.assert_close(e.relevance.sum(1), expected)
     draws = outputs[:, :, None, None] * masks[:, :, 0] / 0.5
     torch.testing.assert_close(e.standard_errors[:, 0] * 3, draws.std(0) / 200**0.5)
-    centred = whence.explain(model, x, 1, method=RISE(n_masks=200))
+    centred = whence.explain(model, x, 1, method=RISE(n_samples=200))
     without_mean = torch.einsum("mn,mnhw->nhw", outputs - outputs.mean(0), masks[:, :, 0]) / (200 * 0.5)
     torch.testing.assert_close(centred.relevance.sum(1), without_mean)
 
 
 def test_rise_finds_what_counts():
     x = torch.ones(1, 1, 28, 28)
-    e = whence.explain(lambda x: x[:, 0, 4:8, 20:24].mean((1, 2))[:, None], x, 0, method=RISE(n_masks=1000))
+    e = whence.explain(lambda x: x[:, 0, 4:8, 20:24].mean((1, 2))[:, None], x, 0, method=RISE(n_samples=1000))
     row, column = divmod(int(e.relevance[0, 0].argmax()), 28)
     assert 2 <= row <= 9
     assert 18 <= column <= 25
@@ -173,7 +173,7 @@ def test_rise_finds_what_counts():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
-@pytest.mark.parametrize("method", [FeatureAblation(), Occlusion(), Shapley(), RISE(n_masks=20)], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [FeatureAblation(), Occlusion(), Shapley(), RISE(n_samples=20)], ids=lambda m: m.name)
 def test_a_scripted_model_will_do(method):
     model, x = cnn(), torch.randn(1, 3, 12, 12)
     if not isinstance(method, RISE):
@@ -311,7 +311,7 @@ def test_what_does_not_fit_is_refused(method, message):
 
 def test_rise_refuses():
     with pytest.raises(errors.RuleError, match="at least 2 masks"):
-        RISE(n_masks=1)
+        RISE(n_samples=1)
     with pytest.raises(errors.InputError, match="RISE masks one picture"):
         whence.explain(nn.Linear(4, 2).eval(), torch.randn(1, 4), 0, method=RISE())
     with pytest.raises(errors.InputError, match="patches need pictures"):

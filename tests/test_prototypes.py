@@ -12,29 +12,10 @@ from torch.nn import functional as F
 import whence
 from test_gradients import close
 from test_models import command
-from whence import (
-    CPPN,
-    L2,
-    MACO,
-    VAE,
-    AdversarialAutoencoder,
-    Caricature,
-    Channel,
-    CodeSpace,
-    Direction,
-    Fourier,
-    GaussianExpert,
-    GaussianRBM,
-    Inversion,
-    Jiggle,
-    Layer,
-    Logit,
-    LogProbability,
-    Neuron,
-    Pixels,
-    errors,
-    prototype,
-)
+from whence import Logit, errors, prototype
+from whence.images import CPPN, MACO, Fourier, Jiggle, Pixels
+from whence.objectives import Caricature, Channel, Direction, Inversion, Layer, LogProbability, Neuron
+from whence.priors import L2, VAE, AdversarialAutoencoder, CodeSpace, GaussianExpert, GaussianRBM
 from whence.prototypes import image_parameterizations
 from whence.prototypes.objectives import parse_objectives
 
@@ -48,7 +29,7 @@ def linear(outputs=1):
 
 
 def precise(model, target, **settings):
-    return prototype(model, target, **{"steps": 3000, "lr": 0.1, "progress": False} | settings)
+    return prototype(model, target, **{"n_steps": 3000, "lr": 0.1, "progress": False} | settings)
 
 
 # exercise A
@@ -120,7 +101,7 @@ def test_the_patch_under_a_neuron_is_its_kernel():
 
 def test_a_one_hot_direction_is_a_channel():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh()).eval()
-    settings = {"shape": (1, 6, 6), "prior": L2(0.1), "steps": 50, "start": torch.full((1, 1, 6, 6), 0.1)}
+    settings = {"shape": (1, 6, 6), "prior": L2(0.1), "n_steps": 50, "start": torch.full((1, 1, 6, 6), 0.1)}
     channel = prototype(model, "1:2", **settings)
     direction = prototype(model, Direction("1", torch.tensor([0.0, 0, 1]), cosine=0), **settings)
     close(direction.images, channel.images)
@@ -189,7 +170,7 @@ def test_decoders_learn_and_travel(kind, tmp_path):
     loaded = kind.load(decoder.save(tmp_path / "decoder.safetensors"))
     assert torch.equal(loaded(codes[:3]), decoder(codes[:3]))
     assert not decoder.training
-    p = prototype(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval(), [0, 1], prior=CodeSpace(decoder), steps=20)
+    p = prototype(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval(), [0, 1], prior=CodeSpace(decoder), n_steps=20)
     assert p.images.shape == (2, 1, 4, 4)
     assert p.codes.shape == (2, 4)
     assert all(q.grad is None for q in loaded.parameters())
@@ -254,7 +235,7 @@ IMAGES = [Pixels(), Pixels(-1.0, 1.0), Fourier(), MACO(), CPPN(depth=3, width=6)
 def test_every_image_is_optimised(image, channels):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
-    p = prototype(model, "2:1", shape=(channels, 12, 14), image=image, steps=40, transforms=None)
+    p = prototype(model, "2:1", shape=(channels, 12, 14), image=image, n_steps=40, transforms=None)
     assert p.images.shape == (1, channels, 12, 14)
     assert p.history["activation"][-1] > p.history["activation"][0]
 
@@ -290,14 +271,14 @@ def deep():
 @pytest.mark.parametrize("settings", [{}, {"prior": L2(0.01)}, {"image": MACO()}, {"transforms": Jiggle(crops=2)}], ids=str)
 def test_many_at_once_equal_single_runs(settings):
     model, targets = deep(), ["3:2", 1, Channel("3", 0) - 0.5 * Channel("3", 1), Neuron("0", 3)]
-    together = prototype(model, targets, shape=(3, 34, 34), steps=12, **settings)
+    together = prototype(model, targets, shape=(3, 34, 34), n_steps=12, **settings)
     for k, target in enumerate(targets):
-        alone = prototype(model, target, shape=(3, 34, 34), steps=12, **settings)
+        alone = prototype(model, target, shape=(3, 34, 34), n_steps=12, **settings)
         close(together.images[k], alone.images[0], rtol=1e-7, atol=1e-9)
         close(together[k].activation, alone.activation)
-    again = prototype(model, targets, shape=(3, 34, 34), steps=12, **settings)
+    again = prototype(model, targets, shape=(3, 34, 34), n_steps=12, **settings)
     assert torch.equal(again.images, together.images)
-    other = prototype(model, targets, shape=(3, 34, 34), steps=12, seed=1, **settings)
+    other = prototype(model, targets, shape=(3, 34, 34), n_steps=12, seed=1, **settings)
     assert not torch.allclose(other.images, together.images)
 
 
@@ -316,9 +297,9 @@ def test_nothing_stays_on_the_model(failing):
 
     if failing:
         with pytest.raises(ZeroDivisionError):
-            prototype(model, [target, "3:0"], shape=(3, 34, 34), steps=5)
+            prototype(model, [target, "3:0"], shape=(3, 34, 34), n_steps=5)
     else:
-        prototype(model, [target, "3:0"], shape=(3, 34, 34), steps=5)
+        prototype(model, [target, "3:0"], shape=(3, 34, 34), n_steps=5)
     for name, p in model.named_parameters():
         value, needs, grad = before[name]
         assert torch.equal(p, value)
@@ -340,9 +321,9 @@ def test_the_forward_pass_ends_at_the_target():
             return x
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Later()).eval()
-    prototype(model, "0:1", shape=(3, 8, 8), steps=3)
+    prototype(model, "0:1", shape=(3, 8, 8), n_steps=3)
     assert not ran
-    prototype(nn.Sequential(model, nn.Flatten(), nn.Linear(4 * 36, 2)).eval(), ["0.0:1", 1], shape=(3, 8, 8), steps=2)
+    prototype(nn.Sequential(model, nn.Flatten(), nn.Linear(4 * 36, 2)).eval(), ["0.0:1", 1], shape=(3, 8, 8), n_steps=2)
     assert ran
 
 
@@ -351,19 +332,19 @@ def test_units_that_are_off_at_the_start_are_switched_on():
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([-0.5, 0.1]))
         model[3].weight.fill_(1.0)
-    assert prototype(model, "1:0", shape=(1, 6, 6), steps=100, image=Pixels(-1.0, 1.0)).activation > 0
+    assert prototype(model, "1:0", shape=(1, 6, 6), n_steps=100, image=Pixels(-1.0, 1.0)).activation > 0
     with torch.no_grad():
         model[0].weight[0] = 0
         model[0].weight[1] = 0.2
     with pytest.warns(UserWarning, match="the gradient of 1:0 has been zero everywhere"):
-        dead = prototype(model, ["1:0", "1:1"], shape=(1, 6, 6), steps=40, image=Pixels(0.0, 1.0))
+        dead = prototype(model, ["1:0", "1:1"], shape=(1, 6, 6), n_steps=40, image=Pixels(0.0, 1.0))
     assert "1:0" in dead.note
     assert "1:1" not in dead.note
 
 
 def test_diversity_pushes_the_same_target_apart():
     model = deep()
-    settings = {"shape": (3, 34, 34), "steps": 60, "image": Pixels(0.0, 1.0), "start": torch.rand(2, 3, 34, 34) * 0.2 + 0.4}
+    settings = {"shape": (3, 34, 34), "n_steps": 60, "image": Pixels(0.0, 1.0), "start": torch.rand(2, 3, 34, 34) * 0.2 + 0.4}
     near, apart = (prototype(model, ["3:2", "3:2"], diversity=d, **settings).images.flatten(1) for d in (0.0, 20.0))
     cosines = [torch.cosine_similarity(*(p - p.mean(1, keepdim=True)), dim=0) for p in (near, apart)]
     assert cosines[1] < cosines[0] - 0.1
@@ -371,12 +352,12 @@ def test_diversity_pushes_the_same_target_apart():
 
 def test_caricature_and_inversion_of_a_photo():
     model, photo = deep(), torch.randn(1, 3, 34, 34)
-    inverted = prototype(model, Inversion("3", photo), shape=(3, 34, 34), image=Pixels(), transforms=None, steps=150)
+    inverted = prototype(model, Inversion("3", photo), shape=(3, 34, 34), image=Pixels(), transforms=None, n_steps=150)
     a, a0 = (model[:4](x.clone()).detach() for x in (inverted.images, photo))
     assert (a - a0).norm() < 0.2 * a0.norm()
     close(inverted.activation, -((a - a0).square().sum() / a0.square().sum())[None])
     drawn = prototype(
-        model, Caricature("3", photo), start=photo.clamp(-2.9, 2.9), image=Pixels(-3.0, 3.0), transforms=None, steps=30
+        model, Caricature("3", photo), start=photo.clamp(-2.9, 2.9), image=Pixels(-3.0, 3.0), transforms=None, n_steps=30
     )
     assert drawn.history["activation"][-1] > drawn.history["activation"][0]
 
@@ -391,7 +372,7 @@ def test_deep_dream_and_deep_features_of_a_text_like_layer():
             return self.mix(self.patch(x).flatten(2).transpose(1, 2)).mean(1)
 
     model = Tokens().eval()
-    p = prototype(model, ["mix:7", Neuron("mix", 2, (3,)), Layer("mix"), 1], shape=(3, 32, 32), steps=5)
+    p = prototype(model, ["mix:7", Neuron("mix", 2, (3,)), Layer("mix"), 1], shape=(3, 32, 32), n_steps=5)
     assert p.names == ["mix:7", "mix:2 at (3,)", "mix", "1"]
 
 
@@ -411,20 +392,20 @@ class Kinds(nn.Module):
 def test_channels_are_where_the_layers_kind_has_them():
     model = Kinds()
     x = torch.randn(1, 7, 6)
-    assert whence.layer_shapes(model, x) == {"lstm": (1, 7, 5), "head": (1, 3)}
+    assert whence.layers.layer_shapes(model, x) == {"lstm": (1, 7, 5), "head": (1, 3)}
     p = prototype(
         model,
         ["lstm:4", lambda y: y["hidden"][:, 0, 1], Neuron("lstm", 2, (6,)), lambda y: y["logits"][:, 1]],
         start=x,
-        steps=2,
+        n_steps=2,
     )
     hidden = model.lstm(p.images)[0].detach()
     close(p.activation[:3], torch.stack([hidden[0, :, 4].mean(), hidden[1, 0, 1], hidden[2, 6, 2]]))
     with pytest.raises(errors.TargetError, match="channels 0 to 4"):
-        prototype(model, "lstm:6", start=x, steps=2)
+        prototype(model, "lstm:6", start=x, n_steps=2)
 
     swin = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Permuted(), nn.LayerNorm(8)).eval()
-    p = prototype(swin, "2:3", shape=(3, 16, 16), image=Pixels(0.0, 1.0), steps=3)
+    p = prototype(swin, "2:3", shape=(3, 16, 16), image=Pixels(0.0, 1.0), n_steps=3)
     close(p.activation, swin(p.images)[..., 3].mean((1, 2)).detach())
 
 
@@ -450,36 +431,36 @@ class InPlace(nn.Module):
 def test_a_model_that_overwrites_its_input_changes_neither_prototype_nor_photo():
     model, photo = InPlace(), torch.rand(1, 3, 12, 12)
     kept = photo.clone()
-    p = prototype(model, [0, Inversion("conv", photo)], shape=(3, 12, 12), image=Fourier(0.0, 1.0), transforms=None, steps=3)
+    p = prototype(model, [0, Inversion("conv", photo)], shape=(3, 12, 12), image=Fourier(0.0, 1.0), transforms=None, n_steps=3)
     assert torch.equal(photo, kept)
     assert 0 <= p.images.min() <= p.images.max() <= 1
     close(p.activation[0], model(p.images[:1].clone())[0, 0].detach())
-    prototype(model, 0, shape=(3, 12, 12), image=Pixels(), prior=L2(0.1), steps=3)
+    prototype(model, 0, shape=(3, 12, 12), image=Pixels(), prior=L2(0.1), n_steps=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_of_other_dtypes(dtype):
     model = deep().to(dtype)
     for image in (Pixels(), Fourier(), MACO(), CPPN(depth=2, width=4)):
-        p = prototype(model, [1, "3:2"], shape=(3, 34, 34), image=image, steps=3)
+        p = prototype(model, [1, "3:2"], shape=(3, 34, 34), image=image, n_steps=3)
         assert p.images.dtype == torch.float32
     coded = nn.Sequential(nn.Linear(2, 5 * 5), nn.Unflatten(1, (1, 5, 5))).eval()
     small = nn.Sequential(nn.Flatten(), nn.Linear(25, 2)).eval().to(dtype)
-    assert prototype(small, 1, prior=CodeSpace(coded), shape=(1, 5, 5), steps=3).codes.dtype == torch.float64
+    assert prototype(small, 1, prior=CodeSpace(coded), shape=(1, 5, 5), n_steps=3).codes.dtype == torch.float64
 
 
 def test_under_no_grad_in_inference_mode_and_interrupted():
     model = deep()
-    expected = prototype(model, "3:2", shape=(3, 34, 34), steps=3).images
+    expected = prototype(model, "3:2", shape=(3, 34, 34), n_steps=3).images
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            close(prototype(model, "3:2", shape=(3, 34, 34), steps=3).images, expected)
+            close(prototype(model, "3:2", shape=(3, 34, 34), n_steps=3).images, expected)
 
     def interrupt(y):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prototype(model, interrupt, shape=(3, 34, 34), steps=3)
+        prototype(model, interrupt, shape=(3, 34, 34), n_steps=3)
     from torch.nn.modules import module as global_hooks
 
     assert not global_hooks._global_forward_hooks
@@ -488,11 +469,11 @@ def test_under_no_grad_in_inference_mode_and_interrupted():
 def test_a_decoder_in_training_mode_is_refused():
     decoder = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5))
     with pytest.raises(errors.TrainingModeError):
-        prototype(nn.Linear(5, 2).eval(), 0, prior=CodeSpace(decoder), shape=(5,), steps=2)
+        prototype(nn.Linear(5, 2).eval(), 0, prior=CodeSpace(decoder), shape=(5,), n_steps=2)
 
 
 def test_concepts_of_one_name_are_still_their_own():
-    model, settings = deep(), {"shape": (3, 34, 34), "steps": 8, "image": Pixels(-1.0, 1.0)}
+    model, settings = deep(), {"shape": (3, 34, 34), "n_steps": 8, "image": Pixels(-1.0, 1.0)}
     one, two = torch.randn(8), torch.randn(8)
     targets = [lambda y: y[:, 0], lambda y: y[:, 1], Direction("3", one), Direction("3", two), 0, LogProbability(0)]
     together = prototype(model, targets, diversity=5.0, **settings)
@@ -508,7 +489,7 @@ def test_centers_and_starts_of_each_code():
 
 
 def test_a_spatial_atlas():
-    atlas = whence.spatial_atlas(deep(), "3", torch.rand(1, 3, 34, 34), cells=3, size=34, steps=3)
+    atlas = whence.images.spatial_atlas(deep(), "3", torch.rand(1, 3, 34, 34), cells=3, size=34, steps=3)
     assert atlas.images.shape == (9, 3, 34, 34)
     assert atlas.columns == 3
 
@@ -518,33 +499,33 @@ def test_a_spatial_atlas():
 
 def test_top_samples_by_activation_and_relevance():
     model, data = deep(), torch.randn(30, 3, 34, 34)
-    top = whence.top_samples(model, ["3:2", 1, Logit(0, rather_than=3)], data, n=4, batch_size=7)
+    top = whence.top_samples(model, ["3:2", 1, Logit(0, rather_than=3)], data, n_samples=4, batch_size=7)
     channel = model[:4](data.clone())[:, 2].mean((1, 2)).detach()
     logits = model(data.clone()).detach()
     for row, values in enumerate((channel, logits[:, 1], logits[:, 0] - logits[:, 3])):
         expected = values.topk(4)
         assert torch.equal(top.indices[row], expected.indices)
         close(top.values[row], expected.values)
-    relevant = whence.top_samples(model, "3:2", data, n=3, by="relevance", batch_size=8)
+    relevant = whence.top_samples(model, "3:2", data, n_samples=3, ranking="relevance", batch_size=8)
     e = whence.explain(model, data, layers=["3"])
     close(relevant.values[0], e.layers["3"][:, 2].sum((1, 2)).topk(3).values)
-    p = prototype(model, "3:2", shape=(3, 34, 34), steps=2).beside(data[top.indices[:1]])
+    p = prototype(model, "3:2", shape=(3, 34, 34), n_steps=2).beside(data[top.indices[:1]])
     assert p.samples.shape == (1, 4, 3, 34, 34)
     with pytest.raises(errors.RuleError, match="that of channels"):
-        whence.top_samples(model, 1, data, by="relevance")
+        whence.top_samples(model, 1, data, ranking="relevance")
     with pytest.raises(errors.InputError, match="sample 3 gives NaN"):
         whence.top_samples(model, "3:2", data.index_fill(0, torch.tensor([3]), math.nan))
     with pytest.raises(errors.InputError, match="batch_size=-1"):
         whence.top_samples(model, "3:2", data, batch_size=-1)
     with pytest.raises(errors.InputError, match="n=31 of 30"):
-        whence.top_samples(model, 1, data, n=31)
+        whence.top_samples(model, 1, data, n_samples=31)
 
 
 # what comes back
 
 
 def test_prototypes_are_saved_and_drawn(tmp_path):
-    p = prototype(deep(), ["3:0", "3:1"], shape=(3, 34, 34), steps=2)
+    p = prototype(deep(), ["3:0", "3:1"], shape=(3, 34, 34), n_steps=2)
     for name in ("grid.png", "grid.pdf", "p.npz", "p.safetensors"):
         assert p.save(tmp_path / name).stat().st_size > 500
     assert p.beside(torch.rand(2, 3, 3, 34, 34)).save(tmp_path / "beside.png").is_file()
@@ -552,7 +533,7 @@ def test_prototypes_are_saved_and_drawn(tmp_path):
     assert "3:1" in repr(p)
     assert len(list(p)) == 2
     assert set(p.numbers()) == {"images", "activation", "history.activation", "history.log_prob"}
-    bars = prototype(nn.Linear(5, 2).eval(), [0, 1], prior=L2(1.0), steps=2)
+    bars = prototype(nn.Linear(5, 2).eval(), [0, 1], prior=L2(1.0), n_steps=2)
     bars.save(tmp_path / "bars.png")
     with pytest.raises(errors.WhenceError, match="cannot save"):
         p.save(tmp_path / "p.html")
@@ -588,13 +569,13 @@ def test_concepts_are_read():
         (9, {}, errors.TargetError, "classes 0 to 3"),
         (Neuron("3", 0, (99, 0)), {}, errors.TargetError, "not among the"),
         (Direction("3", torch.zeros(5)), {}, errors.TargetError, "of 8 channels"),
-        (0, {"steps": 0}, errors.RuleError, "at least 1"),
+        (0, {"n_steps": 0}, errors.RuleError, "at least 1"),
         (0, {"prior": GaussianExpert(torch.zeros(4), torch.eye(4))}, errors.InputError, "the prior is of inputs of \\(4,\\)"),
         (0, {"prior": L2(1.0, torch.zeros(5))}, errors.InputError, "center of shape"),
         (0, {"shape": None}, errors.InputError, "pass shape="),
         (0, {"shape": (3, -1, 2)}, errors.InputError, "positive sizes"),
         (0, {"image": Fourier(), "shape": (5,)}, errors.InputError, "pictures have a shape"),
-        (0, {"transforms": "jitter"}, errors.RuleError, "give whence.Jiggle"),
+        (0, {"transforms": "jitter"}, errors.RuleError, "give whence.images.Jiggle"),
         (0, {"start": torch.zeros(1, 3, 3, 3)}, errors.InputError, "start of shape"),
         (0, {"start": torch.zeros(3, 3, 34, 34)}, errors.InputError, "3 inputs for 1 targets"),
         (0, {"image": MACO(), "start": torch.zeros(1, 3, 34, 34)}, errors.RuleError, "cannot start from an input"),
@@ -629,7 +610,7 @@ def test_concepts_are_read():
 )
 def test_what_cannot_be_is_refused(target, settings, error, message):
     with pytest.raises(error, match=message):
-        prototype(deep(), target, **{"shape": (3, 34, 34), "steps": 2} | settings)
+        prototype(deep(), target, **{"shape": (3, 34, 34), "n_steps": 2} | settings)
 
 
 def test_models_and_priors_are_checked():
@@ -654,7 +635,7 @@ def test_models_and_priors_are_checked():
             return x
 
     with pytest.raises(errors.InputError, match="log_prob gave"):
-        prototype(nn.Linear(3, 1).eval(), 0, prior=Wrong(), steps=2)
+        prototype(nn.Linear(3, 1).eval(), 0, prior=Wrong(), n_steps=2)
 
 
 def test_one_objective_that_explodes_stops_alone():
@@ -666,11 +647,11 @@ def test_one_objective_that_explodes_stops_alone():
 
     model = nn.Linear(3, 2).eval()
     with pytest.warns(UserWarning, match="fading is NaN or infinite after 5 steps"):
-        p = prototype(model, [1, fading], prior=L2(0.1), steps=20)
-    close(p.images[0], prototype(model, 1, prior=L2(0.1), steps=20).images[0])
+        p = prototype(model, [1, fading], prior=L2(0.1), n_steps=20)
+    close(p.images[0], prototype(model, 1, prior=L2(0.1), n_steps=20).images[0])
     assert torch.isfinite(p.images).all()
     with pytest.raises(errors.ModelError, match="at the start"):
-        prototype(model, lambda y: y[:, 0] / 0, steps=3)
+        prototype(model, lambda y: y[:, 0] / 0, n_steps=3)
 
 
 def test_a_dead_unit_is_named_beside_a_prior_as_well():
@@ -678,7 +659,7 @@ def test_a_dead_unit_is_named_beside_a_prior_as_well():
     with torch.no_grad():
         model[0].weight[0], model[0].bias[0] = 0, -1
     with pytest.warns(UserWarning, match="the gradient of 1:0 has been zero"):
-        prototype(model, "1:0", shape=(1, 6, 6), prior=L2(0.1), steps=40)
+        prototype(model, "1:0", shape=(1, 6, 6), prior=L2(0.1), n_steps=40)
 
 
 def test_an_objective_that_explodes_gives_the_last_good_input():
@@ -689,7 +670,7 @@ def test_an_objective_that_explodes_gives_the_last_good_input():
         return y[:, 0] * (math.nan if len(steps) > 5 else 1.0)
 
     with pytest.warns(UserWarning, match="NaN or infinite after 5 steps"):
-        p = prototype(nn.Linear(3, 1).eval(), fading, steps=20)
+        p = prototype(nn.Linear(3, 1).eval(), fading, n_steps=20)
     assert torch.isfinite(p.images).all()
     assert len(p.history["activation"]) == 5
     assert "NaN" in repr(p)
@@ -697,25 +678,25 @@ def test_an_objective_that_explodes_gives_the_last_good_input():
 
 def test_what_grows_without_end_is_told():
     with pytest.warns(UserWarning, match="may not have arrived"):
-        prototype(nn.Linear(3, 1).eval(), 0, steps=80)
+        prototype(nn.Linear(3, 1).eval(), 0, n_steps=80)
 
 
 # the command line
 
 
 def test_the_command_draws_ten_digits(tmp_path):
-    done = command("prototype", "--steps", "3", "--json", cwd=tmp_path)
+    done = command("prototype", "--n-steps", "3", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [row["prior"] for row in report["prototypes"][::10]] == ["l2", "expert", "decoder"]
     assert (tmp_path / "prototypes.png").stat().st_size > 5000
-    grid = command("prototype", "--layer", "5", "--channels", "0-3", "--steps", "3", "--out", "c.png", cwd=tmp_path)
+    grid = command("prototype", "--layer", "5", "--channels", "0-3", "--n-steps", "3", "--out", "c.png", cwd=tmp_path)
     assert grid.returncode == 0, grid.stderr
     assert "5:3" in grid.stdout
     import numpy as np
 
     np.save(tmp_path / "data.npy", np.random.default_rng(0).random((20, 1, 28, 28), dtype=np.float32))
-    options = ("--layer", "5", "--channels", "0, 2", "--beside", "data.npy", "--steps", "3", "--out", "beside.npz")
+    options = ("--layer", "5", "--channels", "0, 2", "--beside", "data.npy", "--n-steps", "3", "--out", "beside.npz")
     beside = command("prototype", *options, cwd=tmp_path)
     assert beside.returncode == 0, beside.stderr
     assert np.load(tmp_path / "beside.npz")["samples"].shape == (2, 9, 1, 28, 28)
@@ -732,7 +713,7 @@ def test_the_command_draws_ten_digits(tmp_path):
         (("--image", "gan"), "no image 'gan'"),
         (("--target", "ten"), "no class 'ten'"),
         (("--target", "3", "--layer", "5"), "not both"),
-        (("--steps", "0"), "at least 1"),
+        (("--n-steps", "0"), "at least 1"),
         (("--out", "p.html"), "cannot save"),
         (("--target", "3", "--channels", "0-3"), "--channels goes with --layer"),
         (("--prior", "none", "--strength", "2"), "--strength is that of a prior"),
@@ -754,9 +735,9 @@ def test_real_channels_show_more_than_noise(data):
     loaded = load_model("torchvision:squeezenet1_0", data / "squeezenet1_0_torchvision.npz")
     assert torchvision
     low, high = loaded.preprocessing.bounds
-    p = prototype(loaded.model, ["features.7:0-1", "features.12:0-1"], shape=(3, 96, 96), image=Fourier(low, high), steps=60)
+    p = prototype(loaded.model, ["features.7:0-1", "features.12:0-1"], shape=(3, 96, 96), image=Fourier(low, high), n_steps=60)
     noise = low + (high - low) * torch.rand(40, 3, 96, 96)
-    top = whence.top_samples(loaded.model, ["features.7:0-1", "features.12:0-1"], noise, n=1)
+    top = whence.top_samples(loaded.model, ["features.7:0-1", "features.12:0-1"], noise, n_samples=1)
     assert (p.activation > 2 * top.values[:, 0]).all()
 
 
@@ -770,9 +751,9 @@ def test_bundled_priors_beat_l2_in_the_eyes_of_a_nearest_neighbour():
         flat = [F.normalize(t.flatten(1) - t.flatten(1).mean(1, keepdim=True), dim=1) for t in (p.images, samples)]
         return torch.stack([(flat[0][c] @ flat[1][labels == c].T).max() for c in range(10)]).mean()
 
-    ridge = prototype(digits(), range(10), prior=L2(0.3), shape=(1, 28, 28), steps=150)
-    expert = prototype(digits(), range(10), prior=digit_expert(), strength=0.3, steps=150)
-    decoder = prototype(digits(), range(10), prior=CodeSpace(digit_decoder(), 0.1), steps=150)
+    ridge = prototype(digits(), range(10), prior=L2(0.3), shape=(1, 28, 28), n_steps=150)
+    expert = prototype(digits(), range(10), prior=digit_expert(), strength=0.3, n_steps=150)
+    decoder = prototype(digits(), range(10), prior=CodeSpace(digit_decoder(), 0.1), n_steps=150)
     assert likeness(ridge) < 0.4 < likeness(expert)
     assert likeness(decoder) > 0.6
     assert digits()(decoder.images).argmax(1).tolist() == list(range(10))

@@ -235,16 +235,16 @@ def test_rising_gamma_counts_layers_as_relevance_reaches_them():
     assert torch.allclose(explainer(x, 1).relevance, expected, atol=1e-9)
     _, again = explainer.targets(x, [0, 1])  # several ways back from one forward pass
     assert torch.allclose(again.relevance, expected, atol=1e-9)
-    inner, outer = explainer.targets(x, [whence.Neuron("left", 1), 1])  # of different lengths
+    inner, outer = explainer.targets(x, [whence.objectives.Neuron("left", 1), 1])  # of different lengths
     assert torch.allclose(outer.relevance, expected, atol=1e-9)
-    short = whence.explain(model, x, whence.Neuron("left", 1), method=LRP({"left": Gamma(0.3), "first": Gamma(0.6)}))
+    short = whence.explain(model, x, whence.objectives.Neuron("left", 1), method=LRP({"left": Gamma(0.3), "first": Gamma(0.6)}))
     assert torch.allclose(inner.relevance, short.relevance, atol=1e-9)
 
 
 def test_rising_gamma_within_ones_own_loop():
     torch.manual_seed(0)
     model, x = Branches().eval(), torch.rand(2, 1, 6, 6, requires_grad=True)
-    with whence.relevance_rules({nn.Conv2d: whence.RisingGamma(0.3)}, model):
+    with whence.relevance_rules(model, {nn.Conv2d: whence.RisingGamma(0.3)}):
         logits = model(x)
     for _ in range(2):
         (g,) = torch.autograd.grad(logits[:, 1].sum(), x, retain_graph=True)

@@ -163,12 +163,14 @@ def test_a_channel_its_prototype_and_where_it_mattered(server):
     assert len(found["references"]) == 6
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(found["prototype"])))).shape == (28, 28)
     x, _ = digit_samples()
-    top = whence.top_samples(digits(), whence.Channel("3", 5), x, n=6, by="relevance", method=whence.LRP())
+    top = whence.top_samples(
+        digits(), whence.objectives.Channel("3", 5), x, n_samples=6, ranking="relevance", method=whence.LRP()
+    )
     assert [one["index"] for one in found["references"]] == top.indices[0].tolist()
 
 
 def test_prototypes_are_taken_for_their_classes(server):
-    found = server.post("/api/prototypes", json={"model": "digits", "classes": [3, "7"], "prior": "l2", "steps": 32}).json()
+    found = server.post("/api/prototypes", json={"model": "digits", "classes": [3, "7"], "prior": "l2", "n_steps": 32}).json()
     assert [one["name"] for one in found["prototypes"]] == ["3", "7"]
     assert all(one["share"] > 0.9 for one in found["prototypes"])
     wrong = server.post("/api/prototypes", json={"model": "tiny.py:net", "classes": [0], "prior": "expert"})

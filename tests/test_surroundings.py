@@ -88,7 +88,7 @@ def test_a_map_outside_is_not_taken_over_inside_a_checkpoint():
 def test_checkpointing_within_relevance_rules():
     model, x = Checkpointed(False), torch.randn(2, 4, 6, 6, requires_grad=True)
     expected = whence.explain(model, x, 1, method=LRP({nn.Conv2d: Gamma(0.5)})).relevance
-    with whence.relevance_rules({nn.Conv2d: Gamma(0.5)}):
+    with whence.relevance_rules(None, {nn.Conv2d: Gamma(0.5)}):
         values = model(x)[:, 1].sum()
         (inside,) = torch.autograd.grad(values, x, retain_graph=True)
     (outside,) = torch.autograd.grad(values, x)
@@ -123,7 +123,7 @@ def test_checkpointed_layers_hold_less_and_are_left_alone():
     expected = whence.explain(model, x, 1).relevance
     kept = []
     for context in (contextlib.nullcontext(), whence.checkpointed(model, "blocks.*")):
-        with context, whence.relevance_rules({}) as mode:
+        with context, whence.relevance_rules(None, {}) as mode:
             values = model(x.clone().requires_grad_())
             kept.append(len(mode.bench.cells))
             del values

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import whence
-from whence import GradientTimesInput, NearestRoot, RootOnManifold, RootTowards, Sensitivity, SimpleTaylor, errors
+from whence import GradientTimesInput, Sensitivity, SimpleTaylor, errors
 from whence.methods.taylor_roots import root_on_curve
+from whence.roots import NearestRoot, RootOnManifold, RootTowards
 
 pytestmark = pytest.mark.usefixtures("float64")
 

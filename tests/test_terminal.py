@@ -107,7 +107,7 @@ def test_an_interrupt_at_any_moment_ends_it_quietly(tmp_path, after):
         "prototype",
         "--out",
         "p.png",
-        "--steps",
+        "--n-steps",
         "99999",
     ]
     started = subprocess.Popen(
@@ -228,7 +228,7 @@ def test_words_in_brackets_are_words(width):
 
     from rich.console import Console
 
-    from whence.frontends.cli.tables import print_table
+    from whence.frontends.common.terminal import print_table
 
     console = Console(file=StringIO(), width=width)
     print_table(console, ("target", "output"), [("[/INST]", "1"), ("[unk]", "2")], "a[b].jpg")
@@ -237,4 +237,4 @@ def test_words_in_brackets_are_words(width):
 
 def test_an_objective_that_moves_with_nothing_is_said():
     with pytest.raises(whence.errors.ModelError, match="does not depend on the input"):
-        whence.prototype(lambda x: torch.zeros(len(x), 3), 0, shape=(4,), steps=10)
+        whence.prototype(lambda x: torch.zeros(len(x), 3), 0, shape=(4,), n_steps=10)

@@ -9,6 +9,7 @@ WhenceError
 ├── TargetError             a target that is not there
 ├── RuleError               a rule or method configured against its definition
 ├── SelectorError           a selector or layer name that matches nothing
+├── UnknownArgumentError    a keyword argument that a function or class does not have
 ├── LoadError               a model, weights or image file that cannot be read
 │   └── StoreError          a store of explanations that is of other settings, damaged or not there
 └── MissingPackageError     an optional package is not installed
@@ -57,6 +58,10 @@ class RuleError(WhenceError, ValueError):
 
 class SelectorError(WhenceError, LookupError):
     """A selector or a layer name matches nothing in the model."""
+
+
+class UnknownArgumentError(WhenceError, TypeError):
+    """A keyword argument that the function or class does not have."""
 
 
 class LoadError(WhenceError):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.devices import to_device_of
 from whence.core.inputs import check_model
 from whence.data.batches import MAX_BATCH_SIZE
@@ -42,6 +43,7 @@ class ProjectedModel(nn.Module):
         return out - along.view(-1, *[1] * (out.dim() - 1)) * direction
 
 
+@check_arguments
 def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> ProjectedModel:
     """The model blind to what tells `with_mark` `[N, …]` from `without`, in one layer: a wrapper, nothing is trained.
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from whence.auditing import spectral_clustering
 from whence.auditing.spectral_clustering import SpectralClusters
 from whence.auditing.suspicious_clusters import Cluster, exclusive_share, shares, split_by_channel
+from whence.core.argument_checks import check_arguments
+from whence.core.files import PICTURE_SUFFIXES, text_writer
 from whence.core.progress import Progress, progress
+from whence.core.result import Result
 from whence.errors import InputError, RuleError, StoreError
-from whence.plotting.drawable import PICTURE_SUFFIXES, Result, text_writer
 from whence.stores.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 MIN_SAMPLES = 12  # samples of a class that are worth clustering
 SAMPLES_SHOWN = 8
 MAX_ROWS_DRAWN = 6
-SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".json")
+SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".csv", ".json")
 GROUP_COLUMNS = ("prediction", "label", "target")
 
 
@@ -71,7 +73,13 @@ class Audit(Result):
 
     def save(self, path: str | Path) -> Path:
         """Write a page (.html), everything as numbers (.json), or the picture (.png, .pdf, …); returns the path."""
-        return self._saved(path, {".html": text_writer(self._page), ".json": text_writer(self.json)})
+        return self._save(path, {".html": text_writer(self._page), ".json": text_writer(self.json)})
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each cluster: its class, size, suspicion and reason, accuracy and confidence."""
+        wanted = ("class", "cluster", "layer", "size", "suspicion", "suspicious", "reason", "accuracy", "confidence")
+        return [{key: c.plain(self.name(c.group))[key] for key in wanted} for c in self.clusters]
 
     def figure(self) -> "Figure":
         """A row for each of the first clusters: mean heatmap, the suspicious places, samples nearest to the mean."""
@@ -116,12 +124,13 @@ class Audit(Result):
         return render_page("audit.html", audit=self, clusters=clusters, clouds=clouds)
 
 
+@check_arguments
 def audit(
     store: Store | str | Path,
     *,
     layer: str | None = None,
-    by: str = "prediction",
-    clusters: int | None = None,
+    group_by: str = "prediction",
+    n_clusters: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Progress = True,
@@ -133,28 +142,28 @@ def audit(
       class 3, cluster 2: 22% of the relevance for 3 lies where no other class has any, most of it …
     >>> whence.audit("explanations", layer="features.10")     # channels, for marks that change their place
 
-    The explanations of each class, `by` "prediction", "label" or "target", are clustered spectrally; each cluster's mean |R| is
+    The explanations of each class, `group_by` "prediction", "label" or "target", are clustered spectrally; each cluster's mean |R| is
     compared with those of all other classes. `layer` looks at the relevance of its channels, which the store must hold: a late
     convolution shows best what is recognised wherever it is. There a part of a class that makes four times as much of a channel
-    as the rest of it and any other class is a cluster too; `by="label"` (of a store with `targets="label"`) shows it best, for
+    as the rest of it and any other class is a cluster too; `group_by="label"` (of a store with `target="label"`) shows it best, for
     samples without the mark, which the model may get wrong, are then in the same class.
-    `clusters` is how many a class has, as many as its eigenvalues suggest if not given. `masks`, by name, are places whose
+    `n_clusters` is how many a class has, as many as its eigenvalues suggest if not given. `masks`, by name, are places whose
     share of relevance is reported too: `[H, W]`, or `[n, H, W]` one for each sample of the data.
 
     Raises `StoreError` for a store without what is asked for, `InputError` where there is too little in it.
     """
     store = store if isinstance(store, Store) else open_store(store)
-    if clusters is not None and not 1 <= clusters <= MIN_SAMPLES:
-        raise RuleError(f"clusters={clusters}; give 1 to {MIN_SAMPLES}, or None for as many as the eigenvalues suggest")
-    if by not in GROUP_COLUMNS:
-        raise RuleError(f"by={by!r}; choose from {', '.join(GROUP_COLUMNS)}")
+    if n_clusters is not None and not 1 <= n_clusters <= MIN_SAMPLES:
+        raise RuleError(f"clusters={n_clusters}; give 1 to {MIN_SAMPLES}, or None for as many as the eigenvalues suggest")
+    if group_by not in GROUP_COLUMNS:
+        raise RuleError(f"group_by={group_by!r}; choose from {', '.join(GROUP_COLUMNS)}")
     if not store.present or not len(store):
         raise StoreError(f"{store.folder} holds no explanations yet")
     maps = torch.cat(list(store.relevance.batches())) if layer is None else store.channels(layer)
-    column = store.column(by)
+    column = store.column(group_by)
     if (column < 0).all():
-        raise InputError(f"the samples have no {by}; choose by='prediction'")
-    groups, skipped = _cluster_groups(store, maps, column, clusters, seed, progress)
+        raise InputError(f"the samples have no {group_by}; choose by='prediction'")
+    groups, skipped = _cluster_groups(store, maps, column, n_clusters, seed, progress)
     if not groups:
         raise InputError(f"no class has {MIN_SAMPLES} samples or more: there is nothing to cluster; explain more of the data")
     if len(column.unique()) < 2:

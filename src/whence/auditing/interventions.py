@@ -2,19 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from whence.auditing.suspicious_clusters import Cluster
+from whence.core.argument_checks import check_arguments
 from whence.core.inputs import check_model
+from whence.core.result import Result
 from whence.data.dataset_rows import DatasetRows
 from whence.errors import InputError
 from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from whence.evaluation.imputers import Inpainting
 from whence.evaluation.results import format_interval
 from whence.robustness.attacked_batch import batched_logits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 N_SAMPLES = 200
 MIN_EFFECT = 0.01  # change of probability: less is no proof, however certain
@@ -52,7 +57,7 @@ class ArtifactPatch:
 
 
 @dataclass(frozen=True)
-class InterventionTest:
+class InterventionTest(Result):
     """How the probability of a class moves with its mark, and with a control: the same rectangle somewhere else.
 
     >>> proof = whence.prove(found.clusters[0], model, dataset)
@@ -77,6 +82,24 @@ class InterventionTest:
         """Whether the mark itself moves predictions, by a hundredth more than a control does."""
         return self.pasted_rather.low > MIN_EFFECT or self.cut_rather.high < -MIN_EFFECT
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each intervention and its control: the mean change of the probability, with its interval."""
+        names = ("pasted", "pasted_elsewhere", "pasted_rather", "cut", "cut_elsewhere", "cut_rather")
+        return [{"intervention": name, **getattr(self, name)._asdict()} for name in names]
+
+    def figure(self) -> "Figure":
+        """Return a figure of the mean changes of the probability with their intervals."""
+        from whence.plotting.interval_plots import MetricMeans, interval_figure
+
+        names = {
+            "pasted": "pasted on other classes", "pasted_elsewhere": "pasted elsewhere", "cut": "cut out of the cluster",
+            "cut_elsewhere": "cut out elsewhere",
+        }  # fmt: skip
+        found = [getattr(self, name) for name in names]
+        title = f"change of the class's probability: {'proven' if self.proven else 'not proven'}"
+        return interval_figure([MetricMeans(title, list(names.values()), [i.mean for i in found], [i[1:3] for i in found])], {})
+
     def __repr__(self) -> str:
         verdict = "proven" if self.proven else "not proven"
         return (
@@ -87,13 +110,14 @@ class InterventionTest:
         )
 
 
+@check_arguments
 def prove(
     cluster: Cluster,
     model: Callable[..., Any],
-    dataset: Any,
+    inputs: Any,
     *,
     read: Callable[[Any], Any] | None = None,
-    samples: int = N_SAMPLES,
+    n_samples: int = N_SAMPLES,
     seed: int = 0,
 ) -> InterventionTest:
     """Is it the mark that the model answers to?
@@ -102,13 +126,13 @@ def prove(
     Proof: proven. The mark pasted on other classes changes the probability by 0.43 [0.39, 0.47] …
 
     The mark is the rectangle around the cluster's mask with the median of what samples of the cluster have there.
-    `dataset` is the one that the store is of. Raises `InputError` for clusters of channels, which have no place.
+    `inputs` is the one that the store is of. Raises `InputError` for clusters of channels, which have no place.
     """
     check_model(model)
     if cluster.layer or cluster.mask.dim() != 2 or not cluster.mask.any():
         raise InputError("this cluster has no place in the picture that could be cut or pasted; audit the input, not a layer")
-    rows, random = DatasetRows.of(dataset, read), torch.Generator().manual_seed(seed)
-    with_mark, without = _samples(cluster, model, rows, samples, random)
+    rows, random = DatasetRows.of(inputs, read), torch.Generator().manual_seed(seed)
+    with_mark, without = _samples(cluster, model, rows, n_samples, random)
     mark = artifact_of(cluster, with_mark)
     aside = _control_offset(mark, with_mark, random)
     moved = ProbabilityShift(model, cluster.group)

@@ -7,9 +7,11 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from whence.core.argument_checks import check_arguments
 from whence.lrp.torch_compat.module_tracker import named_layers
 
 
+@check_arguments
 @contextmanager
 def checkpointed(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
     """While entered, the layers keep their inputs alone and compute their inside again on the way back.

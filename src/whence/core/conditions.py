@@ -15,7 +15,7 @@ from whence.errors import SelectorError
 class LayerPart(Protocol):
     """Parts of a layer, seen with its channels last."""
 
-    def kept(self, a: Tensor, g: Tensor) -> Tensor:
+    def restrict(self, a: Tensor, g: Tensor) -> Tensor:
         """Of the gradient g = R/a `[N, …, C]` at an activation a, what belongs to these parts."""
         ...
 
@@ -27,13 +27,16 @@ class Channels:
     >>> whence.explain(model, x, through={"features.28": [17, 230]})
     """
 
-    numbers: tuple[int, ...]
+    numbers: int | Sequence[int]
 
-    def kept(self, a: Tensor, g: Tensor) -> Tensor:
-        kept = torch.zeros_like(g)
+    def __post_init__(self):
+        object.__setattr__(self, "numbers", _parse_indices(self.numbers))
+
+    def restrict(self, a: Tensor, g: Tensor) -> Tensor:
+        restricted = torch.zeros_like(g)
         numbers = check_indices(self.numbers, a.shape[-1], "channel")
-        kept[..., numbers] = g[..., numbers]
-        return kept
+        restricted[..., numbers] = g[..., numbers]
+        return restricted
 
     def __str__(self) -> str:
         return _join(self.numbers)
@@ -43,21 +46,21 @@ class Channels:
 class Places:
     """Places of a layer by number, row by row where they are those of a picture: tokens of a text, nodes of a graph.
 
-    >>> whence.explain(model, nodes, through={"interaction.0": whence.Places([3])})
+    >>> whence.explain(model, nodes, through={"interaction.0": whence.Places(3)})
     """
 
-    numbers: Sequence[int]
+    numbers: int | Sequence[int]
 
     def __post_init__(self):
         object.__setattr__(self, "numbers", _parse_indices(self.numbers))
 
-    def kept(self, a: Tensor, g: Tensor) -> Tensor:
+    def restrict(self, a: Tensor, g: Tensor) -> Tensor:
         if a.dim() < 3:
             raise SelectorError(f"a layer that gives {tuple(a.shape)} has channels but no places")
-        of_places, kept = g.flatten(1, -2), torch.zeros_like(g.flatten(1, -2))
+        of_places, restricted = g.flatten(1, -2), torch.zeros_like(g.flatten(1, -2))
         numbers = check_indices(self.numbers, of_places.shape[1], "place")
-        kept[:, numbers] = of_places[:, numbers]
-        return kept.view_as(g)
+        restricted[:, numbers] = of_places[:, numbers]
+        return restricted.view_as(g)
 
     def __str__(self) -> str:
         return f"at {_join(self.numbers)}"
@@ -67,19 +70,19 @@ class Places:
 class Nodes:
     """Nodes of one graph by number, in layers that give `[nodes, C]` or `[1, nodes, C]`.
 
-    >>> whence.explain(model, (x, edges), through={"conv1": whence.Nodes([3])})
+    >>> whence.explain(model, (x, edges), through={"conv1": whence.Nodes(3)})
     """
 
-    numbers: Sequence[int]
+    numbers: int | Sequence[int]
 
     def __post_init__(self):
         object.__setattr__(self, "numbers", _parse_indices(self.numbers))
 
-    def kept(self, a: Tensor, g: Tensor) -> Tensor:
-        kept = torch.zeros_like(g)
+    def restrict(self, a: Tensor, g: Tensor) -> Tensor:
+        restricted = torch.zeros_like(g)
         numbers = check_indices(self.numbers, g.shape[-2], "node")
-        kept[..., numbers, :] = g[..., numbers, :]
-        return kept
+        restricted[..., numbers, :] = g[..., numbers, :]
+        return restricted
 
     def __str__(self) -> str:
         return f"node {_join(self.numbers)}"
@@ -89,18 +92,21 @@ class Nodes:
 class Heads:
     """Heads of attention by number, `of` so many: equal parts of the channels that go into the output projection.
 
-    >>> whence.explain(model, ids, through={"input of model.layers.3.self_attn.o_proj": whence.Heads([2], of=8)})
+    >>> whence.explain(model, ids, through={"input of model.layers.3.self_attn.o_proj": whence.Heads(2, of=8)})
     """
 
-    numbers: Sequence[int]
+    numbers: int | Sequence[int]
     of: int
 
-    def kept(self, a: Tensor, g: Tensor) -> Tensor:
+    def __post_init__(self):
+        object.__setattr__(self, "numbers", _parse_indices(self.numbers))
+
+    def restrict(self, a: Tensor, g: Tensor) -> Tensor:
         by_head = self.divided(g)
-        kept = torch.zeros_like(by_head)
+        restricted = torch.zeros_like(by_head)
         numbers = check_indices(self.numbers, self.of, "head")
-        kept[..., numbers, :] = by_head[..., numbers, :]
-        return kept.flatten(-2)
+        restricted[..., numbers, :] = by_head[..., numbers, :]
+        return restricted.flatten(-2)
 
     def divided(self, t: Tensor) -> Tensor:
         """`[…, C]` by head, `[…, heads, C / heads]`."""
@@ -121,7 +127,7 @@ class Directions:
 
     vectors: Tensor
 
-    def kept(self, a: Tensor, g: Tensor) -> Tensor:
+    def restrict(self, a: Tensor, g: Tensor) -> Tensor:
         vectors = self.vectors[:, None] if self.vectors.dim() == 1 else self.vectors
         if vectors.dim() != 2 or len(vectors) != a.shape[-1]:
             raise SelectorError(f"directions of {tuple(self.vectors.shape)} for {a.shape[-1]} channels; give [C] or [C, k]")
@@ -136,17 +142,20 @@ class Directions:
 class Features:
     """Features of a dictionary (a sparse autoencoder) put over the layer, by number: a ≈ decode(encode(a)).
 
-    >>> whence.explain(model, ids, through={"model.layers.3": whence.Features([4711], sae.encode, sae.decode)})
+    >>> whence.explain(model, ids, through={"model.layers.3": whence.Features(4711, sae.encode, sae.decode)})
 
     Relevance goes from the layer to the features by the decoder's gradient and back by the encoder's, as through ReLU and
     linear maps under LRP-0; what the dictionary does not reconstruct is let go.
     """
 
-    numbers: Sequence[int]
+    numbers: int | Sequence[int]
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
-    def kept(self, a: Tensor, g: Tensor) -> Tensor:
+    def __post_init__(self):
+        object.__setattr__(self, "numbers", _parse_indices(self.numbers))
+
+    def restrict(self, a: Tensor, g: Tensor) -> Tensor:
         with torch.enable_grad():
             a = a.detach().requires_grad_()
             features = self.encode(a)
@@ -185,14 +194,14 @@ class Condition:
     def layers(self) -> tuple[str, ...]:
         return tuple(self.units)
 
-    def kept(self, layer: str, a: Tensor, g: Tensor, channels_at: Callable[[str], int]) -> Tensor:
+    def restrict(self, layer: str, a: Tensor, g: Tensor, channels_at: Callable[[str], int]) -> Tensor:
         """Of the gradient at a layer, which has its channels in a dimension that is asked for."""
         of_graph = any(isinstance(units, Nodes) for units in self.units[layer])  # has its channels last
         channels = -1 if of_graph else channels_at(layer)
         a, g = a.movedim(channels, -1), g.movedim(channels, -1)
         for units in self.units[layer]:
             try:
-                g = units.kept(a, g)
+                g = units.restrict(a, g)
             except SelectorError as error:
                 raise SelectorError(f"layer '{layer}': {error}") from None
         return g.movedim(-1, channels)
@@ -238,9 +247,9 @@ def _all_indices(given: Sequence[Any]) -> bool:
     return all(isinstance(n, int) and not isinstance(n, bool) for n in given)
 
 
-def check_indices(numbers: Sequence[int], count: int, what: str) -> list[int]:
+def check_indices(numbers: int | Sequence[int], count: int, what: str) -> list[int]:
     """The numbers, if they are among so many; those below 0 from the end."""
-    found = [int(n) for n in numbers]
+    found = _parse_indices(numbers)
     wrong = next((n for n in found if not -count <= n < count), None)
     if wrong is not None:
         raise SelectorError(f"no {what} {wrong}; there are {what}s 0 to {count - 1}")
@@ -257,6 +266,7 @@ def _orthonormal_basis(vectors: Tensor) -> Tensor:
     return left[:, spanned]
 
 
-def _join(numbers: Sequence[int]) -> str:
+def _join(numbers: int | Sequence[int]) -> str:
+    numbers = _parse_indices(numbers)
     few = list(map(str, numbers[:6]))
     return ", ".join(few) + (f" and {len(numbers) - 6} more" if len(numbers) > 6 else "")

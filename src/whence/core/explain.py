@@ -1,8 +1,9 @@
 """explain(): model + input + target + method -> Explanation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from whence.core.argument_checks import check_arguments
 from whence.core.conditions import ThroughMapping
 from whence.core.explainer import DisplayNames, Names, check_single_condition, explanations
 from whence.core.explanation import Explanation
@@ -14,6 +15,7 @@ from whence.lrp.engine.prepared_model import PreparedModel
 from whence.methods.registry import Method, resolve_method
 
 
+@check_arguments
 def explain(
     model: Callable[..., Any],
     inputs: Tree,
@@ -48,12 +50,13 @@ def explain(
     Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
     """
     check_single_condition(through)
-    names = {"class_names": class_names, "feature_names": feature_names}
-    return next(
-        explain_targets(model, inputs, [target], method=method, layers=layers, through=through, progress=progress, **names)
-    )
+    check_model(model)
+    names = DisplayNames(class_names, feature_names)
+    chosen = resolve_method(method)
+    return next(explanations(PreparedModel(model), chosen, inputs, [target], layers, progress, names, through))
 
 
+@check_arguments
 def explain_targets(
     model: Callable[..., Any],
     inputs: Tree,
@@ -65,14 +68,16 @@ def explain_targets(
     class_names: Names = (),
     feature_names: Any = None,
     progress: Progress = True,
-) -> Iterator[Explanation]:
-    """Explanations of several targets of the same inputs: one forward pass for all, one backward pass each.
+) -> list[Explanation]:
+    """Explain several targets of the same inputs: one forward pass for all, one backward pass each.
 
     >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
     >>> channels = whence.explain_targets(model, x, [281], through=[{"features.28": c} for c in range(512)])
 
-    With several conditions `through` layers, each target has an explanation under each, from the same forward pass.
+    With several conditions `through` layers, each target has an explanation under each, from the same forward pass. All are
+    returned in one list; `Explainer(model).iter_targets(…)` yields them one at a time, where together they would not fit.
     """
     check_model(model)
     names = DisplayNames(class_names, feature_names)
-    return explanations(PreparedModel(model), resolve_method(method), inputs, targets, layers, progress, names, through)
+    chosen = resolve_method(method)
+    return list(explanations(PreparedModel(model), chosen, inputs, targets, layers, progress, names, through))

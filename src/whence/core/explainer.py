@@ -79,7 +79,7 @@ class Explainer:
             )
             if replayed is not None:
                 return replayed
-        return next(self.targets(inputs, [target], layers=layers, through=through, progress=progress))
+        return next(self.iter_targets(inputs, [target], layers=layers, through=through, progress=progress))
 
     def targets(
         self,
@@ -89,8 +89,20 @@ class Explainer:
         layers: Sequence[str] = (),
         through: ThroughMapping | Sequence[ThroughMapping] | None = None,
         progress: Progress = True,
-    ) -> Iterator[Explanation]:
+    ) -> list[Explanation]:
         """As `whence.explain_targets`, without the model."""
+        return list(self.iter_targets(inputs, targets, layers=layers, through=through, progress=progress))
+
+    def iter_targets(
+        self,
+        inputs: Tree,
+        targets: Sequence[Target],
+        *,
+        layers: Sequence[str] = (),
+        through: ThroughMapping | Sequence[ThroughMapping] | None = None,
+        progress: Progress = True,
+    ) -> Iterator[Explanation]:
+        """Yield the explanations of `targets` one at a time, so that only one is held in memory."""
         check_model(self.model)
         prepared = self._prepared.up_to_date()
         return explanations(prepared, self.method, inputs, targets, layers, progress, self._naming, through)
@@ -154,7 +166,7 @@ class DisplayNames:
         """The same under these names, or those that the inputs brought along."""
         features = self._by_input(inputs)
         for explanation in explanations:
-            yield replace(explanation, classes=self._class_names() or explanation.classes, features=features)
+            yield replace(explanation, class_names=self._class_names() or explanation.class_names, feature_names=features)
 
     def _class_names(self) -> Names:
         if isinstance(self.classes, Mapping):

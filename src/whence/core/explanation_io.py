@@ -1,31 +1,95 @@
-"""load(): an explanation as it was saved."""
+"""Explanations as files: `.npz` and `.safetensors` hold all of one, to be read again."""
 
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from whence.core.explanation import Explanation
+from whence.core.explanation_data import ExplanationData
+from whence.core.files import write_npz, write_safetensors
 from whence.core.image_patches import PatchLayout
 from whence.core.targets import Logit
-from whence.core.trees import Tree
+from whence.core.trees import Tree, named_leaves, short_repr, with_leaves
 from whence.errors import LoadError, first_line
 from whence.lrp.engine.conservation import Conservation
 
+E = TypeVar("E", bound=ExplanationData)
+TREE_FIELDS = ("relevance", "inputs", "layers", "standard_errors", "root")
 
-def load(path: str | Path) -> Explanation:
-    """An explanation from the `.npz` or `.safetensors` that its `save` wrote: to draw it again, to compare, to go on.
 
-    >>> whence.explain(model, x).save("e.npz")
-    >>> whence.load("e.npz").relevance
+def to_tensors(e: ExplanationData) -> dict[str, Tensor]:
+    """Return all numbers of an explanation by name, where they are."""
+    named = named_leaves(e.relevance, "relevance") | named_leaves(e.inputs, "inputs") | named_leaves(e.layers, "layers")
+    named |= {"output": e.output, "relevance_sum": e.conservation.relevance} | named_leaves(
+        e.conservation.by_layer, "absorbed_by"
+    )
+    logit = Logit(e.target) if isinstance(e.target, Tensor) else e.target
+    if isinstance(logit, Logit):
+        named |= {key: t for key, t in (("target", logit.index), ("rather_than", logit.rather_than)) if isinstance(t, Tensor)}
+    account = {name: getattr(e.conservation, name) for name in ("absorbed", "baseline", "conditional_output")}
+    named |= {name: t for name, t in (account | {"interactions": e.interactions}).items() if t is not None}
+    return named | named_leaves(e.standard_errors, "standard_errors") | named_leaves(e.root, "root")
 
-    Its method is told in words, and so is a target that was a function. Raises `LoadError` for other files.
-    """
+
+def with_tensors(e: E, named: Mapping[str, Tensor]) -> E:
+    """Return the explanation with other numbers, named as `to_tensors` names them."""
+    logit = Logit(e.target) if isinstance(e.target, Tensor) else e.target
+    if isinstance(logit, Logit):
+        logit = replace(logit, index=named.get("target"), rather_than=named.get("rather_than"))
+    account = replace(
+        e.conservation,
+        output=named["output"], relevance=named["relevance_sum"], absorbed=named.get("absorbed"),
+        baseline=named.get("baseline"), conditional_output=named.get("conditional_output"),
+        by_layer=with_leaves(e.conservation.by_layer, named, "absorbed_by"),
+    )  # fmt: skip
+    nests = {name: with_leaves(getattr(e, name), named, name) for name in TREE_FIELDS}
+    return replace(
+        e, output=named["output"], target=logit.index if isinstance(e.target, Tensor) else logit,
+        conservation=account, interactions=named.get("interactions"), **nests,
+    )  # fmt: skip
+
+
+def cpu_tensors(e: ExplanationData) -> dict[str, Tensor]:
+    """Return all numbers of an explanation by name, in CPU memory."""
+    return {name: t.detach().cpu().contiguous() for name, t in to_tensors(e).items()}
+
+
+def write_explanation(e: ExplanationData, path: Path) -> None:
+    """Write an explanation to `.npz` or `.safetensors`."""
+    tensors = cpu_tensors(e)
+    if path.suffix == ".npz":
+        write_npz(path, tensors, about=_metadata(e, tensors))
+    else:
+        write_safetensors(path, tensors, {"method": short_repr(e.method), "about": _metadata(e, tensors)})
+
+
+def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
+    """What is no number, as JSON."""
+    classes = e.class_names if isinstance(e.class_names, Mapping) else dict(enumerate(e.class_names))
+    return json.dumps({
+        "method": short_repr(e.method),
+        "targets": e.target_names(),
+        "structure": "tensor" if isinstance(e.relevance, Tensor) else type(e.relevance).__name__,
+        "parts": e.input_names,
+        "adds_up": e.conservation.adds_up,
+        "class_names": {str(i): name for i, name in classes.items()},
+        "feature_names": {name: list(names) for name, names in e.feature_names.items()},
+        "tokens": e.tokens,
+        "layers": {name: len(calls) for name, calls in e.layers.items() if isinstance(calls, tuple)},
+        "patches": {name: asdict(patches) for name, patches in e.patches.items()},
+        "bfloat16": [name for name, t in tensors.items() if t.dtype == torch.bfloat16],
+        "note": e.note,
+    })  # fmt: skip
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """Return the fields of the explanation in a file that `write_explanation` wrote. Raises `LoadError` for other files."""
     path = Path(path)
     read = {".npz": _npz, ".safetensors": _safetensors}.get(path.suffix)
     if read is None or not path.is_file():
@@ -36,7 +100,7 @@ def load(path: str | Path) -> Explanation:
         raise LoadError(f"{path} cannot be read as an explanation: {first_line(error)}") from error
     if about is None or "output" not in numbers:
         raise LoadError(f"{path} holds no explanation; explanations are saved by e.save(path)")
-    return _explanation(numbers, json.loads(about))
+    return _fields(numbers, json.loads(about))
 
 
 def _npz(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -52,27 +116,27 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("about")  # noqa: SIM118
 
 
-def _explanation(numbers: dict[str, Tensor], about: dict[str, Any]) -> Explanation:
+def _fields(numbers: dict[str, Tensor], about: dict[str, Any]) -> dict[str, Any]:
     numbers |= {name: numbers[name].bfloat16() for name in about["bfloat16"]}
-    return Explanation(
-        relevance=_tree(numbers, "relevance", about),
-        output=numbers["output"],
-        target=_target(numbers, about["targets"]),
-        conservation=_conservation(numbers, about["adds_up"]),
-        layers=_layers(numbers, about["layers"]),
-        inputs=_tree(numbers, "inputs", about),
-        method=SavedRepr(about["method"]),
-        classes={int(i): name for i, name in about["classes"].items()},
-        features=about["features"],
-        tokens=about["tokens"],
-        standard_errors=_tree(numbers, "standard_errors", about),
-        interactions=numbers.get("interactions"),
-        root=_tree(numbers, "root", about),
-        patches={
+    return {
+        "relevance": _tree(numbers, "relevance", about),
+        "output": numbers["output"],
+        "target": _target(numbers, about["targets"]),
+        "conservation": _conservation(numbers, about["adds_up"]),
+        "layers": _layers(numbers, about["layers"]),
+        "inputs": _tree(numbers, "inputs", about),
+        "method": SavedRepr(about["method"]),
+        "class_names": {int(i): name for i, name in about["classes"].items()},
+        "feature_names": about["features"],
+        "tokens": about["tokens"],
+        "standard_errors": _tree(numbers, "standard_errors", about),
+        "interactions": numbers.get("interactions"),
+        "root": _tree(numbers, "root", about),
+        "patches": {
             name: PatchLayout(tuple(map(tuple, p["grids"])), p["frames"], p["merged"]) for name, p in about["patches"].items()
         },
-        note=about["note"],
-    )
+        "note": about["note"],
+    }
 
 
 def _with_prefix(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -103,6 +167,7 @@ def _conservation(numbers: Mapping[str, Tensor], adds_up: bool) -> Conservation:
         _with_prefix(numbers, "absorbed_by"),
         numbers.get("baseline"),
         adds_up,
+        numbers.get("conditional_output"),
     )
 
 

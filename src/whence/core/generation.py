@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.explain import explain_targets
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
+from whence.core.result import Result
 from whence.core.targets import Logit
 from whence.core.trees import Tree
 from whence.errors import InputError, TargetError
+from whence.lrp.engine.model_outputs import logits_of
 from whence.methods.registry import Method
-from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +56,11 @@ class Generation(Result):
         """The same with tokens as words, for pictures and pages."""
         return replace(self, explanations=tuple(e.with_tokens(tokenizer) for e in self.explanations))
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each new token, sample and token before it: the relevance of the latter."""
+        return [{"new_token": step, **row} for step, e in enumerate(self.explanations) for row in e.table]
+
     def figure(self) -> "Figure":
         """Of the first text: a row for each new token, a column for each before."""
         from whence.plotting.token_text import token_grid
@@ -69,6 +76,7 @@ class Generation(Result):
         return token_grid(written, given, relevance.masked_fill(future, float("nan")), title)
 
 
+@check_arguments
 def explain_generation(
     model: Callable[..., Any],
     inputs: Tree,
@@ -120,7 +128,7 @@ def _greedy_continuation(model: Any, inputs: Tree, ids: Tensor, count: int) -> T
     for _ in range(count):
         given = Inputs.of(_append_ids(inputs, ids))
         outputs = given.call(model, given.parts)
-        logits = getattr(outputs, "logits", outputs)
+        logits = logits_of(outputs)
         if not isinstance(logits, Tensor) or logits.dim() != 3:
             raise TargetError("the model gives no logits [N, T, vocabulary] to continue a text from")
         ids = torch.cat([ids, logits[:, -1:].argmax(-1).to(ids)], 1)

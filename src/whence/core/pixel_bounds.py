@@ -17,8 +17,8 @@ ROUNDING = 1e-5  # of the box: what normalising there and back may cost
 class Box:
     """Bounds of the pixels, and the mean and standard deviation by which a model's inputs are normalised.
 
-    >>> imagenet = whence.Box(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    >>> whence.pgd(model, x, y, epsilon=8 / 255, box=imagenet)        # x is normalised, ε is in units of pixels
+    >>> imagenet = whence.attacks.Box(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    >>> whence.attacks.pgd(model, x, y, epsilon=8 / 255, box=imagenet)        # x is normalised, ε is in units of pixels
 
     `low` and `high` bound the values before normalisation, 0 and 1 by default; `Box.unbounded()` is for real-valued inputs.
     `mean` and `std` are one number a channel, along dimension 1 of the input.
@@ -58,7 +58,9 @@ class Box:
         low, high = pixels.min().item(), pixels.max().item()
         slack = ROUNDING * (self.high - self.low) if self.high - self.low < inf else 0.0
         if low < self.low - slack or high > self.high + slack:
-            advice = "" if self.mean else "; for normalised inputs pass box=whence.Box(mean=…, std=…), else Box(low, high)"
+            advice = (
+                "" if self.mean else "; for normalised inputs pass box=whence.attacks.Box(mean=…, std=…), else Box(low, high)"
+            )
             raise InputError(
                 f"the input has values from {low:.4g} to {high:.4g}, outside its bounds {self.low} and {self.high}{advice}"
             )
@@ -68,7 +70,7 @@ def checked_pixels(box: Any, x: Tensor) -> Tensor:
     """A model's inputs before normalisation, inside of the bounds."""
     if not isinstance(box, Box):
         raise InputError(
-            f"box={box!r} is no box; give whence.Box(low, high), or whence.Box(mean=…, std=…) of normalised inputs"
+            f"box={box!r} is no box; give whence.attacks.Box(low, high), or whence.attacks.Box(mean=…, std=…) of normalised inputs"
         )
     pixels = box.pixels(x)
     box.check(pixels)

@@ -10,6 +10,7 @@ from torch import Tensor
 from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.inputs import Inputs
 from whence.errors import ModelError, TargetError, WhenceError, first_line, is_out_of_memory
+from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.torch_compat.deferred_checks import check_holds
 
 Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
@@ -132,7 +133,7 @@ def extract_logits(
     advice: str = "pass target=lambda outputs: … that gives one value a sample",
 ) -> Tensor:
     """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs; of one value a sample, `[N, 1]`."""
-    logits = getattr(outputs, "logits", outputs)
+    logits = logits_of(outputs)
     if not isinstance(logits, Tensor):
         keys = list(map(str, outputs.keys())) if hasattr(outputs, "keys") else []
         fields = f" with {', '.join(keys)}{'' if 'logits' in keys else ' and no logits'}" if keys else ""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.explainer import Names
-from whence.core.explanation import FEW_ROWS, Explanation
+from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
+from whence.core.result import Result
 from whence.core.targets import Target
 from whence.core.trees import Tree, named_leaves
 from whence.errors import ModelError, WhenceError, first_line
@@ -17,12 +19,12 @@ from whence.evaluation.case import EvaluationBatch, MethodAdapter
 from whence.evaluation.method_adapters import Methods, make_adapters
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.methods.forward_backward import make_explanation
-from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "grad_cam", "occlusion")
+MAX_SAMPLES = 4  # in a figure
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -77,7 +79,7 @@ class Comparison(Result):
         from whence.plotting.side_by_side import method_rows_figure
 
         first = next(iter(self.explanations.values()))
-        drawn = range(min(len(first), FEW_ROWS))
+        drawn = range(min(len(first), MAX_SAMPLES))
         given = named_leaves(first.inputs)
         if len(given) == 1 and (x := next(iter(given.values()))).dim() == 4 and not first.patches:
             return method_rows_figure([(x[i], self._heading(i), self._heatmaps(i)) for i in drawn], self.common_scale)
@@ -98,6 +100,7 @@ class Comparison(Result):
         return found
 
 
+@check_arguments
 def compare(
     model: Callable[..., Any],
     inputs: Tree,
@@ -119,7 +122,7 @@ def compare(
     given = Inputs.of(inputs).detached()
     batch = EvaluationBatch.of(PreparedModel(model), given, target)
     found = {way.name: _explain_batch(way, batch) for way in make_adapters(model, methods or default_methods(given))}
-    return Comparison({name: replace(e, classes=class_names or e.classes) for name, e in found.items()}, common_scale)
+    return Comparison({name: replace(e, class_names=class_names or e.class_names) for name, e in found.items()}, common_scale)
 
 
 def default_methods(inputs: Inputs) -> list[str]:

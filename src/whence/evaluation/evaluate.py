@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
+from whence.core.files import atomic_write
 from whence.core.fingerprints import fingerprint
 from whence.core.inputs import check_model
 from whence.core.progress import Progress, progress
@@ -28,7 +30,6 @@ from whence.evaluation.metrics.registry import Metric, Metrics, make_metrics
 from whence.evaluation.regions import RegionSpec
 from whence.evaluation.results import Evaluation, Failure, resample_curves
 from whence.lrp.engine.prepared_model import PreparedModel
-from whence.plotting.drawable import atomic_write
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "random")
 METRICS = ("srg", "sparseness", "max_sensitivity")
@@ -36,9 +37,10 @@ METRICS_FOR_IDS = ("srg", "sparseness")  # which have nothing between them
 ENGINES = ("local", "ray")
 
 
+@check_arguments
 def evaluate(
     model: Callable[..., Any],
-    data: Any,
+    inputs: Any,
     methods: Methods = METHODS,
     metrics: Metrics | None = None,
     *,
@@ -47,10 +49,10 @@ def evaluate(
     regions: RegionSpec = None,
     imputer: Imputer | Tensor | float | str | None = None,
     score: str | None = None,
-    steps: int | None = None,
+    n_steps: int | None = None,
     batch_size: int | None = None,
     read: ReadFunction | None = None,
-    keep: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     shard: str | tuple[int, int] | None = None,
     engine: str = "local",
     address: str | None = None,
@@ -65,18 +67,18 @@ def evaluate(
     >>> found.differences("srg", to="random")      # paired
     >>> found.save("report.html")                  # or .png, .csv, .json
 
-    `data` is `(x, y)`, `x`, a data set (whose rows `read` may make inputs of) or a loader. `methods` are names or methods, or a
+    `inputs` is `(x, y)`, `x`, a data set (whose rows `read` may make inputs of) or a loader. `methods` are names or methods, or a
     dict by name, in which functions `(model, inputs, target) → relevance` of other libraries may stand too; "random" is chance
     itself. `metrics` are names (`whence.metrics.METRICS`) or metrics. `target` is what is explained: "predicted", "label", or
-    as for `explain`. `masks` `[N, …]` mark where relevance should lie. `regions`, `imputer`, `score`, `steps` are those of the
+    as for `explain`. `masks` `[N, …]` mark where relevance should lie. `regions`, `imputer`, `score`, `n_steps` are those of the
     metrics by name that take parts of the input away (`whence.metrics.Removal`, `Flipping`); for token ids
     `imputer=tokenizer.mask_token_id`.
 
     A method that fails on a sample has no value there; the sample is named in `failures`, the rest counted, and so is one that
-    cannot be read. What is random is set by `seed` and the place of a sample in the data, not by its batch. With `keep`, a
+    cannot be read. What is random is set by `seed` and the place of a sample in the data, not by its batch. With `cache_dir`, a
     folder, what was finished before a crash is read there, not computed again.
 
-    Many machines: `shard="i/n"` does every n-th batch and leaves it in `keep`, a folder all jobs see; the same call without
+    Many machines: `shard="i/n"` does every n-th batch and leaves it in `cache_dir`, a folder all jobs see; the same call without
     `shard` then gathers. `engine="ray"` shares the batches of a data set among the workers of a Ray cluster at `address`.
 
     Raises `InputError`, `RuleError`, `TargetError` for what cannot be evaluated, and the error of a method that fails on all.
@@ -84,31 +86,37 @@ def evaluate(
     check_model(model)
     if engine not in ENGINES:
         raise RuleError(f"engine={engine!r}; choose from {', '.join(ENGINES)}")
-    if shard is not None and keep is None:
-        raise RuleError("shard= leaves its part in keep=, a folder that all jobs see; give both")
+    if shard is not None and cache_dir is None:
+        raise RuleError("shard= leaves its part in cache_dir=, a folder that all jobs see; give both")
     if address is not None and engine != "ray":
         raise RuleError("address is that of a Ray cluster; give engine='ray' too")
     ways = make_adapters(model, methods)
-    found = batches(data, batch_size, read, parse_shard(shard))
+    found = batches(inputs, batch_size, read, parse_shard(shard))
     first = _until_first_readable(found)
     explained = first[-1].inputs.explained  # type: ignore[union-attr]
     metrics = (METRICS if explained else METRICS_FOR_IDS) if metrics is None else metrics
-    given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
+    given = {"regions": regions, "imputer": imputer, "score": score, "steps": n_steps}
     measured = make_metrics(metrics, {name: value for name, value in given.items() if value is not None})
     masks = None if masks is None else torch.as_tensor(masks)
     _check_needs(measured, model, masks)
     wanted = torch.as_tensor(target) if isinstance(target, list | tuple) or hasattr(target, "__array__") else target
-    count = dataset_size(data)
+    count = dataset_size(inputs)
     run = EvaluationRun(
-        PreparedModel(model, lasting=True), ways, measured, wanted, masks, seed, ResultCache.at(keep, model, seed, measured)
+        PreparedModel(model, lasting=True),
+        ways,
+        measured,
+        wanted,
+        masks,
+        seed,
+        ResultCache.at(cache_dir, model, seed, measured),
     )
     run.check_counts(count)
     several = masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
-    if (several or shard is not None) and is_shuffled(data):
+    if (several or shard is not None) and is_shuffled(inputs):
         raise InputError("a loader that shuffles or samples gives no sample its mask, target or part; give the data set itself")
     if engine == "local":
         return run.gathered(map(run.part, chain(first, found)), count, progress)
-    return run.gathered(_run_on_ray(run, data, batch_size, read, parse_shard(shard), address), count, progress)
+    return run.gathered(_run_on_ray(run, inputs, batch_size, read, parse_shard(shard), address), count, progress)
 
 
 @dataclass
@@ -240,7 +248,7 @@ class ResultCache:
             return cls(None)
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"keep={str(folder)!r} is a file; give a folder")
+            raise InputError(f"cache_dir={str(folder)!r} is a file; give a folder")
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, fingerprint(model, seed, metrics, version("whence")))
 

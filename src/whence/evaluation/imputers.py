@@ -78,17 +78,17 @@ class Blur:
 
 @dataclass(frozen=True)
 class BackgroundSamples:
-    """Values of other samples, `background` `[B, …]`, drawn anew for each input, `draws` of them averaged over."""
+    """Values of other samples, `background` `[B, …]`, drawn anew for each input, `n_samples` of them averaged over."""
 
     background: Tensor
-    draws: int = 1
+    n_samples: int = 1
 
     name: ClassVar[str] = "samples"
 
     def fills(self, x: Tensor, random: list[torch.Generator]) -> list[FillFunction]:
         if self.background.shape[1:] != x.shape[1:] or not len(self.background):
             raise InputError(f"a background of shape {tuple(self.background.shape)} for inputs of {tuple(x.shape)}")
-        drawn = torch.stack([torch.randint(len(self.background), (self.draws,), generator=r) for r in random], 1)
+        drawn = torch.stack([torch.randint(len(self.background), (self.n_samples,), generator=r) for r in random], 1)
         return [_fill_from_copy(x, self.background[numbers].to(x)) for numbers in drawn]
 
 

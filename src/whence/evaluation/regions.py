@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.core.trees import Tree
 from whence.errors import InputError, MissingPackageError
@@ -79,6 +80,7 @@ class Regions:
         return total, sizes
 
 
+@check_arguments
 def superpixels(x: Tensor, count: int, compactness: float = 10.0) -> Tensor:
     """A feature mask that divides each picture into about `count` superpixels (SLIC, Achanta et al. 2012; scikit-image).
 

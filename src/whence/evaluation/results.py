@@ -1,28 +1,25 @@
 """What an evaluation found: values, means with intervals, curves, as a table, a figure, a file or a page."""
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from whence.core.files import PICTURE_SUFFIXES, text_writer, write_json
+from whence.core.result import Result
 from whence.errors import RuleError, count_noun, suggest_or_list
 from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from whence.evaluation.metrics.faithfulness_curves import FlippingCurves
-from whence.plotting.drawable import PICTURE_SUFFIXES, Result, text_writer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (*PICTURE_SUFFIXES, ".csv", ".json", ".html")
-COLUMNS = ("method", "metric", "mean", "low", "high", "n", "failed", "better")
 ARROWS = {"higher": "↑", "lower": "↓"}
 ORDERS = ("most_first", "least_first")
 GRID = 41  # points of a mean curve
@@ -78,6 +75,7 @@ class Evaluation(Result):
 
     @property
     def table(self) -> list[dict[str, Any]]:
+        """A row for each method and metric: mean, interval, number of samples and of failures."""
         rows = []
         for method, intervals in self.intervals.items():
             failed = sum(failure.method == method for failure in self.failures)
@@ -86,13 +84,6 @@ class Evaluation(Result):
                     {"method": method, "metric": metric, **found._asdict(), "failed": failed, "better": self.better[metric]}
                 )
         return rows
-
-    @property
-    def plain_table(self) -> list[dict[str, Any]]:
-        """The table with None for what is no number, as JSON wants it."""
-        return [
-            {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()} for row in self.table
-        ]
 
     def differences(self, metric: str, to: str) -> list[dict[str, Any]]:
         """The mean of each method's values less those of the method `to`, paired by sample, with intervals: where one excludes
@@ -145,9 +136,7 @@ class Evaluation(Result):
 
     def save(self, path: str | Path) -> Path:
         """Write a picture (.png, .pdf, …), the table (.csv), all values (.json) or a page (.html); returns the path."""
-        return self._saved(
-            path, {".csv": text_writer(self._csv), ".json": text_writer(self._json), ".html": text_writer(self._page)}
-        )
+        return self._save(path, {".json": self._write_json, ".html": text_writer(self._page)})
 
     def figure(self) -> "Figure":
         """The means of each metric with their intervals, and the mean curves."""
@@ -177,18 +166,9 @@ class Evaluation(Result):
             raise RuleError(f"no metric {name!r} here{suggest_or_list(name, self.better, 'there are')}")
         return name
 
-    def _csv(self) -> str:
-        table = StringIO()
-        writer: csv.DictWriter[Any] = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.table)
-        return table.getvalue()
-
-    def _json(self) -> str:
-        values = {m: {name: _json_values(v.tolist()) for name, v in scores.items()} for m, scores in self.values.items()}
-        curves = {m: {order: _json_values(c.tolist()) for order, c in orders.items()} for m, orders in self.curves.items()}
+    def _write_json(self, path: Path) -> None:
         failures = [vars(failure) for failure in self.failures]
-        return json.dumps({"table": self.plain_table, "values": values, "curves": curves, "failures": failures}, indent=1)
+        write_json(path, {"table": self.table, "values": self.values, "curves": self.curves, "failures": failures})
 
     def _page(self) -> str:
         from whence.plotting.html_pages import embed_figure, render_page
@@ -208,7 +188,7 @@ class Evaluation(Result):
 def format_interval(found: Interval) -> str:
     """A mean and its interval in few characters.
 
-    >>> shown(Interval(5.1234, 4.4, 5.9, 50))
+    >>> format_interval(Interval(5.1234, 4.4, 5.9, 50))
     '5.12 [4.4, 5.9]'
     """
     if math.isnan(found.mean):
@@ -227,10 +207,6 @@ def resample_curves(curves: FlippingCurves) -> dict[str, Tensor]:
         order: torch.lerp(curve.gather(1, right - 1), curve.gather(1, right), share)
         for order, curve in zip(ORDERS, (curves.most_first, curves.least_first), strict=True)
     }
-
-
-def _json_values(values: list) -> list:
-    return [None if isinstance(v, float) and not math.isfinite(v) else v for v in values]
 
 
 def _join(numbers: Sequence[int]) -> str:

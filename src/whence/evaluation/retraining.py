@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.errors import InputError
 from whence.evaluation.case import EvaluationBatch
@@ -20,10 +21,11 @@ TrainFunction = Callable[[Tensor, Tensor, int], nn.Module]  # (x, y, seed) -> a 
 EVAL_BATCH_SIZE = 256
 
 
+@check_arguments
 def roar(
     train: TrainFunction,
-    data: LabelledData,
-    test: LabelledData,
+    train_data: LabelledData,
+    test_data: LabelledData,
     methods: Methods,
     *,
     fractions: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
@@ -43,30 +45,32 @@ def roar(
     """
     if not all(0 < fraction < 1 for fraction in fractions):
         raise InputError(f"fractions {tuple(fractions)}; give some between 0 and 1")
-    model, rows = train(*data, seeds[0]), []
+    model, rows = train(*train_data, seeds[0]), []
     for way in make_adapters(model, methods):
-        ordered = [_region_ranks(way, part, regions) for part in (data, test)]
+        ordered = [_region_ranks(way, part, regions) for part in (train_data, test_data)]
         for fraction in fractions:
             parts = [
-                _remove_regions(part[0], *order, fraction, imputer) for part, order in zip((data, test), ordered, strict=True)
+                _remove_regions(part[0], *order, fraction, imputer)
+                for part, order in zip((train_data, test_data), ordered, strict=True)
             ]
             accuracy = []
             for seed in seeds:
-                network = train(parts[0], data[1], seed)
-                accuracy.append(_accuracy(network, parts[1], test[1]))
+                network = train(parts[0], train_data[1], seed)
+                accuracy.append(_accuracy(network, parts[1], test_data[1]))
             rows.append({"method": way.name, "fraction": fraction, "accuracy": accuracy})
     return rows
 
 
+@check_arguments
 def label_randomisation(
-    train: TrainFunction, data: LabelledData, methods: Methods, *, samples: Tensor | None = None, seed: int = 0
+    train: TrainFunction, train_data: LabelledData, methods: Methods, *, samples: Tensor | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Spearman's correlation of |R| between a network trained on the labels and one trained on shuffled labels, for each sample
     (Adebayo et al. 2018, section 4): near 0 where the explanation says what was learned.
 
     `samples` are explained, the first hundred of the data if not given.
     """
-    x, y = data
+    x, y = train_data
     samples = x[:100] if samples is None else samples
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
     learned, lost = train(x, y, seed), train(x, shuffled, seed)

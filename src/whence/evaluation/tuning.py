@@ -1,6 +1,5 @@
 """tune(): the settings that explain a model best on given data, by successive halving."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
+from whence.core.files import write_json
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
+from whence.core.result import Result
 from whence.core.targets import Target, select_target_samples
 from whence.data.batches import batches, require_all
 from whence.data.dataset_rows import SampleBatch
@@ -25,7 +27,6 @@ from whence.evaluation.results import Evaluation, format_interval
 from whence.evaluation.search_space import Bounds, rule_sets, vary_fields
 from whence.methods.lrp import LRP
 from whence.methods.registry import Method
-from whence.plotting.drawable import Result, text_writer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +52,13 @@ class Tuning(Result):
     method: Method
     metric: str
     better: str
-    table: Sequence[Mapping[str, Any]]
+    candidates: Sequence[Mapping[str, Any]]
     held_out: Evaluation
+
+    @property
+    def table(self) -> Sequence[Mapping[str, Any]]:
+        """A row for each candidate, the best first."""
+        return self.candidates
 
     @property
     def score(self) -> Interval:
@@ -87,16 +93,17 @@ class Tuning(Result):
         return pareto_figure(points, ("sparseness", f"{self.metric} ({self.better} is better)"))
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture (.png, .jpg, .pdf, .svg) or the table (.json); returns the path."""
-        return self._saved(path, {".json": text_writer(self._json)})
+        """Write the picture (.png, .jpg, .pdf, .svg), the table (.csv) or all results (.json), and return the path."""
+        return self._save(path, {".json": self._write_json})
 
-    def _json(self) -> str:
-        return json.dumps({"best": self.name, "table": self.table, "held_out": self.held_out.plain_table}, indent=1)
+    def _write_json(self, path: Path) -> None:
+        write_json(path, {"best": self.name, "table": self.table, "held_out": self.held_out.table})
 
 
+@check_arguments
 def tune(
     model: Callable[..., Any],
-    data: Any,
+    inputs: Any,
     candidates: Mapping[str, Method] | Method | None = None,
     *,
     fields: Mapping[str, Sequence[Any]] | None = None,
@@ -106,7 +113,7 @@ def tune(
     regions: RegionSpec = None,
     imputer: Imputer | Tensor | float | str | None = None,
     score: str | None = None,
-    steps: int | None = None,
+    n_steps: int | None = None,
     held_out: float = 0.5,
     seed: int = 0,
     progress: Progress = True,
@@ -125,12 +132,12 @@ def tune(
     nothing: on it the finalists and the default are measured, which is the figure to report. The rest is as in `evaluate`.
     """
     check_model(model)
-    given = {"regions": regions, "imputer": imputer, "score": score, "steps": steps}
+    given = {"regions": regions, "imputer": imputer, "score": score, "steps": n_steps}
     chosen = make_metrics([metric], {name: value for name, value in given.items() if value is not None})[0]
     if chosen.better not in ("higher", "lower"):
         good = [name for name, kind in METRICS.items() if kind.better != "neither"]
         raise RuleError(f"{chosen.name} has no better end; tune by one of {', '.join(good)}")
-    samples = TuningData.of(data, held_out, seed, target)
+    samples = TuningData.of(inputs, held_out, seed, target)
     methods = _make_candidates(model, candidates, fields, bounds, samples)
     search = SuccessiveHalving(model, methods, chosen, samples, seed)
     winner, finalists = search.halved(progress)

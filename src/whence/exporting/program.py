@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from whence.core.argument_checks import check_arguments
 from whence.core.explainer import DisplayNames, explanations
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
@@ -41,9 +42,10 @@ class RequestedClass(Logit):
         return Logit(torch.where(index < 0, rows.argmax(1), index.clamp(max=rows.shape[1] - 1))).select(logits, inputs)
 
 
+@check_arguments
 def export(
     model: Callable[..., Any],
-    example: Tree,
+    inputs: Tree,
     target: Target = None,
     *,
     method: Method | str | None = None,
@@ -59,7 +61,7 @@ def export(
     >>> found = program.module()(x, torch.tensor([483]))           # −1: the likeliest class
     >>> found["relevance"], found["output"], found["holds"]
 
-    It takes the inputs as `example` has them (`x`; `x0`, `x1`, … of a tuple; those of a dict by name), and class indices
+    It takes the inputs as `inputs` has them (`x`; `x0`, `x1`, … of a tuple; those of a dict by name), and class indices
     `target` `[N]`, unless a `target` is given here, which then is fixed. It gives a dict: `output` `[N]` and `explained` `[N]`,
     the classes; `relevance` like the input (`relevance.NAME` of several); `relevance_sum` and `absorbed` `[N]`, which add up to
     the output; `layers.NAME`; and `holds`: False where `explain` would raise or warn (numbers not finite, sums that miss the
@@ -81,7 +83,7 @@ def export(
     way = resolve_method(method)
     check_single_graph(way)
     _check_static_target(target)
-    inputs = Inputs.of(example).detached()
+    inputs = Inputs.of(inputs).detached()
     if inputs.whole:
         raise InputError("inputs of which some belong to all samples cannot be exported; wrap the model around them")
     several = inputs if inputs.batch_size > 1 else inputs.repeated(2, {})

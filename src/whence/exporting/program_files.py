@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from whence.core.argument_checks import check_arguments
 from whence.core.fingerprints import fingerprint
 from whence.core.trees import short_repr
 from whence.errors import InputError, LoadError, ModelError, first_line
@@ -58,6 +59,7 @@ def load_translated(program: ExportedProgram, path: Path, compiled: bool) -> Cal
     return run_with_onnxruntime(program, path)
 
 
+@check_arguments
 def check_exported(path: str | Path, model: Any) -> None:
     """Raise where the model is not the one that a `.pt2` was exported from: its weights, structure or settings changed since.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.explanation import Explanation
+from whence.core.explanation_io import with_tensors
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target, class_indices
 from whence.errors import TargetError
@@ -77,7 +78,7 @@ class ReplayCache:
             found = capture.replay(list(given.values()))
         except (IndexError, RuntimeError):  # of classes or ids that there are none of, say
             return None
-        return capture.written.like.with_tensors(found) if found[HOLDS] else None
+        return with_tensors(capture.written.like, found) if found[HOLDS] else None
 
     def _written(self, explained: ExplainFunction, inputs: Inputs, target: Any, first: Explanation) -> ReplayGraph | None:
         """The graph, seen to give the same; None where an operator cannot run outside of its own forward pass."""

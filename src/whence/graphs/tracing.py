@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from whence.core.explanation import Explanation
+from whence.core.explanation_io import to_tensors
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target
 from whence.core.trees import Tree, named_leaves
@@ -52,7 +53,7 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
         named = dict(zip(given, tensors, strict=True))
         with defer_checks() as conditions:
             e = explained(*_with_tensors(inputs, target, named))
-            found = {name: t.detach() for name, t in e.named_tensors().items()}
+            found = {name: t.detach() for name, t in to_tensors(e).items()}
             found[HOLDS] = _all_hold(conditions)
         made.append(e)
         return found
@@ -84,7 +85,7 @@ def input_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
 
 def check_equal(found: Mapping[str, Tensor], e: Explanation) -> None:
     """Raise where a graph gives something else than the explanation does: other numbers, or other than it names."""
-    wanted = e.named_tensors()
+    wanted = to_tensors(e)
     largest = max(float(t.abs().max()) for t in (e.output, *named_leaves(e.relevance).values()))
     for name in wanted.keys() & found.keys():
         t = wanted[name].double()

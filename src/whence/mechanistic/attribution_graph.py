@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from whence.core.argument_checks import check_arguments
 from whence.core.explain import explain, explain_targets
+from whence.core.result import Result
 from whence.core.targets import Target
 from whence.core.trees import Tree
 from whence.errors import InputError, RuleError
 from whence.mechanistic.channel_relevance import resolve_layer, sum_by_channel, top_channels
 from whence.methods.registry import Method
-from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +53,11 @@ class AttributionGraph(Result):
             lines.append(f"  {layer}: {shares}")
         return "\n".join(lines)
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each edge: a channel, the channel of the next layer that it speaks to, and the relevance between them."""
+        return [vars(edge) for edge in self.edges]
+
     def figure(self) -> "Figure":
         """Layers below each other, the output on top; lines as thick as what flowed, red for and blue against."""
         from whence.plotting.layered_graph import layered_graph_figure
@@ -62,13 +68,14 @@ class AttributionGraph(Result):
         return layered_graph_figure({**self.nodes, "": {0: self.output}}, links, f"{self.target}\n{self.output:.4g}")
 
 
+@check_arguments
 def attribution_graph(
     model: Callable[..., Any],
     inputs: Tree,
     layers: Sequence[str],
     target: Target = None,
     *,
-    channels: int = N_CHANNELS,
+    n_channels: int = N_CHANNELS,
     method: Method | str | None = None,
     class_names: Any = (),
 ) -> AttributionGraph:
@@ -76,7 +83,7 @@ def attribution_graph(
 
     >>> whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"], target=483).save("graph.png")
 
-    `layers` from the input up; of each the `channels` most relevant. An edge is the relevance of a channel under the condition
+    `layers` from the input up; of each the `n_channels` most relevant. An edge is the relevance of a channel under the condition
     that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance, where
     nothing goes round it.
     """
@@ -88,7 +95,7 @@ def attribution_graph(
         raise InputError(f"an attribution graph is that of one sample, not of {len(whole)}")
     output = float(whole.output)
     relevance = {layer: sum_by_channel(model, whole, layer)[0] for layer in layers}
-    nodes = {layer: {c: float(r[c]) for c in top_channels(r, channels, output)} for layer, r in relevance.items()}
+    nodes = {layer: {c: float(r[c]) for c in top_channels(r, n_channels, output)} for layer, r in relevance.items()}
     edges = []
     for layer, above in pairwise(layers):
         through = [{above: c} for c in nodes[above]]

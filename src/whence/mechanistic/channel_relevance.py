@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.conditions import check_indices
 from whence.core.explain import explain
 from whence.core.explanation import Explanation
@@ -15,11 +16,13 @@ from whence.core.inputs import Inputs
 from whence.core.targets import Target
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, SelectorError
+from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.torch_compat.module_tracker import named_layers
 from whence.methods.layer_reader import LayerReader, layer_shapes
 from whence.methods.registry import Method
 
 
+@check_arguments
 def channel_relevance(
     model: Callable[..., Any], inputs: Tree, layer: str, target: Target = None, *, method: Method | str | None = None
 ) -> Tensor:
@@ -117,11 +120,11 @@ def last_conv_layer(model: Callable[..., Any], inputs: Tensor) -> str:
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     with torch.no_grad():
         outputs = Inputs.of(inputs).call(model, (inputs.clone(),))
-    outputs = getattr(outputs, "logits", outputs)
+    outputs = logits_of(outputs)
     classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() > 1 else None
     for name, shape in reversed(layer_shapes(model, inputs).items()):
         if isinstance(modules.get(name), nn.Conv2d) and shape[1] != classes and shape[2] * shape[3] > 1:
             return name
     raise SelectorError(
-        "no convolution of the model gives a picture of channels; name a layer (whence.layer_shapes lists them)"
+        "no convolution of the model gives a picture of channels; name a layer (whence.layers.layer_shapes lists them)"
     )

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.conditions import check_indices
 from whence.core.devices import to_device_of
 from whence.core.explain import explain, explain_targets
 from whence.core.explanation import Explanation
 from whence.core.inputs import check_model
 from whence.core.progress import Progress
+from whence.core.result import Result
 from whence.core.targets import Target
 from whence.errors import InputError, RuleError, SelectorError
 from whence.mechanistic.channel_relevance import (
@@ -25,7 +27,6 @@ from whence.mechanistic.channel_relevance import (
     unravel,
 )
 from whence.methods.registry import Method
-from whence.plotting.drawable import Result
 from whence.prototypes.activation_maximization import prototype
 from whence.prototypes.objectives import Channel
 from whence.prototypes.top_samples import top_samples
@@ -50,7 +51,7 @@ class ReferenceSample:
 class Concepts(Result):
     """The channels of a layer that carried an output, the most relevant first.
 
-    >>> found = whence.concepts(model, photo, "features.12", data=x_train)
+    >>> found = whence.concepts(model, photo, "features.12", reference_inputs=x_train)
     >>> found.channels, found.shares               # [k], of the output
     >>> found.explanations[0].relevance            # what flows through the first channel
     >>> found.save("concepts.png")
@@ -59,7 +60,7 @@ class Concepts(Result):
     layer: str
     channels: list[int]
     relevance: Tensor  # [C], of every channel of the layer
-    whole: Explanation
+    explanation: Explanation
     explanations: Sequence[Explanation]  # through each of the channels
     references: Sequence[Sequence[ReferenceSample]] = ()
     prototypes: Tensor | None = None  # [k, C, H, W]
@@ -67,7 +68,7 @@ class Concepts(Result):
     @property
     def shares(self) -> Tensor:
         """The relevance of each channel in shares of the output, `[k]`."""
-        return self.relevance[self.channels] / self.whole.output[0]
+        return self.relevance[self.channels] / self.explanation.output[0]
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -81,8 +82,8 @@ class Concepts(Result):
         ]
 
     def __repr__(self) -> str:
-        (name,) = self.whole.target_names()
-        head = f"Concepts of {name} ({float(self.whole.output):.4g}) in {self.layer}"
+        (name,) = self.explanation.target_names()
+        head = f"Concepts of {name} ({float(self.explanation.output):.4g}) in {self.layer}"
         lines = [f"  channel {c}: {share:.1%}" for c, share in zip(self.channels, self.shares.tolist(), strict=True)]
         return "\n".join([head, *lines])
 
@@ -90,16 +91,19 @@ class Concepts(Result):
         """The picture and its heatmap; below, a row a channel: where it is relevant, its references, its prototype."""
         from whence.plotting.concepts import ConceptRow, concept_figure
 
-        x, output = self.whole.inputs[0], float(self.whole.output)
+        x, output = self.explanation.inputs[0], float(self.explanation.output)
         rows = []
         for k, (channel, e) in enumerate(zip(self.channels, self.explanations, strict=True)):
             references = self.references[k] if self.references else ()
             made = None if self.prototypes is None else self.prototypes[k]
             title = f"channel {channel}\n{float(self.shares[k]):.1%} of the output"
             rows.append(ConceptRow(title, e.relevance[0], [(r.crop, r.relevance) for r in references], made))
-        return concept_figure(x, self.whole.relevance[0], f"{self.whole.heading()}:  f = {output:.4g}", self.layer, rows)
+        return concept_figure(
+            x, self.explanation.relevance[0], f"{self.explanation.heading()}:  f = {output:.4g}", self.layer, rows
+        )
 
 
+@check_arguments
 def concepts(
     model: Callable[..., Any],
     inputs: Tensor,
@@ -107,8 +111,8 @@ def concepts(
     target: Target = None,
     *,
     channels: int | Sequence[int] = N_CHANNELS,
-    data: Tensor | None = None,
-    references: int = N_REFERENCES,
+    reference_inputs: Tensor | None = None,
+    n_references: int = N_REFERENCES,
     prototypes: bool | Mapping[str, Any] = False,
     method: Method | str | None = None,
     class_names: Any = (),
@@ -116,12 +120,12 @@ def concepts(
 ) -> Concepts:
     """What carried this output, in the network's own terms? (concept relevance propagation, Achtibat et al. 2023)
 
-    >>> whence.concepts(model, photo, "features.12", data=x_train).save("concepts.png")
+    >>> whence.concepts(model, photo, "features.12", reference_inputs=x_train).save("concepts.png")
     Concepts of 207 golden retriever (14.2) in features.12
       channel 85: 12.3%
 
     `inputs` is one picture `[1, C, H, W]`; `layer` the last convolution if not given; `channels` how many, the most relevant,
-    or which. With `data` `[M, C, H, W]` each channel has reference samples, those for whose predictions it is most relevant
+    or which. With `reference_inputs` `[M, C, H, W]` each channel has reference samples, those for whose predictions it is most relevant
     (RelMax), cropped to what its most relevant place sees; with `prototypes` (True, or settings of `whence.prototype`) a
     picture that excites it most.
 
@@ -131,19 +135,21 @@ def concepts(
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or len(inputs) != 1:
         raise InputError(f"concepts are those of one picture [1, C, H, W], not of {getattr(inputs, 'shape', type(inputs))}")
     layer = last_conv_layer(model, inputs) if layer is None else resolve_layer(model, layer)
-    if references < 0:
-        raise RuleError(f"references={references}; give how many samples a channel, or 0 for none")
+    if n_references < 0:
+        raise RuleError(f"references={n_references}; give how many samples a channel, or 0 for none")
     whole = explain(model, inputs, target, method=method, layers=[layer], class_names=class_names, progress=False)
     relevance = sum_by_channel(model, whole, layer)[0]
     chosen = _select_channels(channels, relevance, float(whole.output))
     through = [{layer: c} for c in chosen]
     parts = list(explain_targets(model, inputs, [whole.target], method=method, through=through, class_names=class_names))
     found: list[list[ReferenceSample]] = []
-    if data is not None and references:
+    if reference_inputs is not None and n_references:
         channels_of = [Channel(layer, c) for c in chosen]
-        count = min(references, len(data))
-        top = top_samples(model, channels_of, data, n=count, by="relevance", method=method, progress=progress)
-        found = [_reference_samples(model, layer, c, data, top.indices[k], method) for k, c in enumerate(chosen)]
+        count = min(n_references, len(reference_inputs))
+        top = top_samples(
+            model, channels_of, reference_inputs, n_samples=count, ranking="relevance", method=method, progress=progress
+        )
+        found = [_reference_samples(model, layer, c, reference_inputs, top.indices[k], method) for k, c in enumerate(chosen)]
     made = None
     if prototypes:
         settings = prototypes if isinstance(prototypes, Mapping) else {}

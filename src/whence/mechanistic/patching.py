@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.conditions import Heads
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
+from whence.core.result import Result
 from whence.core.targets import Target, select
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, SelectorError, suggest_or_list
+from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.rules import presets
-from whence.lrp.torch_compat.module_tracker import INPUT_OF, first_tensor, named_layers, with_first_tensor
+from whence.lrp.torch_compat.module_tracker import INPUT_OF, named_layers
 from whence.mechanistic.channel_relevance import unravel
 from whence.methods.forward_backward import Gradients, Task, record_internals, target_values
 from whence.methods.gradients import input_gradients
 from whence.methods.lrp import LRP
-from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ DEFAULT_COMPONENTS = ("*.layers.*", "*.h.*", "layers.*", "h.*", "blocks.*")  # w
 class Patching(Result):
     """How much each component changes a metric, were it as it is for the corrupted input.
 
-    >>> found = whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), by=["relevance", "exact"])
+    >>> found = whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), estimator=["relevance", "exact"])
     >>> found.effects["relevance"]["model.layers.3"]            # [N, T], or [N, T, heads], [N, T, channels]
     >>> found.correlation("relevance", "exact")
     >>> found.top(10)                                           # (layer, place, …, effect), the strongest first
@@ -58,27 +60,37 @@ class Patching(Result):
             lines += [f"  correlation of {by} with exact: {self.correlation(by, 'exact'):.3f}" for by in others]
         return "\n".join(lines)
 
-    def flat(self, by: str, layers: Sequence[str] | None = None) -> Tensor:
+    def flat(self, estimator: str, layers: Sequence[str] | None = None) -> Tensor:
         """All effects in a row, of some layers or all."""
-        if by not in self.effects:
-            raise RuleError(f"no effects by {by!r}{suggest_or_list(by, self.effects)}")
-        found = self.effects[by]
+        if estimator not in self.effects:
+            raise RuleError(f"no effects by {estimator!r}{suggest_or_list(estimator, self.effects)}")
+        found = self.effects[estimator]
         return torch.cat([found[layer].flatten() for layer in layers or found])
 
-    def correlation(self, by: str, other: str, layers: Sequence[str] | None = None) -> float:
+    def correlation(self, estimator: str, other: str, layers: Sequence[str] | None = None) -> float:
         """Pearson's, over all components, or those of some layers."""
-        both = torch.stack([self.flat(by, layers), self.flat(other, layers)]).double()
+        both = torch.stack([self.flat(estimator, layers), self.flat(other, layers)]).double()
         return float(torch.corrcoef(both)[0, 1])
 
-    def top(self, count: int = 10, by: str | None = None) -> list[tuple]:
+    def top(self, count: int = 10, estimator: str | None = None) -> list[tuple]:
         """The strongest components in the mean over samples: layer, place, head or channel, effect."""
         rows = []
-        for layer, effect in self.effects[by or next(iter(self.effects))].items():
+        for layer, effect in self.effects[estimator or next(iter(self.effects))].items():
             mean = effect.mean(0)
             for index in mean.flatten().abs().topk(min(count, mean.numel())).indices:
                 where = unravel(int(index), mean.shape)
                 rows.append((layer, *where, float(mean[where])))
         return sorted(rows, key=lambda row: -abs(row[-1]))[:count]
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each estimator and component, the strongest first: layer, position, head or channel, mean effect."""
+        rows = []
+        for estimator, effects in self.effects.items():
+            for layer, *where, effect in self.top(sum(e[0].numel() for e in effects.values()), estimator):
+                part = {"part": where[1]} if len(where) > 1 else {}
+                rows.append({"estimator": estimator, "layer": layer, "position": where[0], **part, "effect": effect})
+        return rows
 
     def figure(self) -> "Figure":
         """A map a way: layers by places, in the mean over samples; heads and channels summed up."""
@@ -91,14 +103,15 @@ class Patching(Result):
         return matrix_figure(drawn, list(next(iter(self.effects.values()))), "place")
 
 
+@check_arguments
 def patching(
     model: Callable[..., Any],
-    clean: Tree,
+    inputs: Tree,
     corrupted: Tree,
     target: Target = None,
     components: Sequence[str] | Mapping[str, ComponentParts] = DEFAULT_COMPONENTS,
     *,
-    by: Estimator | Sequence[Estimator] = "relevance",
+    estimator: Estimator | Sequence[Estimator] = "relevance",
     method: LRP | None = None,
     progress: Progress = True,
 ) -> Patching:
@@ -107,9 +120,9 @@ def patching(
 
     >>> whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), ["model.layers.*", "model.layers.*.mlp"])
     >>> heads = {"input of model.layers.*.self_attn.o_proj": whence.Heads((), of=8)}
-    >>> whence.patching(model, clean, corrupted, target, heads, by=["relevance", "gradient", "exact"])
+    >>> whence.patching(model, clean, corrupted, target, heads, estimator=["relevance", "gradient", "exact"])
 
-    `by` "relevance" is relevance patching (RelP, arXiv 2508.21258): (a' − a) · R/a with the rules of `method`, CP-LRP if not
+    `estimator` "relevance" is relevance patching (RelP, arXiv 2508.21258): (a' − a) · R/a with the rules of `method`, CP-LRP if not
     given, in two forward passes and one backward pass for all components; "gradient" attribution patching, (a' − a) · ∂m/∂a,
     at the same cost; "exact" the truth, a forward pass a component. `components` are layers ("input of " a layer is what goes
     into it), by their places (tokens) or, in a dict, by "channels" (neurons) or `Heads((), of=n)` at each place.
@@ -117,13 +130,13 @@ def patching(
     Raises `InputError` for inputs of unequal shape, `SelectorError` for layers the model does not have.
     """
     check_model(model)
-    ways = [by] if isinstance(by, str) else list(by)
+    ways = [estimator] if isinstance(estimator, str) else list(estimator)
     if not ways:
-        raise RuleError(f"by=[]; choose among {', '.join(ESTIMATORS)}")
+        raise RuleError(f"estimator=[]; choose among {', '.join(ESTIMATORS)}")
     for way in ways:
         if way not in ESTIMATORS:
-            raise RuleError(f"by={way!r}{suggest_or_list(way, ESTIMATORS)}")
-    both = [Inputs.of(x).detached() for x in (clean, corrupted)]
+            raise RuleError(f"estimator={way!r}{suggest_or_list(way, ESTIMATORS)}")
+    both = [Inputs.of(x).detached() for x in (inputs, corrupted)]
     _check_same_structure(*both)
     parts = _component_parts(model, components)
     prepared = PreparedModel(model)
@@ -157,7 +170,7 @@ def _component_parts(model: Any, components: Sequence[str] | Mapping[str, Compon
     found: dict[str, ComponentParts] = {}
     usual = components is DEFAULT_COMPONENTS
     for name, parts in given.items():
-        if isinstance(parts, Heads) and len(parts.numbers):
+        if isinstance(parts, Heads) and parts.numbers != ():
             raise RuleError("all heads are patched, each by itself; give whence.Heads((), of=n)")
         if not isinstance(parts, Heads) and parts not in ("places", "channels"):
             raise RuleError(f"components={{{name!r}: {parts!r}}}; choose 'places', 'channels' or whence.Heads((), of=n)")

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.explain import explain, explain_targets
 from whence.core.explanation import Explanation
 from whence.core.inputs import check_model
+from whence.core.result import Result
 from whence.core.targets import Target
 from whence.core.trees import short_repr
 from whence.errors import InputError, SelectorError
 from whence.mechanistic.channel_relevance import resolve_layer
 from whence.methods.layer_reader import LayerReader, layer_shapes, leaf_layers
 from whence.methods.registry import Method
-from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,11 +60,11 @@ class RelevanceFlow(Result):
 
     columns: Sequence[FlowLayer]  # from the input up
     edges: Sequence[FlowEdges]  # between each and the next; none where a column has more than `SMALL` units
-    whole: Explanation
+    explanation: Explanation
 
     def __repr__(self) -> str:
-        (name,) = self.whole.target_names()
-        head = f"Flow of {name} ({float(self.whole.output):.4g}) by {short_repr(self.whole.method)}"
+        (name,) = self.explanation.target_names()
+        head = f"Flow of {name} ({float(self.explanation.output):.4g}) by {short_repr(self.explanation.method)}"
         lines = [
             f"  {c.name}: {' × '.join(map(str, c.activations.shape))}, relevance {float(c.relevance.sum()):.4g}"
             for c in reversed(self.columns)
@@ -74,7 +75,7 @@ class RelevanceFlow(Result):
     @property
     def changes(self) -> bool:
         """Whether the sum of relevance is another at some layers, by more than rounding."""
-        if not self.whole.conservation.adds_up:
+        if not self.explanation.conservation.adds_up:
             return False
         sums = torch.stack([column.relevance.sum() for column in self.columns])
         return float(sums.max() - sums.min()) > SKIP_TOLERANCE * float(sums.abs().max())
@@ -86,17 +87,25 @@ class RelevanceFlow(Result):
         largest = max(float(column.relevance.abs().max()) for column in self.columns)
         return any(float(missing.abs().max()) > SKIP_TOLERANCE * largest for missing in received)
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each layer, from the input up: its name, its shape, and the sum of relevance there."""
+        return [
+            {"layer": c.name, "shape": tuple(c.activations.shape), "relevance": float(c.relevance.sum())} for c in self.columns
+        ]
+
     def figure(self) -> "Figure":
         """A small network unit by unit, with weights and relevance on every edge; of a larger one a heatmap a layer."""
         from whence.plotting.relevance_flow import heatmap_figure, network_figure
 
-        what = "" if self.columns[-1].activations.numel() == 1 else f"{self.whole.heading()}: "
-        title = f"{what}output {float(self.whole.output):.4g} by {short_repr(self.whole.method)}"
+        what = "" if self.columns[-1].activations.numel() == 1 else f"{self.explanation.heading()}: "
+        title = f"{what}output {float(self.explanation.output):.4g} by {short_repr(self.explanation.method)}"
         title += "; part of it goes around these layers" if self.has_ways_around else ""
         title += f"\nwhere ΣR changes, {SUM_CHANGE_REASON}" if self.changes and not self.edges else ""
         return network_figure(self.columns, self.edges, title) if self.edges else heatmap_figure(self.columns, title)
 
 
+@check_arguments
 def flow(
     model: Callable[..., Any],
     inputs: Tensor,

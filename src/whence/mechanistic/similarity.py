@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.explainer import Explainer
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
+from whence.core.result import Result
 from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, RuleError
 from whence.mechanistic.channel_relevance import unravel
 from whence.methods.feature_masks import PATCHES_PER_SIDE
 from whence.methods.registry import Method
-from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +58,16 @@ class SimilarityExplanation(Result):
             found.append((*ends, float(r[i, j])))
         return found
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each sample and pair of parts, the strongest first: both positions and their relevance."""
+        count = self.relevance[0].numel()
+        return [
+            {"sample": sample, "part": one, "other_part": other, "relevance": relevance}
+            for sample in range(len(self.relevance))
+            for one, other, relevance in self.top(count, sample)
+        ]
+
     def figure(self) -> "Figure":
         """Both pictures with the strongest pairs joined, red for and blue against; of others a map of all pairs."""
         from whence.plotting.matrices import matrix_figure
@@ -69,13 +80,14 @@ class SimilarityExplanation(Result):
         return pair_lines(both[0][0], both[1][0], self.places, self.top(PAIRS_SHOWN), f"similarity {float(self.output[0]):.4g}")
 
 
+@check_arguments
 def explain_similarity(
     model: Callable[..., Any],
-    x1: Tree,
-    x2: Tree,
+    inputs: Tree,
+    other_inputs: Tree,
     *,
     patch: int | None = None,
-    projections: int | None = None,
+    n_projections: int | None = None,
     method: Method | str | None = None,
     seed: int = 0,
     progress: Progress = True,
@@ -86,25 +98,25 @@ def explain_similarity(
 
     `model` gives embeddings `[N, D]`; samples are compared pair by pair. Pictures are pooled to patches of `patch` pixels a
     side (some 14 a side if not given) before the product, texts are taken token by token: memory is patches², not pixels². It
-    takes D ways back from one forward pass; with `projections`, that many random ones of the dimensions, whose mean is the
+    takes D ways back from one forward pass; with `n_projections`, that many random ones of the dimensions, whose mean is the
     product.
 
     Raises `InputError` for embeddings that are none, or of unequal size.
     """
     check_model(model)
-    inputs = [Inputs.of(x).detached() for x in (x1, x2)]
+    inputs = [Inputs.of(x).detached() for x in (inputs, other_inputs)]
     embeddings = [_embed(model, x) for x in inputs]
     if embeddings[0].shape != embeddings[1].shape:
         shapes = [tuple(embedding.shape) for embedding in embeddings]
         raise InputError(f"embeddings of {shapes[0]} and {shapes[1]}; they are compared pair by pair, dimension by dimension")
-    targets, output = _embedding_targets(embeddings, projections, seed)
+    targets, output = _embedding_targets(embeddings, n_projections, seed)
     explainer = Explainer(model, method)
     sides: list[Tensor] = []
     places: list[tuple[int, ...]] = []
     for number, one in enumerate(inputs):
         parts = []
         with _pair_label(number, len(targets), progress) as advance:
-            for e in explainer.targets(one.nest, targets, progress=False):
+            for e in explainer.iter_targets(one.nest, targets, progress=False):
                 pooled = _pool_relevance(e.relevance, patch)
                 parts.append(pooled.flatten(1))
                 advance(1)

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.conditions import Directions
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
+from whence.core.result import Result
 from whence.core.targets import Target, select_target_samples
 from whence.data.batches import batches, is_shuffled, require_all
 from whence.errors import InputError, ModelError, RuleError, TargetError
@@ -18,17 +20,20 @@ from whence.mechanistic.channel_relevance import channel_dim, resolve_layer
 from whence.methods.forward_backward import Task
 from whence.methods.lrp import LRP
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PLACES_PER_SAMPLE = 20  # of a sample that are looked at, at random
 N_STEPS = 500
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Subspaces:
+class Subspaces(Result):
     """Orthogonal subspaces of a layer's activations.
 
-    >>> found = whence.subspaces(model, (x, y), "features.10", target=3, method="drsa", parts=4, dimensions=2)
+    >>> found = whence.subspaces(model, (x, y), "features.10", target=3, algorithm="drsa", n_subspaces=4, n_dimensions=2)
     >>> whence.explain(model, x, 3, through=found.through(0))           # what flows through the first
-    >>> whence.prototype(model, whence.Direction("features.10", found.direction(0)), shape=(3, 224, 224))
+    >>> whence.prototype(model, whence.objectives.Direction("features.10", found.direction(0)), shape=(3, 224, 224))
     """
 
     layer: str
@@ -45,6 +50,22 @@ class Subspaces:
     def __len__(self) -> int:
         return len(self.bases)
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each subspace: its mean relevance, and the share of the layer's."""
+        return [
+            {"subspace": i, "relevance": r, "share": r / self.total if self.total else None}
+            for i, r in enumerate(self.relevance.tolist())
+        ]
+
+    def figure(self) -> "Figure":
+        """Return a figure of the mean relevance that each subspace carries."""
+        from whence.plotting.bars import Bars
+        from whence.plotting.panels import stack_panels
+
+        names = [f"subspace {i}" for i in range(len(self))]
+        return stack_panels([Bars(self.relevance, f"relevance of subspaces of {self.layer}, {self.total:.4g} in all", names)])
+
     def through(self, part: int) -> dict[str, Directions]:
         """The condition that relevance takes this subspace, for `explain`."""
         return {self.layer: Directions(self.bases[part])}
@@ -54,42 +75,43 @@ class Subspaces:
         return self.bases[part, :, number]
 
 
+@check_arguments
 def subspaces(
     model: Callable[..., Any],
-    data: Any,
+    inputs: Any,
     layer: str,
     target: Target = None,
     *,
-    method: Literal["prca", "drsa"] = "prca",
-    parts: int = 1,
-    dimensions: int = 1,
-    rules: LRP | None = None,
-    steps: int = N_STEPS,
+    algorithm: Literal["prca", "drsa"] = "prca",
+    n_subspaces: int = 1,
+    n_dimensions: int = 1,
+    method: LRP | None = None,
+    n_steps: int = N_STEPS,
     batch_size: int = 32,
     seed: int = 0,
     progress: Progress = True,
 ) -> Subspaces:
     """Which directions of a layer carry the relevance? (Chormai et al. 2024) With activations a and R = aᵀc over the data:
 
-    "prca" takes the first `dimensions` eigenvectors of E[a cᵀ + c aᵀ], which maximise E[(Uᵀa)ᵀ(Uᵀc)]; "drsa" divides the
-    space into `parts` subspaces of that many dimensions whose relevances are large, each for samples of its own: it maximises
+    "prca" takes the first `n_dimensions` eigenvectors of E[a cᵀ + c aᵀ], which maximise E[(Uᵀa)ᵀ(Uᵀc)]; "drsa" divides the
+    space into `n_subspaces` subspaces of that many dimensions whose relevances are large, each for samples of its own: it maximises
     the power mean M_½ over parts of M₂ over samples of ReLU(R_k).
 
-    >>> whence.subspaces(model, (x, y), "features.10", target=3, dimensions=4)
+    >>> whence.subspaces(model, (x, y), "features.10", target=3, n_dimensions=4)
     Subspaces of features.10: 1 of 4 dimensions carry 71.3% of the relevance
 
-    `data` is `x`, `(x, y)` or a loader of such batches; `target` what is explained of each sample.
+    `inputs` is `x`, `(x, y)` or a loader of such batches; `target` what is explained of each sample.
     """
     check_model(model)
     layer = resolve_layer(model, layer)
-    if method not in ("prca", "drsa"):
-        raise RuleError(f"method={method!r}; choose 'prca' or 'drsa'")
-    if parts < 1 or dimensions < 1 or (method == "prca" and parts != 1):
-        raise RuleError(f"parts={parts}, dimensions={dimensions}; give at least 1, and of PRCA one part")
-    a, c = _collect(model, data, layer, target, rules or LRP(), batch_size, seed, progress)
-    if parts * dimensions > a.shape[1]:
-        raise RuleError(f"{parts} subspaces of {dimensions} dimensions in a layer of {a.shape[1]} channels; give fewer")
-    bases = _prca(a, c, dimensions)[None] if method == "prca" else _drsa(a, c, parts, dimensions, steps, seed)
+    if algorithm not in ("prca", "drsa"):
+        raise RuleError(f"method={algorithm!r}; choose 'prca' or 'drsa'")
+    if n_subspaces < 1 or n_dimensions < 1 or (algorithm == "prca" and n_subspaces != 1):
+        raise RuleError(f"parts={n_subspaces}, dimensions={n_dimensions}; give at least 1, and of PRCA one part")
+    a, c = _collect(model, inputs, layer, target, method or LRP(), batch_size, seed, progress)
+    if n_subspaces * n_dimensions > a.shape[1]:
+        raise RuleError(f"{n_subspaces} subspaces of {n_dimensions} dimensions in a layer of {a.shape[1]} channels; give fewer")
+    bases = _prca(a, c, n_dimensions)[None] if algorithm == "prca" else _drsa(a, c, n_subspaces, n_dimensions, n_steps, seed)
     carried = subspace_relevance(bases, a, c).mean(0)
     order = carried.argsort(descending=True)
     return Subspaces(layer, bases[order], carried[order], float((a * c).sum(1).mean()))

@@ -4,19 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.conditions import Nodes
 from whence.core.explain import explain, explain_targets
 from whence.core.inputs import check_model
+from whence.core.result import Result
 from whence.core.targets import Target
 from whence.errors import InputError, RuleError, SelectorError
 from whence.mechanistic.channel_relevance import resolve_layer
 from whence.methods.layer_reader import layer_shapes
 from whence.methods.registry import Method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_WALKS = 100_000  # walks that are gone through unasked
 
@@ -24,7 +29,7 @@ Walk = tuple[int, ...]  # nodes, from the input up
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class WalkRelevance:
+class WalkRelevance(Result):
     """The relevance of walks, each a node at the input and one at each layer.
 
     >>> found = whence.walks(model, x, ["interaction.0", "interaction.1"], fixed=(adjacency,))
@@ -40,6 +45,19 @@ class WalkRelevance:
         lines = [f"{len(self.walks)} walks, ΣR {float(self.relevance.sum()):.4g} of an output of {self.output:.4g}"]
         return "\n".join([*lines, *(f"  {' → '.join(map(str, walk))}: {r:.4g}" for walk, r in self.top(5))])
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each walk, the strongest first: its nodes and its relevance."""
+        return [{"walk": walk, "relevance": relevance} for walk, relevance in self.top(len(self.walks))]
+
+    def figure(self) -> "Figure":
+        """Return a figure of the strongest walks as bars, the sum of the others below them."""
+        from whence.plotting.bars import Bars
+        from whence.plotting.panels import stack_panels
+
+        names = [" → ".join(map(str, walk)) for walk in self.walks]
+        return stack_panels([Bars(self.relevance, f"relevance of walks of an output of {self.output:.4g}", names)])
+
     def top(self, count: int = 10) -> list[tuple[Walk, float]]:
         """The strongest, with their relevance."""
         order = self.relevance.abs().argsort(descending=True)[:count]
@@ -51,9 +69,10 @@ class WalkRelevance:
         return float(sum(r for walk, r in zip(self.walks, self.relevance.tolist(), strict=True) if inside.issuperset(walk)))
 
 
+@check_arguments
 def walks(
     model: Callable[..., Any],
-    x: Tensor,
+    inputs: Tensor,
     layers: Sequence[str],
     target: Target = None,
     *,
@@ -66,18 +85,18 @@ def walks(
 
     >>> whence.walks(model, x, ["interaction.0", "interaction.1"], target=1, fixed=(adjacency,))
 
-    `x` are the features of one graph, `[nodes, C]` or `[1, nodes, C]`; `layers` those of interaction, from the input up;
+    `inputs` are the features of one graph, `[nodes, C]` or `[1, nodes, C]`; `layers` those of interaction, from the input up;
     `fixed` what else the model is given, constant: the adjacency. `walks` are some walks, all if not given. In a network where
     all relevance takes the layers, the walks add up to the output; those within some nodes are the relevance of that subgraph,
     which `whence.subgraph_relevance` gets in one way back.
     """
     model, layers = _bind(model, layers, fixed)
-    count = _node_count(x)
+    count = _node_count(inputs)
     wanted = _group_walks(walks, count, len(layers))
-    _check_order(model, layers, x)
+    _check_order(model, layers, inputs)
     through = [{layer: Nodes([node]) for layer, node in zip(layers, above, strict=True)} for above in wanted]
     found, relevance, output = [], [], 0.0
-    for above, e in zip(wanted, explain_targets(model, x, [target], method=method, through=through), strict=True):
+    for above, e in zip(wanted, explain_targets(model, inputs, [target], method=method, through=through), strict=True):
         per_node = e.relevance.reshape(count, -1).sum(1)
         for node in wanted[above]:
             found.append((node, *above))
@@ -86,9 +105,10 @@ def walks(
     return WalkRelevance(found, torch.stack(relevance).detach(), output)
 
 
+@check_arguments
 def subgraph_relevance(
     model: Callable[..., Any],
-    x: Tensor,
+    inputs: Tensor,
     layers: Sequence[str],
     nodes: Sequence[int],
     target: Target = None,
@@ -102,8 +122,8 @@ def subgraph_relevance(
     >>> whence.subgraph_relevance(model, x, ["interaction.0", "interaction.1"], [0, 3, 4], fixed=(adjacency,))
     """
     model, layers = _bind(model, layers, fixed)
-    count = _node_count(x)
-    e = explain(model, x, target, method=method, through={layer: Nodes(list(nodes)) for layer in layers})
+    count = _node_count(inputs)
+    e = explain(model, inputs, target, method=method, through={layer: Nodes(list(nodes)) for layer in layers})
     return float(e.relevance.reshape(count, -1)[list(nodes)].sum())
 
 

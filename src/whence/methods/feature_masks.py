@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs, as_tensor
 from whence.core.trees import Tree
 from whence.errors import InputError
@@ -205,6 +206,7 @@ def _count_features(masks: Mapping[int, Tensor]) -> int:
     return count
 
 
+@check_arguments
 def patches(x: Tensor, size: int) -> Tensor:
     """A feature mask that divides pictures into square patches, all channels together.
 

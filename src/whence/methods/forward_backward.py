@@ -85,9 +85,9 @@ class Gradients:
     flow: "ConditionalFlow | None" = None  # under a condition, what it lets through
 
     @property
-    def amount(self) -> Tensor:
-        """What is to be accounted for, `[N]`: the output, or what a condition lets through of it."""
-        return self.output if self.flow is None else self.flow.amount
+    def conditional_output(self) -> Tensor | None:
+        """What of the output a condition lets through, `[N]`; None without a condition."""
+        return None if self.flow is None else self.flow.amount
 
     def noted(self, note: str = "") -> str:
         """What it is of, in words, where it is not all."""
@@ -348,7 +348,7 @@ class ConditionalBackward:
             above, _, g = self._steps[-1]
             with self._from_the_middle():
                 (g,) = backward(self._edge(above), [edge], True, g, like=[a])
-        return condition.kept(name, a, g, self._taps.channels_at)
+        return condition.restrict(name, a, g, self._taps.channels_at)
 
     def _edge(self, name: str) -> GradientEdge:
         edges = self._taps.edges[name]

@@ -146,7 +146,10 @@ def _gradient_explanations(
             raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
         account = Conservation(
-            found.amount, sum_relevance(scores, found.output.shape[0]), adds_up=isinstance(method, GradientTimesInput)
+            found.output,
+            sum_relevance(scores, found.output.shape[0]),
+            adds_up=isinstance(method, GradientTimesInput),
+            conditional_output=found.conditional_output,
         )
         yield make_explanation(
             method, task, found.output, found.target, scores, account, found.at_layers(relevance), note=found.noted()

@@ -14,7 +14,8 @@ from whence.core.trees import Tree
 from whence.errors import ModelError, SelectorError
 from whence.lrp.engine.embeddings import EmbeddingLookups
 from whence.lrp.engine.function_mode import ConstantParameters
-from whence.lrp.torch_compat.module_tracker import ModuleOutline, ModuleTracker, first_tensor, named_layers
+from whence.lrp.engine.model_outputs import first_tensor
+from whence.lrp.torch_compat.module_tracker import ModuleOutline, ModuleTracker, named_layers
 from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.methods.gradients import ReluBackwardMode
 
@@ -77,7 +78,7 @@ class LayerReader:
 def layer_shapes(model: Callable[..., Any], inputs: Tree) -> dict[str, tuple[int, ...]]:
     """The layers of a model by name, and the shape of what each gives for the inputs, in the order in which they end.
 
-    >>> whence.layer_shapes(model, x)
+    >>> whence.layers.layer_shapes(model, x)
     {'features.0': (1, 64, 224, 224), 'features.1': (1, 64, 224, 224), …}
     """
     check_model(model)

@@ -64,7 +64,7 @@ class LRP:
             scores = found.at_inputs(torch.mul) | mode.lookups.scores(at_lookups)
             for amount in mode.lookups.elsewhere(at_lookups):
                 mode.meter.add("ids that the model put in", amount)
-            conservation = mode.meter.read(found.amount, sum_relevance(scores, found.output.shape[0]))
+            conservation = mode.meter.read(found.output, sum_relevance(scores, found.output.shape[0]), found.conditional_output)
             _warn_if_unbalanced(conservation)
             layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")
             yield make_explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)

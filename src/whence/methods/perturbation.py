@@ -113,7 +113,7 @@ class Occlusion:
 class RISE:
     """R = E[(f(x ⊙ m) − f̄) m] / E[m] over random smooth masks m, f̄ the mean output (Petsiuk et al. 2018, eq. 6).
 
-    >>> e = whence.explain(model, x, target=3, method=whence.RISE(n_masks=4000))
+    >>> e = whence.explain(model, x, target=3, method=whence.RISE(n_samples=4000))
     >>> e.standard_errors
 
     Masks are coarse grids of `cells` along each side, each cell kept with probability `probability`, enlarged smoothly and
@@ -122,7 +122,7 @@ class RISE:
     `centred=False` leaves f̄ in, as the paper does: the same amount everywhere, beside which differences pale.
     """
 
-    n_masks: int = 2000
+    n_samples: int = 2000
     cells: int = 7
     probability: float = 0.5
     centred: bool = True
@@ -133,7 +133,7 @@ class RISE:
     name: ClassVar[str] = "rise"
 
     def __post_init__(self):
-        if self.n_masks < 2 or self.cells < 1 or not 0 < self.probability < 1:
+        if self.n_samples < 2 or self.cells < 1 or not 0 < self.probability < 1:
             raise RuleError(f"{self!r}: give at least 2 masks, 1 cell and a probability between 0 and 1")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
@@ -148,11 +148,11 @@ class RISE:
         def masked(rounds: slice) -> Tensor:
             return ask({i: torch.lerp(baseline, x, masks.at(rounds).to(x)[:, None]).flatten(0, 1)})
 
-        outputs = torch.cat(list(run_batched(self, task, self.n_masks, masked, self.batch_size)), 1)
-        outputs = (outputs - outputs.mean(1, keepdim=True) * self.centred) / (self.probability * self.n_masks * x.shape[1])
+        outputs = torch.cat(list(run_batched(self, task, self.n_samples, masked, self.batch_size)), 1)
+        outputs = (outputs - outputs.mean(1, keepdim=True) * self.centred) / (self.probability * self.n_samples * x.shape[1])
         for output, target, weights in zip(ask.outputs, ask.targets, outputs, strict=True):
             moments = RunningMoments()
-            for rounds in (slice(start, start + MASKS_PER_BATCH) for start in range(0, self.n_masks, MASKS_PER_BATCH)):
+            for rounds in (slice(start, start + MASKS_PER_BATCH) for start in range(0, self.n_samples, MASKS_PER_BATCH)):
                 mask = masks.at(rounds).to(x)[:, None]  # [rounds, 1, 1, …]
                 moments.add({i: weights[rounds].view(len(mask), -1, *[1] * (x.dim() - 1)) * mask})
             scores, errors = (
@@ -234,8 +234,8 @@ class SmoothMasks:
     @classmethod
     def drawn(cls, rise: RISE, x: Tensor) -> "SmoothMasks":
         lengths, random = tuple(x.shape[2:]), torch.Generator().manual_seed(rise.seed)
-        grids = torch.rand(rise.n_masks, 1, *[rise.cells + 1] * len(lengths), generator=random) < rise.probability
-        shifts = torch.rand(rise.n_masks, len(lengths), generator=random)
+        grids = torch.rand(rise.n_samples, 1, *[rise.cells + 1] * len(lengths), generator=random) < rise.probability
+        shifts = torch.rand(rise.n_samples, len(lengths), generator=random)
         cell = torch.tensor([-(-length // rise.cells) for length in lengths])
         return cls(grids.to(x.device, torch.float32), (shifts * cell).long(), lengths)
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Protocol
 
+from whence.core.argument_checks import check_init
 from whence.core.explanation import Explanation
 from whence.errors import RuleError, suggest_or_list
 from whence.lrp.rules.composites import Composite
-from whence.methods.argument_checks import checked_init
 from whence.methods.class_activation_maps import GradCAM, LayerCAM
 from whence.methods.forward_backward import Task
 from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
@@ -45,7 +45,7 @@ SINGLE_GRAPH_METHODS = (
 )  # no draws, no searches
 
 for _kind in (*METHODS.values(), ExpectedGradients):
-    setattr(_kind, "__init__", checked_init(_kind))  # noqa: B010
+    check_init(_kind)
 
 
 def resolve_method(method: Method | str | None) -> Method:

@@ -3,15 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import reduce
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
+from whence.core.result import Result
 from whence.errors import InputError, RuleError
 from whence.methods import coalitions
 from whence.methods.coalitions import MAX_ENUMERATED, weights_by_size
 from whence.methods.shapley_regression import MAX_PAIRS, regression_estimates, shapley_moment, taylor_moment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GameValue = Callable[[Tensor], Tensor]  # coalitions [M, players] of bool -> [M], or [M, N] for N games at once
 Estimator = Literal["exact", "regression", "permutation"]
@@ -19,11 +24,12 @@ InteractionIndex = Literal["sii", "stii"]
 
 INDICES = {"sii": (coalitions.sii_weight, shapley_moment), "stii": (coalitions.stii_weight, taylor_moment)}
 COALITIONS_PER_CALL = 2**16
+MAX_GAMES = 8  # in a figure
 MAX_REGRESSION_PAIRS = 4096  # players; a regression on as many pairs fits in memory
 
 
 @dataclass(frozen=True, eq=False)
-class ShapleyValues:
+class ShapleyValues(Result):
     """What `shapley_values` found.
 
     >>> found = whence.shapley_values(lambda coalitions: coalitions.sum(1).float() ** 2, players=3)
@@ -43,12 +49,38 @@ class ShapleyValues:
     evaluations: int
 
     @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each game and player: its value, and the standard error where values are sampled."""
+        values = self.values.reshape(-1, self.values.shape[-1])
+        errors = None if self.standard_errors is None else self.standard_errors.reshape(values.shape)
+        return [
+            {"game": game, "player": player, "value": float(value)}
+            | ({} if errors is None else {"standard_error": float(errors[game, player])})
+            for game, row in enumerate(values)
+            for player, value in enumerate(row)
+        ]
+
+    def figure(self) -> "Figure":
+        """Return a figure with the values of each of the first games as bars, and their interactions."""
+        from whence.plotting.bars import Bars
+        from whence.plotting.interactions import InteractionMatrix
+        from whence.plotting.panels import stack_panels
+
+        values = self.values.reshape(-1, self.values.shape[-1])[:MAX_GAMES]
+        panels: list[Any] = [Bars(row, "Shapley values of the players") for row in values]
+        if self.interactions is not None:
+            matrices = self.interactions.reshape(-1, *self.interactions.shape[-2:])[:MAX_GAMES]
+            panels += [InteractionMatrix(matrix, "interactions of the players") for matrix in matrices]
+        return stack_panels(panels)
+
+    @property
     def first(self) -> "ShapleyValues":
         """Those of the first game alone."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: part[0] for name, part in parts.items() if isinstance(part, Tensor)})
 
 
+@check_arguments
 def shapley_values(
     value: GameValue,
     players: int,

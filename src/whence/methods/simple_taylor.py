@@ -25,7 +25,7 @@ class SimpleTaylor:
     >>> e = whence.explain(model, x, target=3, method=whence.SimpleTaylor())                 # at the nearest root
     >>> e.root                                     # x̃, like x
     >>> e.conservation.absorbed                    # the terms of second and higher order, [N]
-    >>> whence.SimpleTaylor("origin"), whence.SimpleTaylor(root), whence.SimpleTaylor(whence.NearestRoot(low, high))
+    >>> whence.SimpleTaylor("origin"), whence.SimpleTaylor(root), whence.SimpleTaylor(whence.roots.NearestRoot(low, high))
 
     `root` is "nearest", "origin" (the limit x̃ = εx, ε → 0: gradient × input where f(tx) = t f(x)), a number or a tensor like
     the input, or a way to choose one: `NearestRoot`, also within a pixel box, `RootTowards` samples, `RootOnManifold` of a

@@ -64,8 +64,8 @@ class ScalarFunction:
 class NearestRoot:
     """The nearest root: x̃ = x − λ ∇f(x̃), the condition of Lagrange, by line searches from x that it guides.
 
-    >>> whence.SimpleTaylor(whence.NearestRoot())
-    >>> whence.SimpleTaylor(whence.NearestRoot(low=0.0, high=1.0))          # within a pixel box
+    >>> whence.SimpleTaylor(whence.roots.NearestRoot())
+    >>> whence.SimpleTaylor(whence.roots.NearestRoot(low=0.0, high=1.0))          # within a pixel box
 
     For a linear f the first step is the closed form x̃ = x − f(x) w / ‖w‖². In a network each line search ends at a root,
     |f(x̃)| ≤ `tolerance` · |f(x)|, and the nearest one found in `n_steps` is taken: a local minimum of the distance. `low` and
@@ -98,7 +98,7 @@ class NearestRoot:
 class RootTowards:
     """The nearest of the roots on the straight lines to given samples, such as data of other classes: near the data manifold.
 
-    >>> whence.SimpleTaylor(whence.RootTowards(x_train[:100]))
+    >>> whence.SimpleTaylor(whence.roots.RootTowards(x_train[:100]))
 
     `samples` `[M, …]` have the structure of the input. A sample to none of which the output changes sign is a `ModelError`.
     """
@@ -130,7 +130,7 @@ class RootTowards:
 class RootOnManifold:
     """A root on the manifold of a decoder: nearest in its code space to the code of each sample.
 
-    >>> whence.SimpleTaylor(whence.RootOnManifold(decoder, codes))
+    >>> whence.SimpleTaylor(whence.roots.RootOnManifold(decoder, codes))
 
     `decoder` makes inputs `[N, …]` from codes `[N, k]`; `codes` are those of the samples, or an encoder that gives them. What
     the decoder cannot say of the sample is a part of x − x̃ as well, and shows in the remainder.

@@ -44,7 +44,7 @@ def robust_digits() -> nn.Sequential:
     """The same network trained against adversarial examples within 0.25 of each pixel (`scripts/train_robust_digits.py` made
     it; its accuracies are in the metadata of the weights).
 
-    >>> whence.explain_attack(robust_digits(), *digit_samples(), whence.PGD(0.2))
+    >>> whence.explain_attack(robust_digits(), *digit_samples(), whence.attacks.PGD(0.2))
     """
     return _trained("digits_robust.safetensors")
 
@@ -61,7 +61,7 @@ def digit_expert() -> GaussianRBM:
 def digit_decoder() -> VAE:
     """A decoder of digits from sixteen numbers, `[N, 16]` to `[N, 1, 28, 28]` in [0, 1] (`scripts/train_digit_experts.py`).
 
-    >>> whence.prototype(digits(), range(10), prior=whence.CodeSpace(digit_decoder(), strength=0.1))
+    >>> whence.prototype(digits(), range(10), prior=whence.priors.CodeSpace(digit_decoder(), strength=0.1))
     """
     with _bundled_path("digits_decoder.safetensors") as path:
         return VAE.load(path)

@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".g
 class ImageFolder:
     """The pictures of a folder in order, read when they are asked for; those in folders within have the label of that name.
 
-    >>> data = Folder.of(Path("photos"), loaded.preprocessing, loaded.classes)
+    >>> data = Folder.of(Path("photos"), loaded.preprocessing, loaded.class_names)
     >>> x, label = data[0]                         # x alone where no folders name classes
     """
 

@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.errors import LoadError, MissingPackageError, first_line, missing_path, suggest
+from whence.core.argument_checks import check_arguments
+from whence.errors import (
+    InputError,
+    LoadError,
+    MissingPackageError,
+    TargetError,
+    first_line,
+    missing_path,
+    suggest,
+    suggest_or_list,
+)
 from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
 from whence.models.preprocessing import Preprocessing
@@ -21,6 +31,7 @@ from whence.models.text_tokenizer import TextTokenizer
 from whence.models.vision_language import VisionLanguageProcessor
 from whence.models.weight_files import READERS, load_weights
 
+MAX_NAMES = 20  # classes listed in a message
 BUNDLED = {"digits": digits, "digits-robust": robust_digits}
 
 
@@ -31,25 +42,47 @@ class LoadedModel:
 
     >>> whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), ["ape", "bee"])
 
-    `name` is what it is called in reports. `preprocessing` makes its inputs of picture files; `classes` names its outputs in
-    their order. `text` and `both` are of models that read texts, and pictures with texts.
+    `name` is what it is called in reports. `preprocessing` makes its inputs of picture files; `class_names` names its outputs in
+    their order. `text` and `vision_language` are of models that read texts, and pictures with texts.
     """
 
     name: str
     model: Callable[..., Any]
     preprocessing: Preprocessing
-    classes: Sequence[str] = ()
+    class_names: Sequence[str] = ()
     trained: bool | None = None  # nobody says
     text: TextTokenizer | None = None  # of models that read texts
-    both: VisionLanguageProcessor | None = None  # of models that read pictures and texts together
+    vision_language: VisionLanguageProcessor | None = None  # of models that read pictures and texts together
 
-    def called(self, index: int) -> str:
-        """The name of a class, or of a token; its number where it has none."""
-        if 0 <= index < len(self.classes):
-            return str(self.classes[index])
+    def class_index(self, name: int | str | None) -> int | None:
+        """Return the index of a class, or the id of a token, by its name (in any case) or number; None for None."""
+        if name is None or isinstance(name, int):
+            return name
+        if name.removeprefix("-").isdecimal():
+            return int(name)
+        known = [str(one).lower() for one in self.class_names]
+        if name.lower() in known:
+            return known.index(name.lower())
+        if self.text is not None and not known:
+            return self.text.token_id(name)
+        if not known:
+            raise TargetError(f"{self.name} does not name its classes; give a number, or let it be a whence.LoadedModel")
+        told = suggest_or_list if len(known) <= MAX_NAMES else suggest
+        raise TargetError(f"{self.name} has no class {name!r}{told(name, list(map(str, self.class_names)))}")
+
+    def check_reads_images(self, reason: str) -> None:
+        """Raise `InputError` with the reason, where the model reads texts."""
+        if self.text is not None or self.vision_language is not None:
+            raise InputError(f"{self.name} reads texts; {reason}")
+
+    def class_name(self, index: int) -> str:
+        """Return the name of a class, or of a token; its number where it has none."""
+        if 0 <= index < len(self.class_names):
+            return str(self.class_names[index])
         return self.text.tokenizer.decode([index]) if self.text is not None else str(index)
 
 
+@check_arguments
 def load_model(
     name: str, weights: str | Path | None = None, *, size: int | None = None, device: str | None = None
 ) -> LoadedModel:
@@ -100,7 +133,7 @@ def load_model(
     if isinstance(loaded.model, nn.Module):
         loaded.model.eval()
     if size is not None:
-        if name in BUNDLED or loaded.text is not None or loaded.both is not None:
+        if name in BUNDLED or loaded.text is not None or loaded.vision_language is not None:
             raise LoadError(f"{name} says itself how large its pictures are, or reads none; leave the size {size} out")
         loaded = replace(loaded, preprocessing=loaded.preprocessing.of_size(size))
     if device is not None:
@@ -165,7 +198,9 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
 def _hugging_face(name: str) -> LoadedModel:
     found = hugging_face.load(_import("transformers", "transformers"), name)
     pictures = found.pictures or Preprocessing(None, bounds_known=False)
-    return LoadedModel(f"hf:{name}", found.model, pictures, found.classes, trained=True, text=found.text, both=found.both)
+    return LoadedModel(
+        f"hf:{name}", found.model, pictures, found.classes, trained=True, text=found.text, vision_language=found.both
+    )
 
 
 def _factory(file: str, function: str) -> LoadedModel:

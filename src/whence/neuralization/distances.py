@@ -21,7 +21,7 @@ NEAR_THRESHOLD = 1e-2  # of ‖x‖² + ‖u‖²: below, ‖x‖² − 2 xᵀu 
 class Distance(nn.Module):
     """‖x − u_j‖² to each centre, `[N, d]` to `[N, J]`, with the rule of squared shares.
 
-    >>> net = torch.nn.Sequential(features, whence.Distance(centres), whence.SoftMin(sharpness=2.0)).eval()
+    >>> net = torch.nn.Sequential(features, whence.layers.Distance(centres), whence.layers.SoftMin(sharpness=2.0)).eval()
     >>> whence.explain(net, images)
 
     `centres` is `[J, d]`, trained along if it is an `nn.Parameter`. On the explained input, relevance adds up exactly; on
@@ -47,7 +47,7 @@ class Distance(nn.Module):
 class Mahalanobis(nn.Module):
     """(x − μ_k)ᵀ P_k (x − μ_k) to each centre, `[N, d]` to `[N, K]`, P = L Lᵀ a precision.
 
-    >>> whence.Mahalanobis(means, torch.linalg.cholesky(precisions))
+    >>> whence.layers.Mahalanobis(means, torch.linalg.cholesky(precisions))
 
     `centres` is `[K, d]`; `factors` L of the precisions are `[K, d, d]`, or `[K, d]` where they are diagonal, with 1 for K
     where all are alike. A feature takes δ_i (P δ)_i, which is negative where the other features' deviations account for more

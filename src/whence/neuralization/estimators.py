@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.errors import InputError, ModelError, RuleError
 from whence.neuralization.affine_preprocessing import Affine
 from whence.neuralization.distances import Distance, Mahalanobis
@@ -28,7 +29,7 @@ class SupportSets:
     """Clusters given by their members, for kernel k-means and clusterings without `predict`.
 
     >>> labels = sklearn.cluster.DBSCAN().fit_predict(X)
-    >>> whence.neuralize(whence.SupportSets(X, labels, gamma=1.0))
+    >>> whence.neuralize(whence.layers.SupportSets(X, labels, gamma=1.0))
 
     A point belongs to the cluster it is most similar to, by the mean of exp(−γ ‖x − u_j‖²) over its members (kernel k-means
     without the constant that says how wide a cluster is); γ = ∞ is the nearest member's. `points` is `[M, d]`, `labels` `[M]`,
@@ -53,10 +54,10 @@ class Neuralized(nn.Module):
     threshold: Tensor | None
 
     def __init__(
-        self, layers: nn.Module, features: int, name: str, classes: Sequence[Any] = (), threshold: float | None = None
+        self, layers: nn.Module, features: int, name: str, class_names: Sequence[Any] = (), threshold: float | None = None
     ):
         super().__init__()
-        self.layers, self.features, self.name, self.classes = layers, features, name, classes
+        self.layers, self.features, self.name, self.class_names = layers, features, name, class_names
         self.register_buffer("threshold", None if threshold is None else _tensor(threshold))
         self.eval()
 
@@ -71,6 +72,7 @@ class Neuralized(nn.Module):
         return f"{self.name}, {self.features} features"
 
 
+@check_arguments
 def neuralize(
     estimator: Any, view: View | None = None, *, threshold: float | None = None, background: Array | None = None
 ) -> Neuralized:
@@ -101,7 +103,7 @@ def neuralize(
     distances = reading.distances(inputs)
     features = reading.features if inputs is None else inputs.features
     if view == "assignment" and reading.assignment is not None:
-        return Neuralized(nn.Sequential(distances, reading.assignment), features, name, reading.classes)
+        return Neuralized(nn.Sequential(distances, reading.assignment), features, name, reading.class_names)
     outlierness = nn.Sequential(distances, *reading.outlierness)
     threshold = reading.threshold if threshold is None else float(threshold)
     if view == "outlierness":
@@ -124,7 +126,7 @@ def _check_view(name: str, reading: "_EstimatorLayers", view: str, threshold: fl
         raise RuleError(f"view={view!r}; choose 'outlierness', 'inlierness' or 'assignment'")
     if view == "assignment" and reading.assignment is None:
         raise RuleError(f"{name} assigns no clusters; its views are 'outlierness' and 'inlierness'")
-    if view == "assignment" and len(reading.classes) < 2:
+    if view == "assignment" and len(reading.class_names) < 2:
         raise RuleError(f"{name} has one cluster, with no rival to be told from; use view='outlierness'")
     if threshold is not None and (view == "assignment" or background is not None or not isfinite(threshold)):
         raise RuleError(f"threshold={threshold}: a number for the views 'outlierness' and 'inlierness', without background")
@@ -141,7 +143,7 @@ class _EstimatorLayers:
     outlierness: tuple[Any, ...] = ()
     assignment: nn.Module | None = None
     threshold: float | None = None
-    classes: Sequence[Any] = ()
+    class_names: Sequence[Any] = ()
 
 
 class _AffineScore(nn.Module):
@@ -194,7 +196,7 @@ def _kernel_density(density: Any) -> _EstimatorLayers:
 
 def _k_means(estimator: Any) -> _EstimatorLayers:
     return _distance_layers(
-        estimator.cluster_centers_, (SoftMin(),), Contrast(), classes=range(len(estimator.cluster_centers_))
+        estimator.cluster_centers_, (SoftMin(),), Contrast(), class_names=range(len(estimator.cluster_centers_))
     )
 
 
@@ -205,10 +207,10 @@ def _nearest_centroid(estimator: Any) -> _EstimatorLayers:
     priors = np.ones(len(estimator.classes_)) / len(estimator.classes_) if priors is None else np.asarray(priors)
     centroids, classes = _tensor(estimator.centroids_[priors > 0]), estimator.classes_[priors > 0].tolist()
     if np.isclose(priors, 1 / len(priors)).all():
-        return _distance_layers(centroids, (SoftMin(),), Contrast(), classes=classes)
+        return _distance_layers(centroids, (SoftMin(),), Contrast(), class_names=classes)
     spread = _tensor(estimator.within_class_std_dev_)
     factors, biases = 1 / spread.where(spread != 0, 1)[None], -2 * _tensor(priors[priors > 0]).log()
-    return _quadratic_layers(centroids, factors, (SoftMin(biases=biases),), Contrast(biases=biases), classes=classes)
+    return _quadratic_layers(centroids, factors, (SoftMin(biases=biases),), Contrast(biases=biases), class_names=classes)
 
 
 def _gaussian_mixture(mixture: Any) -> _EstimatorLayers:
@@ -225,7 +227,7 @@ def _gaussian_mixture(mixture: Any) -> _EstimatorLayers:
     least = -torch.logsumexp(-at_centres, 0)
     biases = at_centres - least
     pools = SoftMin(1.0, biases), _AffineScore(1.0, least.item())
-    return _quadratic_layers(means, factors / 2**0.5, pools, Contrast(1.0, biases=biases), classes=range(len(means)))
+    return _quadratic_layers(means, factors / 2**0.5, pools, Contrast(1.0, biases=biases), class_names=range(len(means)))
 
 
 def _elliptic_envelope(envelope: Any) -> _EstimatorLayers:
@@ -246,7 +248,7 @@ def _support_sets(sets: SupportSets) -> _EstimatorLayers:
     points, members = points[torch.as_tensor(kept)], _tensor(sizes[groups])
     pool = _soft_min_layer(torch.ones_like(members), sets.gamma)
     contrast = Contrast(sets.gamma, torch.as_tensor(groups), members.log() / sets.gamma)
-    return _distance_layers(points, (pool,), contrast, classes=classes.tolist())
+    return _distance_layers(points, (pool,), contrast, class_names=classes.tolist())
 
 
 CONVERTERS: dict[str, Callable[[Any], _EstimatorLayers]] = {
@@ -259,7 +261,7 @@ CONVERTERS: dict[str, Callable[[Any], _EstimatorLayers]] = {
     "EllipticEnvelope": _elliptic_envelope,
 }
 
-WITHOUT_PREDICT = "it has labels but no rule for new points; give its clusters as whence.SupportSets(X, labels, gamma)"
+WITHOUT_PREDICT = "it has labels but no rule for new points; give its clusters as whence.layers.SupportSets(X, labels, gamma)"
 TREES = "trees have no distances; use shap.TreeExplainer"
 
 
@@ -340,7 +342,7 @@ def _convert(estimator: Any) -> _EstimatorLayers:
     if name is None:
         kind = type(estimator).__name__
         instead = ALTERNATIVES.get(
-            _registered_name(estimator, ALTERNATIVES) or "", f"choose {', '.join(CONVERTERS)} or whence.SupportSets"
+            _registered_name(estimator, ALTERNATIVES) or "", f"choose {', '.join(CONVERTERS)} or whence.layers.SupportSets"
         )
         raise ModelError(f"{kind} has no exact network: {instead}")
     _check_fitted(estimator)

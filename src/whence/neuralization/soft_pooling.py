@@ -15,7 +15,7 @@ from whence.neuralization.affine_preprocessing import register
 class SoftMin(nn.Module):
     """−(1/γ) log Σ_j exp(−γ (h_j + b_j)) over the last dimension, `[N, J]` to `[N, 1]`; the minimum for γ = ∞, its default.
 
-    >>> whence.SoftMin(sharpness=2.0)(torch.tensor([[1.0, 4.0]]))
+    >>> whence.layers.SoftMin(sharpness=2.0)(torch.tensor([[1.0, 4.0]]))
     tensor([[0.9988]])
 
     Relevance takes the most relevant: R_j = p_j R with p the soft arg min (Kauffmann et al. 2020, eq. 7), among those that are
@@ -38,7 +38,7 @@ class SoftMin(nn.Module):
 class SoftMax(nn.Module):
     """(1/γ) log Σ_j exp(γ h_j) over the last dimension, `[N, J]` to `[N, 1]`; the maximum for γ = ∞, its default.
 
-    >>> whence.SoftMax(sharpness=2.0)(torch.tensor([[1.0, 4.0]]))
+    >>> whence.layers.SoftMax(sharpness=2.0)(torch.tensor([[1.0, 4.0]]))
     tensor([[4.0012]])
 
     Relevance takes the most relevant: R_j = p_j R with p the soft arg max.
@@ -58,7 +58,7 @@ class SoftMax(nn.Module):
 class Contrast(nn.Module):
     """How much nearer each cluster is than its rivals, `[N, M]` distances to `[N, K]` logits whose arg max is the nearest.
 
-    >>> net = torch.nn.Sequential(whence.Distance(centres), whence.Contrast()).eval()
+    >>> net = torch.nn.Sequential(whence.layers.Distance(centres), whence.layers.Contrast()).eval()
     >>> whence.explain(net, x)                      # why this cluster?
 
     f_c = softmin over k ≠ c of (o_k − o_c), with o_k the softmin of the distances (plus `biases` `[M]`) to the members of

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from whence.plotting.drawable import figure_to_png
+from whence.core.files import figure_to_png
 from whence.plotting.palettes import PALETTES, palette
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from whence.core.argument_checks import check_arguments
 from whence.errors import RuleError, suggest
 
 Color = tuple[int, int, int]
@@ -26,6 +27,7 @@ PALETTES = {
 _in_use: ContextVar[Palette] = ContextVar("palette", default=PALETTES["red-blue"])
 
 
+@check_arguments
 @contextmanager
 def palette(name: str) -> Iterator[None]:
     """Draw pictures of relevance in other colours: "red-blue", as all do if nothing is said, or "orange-purple", which

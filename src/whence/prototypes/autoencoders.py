@@ -96,9 +96,9 @@ class Autoencoder(nn.Module):
 class VAE(Autoencoder):
     """A variational autoencoder (Kingma and Welling 2014): codes near N(0, I), inputs near the data.
 
-    >>> decoder = whence.VAE(shape=(1, 28, 28), code_size=16).fit(x_train)
+    >>> decoder = whence.priors.VAE(shape=(1, 28, 28), code_size=16).fit(x_train)
     >>> decoder(torch.randn(9, 16))                       # nine inputs
-    >>> whence.prototype(model, range(10), prior=whence.CodeSpace(decoder, strength=0.1))
+    >>> whence.prototype(model, range(10), prior=whence.priors.CodeSpace(decoder, strength=0.1))
     """
 
     outputs_a_code = 2  # mean and log-variance
@@ -121,7 +121,7 @@ class VAE(Autoencoder):
 class AdversarialAutoencoder(Autoencoder):
     """An autoencoder whose codes a discriminator cannot tell from N(0, I) (Makhzani et al. 2016).
 
-    >>> decoder = whence.AdversarialAutoencoder(shape=(1, 28, 28), code_size=16).fit(x_train)
+    >>> decoder = whence.priors.AdversarialAutoencoder(shape=(1, 28, 28), code_size=16).fit(x_train)
     >>> decoder.encode(x)                                 # [N, 16]
     """
 

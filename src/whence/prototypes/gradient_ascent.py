@@ -243,7 +243,7 @@ class PrototypeSearch:
         if not notes and unbounded and steps >= MANY_PROTOTYPES and course.went() > STRAIGHT_PATH * course.reach:
             notes.append(
                 f"some numbers went the same way at all of the {steps} steps and may not have arrived; take more steps or a "
-                "larger lr, or bound what grows without end by a prior or image=whence.Pixels(low, high)"
+                "larger lr, or bound what grows without end by a prior or image=whence.images.Pixels(low, high)"
             )
         return "; ".join(notes)
 

@@ -38,7 +38,7 @@ class ImageParameterization(Protocol):
 class Pixels:
     """The numbers themselves; between `low` and `high` if they are given.
 
-    >>> whence.prototype(model, 3, image=whence.Pixels(0.0, 1.0), shape=(1, 28, 28))
+    >>> whence.prototype(model, 3, image=whence.images.Pixels(0.0, 1.0), shape=(1, 28, 28))
     """
 
     low: Bound | None = None
@@ -68,7 +68,7 @@ class Fourier:
     """Fourier coefficients, falling with frequency as in photos, in decorrelated colours (Olah et al. 2017).
 
     >>> low, high = (0 - mean) / std, (1 - mean) / std
-    >>> whence.prototype(model, "features.10:3", image=whence.Fourier(low, high), shape=(3, 224, 224))
+    >>> whence.prototype(model, "features.10:3", image=whence.images.Fourier(low, high), shape=(3, 224, 224))
 
     For pictures of any size and number of channels; colours are decorrelated where there are three.
     """
@@ -101,7 +101,7 @@ class Fourier:
 class MACO:
     """Phases alone, the magnitudes fixed to those of photos (Fel et al. 2023, section 3): no high frequencies to cheat with.
 
-    >>> whence.prototype(model, "features.10:3", image=whence.MACO(low, high, spectrum), shape=(3, 224, 224))
+    >>> whence.prototype(model, "features.10:3", image=whence.images.MACO(low, high, spectrum), shape=(3, 224, 224))
 
     `spectrum` `[C, H, W // 2 + 1]` are the mean magnitudes of data, `MACO.spectrum_of(samples)`; 1 / frequency if not given.
     """
@@ -140,7 +140,7 @@ class MACO:
 class CPPN:
     """A small network from a pixel's place to its colour (Mordvintsev et al. 2018): smooth shapes at any size.
 
-    >>> whence.prototype(model, "features.10:3", image=whence.CPPN(low, high), shape=(3, 224, 224))
+    >>> whence.prototype(model, "features.10:3", image=whence.images.CPPN(low, high), shape=(3, 224, 224))
     """
 
     low: Bound = -2.0
@@ -248,6 +248,6 @@ def _logits(x: Tensor, low: Bound, high: Bound) -> Tensor:
     if (x < low - beyond).any() or (x > high + beyond).any():
         raise InputError(
             f"the start has values from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond the image's bounds; give them: "
-            "image=whence.Fourier(low, high)"
+            "image=whence.images.Fourier(low, high)"
         )
     return ((x - low) / (high - low)).clamp(0.01, 0.99).logit()

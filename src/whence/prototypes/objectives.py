@@ -108,7 +108,7 @@ class Output(Objective):
 class LogProbability(Objective):
     """log p(ω|x) of a class, as a softmax over the output gives it.
 
-    >>> whence.prototype(model, whence.LogProbability(3), prior=expert)
+    >>> whence.prototype(model, whence.objectives.LogProbability(3), prior=expert)
 
     It saturates at 0, where a logit grows without bound: with an expert it gives the likeliest input of the class.
     """
@@ -128,7 +128,7 @@ class LogProbability(Objective):
 class Channel(Objective):
     """The mean activation of a channel of a layer over all places; of a unit, where the layer has no places.
 
-    >>> whence.prototype(model, whence.Channel("features.10", 3), shape=(3, 224, 224))      # or "features.10:3"
+    >>> whence.prototype(model, whence.objectives.Channel("features.10", 3), shape=(3, 224, 224))      # or "features.10:3"
     """
 
     layer: str
@@ -150,7 +150,7 @@ class Channel(Objective):
 class Neuron(Objective):
     """The activation of a channel at one place, the middle if not given.
 
-    >>> whence.prototype(model, whence.Neuron("features.10", 3, position=(5, 7)), shape=(3, 224, 224))
+    >>> whence.prototype(model, whence.objectives.Neuron("features.10", 3, position=(5, 7)), shape=(3, 224, 224))
     """
 
     layer: str
@@ -175,7 +175,7 @@ class Neuron(Objective):
 class Direction(Objective):
     """aᵀv · max(0.1, cos(a, v))^cosine in the mean over all places of a layer, or at one (Olah et al. 2017).
 
-    >>> whence.prototype(model, whence.Direction("features.10", a_cat - a_dog), shape=(3, 224, 224))
+    >>> whence.prototype(model, whence.objectives.Direction("features.10", a_cat - a_dog), shape=(3, 224, 224))
 
     `vector` has a number for each channel. With cosine 0 it is the plain projection: a one-hot vector is a channel.
     """
@@ -210,7 +210,7 @@ class Direction(Objective):
 class Layer(Objective):
     """The mean square of all activations of a layer: deep dream (Mordvintsev et al. 2015).
 
-    >>> whence.prototype(model, whence.Layer("features.10"), start=photo)
+    >>> whence.prototype(model, whence.objectives.Layer("features.10"), start=photo)
     """
 
     layer: str
@@ -254,7 +254,7 @@ class _ReferenceObjective(Objective):
 class Caricature(_ReferenceObjective):
     """aᵀa₀ · max(0.1, cos(a, a₀))^cosine, a₀ the activations of a photo: what a layer sees in it, exaggerated.
 
-    >>> whence.prototype(model, whence.Caricature("features.10", photo), shape=photo.shape[1:])
+    >>> whence.prototype(model, whence.objectives.Caricature("features.10", photo), shape=photo.shape[1:])
     """
 
     cosine: float = 1.0
@@ -271,7 +271,7 @@ class Caricature(_ReferenceObjective):
 class Inversion(_ReferenceObjective):
     """−‖a − a₀‖² / ‖a₀‖², a₀ the activations of a photo: what a layer keeps of it (Mahendran and Vedaldi 2015, eq. 1 and 4).
 
-    >>> whence.prototype(model, whence.Inversion("features.10", photo), shape=photo.shape[1:])
+    >>> whence.prototype(model, whence.objectives.Inversion("features.10", photo), shape=photo.shape[1:])
     """
 
     def value(self, reading: ForwardRecord) -> Tensor:

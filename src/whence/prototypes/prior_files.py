@@ -7,8 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from whence.core.files import atomic_write, check_writable
 from whence.errors import LoadError, first_line
-from whence.plotting.drawable import atomic_write, check_writable
 
 
 def save(tensors: Mapping[str, Tensor], described: Mapping[str, object], path: str | Path) -> Path:

@@ -29,7 +29,7 @@ class Prior(Protocol):
 class L2:
     """log p(x) = −strength ‖x − center‖² + const: a Gaussian of variance 1 / (2 strength).
 
-    >>> whence.prototype(model, 3, prior=whence.L2(0.3), shape=(1, 28, 28))
+    >>> whence.prototype(model, 3, prior=whence.priors.L2(0.3), shape=(1, 28, 28))
 
     The squared norm, summed over the input. `center` is a number or a tensor `[…]` like one input, or `[K, …]`, one for each
     target. A class mean as center gives the answer away: large strengths return it.
@@ -53,7 +53,7 @@ class L2:
 class GaussianExpert:
     """log p(x) = −½ (x − μ)ᵀ Σ⁻¹ (x − μ) − ½ log |2πΣ|.
 
-    >>> expert = whence.GaussianExpert.fitted(x_train)
+    >>> expert = whence.priors.GaussianExpert.fitted(x_train)
     >>> whence.prototype(model, range(10), prior=expert)
 
     `mean` `[…]` has the shape of one input of D numbers, `covariance` is `[D, D]` and positive definite.
@@ -110,8 +110,8 @@ class GaussianRBM:
 
     log p(x) = Σ_j log(1 + exp(w_jᵀx / σ² + b_j)) − ‖x − c‖² / (2σ²) + const.
 
-    >>> expert = whence.GaussianRBM(shape=(1, 28, 28), hidden=300).fit(x_train)
-    >>> expert.save("expert.safetensors"); expert = whence.GaussianRBM.load("expert.safetensors")
+    >>> expert = whence.priors.GaussianRBM(shape=(1, 28, 28), hidden=300).fit(x_train)
+    >>> expert.save("expert.safetensors"); expert = whence.priors.GaussianRBM.load("expert.safetensors")
     >>> whence.prototype(model, range(10), prior=expert, strength=0.3)
 
     `variance` σ² is that of each input given the hidden units. An overfitted expert draws data of its own, whatever the model
@@ -225,7 +225,7 @@ class GaussianRBM:
 class CodeSpace:
     """Inputs x = g(z) of a decoder, and log q(z) = −strength ‖z − center‖² for its codes (Montavon et al. 2018, section 3.3).
 
-    >>> whence.prototype(model, range(10), prior=whence.CodeSpace(decoder, strength=0.1))
+    >>> whence.prototype(model, range(10), prior=whence.priors.CodeSpace(decoder, strength=0.1))
 
     `decoder` makes inputs `[K, …]` from codes `[K, k]`: a trained `VAE` or `AdversarialAutoencoder`, or any function; `size` is
     k where the decoder does not say it. `center` is a number, `[k]`, or `[K, k]`, one for each target. Strength ½ is the

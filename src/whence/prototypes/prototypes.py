@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from whence.core.files import write_npz, write_safetensors
+from whence.core.result import Result
 from whence.errors import InputError, count_noun
-from whence.plotting.drawable import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,19 +86,22 @@ class Prototypes(Result):
             lines.append(f"  {name}: {self.activation[k]:.4g}{prior}")
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each prototype: its concept, its activation, and its log-probability under the prior."""
+        log_prob = [None] * len(self) if self.log_prob is None else self.log_prob.tolist()
+        columns = zip(self.names, self.activation.tolist(), log_prob, strict=True)
+        return [dict(zip(("concept", "activation", "log_prob"), row, strict=True)) for row in columns]
+
     def save(self, path: str | Path) -> Path:
-        """Write a picture of all (.png, .jpg, .pdf, .svg) or the numbers (.npz, .safetensors); returns the path."""
-        return self._saved(path, {".npz": self._save_npz, ".safetensors": self._save_safetensors})
+        """Write a picture of all (.png, .jpg, .pdf, .svg), the table (.csv, .json) or the numbers (.npz, .safetensors), and
+        return the path."""
+        names = list(self.names)
+        npz, safetensors = (lambda file: write_npz(file, self.numbers(), names=names)), self._write_safetensors
+        return self._save(path, {".npz": npz, ".safetensors": safetensors})
 
-    def _save_npz(self, path: Path) -> None:
-        import numpy as np
-
-        np.savez(path, **{name: t.numpy() for name, t in self.numbers().items()}, names=list(self.names))  # type: ignore
-
-    def _save_safetensors(self, path: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file(self.numbers(), path, {"names": "\n".join(self.names)})
+    def _write_safetensors(self, path: Path) -> None:
+        write_safetensors(path, self.numbers(), {"names": "\n".join(self.names)})
 
     def numbers(self) -> dict[str, Tensor]:
         """Everything as named tensors: what `.npz` and `.safetensors` hold."""

@@ -17,7 +17,7 @@ Transform = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 class Jiggle:
     """A shift, a turn and a change of size of each picture, drawn for each by itself and done at once.
 
-    >>> whence.prototype(model, "features.10:3", shape=(3, 224, 224), transforms=whence.Jiggle(shift=8, scale=0.1, turn=5))
+    >>> whence.prototype(model, "features.10:3", shape=(3, 224, 224), transforms=whence.images.Jiggle(shift=8, scale=0.1, turn=5))
 
     `shift` in pixels and `turn` in degrees are the most either way, `scale` is the largest change of size, as a share. Beyond
     its edges a picture is mirrored. `crops` changed copies are read in each step, and their mean maximised.

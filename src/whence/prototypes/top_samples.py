@@ -2,23 +2,28 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.devices import to_device_of
 from whence.core.explain import explain
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress as progressing
+from whence.core.result import Result
 from whence.errors import InputError, RuleError
 from whence.methods.batching import resolve_batch_size
 from whence.methods.layer_reader import LayerReader
 from whence.prototypes.objectives import Channel, Concept, Objective, channel_activation, parse_objectives
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, eq=False)
-class TopSamples:
+class TopSamples(Result):
     """The samples of most activation or relevance for each of K concepts, best first.
 
     >>> top = whence.top_samples(model, "features.10:0-15", x_train)
@@ -26,48 +31,75 @@ class TopSamples:
     >>> whence.prototype(model, "features.10:0-15", shape=(3, 224, 224)).beside(x_train[top.indices]).save("grid.png")
     """
 
-    indices: Tensor
-    values: Tensor
-    names: list[str]
+    indices: Tensor  # [K, n], of the samples in the data
+    values: Tensor  # [K, n], their activation or relevance
+    names: list[str]  # of the concepts
+    samples: Tensor | None = None  # [K, n, …]
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each concept and rank: the index of the sample, and its activation or relevance."""
+        return [
+            {"concept": name, "rank": rank, "index": index, "value": value}
+            for name, indices, values in zip(self.names, self.indices.tolist(), self.values.tolist(), strict=True)
+            for rank, (index, value) in enumerate(zip(indices, values, strict=True))
+        ]
+
+    def figure(self) -> "Figure":
+        """Return a figure with a row for each concept: its samples, best first."""
+        from whence.plotting.image_grid import ImageTile, image_rows
+
+        if self.samples is None:
+            raise InputError("these top samples were made without their data; nothing to draw")
+        return image_rows(
+            [
+                [
+                    ImageTile(x, f"{name if rank == 0 else ''} {value:.3g}".strip())
+                    for rank, (x, value) in enumerate(zip(samples, values, strict=True))
+                ]
+                for name, samples, values in zip(self.names, self.samples, self.values.tolist(), strict=True)
+            ]
+        )
 
 
+@check_arguments
 def top_samples(
     model: Callable[..., Any],
-    target: Concept | Iterable[Concept],
-    data: Tensor,
+    concept: Concept | Iterable[Concept],
+    inputs: Tensor,
     *,
-    n: int = 9,
-    by: Literal["activation", "relevance"] = "activation",
+    n_samples: int = 9,
+    ranking: Literal["activation", "relevance"] = "activation",
     method: Any = None,
     batch_size: int | None = None,
     progress: Progress = True,
 ) -> TopSamples:
-    """The `n` samples of `data` `[N, …]` that excite each concept most (ActMax), or, `by="relevance"`, for whose predictions a
+    """The `n_samples` samples of `inputs` `[N, …]` that excite each concept most (ActMax), or, `ranking="relevance"`, for whose predictions a
     channel has most relevance (RelMax, Achtibat et al. 2023): what it is used for, rather than what it answers to. `method` is
     that by which relevance is found.
 
     >>> whence.top_samples(model, ["features.10:3", 7], x_train).indices          # [2, 9]
-    >>> whence.top_samples(model, "features.10:3", x_train, by="relevance").indices
+    >>> whence.top_samples(model, "features.10:3", x_train, ranking="relevance").indices
     """
     check_model(model)
-    concepts = parse_objectives(target)
-    if by not in ("activation", "relevance"):
-        raise RuleError(f"by={by!r}; choose 'activation' or 'relevance'")
-    if not 1 <= n <= len(data):
-        raise InputError(f"n={n} of {len(data)} samples")
-    size = resolve_batch_size(batch_size, Inputs.of(data[:1]))
-    score = _ActivationScore(model, concepts) if by == "activation" else _RelevanceScore(model, concepts, method)
+    concepts = parse_objectives(concept)
+    if ranking not in ("activation", "relevance"):
+        raise RuleError(f"ranking={ranking!r}; choose 'activation' or 'relevance'")
+    if not 1 <= n_samples <= len(inputs):
+        raise InputError(f"n_samples={n_samples} of {len(inputs)} samples")
+    size = resolve_batch_size(batch_size, Inputs.of(inputs[:1]))
+    score = _ActivationScore(model, concepts) if ranking == "activation" else _RelevanceScore(model, concepts, method)
     found = []
-    with progressing("top samples", len(data), progress) as advance:
-        for batch in data.split(size):
+    with progressing("top samples", len(inputs), progress) as advance:
+        for batch in inputs.split(size):
             found.append(score(to_device_of(batch, model)))
             advance(len(batch))
     scores = torch.cat(found, 1)
     if not torch.isfinite(scores).all():
         sample = int((~torch.isfinite(scores)).any(0).nonzero()[0])
         raise InputError(f"sample {sample} gives NaN or infinite values; leave it out")
-    values, indices = scores.topk(n)
-    return TopSamples(indices, values, [str(concept) for concept in concepts])
+    values, indices = scores.topk(n_samples)
+    return TopSamples(indices, values, [str(concept) for concept in concepts], inputs[indices.to(inputs.device)].cpu())
 
 
 class _ActivationScore:

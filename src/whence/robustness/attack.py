@@ -3,24 +3,32 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.inputs import check_model
 from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
+from whence.core.result import Result
 from whence.core.targets import Index, check_classes, class_indices
 from whence.core.trees import short_repr
 from whence.errors import InputError, RuleError
 from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool
 from whence.robustness.attacked_batch import Model, batched_logits, predicted, single_input
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_SAMPLES = 8  # in a figure
+
 
 @dataclass(frozen=True, repr=False, eq=False)
-class AttackResult:
+class AttackResult(Result):
     """Samples, their adversarial twins, and what the network says to both.
 
-    >>> found = whence.attack(model, x, y, whence.PGD(0.1))
+    >>> found = whence.attack(model, x, y, whence.attacks.PGD(0.1))
     Attacked by PGD(epsilon=0.1): accuracy 99.8%, under attack at most 5.8% (an upper bound: a stronger attack may find more, …)
     >>> found.inputs[found.success]                 # the adversarial examples
 
@@ -33,14 +41,14 @@ class AttackResult:
     labels: Tensor  # [N]
     before: Tensor  # [N], predicted classes
     after: Tensor  # [N]
-    targets: Tensor | None = None  # [N], the classes to be taken for, if it matters
+    target_classes: Tensor | None = None  # [N], the classes to be taken for, if it matters
     box: Box = UNIT_PIXELS
 
     @property
     def success(self) -> Tensor:
         """Which samples were right before and are no longer, `[N]`; with targets, which were not taken for them and are."""
-        if self.targets is not None:
-            return (self.before != self.targets) & (self.after == self.targets)
+        if self.target_classes is not None:
+            return (self.before != self.target_classes) & (self.after == self.target_classes)
         return (self.before == self.labels) & (self.after != self.labels)
 
     @property
@@ -61,54 +69,82 @@ class AttackResult:
         """The norm of each perturbation, `[N]`, in units of the pixels."""
         return self.perturbations.flatten(1).norm(order, dim=1)
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each sample: its label, the predictions before and after, and the largest change of a pixel."""
+        columns = {
+            "label": self.labels, "before": self.before, "after": self.after, "success": self.success, "distance": self.distances(),
+        }  # fmt: skip
+        return [{"sample": i} | {name: column[i].item() for name, column in columns.items()} for i in range(len(self))]
+
+    def figure(self) -> "Figure":
+        """Return a figure with each of the first samples, its adversarial example, and the difference of both."""
+        from whence.plotting.image_grid import ImageTile, image_rows
+
+        pixels, changed = self.box.pixels(self.originals), self.box.pixels(self.inputs)
+        bounds = (self.box.low, self.box.high) if abs(self.box.low) + abs(self.box.high) < float("inf") else None
+        return image_rows(
+            [
+                [
+                    ImageTile(pixels[i], f"class {int(self.before[i])}", bounds),
+                    ImageTile(changed[i], f"class {int(self.after[i])}", bounds),
+                    ImageTile(changed[i] - pixels[i], f"difference, up to {float(self.distances()[i]):.3g}"),
+                ]
+                for i in range(min(len(self), MAX_SAMPLES))
+            ]
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
         name = getattr(self.attack, "__name__", None) or short_repr(self.attack)
-        reached = "" if self.targets is None else f", {_fraction(self.success):.1%} taken for their targets"
+        reached = "" if self.target_classes is None else f", {_fraction(self.success):.1%} taken for their targets"
         return (
             f"Attacked by {name}: accuracy {self.accuracy:.1%}, under attack at most {self.robust_accuracy:.1%}{reached} "
             "(an upper bound: a stronger attack may find more, for example AutoAttack)"
         )
 
 
-def attack(model: Model, x: Tensor, y: Index, by: Attack, *, targets: Index = None, box: Box | None = None) -> AttackResult:
+@check_arguments
+def attack(
+    model: Model, inputs: Tensor, labels: Index, attack: Attack, *, target_classes: Index = None, box: Box | None = None
+) -> AttackResult:
     """Attack samples, and see what comes of it.
 
-    >>> whence.attack(model, x, y, whence.PGD(0.2, steps=40, restarts=5))
+    >>> whence.attack(model, x, y, whence.attacks.PGD(0.2, n_steps=40, restarts=5))
     >>> whence.attack(model, x, y, lambda model, x, y: torchattacks.CW(model)(x, y))      # any callable attack
 
-    `y` are the true classes of the samples, one each or one for all, None for what the model says. `by` is an attack of whence
-    or any callable of model, `x` and `y` `[N]` that returns twins like `x`. `targets` and `box` may be the attack's own, or are
+    `labels` are the true classes of the samples, one each or one for all, None for what the model says. `attack` is an attack of whence
+    or any callable of model, `inputs` and `labels` `[N]` that returns twins like `inputs`. `target_classes` and `box` may be the attack's own, or are
     given here. The model is left as it was, also by attacks of other libraries that leave gradients on its weights.
     """
     check_model(model)
-    if isinstance(by, type) or not callable(by):
-        raise InputError(f"an attack is a callable of model, x and y, such as whence.PGD(0.2), not {by!r}")
-    x = single_input(x)
-    if isinstance(by, FGSM | PGD | MIFGSM | DeepFool):  # which is to know of both
-        by = by if box is None else replace(by, box=box)
-        if targets is not None:
-            if isinstance(by, DeepFool):
-                raise RuleError("DeepFool goes to the nearest class, whichever that is; with targets choose whence.PGD")
-            by = replace(by, targets=targets)
-    aim = getattr(by, "targets", None) if targets is None else targets
-    bounds: Box = getattr(by, "box", UNIT_PIXELS) if box is None else box
-    checked_pixels(bounds, x)
-    before = batched_logits(model, x)
-    labels = before.argmax(1) if y is None else class_indices(y, len(x), "label", x.device)
+    if isinstance(attack, type) or not callable(attack):
+        raise InputError(f"an attack is a callable of model, x and y, such as whence.attacks.PGD(0.2), not {attack!r}")
+    inputs = single_input(inputs)
+    if isinstance(attack, FGSM | PGD | MIFGSM | DeepFool):  # which is to know of both
+        attack = attack if box is None else replace(attack, box=box)
+        if target_classes is not None:
+            if isinstance(attack, DeepFool):
+                raise RuleError("DeepFool goes to the nearest class, whichever that is; with targets choose whence.attacks.PGD")
+            attack = replace(attack, target_classes=target_classes)
+    aim = getattr(attack, "target_classes", None) if target_classes is None else target_classes
+    bounds: Box = getattr(attack, "box", UNIT_PIXELS) if box is None else box
+    checked_pixels(bounds, inputs)
+    before = batched_logits(model, inputs)
+    labels = before.argmax(1) if labels is None else class_indices(labels, len(inputs), "label", inputs.device)
     check_classes(labels, before.shape[1], "label")
-    goals = None if aim is None else class_indices(aim, len(x), "target", x.device)
+    goals = None if aim is None else class_indices(aim, len(inputs), "target", inputs.device)
     with _keep_gradients(model):
-        twins = by(model, x.clone(), labels.clone())
-    if not isinstance(twins, Tensor) or twins.shape != x.shape or not torch.isfinite(twins).all():
+        twins = attack(model, inputs.clone(), labels.clone())
+    if not isinstance(twins, Tensor) or twins.shape != inputs.shape or not torch.isfinite(twins).all():
         given = f"{tuple(twins.shape)}, {twins.dtype}" if isinstance(twins, Tensor) else type(twins).__name__
-        wanted = f"finite twins like the inputs {tuple(x.shape)}, {x.dtype}"
+        wanted = f"finite twins like the inputs {tuple(inputs.shape)}, {inputs.dtype}"
         raise InputError(f"the attack returned {given}; it must return {wanted}")
-    twins = twins.detach().to(x)
+    twins = twins.detach().to(inputs)
     checked_pixels(bounds, twins)
-    return AttackResult(by, x, twins, labels, before.argmax(1), predicted(model, twins), goals, bounds)
+    return AttackResult(attack, inputs, twins, labels, before.argmax(1), predicted(model, twins), goals, bounds)
 
 
 @contextmanager

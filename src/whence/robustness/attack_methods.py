@@ -29,47 +29,47 @@ BOUNDARY_MARGIN = 1e-4  # how far beyond it DeepFool steps, where the overshoot 
 
 def fgsm(
     model: Model,
-    x: Tensor,
-    y: Index = None,
+    inputs: Tensor,
+    labels: Index = None,
     *,
     epsilon: float,
     norm: Norm = "linf",
-    targets: Index = None,
+    target_classes: Index = None,
     box: Box = UNIT_PIXELS,
 ) -> Tensor:
     """Adversarial examples by one step along the sign of the loss's gradient: `FGSM(epsilon)(model, x, y)`.
 
-    >>> x_adv = whence.fgsm(model, x, y, epsilon=0.15)
+    >>> x_adv = whence.attacks.fgsm(model, x, y, epsilon=0.15)
     """
-    return FGSM(epsilon, norm, targets, box)(model, x, y)
+    return FGSM(epsilon, norm, target_classes, box)(model, inputs, labels)
 
 
-def pgd(model: Model, x: Tensor, y: Index = None, *, epsilon: float, steps: int = 20, **settings: Any) -> Tensor:
+def pgd(model: Model, inputs: Tensor, labels: Index = None, *, epsilon: float, n_steps: int = 20, **settings: Any) -> Tensor:
     """Adversarial examples by projected gradient ascent: `PGD(epsilon, steps, **settings)(model, x, y)`.
 
-    >>> x_adv = whence.pgd(model, x, y, epsilon=0.2, steps=40, restarts=5)
+    >>> x_adv = whence.attacks.pgd(model, x, y, epsilon=0.2, n_steps=40, restarts=5)
     """
-    return PGD(epsilon, steps, **settings)(model, x, y)
+    return PGD(epsilon, n_steps, **settings)(model, inputs, labels)
 
 
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient ascent on the cross-entropy: x ← Π(x + α sign ∇L), or α ∇L/‖∇L‖₂ in the ℓ2 ball (Madry et al. 2018).
 
-    >>> x_adv = whence.PGD(epsilon=0.2, steps=40)(model, x, y)          # [N, …] like x, within ε of it and within the box
+    >>> x_adv = whence.attacks.PGD(epsilon=0.2, n_steps=40)(model, x, y)          # [N, …] like x, within ε of it and within the box
 
     `epsilon` is in units of the pixels, before the normalisation that `box` states, and holds up to the rounding of the type;
-    `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `targets` the loss
+    `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `target_classes` the loss
     towards them is minimised instead. `restarts` after the first are of the samples that still withstand, and the run of
     largest loss is kept. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not
     for the largest loss. `momentum` is that of `MIFGSM`.
     """
 
     epsilon: float
-    steps: int = 20
+    n_steps: int = 20
     step_size: float | None = None
     norm: Norm = "linf"
-    targets: Index = None
+    target_classes: Index = None
     random_start: bool = True
     restarts: int = 1
     momentum: float = 0.0
@@ -81,15 +81,15 @@ class PGD:
         require_non_negative("epsilon", self.epsilon)
         require_non_negative("step_size", 0.0 if self.step_size is None else self.step_size)
         _require_norm(self.norm)
-        _require_count("steps", self.steps)
+        _require_count("steps", self.n_steps)
         _require_count("restarts", self.restarts)
         if self.restarts > 1 and not self.random_start:
             raise RuleError(f"restarts={self.restarts} without random_start would all be the same")
 
     @torch.inference_mode(False)
-    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
+    def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
         # restarts of one part draw no numbers of the next
-        parts = enumerate(attack_batches(model, x, y, self.targets, self.box))
+        parts = enumerate(attack_batches(model, inputs, labels, self.target_classes, self.box))
         sources = ((case, torch.Generator().manual_seed(self.seed + 1_000_003 * number)) for number, case in parts)
         return torch.cat([self._attacked(case, generator) for case, generator in sources])
 
@@ -111,12 +111,12 @@ class PGD:
 
     def _ascended(self, case: AttackBatch, generator: torch.Generator, first: bool) -> Tensor:
         """The pixels that one run ends at, from a start of its own."""
-        size = default_step_size(self.epsilon, self.steps) if self.step_size is None else self.step_size
+        size = default_step_size(self.epsilon, self.n_steps) if self.step_size is None else self.step_size
         pixels, accumulated = case.pixels.clone(), torch.zeros_like(case.pixels)
         if self.random_start:
             pixels = self.box.clipped(pixels + self.epsilon * RANDOM_STARTS[self.norm](pixels, generator))
         left = torch.arange(len(pixels), device=pixels.device)  # samples still on their way
-        for step in range(self.steps):
+        for step in range(self.n_steps):
             here = case[left]
             logits, (gradient,) = here.gradients(pixels[left], here.losses)
             if first and step == 0:
@@ -138,22 +138,22 @@ class PGD:
 class FGSM:
     """The fast gradient sign method: x + ε sign ∇L (Goodfellow et al. 2015), one step of PGD from x itself.
 
-    >>> x_adv = whence.FGSM(epsilon=0.15)(model, x, y)
+    >>> x_adv = whence.attacks.FGSM(epsilon=0.15)(model, x, y)
     """
 
     epsilon: float
     norm: Norm = "linf"
-    targets: Index = None
+    target_classes: Index = None
     box: Box = UNIT_PIXELS
 
     def __post_init__(self):
         self.as_pgd()  # which checks the settings
 
     def as_pgd(self) -> PGD:
-        return PGD(self.epsilon, 1, self.epsilon, self.norm, self.targets, random_start=False, box=self.box)
+        return PGD(self.epsilon, 1, self.epsilon, self.norm, self.target_classes, random_start=False, box=self.box)
 
-    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
-        return self.as_pgd()(model, x, y)
+    def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
+        return self.as_pgd()(model, inputs, labels)
 
 
 @dataclass(frozen=True)
@@ -161,26 +161,32 @@ class MIFGSM:
     """The momentum iterative method: g ← μ g + ∇L/‖∇L‖₁, x ← x + (ε/T) sign g (Dong et al. 2018). Its examples carry over to
     other networks better than those of PGD.
 
-    >>> x_adv = whence.MIFGSM(epsilon=0.1, steps=10)(model, x, y)
+    >>> x_adv = whence.attacks.MIFGSM(epsilon=0.1, n_steps=10)(model, x, y)
     """
 
     epsilon: float
-    steps: int = 10
+    n_steps: int = 10
     momentum: float = 1.0
-    targets: Index = None
+    target_classes: Index = None
     box: Box = UNIT_PIXELS
 
     def __post_init__(self):
         self.as_pgd()  # which checks the settings
 
     def as_pgd(self) -> PGD:
-        size = self.epsilon / max(self.steps, 1)
+        size = self.epsilon / max(self.n_steps, 1)
         return PGD(
-            self.epsilon, self.steps, size, targets=self.targets, random_start=False, momentum=self.momentum, box=self.box
+            self.epsilon,
+            self.n_steps,
+            size,
+            target_classes=self.target_classes,
+            random_start=False,
+            momentum=self.momentum,
+            box=self.box,
         )
 
-    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
-        return self.as_pgd()(model, x, y)
+    def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
+        return self.as_pgd()(model, inputs, labels)
 
 
 @dataclass(frozen=True)
@@ -188,14 +194,14 @@ class DeepFool:
     """The smallest perturbation, step by step to the nearest class boundary of the linearised network (Moosavi-Dezfooli et al.
     2016): the class k with least |f_k − f_y| / ‖∇(f_k − f_y)‖, and that far along its gradient.
 
-    >>> x_adv = whence.DeepFool()(model, x, y)
+    >>> x_adv = whence.attacks.DeepFool()(model, x, y)
     >>> (x_adv - x).flatten(1).norm(dim=1)                    # how far each sample is from being taken for another class
 
     `candidates` is how many of the likeliest classes are tried, `overshoot` the share by which the boundary is passed. Where
-    `steps` do not suffice, the last point comes back.
+    `n_steps` do not suffice, the last point comes back.
     """
 
-    steps: int = 50
+    n_steps: int = 50
     candidates: int = 10
     overshoot: float = 0.02
     norm: Norm = "l2"
@@ -203,17 +209,17 @@ class DeepFool:
 
     def __post_init__(self):
         _require_norm(self.norm)
-        _require_count("steps", self.steps)
+        _require_count("steps", self.n_steps)
         _require_count("candidates", self.candidates, least=2)
 
     @torch.inference_mode(False)
-    def __call__(self, model: Model, x: Tensor, y: Index = None) -> Tensor:
-        return torch.cat([self._attacked(case) for case in attack_batches(model, x, y, None, self.box)])
+    def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
+        return torch.cat([self._attacked(case) for case in attack_batches(model, inputs, labels, None, self.box)])
 
     def _attacked(self, case: AttackBatch) -> Tensor:
         pixels, moved = case.pixels.clone(), torch.zeros_like(case.pixels)
         left = torch.arange(len(pixels), device=pixels.device)
-        for step in range(self.steps):
+        for step in range(self.n_steps):
             here = case[left]
             logits, gradients = here.gradients(pixels[left], partial(self._margins, labels=here.labels))
             slopes = torch.stack(gradients, 1)  # [n, candidates − 1, …]
@@ -278,9 +284,9 @@ PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 RANDOM_STARTS = {"linf": _uniform_in_cube, "l2": _uniform_in_ball}
 
 
-def default_step_size(epsilon: float, steps: int) -> float:
+def default_step_size(epsilon: float, n_steps: int) -> float:
     """α = 2.5 ε / steps: enough to cross the ball and come back (Madry et al. 2018)."""
-    return 2.5 * epsilon / steps
+    return 2.5 * epsilon / n_steps
 
 
 def project(start: Tensor, moved: Tensor, epsilon: float, norm: Norm, box: Box) -> Tensor:

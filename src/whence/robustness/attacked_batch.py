@@ -29,22 +29,22 @@ class AttackBatch:
     box: Box
     pixels: Tensor
     labels: Tensor  # [N]
-    targets: Tensor | None  # [N]
+    target_classes: Tensor | None  # [N]
 
     def __getitem__(self, samples: Tensor) -> "AttackBatch":
-        targets = None if self.targets is None else self.targets[samples]
+        targets = None if self.target_classes is None else self.target_classes[samples]
         return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], targets=targets)
 
     def fooled(self, logits: Tensor) -> Tensor:
         """Which samples the attack has succeeded with, `[N]`."""
         predicted = logits.argmax(1)
-        return predicted != self.labels if self.targets is None else predicted == self.targets
+        return predicted != self.labels if self.target_classes is None else predicted == self.target_classes
 
     def losses(self, logits: Tensor) -> tuple[Tensor]:
         """What the attack makes large: the loss of the label, or less that of the target, `[N]`."""
-        if self.targets is None:
+        if self.target_classes is None:
             return (F.cross_entropy(logits, self.labels, reduction="none"),)
-        return (-F.cross_entropy(logits, self.targets, reduction="none"),)
+        return (-F.cross_entropy(logits, self.target_classes, reduction="none"),)
 
     def logits(self, pixels: Tensor) -> Tensor:
         with torch.no_grad():
@@ -69,8 +69,8 @@ class AttackBatch:
     def _logits(self, pixels: Tensor) -> Tensor:
         logits = class_logits(self.reader, self.box.inputs(pixels))
         check_classes(self.labels, logits.shape[1], "label")
-        if self.targets is not None:
-            check_classes(self.targets, logits.shape[1])
+        if self.target_classes is not None:
+            check_classes(self.target_classes, logits.shape[1])
         return logits
 
 
@@ -101,16 +101,16 @@ def max_batch_size(x: Tensor) -> int:
     return automatic_batch_size(Inputs((x,), single=True))
 
 
-def attack_batches(model: Model, x: Tensor, y: Index, targets: Index, box: Box) -> Iterator[AttackBatch]:
+def attack_batches(model: Model, inputs: Tensor, labels: Index, target_classes: Index, box: Box) -> Iterator[AttackBatch]:
     """The samples checked, in parts that fit into memory."""
     check_model(model)
-    x = single_input(x)
-    pixels = checked_pixels(box, x)
-    reader, count, device = LayerReader(model, (), output=True), len(x), x.device
-    goals = None if targets is None else class_indices(targets, count, "target", device)
-    labels = None if y is None else class_indices(y, count, "label", device)
+    inputs = single_input(inputs)
+    pixels = checked_pixels(box, inputs)
+    reader, count, device = LayerReader(model, (), output=True), len(inputs), inputs.device
+    goals = None if target_classes is None else class_indices(target_classes, count, "target", device)
+    labels = None if labels is None else class_indices(labels, count, "label", device)
     with progress("attack", count, shown=True) as advance:
-        for rows in torch.arange(count, device=device).split(max_batch_size(x)):
+        for rows in torch.arange(count, device=device).split(max_batch_size(inputs)):
             part, goal = box.clipped(pixels[rows]), None if goals is None else goals[rows]
             own = predicted(model, box.inputs(part)) if labels is None else labels[rows]
             if goal is not None and (same := goal == own).any():

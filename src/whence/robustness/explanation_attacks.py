@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.explain import explain, explain_targets
-from whence.core.explanation import MOST_DRAWN, Explanation
+from whence.core.explanation import Explanation
 from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.progress import Progress, progress as progressing
+from whence.core.result import Result
 from whence.core.targets import Index, Logit
 from whence.core.trees import short_repr
 from whence.methods.integrated_gradients import IntegratedGradients
 from whence.methods.registry import Method, resolve_method
-from whence.plotting.drawable import Result
-from whence.robustness.attack import AttackResult, attack
+from whence.robustness.attack import AttackResult, attack as run_attack
 from whence.robustness.attack_methods import Attack, require_non_negative
 from whence.robustness.attacked_batch import Model, predicted, single_input
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_HALVINGS = 6  # of the noise that the search starts from
+MAX_SAMPLES = 16  # in a figure
 MAX_PATCH_SHARE = 0.3  # of a picture; later ones are down to 1/64 of that
 
 
@@ -31,13 +33,13 @@ MAX_PATCH_SHARE = 0.3  # of a picture; later ones are down to 1/64 of that
 class AttackExplanation(Result):
     """Samples and their adversarial twins, with heatmaps of what the network says to each.
 
-    >>> pair = whence.explain_attack(model, x, y, whence.PGD(0.15))
+    >>> pair = whence.explain_attack(model, x, y, whence.attacks.PGD(0.15))
     >>> pair.save("attack.png")                     # the four pictures of each sample
     >>> pair.moved                                  # [N], the share of relevance that lies elsewhere
     >>> pair.flip.relevance                         # what each feature's change did to the decision; adds up to it
     """
 
-    attacked: AttackResult
+    result: AttackResult
     before: Explanation  # of what the network says to the sample
     after: Explanation  # of what it says to the twin
     same: Explanation  # of the twin, for what it says to the sample
@@ -49,47 +51,53 @@ class AttackExplanation(Result):
         return relevance_shift(self.before.relevance, self.same.relevance)
 
     def __len__(self) -> int:
-        return len(self.attacked)
+        return len(self.result)
 
     def __repr__(self) -> str:
         words = zip(self.before.target_names(), self.after.target_names(), self.moved.tolist(), strict=True)
         lines = [f"  {before} → {after}: {share:.0%} of the relevance moved" for before, after, share in words]
-        return "\n".join([repr(self.attacked), *lines])
+        return "\n".join([repr(self.result), *lines])
 
-    def with_classes(self, classes: Sequence[str]) -> "AttackExplanation":
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each sample: its row of the attack, and the share of relevance that moved."""
+        return [row | {"relevance_moved": share} for row, share in zip(self.result.table, self.moved.tolist(), strict=True)]
+
+    def with_class_names(self, class_names: Sequence[str]) -> "AttackExplanation":
         """The same with names of the classes, for pictures."""
         explained = (self.before, self.after, self.same, self.flip)
-        before, after, same, flip = (replace(e, classes=tuple(classes)) for e in explained)
+        before, after, same, flip = (replace(e, class_names=tuple(class_names)) for e in explained)
         return replace(self, before=before, after=after, same=same, flip=flip)
 
     def figure(self) -> "Figure":
         """Each sample, its heatmap, its twin, the twin's heatmap."""
         names = {True: "adversarial twin", False: "twin that does not fool it"}
-        order = 2 if getattr(self.attacked.attack, "norm", "linf") == "l2" else torch.inf
+        order = 2 if getattr(self.result.attack, "norm", "linf") == "l2" else torch.inf
         norm = "ℓ2" if order == 2 else "ℓ∞"
-        found = zip(self.attacked.success.tolist(), self.attacked.distances(order).tolist(), strict=True)
+        found = zip(self.result.success.tolist(), self.result.distances(order).tolist(), strict=True)
         titles = [f"{names[success]}, {norm} {far:.3g} away" for success, far in found]
         return _pairs_figure(self.before, self.after, titles, self.moved)
 
 
+@check_arguments
 def explain_attack(
     model: Model,
-    x: Tensor,
-    y: Index,
-    by: Attack,
+    inputs: Tensor,
+    labels: Index,
+    attack: Attack,
     *,
     method: Method | str | None = None,
-    targets: Index = None,
+    target_classes: Index = None,
     box: Box | None = None,
 ) -> AttackExplanation:
     """Attack samples, and explain what the network says to them and to their adversarial twins.
 
-    >>> whence.explain_attack(model, x, y, whence.PGD(0.15), method="lrp")
+    >>> whence.explain_attack(model, x, y, whence.attacks.PGD(0.15), method="lrp")
 
     Which features carried the flip is told by integrated gradients from the sample to its twin, of the logit that came out on
-    top rather than the one that was: their sum is what the margin changed by. `targets` and `box` are as for `attack`.
+    top rather than the one that was: their sum is what the margin changed by. `target_classes` and `box` are as for `attack`.
     """
-    found = attack(model, x, y, by, targets=targets, box=box)
+    found = run_attack(model, inputs, labels, attack, target_classes=target_classes, box=box)
     before = explain(model, found.originals, found.before, method=method)
     after, same = explain_targets(model, found.inputs, [found.after, found.before], method=method)
     path = IntegratedGradients(baselines=found.originals, n_steps=100)
@@ -122,19 +130,33 @@ class ExplanationAttackResult(Result):
             f"{self.moved_by_noise.mean():.0%}; the output by {change.mean():.1%}"
         )
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each sample: the output before and after, and the share of relevance that moved."""
+        columns = zip(
+            self.before.output.tolist(),
+            self.after.output.tolist(),
+            self.moved.tolist(),
+            self.moved_by_noise.tolist(),
+            strict=True,
+        )
+        names = ("output_before", "output_after", "relevance_moved", "relevance_moved_by_noise")
+        return [{"sample": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(columns)]
+
     def figure(self) -> "Figure":
         """Each sample, its heatmap, its twin, the twin's heatmap."""
         return _pairs_figure(self.before, self.after, ["twin of the same output"] * len(self.after), self.moved)
 
 
+@check_arguments
 def attack_explanation(
     model: Model,
-    x: Tensor,
+    inputs: Tensor,
     target: Index = None,
     *,
     epsilon: float,
     method: Method | str | None = None,
-    queries: int = 300,
+    n_queries: int = 300,
     tolerance: float = 0.05,
     box: Box = UNIT_PIXELS,
     seed: int = 0,
@@ -145,18 +167,18 @@ def attack_explanation(
     >>> whence.attack_explanation(model, x, epsilon=0.05, method="lrp")
     LRP(rules=presets.attn_lrp()): 21% of the relevance moved, by noise alone 11%; the output by 4.5%
 
-    Looks for an `x` within ε whose predicted class is the same and whose output differs by no more than `tolerance` of it,
+    Looks for an `inputs` within ε whose predicted class is the same and whose output differs by no more than `tolerance` of it,
     while relevance moves as far as can be. It needs no gradients of the method, hence takes any: from random signs on, patches
     of ±ε are kept where they help, as in the Square attack (Andriushchenko et al. 2020), one explanation of all samples a
     query. What it finds is a lower bound of how far relevance can be moved.
     """
-    for name, value in (("epsilon", epsilon), ("queries", queries), ("tolerance", tolerance)):
+    for name, value in (("epsilon", epsilon), ("queries", n_queries), ("tolerance", tolerance)):
         require_non_negative(name, value)
-    x = single_input(x)
+    inputs = single_input(inputs)
     method, generator = resolve_method(method), torch.Generator().manual_seed(seed)
-    pixels = checked_pixels(box, x)
+    pixels = checked_pixels(box, inputs)
     search = _ExplanationAttack(
-        model, explain(model, x, target, method=method, progress=False), predicted(model, x), tolerance, box
+        model, explain(model, inputs, target, method=method, progress=False), predicted(model, inputs), tolerance, box
     )
     best, furthest = torch.zeros_like(pixels), torch.zeros_like(search.before.output)
     noise = epsilon * _signs(pixels.shape, generator).to(pixels)
@@ -166,9 +188,9 @@ def attack_explanation(
         best[better], furthest[better] = noise[better], reached[better]
         noise = noise / 2
     by_noise = furthest.clone()
-    with progressing("attack on the explanation", queries, progress) as advance:
-        for query in range(queries):
-            patch, signs = _random_patches(pixels, MAX_PATCH_SHARE * 2.0 ** (-6 * query / queries), generator)
+    with progressing("attack on the explanation", n_queries, progress) as advance:
+        for query in range(n_queries):
+            patch, signs = _random_patches(pixels, MAX_PATCH_SHARE * 2.0 ** (-6 * query / n_queries), generator)
             candidate = torch.where(patch, epsilon * signs, best)
             reached, better = search.further(pixels + candidate, furthest)
             best[better], furthest[better] = candidate[better], reached[better]
@@ -238,6 +260,6 @@ def _pairs_figure(before: Explanation, after: Explanation, titles: Sequence[str]
     def twin(e: Explanation, i: int, title: str) -> PairMember:
         return PairMember(e.inputs[i], title, e.relevance[i], f"why {e.heading(i)}:  f = {e.output[i]:.4g}")
 
-    drawn = range(min(len(before), MOST_DRAWN))
+    drawn = range(min(len(before), MAX_SAMPLES))
     pairs = [(twin(before, i, "input"), twin(after, i, titles[i])) for i in drawn]
     return pairs_figure(pairs, [f"{moved[i]:.0%} of this lies elsewhere for the twin" for i in drawn])

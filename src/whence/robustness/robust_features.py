@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.inputs import check_model
 from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.progress import Progress, progress as progressing
+from whence.core.result import Result
 from whence.core.targets import Index, class_indices
 from whence.errors import InputError, RuleError
 from whence.methods.forward_backward import backward, gradients_enabled
 from whence.methods.layer_reader import LayerReader
-from whence.plotting.drawable import Result
 from whence.robustness.attack import attack
 from whence.robustness.attack_methods import FGSM, default_step_size, project, require_non_negative
 from whence.robustness.attacked_batch import Model, max_batch_size, single_input
@@ -46,10 +47,10 @@ class RobustFeatures:
     """One strong, robust feature and d weak ones: y uniform on {−1, 1}, x_1 = y with probability p and −y otherwise,
     x_2 … x_{d+1} ~ N(ηy, 1).
 
-    >>> data = whence.RobustFeatures(d=400)
+    >>> data = whence.experiments.RobustFeatures(d=400)
     >>> data.accuracy("weak"), data.accuracy("weak", epsilon=0.15)          # 0.9987, and about one half
     >>> x, y = data.sample(1000)                                            # [1000, 401], classes 0 (y = −1) and 1
-    >>> fgsm = whence.FGSM(0.15, box=whence.Box.unbounded())                # the best attack on a linear classifier
+    >>> fgsm = whence.attacks.FGSM(0.15, box=whence.attacks.Box.unbounded())                # the best attack on a linear classifier
     >>> whence.attack(data.classifier("weak"), x, y, fgsm).robust_accuracy
 
     The "weak" classifier takes the sign of the mean of x_2 … x_{d+1}, the "strong" one that of x_1. `eta` is 3/√d if not given:
@@ -69,13 +70,13 @@ class RobustFeatures:
         """η."""
         return 3 / sqrt(self.d) if self.eta is None else self.eta
 
-    def sample(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """`count` samples `[count, d + 1]` and their classes `[count]`, 1 for y = 1 and 0 for y = −1."""
+    def sample(self, n_samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """`n_samples` samples `[count, d + 1]` and their classes `[count]`, 1 for y = 1 and 0 for y = −1."""
         generator = torch.Generator().manual_seed(seed)
-        labels = torch.randint(2, (count,), generator=generator)
+        labels = torch.randint(2, (n_samples,), generator=generator)
         y = 2.0 * labels.double() - 1
-        agrees = torch.rand(count, generator=generator, dtype=torch.float64) < self.p
-        weak = torch.randn(count, self.d, generator=generator, dtype=torch.float64) + self.mean * y[:, None]
+        agrees = torch.rand(n_samples, generator=generator, dtype=torch.float64) < self.p
+        weak = torch.randn(n_samples, self.d, generator=generator, dtype=torch.float64) + self.mean * y[:, None]
         return torch.cat([torch.where(agrees, y, -y)[:, None], weak], 1), labels
 
     def classifier(self, kind: Kind) -> nn.Linear:
@@ -101,23 +102,28 @@ class RobustFeatures:
             return (1 + erf(sqrt(self.d) * (self.mean - epsilon) / sqrt(2))) / 2
         return self.p if epsilon < 1 else self.p / 2 if epsilon == 1 else 0.0
 
-    def standard_error(self, kind: Kind, epsilon: float, count: int) -> float:
-        """Of the accuracy on `count` samples."""
+    def standard_error(self, kind: Kind, epsilon: float, n_samples: int) -> float:
+        """Of the accuracy on `n_samples` samples."""
         p = self.accuracy(kind, epsilon)
-        return sqrt(p * (1 - p) / count)
+        return sqrt(p * (1 - p) / n_samples)
 
 
 @dataclass(frozen=True, repr=False)
 class RobustFeaturesExperiment(Result):
     """The experiment of robust and non-robust features: closed forms beside what is simulated.
 
-    >>> experiment = whence.robust_features_experiment()
+    >>> experiment = whence.experiments.robust_features_experiment()
     >>> experiment.save("robust_features.png")
     """
 
     base: RobustFeatures
     epsilon: float
     rows: Sequence[dict[str, Any]] = ()
+
+    @property
+    def table(self) -> Sequence[dict[str, Any]]:
+        """A row for each classifier, quantity and value: the exact accuracy, the simulated one and its standard error."""
+        return self.rows
 
     def at(self, name: str, value: float) -> tuple[RobustFeatures, tuple[float, ...]]:
         """The distribution where the quantity of that name has that value, and the ε of the attacks on it."""
@@ -162,17 +168,18 @@ class RobustFeaturesExperiment(Result):
         return "\n".join([f"Robust and non-robust features, {self.base}", *lines])
 
 
+@check_arguments
 def robust_features_experiment(
-    epsilon: float = 0.15, count: int = 10_000, base: RobustFeatures | None = None, seed: int = 0, progress: Progress = True
+    epsilon: float = 0.15, n_samples: int = 10_000, base: RobustFeatures | None = None, seed: int = 0, progress: Progress = True
 ) -> RobustFeaturesExperiment:
     """Accuracy and accuracy under attack of both classifiers, over d, η, p and ε (course exercise I).
 
-    >>> whence.robust_features_experiment()
+    >>> whence.experiments.robust_features_experiment()
     Robust and non-robust features, RobustFeatures(d=400, p=0.9975, eta=None)
       weak features, ε = 0.0: 99.87% exactly, 99.93% ± 0.04% simulated
       …
 
-    `count` samples are drawn for each point.
+    `n_samples` samples are drawn for each point.
     """
     base = base or RobustFeatures()
     experiment, rows = RobustFeaturesExperiment(base, epsilon), []
@@ -180,13 +187,13 @@ def robust_features_experiment(
     with progressing("robust features", len(points), progress) as advance:
         for number, (name, value) in enumerate(points):
             data, strengths = experiment.at(name, value)
-            x, labels = data.sample(count, seed + number)
+            x, labels = data.sample(n_samples, seed + number)
             for kind, strength in product(KINDS, strengths):
                 found = attack(data.classifier(kind), x, labels, FGSM(strength, box=Box.unbounded()))
                 rows.append({
                     "over": name, "value": value, "kind": kind, "epsilon": strength,
                     "exact": data.accuracy(kind, strength), "simulated": found.robust_accuracy,
-                    "standard_error": data.standard_error(kind, strength, count),
+                    "standard_error": data.standard_error(kind, strength, n_samples),
                 })  # fmt: skip
             advance(1)
     return replace(experiment, rows=rows)
@@ -206,7 +213,7 @@ def _sweeps(base: RobustFeatures, epsilon: float) -> dict[str, list[float]]:
 class FeatureScores(Result):
     """How useful features are, and how useful they stay under attack.
 
-    >>> scores = whence.feature_scores(model, x, y, epsilon=0.1, layer="features.3")
+    >>> scores = whence.attacks.feature_scores(model, x, y, epsilon=0.1, layer="features.3")
     >>> scores.usefulness, scores.robustness          # [F] each
     >>> scores.robust                                 # [F], features that still speak for their class
     """
@@ -216,6 +223,13 @@ class FeatureScores(Result):
     classes: Tensor  # [F], the class that each speaks for, or against
     epsilon: float
     layer: str | None = None
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each feature: its class, its usefulness, and its usefulness under the attack."""
+        columns = zip(self.classes.tolist(), self.usefulness.tolist(), self.robustness.tolist(), strict=True)
+        names = ("class", "usefulness", "robustness")
+        return [{"feature": i} | dict(zip(names, row, strict=True)) for i, row in enumerate(columns)]
 
     @property
     def robust(self) -> Tensor:
@@ -241,35 +255,36 @@ class FeatureScores(Result):
         return scatter(self.usefulness.tolist(), self.robustness.tolist(), colours, names, repr(self))
 
 
+@check_arguments
 @torch.inference_mode(False)
 def feature_scores(
     model: Model,
-    x: Tensor,
-    y: Index,
+    inputs: Tensor,
+    labels: Index,
     *,
     epsilon: float,
     layer: str | None = None,
-    steps: int = 10,
+    n_steps: int = 10,
     box: Box = UNIT_PIXELS,
     progress: Progress = True,
 ) -> FeatureScores:
     """Usefulness and robust usefulness of every input feature, or of every channel of a layer (Ilyas et al. 2019).
 
-    >>> whence.feature_scores(digits(), *digit_samples(), epsilon=0.1, layer="3")
+    >>> whence.attacks.feature_scores(digits(), *digit_samples(), epsilon=0.1, layer="3")
     32 channels of '3', usefulness up to 1.10: 1 stay useful within ε = 0.1
 
     A feature f, standardised over the samples, is useful by u = ½ |E[f | y = c] − E[f | y ≠ c]| for the class c it tells best
     from the others: E[y f] where classes are balanced. Its robustness is the same under the worst perturbation within ε (ℓ∞,
     within the `box`), taken for each sample and feature by itself. For input features that is exact; for channels, averaged
-    over places, it is what PGD of `steps` finds: an upper bound.
+    over places, it is what PGD of `n_steps` finds: an upper bound.
     """
     check_model(model)
-    x = single_input(x)
-    labels = class_indices(y, len(x), "label", x.device)
+    inputs = single_input(inputs)
+    labels = class_indices(labels, len(inputs), "label", inputs.device)
     require_non_negative("epsilon", epsilon)
     if len(known := labels.unique()) < 2:
         raise InputError("the labels are all the same; features cannot tell them apart")
-    pixels = checked_pixels(box, x)
+    pixels = checked_pixels(box, inputs)
     read = _FeatureExtractor(model, layer, box)
     values = read(pixels)
     mean, spread = values.mean(0), values.std(0, correction=0)
@@ -279,7 +294,7 @@ def feature_scores(
     signs = gaps.gather(0, best[None])[0].sign()
     classes = known[best]
     against = torch.where(labels[:, None] == classes, -signs, signs)  # [N, F], where the attack moves each
-    attacked = read.moved(pixels, against, epsilon, steps, progress)
+    attacked = read.moved(pixels, against, epsilon, n_steps, progress)
     scaled = (attacked - mean) / spread
     robust = torch.stack([signs[f] * _class_gap(scaled[:, f], labels == classes[f]) for f in range(len(classes))])
     return FeatureScores(gaps.abs().amax(0), robust, classes, epsilon, layer)

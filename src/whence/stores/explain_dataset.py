@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.progress import Progress, progress
 from whence.data.dataset_rows import DatasetRows
 from whence.data.sharding import parse_shard, run_on_ray
@@ -20,13 +21,14 @@ SHARD_SIZE = 256
 REDUCTIONS = ("channels", "none")
 
 
+@check_arguments
 def explain_dataset(
     model: Callable[..., Any],
-    dataset: Any,
+    inputs: Any,
     store: str | Path,
     *,
     method: Method | str | None = None,
-    targets: Any = "predicted",
+    target: Any = "predicted",
     layers: Sequence[str] = (),
     batch_size: int | None = None,
     shard_size: int = SHARD_SIZE,
@@ -45,8 +47,8 @@ def explain_dataset(
     >>> whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])       # nothing left to do
     >>> whence.explain_dataset(model, dataset, "explanations", shard="3/8")                  # the fourth of eight array jobs
 
-    `dataset` is map-style (PyTorch's, Hugging Face's, `(x, y)`), its rows inputs or pairs of input and label; `read` makes them
-    of other rows. `targets` is "predicted", "label", or a target as for `explain` (`[n]`: one each). `reduce` "channels" keeps
+    `inputs` is map-style (PyTorch's, Hugging Face's, `(x, y)`), its rows inputs or pairs of input and label; `read` makes them
+    of other rows. `target` is "predicted", "label", or a target as for `explain` (`[n]`: one each). `reduce` "channels" keeps
     maps summed over channels in half precision, "none" relevance as it is. `layers` keeps the relevance of every channel of
     named layers, `pictures` small pictures of the inputs for looking at.
 
@@ -57,14 +59,14 @@ def explain_dataset(
     """
     if reduce not in REDUCTIONS:
         raise RuleError(f"reduce={reduce!r}; choose from {', '.join(REDUCTIONS)}")
-    if isinstance(targets, str) and targets not in ("predicted", "label"):
-        raise RuleError(f"targets={targets!r}; choose 'predicted', 'label', or what explain() takes")
+    if isinstance(target, str) and target not in ("predicted", "label"):
+        raise RuleError(f"target={target!r}; choose 'predicted', 'label', or what explain() takes")
     if not isinstance(shard_size, int) or shard_size < 1:
         raise InputError(f"shard_size={shard_size!r}; give the number of samples in a file")
-    rows = DatasetRows.of(dataset, read)
+    rows = DatasetRows.of(inputs, read)
     if not rows.count:
         raise InputError("the data set is empty; there is nothing to explain")
-    wanted = torch.as_tensor(targets) if isinstance(targets, list | tuple | np.ndarray) else targets
+    wanted = torch.as_tensor(target) if isinstance(target, list | tuple | np.ndarray) else target
     if isinstance(wanted, Tensor) and wanted.dim() and len(wanted) != rows.count:
         raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one, or one each")
     job = StoreJob(model, rows, resolve_method(method), wanted, tuple(layers), batch_size, reduce, pictures, rows.shape)

@@ -44,7 +44,7 @@ class StoreJob:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
             method_words=short_repr(self.method), data=self._data(), targets=_target_name(self.targets), layers=self.layers,
-            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", classes=list(map(str, classes)),
+            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", class_names=list(map(str, classes)),
         )  # fmt: skip
 
     def _data(self) -> str:
@@ -138,7 +138,7 @@ class ShardWorker:
             if wanted == "predicted":
                 return LogitRecorder(None, shown=shown)
             if labels is None:
-                raise RuleError("targets='label' needs labels; the data set has none")
+                raise RuleError("target='label' needs labels; the data set has none")
             return LogitRecorder(labels, shown=shown)
         if isinstance(wanted, Logit):
             here = wanted.mapped(lambda index: index[numbers])

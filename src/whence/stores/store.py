@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
+from whence.core.files import atomic_write
 from whence.core.fingerprints import fingerprint
 from whence.errors import LoadError, StoreError, count_noun, first_line
-from whence.plotting.drawable import atomic_write
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -37,7 +38,7 @@ class Manifest:
     reduce: str
     pictures: bool
     library: str
-    classes: Sequence[str] = ()
+    class_names: Sequence[str] = ()
     format: int = FORMAT
 
     @property
@@ -50,7 +51,7 @@ class Manifest:
         return fingerprint(self._plain)
 
     def class_name(self, number: int) -> str:
-        return self.classes[number] if number < len(self.classes) else str(number)
+        return self.class_names[number] if number < len(self.class_names) else str(number)
 
     def rows(self, shard: int) -> range:
         """The numbers of the samples in a shard."""
@@ -256,6 +257,7 @@ class StoreColumn:
         return torch.cat(list(self.batches())).numpy().astype(dtype or np.float32)
 
 
+@check_arguments
 def open_store(path: str | Path) -> Store:
     """The store in a folder, finished or not.
 

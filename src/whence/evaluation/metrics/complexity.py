@@ -74,7 +74,7 @@ class ConservationGap:
 class RelevanceRatio:
     """ΣR / f(x), the share of the output that reached the input: what is missing was absorbed by biases, ε and shifts."""
 
-    name: ClassVar[str] = "arrived"
+    name: ClassVar[str] = "relevance_ratio"
     better: ClassVar[str] = "neither"
 
     def __call__(self, case: ExplainedBatch) -> Tensor:

@@ -26,7 +26,7 @@ class FlippingCurves:
 
 @dataclass(frozen=True)
 class RegionFlipping:
-    """Takes regions away in the order of their mean relevance, in `steps` equal steps; ties in random order. What is not varied
+    """Takes regions away in the order of their mean relevance, in `n_steps` equal steps; ties in random order. What is not varied
     is computed once: both ends belong to both orders.
 
     >>> flipping = whence.metrics.RegionFlipping(whence.metrics.Removal(regions=8))
@@ -34,11 +34,11 @@ class RegionFlipping:
     """
 
     removal: Removal = MEAN_REMOVAL
-    steps: int = 20
+    n_steps: int = 20
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise RuleError(f"steps={self.steps}; give at least 1")
+        if self.n_steps < 1:
+            raise RuleError(f"n_steps={self.n_steps}; give at least 1")
 
     def curves(self, case: ExplainedBatch) -> FlippingCurves:
         """Of all samples; computed once a case."""
@@ -50,7 +50,7 @@ class RegionFlipping:
     def _curves(self, case: ExplainedBatch) -> FlippingCurves:
         batch, regions = case.batch, self.removal.regions_of(case.batch)
         ranks, counts = rank_regions(regions.means(case.relevance), regions.valid, batch.random("ties")), regions.counts
-        points = self.steps  # for samples of few regions too: their values must not depend on batch-mates that have more
+        points = self.n_steps  # for samples of few regions too: their values must not depend on batch-mates that have more
         removed = (torch.linspace(0, 1, points + 1, dtype=torch.float64)[:, None] * counts).round().long()  # [points + 1, N]
 
         def chosen(rounds: slice) -> Tensor:

@@ -18,24 +18,24 @@ ZERO_REMOVAL = Removal(imputer=0.0)
 @dataclass(frozen=True)
 class SensitivityN:
     """Pearson's correlation, over random subsets S of n regions, of Σ_{i∈S} R_i and f(x) − f(x without S); the mean over sizes
-    n (Ancona et al. 2018). `sizes` are fractions of the regions; `subsets` of each are drawn, the same for all methods. What is
+    n (Ancona et al. 2018). `sizes` are fractions of the regions; `n_samples` of each are drawn, the same for all methods. What is
     taken away becomes 0. NaN where nothing varies."""
 
     removal: Removal = ZERO_REMOVAL
     sizes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.4, MAX_REMOVED)
-    subsets: int = 100
+    n_samples: int = 100
 
     name: ClassVar[str] = "sensitivity_n"
     better: ClassVar[str] = "higher"
 
     def __post_init__(self):
-        if self.subsets < 3 or not self.sizes or not all(0 < size < 1 for size in self.sizes):
+        if self.n_samples < 3 or not self.sizes or not all(0 < size < 1 for size in self.sizes):
             raise RuleError(f"{self!r}: give sizes between 0 and 1, and at least 3 subsets")
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         regions, lost, chosen = case.batch.once(cache_key(self), lambda: self._lost(case.batch))
         sums = relevance_sums(case, regions, chosen)  # [sizes · subsets, N]
-        by_size = (t.unflatten(0, (-1, self.subsets)) for t in (sums, lost))
+        by_size = (t.unflatten(0, (-1, self.n_samples)) for t in (sums, lost))
         return pearson(*by_size, dim=1).nanmean(0)
 
     def _lost(self, batch: EvaluationBatch) -> tuple[Regions, Tensor, Tensor]:
@@ -45,8 +45,8 @@ class SensitivityN:
         of_samples = []
         for random, valid, count in zip(batch.random("subsets"), regions.valid, counts, strict=True):
             sizes = (torch.tensor(self.sizes) * count).round().clamp(1, max(int(count) - 1, 1)).long()
-            drawn = torch.full((len(sizes), self.subsets, len(valid)), 2.0)
-            drawn[..., valid] = torch.rand(len(sizes), self.subsets, int(count), generator=random)
+            drawn = torch.full((len(sizes), self.n_samples, len(valid)), 2.0)
+            drawn[..., valid] = torch.rand(len(sizes), self.n_samples, int(count), generator=random)
             of_samples.append(drawn.argsort(2).argsort(2) < sizes[:, None, None])
         return regions, *output_losses(self.removal, batch, torch.stack(of_samples, 2).flatten(0, 1))
 
@@ -58,7 +58,7 @@ class Infidelity:
     the sample (the authors' code), for methods that do not add up to anything; the result is then in shares of E[Δf²]."""
 
     removal: Removal = ZERO_REMOVAL
-    subsets: int = 100
+    n_samples: int = 100
     scaled: bool = True
 
     name: ClassVar[str] = "infidelity"
@@ -66,7 +66,7 @@ class Infidelity:
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         regions, lost, chosen = case.batch.once(
-            (type(self), cache_key(self.removal), self.subsets), lambda: self._lost(case.batch)
+            (type(self), cache_key(self.removal), self.n_samples), lambda: self._lost(case.batch)
         )
         sums = relevance_sums(case, regions, chosen)
         if not self.scaled:
@@ -76,9 +76,9 @@ class Infidelity:
 
     def _lost(self, batch: EvaluationBatch) -> tuple[Regions, Tensor, Tensor]:
         regions = self.removal.regions_of(batch)
-        halves = torch.zeros(self.subsets, *regions.valid.shape, dtype=torch.bool)
+        halves = torch.zeros(self.n_samples, *regions.valid.shape, dtype=torch.bool)
         for i, random in enumerate(batch.random("halves")):
-            halves[:, i, regions.valid[i]] = torch.rand(self.subsets, int(regions.counts[i]), generator=random) < 0.5
+            halves[:, i, regions.valid[i]] = torch.rand(self.n_samples, int(regions.counts[i]), generator=random) < 0.5
         return regions, *output_losses(self.removal, batch, halves)
 
 

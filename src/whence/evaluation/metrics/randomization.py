@@ -42,9 +42,9 @@ class MPRT:
 
 @dataclass(frozen=True)
 class SmoothMPRT:
-    """As `MPRT`, each map the mean over `draws` inputs with noise of `noise` times their spread (Hedström et al. 2023)."""
+    """As `MPRT`, each map the mean over `n_samples` inputs with noise of `noise` times their spread (Hedström et al. 2023)."""
 
-    draws: int = 10
+    n_samples: int = 10
     noise: float = 0.1
     absolute: bool = True
     seed: int = 0
@@ -61,9 +61,9 @@ class SmoothMPRT:
 
     def _map(self, case: ExplainedBatch) -> Tensor:
         parts = float_inputs(case.batch)
-        uniform = uniform_noise(case.batch, parts, self.draws, self.name)
+        uniform = uniform_noise(case.batch, parts, self.n_samples, self.name)
         total = 0
-        for k in range(self.draws):
+        for k in range(self.n_samples):
             moved = {i: x + 3**0.5 * (2 * uniform[i][k] - 1) * self.noise * _std(x) for i, x in parts.items()}
             total = total + case.flat(case.again(moved))
         return total.abs() if self.absolute else total  # type: ignore

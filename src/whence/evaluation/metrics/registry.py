@@ -12,37 +12,35 @@ from torch import Tensor
 from whence.errors import RuleError, suggest_or_list
 from whence.evaluation.case import ExplainedBatch
 from whence.evaluation.metrics.complexity import (
-    Completeness as Completeness,
-    Complexity as Complexity,
-    ConservationGap as ConservationGap,
-    RelevanceRatio as RelevanceRatio,
-    Sparseness as Sparseness,
+    Completeness,
+    Complexity,
+    ConservationGap,
+    RelevanceRatio,
+    Sparseness,
 )
 from whence.evaluation.metrics.faithfulness_curves import (
-    ABPC as ABPC,
-    AOPC as AOPC,
-    LIF as LIF,
-    MIF as MIF,
-    SRG as SRG,
-    Deletion as Deletion,
-    Insertion as Insertion,
-    RegionFlipping as RegionFlipping,
-    Selectivity as Selectivity,
+    ABPC,
+    AOPC,
+    LIF,
+    MIF,
+    SRG,
+    Deletion,
+    Insertion,
+    Selectivity,
 )
-from whence.evaluation.metrics.faithfulness_subsets import Infidelity as Infidelity, SensitivityN as SensitivityN
+from whence.evaluation.metrics.faithfulness_subsets import Infidelity, SensitivityN
 from whence.evaluation.metrics.localization import (
-    PointingGame as PointingGame,
-    RelevanceMass as RelevanceMass,
-    RelevanceRank as RelevanceRank,
+    PointingGame,
+    RelevanceMass,
+    RelevanceRank,
 )
 from whence.evaluation.metrics.randomization import (
-    MPRT as MPRT,
-    EfficientMPRT as EfficientMPRT,
-    RandomLogit as RandomLogit,
-    SmoothMPRT as SmoothMPRT,
+    MPRT,
+    EfficientMPRT,
+    RandomLogit,
+    SmoothMPRT,
 )
-from whence.evaluation.metrics.robustness import Continuity as Continuity, MaxSensitivity as MaxSensitivity
-from whence.evaluation.perturbation import Removal as Removal
+from whence.evaluation.metrics.robustness import Continuity, MaxSensitivity
 
 
 class Metric(Protocol):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.core.targets import repeat_target
 from whence.errors import InputError, RuleError
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Continuity:
     """max ‖R(x) − R(x′)‖₁ / ‖x − x′‖₂ over near x′: pictures and series shifted by up to `reach` entries along each dimension,
-    what comes in like the edge; vectors with `draws` times noise of `reach` hundredths of their norm. `relative` divides
+    what comes in like the edge; vectors with `n_samples` times noise of `reach` hundredths of their norm. `relative` divides
     relevance by ‖R(x)‖₁ and distances by ‖x‖₂, so that methods of different units compare; False is the formula as printed."""
 
     reach: int = 1
-    draws: int = 10
+    n_samples: int = 10
     relative: bool = True
 
     name: ClassVar[str] = "continuity"
     better: ClassVar[str] = "lower"
 
     def __post_init__(self):
-        if self.reach < 1 or self.draws < 1:
+        if self.reach < 1 or self.n_samples < 1:
             raise RuleError(f"{self!r}: give a reach and draws of at least 1")
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
@@ -56,34 +57,35 @@ class Continuity:
                 for d, step in steps
                 if all(x.dim() > d + 1 for x in parts.values())
             ]
-        noises = uniform_noise(batch, parts, self.draws, "continuity")
+        noises = uniform_noise(batch, parts, self.n_samples, "continuity")
         lengths = {i: x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1)) for i, x in parts.items()}
         sizes = {i: n.flatten(2).norm(dim=2).view(*n.shape[:2], *[1] * (n.dim() - 2)) for i, n in noises.items()}
         return [
-            {i: parts[i] + noises[i][k] / sizes[i][k] * lengths[i] * self.reach / 100 for i in parts} for k in range(self.draws)
+            {i: parts[i] + noises[i][k] / sizes[i][k] * lengths[i] * self.reach / 100 for i in parts}
+            for k in range(self.n_samples)
         ]
 
 
 @dataclass(frozen=True)
 class MaxSensitivity:
-    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `draws` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2)."""
+    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `n_samples` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2)."""
 
     radius: float = 0.02
-    draws: int = 10
+    n_samples: int = 10
 
     name: ClassVar[str] = "max_sensitivity"
     better: ClassVar[str] = "lower"
 
     def __post_init__(self):
-        if self.radius <= 0 or self.draws < 1:
+        if self.radius <= 0 or self.n_samples < 1:
             raise RuleError(f"{self!r}: give a radius above 0 and at least one draw")
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         batch, here = case.batch, case.flat()
         parts = float_inputs(batch)
-        noises = batch.once(self, lambda: uniform_noise(batch, parts, self.draws, "max_sensitivity"))
+        noises = batch.once(self, lambda: uniform_noise(batch, parts, self.n_samples, "max_sensitivity"))
         worst = torch.zeros(len(batch), dtype=torch.float64)
-        for k in range(self.draws):
+        for k in range(self.n_samples):
             there = case.flat(case.again({i: x + (2 * noises[i][k] - 1) * self.radius for i, x in parts.items()}))
             worst = torch.maximum(worst, (there - here).norm(dim=1) / here.norm(dim=1))
         return worst
@@ -108,7 +110,10 @@ def shift(x: Tensor, d: int, step: int) -> Tensor:
     return x.index_select(d, places)
 
 
-def translation_figure(model: Any, x: Tensor, methods: Any, target: Any = None, *, steps: int = 10, grid: int = 3) -> "Figure":
+@check_arguments
+def translation_figure(
+    model: Any, inputs: Tensor, methods: Any, target: Any = None, *, n_steps: int = 10, grid: int = 3
+) -> "Figure":
     """One picture `[1, C, H, W]` moved to and fro, and the relevance in each cell of a grid over the shift, by each method:
     smooth lines belong to a continuous method (Montavon, Samek and Müller 2018, figure 13).
 
@@ -116,11 +121,11 @@ def translation_figure(model: Any, x: Tensor, methods: Any, target: Any = None, 
     """
     from whence.plotting.line_plots import Line, LinePlot, line_plots
 
-    if x.dim() != 4 or len(x) != 1:
-        raise InputError(f"one picture [1, C, H, W] is moved, not {tuple(x.shape)}")
-    shifts = list(range(-steps, steps + 1))
-    moved = torch.cat([shift(x, 3, step) for step in shifts])
-    here = EvaluationBatch.of(PreparedModel(model), Inputs.of(x), target)
+    if inputs.dim() != 4 or len(inputs) != 1:
+        raise InputError(f"one picture [1, C, H, W] is moved, not {tuple(inputs.shape)}")
+    shifts = list(range(-n_steps, n_steps + 1))
+    moved = torch.cat([shift(inputs, 3, step) for step in shifts])
+    here = EvaluationBatch.of(PreparedModel(model), Inputs.of(inputs), target)
     drawn = []
     for way in make_adapters(model, methods):
         batch = EvaluationBatch.of(way.prepared, Inputs.of(moved), repeat_target(here.target, len(moved)))

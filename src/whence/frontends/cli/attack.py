@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from whence.core.files import PICTURE_SUFFIXES, check_writable
 from whence.core.pixel_bounds import Box
-from whence.errors import InputError, RuleError
-from whence.frontends.cli.explain import class_index, is_array_file, read_input, warn, warn_about_model
+from whence.errors import RuleError
+from whence.frontends.cli.explain import read_input
 from whence.frontends.cli.options import Json, Sample, Size, Weights
-from whence.frontends.cli.tables import print_table
+from whence.frontends.common.data import is_array_file
 from whence.frontends.common.methods import make_method
+from whence.frontends.common.terminal import print_table, warn, warn_about_model
 from whence.methods.registry import METHODS, check_method_name
-from whence.plotting.drawable import PICTURE_SUFFIXES, check_writable
 from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool
 from whence.robustness.explanation_attacks import AttackExplanation, explain_attack
 from whence.robustness.robust_features import robust_features_experiment
@@ -35,12 +36,12 @@ def attack(
     ] = "digits",
     weights: Weights = None,
     size: Size = None,
-    by: Annotated[str, typer.Option(help=f"The attack: {', '.join(ATTACKS)}.")] = "pgd",
+    attack_name: Annotated[str, typer.Option("--attack", help=f"The attack: {', '.join(ATTACKS)}.")] = "pgd",
     epsilon: Annotated[
         float | None,
         typer.Option(help="How far each pixel may move, of a range of 1; 0.15, or 8/255 for photos, if not given."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
+    n_steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
     label: Annotated[
         str | None, typer.Option(help="The true class, by number or name; what the model says if not given.")
     ] = None,
@@ -59,26 +60,25 @@ def attack(
 
     check_writable(out, PICTURE_SUFFIXES)
     if experiment is not None:
-        given = {"--label": label, "--target": target, "--weights": weights, "--size": size, "--steps": steps,
+        given = {"--label": label, "--target": target, "--weights": weights, "--size": size, "--n-steps": n_steps,
                  "the input": input}  # fmt: skip
         _check_experiment(experiment, [name for name, value in given.items() if value is not None])
         _run_experiment(experiment, EPSILON if epsilon is None else epsilon, seed, out, as_json)
         return
-    if by not in ATTACKS:
-        raise RuleError(f"no attack {by!r}; choose from {', '.join(ATTACKS)}")
+    if attack_name not in ATTACKS:
+        raise RuleError(f"no attack {attack_name!r}; choose from {', '.join(ATTACKS)}")
     check_method_name(method)
     loaded = load_model(model, weights, size=size)
-    if loaded.text is not None:
-        raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
+    loaded.check_reads_images("attacks are on pictures")
     x = read_input(input, loaded, sample, "attack")
     is_picture = not is_array_file(input)
     box = loaded.preprocessing.box if is_picture or loaded.preprocessing.bounds_known else Box.unbounded()
-    chosen = _make_attack(by, epsilon, _default_epsilon(x), steps, class_index(target, loaded), box, seed)
+    chosen = _make_attack(attack_name, epsilon, _default_epsilon(x), n_steps, loaded.class_index(target), box, seed)
     explained_by = make_method(method, None, loaded, x, is_picture=is_picture)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pair = explain_attack(loaded.model, x, class_index(label, loaded), chosen, method=explained_by).with_classes(
-            loaded.classes
+        pair = explain_attack(loaded.model, x, loaded.class_index(label), chosen, method=explained_by).with_class_names(
+            loaded.class_names
         )
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         warn(message)
@@ -96,26 +96,26 @@ def _default_epsilon(x: Any) -> float:
 
 
 def _make_attack(
-    by: str, epsilon: float | None, usual: float, steps: int | None, target: int | None, box: Box, seed: int
+    name: str, epsilon: float | None, usual: float, steps: int | None, target: int | None, box: Box, seed: int
 ) -> Attack:
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
-    if by == "deepfool":
+    if name == "deepfool":
         if target is not None or epsilon is not None:
             option = "--epsilon" if target is None else "--target"
-            raise RuleError(f"{option}: DeepFool goes to the nearest class, however far; choose --by pgd")
+            raise RuleError(f"{option}: DeepFool goes to the nearest class, however far; choose --attack pgd")
         return DeepFool(box=box, **given)
     epsilon = usual if epsilon is None else epsilon
-    if by == "fgsm":
+    if name == "fgsm":
         if steps is not None:
-            raise RuleError("--steps: FGSM takes one; choose --by pgd")
-        return FGSM(epsilon, targets=target, box=box)
-    if by == "mi-fgsm":
-        return MIFGSM(epsilon, targets=target, box=box, **given)
-    return PGD(epsilon, targets=target, box=box, seed=seed, **given)
+            raise RuleError("--n-steps: FGSM takes one; choose --attack pgd")
+        return FGSM(epsilon, target_classes=target, box=box)
+    if name == "mi-fgsm":
+        return MIFGSM(epsilon, target_classes=target, box=box, **given)
+    return PGD(epsilon, target_classes=target, box=box, seed=seed, **given)
 
 
 def _report(pair: AttackExplanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
-    found = pair.attacked
+    found = pair.result
     flipped, changes = (found.before != found.after).tolist(), pair.flip.conservation.relevance.tolist()
     return {
         "model": loaded.name,

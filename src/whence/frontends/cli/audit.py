@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from whence.auditing.audit import GROUP_COLUMNS, SUFFIXES, audit as run
+from whence.core.files import check_writable
 from whence.errors import InputError
-from whence.frontends.cli.tables import print_table
-from whence.plotting.drawable import check_writable
+from whence.frontends.common.terminal import print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ MOST_LISTED = 8
 def audit(
     store: Annotated[Path, typer.Argument(help="The folder that `whence explain-dataset` made.")],
     layer: Annotated[str | None, typer.Option(help="Look at the relevance of this layer's channels, not of the input.")] = None,
-    by: Annotated[str, typer.Option(help=f"What a class is: {', '.join(GROUP_COLUMNS)}.")] = "prediction",
+    group_by: Annotated[str, typer.Option(help=f"What a class is: {', '.join(GROUP_COLUMNS)}.")] = "prediction",
     clusters: Annotated[int | None, typer.Option(help="Of each class; as many as eigenvalues suggest if not given.")] = None,
     mask: Annotated[
         list[str] | None,
@@ -33,7 +33,7 @@ def audit(
 ) -> None:
     """Is the model right for the wrong reason? Clusters the explanations of a store, the suspicious first."""
     check_writable(out, SUFFIXES)
-    found = run(store, layer=layer, by=by, clusters=clusters, masks=dict(map(_mask, mask or [])), seed=seed)
+    found = run(store, layer=layer, group_by=group_by, n_clusters=clusters, masks=dict(map(_mask, mask or [])), seed=seed)
     found.save(out)
     if as_json:
         print(found.json())

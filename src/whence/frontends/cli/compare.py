@@ -8,13 +8,14 @@ import torch
 import typer
 from rich.console import Console
 
+from whence.core.files import PICTURE_SUFFIXES, check_writable
 from whence.errors import InputError
 from whence.evaluation.comparison import METHODS as USUAL, compare as run
-from whence.frontends.cli.explain import class_index, is_array_file, read_input, warn_about_model
+from whence.frontends.cli.explain import read_input
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
-from whence.frontends.cli.tables import print_table
+from whence.frontends.common.data import is_array_file
 from whence.frontends.common.methods import ALL_NAMES, METHODS_HELP, check_names, method_or_preset, split_names
-from whence.plotting.drawable import PICTURE_SUFFIXES, check_writable
+from whence.frontends.common.terminal import print_table, warn_about_model
 
 
 def compare(
@@ -37,13 +38,13 @@ def compare(
     check_writable(out, PICTURE_SUFFIXES)
     check_names(split_names(methods or ""), ALL_NAMES, "method")
     loaded = load_model(model, weights, size=size)
-    if loaded.both is not None:
+    if loaded.vision_language is not None:
         raise InputError(f"{loaded.name} reads pictures and texts together; use whence explain")
     x = read_input(input, loaded, sample, "compare")
     pictures = isinstance(x, torch.Tensor) and x.dim() == 4
     wanted = split_names(methods) if methods is not None else [name for name in USUAL if pictures or name != "grad_cam"]
     by_name = {name: method_or_preset(name, loaded, x, not is_array_file(input)) for name in wanted}
-    found = run(loaded.model, x, by_name, class_index(target, loaded), common_scale=common_scale, class_names=loaded.classes)
+    found = run(loaded.model, x, by_name, loaded.class_index(target), common_scale=common_scale, class_names=loaded.class_names)
     if loaded.text is not None:
         found = found.with_tokens(loaded.text.tokenizer)
     found.save(out)

@@ -5,20 +5,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from torch import Tensor
 
-from whence.data.dataset_rows import DatasetRows
+from whence.core.files import PICTURE_SUFFIXES, check_writable
 from whence.errors import InputError
-from whence.frontends.cli.explain import class_index, note, read_input, warn, warn_about_model
+from whence.frontends.cli.explain import read_input
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
-from whence.frontends.cli.prototype import default_image
-from whence.frontends.cli.tables import print_table
-from whence.frontends.common.data import DATA_HELP, read_data, sample_name
+from whence.frontends.common.data import DATA_HELP, read_data, read_images, sample_name
+from whence.frontends.common.prototypes import default_image
+from whence.frontends.common.terminal import note, print_table, warn, warn_about_model
 from whence.mechanistic.concepts import N_CHANNELS, N_REFERENCES, concepts as run
-from whence.plotting.drawable import PICTURE_SUFFIXES, check_writable
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -54,34 +52,33 @@ def concepts(
 
     check_writable(out, PICTURE_SUFFIXES)
     loaded = load_model(model, weights, size=size)
-    if loaded.text is not None or loaded.both is not None:
-        raise InputError(f"{loaded.name} reads texts; concepts are shown in pictures. Use whence.channel_relevance from Python")
+    loaded.check_reads_images("concepts are shown in pictures. Use whence.channel_relevance from Python")
     x = read_input(input, loaded, sample, "concepts")
     samples = read_data(data, loaded, "concepts", limit) if data is not None or loaded.name in BUNDLED else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of prototypes: told from their notes
         found = run(
-            loaded.model, x, layer, class_index(target, loaded), channels=_channels(channels), references=references,
-            data=None if samples is None else read_images(samples), class_names=loaded.classes,
+            loaded.model, x, layer, loaded.class_index(target), channels=_channels(channels), n_references=references,
+            reference_inputs=None if samples is None else read_images(samples), class_names=loaded.class_names,
             prototypes=_prototype_settings(loaded, x) if prototypes else False,
         )  # fmt: skip
     found.save(out)
     rows = [row | {"references": [sample_name(samples, i) for i in row["references"]]} for row in found.table]
-    (name,) = found.whole.target_names()
+    (name,) = found.explanation.target_names()
     if as_json:
         about = {"model": loaded.name, "trained": loaded.trained, "layer": found.layer, "target": name}
-        print(json.dumps(about | {"output": float(found.whole.output), "channels": rows, "picture": str(out)}))
+        print(json.dumps(about | {"output": float(found.explanation.output), "channels": rows, "picture": str(out)}))
         return
     warn_about_model(loaded)
     console = Console(highlight=False, soft_wrap=True)
-    if found.whole.conservation.caution:
-        warn(found.whole.conservation.caution)
+    if found.explanation.conservation.caution:
+        warn(found.explanation.conservation.caution)
     table = [
         [str(r["channel"]), f"{r['relevance']:.4g}", f"{r['share']:.1%}", *([", ".join(r["references"])] if samples else [])]
         for r in rows
     ]
     heads = ["channel", "relevance", "of the output", *(["most relevant in"] if samples else [])]
-    title = f"channels of {found.layer} in {name} ({float(found.whole.output):.4g}) by {loaded.name}"
+    title = f"channels of {found.layer} in {name} ({float(found.explanation.output):.4g}) by {loaded.name}"
     print_table(console, heads, table, title)
     if samples is None:
         note("--data FOLDER shows the samples that each channel is most relevant in")
@@ -95,18 +92,5 @@ def _channels(given: str) -> int | list[int]:
     return int(parts[0]) if len(parts) == 1 and "," not in given else list(map(int, parts))
 
 
-def read_images(samples: Any) -> Tensor:
-    """All of them, since references are told by their numbers; those that cannot be read are named."""
-    rows = DatasetRows.of(samples)
-    found, failed = rows.read(range(rows.count), rows.shape)
-    for failure in failed:
-        warn(f"{sample_name(samples, failure.index)}: {failure.message}")
-    if found is None or failed:
-        raise InputError("reference samples are told by their numbers; leave out the pictures that cannot be read")
-    if not isinstance(found.inputs.nest, torch.Tensor):
-        raise InputError("reference samples are pictures")
-    return found.inputs.nest
-
-
 def _prototype_settings(loaded: "LoadedModel", x: Tensor) -> dict[str, Any]:
-    return {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "steps": STEPS}
+    return {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "n_steps": STEPS}

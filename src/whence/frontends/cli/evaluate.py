@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.core.trees import map_leaves
-from whence.data.dataset_rows import DatasetRows
+from whence.core.files import check_writable, to_json
 from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
 from whence.evaluation.imputers import IMPUTERS
-from whence.evaluation.metrics.registry import METRICS, removes_regions
+from whence.evaluation.metrics.registry import METRICS
 from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation
-from whence.frontends.cli.explain import warn_about_model
 from whence.frontends.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights, check_device
-from whence.frontends.cli.tables import print_table
-from whence.frontends.common.data import DATA_HELP, read_data, sample_name, warn_about_failures
-from whence.frontends.common.methods import ALL_NAMES, METHODS_HELP, check_names, method_or_preset, split_names
-from whence.plotting.drawable import check_writable
+from whence.frontends.common.data import DATA_HELP, first_sample, read_data, sample_name, warn_about_failures
+from whence.frontends.common.methods import (
+    ALL_NAMES,
+    METHODS_HELP,
+    check_names,
+    method_or_preset,
+    removal_settings,
+    split_names,
+)
+from whence.frontends.common.terminal import print_table, warn_about_model
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -45,7 +49,7 @@ def evaluate(
     ] = None,
     score: Annotated[str | None, typer.Option(help="logit, logit_difference or probability.")] = None,
     limit: Limit = None,
-    keep: Annotated[Path | None, typer.Option(help="A folder for what is finished, which --shard jobs share.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="A folder for what is finished, which --shard jobs share.")] = None,
     shard: Shard = None,
     engine: Engine = "local",
     address: Address = None,
@@ -66,11 +70,11 @@ def evaluate(
     first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
     by_name = {name: method_or_preset(name, loaded, first, bounded) for name in wanted}
     taken_away = removal_settings(regions, imputer, score, loaded, measured)
-    if shard is not None and keep is None:
-        raise InputError("--shard leaves its part in a folder that all jobs see; give it: --keep FOLDER")
+    if shard is not None and cache_dir is None:
+        raise InputError("--shard leaves its part in a folder that all jobs see; give it: --cache-dir FOLDER")
     aside = out.with_name(CACHE_NAME.format(out.name))
     found = run(
-        loaded.model, samples, by_name, measured, target=_parse_target(target), seed=seed, keep=keep or aside, shard=shard,
+        loaded.model, samples, by_name, measured, target=_parse_target(target), seed=seed, cache_dir=cache_dir or aside, shard=shard,
         engine=engine, address=address, **taken_away,
     )  # fmt: skip
     found.save(out)
@@ -78,39 +82,9 @@ def evaluate(
     unread = {f.sample: f.message for f in found.failures}
     warn_about_failures([f"{sample_name(samples, number)}: {message}" for number, message in unread.items()])
     if as_json:
-        print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": found.plain_table, "report": str(out)}))
+        print(json.dumps({"model": loaded.name, "trained": loaded.trained, "table": to_json(found.table), "report": str(out)}))
     else:
         _print(found, loaded, out)
-
-
-def first_sample(samples: Any) -> Any:
-    """One sample as a batch, by which methods are fitted to the kind of input."""
-    if isinstance(samples, tuple):
-        return map_leaves(lambda t: t[:1], samples[0])
-    return DatasetRows.of(samples).first.inputs.nest
-
-
-def removal_settings(
-    regions: str | None, imputer: str | None, score: str | None, loaded: "LoadedModel", metrics: list[str]
-) -> dict[str, Any]:
-    """How parts are taken away, as the metrics by name do; of texts, what stands in their place."""
-    given: dict[str, Any] = {}
-    if regions is not None:
-        given["regions"] = int(regions) if regions.isdecimal() else regions
-    if imputer is not None:
-        given["imputer"] = imputer if imputer in IMPUTERS else _parse_number(imputer)
-    elif loaded.text is not None and any(removes_regions(METRICS[name]()) for name in metrics):
-        given["imputer"] = loaded.text.blank_id
-    if score is not None:
-        given["score"] = score
-    return given
-
-
-def _parse_number(given: str) -> float | int:
-    try:
-        return int(given) if given.lstrip("-").isdecimal() else float(given)
-    except ValueError as error:
-        raise InputError(f"--imputer {given}: give a number or one of {', '.join(IMPUTERS)}") from error
 
 
 def _parse_target(given: str) -> Any:

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 from whence.core.devices import first_weight
 from whence.core.explain import explain as run
 from whence.core.explanation import SUFFIXES, Explanation
+from whence.core.files import check_writable
 from whence.core.targets import Logit
 from whence.core.trees import named_leaves
-from whence.errors import InputError, LoadError, TargetError, missing_path, suggest, suggest_or_list
+from whence.errors import InputError, TargetError
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
-from whence.frontends.cli.tables import print_table
+from whence.frontends.common.data import is_array_file, read_array
 from whence.frontends.common.methods import PRESETS, check_rules, make_method
+from whence.frontends.common.terminal import print_table, warn, warn_about_model
 from whence.methods.registry import METHODS
-from whence.plotting.drawable import check_writable
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -63,19 +63,19 @@ def explain(
     loaded = load_model(model, weights, size=size)
     x = (
         read_input(input, loaded, sample)
-        if loaded.both is None
-        else loaded.both.read(_require_image(input, loaded), text or [])
+        if loaded.vision_language is None
+        else loaded.vision_language.read(_require_image(input, loaded), text or [])
     )
-    if text and loaded.both is None:
+    if text and loaded.vision_language is None:
         raise InputError(f"--text: {loaded.name} does not read a picture and a text together")
     chosen = make_method(method, rules, loaded, x, is_picture=not is_array_file(input))
-    if loaded.both is not None and loaded.both.compares:
+    if loaded.vision_language is not None and loaded.vision_language.compares:
         explained: Any = _text_target(loaded.model, x, text or [], target, rather_than)
     else:
-        explained = Logit(class_index(target, loaded), class_index(rather_than, loaded), position)
+        explained = Logit(loaded.class_index(target), loaded.class_index(rather_than), position)
     if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
         raise TargetError(f"--target and --rather-than are both {target}; there is no difference to explain")
-    explanation = replace(run(loaded.model, x, explained, method=chosen), classes=tuple(loaded.classes))
+    explanation = replace(run(loaded.model, x, explained, method=chosen), class_names=tuple(loaded.class_names))
     if loaded.text is not None:
         explanation = explanation.with_tokens(loaded.text.tokenizer)
     explanation.save(out)
@@ -124,23 +124,6 @@ def _check(method: str, rules: str | None, out: Path) -> None:
     check_writable(out, SUFFIXES)
 
 
-def class_index(index: str | None, loaded: "LoadedModel") -> int | None:
-    """A class or token by its number or its name."""
-    if index is None:
-        return None
-    if index.removeprefix("-").isdecimal():
-        return int(index)
-    names = [name.lower() for name in loaded.classes]
-    if index.lower() in names:
-        return names.index(index.lower())
-    if loaded.text is not None and not names:
-        return loaded.text.token_id(index)
-    if not names:
-        raise TargetError(f"{loaded.name} does not name its classes; give a number, or let it be a whence.LoadedModel")
-    told = suggest_or_list if len(names) <= MOST_NAMED else suggest
-    raise TargetError(f"{loaded.name} has no class {index!r}{told(index, loaded.classes)}")
-
-
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
     """What is to be explained: a picture, an array, a text, or a bundled digit."""
     from whence.models.image_files import read_image, to_8bit
@@ -175,43 +158,6 @@ def _to_model_dtype(x: Tensor, model: Any) -> Tensor:
     return x if weight is None or not x.is_floating_point() else x.to(weight.dtype)
 
 
-def is_array_file(given: str | None) -> bool:
-    """Whether the input is a file of numbers, not a picture."""
-    return given is not None and given.endswith(".npy")
-
-
-def warn(text: str) -> None:
-    """One line on stderr."""
-    Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
-
-
-def warn_about_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
-    """Of one that nobody has trained, or of which nobody says so, or how its pictures are to be scaled."""
-    name = escape(loaded.name)
-    if loaded.trained is False:
-        warn(f"{name} has random weights; pass --weights FILE, or --weights DEFAULT to download")
-    if loaded.trained is None:
-        note(f"the weights are those that {name} gives; --weights FILE loads others")
-    if of_pictures and not loaded.preprocessing.bounds_known and loaded.text is None:
-        note(f"{name} does not say how pictures are normalised: they lie from 0 to 1; a whence.LoadedModel says it")
-
-
-def note(text: str) -> None:
-    """One line beside the results."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"note: {text}")
-
-
-def read_array(path: Path) -> Tensor:
-    import numpy as np
-
-    if not path.is_file():
-        raise LoadError(missing_path(path))
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise LoadError(f"{path} is no readable .npy array") from error
-
-
 def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
     account, target = explanation.conservation, explanation.target
     index = target.index if isinstance(target, Logit) else None
@@ -229,7 +175,7 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
         "baseline": None if account.baseline is None else account.baseline.tolist(),
         "adds_up": account.adds_up,
         "error": account.error.tolist(),
-        "photo": loaded.both is not None,
+        "photo": loaded.vision_language is not None,
         "note": explanation.note,
         "caution": account.caution,
         "picture": str(out),

@@ -8,11 +8,11 @@ import torch
 import typer
 from rich.console import Console
 
-from whence.errors import InputError, count_noun
-from whence.frontends.cli.explain import warn_about_model
+from whence.errors import count_noun
 from whence.frontends.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights, check_device
 from whence.frontends.common.data import DATA_HELP, read_data, sample_name, warn_about_failures
 from whence.frontends.common.methods import PRESETS, make_method
+from whence.frontends.common.terminal import warn_about_model
 from whence.methods.registry import METHODS, check_method_name
 from whence.stores.explain_dataset import SHARD_SIZE, explain_dataset as run
 
@@ -26,7 +26,7 @@ def explain_dataset(
     device: Device = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
-    targets: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
+    target: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
     layer: Annotated[
         list[str] | None, typer.Option(help="Keep the relevance of every channel of this layer; several times.")
     ] = None,
@@ -47,16 +47,15 @@ def explain_dataset(
     check_method_name(method)
     check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
-    if loaded.both is not None or loaded.text is not None:
-        raise InputError(f"{loaded.name} reads texts; a store of those is made from Python: whence.explain_dataset")
+    loaded.check_reads_images("a store of those is made from Python: whence.explain_dataset")
     samples = read_data(data, loaded, "explain-dataset", limit)
     bounded = loaded.preprocessing.bounds_known
     first = torch.zeros(1, loaded.preprocessing.channels, *(loaded.preprocessing.size or (1, 1)))
     found = run(
         loaded.model, samples, store,
-        method=make_method(method, rules, loaded, first, bounded), targets=int(targets) if targets.isdecimal() else targets,
+        method=make_method(method, rules, loaded, first, bounded), target=int(target) if target.isdecimal() else target,
         layers=layer or (), reduce="none" if full else "channels", shard=shard, shard_size=shard_size, batch_size=batch_size,
-        engine=engine, address=address, class_names=loaded.classes,
+        engine=engine, address=address, class_names=loaded.class_names,
     )  # fmt: skip
     failures = [{"sample": sample_name(samples, f["index"]), "message": f["message"]} for f in found.failures]
     if as_json:

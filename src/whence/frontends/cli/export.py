@@ -11,10 +11,11 @@ from whence.core.trees import short_repr
 from whence.exporting.program import export as run
 from whence.exporting.program_files import check_writable
 from whence.exporting.signature import signature
-from whence.frontends.cli.explain import class_index, is_array_file, read_input, warn_about_model
+from whence.frontends.cli.explain import read_input
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
-from whence.frontends.cli.tables import print_table
+from whence.frontends.common.data import is_array_file
 from whence.frontends.common.methods import PRESETS, check_rules, make_method
+from whence.frontends.common.terminal import print_table, warn_about_model
 
 
 def export(
@@ -45,7 +46,7 @@ def export(
     loaded = load_model(model, weights, size=size)
     x = read_input(input, loaded, sample, "export")
     chosen = make_method(method, rules, loaded, x, is_picture=not is_array_file(input))
-    program = run(loaded.model, x, class_index(target, loaded), method=chosen, out=out, compiled=compiled)
+    program = run(loaded.model, x, loaded.class_index(target), method=chosen, out=out, compiled=compiled)
     takes, gives = signature(program)
     if as_json:
         about: dict[str, Any] = {"model": loaded.name, "trained": loaded.trained, "method": short_repr(chosen)}

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from whence.errors import InputError
 from whence.frontends.cli.options import Size
-from whence.frontends.cli.tables import print_table
+from whence.frontends.common.terminal import print_table
 
 MAX_NAMES = 100  # names of one source that are listed without being asked for
 
@@ -57,7 +57,7 @@ def _list_layers(name: str, contains: str, side: int | None) -> None:
     size = loaded.preprocessing.size
     if loaded.text is not None or size is None:
         raise InputError(
-            f"{name} does not say how large its pictures are; give their --size, or use whence.layer_shapes(model, x)"
+            f"{name} does not say how large its pictures are; give their --size, or use whence.layers.layer_shapes(model, x)"
         )
     rows = [
         (layer, " × ".join(map(str, shape[1:])))

@@ -1,32 +1,24 @@
 """`whence prototype`: what a class or a channel stands for, as a picture."""
 
 import json
-import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from whence.core.files import PICTURE_SUFFIXES, atomic_write, check_writable
 from whence.errors import InputError, RuleError
-from whence.frontends.cli.explain import class_index, read_array, warn, warn_about_model
 from whence.frontends.cli.options import Device, Json, Weights
-from whence.frontends.cli.tables import print_table
-from whence.plotting.drawable import PICTURE_SUFFIXES, atomic_write, check_writable
-from whence.prototypes.activation_maximization import prototype as run
-from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixels
-from whence.prototypes.priors import L2, CodeSpace
+from whence.frontends.common.data import read_array
+from whence.frontends.common.prototypes import PARAMETERIZATIONS, PRIORS, search_prototypes
+from whence.frontends.common.terminal import print_table, warn, warn_about_model
 from whence.prototypes.prototypes import compare_priors
 from whence.prototypes.top_samples import top_samples
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
     from whence.prototypes.prototypes import Prototypes
-
-PARAMETERIZATIONS = {"pixels": Pixels, "fourier": Fourier, "maco": MACO, "cppn": CPPN}
-PRIORS = ("none", "l2", "expert", "decoder")
-STRENGTHS = {"l2": 0.3, "expert": 0.3, "decoder": 0.1}
 
 
 def prototype(
@@ -47,7 +39,7 @@ def prototype(
     strength: Annotated[float | None, typer.Option(help="Of the prior.")] = None,
     image: Annotated[str | None, typer.Option(help=f"How the picture is written down: {', '.join(PARAMETERIZATIONS)}.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the picture; what the model takes if not given.")] = None,
-    steps: Annotated[int, typer.Option(help="Of the search.")] = 512,
+    n_steps: Annotated[int, typer.Option(help="Of the search.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the start and the changes between steps.")] = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .npz or .safetensors.")] = Path("prototypes.png"),
     as_json: Json = False,
@@ -61,10 +53,9 @@ def prototype(
     check_writable(out, (*PICTURE_SUFFIXES, ".npz", ".safetensors"))
     _check(prior, strength, image, size, layer, channels)
     loaded = load_model(model, weights, device=device)
-    if loaded.text is not None:
-        raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
+    loaded.check_reads_images("prototypes are pictures")
     concepts = _parse_concepts(target, layer, channels, loaded)
-    settings: dict[str, Any] = {"steps": steps, "seed": seed}
+    settings: dict[str, Any] = {"n_steps": n_steps, "seed": seed}
     if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURE_SUFFIXES:
         found = {
             name: search_prototypes(loaded, concepts, name, strength, None, size, settings)
@@ -110,75 +101,22 @@ def _parse_concepts(target: str | None, layer: str | None, channels: str | None,
     if target is not None and ":" in target:
         return [part.strip() for part in target.split(",")]
     if target is None:
-        if not loaded.classes:
+        if not loaded.class_names:
             raise RuleError("give --target, a class, or --layer and --channels")
-        return list(range(min(10, len(loaded.classes))))
+        return list(range(min(10, len(loaded.class_names))))
     classes: list[Any] = []
     for part in target.split(","):
         first, dash, last = part.partition("-")
         if dash and first.isdecimal() and last.isdecimal():
             classes.extend(range(int(first), int(last) + 1))
         else:
-            classes.append(class_index(part.strip(), loaded))
+            classes.append(loaded.class_index(part.strip()))
     return classes
-
-
-def search_prototypes(
-    loaded: "LoadedModel",
-    concepts: list[Any],
-    prior: str,
-    strength: float | None,
-    image: str | None,
-    size: int | None,
-    settings: dict[str, Any],
-) -> "Prototypes":
-    """Prototypes of pictures as the model says that it takes them."""
-    preprocessing = loaded.preprocessing
-    if preprocessing.size is None and size is None:
-        raise InputError(f"{loaded.name} does not say how large its pictures are; pass --size")
-    height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
-    shape = (preprocessing.channels, height, width)
-    bounds = preprocessing.bounds
-    written = PARAMETERIZATIONS[image](*bounds) if image else default_image(prior, shape, bounds)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # told from the note
-        found = run(
-            loaded.model,
-            concepts,
-            prior=_prior(prior, loaded, strength),
-            strength=(STRENGTHS["expert"] if strength is None else strength) if prior == "expert" else 1.0,
-            shape=shape,
-            image=written,
-            **settings,
-        )
-    names = [loaded.called(int(name)) if name.isdecimal() else name for name in found.names]
-    return replace(found, bounds=bounds, names=names)
-
-
-def default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
-    """Photos as Fourier coefficients; without a prior nothing else keeps pixels between their bounds."""
-    if prior != "none":
-        return None
-    return Fourier(*bounds) if min(shape[1:]) > 64 else Pixels(*bounds)
-
-
-def _prior(name: str, loaded: "LoadedModel", strength: float | None) -> Any:
-    if name == "none":
-        return None
-    if name == "l2":
-        return L2(STRENGTHS["l2"] if strength is None else strength)
-    if loaded.name != "digits":
-        raise RuleError(f"--prior {name} is bundled for digits alone; fit one in Python: whence.GaussianRBM, whence.VAE")
-    from whence.models.digits import digit_decoder, digit_expert
-
-    if name == "expert":
-        return digit_expert()
-    return CodeSpace(digit_decoder(), STRENGTHS["decoder"] if strength is None else strength)
 
 
 def _with_samples(found: "Prototypes", loaded: "LoadedModel", concepts: list[Any], data: Path) -> "Prototypes":
     samples = read_array(data)
-    top = top_samples(loaded.model, concepts, samples, n=min(9, len(samples)))
+    top = top_samples(loaded.model, concepts, samples, n_samples=min(9, len(samples)))
     return found.beside(samples[top.indices])
 
 

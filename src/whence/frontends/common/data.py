@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from whence.errors import InputError, LoadError
-from whence.frontends.cli.explain import is_array_file, read_array, warn
+from whence.core.trees import map_leaves
+from whence.data.dataset_rows import DatasetRows
+from whence.errors import InputError, LoadError, missing_path
+from whence.frontends.common.terminal import warn
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -29,7 +32,7 @@ def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int
         return _limit(_bundled_digits(loaded, command), limit)
     path = Path(given)
     if path.is_dir():
-        found = ImageFolder.of(path, loaded.preprocessing, loaded.classes)
+        found = ImageFolder.of(path, loaded.preprocessing, loaded.class_names)
         return found if limit is None else found.first(limit)
     if not path.is_file():
         raise LoadError(f"no folder or file {given}")
@@ -55,6 +58,42 @@ def warn_about_failures(failures: Sequence[str]) -> None:
         warn(failure)
     if len(failures) > MOST_NAMED:
         warn(f"and {len(failures) - MOST_NAMED} more that failed")
+
+
+def read_images(samples: Any) -> Tensor:
+    """All of them, since references are told by their numbers; those that cannot be read are named."""
+    rows = DatasetRows.of(samples)
+    found, failed = rows.read(range(rows.count), rows.shape)
+    for failure in failed:
+        warn(f"{sample_name(samples, failure.index)}: {failure.message}")
+    if found is None or failed:
+        raise InputError("reference samples are told by their numbers; leave out the pictures that cannot be read")
+    if not isinstance(found.inputs.nest, torch.Tensor):
+        raise InputError("reference samples are pictures")
+    return found.inputs.nest
+
+
+def first_sample(samples: Any) -> Any:
+    """One sample as a batch, by which methods are fitted to the kind of input."""
+    if isinstance(samples, tuple):
+        return map_leaves(lambda t: t[:1], samples[0])
+    return DatasetRows.of(samples).first.inputs.nest
+
+
+def is_array_file(given: str | None) -> bool:
+    """Whether the input is a file of numbers, not a picture."""
+    return given is not None and given.endswith(".npy")
+
+
+def read_array(path: Path) -> Tensor:
+    import numpy as np
+
+    if not path.is_file():
+        raise LoadError(missing_path(path))
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise LoadError(f"{path} is no readable .npy array") from error
 
 
 def _bundled_digits(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from whence.errors import RuleError, suggest_or_list
+from whence.errors import InputError, RuleError, suggest_or_list
+from whence.evaluation.imputers import IMPUTERS
+from whence.evaluation.metrics.registry import METRICS, removes_regions
 from whence.evaluation.random_baseline import Random
 from whence.lrp.rules import presets
 from whence.lrp.rules.composites import Composite
@@ -77,3 +79,26 @@ def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:
     if "baselines" in takes and loaded.text is not None:
         given["baselines"] = {"input_ids": loaded.text.blank_id}
     return method(**given)
+
+
+def removal_settings(
+    regions: str | None, imputer: str | None, score: str | None, loaded: "LoadedModel", metrics: list[str]
+) -> dict[str, Any]:
+    """How parts are taken away, as the metrics by name do; of texts, what stands in their place."""
+    given: dict[str, Any] = {}
+    if regions is not None:
+        given["regions"] = int(regions) if regions.isdecimal() else regions
+    if imputer is not None:
+        given["imputer"] = imputer if imputer in IMPUTERS else _parse_number(imputer)
+    elif loaded.text is not None and any(removes_regions(METRICS[name]()) for name in metrics):
+        given["imputer"] = loaded.text.blank_id
+    if score is not None:
+        given["score"] = score
+    return given
+
+
+def _parse_number(given: str) -> float | int:
+    try:
+        return int(given) if given.lstrip("-").isdecimal() else float(given)
+    except ValueError as error:
+        raise InputError(f"--imputer {given}: give a number or one of {', '.join(IMPUTERS)}") from error

@@ -49,7 +49,7 @@ def describe_models(_: None) -> list[dict[str, Any]]:
             "name": name,
             "takes": "text" if models[name].text is not None else "drawing" if name in BUNDLED else "picture",
             "trained": models[name].trained is not False,
-            "classes": list(map(str, models[name].classes)),
+            "classes": list(map(str, models[name].class_names)),
             "methods": [m for m in METHODS if m != "shapley"],
             "presets": list(PRESETS),
             "data": models.has_data(name),
@@ -94,7 +94,11 @@ def channel_handler(question: ChannelRequest) -> dict[str, Any]:
         raise InputError("which channel?")
     e = explain(loaded.model, x, make_target(question, loaded), method=make_question_method(question, loaded, x),
                 through={question.layer: question.channel}, progress=False)  # fmt: skip
-    return {"relevance": pack_tensor(e.relevance[0].sum(0)), "amount": float(e.conservation.output), "output": float(e.output)}
+    return {
+        "relevance": pack_tensor(e.relevance[0].sum(0)),
+        "amount": float(e.conservation.explained),
+        "output": float(e.output),
+    }
 
 
 def download_handler(question: DownloadRequest) -> bytes:

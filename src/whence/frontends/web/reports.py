@@ -8,8 +8,8 @@ from whence.auditing.audit import audit
 from whence.errors import InputError, suggest
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate
 from whence.evaluation.metrics.registry import METRICS
-from whence.frontends.cli.evaluate import first_sample, removal_settings
-from whence.frontends.common.methods import ALL_NAMES, check_names, method_or_preset
+from whence.frontends.common.data import first_sample
+from whence.frontends.common.methods import ALL_NAMES, check_names, method_or_preset, removal_settings
 from whence.frontends.web.schemas import AuditRequest, EvaluationRequest
 from whence.frontends.web.served_models import models
 
@@ -39,7 +39,7 @@ def audit_report(question: AuditRequest) -> str:
     """The page of an audit of one of the stores."""
     if question.store not in models.served.stores:
         raise InputError(f"no store {question.store!r} was named at the start{suggest(question.store, models.served.stores)}")
-    return _render(audit(question.store, layer=question.layer, by=question.by, progress=False))
+    return _render(audit(question.store, layer=question.layer, group_by=question.group_by, progress=False))
 
 
 def _render(result: Any) -> str:

@@ -16,6 +16,7 @@ from whence.frontends.common.methods import PRESETS, make_method
 from whence.frontends.web.images import decode_base64, drawing_to_tensor, open_image
 from whence.frontends.web.schemas import ExplainRequest, RuleSettings
 from whence.frontends.web.served_models import input_shape, models
+from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.rules.rules import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
 from whence.methods.lrp import LRP
 from whence.methods.registry import METHODS, SINGLE_GRAPH_METHODS
@@ -37,20 +38,10 @@ def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
 
 
 def make_target(question: ExplainRequest, loaded: LoadedModel) -> Logit:
-    target, other = class_index(question.target, loaded), class_index(question.rather_than, loaded)
+    target, other = loaded.class_index(question.target), loaded.class_index(question.rather_than)
     if target is not None and target == other:
         raise TargetError("the class is the same as the one it is compared with; there is no difference to explain")
     return Logit(target, other, question.position)
-
-
-def class_index(given: int | str | None, loaded: LoadedModel) -> int | None:
-    if given is None or isinstance(given, int):
-        return given
-    if given in loaded.classes:
-        return list(loaded.classes).index(given)
-    if loaded.text is not None and not loaded.classes:
-        return loaded.text.token_id(given)
-    raise TargetError(f"{loaded.name} has no class {given!r}{suggest(given, loaded.classes)}")
 
 
 def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) -> Any:
@@ -74,7 +65,7 @@ def explain_question(question: ExplainRequest, loaded: LoadedModel, x: Any, laye
     if loaded.name in BUNDLED and isinstance(method, SINGLE_GRAPH_METHODS):
         replaying = replaying_explainer(question.model, question.method, question.settings.model_dump_json())
         return replaying(x, target, layers=layers)
-    return explain(loaded.model, x, target, method=method, layers=layers, class_names=loaded.classes, progress=False)
+    return explain(loaded.model, x, target, method=method, layers=layers, class_names=loaded.class_names, progress=False)
 
 
 def make_rule(settings: RuleSettings) -> LinearRule:
@@ -94,14 +85,14 @@ def replaying_explainer(model: str, method: str, settings: str) -> Explainer:
     loaded = models[model]
     question = ExplainRequest(model=model, method=method, settings=RuleSettings.model_validate_json(settings))
     x = torch.zeros(1, *input_shape(loaded))
-    return Explainer(loaded.model, make_question_method(question, loaded, x), class_names=loaded.classes, capture=True)
+    return Explainer(loaded.model, make_question_method(question, loaded, x), class_names=loaded.class_names, capture=True)
 
 
 def class_probabilities(loaded: LoadedModel, x: Any) -> Tensor:
     """The probability of each class, or next token, `[N, C]`."""
     with torch.no_grad():
         outputs = loaded.model(**x) if isinstance(x, dict) else loaded.model(x)
-    logits = getattr(outputs, "logits", outputs)
+    logits = logits_of(outputs)
     return (logits[:, -1] if logits.dim() == 3 else logits).softmax(1)
 
 
@@ -114,7 +105,7 @@ def describe_prediction(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str
     return {
         "target": {"name": target, "index": int(index[0]) if isinstance(index, Tensor) else None},
         "classes": [
-            {"index": i, "name": loaded.called(i), "share": share}
+            {"index": i, "name": loaded.class_name(i), "share": share}
             for i, share in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         ],
         "output": float(account.output),

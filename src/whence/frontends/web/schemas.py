@@ -61,7 +61,7 @@ class AttackRequest(ExplainRequest):
     """What it says if every pixel may move so far."""
 
     epsilon: Annotated[float, Field(gt=0, le=1)]  # of a range of 1
-    by: Literal["fgsm", "pgd"] = "pgd"
+    attack: Literal["fgsm", "pgd"] = "pgd"
 
 
 class PrototypeRequest(ModelRequest):
@@ -69,7 +69,7 @@ class PrototypeRequest(ModelRequest):
 
     classes: Annotated[list[int | Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=10)]
     prior: Literal["none", "l2", "expert", "decoder"] = "none"
-    steps: Annotated[int, Field(ge=1, le=512)] = 128
+    n_steps: Annotated[int, Field(ge=1, le=512)] = 128
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
 
 
@@ -88,7 +88,7 @@ class AuditRequest(BaseModel):
 
     store: LongName
     layer: LongName | None = None
-    by: Literal["prediction", "label", "target"] = "prediction"
+    group_by: Literal["prediction", "label", "target"] = "prediction"
 
 
 class StepRequest(BaseModel):

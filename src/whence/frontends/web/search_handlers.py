@@ -3,11 +3,10 @@
 from typing import Any
 
 from whence.errors import InputError
-from whence.frontends.cli.concepts import read_images
-from whence.frontends.cli.prototype import default_image, search_prototypes
+from whence.frontends.common.data import read_images
+from whence.frontends.common.prototypes import default_image, search_prototypes
 from whence.frontends.web.images import pack_tensor, tensor_to_png
 from whence.frontends.web.resolve import (
-    class_index,
     class_probabilities,
     describe_prediction,
     explain_question,
@@ -27,17 +26,27 @@ STEPS, REFERENCES = 128, 6
 def prototypes_handler(question: PrototypeRequest) -> dict[str, Any]:
     """What does the model take classes to be?"""
     loaded = models[question.model]
-    if loaded.text is not None:
-        raise InputError(f"{loaded.name} reads texts; prototypes are pictures")
-    chosen = [index for given in question.classes if (index := class_index(given, loaded)) is not None]
+    loaded.check_reads_images("prototypes are pictures")
+    chosen = [index for given in question.classes if (index := loaded.class_index(given)) is not None]
     found = search_prototypes(
-        loaded, chosen, question.prior, None, None, None, {"steps": question.steps, "seed": question.seed, "progress": False}
+        loaded,
+        chosen,
+        question.prior,
+        None,
+        None,
+        None,
+        {"n_steps": question.n_steps, "seed": question.seed, "progress": False},
     )
     rows = zip(chosen, found.images, found.activation.tolist(), class_probabilities(loaded, found.images), strict=True)
     return {
         "note": found.note,
         "prototypes": [
-            {"name": loaded.called(k), "activation": a, "share": float(p[k]), "picture": tensor_to_png(x, loaded.preprocessing)}
+            {
+                "name": loaded.class_name(k),
+                "activation": a,
+                "share": float(p[k]),
+                "picture": tensor_to_png(x, loaded.preprocessing),
+            }
             for k, x, a, p in rows
         ],
     }
@@ -49,10 +58,10 @@ def concept_handler(question: ChannelRequest) -> dict[str, Any]:
     if question.channel is None:
         raise InputError("which channel?")
     data = read_images(models.data_of(question.model)) if models.has_data(question.model) else None
-    settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "steps": STEPS}
+    settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "n_steps": STEPS}
     found = concepts(
-        loaded.model, x, question.layer, make_target(question, loaded), channels=[question.channel], data=data,
-        references=REFERENCES, prototypes=settings, method=make_question_method(question, loaded, x), progress=False,
+        loaded.model, x, question.layer, make_target(question, loaded), channels=[question.channel], reference_inputs=data,
+        n_references=REFERENCES, prototypes=settings, method=make_question_method(question, loaded, x), progress=False,
     )  # fmt: skip
     assert found.prototypes is not None
     references = found.references[0] if found.references else ()
@@ -72,9 +81,8 @@ def concept_handler(question: ChannelRequest) -> dict[str, Any]:
 def attack_handler(question: AttackRequest) -> dict[str, Any]:
     """A picture a little way off that the model says something else of, and why."""
     loaded, x = read_question(question)
-    if loaded.text is not None:
-        raise InputError(f"{loaded.name} reads texts; attacks are on pictures")
-    kind = FGSM if question.by == "fgsm" else PGD
+    loaded.check_reads_images("attacks are on pictures")
+    kind = FGSM if question.attack == "fgsm" else PGD
     found = attack(loaded.model, x, None, kind(question.epsilon, box=loaded.preprocessing.box))
     free = question.model_copy(update={"target": None, "rather_than": None})
     e = explain_question(free, loaded, found.inputs)
@@ -83,5 +91,5 @@ def attack_handler(question: AttackRequest) -> dict[str, Any]:
         "relevance": pack_tensor(e.relevance[0].sum(0)),
         "success": bool(found.success),
         "distance": float(found.distances()),
-        "before": loaded.called(int(found.before)),
+        "before": loaded.class_name(int(found.before)),
     }

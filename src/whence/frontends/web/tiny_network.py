@@ -36,6 +36,6 @@ def steps_handler(question: StepRequest) -> dict[str, Any]:
             {"messages": edges.messages.tolist(), "weight": None if edges.weight is None else edges.weight.tolist()}
             for edges in found.edges
         ],
-        "output": float(found.whole.output),
-        "relevance_sum": float(found.whole.conservation.relevance),
+        "output": float(found.explanation.output),
+        "relevance_sum": float(found.explanation.conservation.relevance),
     }

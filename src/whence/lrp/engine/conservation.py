@@ -23,7 +23,8 @@ class Conservation:
 
     `absorbed` is summed up on the way back from what each layer kept; it is None where the method cannot measure it, and
     `by_layer` is then empty. `baseline` is the output that was there without the features, for methods that compare with a
-    baseline. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|; `adds_up` says whether the method
+    baseline. Where `through` was given, `conditional_output` is what of the output flows through the condition, and the parts
+    add up to that instead. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|; `adds_up` says whether the method
     means them to vanish. A gap that rounding cannot have made is a `ConservationWarning`.
     """
 
@@ -33,6 +34,12 @@ class Conservation:
     by_layer: dict[str, Tensor] = field(default_factory=dict)  # module path -> [N]
     baseline: Tensor | None = None  # [N]
     adds_up: bool = True
+    conditional_output: Tensor | None = None  # [N], what of the output a condition lets through
+
+    @property
+    def explained(self) -> Tensor:
+        """The amount that the parts should add up to, `[N]`: the output, or what of it a condition lets through."""
+        return self.output if self.conditional_output is None else self.conditional_output
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -42,14 +49,16 @@ class Conservation:
 
     @property
     def gap(self) -> Tensor:
-        return self.output - sum(self.parts.values())
+        return self.explained - sum(self.parts.values())
 
     @property
     def error(self) -> Tensor:
         amounts = torch.stack([part.abs() for part in self.parts.values()])
         eps = torch.finfo(self.output.dtype).eps
         rounding = eps * (amounts.sum(0) + 1)
-        scale = torch.where(self.output == 0, amounts.sum(0) + 1e4 * eps, self.output.abs())  # a ReLU at the end may give 0
+        scale = torch.where(
+            self.explained == 0, amounts.sum(0) + 1e4 * eps, self.explained.abs()
+        )  # a ReLU at the end may give 0
         return self.gap.abs() / torch.maximum(scale, rounding)
 
     @property
@@ -60,7 +69,7 @@ class Conservation:
     @property
     def rounded(self) -> bool:
         """Whether all gaps may be rounding: below a hundredth of the amounts that went about, or that of numbers around 1."""
-        parts = torch.stack([part.abs() for part in (self.output, *self.parts.values(), *self.by_layer.values())]).sum(0)
+        parts = torch.stack([part.abs() for part in (self.explained, *self.parts.values(), *self.by_layer.values())]).sum(0)
         small = self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps
         return check_holds(small | (self.error <= self.tolerance))
 
@@ -69,8 +78,8 @@ class Conservation:
         """A sentence where less than a hundredth of an output reached the input: the heatmap then shows next to none of it."""
         if self.absorbed is None or not self.adds_up:
             return ""
-        share = self.relevance.abs() / self.output.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
-        share = share.where(self.output != 0, 1.0)
+        share = self.relevance.abs() / self.explained.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
+        share = share.where(self.explained != 0, 1.0)
         least = int(share.argmin())
         if share[least] >= LOW_SHARE:
             return ""
@@ -82,7 +91,10 @@ class Conservation:
         """The account of some of the samples."""
         parts = {name: part[samples] for name, part in self.parts.items()}
         by_layer = {name: amount[samples] for name, amount in self.by_layer.items()}
-        return Conservation(self.output[samples], by_layer=by_layer, adds_up=self.adds_up, **parts)
+        conditional = None if self.conditional_output is None else self.conditional_output[samples]
+        return Conservation(
+            self.output[samples], by_layer=by_layer, adds_up=self.adds_up, conditional_output=conditional, **parts
+        )
 
     def __repr__(self) -> str:
         lines, shown = [], self.output[:MAX_LINES] if len(self.output) > MAX_LINES + 1 else self.output
@@ -94,7 +106,8 @@ class Conservation:
                 continue
             equals = "=" if self.error[i] < self.tolerance else "≠"
             parts = " + ".join(f"{name} {part[i]:.4g}" for name, part in self.parts.items())
-            lines.append(f"output {self.output[i]:.4g} {equals} {parts} (error {self.error[i]:.0e})")
+            through = "" if self.conditional_output is None else f", through the condition {self.conditional_output[i]:.4g}"
+            lines.append(f"output {self.output[i]:.4g}{through} {equals} {parts} (error {self.error[i]:.0e})")
         if left := len(self.output) - len(shown):
             lines.append(f"and {left} more{f' (largest error {self.error.max():.0e})' if self.adds_up else ''}")
         return "Conservation: " + "\n              ".join([*lines, *filter(None, [self.caution])])
@@ -116,21 +129,23 @@ class ConservationMeter:
         """What was absorbed since the last reading."""
         self._absorbed.clear()
 
-    def read(self, output: Tensor, relevance: Tensor) -> Conservation:
+    def read(self, output: Tensor, relevance: Tensor, conditional_output: Tensor | None = None) -> Conservation:
         """The account since the last reading.
 
         A batch folded into the first dimension (windows) is unfolded. Where a network takes the samples of a batch apart,
         mixes them, or holds them elsewhere than in the first dimension, what a layer absorbed is known only in sum. It is then
         shared out so that the samples balance as far as the sum does.
         """
+        explained = output if conditional_output is None else conditional_output
         by_layer = {path: _sum(amounts, output) for path, amounts in self._absorbed.items()}
         self._absorbed.clear()
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
-        gap = output - relevance - absorbed
-        flow = output.abs() + relevance.abs() + absorbed.abs()
+        gap = explained - relevance - absorbed
+        flow = explained.abs() + relevance.abs() + absorbed.abs()
         rounding = max(1000 * torch.finfo(output.dtype).eps, 1e-6) * flow  # float64 networks may compute in parts in float32
         only_in_sum = (gap.sum().abs() <= rounding.sum()) & (gap.abs() > rounding).any()
-        return Conservation(output, relevance, torch.where(only_in_sum, absorbed + gap - gap.mean(), absorbed), by_layer)
+        absorbed = torch.where(only_in_sum, absorbed + gap - gap.mean(), absorbed)
+        return Conservation(output, relevance, absorbed, by_layer, conditional_output=conditional_output)
 
 
 def _sum(amounts: list[Tensor], like: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from whence.lrp.engine.calls import (
 )
 from whence.lrp.engine.conservation import ConservationMeter
 from whence.lrp.engine.embeddings import EmbeddingLookups
+from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.engine.op_context import OpContext, SaturatedValue, Unknown
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.engine.propagation import InputCompanion
@@ -40,7 +41,8 @@ from whence.lrp.ops.function_names import LEAVES_VALUES
 from whence.lrp.ops.opaque_modules import opaque_module
 from whence.lrp.ops.registry import Op, find_op
 from whence.lrp.rules.composites import Composite, Selector
-from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, InputRule, Rule
+from whence.lrp.rules.protocol import is_input_rule
+from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, Rule
 from whence.lrp.torch_compat.deferred_checks import known_true
 from whence.lrp.torch_compat.model_state import save_before_overwrite
 from whence.lrp.torch_compat.module_tracker import ModulePlace, ModuleTracker
@@ -165,7 +167,7 @@ class RelevanceMode(GradientMode):
         # what rules of the input layer write relevance to: beside the inputs, and beside what was looked up, by its number
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
         self.beside_lookups: list[int] = []
-        self._rules_at_input = any(isinstance(rule, InputRule) for _, rule in Composite.of(rules).entries)
+        self._rules_at_input = any(is_input_rule(rule) for _, rule in Composite.of(rules).entries)
         self._explains = explains
         self.saturated = ""  # what is explained in its place
         self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that a hidden module overwrote
@@ -211,11 +213,11 @@ class RelevanceMode(GradientMode):
         if self.bench.last_constant is None:
             return "; a detach, an integer or a no_grad may cut it off"
         held = f"{self.bench.last_constant} is held constant as a gate or statistic"
-        return f"; {held}. Explain the value before it (the logits), as in target=whence.Neuron('head', 3), or give it a rule"
+        return f"; {held}. Explain the value before it (the logits), as in target=whence.objectives.Neuron('head', 3), or give it a rule"
 
     def before_saturation(self, outputs: Any) -> Any:
         """The values of which the outputs are a plain sigmoid or softmax, if they are: relevance passes by neither."""
-        logits = getattr(outputs, "logits", outputs)
+        logits = logits_of(outputs)
         before = self.bench.saturation(logits) if isinstance(logits, Tensor) else None
         if before is None:
             return outputs
@@ -441,11 +443,11 @@ def modified_gradients(rules: Mapping[Selector, Rule] | Composite, model: object
     """Modified gradients for whatever runs while entered."""
     composite = Composite.of(rules)
     for selector, rule in composite.entries[: composite.required]:
-        if isinstance(rule, InputRule):
+        if is_input_rule(rule):
             raise RuleError(f"{type(rule).__name__} cannot be written as x * gradient; use whence.explain(method=LRP(...))")
         if isinstance(selector, str) and model is None:
-            raise RuleError(f"selector {selector!r} is a module path; pass the model: relevance_rules(rules, model)")
-    optional = tuple(entry for entry in composite.entries if not isinstance(entry[1], InputRule))
+            raise RuleError(f"selector {selector!r} is a module path; pass the model: relevance_rules(model, rules)")
+    optional = tuple(entry for entry in composite.entries if not is_input_rule(entry[1]))
     prepared = PreparedModel(model)
     scope = ModuleTracker(prepared.outline)
     mode = RelevanceMode(Composite(optional, composite.required), scope, prepared, unknown)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,18 @@ from whence.lrp.engine.linear_maps import (
     positive_part,
 )
 from whence.lrp.engine.weight_cache import WeightCache
-from whence.lrp.rules.rules import Epsilon, Factors, Gamma, InputRule, LinearRule, RisingGamma, SplitRule, safe_divide
+from whence.lrp.rules.protocol import (
+    Factors,
+    InputRule,
+    can_merge,
+    check_factors,
+    defines,
+    includes_bias,
+    is_depth_rule,
+    is_input_rule,
+    is_split_rule,
+)
+from whence.lrp.rules.rules import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus, safe_divide
 from whence.lrp.torch_compat.saved_tensors import version_of
 
 
@@ -116,9 +128,10 @@ class LinearBackward:
 
     def reads(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
         """What the way back needs of output and input; only their shapes where the rule is the gradient."""
-        if not isinstance(self.step.rule, Epsilon):
+        rule = self.step.rule
+        if not isinstance(rule, Epsilon) or is_split_rule(rule):
             return z, a
-        return (z,) if self.step.rule.epsilon or self.step.rectified else ()
+        return (z,) if rule.epsilon or self.step.rectified or not defines(rule, "share", Epsilon) else ()
 
     def __call__(self, g: Tensor, *read: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rule, linear = self._rule(), self.step.linear
@@ -126,26 +139,26 @@ class LinearBackward:
             raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
         weights = self._kept((linear.layout, g.dtype), linear.constants, lambda: RuleWeights(linear, g.dtype))
         read = tuple([t.to(g.dtype) for t in read])  # autocast: the map was computed in another type than its input has
-        if isinstance(rule, Epsilon):
-            (z,) = read or (g,)  # LRP-0 does not read z
-            return self._whole(weights, rule, g, z), None
-        z, a = read
-        if isinstance(rule, InputRule):
+        if is_input_rule(rule):
+            z, a = read
             return None, self._distributed(weights, rule, g, z, a)
-        if rule.merges(self.step.nonnegative, self.step.rectified):
-            return self._merged(weights, rule, g, z, a), None
-        return self._shared(weights, rule, g, z, a), None
+        if is_split_rule(rule):
+            z, a = read
+            merges = can_merge(rule, self.step.nonnegative, self.step.rectified)
+            return (self._merged if merges else self._shared)(weights, rule, g, z, a), None
+        (z,) = read or (g,)  # LRP-0 does not read z
+        return self._whole(weights, rule, g, z), None
 
-    def _rule(self) -> Epsilon | SplitRule | InputRule:
+    def _rule(self) -> Any:
         rule = self.step.rule
-        if not isinstance(rule, RisingGamma):
+        if not is_depth_rule(rule):
             return rule
-        here = rule.at(self._descent.number(self.step))
+        here = rule.at(self._descent.number(self.step))  # type: ignore[union-attr]
         if here is not self._factors_of:
             self._factors, self._factors_of = None, here
         return here
 
-    def _distributed(self, weights: RuleWeights, rule: InputRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    def _distributed(self, weights: RuleWeights, rule: Any, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         linear, present = self.step.linear, self.step.present
 
         def factor() -> Factors:
@@ -159,7 +172,11 @@ class LinearBackward:
 
     def _whole(self, weights: RuleWeights, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
         share = rule.share(g, z, self.step.rectified)
-        if rule.epsilon or weights.bias is not None:
+        if not defines(rule, "share", Epsilon):  # a share of a user's own: what it loses is measured
+            share = share.masked_fill(z == 0, 0) if self.step.rectified else share  # R = 0 where z < 0
+            bias = 0.0 if weights.bias is None else self.step.linear.bias_share(share, weights.bias)
+            self.meter.add(self.step.path, bias + batch_dot(g, z) - batch_dot(share, z))
+        elif rule.epsilon or weights.bias is not None:
             self.meter.add(self.step.path, self._absorbed_whole(weights.bias, rule.epsilon, g, z, share))
         return self.step.linear.transpose(share, weights.weight, self.shape)
 
@@ -172,19 +189,23 @@ class LinearBackward:
             return linear.bias_share(share, bias + epsilon)
         return linear.bias_share(share, bias) + batch_dot(g, z) - batch_dot(share, z)
 
-    def _shared(self, weights: RuleWeights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    def _shared(self, weights: RuleWeights, rule: Any, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         linear, nonnegative = self.step.linear, self.step.nonnegative
         # γ divides by no small P, which may then be rounded like a large one; in half precision that is too coarse
-        by_size = isinstance(rule, Gamma) and not nonnegative and z.dtype.itemsize >= 4
+        by_size = defines(rule, "factors", Gamma) and not nonnegative and z.dtype.itemsize >= 4
+        bias = includes_bias(rule)
 
         def factors() -> Factors:
             if by_size:
                 return rule.factors(z, contributions_by_size(linear, weights, z, a), z)
-            positive = positive_contributions(linear, weights, a, nonnegative, rule.bias)
-            return rule.factors(z, positive, z if rule.bias or weights.bias is None else z - self._bias_alone(weights, a))
+            positive = positive_contributions(linear, weights, a, nonnegative, bias)
+            found = rule.factors(z, positive, z if bias or weights.bias is None else z - self._bias_alone(weights, a))
+            return found if _is_own(rule) else check_factors(rule, found, z)
 
         whole, positive = self._shares(g, factors)
-        if by_size and whole is not None:
+        if positive is None:
+            returned = torch.zeros_like(a) if whole is None else linear.transpose(whole, weights.weight, self.shape)
+        elif by_size and whole is not None:
             returned = self._transposed_by_size(weights, a, whole, positive)
         else:
             returned = self._transposed(weights, a, whole, positive)
@@ -194,15 +215,15 @@ class LinearBackward:
     def _bias_alone(self, weights: RuleWeights, a: Tensor) -> Tensor:
         return self.step.linear.apply(torch.zeros_like(a[:1]), weights.weight, weights.bias)
 
-    def _merged(self, weights: RuleWeights, rule: SplitRule, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
+    def _merged(self, weights: RuleWeights, rule: Any, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         """Where a ≥ 0 and R = 0 at z < 0 both shares are proportional: one modified weight serves both ways."""
-        linear, rectified = self.step.linear, self.step.rectified
-        weight, bias = weights.modified(rule.merged), weights.modified_bias(rule.merged) if rule.bias else None
-        _, share = self._shares(
-            g, lambda: (None, safe_divide(z, linear.apply(a, weight, bias), bounded=rectified and rule.bias))
-        )
+        linear, with_bias = self.step.linear, includes_bias(rule)
+        nothing_lost = self.step.rectified and with_bias and _is_own(rule)  # every output has a positive contribution
+        weight, bias = weights.modified(rule.merged), weights.modified_bias(rule.merged) if with_bias else None
+        share = self._shares(g, lambda: (None, safe_divide(z, linear.apply(a, weight, bias), bounded=nothing_lost)))[1]
+        assert share is not None
         returned = linear.transpose(share, weight, self.shape)
-        if not (rectified and rule.bias):  # relevance of outputs without a positive contribution is lost: count it
+        if not nothing_lost:  # relevance of outputs without a positive contribution is lost: count it
             self._absorb_difference(batch_dot(g, z), batch_dot(a, returned))
         elif bias is not None:
             self.meter.add(self.step.path, linear.bias_share(share, bias))
@@ -213,8 +234,8 @@ class LinearBackward:
         whole, positive = make() if self._factors is None else self._factors
         if self._several:
             self._factors = whole, positive
-            return None if whole is None else whole * g, positive * g
-        return None if whole is None else whole.mul_(g), positive.mul_(g)
+            return None if whole is None else whole * g, None if positive is None else positive * g
+        return None if whole is None else whole.mul_(g), None if positive is None else positive.mul_(g)
 
     def _absorb_difference(self, came: Tensor, went: Tensor) -> None:
         """Apart: input and output may hold the samples in different places."""
@@ -235,3 +256,8 @@ class LinearBackward:
             falling = linear.transpose(positive, weights.modified(negative_part), self.shape)
             returned = torch.where(a < 0, falling, returned)
         return returned if whole is None else returned.add_(linear.transpose(whole, weights.weight, self.shape))
+
+
+def _is_own(rule: object) -> bool:
+    """Whether the rule's factors are those of whence, whose tensors are their own and whose signs are known."""
+    return any(defines(rule, "factors", kind) for kind in (Gamma, AlphaBeta, ZPlus))

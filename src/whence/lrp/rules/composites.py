@@ -10,7 +10,8 @@ from torch import nn
 
 from whence.errors import RuleError, SelectorError, suggest
 from whence.lrp.ops.function_facts import function_name
-from whence.lrp.rules.rules import Constant, FunctionRule, InputRule, LinearRule, Rule
+from whence.lrp.rules.protocol import check_rule, is_input_rule
+from whence.lrp.rules.rules import OWN_RULES, Constant, FunctionRule, InputRule, LinearRule, Rule
 from whence.lrp.torch_compat.module_tracker import ModulePlace
 
 GLOB_CHARACTERS = frozenset("*?[")  # of shell globs
@@ -49,9 +50,7 @@ class Composite:
         if not isinstance(rules, Mapping):
             raise RuleError(f"rules must be a mapping of selectors to rules or a preset, not {type(rules).__name__}")
         for selector, rule in rules.items():
-            if not isinstance(rule, Rule):
-                hint = "; write it with parentheses" if isinstance(rule, type) else ""
-                raise RuleError(f"the rule of selector {selector_repr(selector)} is {rule!r}, not a rule of whence{hint}")
+            check_rule(rule, selector_repr(selector), OWN_RULES)
             _check_selector(selector)
         return cls(tuple(rules.items()), len(rules))
 
@@ -121,7 +120,7 @@ class Matcher:
             picked = picks.everything or function in picks.functions or (touches_input and picks.at_input) or position in around
             if picked and isinstance(rule, kind):
                 self._matched.add(position)
-                if isinstance(rule, InputRule) and not touches_input:
+                if is_input_rule(rule) and not touches_input:
                     raise _misplaced_error(rule, place)
                 return rule
         return None
@@ -136,7 +135,7 @@ class Matcher:
         return around
 
 
-def _misplaced_error(rule: InputRule, place: ModulePlace) -> RuleError:
+def _misplaced_error(rule: Rule, place: ModulePlace) -> RuleError:
     return RuleError(
         f"{type(rule).__name__} belongs to the layer that touches the input, but '{place.path}' reads hidden activations "
         "(or the input reached it by way of relevance_rules, which explain() does not need)"

@@ -111,7 +111,7 @@ def falling_gamma(
     """γ from `first` down to `last` with depth, by equal ratios over the linear layers named in their order, LRP-0 elsewhere;
     z^B at the pixels where their bounds are given (the course sheet's rules for VGG-16, for any network).
 
-    >>> layers = [name for name in whence.layer_shapes(model, x) if isinstance(modules[name], (nn.Conv2d, nn.Linear))]
+    >>> layers = [name for name in whence.layers.layer_shapes(model, x) if isinstance(modules[name], (nn.Conv2d, nn.Linear))]
     >>> whence.LRP(whence.presets.falling_gamma(layers, 1.0, 0.01))
     """
     if not layers or not (first > 0 and last > 0):

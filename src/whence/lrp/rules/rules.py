@@ -25,8 +25,7 @@ from torch.nn import functional as F
 
 from whence.errors import RuleError
 from whence.lrp.engine.linear_maps import LinearMap, RuleWeights, negative_part, positive_part
-
-Factors = tuple[Tensor | None, Tensor]  # (whole, positive)
+from whence.lrp.rules.protocol import DepthRule, Factors, InputRule, SplitRule
 
 
 @dataclass(frozen=True)
@@ -238,9 +237,7 @@ def _gamma(gamma: float) -> Gamma:
     return Gamma(gamma)
 
 
-SplitRule = Gamma | AlphaBeta | ZPlus
-LinearRule = Epsilon | SplitRule | RisingGamma
-InputRule = ZBox | WSquare | Flat
+LinearRule = Epsilon | SplitRule | DepthRule
 
 
 @dataclass(frozen=True)
@@ -260,6 +257,7 @@ class Gradient:
 
 FunctionRule = Identity | Constant | Gradient
 Rule = LinearRule | InputRule | FunctionRule
+OWN_RULES = (Epsilon, Gamma, AlphaBeta, ZPlus, RisingGamma, ZBox, WSquare, Flat, Identity, Constant, Gradient)
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor, bounded: bool = False) -> Tensor:

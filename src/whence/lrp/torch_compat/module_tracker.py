@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from whence.errors import OpaqueError, SelectorError, suggest
+from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.torch_compat.saved_tensors import with_gradient_hook
 
 MAX_NAMES = 8  # layers, where one is not there
@@ -199,30 +200,6 @@ def all_modules(model: object) -> list[object]:
         if isinstance(part, nn.Module):
             found += [child for child in part._modules.values() if child is not None]
     return found
-
-
-def first_tensor(output: object) -> Tensor | None:
-    """The tensor that stands for a module's output: itself, or the first of a tuple or of named outputs."""
-    first = next(iter(output.values()), None) if isinstance(output, dict) else output
-    first = first[0] if isinstance(first, list | tuple) and first else first
-    return first if isinstance(first, Tensor) else None
-
-
-def with_first_tensor(output: Any, t: Tensor, path: str) -> Any:
-    """The same output with another tensor where `first_tensor` looks."""
-    if isinstance(output, Tensor):
-        return t
-    if isinstance(output, dict):
-        first = next(iter(output))
-        rest = {name: value for name, value in output.items() if name != first}
-        return type(output)(**{first: with_first_tensor(output[first], t, path)}, **rest)
-    if type(output) in (list, tuple):
-        return type(output)([with_first_tensor(output[0], t, path), *output[1:]])
-    if isinstance(output, tuple) and hasattr(output, "_replace"):
-        return output._replace(**{output._fields[0]: with_first_tensor(output[0], t, path)})  # type: ignore[attr-defined]
-    raise SelectorError(
-        f"layer '{path}' gives a view within a {type(output).__name__}, where nothing can be read; name one in it"
-    )
 
 
 def module_names(model: object) -> dict[str, nn.Module]:

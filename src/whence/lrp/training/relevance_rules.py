@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from whence.core.argument_checks import check_arguments
 from whence.errors import ModelError, RuleError
 from whence.lrp.engine.function_mode import RelevanceMode, modified_gradients
 from whence.lrp.engine.op_context import Unknown
@@ -19,26 +20,28 @@ from whence.lrp.torch_compat.model_state import model_settings
 from whence.lrp.training.differentiable import state_tensors, trace_relevance
 
 
+@check_arguments
 @contextmanager
 def relevance_rules(
+    model: nn.Module | None,
     rules: Mapping[Selector, Rule] | Composite,
-    model: nn.Module | None = None,
+    *,
     unknown: Unknown = "error",
     differentiable: bool = False,
 ) -> Iterator[RelevanceMode | None]:
     """Plain PyTorch with modified gradients, for one's own loops: afterwards the relevance of x is `x * grad`.
 
-    >>> with whence.relevance_rules({torch.nn.Linear: whence.Gamma(0.1)}):
+    >>> with whence.relevance_rules(model, {torch.nn.Linear: whence.Gamma(0.1)}):
     ...     logits = model(x)
     >>> (g,) = torch.autograd.grad(logits[0, 483], x)
     >>> relevance = x * g
 
-    Selectors by module path need `model`. Rules of the input layer (ZBox, WSquare, Flat), and distances at the input, are not
+    `model` may be None where no selector is a module path. Rules of the input layer (ZBox, WSquare, Flat), and distances at the input, are not
     of the form x · g and are refused here; use `explain`.
 
     With `differentiable`, relevance itself has derivatives with respect to inputs and parameters, for losses made of it:
 
-    >>> with whence.relevance_rules(rules, model, differentiable=True):
+    >>> with whence.relevance_rules(model, rules, differentiable=True):
     ...     logits = model(x)                                          # x requires gradients
     >>> (g,) = torch.autograd.grad(logits[:, 3].sum(), x, create_graph=True)
     >>> ((x * g)[:, mask] ** 2).sum().backward()
@@ -50,12 +53,14 @@ def relevance_rules(
     first time inputs of some shape come by (which takes seconds) and kept as long as the model; parameters and buffers are read
     anew at each call.
     """
+    if isinstance(model, Mapping | Composite):
+        raise RuleError("relevance_rules takes the model first: relevance_rules(model, rules)")
     if not differentiable:
         with modified_gradients(rules, model, unknown) as mode:
             yield mode
         return
     if not isinstance(model, nn.Module):
-        raise RuleError("differentiable=True follows the calls of a model; give it: relevance_rules(rules, model, …)")
+        raise RuleError("differentiable=True follows the calls of a model; give it: relevance_rules(model, rules, …)")
     calls = _DifferentiableForward(model, Composite.of(rules), unknown)
     before = model.__dict__.get("forward")
     model.__dict__["forward"] = calls

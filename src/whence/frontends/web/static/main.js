@@ -137,7 +137,7 @@ async function showTwin() {
   $("twin").replaceChildren();
   if (!epsilon || model().takes === "text" || !asksSomething()) return;
   await attempt(async () => {
-    const answer = await ask("attack", question({ epsilon, by: $("by").value }));
+    const answer = await ask("attack", question({ epsilon, attack: $("by").value }));
     const canvas = says(made("canvas", {}), `heatmap of the twin for ${answer.target.name}`);
     heat.paint(canvas, numbers(answer.relevance));
     const likeliest = answer.classes.slice(0, 3).map(({ name, share }) => `${name} ${(100 * share).toFixed(1)} %`).join(", ");

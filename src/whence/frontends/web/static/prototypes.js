@@ -18,7 +18,7 @@ async function search() {
     $("search").disabled = true;
     $("note").textContent = "searching…";
     try {
-      const asked = { model: model().name, classes: classes($("which").value), prior: $("prior").value, steps: +$("steps").value };
+      const asked = { model: model().name, classes: classes($("which").value), prior: $("prior").value, n_steps: +$("steps").value };
       const answer = await ask("prototypes", asked);
       $("found").replaceChildren(...answer.prototypes.map(({ name, activation, share, picture: png }) =>
         tile(picture(png, `prototype of ${name}`), name, `output ${digits(activation)}, ${(100 * share).toFixed(1)} %`)));

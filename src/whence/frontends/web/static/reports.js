@@ -55,6 +55,6 @@ await attempt(async () => {
   });
   $("audit").addEventListener("submit", event => {
     event.preventDefault();
-    make("audit", { store: $("store").value, by: $("group").value, layer: $("layer").value || null }, "auditing…");
+    make("audit", { store: $("store").value, group_by: $("group").value, layer: $("layer").value || null }, "auditing…");
   });
 });

@@ -1,10 +1,36 @@
-"""Tables on terminals; where one is too wide, what would stand in a row stands in lines."""
+"""What commands print: warnings, notes, tables."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
+
+
+def note(text: str) -> None:
+    """One line beside the results."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"note: {text}")
+
+
+def warn_about_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
+    """Of one that nobody has trained, or of which nobody says so, or how its pictures are to be scaled."""
+    name = escape(loaded.name)
+    if loaded.trained is False:
+        warn(f"{name} has random weights; pass --weights FILE, or --weights DEFAULT to download")
+    if loaded.trained is None:
+        note(f"the weights are those that {name} gives; --weights FILE loads others")
+    if of_pictures and not loaded.preprocessing.bounds_known and loaded.text is None:
+        note(f"{name} does not say how pictures are normalised: they lie from 0 to 1; a whence.LoadedModel says it")
 
 
 def print_table(

@@ -1,0 +1,16 @@
+"""Adversarial attacks, the bounds of pixels, and scores of the features that attacks can move."""
+
+from whence.core.pixel_bounds import Box
+from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, DeepFool, fgsm, pgd
+from whence.robustness.robust_features import feature_scores
+
+__all__ = [
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "Box",
+    "DeepFool",
+    "feature_scores",
+    "fgsm",
+    "pgd",
+]

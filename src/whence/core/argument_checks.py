@@ -1,0 +1,60 @@
+"""Unknown keyword arguments: one error everywhere, which names the argument that was meant."""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypeVar
+
+from whence.errors import UnknownArgumentError, suggest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+CAPTUM_NAMES = {
+    "internal_batch_size": "batch_size", "perturbations_per_eval": "batch_size", "nt_samples": "n_samples",
+    "nt_samples_batch_size": "batch_size", "n_perturb_samples": "n_samples",
+    "additional_forward_args": "a tuple or dict of inputs",
+}  # fmt: skip
+
+
+def check_keywords(owner: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `UnknownArgumentError` for the first keyword that is not among the known ones."""
+    for keyword in given:
+        if keyword in known:
+            continue
+        meant = CAPTUM_NAMES.get(keyword)
+        hint = f"; captum's {keyword} is {meant} here" if meant else suggest(keyword, known)
+        takes = f"; it takes {', '.join(known)}" if known else "; it takes none"
+        raise UnknownArgumentError(f"{owner} has no argument {keyword!r}{hint or takes}")
+
+
+def check_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function so that unknown keywords raise `UnknownArgumentError`."""
+    known = _keywords(function)
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_keywords(f"{function.__name__}()", list(kwargs), known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_init(kind: type) -> None:
+    """Let the constructor of a class raise `UnknownArgumentError` for unknown keywords."""
+    plain: Callable[..., None] = kind.__init__
+    if hasattr(plain, "__wrapped__"):  # it does so already
+        return
+    known = _keywords(kind)
+
+    @wraps(plain)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(self) is kind:  # a subclass may take more
+            check_keywords(kind.__name__, list(kwargs), known)
+        plain(self, *args, **kwargs)
+
+    setattr(kind, "__init__", init)  # noqa: B010
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return [name for name, parameter in signature(function).parameters.items() if parameter.kind in kinds]

@@ -1,0 +1,105 @@
+"""The data of an explanation: relevance, the account of where it came from, and what its parts are called."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from torch import Tensor
+
+from whence.core.forward_record import InternalTarget
+from whence.core.image_patches import PatchLayout
+from whence.core.targets import Logit, Span, select_target_samples
+from whence.core.trees import Tree, map_leaves, named_leaves
+from whence.lrp.engine.conservation import Conservation
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ExplanationData:
+    """The fields of `Explanation`, without figures and files."""
+
+    relevance: Tree
+    output: Tensor  # [N]
+    target: Any  # class indices [N], a Logit or Span with its indices filled in, or the target function
+    conservation: Conservation
+    layers: dict[str, Any] = field(default_factory=dict)
+    inputs: Tree = None
+    method: Any = None
+    class_names: Sequence[str] | Mapping[int, str] = ()  # names of the classes or tokens, for pictures and pages
+    feature_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of features or channels, by input
+    tokens: dict[str, list[list[str]]] = field(default_factory=dict)  # of inputs of token ids, by their names
+    standard_errors: Tree = None
+    interactions: Tensor | None = None
+    root: Tree = None  # of a Taylor decomposition, like the inputs
+    patches: Mapping[str, PatchLayout] = field(
+        default_factory=dict
+    )  # of inputs that are pictures cut into rows, by their names
+    note: str = ""  # what is explained, where it is not quite what was asked for
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    def __getitem__(self, index: int | slice) -> Self:
+        """One sample or a slice of them, still as a batch."""
+        if not isinstance(index, slice):
+            index = operator.index(index)
+            if not -len(self) <= index < len(self):  # iteration ends here
+                raise IndexError(f"sample {index} of an explanation of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
+        if index.step is not None and index.step < 1:
+            raise IndexError(f"samples cannot be sliced by steps of {index.step}")
+
+        def chosen(rows: Any) -> Any:
+            return rows[index] if len(rows) == len(self) else rows  # else they belong to all samples
+
+        return replace(
+            self,
+            relevance=map_leaves(chosen, self.relevance),
+            output=self.output[index],
+            target=select_target_samples(self.target, index),
+            conservation=self.conservation[index],
+            layers=map_leaves(chosen, self.layers),
+            inputs=map_leaves(chosen, self.inputs),
+            tokens={name: chosen(rows) for name, rows in self.tokens.items()},
+            standard_errors=map_leaves(chosen, self.standard_errors),
+            interactions=map_leaves(chosen, self.interactions),
+            root=map_leaves(chosen, self.root),
+        )
+
+    @property
+    def held_fixed(self) -> list[str]:
+        """The inputs that are not explained, by name or place: masks, numbers, integers that are no ids."""
+        return [name for name in self.input_names if name not in named_leaves(self.relevance)]
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of all inputs, or their positions where they have none."""
+        if isinstance(self.relevance, Tensor):
+            return [""]
+        return list(map(str, self.relevance if isinstance(self.relevance, dict) else range(len(self.relevance or ()))))
+
+    def target_names(self) -> list[str]:
+        """A word for the target of each sample."""
+        if isinstance(self.target, Tensor):
+            return [self._name(i) for i in self.target.tolist()]
+        if isinstance(self.target, Logit | Span):
+            return [self.target.words(self._name, i) for i in range(len(self))]
+        name = str(self.target) if isinstance(self.target, InternalTarget) else getattr(self.target, "__name__", "function")
+        return [name] * len(self)
+
+    def heading(self, sample: int = 0) -> str:
+        """What is explained of a sample; a class that has no name as "class 3"."""
+        name = self.target_names()[sample]
+        return f"class {name}" if not self.class_names and name.isdecimal() else name
+
+    def tokens_of(self, sample: int) -> list[str]:
+        """The words of one sample's first text; none before `with_tokens`."""
+        return next((rows[sample] for rows in self.tokens.values()), [])
+
+    def _name(self, index: int) -> str:
+        known = index in self.class_names if isinstance(self.class_names, Mapping) else index < len(self.class_names)
+        return self.class_names[index] if known else str(index)
+
+    def rows_of_sample(self, rows: Any, sample: int) -> Sequence[int]:
+        """The rows that belong to a sample: its own, or all where they belong to all samples."""
+        return [sample] if len(rows) == len(self) else range(len(rows))

@@ -1,0 +1,105 @@
+"""Figures and pages of explanations."""
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from whence.core.explanation_data import ExplanationData
+from whence.core.trees import named_leaves, short_repr
+from whence.plotting.bars import Bars
+from whence.plotting.heatmaps import Heatmap
+from whence.plotting.html_pages import embed_in_each_palette, render_page
+from whence.plotting.interactions import InteractionMatrix
+from whence.plotting.panels import Panel, stack_panels
+from whence.plotting.time_series import TimeSeries, is_series
+from whence.plotting.token_text import TokenText, merge_runs, styled_tokens
+
+MAX_SAMPLES = 16
+FEW_ROWS = 4
+
+
+def figure(e: ExplanationData) -> Figure:
+    """Return a row for each of the first samples and inputs: the input, its heatmap, and one over the other."""
+    return stack_panels([panel for sample in range(min(len(e), MAX_SAMPLES)) for panel in panels(e, sample)])
+
+
+def panels(e: ExplanationData, sample: int) -> list[Panel]:
+    """What of one sample is drawn."""
+
+    account, relevance, given = e.conservation, named_leaves(e.relevance), named_leaves(e.inputs)
+    what = f"{e.heading(sample)} {e.note}".rstrip()
+    total = f",  ΣR = {account.relevance[sample]:.4g}" if account.adds_up else ""
+    about = f"{what}:  f = {account.explained[sample]:.4g}{total}"
+    panels: list[Panel] = []
+    for name, x in given.items():
+        r, title = relevance[name], f"{name}   {about}" if len(given) > 1 else about
+        if x.is_floating_point():
+            panels += _panels_of_input(e, name, x, r, title, sample)
+        elif name in e.tokens:
+            rows = e.rows_of_sample(x, sample)
+            panels += [TokenText(*merge_runs(e.tokens[name][row], r[row]), title) for row in rows]
+        elif not e.tokens:  # else they are ids of other kinds, such as segments: no text
+            rows = e.rows_of_sample(x, sample)
+            panels += [TokenText([f" {i}" for i in x[row].flatten().tolist()], r[row], title) for row in rows]
+    if e.interactions is not None:
+        names = next(iter(e.feature_names.values()), ())
+        panels.append(InteractionMatrix(e.interactions[sample], "interactions of the features", names))
+    return panels
+
+
+def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, sample: int) -> list[Panel]:
+    """One input: the pictures that its rows are patches of, one picture of many rows that belong to all samples (the nodes
+    of a graph), else each row by ite."""
+
+    if name in e.patches:
+        patches = e.patches[name]
+        both = zip(patches.pictures(x, torch.mean), patches.pictures(relevance, torch.sum), strict=True)
+        return [Heatmap(picture, heat, title) for picture, heat in both]
+    if x.dim() == 2 and len(x) != len(e) and len(x) > FEW_ROWS:
+        return [Heatmap(x, relevance, title)]
+    return [_panel_of_row(e, name, x[row], relevance[row], title) for row in e.rows_of_sample(x, sample)]
+
+
+def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str) -> Panel:
+    """Bars of a vector, lines of a series, else a picture."""
+
+    names = e.feature_names.get(name, ())
+    if relevance.dim() == 1:
+        return Bars(relevance, title, names)
+    return TimeSeries(x, relevance, title, names) if is_series(x) else Heatmap(x, relevance, title)
+
+
+def render(e: ExplanationData) -> str:
+    """Return the explanation as a self-contained HTML page."""
+
+    account = e.conservation
+    through = {} if account.conditional_output is None else {"through the condition": account.conditional_output}
+    amounts = (
+        {"output": account.output} | through | account.parts | ({"relative error": account.error} if account.adds_up else {})
+    )
+    columns = [column.tolist() for column in amounts.values()]
+    layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
+    pictures = not e.tokens or any(t.is_floating_point() for t in named_leaves(e.inputs).values())
+    return render_page(
+        "explanation.html",
+        method=short_repr(e.method),
+        parts=list(account.parts) if account.adds_up else [],
+        headings=list(amounts),
+        caution=account.caution,
+        samples=list(zip(e.target_names(), zip(*columns, strict=True), strict=True)),
+        layers=[(name, amount.tolist()) for name, amount in layers],
+        texts=_styled_texts(e),
+        picture=embed_in_each_palette(lambda: figure(e)) if pictures else None,
+    )
+
+
+def _styled_texts(e: ExplanationData) -> list[tuple[str, list]]:
+    """The texts of each sample as coloured tokens, under what is explained."""
+
+    relevance, names = named_leaves(e.relevance), e.target_names()
+    return [
+        (names[i], styled_tokens(*merge_runs(rows[row], relevance[name][row].float().cpu())))
+        for i in range(len(e))
+        for name, rows in e.tokens.items()
+        for row in e.rows_of_sample(rows, i)
+    ]

@@ -1,0 +1,80 @@
+"""Result: the base class of what calls return, which is drawn, saved, shown and read as a table in the same way."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whence.core.files import PICTURE_SUFFIXES, Rows, atomic_write, check_writable, figure_to_png, write_csv, write_json
+from whence.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+RESULT_SUFFIXES = (*PICTURE_SUFFIXES, ".csv", ".json")
+
+
+class Result(ABC):
+    """The base class of results: a figure and a table, which can be saved and shown.
+
+    >>> result.save("result.png")                   # or .pdf, .svg, .csv, .json
+    >>> result.to_frame()                           # a pandas.DataFrame of its table
+    """
+
+    @property
+    @abstractmethod
+    def table(self) -> Rows:
+        """The result as rows, each a dict from column to value."""
+
+    @abstractmethod
+    def figure(self) -> "Figure":
+        """Return the result as a figure of matplotlib."""
+
+    def to_frame(self) -> "DataFrame":
+        """Return the table as a `pandas.DataFrame`. Raises `MissingPackageError` where pandas is not installed."""
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise MissingPackageError("pandas is not installed; pip install pandas") from error
+        return DataFrame(list(self.table))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture (.png, .jpg, .pdf, .svg) or the table (.csv, .json), and return the path."""
+        return self._save(path, {})
+
+    def _save(self, path: str | Path, others: Mapping[str, Callable[[Path], object]]) -> Path:
+        """Write a file by its suffix: a picture, the table, or what `others` writes."""
+        writers = {".csv": lambda file: write_csv(file, self.table), ".json": lambda file: write_json(file, list(self.table))}
+        writers |= dict(others)
+        path = check_writable(path, (*PICTURE_SUFFIXES, *writers))
+        write: Any = writers.get(path.suffix) or self._savefig
+        with atomic_write(path) as temporary:
+            write(temporary)
+        return path
+
+    def _savefig(self, path: Path) -> None:
+        self.figure().savefig(path)
+
+    def show(self) -> None:
+        """Show the picture: inline in a notebook, else in the system's image viewer."""
+        if _in_notebook():
+            from IPython.display import display
+
+            display(self)
+            return
+        from PIL import Image
+
+        Image.open(BytesIO(figure_to_png(self.figure()))).show()
+
+    def _repr_png_(self) -> bytes:
+        return figure_to_png(self.figure())
+
+
+def _in_notebook() -> bool:
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return get_ipython() is not None

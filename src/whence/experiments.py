@@ -1,0 +1,15 @@
+"""Experiments of the course this library grew from, and checks that train networks."""
+
+from whence.evaluation.metrics.robustness import translation_figure
+from whence.evaluation.retraining import label_randomisation, roar
+from whence.evaluation.search_space import rule_sets
+from whence.robustness.robust_features import RobustFeatures, robust_features_experiment
+
+__all__ = [
+    "RobustFeatures",
+    "label_randomisation",
+    "roar",
+    "robust_features_experiment",
+    "rule_sets",
+    "translation_figure",
+]

@@ -1,0 +1,73 @@
+"""Prototypes of a loaded model by the names of priors and image parameterizations."""
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from whence.errors import InputError, RuleError
+from whence.prototypes.activation_maximization import prototype
+from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixels
+from whence.prototypes.priors import L2, CodeSpace
+
+if TYPE_CHECKING:
+    from whence.models.registry import LoadedModel
+    from whence.prototypes.prototypes import Prototypes
+
+PARAMETERIZATIONS = {"pixels": Pixels, "fourier": Fourier, "maco": MACO, "cppn": CPPN}
+PRIORS = ("none", "l2", "expert", "decoder")
+STRENGTHS = {"l2": 0.3, "expert": 0.3, "decoder": 0.1}
+
+
+def search_prototypes(
+    loaded: "LoadedModel",
+    concepts: list[Any],
+    prior: str,
+    strength: float | None,
+    image: str | None,
+    size: int | None,
+    settings: dict[str, Any],
+) -> "Prototypes":
+    """Prototypes of pictures as the model says that it takes them."""
+    preprocessing = loaded.preprocessing
+    if preprocessing.size is None and size is None:
+        raise InputError(f"{loaded.name} does not say how large its pictures are; pass --size")
+    height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
+    shape = (preprocessing.channels, height, width)
+    bounds = preprocessing.bounds
+    written = PARAMETERIZATIONS[image](*bounds) if image else default_image(prior, shape, bounds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # told from the note
+        found = prototype(
+            loaded.model,
+            concepts,
+            prior=_prior(prior, loaded, strength),
+            strength=(STRENGTHS["expert"] if strength is None else strength) if prior == "expert" else 1.0,
+            shape=shape,
+            image=written,
+            **settings,
+        )
+    names = [loaded.class_name(int(name)) if name.isdecimal() else name for name in found.names]
+    return replace(found, bounds=bounds, names=names)
+
+
+def default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
+    """Photos as Fourier coefficients; without a prior nothing else keeps pixels between their bounds."""
+    if prior != "none":
+        return None
+    return Fourier(*bounds) if min(shape[1:]) > 64 else Pixels(*bounds)
+
+
+def _prior(name: str, loaded: "LoadedModel", strength: float | None) -> Any:
+    if name == "none":
+        return None
+    if name == "l2":
+        return L2(STRENGTHS["l2"] if strength is None else strength)
+    if loaded.name != "digits":
+        raise RuleError(
+            f"--prior {name} is bundled for digits alone; fit one in Python: whence.priors.GaussianRBM, whence.priors.VAE"
+        )
+    from whence.models.digits import digit_decoder, digit_expert
+
+    if name == "expert":
+        return digit_expert()
+    return CodeSpace(digit_decoder(), STRENGTHS["decoder"] if strength is None else strength)

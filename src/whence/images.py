@@ -1,0 +1,14 @@
+"""How the image of a prototype is parameterized and transformed."""
+
+from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixels
+from whence.prototypes.random_transforms import Jiggle
+from whence.prototypes.spatial_atlas import spatial_atlas
+
+__all__ = [
+    "CPPN",
+    "MACO",
+    "Fourier",
+    "Jiggle",
+    "Pixels",
+    "spatial_atlas",
+]

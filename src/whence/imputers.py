@@ -1,0 +1,13 @@
+"""What replaces the parts of an input that are removed."""
+
+from whence.evaluation.imputers import IMPUTERS, BackgroundSamples, Blur, ConstantValue, Imputer, Inpainting, Mean
+
+__all__ = [
+    "IMPUTERS",
+    "BackgroundSamples",
+    "Blur",
+    "ConstantValue",
+    "Imputer",
+    "Inpainting",
+    "Mean",
+]

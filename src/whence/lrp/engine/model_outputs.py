@@ -1,0 +1,36 @@
+"""The outputs of models and modules: which tensor stands for an output of several, and where its logits are."""
+
+from typing import Any
+
+from torch import Tensor
+
+from whence.errors import SelectorError
+
+
+def logits_of(outputs: Any) -> Any:
+    """Return the `logits` of an output that has them, as those of transformers do; else the output itself."""
+    return getattr(outputs, "logits", outputs)
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The tensor that stands for a module's output: itself, or the first of a tuple or of named outputs."""
+    first = next(iter(output.values()), None) if isinstance(output, dict) else output
+    first = first[0] if isinstance(first, list | tuple) and first else first
+    return first if isinstance(first, Tensor) else None
+
+
+def with_first_tensor(output: Any, t: Tensor, path: str) -> Any:
+    """The same output with another tensor where `first_tensor` looks."""
+    if isinstance(output, Tensor):
+        return t
+    if isinstance(output, dict):
+        first = next(iter(output))
+        rest = {name: value for name, value in output.items() if name != first}
+        return type(output)(**{first: with_first_tensor(output[first], t, path)}, **rest)
+    if type(output) in (list, tuple):
+        return type(output)([with_first_tensor(output[0], t, path), *output[1:]])
+    if isinstance(output, tuple) and hasattr(output, "_replace"):
+        return output._replace(**{output._fields[0]: with_first_tensor(output[0], t, path)})  # type: ignore[attr-defined]
+    raise SelectorError(
+        f"layer '{path}' gives a view within a {type(output).__name__}, where nothing can be read; name one in it"
+    )

@@ -1,0 +1,51 @@
+"""Metrics of explanations, for `evaluate` and `tune`."""
+
+from whence.evaluation.metrics.complexity import Completeness, Complexity, ConservationGap, RelevanceRatio, Sparseness
+from whence.evaluation.metrics.faithfulness_curves import (
+    ABPC,
+    AOPC,
+    LIF,
+    MIF,
+    SRG,
+    Deletion,
+    Insertion,
+    RegionFlipping,
+    Selectivity,
+)
+from whence.evaluation.metrics.faithfulness_subsets import Infidelity, SensitivityN
+from whence.evaluation.metrics.localization import PointingGame, RelevanceMass, RelevanceRank
+from whence.evaluation.metrics.randomization import MPRT, EfficientMPRT, RandomLogit, SmoothMPRT
+from whence.evaluation.metrics.registry import METRICS, Metric
+from whence.evaluation.metrics.robustness import Continuity, MaxSensitivity
+from whence.evaluation.perturbation import Removal
+
+__all__ = [
+    "ABPC",
+    "AOPC",
+    "LIF",
+    "METRICS",
+    "MIF",
+    "MPRT",
+    "SRG",
+    "Completeness",
+    "Complexity",
+    "ConservationGap",
+    "Continuity",
+    "Deletion",
+    "EfficientMPRT",
+    "Infidelity",
+    "Insertion",
+    "MaxSensitivity",
+    "Metric",
+    "PointingGame",
+    "RandomLogit",
+    "RegionFlipping",
+    "RelevanceMass",
+    "RelevanceRank",
+    "RelevanceRatio",
+    "Removal",
+    "Selectivity",
+    "SensitivityN",
+    "SmoothMPRT",
+    "Sparseness",
+]

@@ -1,0 +1,14 @@
+"""What a prototype maximises: a class, a channel, a neuron, a direction, or sums of them."""
+
+from whence.prototypes.objectives import Caricature, Channel, Direction, Inversion, Layer, LogProbability, Neuron, Objective
+
+__all__ = [
+    "Caricature",
+    "Channel",
+    "Direction",
+    "Inversion",
+    "Layer",
+    "LogProbability",
+    "Neuron",
+    "Objective",
+]

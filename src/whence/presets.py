@@ -1,0 +1,42 @@
+"""Published sets of LRP rules, and what sets of one's own are made of."""
+
+from whence.lrp.rules.composites import Composite, input_layer
+from whence.lrp.rules.presets import (
+    CONVOLUTIONS,
+    DENSE,
+    DENSE_LAYERS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LRP_0,
+    attn_lrp,
+    cp_lrp,
+    deep_taylor,
+    epsilon_alpha2_beta1,
+    epsilon_gamma,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_flat,
+    falling_gamma,
+    vgg16_falling_gamma,
+)
+
+__all__ = [
+    "CONVOLUTIONS",
+    "DENSE",
+    "DENSE_LAYERS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "LRP_0",
+    "Composite",
+    "attn_lrp",
+    "cp_lrp",
+    "deep_taylor",
+    "epsilon_alpha2_beta1",
+    "epsilon_gamma",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "falling_gamma",
+    "input_layer",
+    "vgg16_falling_gamma",
+]
