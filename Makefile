@@ -11,10 +11,10 @@ demo: $(VENV)/.installed
 	@$(BIN)/whence explain --out demo/heat.png
 
 test: $(VENV)/.developer check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/.developer check
-	WHENCE_TEST_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	WHENCE_TEST_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.developer
 	$(BIN)/ruff check .

@@ -1,43 +1,53 @@
 """Fixtures and options of the whole suite."""
 
-import contextlib
 import os
-from datetime import date
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import support.torchvision_operators  # noqa: F401
+from support.selection import ALL, in_turn
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A CUDA build of torchvision beside a CPU build of torch imports only once its operators are declared.
-_torchvision_operators = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    with contextlib.suppress(RuntimeError):  # a torchvision that fits has them
-        _torchvision_operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-ALL = os.environ.get("WHENCE_TEST_ALL") == "1"
+HEAVY = ("test_docs", "test_page", "test_compiled", "test_program", "test_torchvision", "test_transformers", "test_sweep",
+         "test_random_networks", "test_data_commands", "test_store", "test_explain_dataset", "test_app")  # fmt: skip
+REMEDIES = {  # of skips, by the beginning of their reasons
+    "slow": "run make test-all",
+    "no real data": "needs ../shared/data beside this folder",
+    "no accelerator": "needs a GPU that torch sees",
+    "no chromium": "needs chromium, which scripts/browser.sh installs",
+}
 
 settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.register_profile("all", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("all" if ALL else "default")
 
 
-def in_turn(items: list, parts: int) -> list:
-    """One of `parts` parts of the items, another each day; all of them in `make test-all`."""
-    return items if ALL else items[date.today().toordinal() % parts :: parts]
-
-
 def pytest_collection_modifyitems(items):
-    """Tests marked slow run by turns: each day another seventh of them."""
+    """Put heavy files first, so that no worker ends with one of them; of tests marked slow, run the commit's seventh."""
+    items.sort(key=lambda item: HEAVY.index(item.path.stem) if item.path.stem in HEAVY else len(HEAVY))
     if ALL:
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    today = set(in_turn(slow, 7))
+    slow = sorted((item for item in items if item.get_closest_marker("slow")), key=lambda item: item.nodeid)
+    chosen = set(in_turn(slow, 7))
     for item in slow:
-        if item not in today:
-            item.add_marker(pytest.mark.skip(reason="slow, not its turn today; run make test-all"))
+        if item not in chosen:
+            item.add_marker(pytest.mark.skip(reason="slow, not chosen by this commit"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Sum up what was skipped, and what it takes to run it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in reasons.most_common():
+        remedy = next((remedy for start, remedy in REMEDIES.items() if reason.startswith(start)), "")
+        terminalreporter.line(f"{count:5d}  {reason}{f': {remedy}' if remedy else ''}")
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ CAPTUM_NAMES = {
 }  # fmt: skip
 
 
-def check_keywords(owner: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """Raise `UnknownArgumentError` for the first keyword that is not among the known ones."""
+def check_keywords(owner: str, given: Sequence[str], known: Sequence[str] | None) -> None:
+    """Raise `UnknownArgumentError` for the first keyword that is not among the known ones; None: all are taken."""
     for keyword in given:
-        if keyword in known:
+        if known is None or keyword in known:
             continue
         meant = CAPTUM_NAMES.get(keyword)
         hint = f"; captum's {keyword} is {meant} here" if meant else suggest(keyword, known)
@@ -55,6 +55,9 @@ def check_init(kind: type) -> None:
     setattr(kind, "__init__", init)  # noqa: B010
 
 
-def _keywords(function: Callable[..., Any]) -> list[str]:
+def _keywords(function: Callable[..., Any]) -> list[str] | None:
+    parameters = signature(function).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
     kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    return [name for name, parameter in signature(function).parameters.items() if parameter.kind in kinds]
+    return [name for name, parameter in parameters.items() if parameter.kind in kinds]

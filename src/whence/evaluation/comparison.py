@@ -66,7 +66,7 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         lines = [
-            f"  {r['method']}: f = {r['output']:.4g}, ΣR = {r['relevance']:.4g}, {r['negative_share']:.0%} counter-relevance"
+            f"  {r['method']}: f = {r['output']:.4g}, ΣR = {r['relevance']:.4g}, {r['counter_relevance']:.0%} counter-relevance"
             for r in self.table
             if r["sample"] == 0
         ]

@@ -95,7 +95,7 @@ def evaluate(
     first = _until_first_readable(found)
     explained = first[-1].inputs.explained  # type: ignore[union-attr]
     metrics = (METRICS if explained else METRICS_FOR_IDS) if metrics is None else metrics
-    given = {"regions": regions, "imputer": imputer, "score": score, "steps": n_steps}
+    given = {"regions": regions, "imputer": imputer, "score": score, "n_steps": n_steps}
     measured = make_metrics(metrics, {name: value for name, value in given.items() if value is not None})
     masks = None if masks is None else torch.as_tensor(masks)
     _check_needs(measured, model, masks)

@@ -132,7 +132,7 @@ def tune(
     nothing: on it the finalists and the default are measured, which is the figure to report. The rest is as in `evaluate`.
     """
     check_model(model)
-    given = {"regions": regions, "imputer": imputer, "score": score, "steps": n_steps}
+    given = {"regions": regions, "imputer": imputer, "score": score, "n_steps": n_steps}
     chosen = make_metrics([metric], {name: value for name, value in given.items() if value is not None})[0]
     if chosen.better not in ("higher", "lower"):
         good = [name for name, kind in METRICS.items() if kind.better != "neither"]

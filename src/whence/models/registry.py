@@ -228,7 +228,7 @@ def _factory(file: str, function: str) -> LoadedModel:
         return model
     if not callable(model):
         raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
-    own = getattr(model, "classes", None)
+    own = getattr(model, "class_names", getattr(model, "classes", None))
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes)
 

@@ -33,7 +33,7 @@ class AttackBatch:
 
     def __getitem__(self, samples: Tensor) -> "AttackBatch":
         targets = None if self.target_classes is None else self.target_classes[samples]
-        return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], targets=targets)
+        return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], target_classes=targets)
 
     def fooled(self, logits: Tensor) -> Tensor:
         """Which samples the attack has succeeded with, `[N]`."""

@@ -33,7 +33,7 @@ class StoreJob:
     model: Callable[..., Any]
     rows: DatasetRows
     method: Method
-    targets: Any
+    target: Any
     layers: tuple[str, ...]
     batch_size: int | None
     reduce: str
@@ -43,7 +43,7 @@ class StoreJob:
     def manifest(self, shard_size: int, classes: Sequence[str]) -> Manifest:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
-            method_words=short_repr(self.method), data=self._data(), targets=_target_name(self.targets), layers=self.layers,
+            method_words=short_repr(self.method), data=self._data(), target=_target_name(self.target), layers=self.layers,
             reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", class_names=list(map(str, classes)),
         )  # fmt: skip
 
@@ -133,7 +133,7 @@ class ShardWorker:
         return {name: t.detach().cpu() for name, t in found.items()}
 
     def _target(self, samples: SampleBatch, shown: list[Tensor]) -> Target:
-        wanted, labels, numbers = self.job.targets, samples.labels, samples.numbers
+        wanted, labels, numbers = self.job.target, samples.labels, samples.numbers
         if isinstance(wanted, str):
             if wanted == "predicted":
                 return LogitRecorder(None, shown=shown)
@@ -206,5 +206,5 @@ def _thumbnails(e: Explanation) -> Tensor | None:
     return ((x - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
 
 
-def _target_name(targets: Any) -> str:
-    return targets if isinstance(targets, str) else fingerprint(targets)
+def _target_name(target: Any) -> str:
+    return target if isinstance(target, str) else fingerprint(target)

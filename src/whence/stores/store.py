@@ -33,7 +33,7 @@ class Manifest:
     method: str
     method_words: str
     data: str
-    targets: str
+    target: str
     layers: Sequence[str]
     reduce: str
     pictures: bool
@@ -65,7 +65,7 @@ class Manifest:
     @property
     def _plain(self) -> dict[str, Any]:
         plain = json.loads(json.dumps(asdict(self)))
-        del plain["classes"]  # names change no number
+        del plain["class_names"]  # names change no number
         return plain
 
     def write(self, folder: Path) -> None:

@@ -92,8 +92,8 @@ def _by_name(name: str, removal: Mapping[str, Any]) -> Metric:
     metric = METRICS[name]()
     if not removal or not removes_regions(metric):
         return metric
-    steps = {"steps": removal["steps"]} if "steps" in removal else {}
-    given = {key: value for key, value in removal.items() if key != "steps"}
+    steps = {"n_steps": removal["n_steps"]} if "n_steps" in removal else {}
+    given = {key: value for key, value in removal.items() if key != "n_steps"}
     if hasattr(metric, "flipping"):
         return replace(metric, flipping=replace(metric.flipping, removal=replace(metric.flipping.removal, **given), **steps))
     return replace(metric, removal=replace(metric.removal, **given))

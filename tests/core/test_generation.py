@@ -1,0 +1,90 @@
+"""Texts: one score a token, targets within sequences, generations, tokens in pictures, pages and the terminal."""
+
+import pytest
+import torch
+
+import whence
+from whence import errors
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def test_an_encoder_decoder_writes_and_is_explained(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=59
+    )
+    model, ids = transformers.T5ForConditionalGeneration(config).eval(), torch.randint(2, 58, (2, 6))
+    written = whence.explain_generation(model, ids, max_new_tokens=4)
+    with torch.no_grad():
+        expected = model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(written.ids, expected)
+    assert written.relevance.shape == (4, 2, 6 + 4)
+    for t, e in enumerate(written):
+        assert e.conservation.error.max() < 1e-3
+        assert not e.relevance["decoder_input_ids"][:, t + 1 :].any()
+        assert e.relevance["input_ids"].any()
+    given = {"input_ids": ids, "decoder_input_ids": written.ids[:, :2]}
+    rest = whence.explain_generation(model, given, continuation=written.ids[:, 2:])
+    torch.testing.assert_close(rest.relevance[0, :, :8], written.relevance[1, :, :8], rtol=1e-3, atol=1e-6)
+    assert written.save(tmp_path / "written.png").stat().st_size > 1000
+
+
+def test_speech_is_written_down_and_explained():
+    transformers = pytest.importorskip("transformers")
+    small = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    config = transformers.WhisperConfig(
+        **small, vocab_size=60, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=10,
+        max_target_positions=20, decoder_start_token_id=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    written = whence.explain_generation(model, {"input_features": torch.randn(1, 8, 20)}, max_new_tokens=3)
+    assert written.relevance.shape == (3, 1, 3)
+    assert written[0].relevance["input_features"].shape == (1, 8, 20)
+    assert written[0].conservation.error.max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient_times_input"])
+def test_a_cache_is_left_as_it_was(method):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=99
+    )
+    model, ids, cache = transformers.LlamaForCausalLM(config).eval(), torch.randint(1, 98, (1, 8)), transformers.DynamicCache()
+    with torch.no_grad():
+        model(input_ids=ids[:, :5], past_key_values=cache)
+    first, second = (
+        whence.explain(model, {"input_ids": ids[:, 5:], "past_key_values": cache}, method=method) for _ in range(2)
+    )
+    assert torch.equal(first.relevance["input_ids"], second.relevance["input_ids"])
+    assert cache.get_seq_length() == 5
+    assert not cache.layers[0].keys.requires_grad
+    assert torch.allclose(first.output, model(input_ids=ids).logits[0, -1].max())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flex_attention_is_refused_with_the_remedy():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(errors.ModelError, match="attn_implementation='sdpa'"):
+        whence.explain(model, torch.randint(1, 98, (1, 8)))
+
+
+@pytest.mark.parametrize("chunk_size", [2, 16])
+def test_relevance_of_a_state_space_does_not_depend_on_how_it_is_chunked(chunk_size):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "num_hidden_layers": 2}
+    ids = torch.randint(1, 49, (1, 11))
+    chunked, plain = (
+        transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**small, vocab_size=50, chunk_size=size)).eval()
+        for size in (chunk_size, 4)
+    )
+    chunked.load_state_dict(plain.state_dict())
+    a, b = whence.explain(chunked, ids, 5), whence.explain(plain, ids, 5)
+    torch.testing.assert_close(a.output, b.output)
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-3, atol=1e-7)
+    assert a.conservation.error.max() < 1e-3

@@ -1,0 +1,40 @@
+"""Methods made of gradients: closed forms, captum's portable truths and captum itself, completeness."""
+
+import pytest
+import torch
+from torch import nn
+
+import whence
+from support.comparisons import close, cnn, relevance
+from whence import (
+    ExpectedGradients,
+    IntegratedGradients,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("act", [nn.Tanh, nn.GELU, nn.Softplus])  # smooth: a kink costs the quadrature its order
+def test_integrated_gradients_are_complete(act):
+    e = whence.explain(
+        cnn(1, act, nn.AvgPool2d), torch.randn(3, 3, 12, 12), method=IntegratedGradients(torch.randn(3, 3, 12, 12))
+    )
+    assert e.conservation.error.max() < 1e-8
+    close(e.conservation.output - e.conservation.baseline, e.relevance.flatten(1).sum(1), rtol=1e-8, atol=1e-8)
+
+
+def test_expected_gradients_are_complete_up_to_their_error():
+    model, x, background = cnn(1, nn.Tanh), torch.randn(2, 3, 12, 12), torch.randn(40, 3, 12, 12)
+    e = whence.explain(model, x, 1, method=ExpectedGradients(background, n_samples=400))
+    close(e.conservation.baseline, model(background)[:, 1].detach().mean().expand(2))
+    assert e.conservation.gap.abs().max() < 4 * model(background)[:, 1].std() / 400**0.5
+    exact = torch.stack([relevance(model, x, IntegratedGradients(b[None]), 1) for b in background]).mean(0)
+    off = (e.relevance - exact) / e.standard_errors
+    assert 0.6 < off.square().mean().sqrt() < 1.3
+
+
+def test_a_linear_function_is_integrated_exactly_by_one_step():
+    w, x, background = torch.randn(5), torch.randn(2, 5), torch.randn(6, 5)
+    close(relevance(lambda x: (x @ w)[:, None], x, IntegratedGradients(n_steps=1)), x * w)
+    expected = relevance(lambda x: (x @ w)[:, None], x, ExpectedGradients(background, n_samples=12))
+    close(expected, (x - background.mean(0)) * w)

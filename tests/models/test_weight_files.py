@@ -1,0 +1,122 @@
+"""Each first error of a user: one clear line of the library's own hierarchy that says what to do."""
+
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from whence import errors
+from whence.models import registry
+from whence.models.preprocessing import Preprocessing
+from whence.models.weight_files import load_weights
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).eval()
+
+
+def test_weights_that_do_not_fit_name_the_first_keys(tmp_path):
+    torch.save(
+        {**{f"layer{i}.weight": torch.zeros(1) for i in range(5)}, "0.weight": torch.zeros(2, 1, 5, 5)}, tmp_path / "w.pt"
+    )
+    with pytest.raises(
+        errors.LoadError,
+        match=r"missing 0.bias.*unexpected layer0.weight, .* and 2 more.*\[2, 1, 5, 5\] for \[2, 1, 3, 3\]",
+    ):
+        load_weights(net(), tmp_path / "w.pt")
+
+
+class Sneaky:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pt", pickle.dumps(Sneaky()), "not a weights-only file|no readable"),
+        ("w.pt", b"nonsense", "not a weights-only file|no readable"),
+        ("w.npz", b"nonsense", "no readable .npz"),
+        ("w.safetensors", b"nonsense", "no readable safetensors"),
+        ("w.h5", b"", "must be .safetensors"),
+    ],
+)
+def test_unreadable_weights(tmp_path, name, content, message, capsys):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(errors.LoadError, match=message):
+        load_weights(net(), tmp_path / name)
+    assert "run" not in capsys.readouterr().out
+
+
+def test_a_pickled_module_is_refused_and_a_list_is_no_state(tmp_path):
+    torch.save(net(), tmp_path / "module.pt")
+    with pytest.raises(errors.LoadError, match="could run code"):
+        load_weights(net(), tmp_path / "module.pt")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(errors.LoadError, match="no state dict"):
+        load_weights(net(), tmp_path / "list.pt")
+    with pytest.raises(errors.LoadError, match="no weights file"):
+        load_weights(net(), tmp_path / "none.pt")
+
+
+def test_every_weights_format_is_read(tmp_path):
+    from safetensors.torch import save_file
+
+    state = net().state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pt")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "checkpoint.pth")
+    np.savez(tmp_path / "w.npz", **{k: v.numpy() for k, v in state.items()})
+    for name in ("w.safetensors", "w.pt", "checkpoint.pth", "w.npz"):
+        model = net()
+        load_weights(model, tmp_path / name)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_images(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(errors.LoadError, match="not an image"):
+        Preprocessing.imagenet().read(tmp_path / "text.jpg")
+    with pytest.raises(errors.LoadError, match="no file"):
+        Preprocessing.imagenet().read(tmp_path / "none.jpg")
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    with pytest.raises(errors.LoadError, match="cut"):
+        Preprocessing.imagenet().read(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet", "no model 'resnet'"),
+        ("torchvision:resnet5", "did you mean 'resnet50'"),
+        ("none.py:net", "no file none.py"),
+        ("hf:bert", "transformers cannot load 'bert'"),
+    ],
+)
+def test_models_that_are_not_there(name, message):
+    with pytest.raises(errors.LoadError, match=message):
+        registry.load_model(name)
+
+
+def test_model_files(tmp_path):
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "fine.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\ndef wrong(): return 3")
+    with pytest.raises(errors.LoadError, match="cannot be run: ModuleNotFoundError"):
+        registry.load_model(f"{tmp_path}/broken.py:net")
+    with pytest.raises(errors.LoadError, match="no function 'mak'; did you mean 'make'"):
+        registry.load_model(f"{tmp_path}/fine.py:mak")
+    with pytest.raises(errors.LoadError, match="gave int, not a model"):
+        registry.load_model(f"{tmp_path}/fine.py:wrong")
+    assert not registry.load_model(f"{tmp_path}/fine.py:make").model.training
+
+
+def test_a_missing_package_names_the_install_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(errors.MissingPackageError, match="pip install 'timm'"):
+        registry.load_model("timm:resnet18")

@@ -1,0 +1,1 @@
+"""Models, oracles and helpers that several tests share."""
