@@ -18,24 +18,25 @@ import whence
 from whence.lrp.ops.registry import TREATMENTS
 from whence.lrp.rules.rules import Rule
 
-# a page for each part of the house, by the modules that its names come from
+# a page for each subject, by the modules that its names are defined in
 PAGES = {
-    "explaining": (
-        "Explaining",
-        ("explain", "explainer", "explanation", "generation", "load", "checkpoint", "targets", "lrp.conservation"),
-    ),
-    "lrp": ("Layer-wise relevance propagation", ("lrp", "methods.lrp", "conditions")),
-    "methods": ("Other methods", ("methods",)),
-    "inside": ("Inside the network", ("inside",)),
-    "prototypes": ("Prototypes", ("prototypes",)),
-    "neuralize": ("Kernel machines, densities, clusterings", ("neuralize",)),
-    "robustness": ("Robustness", ("robustness",)),
-    "evaluation": ("Evaluation", ("evaluation",)),
-    "datasets": ("Data sets and audits", ("datasets", "audit")),
-    "models": ("Models by name", ("models",)),
-    "production": ("In production", ("export", "show")),
-}  # fmt: skip
-MODULES = {"lrp": (whence.presets,), "evaluation": (whence.metrics, whence.imputers), "explaining": (whence.errors,)}
+    "explaining": ("Explaining", ("core.", "lrp.engine.conservation.")),
+    "lrp": ("Layer-wise relevance propagation", ("lrp.", "methods.lrp.", "core.conditions.")),
+    "methods": ("Other methods", ("methods.",)),
+    "inside": ("Inside the network", ("mechanistic.",)),
+    "prototypes": ("Prototypes", ("prototypes.",)),
+    "neuralize": ("Kernel machines, densities, clusterings", ("neuralization.",)),
+    "robustness": ("Robustness", ("robustness.", "core.pixel_bounds.")),
+    "evaluation": ("Evaluation", ("evaluation.",)),
+    "datasets": ("Data sets and audits", ("stores.", "auditing.")),
+    "models": ("Models by name", ("models.",)),
+    "production": ("In production", ("exporting.", "plotting.", "core.activation_checkpointing.")),
+}
+NAMESPACES = [
+    space
+    for space in vars(whence).values()
+    if isinstance(space, ModuleType) and space.__name__.startswith("whence.") and hasattr(space, "__all__")
+]
 RULES = """# Rules
 
 For linear maps. The cost is counted: convolutions that one layer takes, its prediction among them, where a plain gradient takes
@@ -79,10 +80,7 @@ def write(folder: Path) -> None:
     """The pages, into a folder."""
     (folder / "api").mkdir(parents=True, exist_ok=True)
     for page, names in _sorted_out().items():
-        entries = [_entry(f"whence.{name}", getattr(whence, name)) for name in names]
-        for module in MODULES.get(page, ()):
-            entries += [f"## whence.{module.__name__.split('.')[-1]}\n", _markdown(inspect.getdoc(module) or "")]
-            entries += [_entry(f"whence.{module.__name__.split('.')[-1]}.{name}", found) for name, found in _public(module)]
+        entries = [_entry(name, value) for name, value in names.items()]
         _save(folder / "api" / f"{page}.md", f"# {PAGES[page][0]}\n\n" + "\n".join(entries))
     _save(folder / "rules.md", _rules())
     _save(folder / "functions.md", _functions())
@@ -93,35 +91,40 @@ def _save(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def _sorted_out() -> dict[str, list[str]]:
-    """The public names by page."""
-    found: dict[str, list[str]] = {page: [] for page in PAGES}
-    for name, value in vars(whence).items():
-        if not name.startswith("_") and not isinstance(value, ModuleType):
-            found[_page(value)].append(name)
+def _sorted_out() -> dict[str, dict[str, Any]]:
+    """Return the public names and what they are, by page: those of the front door first, then those of the namespaces."""
+    found: dict[str, dict[str, Any]] = {page: {} for page in PAGES}
+    known: set[int] = set()
+    for space in (whence, *NAMESPACES):
+        for name in space.__all__:
+            value = getattr(space, name)
+            if not isinstance(value, ModuleType) and id(value) not in known:
+                known.add(id(value))
+                found[_page(value, space)][f"{space.__name__}.{name}"] = value
+    found["explaining"] |= {f"whence.errors.{name}": value for name, value in vars(whence.errors).items() if _is_error(value)}
     return found
 
 
-def _page(value: Any) -> str:
+def _is_error(value: Any) -> bool:
+    return inspect.isclass(value) and value.__module__ == "whence.errors"
+
+
+def _page(value: Any, space: ModuleType) -> str:
     module = getattr(value, "__module__", "") or type(value).__module__
     own = module.removeprefix("whence.")
-    fitting = [(len(part), page) for page, (_, parts) in PAGES.items() for part in parts if f"{own}.".startswith(f"{part}.")]
+    fitting = [(len(part), page) for page, (_, parts) in PAGES.items() for part in parts if f"{own}.".startswith(part)]
+    if not fitting and space is not whence:  # a constant of a namespace
+        return _page(next(v for n in space.__all__ if callable(v := getattr(space, n))), whence)
     if not fitting:
         raise KeyError(f"no page of the reference for {module}; add it to PAGES")
     return max(fitting)[1]
 
 
 def _public(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """What a module offers, without the helpers that it imports."""
-    for name, value in vars(module).items():
-        made = getattr(value, "__module__", "")
-        if name.startswith("_") or not made.startswith("whence") or not callable(value) or not inspect.getdoc(value):
-            continue
-        if module is whence.errors:
-            offered = inspect.isclass(value)
-        else:
-            offered = made == module.__name__ if module is whence.presets else made != whence.errors.__name__
-        if offered:
+    """Yield the callables of a namespace that have docstrings."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if callable(value) and inspect.getdoc(value) and not inspect.isclass(value):
             yield name, value
 
 
@@ -136,7 +139,8 @@ def _entry(name: str, value: Any) -> str:
 
 
 def _members(kind: type) -> Iterator[str]:
-    for name, member in vars(kind).items():
+    own = [vars(base) for base in reversed(kind.__mro__) if base.__module__.startswith("whence.")]
+    for name, member in {name: member for base in own for name, member in base.items()}.items():
         if name.startswith("_"):
             continue
         if isinstance(member, property) and inspect.getdoc(member):
@@ -152,13 +156,35 @@ def _directive(kind: str, head: str, text: str, inside: str = "") -> str:
     return f"{fence}{{py:{kind}}} {head}\n\n{_markdown(text)}\n{inside}{fence}\n\n"
 
 
+SECTIONS = {"Args:": "Parameters", "Returns:": "Returns", "Yields:": "Yields", "Raises:": "Raises"}
+
+
 def _markdown(text: str) -> str:
-    """A docstring, its examples as blocks of code."""
+    """Return a docstring as Markdown: its examples as blocks of code, its sections as lists."""
     lines: list[str] = []
-    for paragraph in text.split("\n\n"):
+    for paragraph in re.sub(r"\n(?=(?:Args|Returns|Yields|Raises):\n)", "\n\n", text).split("\n\n"):
         body = inspect.cleandoc(paragraph)
-        lines += [f"```pycon\n{body}\n```\n" if body.startswith(">>>") else f"{body}\n"]
+        head, _, rest = body.partition("\n")
+        if head in SECTIONS:
+            lines += [f"**{SECTIONS[head]}**\n", _list(inspect.cleandoc(rest)), ""]
+        else:
+            lines += [f"```pycon\n{body}\n```\n" if body.startswith(">>>") else f"{body}\n"]
     return "\n".join(lines)
+
+
+def _list(text: str) -> str:
+    """Return the entries of a section, `name: what it is` with indented lines below, as a list."""
+    entries: list[str] = []
+    for line in text.split("\n"):
+        if line.startswith(" ") and entries:
+            entries[-1] += f" {line.strip()}"
+        else:
+            entries.append(line)
+    return "\n".join("* " + re.sub(r"^([*\w., ]+):", _code, entry) for entry in entries)
+
+
+def _code(match: re.Match[str]) -> str:
+    return ", ".join(f"`{name.strip()}`" for name in match.group(1).split(",")) + ":"
 
 
 def _signature(function: Callable[..., Any], skip: int = 0) -> str:

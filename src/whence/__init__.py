@@ -1,4 +1,4 @@
-"""whence opens trained PyTorch networks: why this output, and what does it take a concept to be?"""
+"""Explanations of trained PyTorch networks: why a network gives an output, and what it has learned a concept to be."""
 
 import difflib as _difflib
 from dataclasses import is_dataclass as _is_dataclass
@@ -193,7 +193,7 @@ for _public in [globals()[_name] for _name in __all__] + [
 
 
 def __getattr__(name: str) -> object:
-    """Say where a name is that does not stand at the front."""
+    """Raise an `AttributeError` that names the namespace module of a name, or the most similar public name."""
     for space in _NAMESPACES:
         if name in getattr(space, "__all__", ()):
             raise AttributeError(f"whence.{name} is {space.__name__}.{name}")

@@ -1,4 +1,4 @@
-"""Adversarial attacks, the bounds of pixels, and scores of the features that attacks can move."""
+"""Adversarial attacks, pixel bounds, and scores of how useful and robust features are."""
 
 from whence.core.pixel_bounds import Box
 from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, DeepFool, fgsm, pgd

@@ -1,4 +1,4 @@
-"""Parts of layers that relevance may pass, for `through=`."""
+"""Conditions for the argument `through`: the parts of layers through which relevance flows."""
 
 from whence.core.conditions import Channels, Directions, Features, Heads, Nodes, Places
 

@@ -1,17 +1,17 @@
-"""Everything whence raises on purpose. Each message says what was given, what was expected and what to do.
+"""Exceptions and warnings that whence raises. Each message says what was given, what was expected and what to do.
 
 WhenceError
-├── ModelError              the model cannot be explained as it stands
+├── ModelError              the model cannot be explained as it is
 │   ├── TrainingModeError   dropout and batch norm would disturb the explanation
-│   ├── OpaqueError         a scripted, exported or hand-written autograd part cannot be seen into
-│   └── UnknownFunctionError  a torch function on the path has no known treatment
-├── InputError              inputs of the wrong kind, shape or content
-├── TargetError             a target that is not there
-├── RuleError               a rule or method configured against its definition
-├── SelectorError           a selector or layer name that matches nothing
-├── UnknownArgumentError    a keyword argument that a function or class does not have
-├── LoadError               a model, weights or image file that cannot be read
-│   └── StoreError          a store of explanations that is of other settings, damaged or not there
+│   ├── OpaqueError         a scripted, exported or custom autograd part cannot be traced
+│   └── UnknownFunctionError  the model calls a torch function that has no propagation rule
+├── InputError              inputs have the wrong type, shape or values
+├── TargetError             the target is not one of the model's outputs
+├── RuleError               a rule or method has invalid or incompatible settings
+├── SelectorError           a selector or layer name matches nothing
+├── UnknownArgumentError    a function or class has no such keyword argument
+├── LoadError               a model, weights file or image cannot be read
+│   └── StoreError          a store of explanations is missing, damaged or was written with other settings
 └── MissingPackageError     an optional package is not installed
 """
 
@@ -21,31 +21,31 @@ from pathlib import Path
 
 import torch
 
-TOO_NARROW = "whose range is too narrow for the gradients that relevance is made of"
+TOO_NARROW = "whose range is too narrow for the gradients from which relevance is computed"
 
 
 class WhenceError(Exception):
-    """The root of the hierarchy: `except whence.errors.WhenceError` catches them all."""
+    """The base class of all exceptions of this library."""
 
 
 class ModelError(WhenceError):
-    """The model cannot be explained as it stands."""
+    """The model cannot be explained as it is."""
 
 
 class TrainingModeError(ModelError):
-    """The model, or a part of it, is in training mode."""
+    """The model, or one of its modules, is in training mode."""
 
 
 class OpaqueError(ModelError):
-    """A part of the model hides its torch functions."""
+    """A part of the model hides its torch functions: a scripted or exported module, or a custom autograd function."""
 
 
 class UnknownFunctionError(ModelError):
-    """A nonlinear torch function without a known treatment lies between input and output."""
+    """A nonlinear torch function between input and output has no propagation rule."""
 
 
 class InputError(WhenceError, ValueError):
-    """The inputs are of the wrong kind, shape or content."""
+    """The inputs have the wrong type, shape or values."""
 
 
 class TargetError(WhenceError, ValueError):
@@ -53,7 +53,7 @@ class TargetError(WhenceError, ValueError):
 
 
 class RuleError(WhenceError, ValueError):
-    """A rule or a method is configured against its definition."""
+    """A rule or a method has invalid or incompatible settings."""
 
 
 class SelectorError(WhenceError, LookupError):
@@ -61,7 +61,7 @@ class SelectorError(WhenceError, LookupError):
 
 
 class UnknownArgumentError(WhenceError, TypeError):
-    """A keyword argument that the function or class does not have."""
+    """The function or class has no such keyword argument."""
 
 
 class LoadError(WhenceError):
@@ -69,7 +69,7 @@ class LoadError(WhenceError):
 
 
 class StoreError(LoadError):
-    """A store of explanations is of other settings, damaged, or lacks what is asked for."""
+    """A store of explanations is missing or damaged, lacks the requested entry, or was written with other settings."""
 
 
 class MissingPackageError(WhenceError, ImportError):
@@ -77,44 +77,46 @@ class MissingPackageError(WhenceError, ImportError):
 
 
 class ConservationWarning(UserWarning):
-    """Relevance and what was absorbed do not add up to the output, by more than rounding does."""
+    """Relevance and the absorbed share do not add up to the output, by more than rounding error."""
 
 
 class MaskedGradientWarning(UserWarning):
-    """An attack by gradients met gradients of zero: its failure is no robustness."""
+    """A gradient-based attack found gradients of zero, so that its failure is not evidence of robustness."""
 
 
-FLEX_ATTENTION = "flex attention hides what it computes; load the model with attn_implementation='sdpa'"
+FLEX_ATTENTION = (
+    "flex_attention is not supported, because its operations cannot be traced; load the model with attn_implementation='sdpa'"
+)
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line."""
+    """Return the first line of another library's error message, or the class name if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of an accelerator or of the machine."""
+    """Return whether an error says that the accelerator or the machine ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def suggest_or_list(name: str, known: Iterable[str], otherwise: str = "choose from") -> str:
-    """A closing hint with the nearest known names, or with all where none is near."""
+    """Return a hint for the end of a message: the most similar known names, or all of them if none is similar."""
     known = list(known)
     return suggest(name, known) or f"; {otherwise} {', '.join(known)}"
 
 
 def count_noun(count: int, noun: str) -> str:
-    """ "1 sample", "2 samples"."""
+    """Return a count with its noun: "1 sample", "2 samples"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def missing_path(path: Path, what: str = "file") -> str:
-    """That it is not there, with the nearest names that are."""
+    """Return the message that a path does not exist, with similar file names in the same folder."""
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     return f"no {what} {path}{suggest(path.name, beside)}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A closing hint with the nearest known names, or nothing."""
+    """Return a hint for the end of a message: the most similar known names, or an empty string."""
     near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)
     return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

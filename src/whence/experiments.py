@@ -1,4 +1,4 @@
-"""Experiments of the course this library grew from, and checks that train networks."""
+"""Experiments of the course that this library grew from, and evaluations that train networks."""
 
 from whence.evaluation.metrics.robustness import translation_figure
 from whence.evaluation.retraining import label_randomisation, roar

@@ -1,4 +1,4 @@
-"""How the image of a prototype is parameterized and transformed."""
+"""Parameterizations and random transforms of prototype images."""
 
 from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixels
 from whence.prototypes.random_transforms import Jiggle

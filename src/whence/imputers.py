@@ -1,4 +1,4 @@
-"""What replaces the parts of an input that are removed."""
+"""Imputers, which fill in the parts of an input that are removed."""
 
 from whence.evaluation.imputers import IMPUTERS, BackgroundSamples, Blur, ConstantValue, Imputer, Inpainting, Mean
 

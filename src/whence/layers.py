@@ -1,4 +1,4 @@
-"""Layers of neuralised kernel machines, distances and pools, and the layers of a model by name."""
+"""Layers of neuralised models (distances, soft pooling, kernel expansions), and the output shapes of a model's layers."""
 
 from whence.methods.layer_reader import layer_shapes
 from whence.neuralization.distances import Distance, Mahalanobis

@@ -1,4 +1,4 @@
-"""Metrics of explanations, for `evaluate` and `tune`."""
+"""Metrics of explanations, for `whence.evaluate` and `whence.tune`."""
 
 from whence.evaluation.metrics.complexity import Completeness, Complexity, ConservationGap, RelevanceRatio, Sparseness
 from whence.evaluation.metrics.faithfulness_curves import (

@@ -1,4 +1,4 @@
-"""What a prototype maximises: a class, a channel, a neuron, a direction, or sums of them."""
+"""Objectives that a prototype maximises: a class, a channel, a neuron, a direction, or sums of them."""
 
 from whence.prototypes.objectives import Caricature, Channel, Direction, Inversion, Layer, LogProbability, Neuron, Objective
 

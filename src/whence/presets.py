@@ -1,4 +1,4 @@
-"""Published sets of LRP rules, and what sets of one's own are made of."""
+"""Published composites of LRP rules, and the building blocks of custom composites."""
 
 from whence.lrp.rules.composites import Composite, input_layer
 from whence.lrp.rules.presets import (

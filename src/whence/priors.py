@@ -1,4 +1,4 @@
-"""What is likely a priori: penalties, Gaussian experts, and codes of a decoder."""
+"""Priors for prototypes: penalties, Gaussian experts, and the code space of a decoder."""
 
 from whence.prototypes.autoencoders import VAE, AdversarialAutoencoder
 from whence.prototypes.priors import L2, CodeSpace, GaussianExpert, GaussianRBM

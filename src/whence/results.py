@@ -1,4 +1,4 @@
-"""What calls return."""
+"""The classes of the results that functions return."""
 
 from whence.auditing.artifact_removal import ProjectedModel
 from whence.auditing.audit import Audit

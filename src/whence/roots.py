@@ -1,4 +1,4 @@
-"""Where a simple Taylor decomposition finds the root of the output."""
+"""Root-finding strategies of the simple Taylor decomposition."""
 
 from whence.methods.taylor_roots import NearestRoot, RootOnManifold, RootTowards
 

@@ -1,7 +1,13 @@
 """The front door: what is exported, what importing drags in, what an explanation offers."""
 
+import ast
+import inspect
+import re
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -28,72 +34,105 @@ def test_the_test_above_can_fail():
     assert "matplotlib" in run(f"import sys, whence.plotting.panels; print([m for m in {HEAVY} if m in sys.modules])")
 
 
-def test_the_front_exports_what_the_contract_names():
-    names = {"explain", "explain_targets", "Explainer", "relevance_rules", "presets", "errors", "Explanation",
-             "Conservation", "Composite", "LRP", "GradientTimesInput", "Sensitivity", "Epsilon", "Gamma", "AlphaBeta",
-             "ZPlus", "ZBox", "WSquare", "Flat", "Identity", "Constant", "Gradient", "input_layer", "Logit", "Span",
-             "Generation", "explain_generation", "load", "checkpointed", "IntegratedGradients", "ExpectedGradients",
-             "SmoothGrad", "GuidedBackprop", "Deconvnet", "GradCAM", "LayerCAM", "SimpleTaylor", "NearestRoot", "RootTowards",
-             "RootOnManifold", "Occlusion", "FeatureAblation", "RISE", "Shapley", "ShapleyValues", "shapley_values",
-             "patches", "prototype", "Prototypes", "L2", "GaussianExpert", "GaussianRBM", "CodeSpace", "VAE",
-             "AdversarialAutoencoder", "Pixels", "Fourier", "MACO", "CPPN", "Jiggle", "Channel", "Neuron", "Direction",
-             "Layer", "Caricature", "Inversion", "LogProbability", "top_samples", "TopSamples", "spatial_atlas",
-             "layer_shapes", "neuralize", "Neuralized", "SupportSets", "Distance", "Mahalanobis", "SoftMin", "SoftMax",
-             "Contrast", "fgsm", "pgd", "FGSM", "PGD", "MIFGSM", "DeepFool", "Box", "attack", "Attacked", "explain_attack",
-             "AttackExplained", "attack_explanation", "ExplanationAttacked", "RobustFeatures", "RobustFeaturesExperiment",
-             "robust_features_experiment", "FeatureScores", "feature_scores", "evaluate", "Evaluation", "compare", "Comparison",
-             "tune", "Tuning", "superpixels", "metrics", "imputers", "RisingGamma", "explain_dataset", "open_store", "Store",
-             "audit", "Audit", "prove", "Proof", "cure", "Cured", "Places", "Heads", "Nodes", "Directions", "Features",
-             "channel_relevance", "concepts", "Concepts", "attribution_graph", "AttributionGraph", "patching", "Patching",
-             "export", "check_exported", "flow", "Flow", "palette",
-             "explain_similarity", "Similarity", "walks", "Walks", "subgraph_relevance", "subspaces", "Subspaces",
-             "Preprocessing", "LoadedModel", "load_model"}  # fmt: skip
-    public = {n for n in vars(whence) if not n.startswith("_")}
-    modules = {
-        "activations",
-        "patches",
-        "explainer",
-        "explanation",
-        "inputs",
-        "targets",
-        "lrp",
-        "methods",
-        "models",
-        "show",
-        "cli",
-        "generation",
-        "checkpoint",
-        "progress",
-        "prototypes",
-        "robustness",
-        "nests",
-        "evaluation",
-        "datasets",
-        "fingerprints",
-        "words",
-        "cluster",
-        "conditions",
-        "inside",
-        "rows",
-        "salvage",
-        "captures",
-        "web",
-        "sizes",
-        "written",
-        "advice",
-        "recorded",
-        "weights",
-    }
-    assert names <= public
-    assert public - names <= modules
+FRONT = """
+attack attack_explanation attribution_graph audit channel_relevance check_exported checkpointed compare concepts cure
+evaluate explain explain_attack explain_dataset explain_generation explain_similarity explain_targets export flow load
+load_model neuralize open_store palette patches patching prototype prove relevance_rules shapley_values
+subgraph_relevance subspaces superpixels top_samples tune walks Explainer Explanation LoadedModel Preprocessing
+Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop IntegratedGradients LRP LayerCAM
+Occlusion RISE Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity
+RisingGamma WSquare ZBox ZPlus Logit Span Directions Features Heads Nodes Places attacks conditions errors experiments
+images imputers layers metrics objectives presets priors results roots
+"""
+NAMESPACES = [
+    space for space in vars(whence).values() if isinstance(space, ModuleType) and f"{space.__name__}".startswith("whence.")
+]
+NAMESPACES = [space for space in NAMESPACES if hasattr(space, "__all__")]
+PUBLIC = {f"{space.__name__}.{name}": getattr(space, name) for space in (whence, *NAMESPACES) for name in space.__all__}
 
 
-def test_every_public_name_has_a_docstring_with_an_example():
-    for name, thing in vars(whence).items():
-        if isinstance(thing, type) and thing.__module__.startswith("whence"):
-            assert thing.__doc__, name
-            if name not in ("Identity", "Constant", "Gradient"):
-                assert ">>>" in thing.__doc__, name
+def test_the_front_offers_what_the_contract_names():
+    assert set(whence.__all__) == set(FRONT.split())
+    assert dir(whence) == sorted([*FRONT.split(), "__version__"])
+    into: dict = {}
+    exec("from whence import *", into)
+    assert set(into) - {"__builtins__"} == set(FRONT.split())
+
+
+def test_namespaces_are_modules_that_can_be_imported():
+    import whence.exporting.program as program
+    import whence.metrics as metrics
+
+    assert metrics.SRG is whence.metrics.SRG
+    assert program.export is whence.export
+
+
+def test_no_public_name_is_also_a_module():
+    source = Path(whence.__file__).parent
+    modules = {path.stem for path in source.glob("*.py")} | {path.name for path in source.iterdir() if path.is_dir()}
+    functions = {name for name in whence.__all__ if not isinstance(getattr(whence, name), ModuleType)}
+    assert not functions & modules
+
+
+def test_a_name_that_moved_says_where_it_is():
+    with pytest.raises(AttributeError, match=r"whence\.L2 is whence\.priors\.L2"):
+        whence.L2  # noqa: B018
+    with pytest.raises(AttributeError, match="did you mean 'explain'"):
+        whence.explian  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from whence import PGD")
+
+
+def test_class_names_are_unique():
+    names = Counter(
+        node.name
+        for path in Path(whence.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    odd = []
+    for path in Path(whence.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) else None
+            if re.match(r"(Of|Those|These|The same|What|That which|As)\b", doc or ""):
+                odd.append(f"{path.name}: {(doc or '').splitlines()[0]}")
+    assert not odd, "\n".join(odd)
+
+
+@pytest.mark.parametrize("name", [name for name, thing in PUBLIC.items() if inspect.isroutine(thing) or inspect.isclass(thing)])
+def test_public_docstrings_have_an_example_and_parameters(name):
+    thing, doc = PUBLIC[name], inspect.getdoc(PUBLIC[name])
+    assert doc, name
+    is_protocol = getattr(thing, "_is_protocol", False) or inspect.isabstract(thing)
+    exempt = name.split(".")[-1] in ("Identity", "Constant", "Gradient") or name.startswith("whence.results.") or is_protocol
+    assert exempt or ">>>" in doc or name.startswith("whence.metrics."), f"{name} has no example"
+    if inspect.isroutine(thing) and list(inspect.signature(thing).parameters):
+        parameters = [p for p in inspect.signature(thing).parameters if p not in ("args", "kwargs", "settings")]
+        assert "Args:" in doc, f"{name} lists no parameters"
+        listed = doc.split("Args:")[1]
+        assert not [p for p in parameters if not re.search(rf"\b{p}\b", listed)], f"{name} does not list all parameters"
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: whence.explain(net(), torch.rand(1, 3, 8, 8), targt=1), "target"),
+        (lambda: whence.Gamma(gama=1), "gamma"),
+        (lambda: whence.attacks.PGD(0.1, n_step=3), "n_steps"),
+        (lambda: whence.metrics.SRG(fliping=None), "flipping"),
+        (lambda: whence.prototype(net(), 0, stepss=3), "n_steps"),
+        (lambda: whence.LRP(rule={}), "rules"),
+        (lambda: whence.tune(net(), None, metrik="srg"), "metric"),
+    ],
+)
+def test_an_unknown_keyword_is_one_error_everywhere(call, argument):
+    with pytest.raises(whence.errors.UnknownArgumentError, match=f"did you mean .*'{argument}'") as raised:
+        call()
+    assert isinstance(raised.value, TypeError)
 
 
 def net():

@@ -288,3 +288,30 @@ def test_directions_that_depend_on_each_other_span_what_they_span(cnn):
     )
     places = [{"2": whence.Places(torch.tensor([k, k + 1]))} for k in (0, 2)]
     assert len(list(whence.explain_targets(cnn, x, [1], through=places))) == 2
+
+
+def test_heads_and_features_take_a_number():
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).eval(), torch.randn(2, 8)
+    one = whence.explain(net, x, 0, through={"0": whence.Heads(2, of=4)})
+    torch.testing.assert_close(one.relevance, whence.explain(net, x, 0, through={"0": whence.Heads([2], of=4)}).relevance)
+    same = (
+        whence.Features(1, lambda a: a, lambda f: f),
+        whence.conditions.Channels(1),
+        whence.Features([1], lambda a: a, lambda f: f),
+    )
+    found = [whence.explain(net, x, 0, through={"0": part}).relevance for part in same]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+
+
+def test_the_output_is_one_quantity_and_what_a_condition_lets_through_another(tmp_path):
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).eval(), torch.randn(2, 8)
+    e = whence.explain(net, x, 0, through={"0": [1, 2]})
+    assert torch.equal(e.conservation.output, e.output)
+    assert not torch.allclose(e.conservation.conditional_output, e.output)
+    parts = e.relevance.sum(1) + e.conservation.absorbed
+    torch.testing.assert_close(parts, e.conservation.conditional_output)
+    assert "through the condition" in repr(e.conservation)
+    read = whence.load(e.save(tmp_path / "e.npz"))
+    assert torch.equal(read.conservation.conditional_output, e.conservation.conditional_output)
+    assert whence.explain(net, x, 0).conservation.conditional_output is None

@@ -1,4 +1,4 @@
-"""From proof to cure: the direction of a mark is projected out of a layer (P-ClArC, Anders et al. 2022). Nothing is trained."""
+"""Artifact removal by projecting a direction out of a layer (P-ClArC, Anders et al. 2022), without any training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,18 @@ from whence.methods.layer_reader import LayerReader
 
 
 class ProjectedModel(nn.Module):
-    """A model without one direction of a layer: a ← a − v vᵀ(a − z), z the mean without the mark. The model stays as it is.
+    """Wrapper of a model that removes one direction v of a layer's activations: a ← a − v vᵀ(a − z).
 
     >>> better = whence.cure(model, "features.10", x_with, x_without)
     >>> better(x)
+
+    The wrapped model is not modified.
+
+    Args:
+        model: The wrapped module.
+        layer: Name of the layer whose output is projected.
+        direction: Tensor like the layer's output for one sample, of norm 1: the direction v that is removed.
+        mean: Tensor like `direction`: the mean activation z of samples without the mark.
     """
 
     def __init__(self, model: nn.Module, layer: str, direction: Tensor, mean: Tensor):
@@ -26,9 +34,10 @@ class ProjectedModel(nn.Module):
         self.model, self.layer = model, layer
         self.direction = nn.Buffer(direction)
         self.mean = nn.Buffer(mean)
-        self.training = model.training  # without touching the mode of its parts
+        self.training = model.training  # does not change the mode of the submodules
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the output of the wrapped model, with the direction projected out of the layer's output."""
         handle = self.model.get_submodule(self.layer).register_forward_hook(self._projected)
         try:
             return self.model(*args, **kwargs)
@@ -37,7 +46,9 @@ class ProjectedModel(nn.Module):
 
     def _projected(self, module: nn.Module, args: Any, out: Any) -> Tensor:
         if not isinstance(out, Tensor):
-            raise ModelError(f"layer {self.layer!r} gives {type(out).__name__}, not a tensor; choose a layer that gives one")
+            raise ModelError(
+                f"layer {self.layer!r} returns {type(out).__name__}, expected a tensor; choose a layer that returns a tensor"
+            )
         direction, mean = (t.to(out) for t in (self.direction, self.mean))
         along = ((out - mean) * direction).flatten(1).sum(1)
         return out - along.view(-1, *[1] * (out.dim() - 1)) * direction
@@ -45,26 +56,44 @@ class ProjectedModel(nn.Module):
 
 @check_arguments
 def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> ProjectedModel:
-    """The model blind to what tells `with_mark` `[N, …]` from `without`, in one layer: a wrapper, nothing is trained.
+    """Return a wrapper of the model that ignores, in one layer, the difference between samples with and without a mark.
 
     >>> proof = whence.prove(cluster, model, dataset)
-    >>> better = whence.cure(model, "features.10", proof.mark.pasted(x), x)      # pairs show the mark alone
+    >>> better = whence.cure(model, "features.10", proof.mark.pasted(x), x)      # paired samples isolate the mark
 
-    The direction is the difference of the mean activations (a pattern, Haufe et al. 2014); early layers, which see the mark and
-    not yet what it stands for, lose least. Raises `SelectorError` for a layer that is not there.
+    Nothing is trained. The direction that is projected out is the difference of the mean activations (a pattern, Haufe et al.
+    2014). Early layers, which represent the mark but not yet the class that it indicates, lose the least accuracy.
+
+    Args:
+        model: An `nn.Module` in eval mode. It is not modified.
+        layer: Name of the layer to correct.
+        with_mark: Tensor `[N, …]`, samples with the mark.
+        without: Tensor `[M, …]`, samples without the mark, of the same shape per sample.
+    Returns:
+        The wrapped model, a `ProjectedModel`.
+    Raises:
+        ModelError: If the model is not an `nn.Module`, or the layer does not return a tensor.
+        SelectorError: If the model has no such layer.
+        InputError: If there are no samples, their shapes differ, or the layer's mean activations do not differ.
     """
     check_model(model)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"a cure is in a layer of a torch.nn.Module, not of {type(model).__name__}")
+        raise ModelError(f"cure() needs a torch.nn.Module with named layers, got {type(model).__name__}")
     if not layer or layer not in dict(model.named_modules()):
         raise SelectorError(f"no layer {layer!r} in the model{suggest(layer, dict(model.named_modules()))}")
     if with_mark.shape[1:] != without.shape[1:] or not len(with_mark) or not len(without):
-        raise InputError(f"samples of {tuple(with_mark.shape)} with the mark and of {tuple(without.shape)} without; give alike")
+        raise InputError(
+            f"with_mark has shape {tuple(with_mark.shape)} and without has shape {tuple(without.shape)}; "
+            "give at least one sample each, of the same shape per sample"
+        )
     marked, plain = (_mean(model, layer, x) for x in (with_mark, without))
     direction = marked - plain
     length = direction.norm()
     if not length > 0:
-        raise InputError(f"layer {layer!r} does not tell samples with the mark from those without")
+        raise InputError(
+            f"the mean activations of layer {layer!r} do not differ between samples with and without the mark; "
+            "choose another layer"
+        )
     return ProjectedModel(model, layer, direction / length, plain)
 
 

@@ -1,4 +1,4 @@
-"""audit(): spectral relevance analysis of a store, its clusters ranked by suspicion."""
+"""`audit`: spectral relevance analysis of stored explanations, with clusters ranked by suspicion."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from whence.stores.store import Store, open_store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIN_SAMPLES = 12  # samples of a class that are worth clustering
+MIN_SAMPLES = 12  # samples of a class, below which it is not clustered
 SAMPLES_SHOWN = 8
 MAX_ROWS_DRAWN = 6
 SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".csv", ".json")
@@ -32,7 +32,7 @@ GROUP_COLUMNS = ("prediction", "label", "target")
 
 @dataclass(frozen=True)
 class SampleGroup:
-    """The samples of one class, and the strategies among their explanations."""
+    """The samples of one class and the clusters of their explanations."""
 
     number: int
     rows: Tensor
@@ -41,14 +41,21 @@ class SampleGroup:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Audit(Result):
-    """The strategies that were found, the most suspicious first.
+    """The clusters of explanations that an audit detected, the most suspicious first.
 
     >>> found = whence.audit("explanations")
     >>> found.suspicious                            # clusters, with mask, samples and reason
     >>> found.save("report.html")                   # or .json, .png
 
-    A cluster is suspicious where much of its relevance lies at places at which no other class has any, few and always the same:
-    a mark that tells the class. `skipped` says which classes had too few samples.
+    A cluster is suspicious if much of its relevance is at a few positions, the same in most of its samples, where no other
+    class has relevance: an artifact that indicates the class.
+
+    Args:
+        store: The audited store of explanations.
+        clusters: The clusters of all classes, the suspicious ones first, then by decreasing suspicion.
+        groups: The samples of each clustered class, with the eigenvalues and the embedding.
+        skipped: Names of the classes that have too few samples to cluster.
+        layer: Layer whose channel relevance was clustered; empty if it was the relevance of the input.
     """
 
     store: Store
@@ -59,10 +66,11 @@ class Audit(Result):
 
     @property
     def suspicious(self) -> list[Cluster]:
+        """The suspicious clusters, the most suspicious first."""
         return [cluster for cluster in self.clusters if cluster.suspicious]
 
     def name(self, group: int) -> str:
-        """Of a class."""
+        """Return the name of a class, given its number."""
         return self.store.manifest.class_name(group)
 
     def __repr__(self) -> str:
@@ -72,17 +80,17 @@ class Audit(Result):
         return "\n".join([head, *lines])
 
     def save(self, path: str | Path) -> Path:
-        """Write a page (.html), everything as numbers (.json), or the picture (.png, .pdf, …); returns the path."""
+        """Write a report (.html), all numbers (.json), the table (.csv) or the figure (.png, .pdf, …), and return the path."""
         return self._save(path, {".html": text_writer(self._page), ".json": text_writer(self.json)})
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each cluster: its class, size, suspicion and reason, accuracy and confidence."""
+        """One row per cluster: its class, size, suspicion, reason, accuracy and confidence."""
         wanted = ("class", "cluster", "layer", "size", "suspicion", "suspicious", "reason", "accuracy", "confidence")
         return [{key: c.plain(self.name(c.group))[key] for key in wanted} for c in self.clusters]
 
     def figure(self) -> "Figure":
-        """A row for each of the first clusters: mean heatmap, the suspicious places, samples nearest to the mean."""
+        """Return a figure with a row for each of the first clusters: mean heatmap, suspicious positions, nearest samples."""
         from whence.plotting.clusters import ClusterRow, cluster_rows
 
         drawn = []
@@ -92,7 +100,7 @@ class Audit(Result):
         return cluster_rows(drawn)
 
     def _samples(self, rows: Tensor) -> list[tuple[Tensor | None, Tensor]]:
-        """Small picture and heatmap of each."""
+        """Return the thumbnail, if stored, and the heatmap of each row."""
         pictures = "picture" in self.store.names
         found = []
         for row in rows.tolist():
@@ -101,7 +109,7 @@ class Audit(Result):
         return found
 
     def json(self) -> str:
-        """Everything as numbers."""
+        """Return all clusters and eigenvalues as a JSON string."""
         groups = [
             {"class": self.name(g.number), "eigenvalues": g.spectrum.eigenvalues.tolist(), "gap": g.spectrum.gap,
              "clusters": g.spectrum.count}
@@ -135,39 +143,58 @@ def audit(
     seed: int = 0,
     progress: Progress = True,
 ) -> Audit:
-    """Is there a Clever Hans among many explanations? (SpRAy, Lapuschkin et al. 2019)
+    """Detect Clever Hans behaviour in many explanations by spectral clustering (SpRAy, Lapuschkin et al. 2019).
 
     >>> whence.audit("explanations")
     Audit of 5000 explanations: 31 clusters, 1 suspicious
-      class 3, cluster 2: 22% of the relevance for 3 lies where no other class has any, most of it …
-    >>> whence.audit("explanations", layer="features.10")     # channels, for marks that change their place
+      class 3, cluster 2: 22% of the relevance for 3 is at positions where no other class has any, most of it …
+    >>> whence.audit("explanations", layer="features.10")     # channels, for artifacts whose position varies
 
-    The explanations of each class, `group_by` "prediction", "label" or "target", are clustered spectrally; each cluster's mean |R| is
-    compared with those of all other classes. `layer` looks at the relevance of its channels, which the store must hold: a late
-    convolution shows best what is recognised wherever it is. There a part of a class that makes four times as much of a channel
-    as the rest of it and any other class is a cluster too; `group_by="label"` (of a store with `target="label"`) shows it best, for
-    samples without the mark, which the model may get wrong, are then in the same class.
-    `n_clusters` is how many a class has, as many as its eigenvalues suggest if not given. `masks`, by name, are places whose
-    share of relevance is reported too: `[H, W]`, or `[n, H, W]` one for each sample of the data.
+    The explanations of each class are clustered spectrally; the mean |R| of each cluster is compared with those of all other
+    classes. With `layer`, a part of a class that has four times as much relevance in a channel as the rest of the class and as
+    any other class is a cluster too.
 
-    Raises `StoreError` for a store without what is asked for, `InputError` where there is too little in it.
+    Args:
+        store: A `Store`, or the path of its folder.
+        layer: Layer whose channel relevance is clustered instead of the relevance of the input; the store must contain it. A
+            late convolution is best for artifacts that are recognised at any position.
+        group_by: What defines the class of a sample: "prediction", "label" or "target". With `layer`, "label" works best (for a
+            store with `target="label"`): samples without the artifact, which the model may misclassify, are then in the same
+            class.
+        n_clusters: Number of clusters per class, 1 to 12; if None, chosen by the largest gap between eigenvalues.
+        masks: Masks by name whose share of the relevance is reported too: `[H, W]`, or `[n, H, W]` with one for each sample of
+            the dataset.
+        seed: Random seed of the clustering and of the samples shown.
+        progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
+    Returns:
+        The clusters, the most suspicious first, with a report.
+    Raises:
+        StoreError: If the store is empty, or has no column `group_by` or no relevance of `layer`.
+        RuleError: If `n_clusters` or `group_by` is invalid.
+        InputError: If no sample has a class by `group_by`, no class has 12 samples or more, there is only one class, or a mask
+            has the wrong shape.
+        MissingPackageError: If scikit-learn is not installed.
     """
     store = store if isinstance(store, Store) else open_store(store)
     if n_clusters is not None and not 1 <= n_clusters <= MIN_SAMPLES:
-        raise RuleError(f"clusters={n_clusters}; give 1 to {MIN_SAMPLES}, or None for as many as the eigenvalues suggest")
+        raise RuleError(
+            f"n_clusters={n_clusters}; give an integer from 1 to {MIN_SAMPLES}, or None to choose it by the eigenvalues"
+        )
     if group_by not in GROUP_COLUMNS:
         raise RuleError(f"group_by={group_by!r}; choose from {', '.join(GROUP_COLUMNS)}")
     if not store.present or not len(store):
-        raise StoreError(f"{store.folder} holds no explanations yet")
+        raise StoreError(f"{store.folder} contains no explanations yet; run whence.explain_dataset first")
     maps = torch.cat(list(store.relevance.batches())) if layer is None else store.channels(layer)
     column = store.column(group_by)
     if (column < 0).all():
-        raise InputError(f"the samples have no {group_by}; choose by='prediction'")
+        raise InputError(f"the samples have no {group_by}; choose group_by='prediction'")
     groups, skipped = _cluster_groups(store, maps, column, n_clusters, seed, progress)
     if not groups:
-        raise InputError(f"no class has {MIN_SAMPLES} samples or more: there is nothing to cluster; explain more of the data")
+        raise InputError(
+            f"no class has {MIN_SAMPLES} samples or more, so there is nothing to cluster; explain more samples of the dataset"
+        )
     if len(column.unique()) < 2:
-        raise InputError("all samples are of one class; there is none to compare its explanations with")
+        raise InputError("all samples belong to one class; an audit compares explanations of at least two classes")
     parts = shares(maps)
     found = _clusters(store, parts, column, groups, layer or "", seed, _mask_shares(masks or {}, parts, store))
     ranked = sorted(found, key=lambda c: (not c.suspicious, -c.own))
@@ -224,7 +251,8 @@ def _clusters(
     members = {(g.number, k): g.rows[g.spectrum.labels == k] for g in groups for k in range(g.spectrum.count)}
     classes = {int(c): parts[column == c].mean(0) for c in column.unique()}
     means = {key: parts[rows].mean(0) for key, rows in members.items()}
-    means |= {(c, -1): mean for c, mean in classes.items() if c not in {g.number for g in groups}}  # too few to be clustered
+    means |= {(c, -1): mean for c, mean in classes.items() if c not in {g.number for g in groups}}
+    # classes with too few samples to cluster are compared with, too
     found = []
     for g in groups:
         against = torch.stack([mean for (number, _), mean in means.items() if number != g.number])
@@ -239,14 +267,14 @@ def _clusters(
 
 
 def _mask_shares(masks: Mapping[str, Tensor], parts: Tensor, store: Store) -> dict[str, Tensor]:
-    """The share of relevance on each, `[n]`."""
+    """Return the share of relevance of each sample inside each mask, `[n]`, by name."""
     found = {}
     for name, given in masks.items():
         mask = torch.as_tensor(given)
         if parts.dim() != 3 or tuple(mask.shape) not in (tuple(parts.shape[1:]), (store.manifest.count, *parts.shape[1:])):
             raise InputError(
-                f"mask {name!r} of {tuple(mask.shape)} for maps of {tuple(parts.shape[1:])} of {store.manifest.count} samples; "
-                "give [H, W], or [n, H, W] one for each sample of the data"
+                f"mask {name!r} has shape {tuple(mask.shape)}, but the relevance maps have shape {tuple(parts.shape[1:])} for "
+                f"{store.manifest.count} samples; give a mask [H, W], or [n, H, W] with one for each sample of the dataset"
             )
         found[name] = (parts * (mask.bool() if mask.dim() == 2 else mask.bool()[store.index])).sum((1, 2))
     return found

@@ -1,4 +1,4 @@
-"""From suspicion to proof: cut the mark out where it is, paste it where it is not, and see how predictions move."""
+"""Interventional tests of a suspected artifact: cut it out of samples, paste it on others, and measure the predictions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,28 +22,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_SAMPLES = 200
-MIN_EFFECT = 0.01  # change of probability: less is no proof, however certain
-MIN_FILL = 0.25  # of the rectangle around a mask, the mask
+MIN_EFFECT = 0.01  # change of probability: a smaller effect is not accepted as proof, however certain
+MIN_FILL = 0.25  # share of the bounding rectangle that the mask must cover
 MARGIN = 1  # pixels around the mask that belong to the mark
 
 
 @dataclass(frozen=True)
 class ArtifactPatch:
-    """A rectangle of pixels, and what stands in it."""
+    """A rectangle of pixels and its content.
+
+    Args:
+        rows: Rows of the rectangle.
+        columns: Columns of the rectangle.
+        content: Pixel values, `[C, h, w]`.
+    """
 
     rows: slice
     columns: slice
     content: Tensor  # [C, h, w]
 
     def pasted(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
-        """On pictures `[N, C, H, W]`, moved by so many pixels."""
+        """Return a copy of images `[N, C, H, W]` with the content pasted, shifted by `down` and `right` pixels."""
         twins = x.clone()
         rows, columns = self._place(down, right)
         twins[:, :, rows, columns] = self.content.to(x)
         return twins
 
     def cut(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
-        """Out of pictures, the hole filled from around it."""
+        """Return images with the rectangle cut out and inpainted from its surroundings, shifted by `down` and `right` pixels."""
         hidden = torch.zeros(1, 1, 1, *x.shape[2:], dtype=torch.bool, device=x.device)
         rows, columns = self._place(down, right)
         hidden[..., rows, columns] = True
@@ -58,14 +64,23 @@ class ArtifactPatch:
 
 @dataclass(frozen=True)
 class InterventionTest(Result):
-    """How the probability of a class moves with its mark, and with a control: the same rectangle somewhere else.
+    """The effect of a mark on the probability of a class, with the same rectangle at another position as the control.
 
     >>> proof = whence.prove(found.clusters[0], model, dataset)
     >>> proof.proven, proof.pasted, proof.cut
 
-    `pasted` is the mean change where the mark was pasted on samples of other classes, `taken` the share of these that is then
-    taken for the class; `cut` the mean change where it was cut out of samples of the cluster. Each with a 95 % interval, as is
-    the difference to the control, by which it is judged.
+    Each `Interval` is the mean change of the probability with a 95 % bootstrap interval. The verdict `proven` uses the paired
+    differences to the control.
+
+    Args:
+        mark: The tested patch.
+        pasted: Change where the mark was pasted on samples of other classes.
+        pasted_elsewhere: Change where it was pasted on them at the control position.
+        pasted_rather: Paired difference `pasted` − `pasted_elsewhere`.
+        cut: Change where the mark was cut out of samples of the cluster.
+        cut_elsewhere: Change where the rectangle at the control position was cut out of them.
+        cut_rather: Paired difference `cut` − `cut_elsewhere`.
+        taken: Share of the samples of other classes that are classified as the class once the mark is pasted on them.
     """
 
     mark: ArtifactPatch
@@ -79,12 +94,12 @@ class InterventionTest(Result):
 
     @property
     def proven(self) -> bool:
-        """Whether the mark itself moves predictions, by a hundredth more than a control does."""
+        """Whether the mark changes the probability by at least 0.01 more than the control does, with 95 % confidence."""
         return self.pasted_rather.low > MIN_EFFECT or self.cut_rather.high < -MIN_EFFECT
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each intervention and its control: the mean change of the probability, with its interval."""
+        """One row per intervention and control: the mean change of the probability, with its interval."""
         names = ("pasted", "pasted_elsewhere", "pasted_rather", "cut", "cut_elsewhere", "cut_rather")
         return [{"intervention": name, **getattr(self, name)._asdict()} for name in names]
 
@@ -104,8 +119,8 @@ class InterventionTest(Result):
         verdict = "proven" if self.proven else "not proven"
         return (
             f"Proof: {verdict}. The mark pasted on other classes changes the probability by {format_interval(self.pasted)} "
-            f"(elsewhere {format_interval(self.pasted_elsewhere)}), and {self.taken:.0%} of them are then taken for the class; "
-            f"cut out of the cluster it changes it by {format_interval(self.cut)} "
+            f"(elsewhere {format_interval(self.pasted_elsewhere)}), and {self.taken:.0%} of them are then classified as the "
+            f"class; cut out of the cluster, it changes it by {format_interval(self.cut)} "
             f"(elsewhere {format_interval(self.cut_elsewhere)})"
         )
 
@@ -120,17 +135,31 @@ def prove(
     n_samples: int = N_SAMPLES,
     seed: int = 0,
 ) -> InterventionTest:
-    """Is it the mark that the model answers to?
+    """Test whether the model's prediction depends on the mark of a suspicious cluster.
 
     >>> whence.prove(whence.audit("explanations").clusters[0], model, dataset)
     Proof: proven. The mark pasted on other classes changes the probability by 0.43 [0.39, 0.47] …
 
-    The mark is the rectangle around the cluster's mask with the median of what samples of the cluster have there.
-    `inputs` is the one that the store is of. Raises `InputError` for clusters of channels, which have no place.
+    The mark is the rectangle around the cluster's mask, with the median content of samples of the cluster. It is pasted on
+    samples that the model assigns to other classes and cut out of samples of the cluster; a rectangle of the same size at
+    another position is the control.
+
+    Args:
+        cluster: A cluster of an audit of the input's relevance (not of a layer).
+        model: Callable that returns logits `[N, classes]`; an `nn.Module` must be in eval mode.
+        inputs: The dataset that the store was computed from: `x`, `(x, y)` or a map-style dataset of images `[C, H, W]`.
+        read: Function from a row of the dataset to an input, or to a pair of input and label; not for tensors.
+        n_samples: Number of samples of the cluster, and of other classes, at most.
+        seed: Random seed of the samples and of the control position.
+    Returns:
+        The mean changes of the class's probability, with their controls.
+    Raises:
+        InputError: If the cluster is of channels, which have no position in the image; its mask is scattered or too large; or
+            the dataset is not the one of the store, has no images, or has no samples of other classes.
     """
     check_model(model)
     if cluster.layer or cluster.mask.dim() != 2 or not cluster.mask.any():
-        raise InputError("this cluster has no place in the picture that could be cut or pasted; audit the input, not a layer")
+        raise InputError("the cluster has no position in the image to cut or paste; audit the input instead of a layer")
     rows, random = DatasetRows.of(inputs, read), torch.Generator().manual_seed(seed)
     with_mark, without = _samples(cluster, model, rows, n_samples, random)
     mark = artifact_of(cluster, with_mark)
@@ -147,7 +176,7 @@ def prove(
 
 @dataclass(frozen=True)
 class ProbabilityShift:
-    """How the probability of a class differs between pictures and their twins, `[N]`."""
+    """Callable that computes the change of a class's probability between images and their modified copies, `[N]`."""
 
     model: Callable[..., Any]
     group: int
@@ -160,10 +189,11 @@ class ProbabilityShift:
 def _samples(
     cluster: Cluster, model: Callable[..., Any], rows: DatasetRows, count: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Some of the cluster, and some that the model takes for other classes."""
+    """Return some samples of the cluster, and some that the model assigns to other classes."""
     if int(cluster.indices.max()) >= rows.count:
         raise InputError(
-            f"{rows.count} samples, but the cluster has sample {int(cluster.indices.max())}; give the data of the store"
+            f"the dataset has {rows.count} samples, but the cluster contains sample {int(cluster.indices.max())}; "
+            "give the dataset that the store was computed from"
         )
     members = set(cluster.indices.tolist())
     strangers = torch.tensor([i for i in range(rows.count) if i not in members])
@@ -171,37 +201,37 @@ def _samples(
     others = _read_pictures(rows, _random_subset(strangers, 2 * count, random), model)
     others = others[batched_logits(model, others).argmax(1) != cluster.group][:count]
     if not len(others):
-        raise InputError("the data has no samples of other classes to paste the mark on")
+        raise InputError("the dataset has no samples that the model assigns to other classes, to paste the mark on")
     return own, others
 
 
 def _read_pictures(rows: DatasetRows, numbers: Tensor, model: Any) -> Tensor:
-    """Those that can still be read."""
+    """Return the samples that can be read."""
     samples, failed = rows.read(numbers.tolist())
     if samples is None:
-        raise InputError(f"none of {len(numbers)} samples can be read: {failed[0].message if failed else 'there are none'}")
+        raise InputError(f"none of {len(numbers)} samples can be read: {failed[0].message if failed else 'the set is empty'}")
     if not isinstance(samples.inputs.nest, Tensor):
-        raise InputError("marks are cut from pictures [C, H, W]; the data has several inputs")
+        raise InputError("prove() expects samples that are one image [C, H, W]; the dataset has several inputs per sample")
     return samples.inputs.beside(model).nest
 
 
 def artifact_of(cluster: Cluster, x: Tensor) -> ArtifactPatch:
-    """The rectangle around the mask, a pixel wider, with the median of what samples of the cluster have there."""
+    """Return the rectangle around the mask, one pixel wider, with the median content of samples of the cluster."""
     h, w = cluster.mask.shape
     if x.dim() != 4 or tuple(x.shape[2:]) != (h, w):
-        raise InputError(f"a mask of {(h, w)} for samples of {tuple(x.shape[1:])}; marks are cut from pictures [C, H, W]")
+        raise InputError(f"the cluster's mask has shape {(h, w)}, expected images [C, {h}, {w}], got {tuple(x.shape[1:])}")
     r, c = cluster.mask.nonzero().T
     rows = slice(max(0, int(r.min()) - MARGIN), min(h, int(r.max()) + 1 + MARGIN))
     columns = slice(max(0, int(c.min()) - MARGIN), min(w, int(c.max()) + 1 + MARGIN))
     if int(cluster.mask.sum()) < MIN_FILL * (rows.stop - rows.start) * (columns.stop - columns.start):
         raise InputError(
-            "the suspicious places are scattered; there is no one mark to cut or paste. Look at the cluster's samples"
+            "the suspicious positions are scattered, so there is no single mark to cut or paste; inspect the cluster's samples"
         )
     return ArtifactPatch(rows, columns, x[:, :, rows, columns].median(0).values)
 
 
 def _control_offset(mark: ArtifactPatch, x: Tensor, random: torch.Generator) -> tuple[int, int]:
-    """A shift to a place that does not touch the mark."""
+    """Draw a shift to a position that does not overlap the mark."""
     height, width = mark.rows.stop - mark.rows.start, mark.columns.stop - mark.columns.start
     tops, lefts = range(x.shape[2] - height + 1), range(x.shape[3] - width + 1)
     free = [
@@ -211,7 +241,7 @@ def _control_offset(mark: ArtifactPatch, x: Tensor, random: torch.Generator) -> 
         if abs(top - mark.rows.start) >= height or abs(left - mark.columns.start) >= width
     ]
     if not free:
-        raise InputError("the mark is too large: there is no other place of its size to compare with")
+        raise InputError("the mark is too large: the image has no other position of its size for the control")
     return free[int(torch.randint(len(free), (), generator=random))]
 
 

@@ -1,4 +1,4 @@
-"""Spectral relevance analysis (Lapuschkin et al. 2019): which strategies are there among many explanations?"""
+"""Spectral clustering of explanations (SpRAy, Lapuschkin et al. 2019)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.errors import MissingPackageError
 
-MAP_SIDE = 28  # maps are pooled to at most so many places a side
+MAP_SIDE = 28  # maps are pooled to at most this many positions per side
 N_NEIGHBORS = 10
 N_EIGENVALUES = 32
 MAX_CLUSTERS = 8
@@ -20,20 +20,21 @@ MAX_FOR_TSNE = 600
 
 @dataclass(frozen=True)
 class SpectralClusters:
-    """The strategies of one group of samples."""
+    """The clusters of one group of explanations."""
 
-    eigenvalues: Tensor  # [k] of the normalised Laplacian, rising; one near 0 for each part that hangs together
+    eigenvalues: Tensor  # [k] of the normalised Laplacian, ascending; one near 0 for each connected component
     labels: Tensor  # [n], the cluster of each sample
     embedding: Tensor  # [n, clusters], by eigenvectors
-    stability: float  # the mean adjusted Rand index with clusterings of four fifths of the samples
+    stability: float  # mean adjusted Rand index with clusterings of 80 % of the samples
 
     @property
     def count(self) -> int:
+        """The number of clusters."""
         return int(self.labels.max()) + 1
 
     @property
     def gap(self) -> float:
-        """Between the last eigenvalue that counts as a cluster and the next."""
+        """The gap between the last eigenvalue that counts as a cluster and the next."""
         return (
             float(self.eigenvalues[self.count] - self.eigenvalues[self.count - 1])
             if self.count < len(self.eigenvalues)
@@ -42,8 +43,10 @@ class SpectralClusters:
 
 
 def features(maps: Tensor) -> Tensor:
-    """Explanations as vectors of length 1, `[n, d]`: maps summed over patches where they are large. Their length says how sure
-    the model is, not why."""
+    """Return explanations as vectors of norm 1, `[n, d]`; large maps are average-pooled.
+
+    The norm is removed because it reflects the confidence of the model, not its reasons.
+    """
     maps = maps.float()
     if maps.dim() == 3 and max(maps.shape[1:]) > MAP_SIDE:
         maps = F.adaptive_avg_pool2d(maps[:, None], (min(MAP_SIDE, maps.shape[1]), min(MAP_SIDE, maps.shape[2])))[:, 0]
@@ -51,11 +54,11 @@ def features(maps: Tensor) -> Tensor:
 
 
 def spectral_clusters(vectors: Tensor, clusters: int | None = None, seed: int = 0) -> SpectralClusters:
-    """Clusters of explanations; as many as the eigenvalues suggest if not given.
+    """Cluster explanations spectrally, into as many clusters as the eigengap suggests if `clusters` is None.
 
-    Nearest neighbours make a sparse graph W, whose normalised Laplacian I − D^−½ W D^−½ has small eigenvalues for groups that
-    hang together: those of the largest *algebraic* eigenvalues of D^−½ W D^−½, not of the largest magnitude, which would mix
-    opposites in. k-means on their eigenvectors.
+    Nearest neighbours define a sparse graph W. Its normalised Laplacian I − D^−½ W D^−½ has one small eigenvalue for each
+    connected group. These correspond to the largest *algebraic* eigenvalues of D^−½ W D^−½, not to those of the largest
+    magnitude, which would include negative ones. The clusters are those of k-means on the eigenvectors.
     """
     eigenvalues, vectors_of = _eigendecomposition(_neighbor_graph(vectors.numpy()))
     count = clusters or _count_by_eigengap(eigenvalues, len(vectors))
@@ -68,7 +71,7 @@ def spectral_clusters(vectors: Tensor, clusters: int | None = None, seed: int = 
 
 
 def embed_2d(embedding: Tensor, seed: int = 0) -> Tensor:
-    """In two dimensions, `[n, 2]`, for looking at: by t-SNE, or of many the first two coordinates."""
+    """Return the embedding in two dimensions, `[n, 2]`, by t-SNE; of fewer than 10 or too many samples, two coordinates."""
     if len(embedding) > MAX_FOR_TSNE or len(embedding) < 10:
         return F.pad(embedding, (0, max(0, 2 - embedding.shape[1])))[:, -2:].float()
     from sklearn.manifold import TSNE
@@ -78,11 +81,11 @@ def embed_2d(embedding: Tensor, seed: int = 0) -> Tensor:
 
 
 def _neighbor_graph(vectors: np.ndarray) -> Any:
-    """Who is among the nearest of whom, symmetric and sparse, nobody his own neighbour."""
+    """Return the symmetric sparse nearest-neighbour graph, without self-loops."""
     try:
         from sklearn.neighbors import NearestNeighbors
     except ImportError as error:
-        raise MissingPackageError("audits need scikit-learn; pip install 'whence[audit]'") from error
+        raise MissingPackageError("whence.audit needs scikit-learn; run pip install 'whence[audit]'") from error
     count = min(N_NEIGHBORS, len(vectors) - 1)
     graph = NearestNeighbors(n_neighbors=count).fit(vectors).kneighbors_graph()
     return (graph + graph.T) / 2
@@ -106,7 +109,7 @@ def _eigendecomposition(graph: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count_by_eigengap(eigenvalues: np.ndarray, n: int) -> int:
-    """The widest gap tells, of two clusters or more."""
+    """Return the number of clusters, two or more, after which the gap between eigenvalues is widest."""
     most = min(MAX_CLUSTERS, len(eigenvalues) - 1, n // 2)
     if most < 2:
         return 1

@@ -1,4 +1,4 @@
-"""Which clusters of explanations look like a Clever Hans: relevance where no other class has any."""
+"""Detection of suspicious clusters of explanations (Clever Hans): relevance at positions where no other class has any."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,51 +8,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PRESENCE_SHARE = 0.1  # of the relevance at a place, at which it is nobody else's
-CORNER_SHARE = 0.25  # of the relevance of a channel: those are shared by all classes, more or less
-SUSPICION_THRESHOLD = 0.06  # of the relevance on ground of one's own; clean digits reach 0.04
+PRESENCE_SHARE = 0.1  # a position is exclusive if no other class has this share of its relevance
+CORNER_SHARE = 0.25  # the same for a channel; higher, because all classes share channels to some extent
+SUSPICION_THRESHOLD = 0.06  # share of the relevance at exclusive positions; clean digits reach 0.04
 MASK_COVERAGE = 0.9
-MAX_MASK_SHARE = 0.25  # of the picture: what is larger is an object, not a mark in a corner
-BORDER_SHARE = 0.1  # of the sides
+MAX_MASK_SHARE = 0.25  # of the image: a larger mask is an object, not a mark in a corner
+BORDER_SHARE = 0.1  # width of the border, in shares of the sides
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Samples of one class that are explained alike.
+    """Samples of one class with similar explanations.
 
-    `mean` is their mean |R|, in shares; `own` the share of it that lies where no other class has a tenth as much, the
-    suspicion; `mask` where that is. Of channels, a part of a class that makes much more of one than the rest of the class
-    and any other class is a cluster of its own.
+    With channel relevance, a part of a class that has much more relevance in a channel than the rest of the class and than any
+    other class is a cluster too.
+
+    Args:
+        group: The class.
+        number: Number of the cluster within its class.
+        rows: Row numbers in the store.
+        indices: Sample numbers in the dataset.
+        mean: Mean |R|, each sample scaled to a sum of 1: `[H, W]`, or `[C]` for channels.
+        own: The suspicion: the share of `mean` at positions where no other class has a tenth as much (a quarter for channels).
+        mask: Boolean tensor like `mean`: the positions that hold most of that share.
+        consistency: Share of the samples with at least half the mean relevance inside the mask.
+        accuracy: Share of correct predictions; None without labels.
+        confidence: Mean confidence of the predictions, if stored.
+        purity: Share of the most frequent label; None without labels.
+        stability: Mean adjusted Rand index with clusterings of subsamples; NaN for few samples.
+        nearest: Row numbers of the samples nearest to the mean.
+        random: Row numbers of random samples.
+        layer: Layer of the channel relevance; empty for the relevance of the input.
+        on_masks: Share of the relevance inside each mask given to `whence.audit`.
     """
 
-    group: int  # class
+    group: int
     number: int
-    rows: Tensor  # of the store
-    indices: Tensor  # of the data
+    rows: Tensor
+    indices: Tensor
     mean: Tensor
     own: float
     mask: Tensor
-    consistency: float  # the share of the samples with at least half as much there
-    accuracy: float | None  # None: no labels
+    consistency: float
+    accuracy: float | None
     confidence: float | None
-    purity: float | None  # the share of the commonest label
+    purity: float | None
     stability: float
-    nearest: Tensor  # rows of the store that are most like the mean
+    nearest: Tensor
     random: Tensor
-    layer: str = ""  # of channel relevance; of the input if empty
-    on_masks: Mapping[str, float] = field(default_factory=dict)  # the share of relevance on masks of the user's
+    layer: str = ""
+    on_masks: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
+        """The number of samples."""
         return len(self.rows)
 
     @property
     def suspicious(self) -> bool:
+        """Whether the suspicion reaches 6 %, in at least half of the samples, at no more than a quarter of the positions."""
         return self.own >= SUSPICION_THRESHOLD and self.consistency >= 0.5 and float(self.mask.float().mean()) <= MAX_MASK_SHARE
 
     @property
     def places(self) -> dict[str, float]:
-        """The share of relevance on the border, in each corner and on the user's masks; of pictures alone."""
+        """The share of relevance on the border, in each corner (both for images only) and inside the user's masks."""
         return {**self._corners, **self.on_masks}
 
     @cached_property
@@ -72,13 +91,17 @@ class Cluster:
         return {"border": float(self.mean[border].sum())} | corners
 
     def reason(self, name: str) -> str:
-        """Why it is suspicious, or why not, in words."""
-        where = "neither others nor the rest of its class have a quarter" if self.layer else "no other class has any"
+        """Return in words why the cluster is suspicious, or that it is not."""
+        where = (
+            "in channels where neither other classes nor the rest of its class have a quarter as much"
+            if self.layer
+            else "at positions where no other class has any"
+        )
         if not self.suspicious:
-            return f"{self.own:.0%} of the relevance lies where {where}: nothing unusual"
+            return f"{self.own:.0%} of the relevance is {where}: nothing unusual"
         held = float(self.mean[self.mask].sum())
         return (
-            f"{self.own:.0%} of the relevance for {name} lies where {where}, most of it ({held:.0%}) "
+            f"{self.own:.0%} of the relevance for {name} is {where}, most of it ({held:.0%}) "
             f"{self._where()}; "
             f"{self.consistency:.0%} of the {self.size} samples agree"
         )
@@ -87,7 +110,7 @@ class Cluster:
         if self.layer:
             numbers = self.mask.nonzero()[:, 0].tolist()
             return f"in channel{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:6]))} of {self.layer}"
-        area = f"on {float(self.mask.float().mean()):.1%} of the places"
+        area = f"on {float(self.mask.float().mean()):.1%} of the positions"
         if self.mean.dim() != 2:
             return area
         rows, columns = self.mask.nonzero().T
@@ -97,7 +120,7 @@ class Cluster:
         return f"{area}{near} ({box})"
 
     def plain(self, name: str) -> dict[str, Any]:
-        """As JSON wants it."""
+        """Return all values as JSON-compatible types."""
         return {
             "class": name, "cluster": self.number, "layer": self.layer, "size": self.size, "suspicion": self.own,
             "suspicious": self.suspicious, "reason": self.reason(name), "consistency": self.consistency,
@@ -108,14 +131,16 @@ class Cluster:
 
 
 def shares(relevance: Tensor) -> Tensor:
-    """|R| of each sample in shares of their sum, `[n, …]`."""
+    """Return |R| scaled to a sum of 1 for each sample, `[n, …]`."""
     sizes = relevance.abs().float()
     return sizes / sizes.flatten(1).sum(1).clamp(min=1e-30).view(-1, *[1] * (sizes.dim() - 1))
 
 
 def exclusive_share(mean: Tensor, others: Tensor) -> tuple[float, Tensor]:
-    """The share of relevance at places where none of the `others`, mean maps of other classes `[k, …]`, has a tenth as much;
-    and those of these places that hold most of it."""
+    """Return the share of relevance at positions that other classes do not use, and a mask of the positions with most of it.
+
+    A position is exclusive if none of `others`, mean maps of other classes `[k, …]`, has a tenth of the relevance there.
+    """
     free = others.amax(0) < PRESENCE_SHARE * mean
     held = mean * free
     own = float(held.sum())
@@ -128,8 +153,11 @@ def exclusive_share(mean: Tensor, others: Tensor) -> tuple[float, Tensor]:
 
 
 def split_by_channel(parts: Tensor, others: Tensor, fewest: int) -> list[tuple[int, Tensor]]:
-    """The channels of which some of a class, `[n, C]` shares, make much more than the rest of it and than `others`, mean
-    shares of other classes `[k, C]`; and which samples these are. What stands for the class itself is used by all of it."""
+    """Return the channels that only a part of a class relies on, each with a boolean tensor of these samples.
+
+    In these channels the part of the class (`parts`, shares `[n, C]`) has much more relevance than the rest of it and than
+    `others`, mean shares of other classes `[k, C]`. A channel that represents the class itself is used by all of its samples.
+    """
     found = []
     for channel in range(parts.shape[1]):
         high = parts[:, channel] > _otsu_threshold(parts[:, channel])
@@ -142,7 +170,7 @@ def split_by_channel(parts: Tensor, others: Tensor, fewest: int) -> list[tuple[i
 
 
 def _otsu_threshold(values: Tensor) -> float:
-    """Between two heaps, such that the variance between them is largest (Otsu 1979)."""
+    """Return the threshold that maximises the variance between the two groups it separates (Otsu 1979)."""
     ordered = values.double().sort().values
     below, count = ordered.cumsum(0)[:-1], len(ordered)
     lower = torch.arange(1, count, dtype=torch.float64)

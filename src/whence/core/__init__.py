@@ -1,1 +1,1 @@
-"""The parts that every call shares: inputs, targets, conditions, explanations."""
+"""Shared building blocks of all functions: inputs, targets, conditions and explanations."""

@@ -1,4 +1,4 @@
-"""Unknown keyword arguments: one error everywhere, which names the argument that was meant."""
+"""Checks for unknown keyword arguments, with suggestions of the intended argument."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -17,13 +17,13 @@ CAPTUM_NAMES = {
 
 
 def check_keywords(owner: str, given: Sequence[str], known: Sequence[str] | None) -> None:
-    """Raise `UnknownArgumentError` for the first keyword that is not among the known ones; None: all are taken."""
+    """Raise `UnknownArgumentError` for the first keyword that is not in `known`; None accepts all."""
     for keyword in given:
         if known is None or keyword in known:
             continue
         meant = CAPTUM_NAMES.get(keyword)
         hint = f"; captum's {keyword} is {meant} here" if meant else suggest(keyword, known)
-        takes = f"; it takes {', '.join(known)}" if known else "; it takes none"
+        takes = f"; its arguments are {', '.join(known)}" if known else "; it takes no arguments"
         raise UnknownArgumentError(f"{owner} has no argument {keyword!r}{hint or takes}")
 
 
@@ -40,15 +40,15 @@ def check_arguments(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_init(kind: type) -> None:
-    """Let the constructor of a class raise `UnknownArgumentError` for unknown keywords."""
+    """Make the constructor of a class raise `UnknownArgumentError` for unknown keywords."""
     plain: Callable[..., None] = kind.__init__
-    if hasattr(plain, "__wrapped__"):  # it does so already
+    if hasattr(plain, "__wrapped__"):  # already wrapped
         return
     known = _keywords(kind)
 
     @wraps(plain)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        if type(self) is kind:  # a subclass may take more
+        if type(self) is kind:  # a subclass may have more arguments
             check_keywords(kind.__name__, list(kwargs), known)
         plain(self, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What of a layer relevance is let through: channels, places, heads, directions, features of a dictionary."""
+"""Conditions: the parts of a layer through which relevance flows, such as channels, positions, heads or directions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,21 @@ from whence.errors import SelectorError
 
 @runtime_checkable
 class LayerPart(Protocol):
-    """Parts of a layer, seen with its channels last."""
+    """Protocol of parts of a layer; activations and gradients have their channels last."""
 
     def restrict(self, a: Tensor, g: Tensor) -> Tensor:
-        """Of the gradient g = R/a `[N, …, C]` at an activation a, what belongs to these parts."""
+        """Return the share of the gradient g = R/a `[N, …, C]` at an activation a that belongs to these parts."""
         ...
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Channels of a convolution, neurons of a linear layer, by number: what a plain number or list of them stands for.
+    """Channels of a convolution or neurons of a linear layer; a plain index or list in `through` stands for them.
 
     >>> whence.explain(model, x, through={"features.28": [17, 230]})
+
+    Args:
+        numbers: Channel index, or several; negative indices count from the end.
     """
 
     numbers: int | Sequence[int]
@@ -44,9 +47,12 @@ class Channels:
 
 @dataclass(frozen=True)
 class Places:
-    """Places of a layer by number, row by row where they are those of a picture: tokens of a text, nodes of a graph.
+    """Positions of a layer: pixels of a feature map (numbered row by row), tokens of a text, nodes of a batch of graphs.
 
     >>> whence.explain(model, nodes, through={"interaction.0": whence.Places(3)})
+
+    Args:
+        numbers: Position index, or several; negative indices count from the end.
     """
 
     numbers: int | Sequence[int]
@@ -56,9 +62,11 @@ class Places:
 
     def restrict(self, a: Tensor, g: Tensor) -> Tensor:
         if a.dim() < 3:
-            raise SelectorError(f"a layer that gives {tuple(a.shape)} has channels but no places")
+            raise SelectorError(
+                f"a layer with output shape {tuple(a.shape)} has no positions, only channels; expected [N, …, C]"
+            )
         of_places, restricted = g.flatten(1, -2), torch.zeros_like(g.flatten(1, -2))
-        numbers = check_indices(self.numbers, of_places.shape[1], "place")
+        numbers = check_indices(self.numbers, of_places.shape[1], "position")
         restricted[:, numbers] = of_places[:, numbers]
         return restricted.view_as(g)
 
@@ -68,9 +76,12 @@ class Places:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of one graph by number, in layers that give `[nodes, C]` or `[1, nodes, C]`.
+    """Nodes of one graph, in layers whose output is `[nodes, C]` or `[1, nodes, C]`.
 
     >>> whence.explain(model, (x, edges), through={"conv1": whence.Nodes(3)})
+
+    Args:
+        numbers: Node index, or several; negative indices count from the end.
     """
 
     numbers: int | Sequence[int]
@@ -90,9 +101,13 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Heads:
-    """Heads of attention by number, `of` so many: equal parts of the channels that go into the output projection.
+    """Attention heads: equal parts of the channels of the input of the output projection.
 
     >>> whence.explain(model, ids, through={"input of model.layers.3.self_attn.o_proj": whence.Heads(2, of=8)})
+
+    Args:
+        numbers: Head index, or several; negative indices count from the end.
+        of: The number of heads of the layer.
     """
 
     numbers: int | Sequence[int]
@@ -109,9 +124,9 @@ class Heads:
         return restricted.flatten(-2)
 
     def divided(self, t: Tensor) -> Tensor:
-        """`[…, C]` by head, `[…, heads, C / heads]`."""
+        """Split the channels `[…, C]` by head: `[…, heads, C / heads]`."""
         if self.of < 1 or t.shape[-1] % self.of:
-            raise SelectorError(f"{t.shape[-1]} channels do not divide into {self.of} heads")
+            raise SelectorError(f"{t.shape[-1]} channels cannot be divided into {self.of} heads")
         return t.unflatten(-1, (self.of, -1))
 
     def __str__(self) -> str:
@@ -120,9 +135,12 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """The subspace of some directions `[C]` or `[C, k]`: g ← U Uᵀ g with their orthonormal basis U, so that R = (Uᵀa)ᵀ(Uᵀg).
+    """The subspace that some directions span: g ← U Uᵀ g with their orthonormal basis U, so that R = (Uᵀa)ᵀ(Uᵀg).
 
     >>> whence.explain(model, x, through={"features.28": whence.Directions(a_cat - a_dog)})
+
+    Args:
+        vectors: Directions in the layer's channels, `[C]` or `[C, k]`; they need not be orthogonal or normalised.
     """
 
     vectors: Tensor
@@ -130,7 +148,9 @@ class Directions:
     def restrict(self, a: Tensor, g: Tensor) -> Tensor:
         vectors = self.vectors[:, None] if self.vectors.dim() == 1 else self.vectors
         if vectors.dim() != 2 or len(vectors) != a.shape[-1]:
-            raise SelectorError(f"directions of {tuple(self.vectors.shape)} for {a.shape[-1]} channels; give [C] or [C, k]")
+            raise SelectorError(
+                f"expected directions [{a.shape[-1]}] or [{a.shape[-1]}, k], got shape {tuple(self.vectors.shape)}"
+            )
         basis = _orthonormal_basis(vectors).to(g)
         return (g @ basis) @ basis.T
 
@@ -140,12 +160,17 @@ class Directions:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Features of a dictionary (a sparse autoencoder) put over the layer, by number: a ≈ decode(encode(a)).
+    """Features of a dictionary (a sparse autoencoder) that approximates the layer's output: a ≈ decode(encode(a)).
 
     >>> whence.explain(model, ids, through={"model.layers.3": whence.Features(4711, sae.encode, sae.decode)})
 
-    Relevance goes from the layer to the features by the decoder's gradient and back by the encoder's, as through ReLU and
-    linear maps under LRP-0; what the dictionary does not reconstruct is let go.
+    Relevance flows from the layer to the features by the decoder's gradient and back by the encoder's, as through ReLU and
+    linear maps under LRP-0; the share of the reconstruction error is dropped.
+
+    Args:
+        numbers: Feature index, or several; negative indices count from the end.
+        encode: Function from activations `[N, …, C]` to features `[N, …, features]`.
+        decode: Function from features back to activations.
     """
 
     numbers: int | Sequence[int]
@@ -160,7 +185,9 @@ class Features:
             a = a.detach().requires_grad_()
             features = self.encode(a)
             if not features.requires_grad:
-                raise SelectorError("the features have no gradient; encode outside of no_grad, and without .detach()")
+                raise SelectorError(
+                    "encode() returned features without a gradient; it must not use torch.no_grad() or .detach()"
+                )
             numbers = check_indices(self.numbers, features.shape[-1], "feature")
             (of_features,) = torch.autograd.grad(self.decode(features), features, g, retain_graph=True)
             chosen = torch.zeros_like(of_features)
@@ -178,7 +205,7 @@ ThroughMapping = Mapping[str, Any]  # layer -> Chosen
 
 @dataclass(frozen=True)
 class Condition:
-    """Only what flows through these parts of these layers: conditions at several layers multiply."""
+    """A restriction of relevance to parts of layers; conditions at several layers multiply."""
 
     units: Mapping[str, tuple[LayerPart, ...]]
 
@@ -186,7 +213,7 @@ class Condition:
     def of(cls, through: ThroughMapping) -> "Condition":
         if not isinstance(through, Mapping) or not through:
             raise SelectorError(
-                f"through={through!r}; give layers and what of them, as in through={{'features.28': [17, 230]}}"
+                f"through={through!r}: expected a dict from layers to parts of them, as in through={{'features.28': [17, 230]}}"
             )
         return cls({layer: _parse_parts(layer, chosen) for layer, chosen in through.items()})
 
@@ -195,8 +222,8 @@ class Condition:
         return tuple(self.units)
 
     def restrict(self, layer: str, a: Tensor, g: Tensor, channels_at: Callable[[str], int]) -> Tensor:
-        """Of the gradient at a layer, which has its channels in a dimension that is asked for."""
-        of_graph = any(isinstance(units, Nodes) for units in self.units[layer])  # has its channels last
+        """Restrict the gradient at a layer; `channels_at` gives the dimension of a layer's channels."""
+        of_graph = any(isinstance(units, Nodes) for units in self.units[layer])  # channels are last
         channels = -1 if of_graph else channels_at(layer)
         a, g = a.movedim(channels, -1), g.movedim(channels, -1)
         for units in self.units[layer]:
@@ -211,18 +238,23 @@ class Condition:
 
 
 def parse_conditions(through: ThroughMapping | Sequence[ThroughMapping] | None) -> tuple[Condition, ...]:
-    """One for each mapping."""
+    """Return one `Condition` for each mapping."""
     if through is None:
         return ()
     several = [through] if isinstance(through, Mapping) else through
     if not isinstance(several, Sequence) or isinstance(several, str) or not several:
-        raise SelectorError(f"through={through!r}; give layers and what of them, as in through={{'features.28': [17, 230]}}")
+        raise SelectorError(
+            f"through={through!r}: expected a dict from layers to parts of them, as in through={{'features.28': [17, 230]}}, "
+            "or a list of such dicts"
+        )
     return tuple(map(Condition.of, several))
 
 
 def _parse_parts(layer: str, chosen: Any) -> tuple[LayerPart, ...]:
     if isinstance(chosen, type):
-        raise SelectorError(f"through={{{layer!r}: {chosen.__name__}}}: say which, as in whence.{chosen.__name__}([0])")
+        raise SelectorError(
+            f"through={{{layer!r}: {chosen.__name__}}}: expected an instance, got a class; pass {chosen.__name__}(…)"
+        )
     if isinstance(chosen, LayerPart):
         return (chosen,)
     if isinstance(chosen, tuple | list) and chosen and all(isinstance(units, LayerPart) for units in chosen):
@@ -232,13 +264,13 @@ def _parse_parts(layer: str, chosen: Any) -> tuple[LayerPart, ...]:
     numbers = [chosen] if isinstance(chosen, int) else chosen
     if isinstance(chosen, bool) or not isinstance(numbers, list | tuple) or not numbers or not _all_indices(numbers):
         raise SelectorError(
-            f"through={{{layer!r}: {chosen!r}}}: give numbers of channels, or Places, Heads, Directions or Features of whence"
+            f"through={{{layer!r}: {chosen!r}}}: expected channel indices or Places, Nodes, Heads, Directions or Features"
         )
     return (Channels(tuple(numbers)),)
 
 
 def _parse_indices(given: Any) -> tuple[int, ...]:
-    """One number, or several, as they can be compared."""
+    """Return one index or several as a tuple of ints."""
     found = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
     return (int(found),) if isinstance(found, int) else tuple(int(n) for n in found)
 
@@ -248,16 +280,16 @@ def _all_indices(given: Sequence[Any]) -> bool:
 
 
 def check_indices(numbers: int | Sequence[int], count: int, what: str) -> list[int]:
-    """The numbers, if they are among so many; those below 0 from the end."""
+    """Return indices as non-negative ints; raise `SelectorError` for those out of range of `count`."""
     found = _parse_indices(numbers)
     wrong = next((n for n in found if not -count <= n < count), None)
     if wrong is not None:
-        raise SelectorError(f"no {what} {wrong}; there are {what}s 0 to {count - 1}")
+        raise SelectorError(f"{what} {wrong} is out of range: the layer has {what}s 0 to {count - 1}")
     return [n % count for n in found]
 
 
 def _orthonormal_basis(vectors: Tensor) -> Tensor:
-    """An orthonormal one of what the columns span, however many of them depend on others."""
+    """Return an orthonormal basis of the span of the columns, which may be linearly dependent."""
     wide = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
     left, sizes, _ = torch.linalg.svd(wide, full_matrices=False)
     spanned = sizes > sizes.max() * max(wide.shape) * torch.finfo(wide.dtype).eps

@@ -1,4 +1,4 @@
-"""The weights of a model: which numbers they are, and where they lie."""
+"""Helpers to find the weights of a model and the device that they are on."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 
 def device_of(model: Any) -> torch.device | None:
-    """Where the first of a model's weights lie; None of a function."""
+    """Return the device of a model's first floating-point weight; None if it has no weights or is not a module."""
     first = first_weight(model)
     return None if first is None else first.device
 
 
 def to_device_of(t: Tensor, model: Any) -> Tensor:
-    """A tensor on the device that a model's weights are on."""
+    """Return the tensor on the device of the model's weights."""
     return t.to(device=device_of(model))
 
 
 def first_weight(model: Any) -> Tensor | None:
-    """The first parameter or buffer of floating-point numbers, if there is one."""
+    """Return the first floating-point parameter or buffer of a model, or None."""
     if not isinstance(model, nn.Module):
         return None
     return next((t for tensors in (model.parameters(), model.buffers()) for t in tensors if t.is_floating_point()), None)

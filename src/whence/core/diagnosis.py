@@ -1,4 +1,4 @@
-"""What is likely wrong with an input that a model could not run on, or with what is no model, and what to do."""
+"""Hints for error messages: why a model failed on an input, or why an object is not a model, and what to do."""
 
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from whence.core.devices import first_weight
 
 AS_TENSOR = "a PyTorch model takes tensors: pass torch.from_numpy(x).float()"
-CHANNELS, PRODUCT = "channels, but got", "shapes cannot be multiplied"  # what torch says of shapes that do not fit
-OF_ONE_SIZE = "; a network with linear layers at its end takes pictures of one size: whence.Preprocessing((H, W)), or --size"
+CHANNELS, PRODUCT = "channels, but got", "shapes cannot be multiplied"  # from torch's messages about mismatched shapes
+OF_ONE_SIZE = "; networks that end in linear layers expect images of one size: use whence.Preprocessing((H, W)), or --size"
 
 
 def diagnose(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, error: BaseException) -> str:
-    """A clause for the end of what the model raised; empty where nothing is known."""
+    """Return a hint for the end of the message that the model failed with; empty if the cause is unknown."""
     tensors, weight = [part for part in parts if isinstance(part, Tensor)], first_weight(model)
     if weight is None or not tensors:
         return ""
@@ -26,13 +26,15 @@ def diagnose(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, e
 
 
 def describe_non_model(given: object) -> str:
-    """What to pass instead of something that is none."""
+    """Return the message for an object that is not a model, with the object to pass instead."""
     if isinstance(given, type):
-        return f"{given.__name__} is a class, not a model; make one of it: {given.__name__}(…).eval()"
+        return f"{given.__name__} is a class, not a model; instantiate it: {given.__name__}(…).eval()"
     if isinstance(given, str | PathLike):
-        return f"{str(given)!r} is a name; the model is whence.load_model(…).model, of FILE.py:FUNCTION and a weights file"
+        return (
+            f"{str(given)!r} is a name, not a model; pass whence.load_model(…).model (of FILE.py:FUNCTION and a weights file)"
+        )
     if callable(getattr(given, "model", None)):
-        return f"a {type(given).__name__} holds a model; pass its .model"
+        return f"expected a model, got a {type(given).__name__}; pass its .model"
     ways = [way for way in ("predict_proba", "decision_function", "predict") if hasattr(given, way)]
     how = f"; pass its {ways[0]}, and a method without gradients such as whence.Shapley()" if ways else ""
     return f"a model must be callable, not {type(given).__name__}{how}"
@@ -42,14 +44,14 @@ def _device_hint(weight: Tensor, tensors: Sequence[Tensor]) -> str:
     elsewhere = next((t.device for t in tensors if t.device != weight.device), None)
     if elsewhere is None:
         return ""
-    return f"; the input lies on {elsewhere}, the model on {weight.device}: pass x.to('{weight.device}')"
+    return f"; the input is on {elsewhere}, the model on {weight.device}: pass x.to('{weight.device}')"
 
 
 def _dtype_hint(weight: Tensor, tensors: Sequence[Tensor]) -> str:
     other = next((t.dtype for t in tensors if t.is_floating_point() and t.dtype != weight.dtype), None)
     if other is None:
         return ""
-    return f"; the input is in {_dtype_name(other)}, the model in {_dtype_name(weight.dtype)}: pass x.to({weight.dtype})"
+    return f"; the input has dtype {_dtype_name(other)}, the model {_dtype_name(weight.dtype)}: pass x.to({weight.dtype})"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -61,17 +63,21 @@ def _shape_hint(model: Any, x: Tensor, said: str) -> str:
     if convolution is None:
         linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
         alone = linear is not None and x.dim() == 1 and len(x) == linear.in_features
-        return "; inputs come in batches: pass x[None]" if alone else ""
-    if not any(sign in said for sign in (CHANNELS, PRODUCT, "input to conv")):  # of something else than a shape
+        return "; inputs need a batch dimension: pass x[None]" if alone else ""
+    if not any(sign in said for sign in (CHANNELS, PRODUCT, "input to conv")):  # not about shapes
         return ""
     batched, channels = len(convolution.kernel_size) + 2, convolution.in_channels
     if x.dim() == batched - 2 and channels == 1:
-        return "; inputs come in batches of channels: pass x[None, None]"
+        return "; inputs need a batch and a channel dimension: pass x[None, None]"
     if x.dim() == batched - 1 and channels in (x.shape[0], x.shape[-1]):
-        return f"; inputs come in batches: pass x{'' if x.shape[0] == channels else '.movedim(-1, 0)'}[None]"
+        return f"; inputs need a batch dimension: pass x{'' if x.shape[0] == channels else '.movedim(-1, 0)'}[None]"
     if x.dim() == batched - 1 and channels == 1:
-        return "; inputs have channels: pass x[:, None]"
+        return "; inputs need a channel dimension: pass x[:, None]"
     if x.dim() == batched and x.shape[1] != channels and CHANNELS in said:
         last = x.shape[-1] == channels
-        return "; channels come first: pass x.movedim(-1, 1)" if last else f"; {channels} channels are wanted, not {x.shape[1]}"
+        return (
+            "; channels must be dimension 1: pass x.movedim(-1, 1)"
+            if last
+            else f"; expected {channels} channels, got {x.shape[1]}"
+        )
     return OF_ONE_SIZE if x.dim() == batched == 4 and PRODUCT in said else ""

@@ -1,4 +1,4 @@
-"""explain(): model + input + target + method -> Explanation."""
+"""The functions `explain` and `explain_targets`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,26 +28,40 @@ def explain(
     feature_names: Any = None,
     progress: Progress = True,
 ) -> Explanation:
-    """Why this output? Relevance of every input feature for the target output of each sample.
+    """Compute the relevance of every input feature for the target output of each sample.
 
     >>> e = whence.explain(model, x, target=483)
     >>> e.relevance          # like x
     >>> e.conservation       # output = relevance + absorbed, to rounding
 
-    `model` is any callable made of torch functions, in eval mode if it is a module; it is left as it was. `inputs` is a
-    tensor `[N, …]`, a tuple of them, or a dict that is passed as keyword arguments; token ids `[N, T]` get a score each. NumPy
-    arrays and data frames go to functions of NumPy (`forest.predict_proba`), which methods without gradients explain.
-    `target` is None (the arg max), a class, one class a sample, a `Logit` (of a token at a position, rather than another)
-    or `Span` of a text, or a function from outputs to `[N]`. `method` is a method or its short name; LRP with rules that
-    fit most networks (`presets.attn_lrp()`) if not given. `layers` names modules whose outputs' relevance is wanted too,
-    with * for any one part of a path: "model.layers.*" ("input of model.layers.3.mlp" is what goes into it). `through` gives
-    what flows through parts of layers alone (CRP, Achtibat et al. 2023): `{"features.28": [17, 230]}` channels, or `Places`,
-    `Heads`, `Directions`, `Features`; several layers multiply, and `conservation` accounts for what they let through. Over all
-    channels of a layer it adds up to what flows through the layer. `class_names` are those of the outputs and `feature_names`
-    those of a vector's numbers or a series' channels (a dict of them by input where there are several), for pictures. Methods
-    that take seconds show a bar; `progress` False shows none, and a function is told (done, total) instead.
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is not modified.
+        inputs: Tensor `[N, …]`, or a tuple or dict of tensors; a dict is passed as keyword arguments. Each token id of `[N, T]`
+            has a relevance score. NumPy arrays and data frames are passed to functions of NumPy arrays
+            (`forest.predict_proba`), which methods without gradients explain.
+        target: Class index, or one per sample; None for the class with the largest output (arg max); a `Logit` (of a token at
+            a position, or the difference of two) or `Span` of a text; an objective inside the network
+            (`whence.objectives`); or a function from the model's outputs to values `[N]`.
+        method: A method or its short name ("lrp"); by default LRP with rules that fit most networks
+            (`whence.presets.attn_lrp()`).
+        layers: Module paths whose outputs' relevance is returned too, with * for any one component of a path:
+            "model.layers.*"; "input of model.layers.3.mlp" is the relevance at the module's input.
+        through: Dict from layers to parts of them, to compute the relevance that flows through these parts alone (CRP,
+            Achtibat et al. 2023): channels as in `{"features.28": [17, 230]}`, or `Places`, `Nodes`, `Heads`, `Directions`,
+            `Features`. Several layers multiply; `conservation` accounts for the share that passes. Summed over all channels
+            of a layer, it is the relevance that flows through the layer.
+        class_names: Names of the outputs, for figures.
+        feature_names: Names of a vector's features or a time series' channels, for figures; a dict by input where there are
+            several inputs.
+        progress: Whether to show a progress bar where a method takes several seconds, or a function that is called with
+            (done, total) instead.
 
-    Raises `whence.errors.WhenceError`; never returns an explanation it knows to be wrong.
+    Returns:
+        An `Explanation`, whose `relevance` has the structure and shapes of `inputs`.
+
+    Raises:
+        WhenceError: The model, inputs, target or settings cannot be explained (see `whence.errors` for the subclasses). An
+            explanation that is known to be wrong is never returned.
     """
     check_single_condition(through)
     check_model(model)
@@ -69,13 +83,30 @@ def explain_targets(
     feature_names: Any = None,
     progress: Progress = True,
 ) -> list[Explanation]:
-    """Explain several targets of the same inputs: one forward pass for all, one backward pass each.
+    """Compute explanations of several targets of the same inputs, by one forward pass for all and one backward pass each.
 
     >>> cat, dog = whence.explain_targets(model, x, targets=[281, 207])
     >>> channels = whence.explain_targets(model, x, [281], through=[{"features.28": c} for c in range(512)])
 
-    With several conditions `through` layers, each target has an explanation under each, from the same forward pass. All are
-    returned in one list; `Explainer(model).iter_targets(…)` yields them one at a time, where together they would not fit.
+    All explanations are in memory at once; `Explainer(model).iter_targets(…)` yields them one at a time instead.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        inputs: Tensor `[N, …]`, or a tuple or dict of tensors, as for `explain`.
+        targets: List of targets, each as for `explain`.
+        method: A method or its short name; LRP by default.
+        layers: Module paths whose outputs' relevance is returned too, with * for any one component of a path.
+        through: Condition as for `explain`, or a list of them: each target is then explained under each condition, from the
+            same forward pass.
+        class_names: Names of the outputs, for figures.
+        feature_names: Names of features or channels, for figures; a dict by input where there are several inputs.
+        progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
+
+    Returns:
+        List of `Explanation`, by target, and for each target by condition.
+
+    Raises:
+        WhenceError: The model, inputs, targets or settings cannot be explained (see `whence.errors`).
     """
     check_model(model)
     names = DisplayNames(class_names, feature_names)

@@ -1,4 +1,4 @@
-"""A model made ready to be explained many times."""
+"""The class `Explainer`, which explains one model many times, and the generator that all explanations come from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,21 +25,32 @@ Names = Sequence[str] | Mapping[int, str]
 
 
 class Explainer:
-    """`explain` for one model and method, prepared: what no input changes is made once.
+    """An explainer of one model by one method, which caches everything that does not depend on the inputs.
 
     >>> explainer = whence.Explainer(model, method=whence.LRP(rules))
     >>> for x, y in loader:
     ...     e = explainer(x, target=y)
 
-    It keeps which rule holds where, and the weights that rules modify, in up to three times the memory of the weights. At each
-    call it notices a weight that was overwritten (by an optimiser, by `load_state_dict`), a parameter or module that was
-    exchanged, a model put in training mode. What is written to `weight.data` goes unseen, as it does by autograd: call
-    `forget()` after it.
+    The cache holds the rule of each module and the weights that rules modify, in up to three times the memory of the weights.
+    Each call detects weights that were modified in place (by an optimiser, by `load_state_dict`), parameters or modules that
+    were replaced, and a model in training mode. Modifications through `weight.data` are not detected, as autograd does not
+    detect them either: call `forget()` after them.
 
-    With `capture`, explanations of inputs of the same shapes are replayed from one graph of plain operators, which the first
-    of them writes (in seconds): several times as fast where a network is made of many small functions. On a CUDA device all of
-    it is launched at once, and the memory of a run is kept for each shape. Decisions that the network's code takes by values of
-    inputs are refused by name, and conditions `through` layers are not replayed.
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        method: A method or its short name; LRP by default.
+        class_names: Names of the outputs, for figures.
+        feature_names: Names of features or channels, for figures; a dict by input where there are several inputs.
+        capture: Whether to capture one graph of plain operators for each combination of input shapes, and to replay it. The
+            first explanation of a shape captures the graph, which takes seconds; the later ones are several times as fast
+            where a network consists of many small functions. On a CUDA device the graph is replayed as one CUDA graph, and
+            the memory of a run stays allocated for each shape. Data-dependent control flow raises `ModelError` at the first
+            call, with its line. Conditions `through` layers are not replayed.
+
+    Raises:
+        ModelError: The model is not callable.
+        TrainingModeError: The model is in training mode.
+        RuleError: There is no such method; or, with `capture`, the method cannot be captured as one graph.
     """
 
     def __init__(
@@ -70,7 +81,23 @@ class Explainer:
         through: ThroughMapping | None = None,
         progress: Progress = True,
     ) -> Explanation:
-        """As `whence.explain`, without the model."""
+        """Compute an explanation, as `whence.explain` does.
+
+        >>> explainer(x, target=3)
+
+        Args:
+            inputs: Tensor `[N, …]`, or a tuple or dict of tensors.
+            target: Target as for `whence.explain`.
+            layers: Module paths whose outputs' relevance is returned too.
+            through: Condition as for `whence.explain`.
+            progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
+
+        Returns:
+            An `Explanation`.
+
+        Raises:
+            WhenceError: As `whence.explain`.
+        """
         check_single_condition(through)
         if self._captures is not None and through is None:
             check_model(self.model)
@@ -90,7 +117,23 @@ class Explainer:
         through: ThroughMapping | Sequence[ThroughMapping] | None = None,
         progress: Progress = True,
     ) -> list[Explanation]:
-        """As `whence.explain_targets`, without the model."""
+        """Compute explanations of several targets of the same inputs, as `whence.explain_targets` does.
+
+        >>> cat, dog = explainer.targets(x, [281, 207])
+
+        Args:
+            inputs: Tensor `[N, …]`, or a tuple or dict of tensors.
+            targets: List of targets, each as for `whence.explain`.
+            layers: Module paths whose outputs' relevance is returned too.
+            through: Condition as for `whence.explain`, or a list of them.
+            progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
+
+        Returns:
+            List of `Explanation`, by target, and for each target by condition.
+
+        Raises:
+            WhenceError: As `whence.explain`.
+        """
         return list(self.iter_targets(inputs, targets, layers=layers, through=through, progress=progress))
 
     def iter_targets(
@@ -102,13 +145,30 @@ class Explainer:
         through: ThroughMapping | Sequence[ThroughMapping] | None = None,
         progress: Progress = True,
     ) -> Iterator[Explanation]:
-        """Yield the explanations of `targets` one at a time, so that only one is held in memory."""
+        """Yield the explanations of several targets one at a time, so that only one is held in memory.
+
+        >>> for e in explainer.iter_targets(x, range(1000)):
+        ...     e.relevance
+
+        Args:
+            inputs: Tensor `[N, …]`, or a tuple or dict of tensors.
+            targets: List of targets, each as for `whence.explain`.
+            layers: Module paths whose outputs' relevance is returned too.
+            through: Condition as for `whence.explain`, or a list of them.
+            progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
+
+        Returns:
+            Iterator of `Explanation`, by target, and for each target by condition.
+
+        Raises:
+            WhenceError: As `whence.explain`.
+        """
         check_model(self.model)
         prepared = self._prepared.up_to_date()
         return explanations(prepared, self.method, inputs, targets, layers, progress, self._naming, through)
 
     def forget(self) -> None:
-        """Let go of all that was made of weights; it is made anew when needed."""
+        """Clear the caches of everything computed from weights; they are filled again when needed."""
         self._prepared = PreparedModel(self.model, lasting=True)
         self._captures = None if self._captures is None else ReplayCache(self.model)
 
@@ -126,9 +186,9 @@ def explanations(
     naming: "DisplayNames",
     through: ThroughMapping | Sequence[ThroughMapping] | None = None,
 ) -> Iterator[Explanation]:
-    """One explanation for each target, and for each condition where there are some, of a checked model."""
+    """Return an iterator of explanations by target, and for each target by condition, of a checked model."""
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
-        raise TargetError(f"targets must be a list, each entry a target as for explain(), not {targets!r}")
+        raise TargetError(f"targets must be a list of targets, each as for explain(), got {targets!r}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
@@ -136,15 +196,15 @@ def explanations(
 
 
 def check_single_condition(through: Any) -> None:
-    """Raise where several are given for one explanation."""
+    """Raise `SelectorError` if `through` is not a single condition."""
     if through is not None and not isinstance(through, Mapping):
         raise SelectorError(
-            f"through={through!r}; give one mapping of layers, or several conditions to explain_targets(…, through=[…])"
+            f"through={through!r}: expected one dict from layers to parts; explain_targets(…, through=[…]) takes several"
         )
 
 
 def _resolve_conditions(model: Any, through: ThroughMapping | Sequence[ThroughMapping] | None) -> tuple[Condition, ...]:
-    """With every layer under its own name; what two patterns say of one layer holds both."""
+    """Return the conditions with patterns expanded to layer names; where two patterns match one layer, both apply."""
     found = []
     for condition in parse_conditions(through):
         units: dict[str, tuple[LayerPart, ...]] = {}
@@ -157,13 +217,13 @@ def _resolve_conditions(model: Any, through: ThroughMapping | Sequence[ThroughMa
 
 @dataclass(frozen=True)
 class DisplayNames:
-    """What classes and features are called in pictures."""
+    """Names of classes and features for figures."""
 
     classes: Names = ()
-    features: Any = None  # of the one input, or by input
+    features: Any = None  # a list for a single input, or a dict by input
 
     def named(self, explanations: Iterator[Explanation], inputs: Inputs) -> Iterator[Explanation]:
-        """The same under these names, or those that the inputs brought along."""
+        """Yield the explanations with these names, or else with the column names of a data frame."""
         features = self._by_input(inputs)
         for explanation in explanations:
             yield replace(explanation, class_names=self._class_names() or explanation.class_names, feature_names=features)
@@ -179,15 +239,17 @@ class DisplayNames:
         by_input = given if isinstance(given, Mapping) else {next(iter(names)): given} if given is not None else {}
         for name, features in by_input.items():
             if name not in names:
-                raise InputError(f"feature_names of {name!r}, which is none of the inputs{suggest(name, names)}")
+                raise InputError(f"feature_names has a key {name!r} that is not an input{suggest(name, names)}")
             shape = tuple(getattr(names[name], "shape", ()))
             if len(shape) < 2 or len(features) != shape[1]:
-                raise InputError(f"{len(features)} feature_names for an input of shape {shape}; give one a column")
+                raise InputError(
+                    f"got {len(features)} feature_names for an input of shape {shape}; expected one per column (dimension 1)"
+                )
         return {name: list(map(str, features)) for name, features in by_input.items()}
 
 
 def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
-    """What is made in inference mode cannot be differentiated later on."""
+    """Compute explanations outside of inference mode, so that they can be differentiated later on."""
     while True:
         with torch.inference_mode(False):
             explanation = next(explanations, None)

@@ -1,4 +1,4 @@
-"""Explanation: what explain() returns."""
+"""The class `Explanation`, which `explain` returns, and `load`, which reads a saved one."""
 
 from dataclasses import dataclass, replace
 from math import prod
@@ -29,16 +29,29 @@ SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".npz", ".safetensors", ".csv", ".json")
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Explanation(ExplanationData, Result):
-    """Relevance of every input feature of a batch, with the account of where it came from.
+    """Relevance of every input feature of a batch, with the account of its conservation.
 
     >>> e = whence.explain(model, x, target=3)
     >>> e.relevance.shape == x.shape, e.output, e.conservation
     >>> e.save("heat.png")              # or .html, .csv, .npz, .safetensors
     >>> e[0]                            # the first sample alone
 
-    `relevance` has the structure, shapes and dtype of the input; `layers` holds the relevance at the outputs of the layers
-    asked for (a tuple where a layer ran more than once). `standard_errors`, like the relevance, say how far off a sampled
-    estimate may be, one standard deviation; `interactions` `[N, features, features]` are those of `Shapley`.
+    Args:
+        relevance: Relevance, with the structure, shapes and dtype of the inputs; None for inputs that are not explained.
+        output: The explained value of each sample, `[N]`.
+        target: Class indices `[N]`, a `Logit` or `Span` with its indices filled in, or the target function.
+        conservation: The account of relevance and absorbed share, which add up to the output.
+        layers: Relevance at the outputs of the requested layers, by name; a tuple where a layer ran more than once.
+        inputs: The inputs.
+        method: The method.
+        class_names: Names of the classes or tokens, for figures and pages.
+        feature_names: Names of features or channels by input, for figures and pages.
+        tokens: Token strings of inputs of token ids, by input (see `with_tokens`).
+        standard_errors: Standard errors (one standard deviation) of a sampled estimate, with the structure of the relevance.
+        interactions: Interactions of `whence.Shapley`, `[N, features, features]`.
+        root: Root of a Taylor decomposition, with the structure of the inputs.
+        patches: Layout of image inputs that are cut into rows of patches, by input.
+        note: What is explained, where that differs from the requested target.
     """
 
     def __repr__(self) -> str:
@@ -48,11 +61,20 @@ class Explanation(ExplanationData, Result):
         return f"Explanation of {shapes} by {short_repr(self.method)}{fixed}\n  target {target}\n  {self.conservation!r}"
 
     def with_tokens(self, tokenizer: Any) -> "Explanation":
-        """The same with token ids as words, for pictures, pages and the terminal.
+        """Return the explanation with token strings for figures, pages and the terminal.
 
         >>> e.with_tokens(tokenizer)                               # Hugging Face's
         >>> e.with_tokens(lambda ids: [vocabulary[i] for i in ids])
-        >>> e.with_tokens(["not", " bad"])                         # of one text; a list of lists of several
+        >>> e.with_tokens(["not", " bad"])                         # one text; a list of lists for several
+
+        Args:
+            tokenizer: A Hugging Face tokenizer, a function from a list of ids to strings, or the strings themselves.
+
+        Returns:
+            An `Explanation` with `tokens`, and with `class_names` where the target is token ids.
+
+        Raises:
+            InputError: `tokenizer` is none of these, or the number of strings differs from the number of tokens.
         """
         named = named_leaves(self.inputs)
         texts = {name: t for name, t in named.items() if not t.is_floating_point() and ("input_ids" in name or len(named) == 1)}
@@ -68,14 +90,29 @@ class Explanation(ExplanationData, Result):
         return replace(self, tokens=words, class_names=dict(zip(ids, names, strict=True)))
 
     def save(self, path: str | Path) -> Path:
-        """Write a picture (.png, .jpg, .pdf, .svg), a page (.html), the table (.csv, .json) or all numbers (.npz,
-        .safetensors), which `whence.load` reads, and return the path."""
+        """Save the explanation in the format that the file's suffix names, and return the path.
+
+        >>> e.save("heat.png")
+
+        Args:
+            path: File to write: a figure (.png, .jpg, .pdf, .svg), a page (.html), the table (.csv, .json), or all tensors
+                (.npz, .safetensors), which `whence.load` reads.
+
+        Returns:
+            The path.
+
+        Raises:
+            WhenceError: The suffix is not one of these, or the folder does not exist.
+        """
         file = {suffix: lambda target: write_explanation(self, target) for suffix in (".npz", ".safetensors")}
         return self._save(path, {".html": text_writer(self._page), **file})
 
     def figure(self) -> "Figure":
-        """Return a figure with a row for each of the first samples and inputs: the input, its heatmap, and one over the
-        other; a text with coloured tokens; bars for plain vectors."""
+        """Return a figure of the first samples, with a row for each sample and input.
+
+        Images are drawn beside their heatmap and overlaid with it, texts with coloured tokens, time series as lines, and
+        vectors as bars.
+        """
         from whence.core.explanation_figures import figure
 
         return figure(self)
@@ -88,7 +125,7 @@ class Explanation(ExplanationData, Result):
 
     @property
     def table(self) -> Rows:
-        """A row for each sample and input feature: its index or name, its value and its relevance."""
+        """Rows, one for each sample and input feature: its index or name, its value and its relevance."""
         names, rows = self.target_names(), []
         values = named_leaves(self.inputs)
         for name, relevance in named_leaves(self.relevance).items():
@@ -98,7 +135,7 @@ class Explanation(ExplanationData, Result):
         return rows
 
     def numbers(self) -> dict[str, Tensor]:
-        """Return everything as named tensors: what `.npz` and `.safetensors` hold."""
+        """Return all tensors by name, in CPU memory, as they are saved to `.npz` and `.safetensors`."""
         return cpu_tensors(self)
 
     def _rows(self, name: str, values: Any, relevance: Tensor, row: int, about: dict[str, Any]) -> list[dict[str, Any]]:
@@ -123,18 +160,27 @@ class Explanation(ExplanationData, Result):
 
 @check_arguments
 def load(path: str | Path) -> Explanation:
-    """Load an explanation from the `.npz` or `.safetensors` that its `save` wrote: to draw it again, to compare, to go on.
+    """Load an explanation from a file that `Explanation.save` wrote.
 
     >>> whence.explain(model, x).save("e.npz")
     >>> whence.load("e.npz").relevance
 
-    Its method is told in words, and so is a target that was a function. Raises `LoadError` for other files.
+    The method is loaded as its repr only, and so is a target that was a function.
+
+    Args:
+        path: File of suffix `.npz` or `.safetensors`.
+
+    Returns:
+        The `Explanation`, with its tensors in CPU memory.
+
+    Raises:
+        LoadError: The file does not exist, or is not of an explanation.
     """
     return Explanation(**read_fields(path))
 
 
 def _index(i: int, shape: "Sequence[int]") -> int | str:
-    """The index of an entry, row by row; several dimensions as "0,3,5"."""
+    """Return the index of an entry in row-major order; as "0,3,5" for several dimensions."""
     if len(shape) <= 1:
         return i
     places = []
@@ -145,9 +191,9 @@ def _index(i: int, shape: "Sequence[int]") -> int | str:
 
 
 def _check_token_strings(words: "Sequence[Any]", ids: list[list[int]]) -> list[list[str]]:
-    """A word for each id."""
+    """Return the token strings by text; raise `InputError` if there is not one for each id."""
     rows = [list(words)] if words and isinstance(words[0], str) else [list(row) for row in words]
     if [len(row) for row in rows] != [len(row) for row in ids]:
         given, wanted = ([len(row) for row in table] for table in (rows, ids))
-        raise InputError(f"texts of {given} words for texts of {wanted} tokens; give a word for each token")
+        raise InputError(f"got {given} strings for texts of {wanted} tokens; expected one string per token")
     return rows

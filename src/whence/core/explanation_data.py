@@ -1,4 +1,4 @@
-"""The data of an explanation: relevance, the account of where it came from, and what its parts are called."""
+"""The data of an explanation: relevance, the account of its conservation, and names."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -25,32 +25,32 @@ class ExplanationData:
     layers: dict[str, Any] = field(default_factory=dict)
     inputs: Tree = None
     method: Any = None
-    class_names: Sequence[str] | Mapping[int, str] = ()  # names of the classes or tokens, for pictures and pages
+    class_names: Sequence[str] | Mapping[int, str] = ()  # names of the classes or tokens, for figures and pages
     feature_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of features or channels, by input
-    tokens: dict[str, list[list[str]]] = field(default_factory=dict)  # of inputs of token ids, by their names
+    tokens: dict[str, list[list[str]]] = field(default_factory=dict)  # token strings of inputs of token ids, by input
     standard_errors: Tree = None
     interactions: Tensor | None = None
     root: Tree = None  # of a Taylor decomposition, like the inputs
     patches: Mapping[str, PatchLayout] = field(
         default_factory=dict
-    )  # of inputs that are pictures cut into rows, by their names
-    note: str = ""  # what is explained, where it is not quite what was asked for
+    )  # of image inputs that are cut into rows of patches, by input
+    note: str = ""  # what is explained, where that differs from the requested target
 
     def __len__(self) -> int:
         return len(self.output)
 
     def __getitem__(self, index: int | slice) -> Self:
-        """One sample or a slice of them, still as a batch."""
+        """Return the explanation of one sample or of a slice of samples, as a batch."""
         if not isinstance(index, slice):
             index = operator.index(index)
             if not -len(self) <= index < len(self):  # iteration ends here
-                raise IndexError(f"sample {index} of an explanation of {len(self)}")
+                raise IndexError(f"sample {index} is out of range: the explanation has {len(self)} samples")
             index = slice(index % len(self), index % len(self) + 1)
         if index.step is not None and index.step < 1:
-            raise IndexError(f"samples cannot be sliced by steps of {index.step}")
+            raise IndexError(f"samples cannot be sliced with step {index.step}; the step must be at least 1")
 
         def chosen(rows: Any) -> Any:
-            return rows[index] if len(rows) == len(self) else rows  # else they belong to all samples
+            return rows[index] if len(rows) == len(self) else rows  # otherwise shared by all samples
 
         return replace(
             self,
@@ -68,18 +68,18 @@ class ExplanationData:
 
     @property
     def held_fixed(self) -> list[str]:
-        """The inputs that are not explained, by name or place: masks, numbers, integers that are no ids."""
+        """The inputs that are not explained, by name or position: masks, plain numbers, integers that are not token ids."""
         return [name for name in self.input_names if name not in named_leaves(self.relevance)]
 
     @property
     def input_names(self) -> list[str]:
-        """The names of all inputs, or their positions where they have none."""
+        """The names of all inputs, or their positions if they have no names."""
         if isinstance(self.relevance, Tensor):
             return [""]
         return list(map(str, self.relevance if isinstance(self.relevance, dict) else range(len(self.relevance or ()))))
 
     def target_names(self) -> list[str]:
-        """A word for the target of each sample."""
+        """Return the name of each sample's target."""
         if isinstance(self.target, Tensor):
             return [self._name(i) for i in self.target.tolist()]
         if isinstance(self.target, Logit | Span):
@@ -88,12 +88,12 @@ class ExplanationData:
         return [name] * len(self)
 
     def heading(self, sample: int = 0) -> str:
-        """What is explained of a sample; a class that has no name as "class 3"."""
+        """Return the heading of a sample's figure: the name of its target, or "class 3" if it has none."""
         name = self.target_names()[sample]
         return f"class {name}" if not self.class_names and name.isdecimal() else name
 
     def tokens_of(self, sample: int) -> list[str]:
-        """The words of one sample's first text; none before `with_tokens`."""
+        """Return the token strings of a sample's first text; an empty list before `with_tokens`."""
         return next((rows[sample] for rows in self.tokens.values()), [])
 
     def _name(self, index: int) -> str:
@@ -101,5 +101,5 @@ class ExplanationData:
         return self.class_names[index] if known else str(index)
 
     def rows_of_sample(self, rows: Any, sample: int) -> Sequence[int]:
-        """The rows that belong to a sample: its own, or all where they belong to all samples."""
+        """Return the indices of the rows that belong to a sample: its own, or all rows where they are shared by all samples."""
         return [sample] if len(rows) == len(self) else range(len(rows))

@@ -19,12 +19,12 @@ FEW_ROWS = 4
 
 
 def figure(e: ExplanationData) -> Figure:
-    """Return a row for each of the first samples and inputs: the input, its heatmap, and one over the other."""
+    """Return a figure of the first samples, with a row for each sample and input."""
     return stack_panels([panel for sample in range(min(len(e), MAX_SAMPLES)) for panel in panels(e, sample)])
 
 
 def panels(e: ExplanationData, sample: int) -> list[Panel]:
-    """What of one sample is drawn."""
+    """Return the panels of one sample's figure."""
 
     account, relevance, given = e.conservation, named_leaves(e.relevance), named_leaves(e.inputs)
     what = f"{e.heading(sample)} {e.note}".rstrip()
@@ -38,18 +38,18 @@ def panels(e: ExplanationData, sample: int) -> list[Panel]:
         elif name in e.tokens:
             rows = e.rows_of_sample(x, sample)
             panels += [TokenText(*merge_runs(e.tokens[name][row], r[row]), title) for row in rows]
-        elif not e.tokens:  # else they are ids of other kinds, such as segments: no text
+        elif not e.tokens:  # otherwise they are ids of other kinds, such as segment ids
             rows = e.rows_of_sample(x, sample)
             panels += [TokenText([f" {i}" for i in x[row].flatten().tolist()], r[row], title) for row in rows]
     if e.interactions is not None:
         names = next(iter(e.feature_names.values()), ())
-        panels.append(InteractionMatrix(e.interactions[sample], "interactions of the features", names))
+        panels.append(InteractionMatrix(e.interactions[sample], "interactions of features", names))
     return panels
 
 
 def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, sample: int) -> list[Panel]:
-    """One input: the pictures that its rows are patches of, one picture of many rows that belong to all samples (the nodes
-    of a graph), else each row by ite."""
+    """Return the panels of one input: the images that its rows are patches of; one heatmap for many rows that are shared by
+    all samples (the nodes of a graph); else one panel per row."""
 
     if name in e.patches:
         patches = e.patches[name]
@@ -61,7 +61,7 @@ def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor
 
 
 def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str) -> Panel:
-    """Bars of a vector, lines of a series, else a picture."""
+    """Return the panel of one row: bars for a vector, lines for a time series, else a heatmap."""
 
     names = e.feature_names.get(name, ())
     if relevance.dim() == 1:
@@ -94,7 +94,7 @@ def render(e: ExplanationData) -> str:
 
 
 def _styled_texts(e: ExplanationData) -> list[tuple[str, list]]:
-    """The texts of each sample as coloured tokens, under what is explained."""
+    """Return the texts of each sample as coloured tokens, with the name of its target."""
 
     relevance, names = named_leaves(e.relevance), e.target_names()
     return [

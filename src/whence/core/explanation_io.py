@@ -1,4 +1,4 @@
-"""Explanations as files: `.npz` and `.safetensors` hold all of one, to be read again."""
+"""Saving and loading of explanations as `.npz` and `.safetensors` files."""
 
 import json
 import zipfile
@@ -24,7 +24,7 @@ TREE_FIELDS = ("relevance", "inputs", "layers", "standard_errors", "root")
 
 
 def to_tensors(e: ExplanationData) -> dict[str, Tensor]:
-    """Return all numbers of an explanation by name, where they are."""
+    """Return all tensors of an explanation by name, on their devices."""
     named = named_leaves(e.relevance, "relevance") | named_leaves(e.inputs, "inputs") | named_leaves(e.layers, "layers")
     named |= {"output": e.output, "relevance_sum": e.conservation.relevance} | named_leaves(
         e.conservation.by_layer, "absorbed_by"
@@ -38,7 +38,7 @@ def to_tensors(e: ExplanationData) -> dict[str, Tensor]:
 
 
 def with_tensors(e: E, named: Mapping[str, Tensor]) -> E:
-    """Return the explanation with other numbers, named as `to_tensors` names them."""
+    """Return the explanation with other tensors, named as by `to_tensors`."""
     logit = Logit(e.target) if isinstance(e.target, Tensor) else e.target
     if isinstance(logit, Logit):
         logit = replace(logit, index=named.get("target"), rather_than=named.get("rather_than"))
@@ -56,7 +56,7 @@ def with_tensors(e: E, named: Mapping[str, Tensor]) -> E:
 
 
 def cpu_tensors(e: ExplanationData) -> dict[str, Tensor]:
-    """Return all numbers of an explanation by name, in CPU memory."""
+    """Return all tensors of an explanation by name, in CPU memory."""
     return {name: t.detach().cpu().contiguous() for name, t in to_tensors(e).items()}
 
 
@@ -70,7 +70,7 @@ def write_explanation(e: ExplanationData, path: Path) -> None:
 
 
 def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
-    """What is no number, as JSON."""
+    """Return everything but the tensors as JSON."""
     classes = e.class_names if isinstance(e.class_names, Mapping) else dict(enumerate(e.class_names))
     return json.dumps({
         "method": short_repr(e.method),
@@ -89,17 +89,17 @@ def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_fields(path: str | Path) -> dict[str, Any]:
-    """Return the fields of the explanation in a file that `write_explanation` wrote. Raises `LoadError` for other files."""
+    """Read the fields of an explanation from a file that `write_explanation` wrote; raise `LoadError` for other files."""
     path = Path(path)
     read = {".npz": _npz, ".safetensors": _safetensors}.get(path.suffix)
     if read is None or not path.is_file():
-        raise LoadError(f"{path} is no .npz or .safetensors of an explanation")
+        raise LoadError(f"{path} is not an .npz or .safetensors file of an explanation")
     try:
         numbers, about = read(path)
     except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
         raise LoadError(f"{path} cannot be read as an explanation: {first_line(error)}") from error
     if about is None or "output" not in numbers:
-        raise LoadError(f"{path} holds no explanation; explanations are saved by e.save(path)")
+        raise LoadError(f"{path} does not contain an explanation; save one by Explanation.save(path)")
     return _fields(numbers, json.loads(about))
 
 
@@ -140,12 +140,12 @@ def _fields(numbers: dict[str, Tensor], about: dict[str, Any]) -> dict[str, Any]
 
 
 def _with_prefix(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest."""
+    """Return the tensors whose names start with the prefix, by the rest of their names."""
     return {name.removeprefix(f"{prefix}."): t for name, t in numbers.items() if name.startswith(f"{prefix}.")}
 
 
 def _tree(numbers: Mapping[str, Tensor], prefix: str, about: dict[str, Any]) -> Tree:
-    """What was saved in the structure of the inputs; None for parts that have none, and where there is nothing."""
+    """Return saved tensors in the structure of the inputs, with None for missing parts; None if all are missing."""
     if about["structure"] == "tensor":
         return numbers.get(prefix)
     found = _with_prefix(numbers, prefix)
@@ -154,7 +154,7 @@ def _tree(numbers: Mapping[str, Tensor], prefix: str, about: dict[str, Any]) -> 
 
 
 def _layers(numbers: Mapping[str, Tensor], several: dict[str, int]) -> dict[str, Any]:
-    """By layer; a tuple of those that ran several times."""
+    """Return the relevance by layer; a tuple for layers that ran several times."""
     layers: dict[str, Any] = dict(_with_prefix(numbers, "layers"))
     return layers | {name: tuple(layers.pop(f"{name}.{i}") for i in range(count)) for name, count in several.items()}
 
@@ -178,7 +178,7 @@ def _target(numbers: Mapping[str, Tensor], told: list[str]) -> Any:
 
 
 class SavedRepr:
-    """What is known of a method or a target once it was saved: how it was written."""
+    """A method or target function of a saved explanation, of which only its repr is known."""
 
     def __init__(self, words: str):
         self.words = self.__name__ = words

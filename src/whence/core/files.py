@@ -1,4 +1,4 @@
-"""Files that results are written to: whole or not at all, in the formats of NumPy, safetensors, CSV and JSON."""
+"""Atomic writing of result files in the formats of NumPy, safetensors, CSV and JSON."""
 
 import csv
 import json
@@ -27,14 +27,14 @@ def check_writable(path: str | Path, suffixes: Sequence[str]) -> Path:
     """Return the path, or raise if its folder does not exist or its suffix is not one of `suffixes`."""
     path = Path(path)
     if path.suffix not in suffixes:
-        raise WhenceError(f"cannot save as {path.name!r}: choose {', '.join(suffixes)}")
+        raise WhenceError(f"cannot save as {path.name!r}: the suffix must be one of {', '.join(suffixes)}")
     if not path.parent.is_dir():
-        raise WhenceError(f"no folder {path.parent} to save {path.name} into")
+        raise WhenceError(f"no folder {path.parent}; create it before saving {path.name}")
     return path
 
 
 def figure_to_png(figure: "Figure") -> bytes:
-    """Return a figure of matplotlib as the bytes of a PNG."""
+    """Return a matplotlib figure as the bytes of a PNG."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -42,10 +42,12 @@ def figure_to_png(figure: "Figure") -> bytes:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path` that replaces it once it is complete: a full disk leaves the old file.
+    """Yield a temporary path in the folder of `path`, and rename it to `path` if the block succeeds.
 
     >>> with atomic_write(Path("heat.png")) as temporary:
     ...     figure.savefig(temporary)
+
+    An error, such as a full disk, leaves the old file as it was.
     """
     temporary = path.with_name(f".{path.stem}-{os.getpid()}-{token_hex(3)}{path.suffix}")
     try:
@@ -61,7 +63,7 @@ def text_writer(make: Callable[[], str]) -> Callable[[Path], object]:
 
 
 def write_npz(path: Path, tensors: Mapping[str, Tensor], **strings: Any) -> None:
-    """Write tensors, bfloat16 as float32, and strings or lists of them."""
+    """Write tensors (bfloat16 as float32) and strings or lists of strings to an `.npz` file."""
     import numpy as np
 
     arrays: dict[str, Any] = {
@@ -71,14 +73,14 @@ def write_npz(path: Path, tensors: Mapping[str, Tensor], **strings: Any) -> None
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors, each in memory of its own, and strings as metadata."""
+    """Write tensors, without shared memory, and strings as metadata to a `.safetensors` file."""
     from safetensors.torch import save_file
 
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path, dict(metadata))
 
 
 def write_csv(path: Path, rows: Rows) -> None:
-    """Write rows under the names of their columns."""
+    """Write rows to a CSV file with a header of column names."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
@@ -86,7 +88,7 @@ def write_csv(path: Path, rows: Rows) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """Return the value as JSON can hold it: tensors as lists, None for numbers that are not finite."""
+    """Return the value with types that JSON supports: tensors as lists, non-finite numbers as None."""
     if isinstance(value, Tensor):
         return to_json(value.tolist())
     if isinstance(value, float):
@@ -99,5 +101,5 @@ def to_json(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON."""
+    """Write a value to a JSON file."""
     path.write_text(json.dumps(to_json(value), indent=1), encoding="utf-8")

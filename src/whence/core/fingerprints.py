@@ -1,4 +1,4 @@
-"""What a computation depends on, in one word: the same settings, weights and data have the same fingerprint."""
+"""Fingerprints (hashes) of settings, weights and data."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-IGNORED_ATTRIBUTES = ("training", "_compiled_call_impl", "_is_full_backward_hook")  # of modules: they change no value here
+IGNORED_ATTRIBUTES = (
+    "training",
+    "_compiled_call_impl",
+    "_is_full_backward_hook",
+)  # module attributes that do not affect outputs in eval mode
 
 
 def fingerprint(*things: Any) -> str:
-    """Sixteen letters that differ where any of the things does, their numbers included.
+    """Return a hash of 16 hexadecimal digits, which differs if any object or any of its values differs.
 
     >>> fingerprint(whence.LRP(), torch.ones(2)) == fingerprint(whence.LRP(), torch.ones(2))
     True
 
-    Of modules it reads structure, weights, buffers and attributes, of functions their code and what they close over, of other
-    objects their class and attributes.
+    The hash covers the structure, weights, buffers and attributes of modules, the code, default arguments and closures of
+    functions, and the class and attributes of other objects.
     """
     made = Fingerprinter()
     for thing in things:
@@ -30,11 +34,11 @@ def fingerprint(*things: Any) -> str:
 
 
 class Fingerprinter:
-    """A fingerprint under way."""
+    """An incremental fingerprint, to which objects are added."""
 
     def __init__(self):
         self.letters = sha256()
-        self._seen: dict[int, Any] = {}  # held, so that no other object comes to lie there
+        self._seen: dict[int, Any] = {}  # keeps objects alive, so that their ids are not reused
 
     def add(self, thing: Any) -> None:
         self._say(f"{type(thing).__module__}.{type(thing).__qualname__}(")
@@ -86,7 +90,7 @@ class Fingerprinter:
         self._all(own, forward if isinstance(forward, FunctionType) else None)
 
     def _numbers(self, values: Any) -> None:
-        if not isinstance(values, Tensor):  # an array of words or objects
+        if not isinstance(values, Tensor):  # an array of strings or objects
             self._all(*values.ravel().tolist())
             return
         self._say(f"{values.dtype}{tuple(values.shape)}")
@@ -109,5 +113,5 @@ def _is_plain(thing: Any) -> bool:
 def _cell_content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:  # an empty cell
         return None

@@ -1,4 +1,4 @@
-"""What one forward pass showed of a model: activations at named layers, and the output."""
+"""Records of forward passes: activations at named layers, and the output."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,18 +15,18 @@ CHANNELS_FIRST = (conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm
 
 @dataclass
 class ForwardRecord:
-    """What one forward pass showed."""
+    """The input, the activations at named layers and the output of one forward pass."""
 
-    x: Tensor  # [K, …], what the model was given
+    x: Tensor  # [K, …], the model's input
     layers: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
-    channels_last: frozenset[str] = frozenset()  # layers, as far as their kind tells
+    channels_last: frozenset[str] = frozenset()  # layers known by their type
     channels_first: frozenset[str] = frozenset()
-    channels: dict[str, int] = field(default_factory=dict)  # how many, where the kind tells
+    channels: dict[str, int] = field(default_factory=dict)  # number of channels, where the type of the layer gives it
 
     @classmethod
     def of_layers(cls, x: Tensor, layers: dict[str, nn.Module], model: Any = None) -> "ForwardRecord":
-        """What is known of `x` before the model has run."""
+        """Return the record of an input before the forward pass, with the channel layouts of the layers."""
         kinds = {name: _channel_layout(module, of_input=name.startswith("input of ")) for name, module in layers.items()}
         kinds = {name: kind or _layout_of_previous_sibling(name, model) for name, kind in kinds.items()}
         return cls(
@@ -37,23 +37,26 @@ class ForwardRecord:
         )
 
     def channels_at(self, layer: str) -> int:
-        """The dimension of a layer's channels, 1 or the last. Where neither the layer's kind tells nor that of the one before
-        it, pictures have their channels first, and vectors or tokens of an input of another form have them last."""
+        """Return the dimension of a layer's channels, 1 or the last.
+
+        If neither the type of the layer nor that of the layer before it gives the layout, image-like activations (4 or more
+        dimensions) are taken to have their channels first, all others last.
+        """
         a = self.layers[layer]
         count = self.channels.get(layer)
         if a.dim() > 2 and a.shape[1] != a.shape[-1] and count in (a.shape[1], a.shape[-1]):
-            return 1 if a.shape[1] == count else a.dim() - 1  # a block may turn its last part's round
+            return 1 if a.shape[1] == count else a.dim() - 1  # a block may permute the output of its last module
         if layer in self.channels_first or layer in self.channels_last:
             return 1 if layer in self.channels_first else a.dim() - 1
         if a.dim() == 3 and self.x.dim() == 3:
             raise SelectorError(
-                f"layer '{layer}' gives {tuple(a.shape)}, and nothing tells which of the two are channels; name the linear "
-                "map, convolution or normalisation before it"
+                f"layer '{layer}' has output shape {tuple(a.shape)}, whose channel dimension is ambiguous; name the linear, "
+                "convolution or normalisation layer before it instead"
             )
         return 1 if a.dim() > 3 else a.dim() - 1
 
     def parted(self, size: int) -> "list[ForwardRecord]":
-        """Those of `size` samples each. Split at once: the way back from as many slices would fill as many whole tensors."""
+        """Split the record into parts of `size` samples; the backward pass of slices would allocate a full tensor per slice."""
         count = len(self.x) // size
         layers = {name: a.split(size) for name, a in self.layers.items()}
         outputs = _split_output(self.output, size, len(self.x))
@@ -65,20 +68,20 @@ class ForwardRecord:
 
 @runtime_checkable
 class InternalTarget(Protocol):
-    """A target inside the network: the objectives of prototypes are some."""
+    """Protocol of targets inside the network, such as the objectives of prototypes."""
 
     @property
     def layers(self) -> Sequence[str]:
-        """What it reads, by module path."""
+        """The module paths of the layers whose activations the target needs."""
         ...
 
     def value(self, reading: ForwardRecord) -> Tensor:
-        """`[samples]`"""
+        """Return the value of the target for each sample, `[samples]`."""
         ...
 
 
 def _channel_count(module: nn.Module) -> int | None:
-    """How many channels the last of its parts that is known gives."""
+    """Return the number of output channels of the last submodule of a known type, or None."""
     for part in reversed(list(module.modules())):
         if isinstance(part, CHANNELS_LAST + CHANNELS_FIRST):
             names = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "embed_dim")
@@ -89,8 +92,10 @@ def _channel_count(module: nn.Module) -> int | None:
 
 
 def _channel_layout(module: nn.Module, of_input: bool = False) -> str | None:
-    """Where a layer has its channels, as the last of its parts that is known tells: "first" after the samples, or "last". What
-    goes into a layer of several parts does not tell."""
+    """Return the channel layout of the last submodule of a known type: "first" (after the samples), "last", or None.
+
+    The layout of the input of a layer with several submodules is unknown.
+    """
     parts = list(module.modules())
     if of_input and len(parts) > 1:
         return None
@@ -103,13 +108,13 @@ def _channel_layout(module: nn.Module, of_input: bool = False) -> str | None:
 
 
 def _layout_of_previous_sibling(layer: str, model: Any) -> str | None:
-    """Where the nearest part that is written down before an activation, a dropout or the like has its channels."""
+    """Return the channel layout of the nearest preceding sibling of a childless layer, such as an activation or dropout."""
     if not isinstance(model, nn.Module):
         return None
     outer, _, name = layer.removeprefix("input of ").rpartition(".")
     try:
         children = dict(model.get_submodule(outer).named_children())
-    except AttributeError:  # within a compiled part
+    except AttributeError:  # inside a compiled module
         return None
     if name not in children or next(children[name].children(), None) is not None:
         return None
@@ -118,7 +123,7 @@ def _layout_of_previous_sibling(layer: str, model: Any) -> str | None:
 
 
 def _split_output(output: Any, size: int, samples: int) -> Sequence[Any]:
-    """An output, whatever it is made of, in parts of `size` samples each."""
+    """Split an output (tensor, mapping, list or tuple) into parts of `size` samples each."""
     count = samples // size
     if isinstance(output, Tensor) and output.dim() and len(output) == samples:
         return output.split(size)

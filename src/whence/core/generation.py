@@ -1,4 +1,4 @@
-"""explain_generation(): why did a causal language model write each of the tokens that it wrote?"""
+"""Explanations of the tokens that a language model generates."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,21 +26,25 @@ DECODER = "decoder_input_ids"
 
 @dataclass(frozen=True, eq=False)
 class Generation(Result):
-    """A text that a model continued, and an explanation of each token it added.
+    """A generated text, and an explanation of each new token.
 
     >>> written = whence.explain_generation(model, {"input_ids": ids}, max_new_tokens=12)
-    >>> written.relevance[3]            # of everything before the fourth new token; later tokens have 0
+    >>> written.relevance[3]            # of all tokens before the fourth new token; later tokens have 0
     >>> written.with_tokens(tokenizer).save("why.png")
+
+    Args:
+        ids: Token ids of the prompt and the continuation, `[N, T + n]`; those of the decoder for an encoder-decoder.
+        start: The length T of the prompt, at which the new tokens start.
+        explanations: The explanation of each of the n new tokens.
     """
 
-    ids: Tensor  # [N, T + n]; of an encoder-decoder those of the decoder
-    start: int  # T, where the new tokens begin
+    ids: Tensor  # [N, T + n]; of the decoder for an encoder-decoder
+    start: int  # T, where the new tokens start
     explanations: tuple[Explanation, ...]  # n
 
     @property
     def relevance(self) -> Tensor:
-        """`[n, N, T + n − 1]`: by new token and sample, the relevance of every token that may come before; those that an
-        encoder read come first."""
+        """The relevance of every preceding token, by new token and sample, `[n, N, T + n − 1]`; encoder tokens come first."""
         return torch.stack([_token_relevance(e.relevance) for e in self.explanations])
 
     def __len__(self) -> int:
@@ -53,16 +57,16 @@ class Generation(Result):
         return self.explanations[index]
 
     def with_tokens(self, tokenizer: Any) -> "Generation":
-        """The same with tokens as words, for pictures and pages."""
+        """Return the generation with token strings, for figures and pages; `tokenizer` is as for `Explanation.with_tokens`."""
         return replace(self, explanations=tuple(e.with_tokens(tokenizer) for e in self.explanations))
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each new token, sample and token before it: the relevance of the latter."""
+        """Rows, one for each new token, sample and preceding token: the relevance of the latter."""
         return [{"new_token": step, **row} for step, e in enumerate(self.explanations) for row in e.table]
 
     def figure(self) -> "Figure":
-        """Of the first text: a row for each new token, a column for each before."""
+        """Return a heatmap of the first text, with a row for each new token and a column for each preceding token."""
         from whence.plotting.token_text import token_grid
 
         relevance = self.relevance[:, 0].float().cpu()
@@ -72,7 +76,7 @@ class Generation(Result):
         written = [e.target_names()[0] for e in self.explanations]
         begin = relevance.shape[1] - (self.ids.shape[1] - 1) + self.start
         future = torch.arange(relevance.shape[1]) >= begin + torch.arange(len(relevance))[:, None]
-        title = "relevance of each token before, for each token written (roots of shares)"
+        title = "relevance of preceding tokens for each generated token (square root of shares)"
         return token_grid(written, given, relevance.masked_fill(future, float("nan")), title)
 
 
@@ -85,14 +89,28 @@ def explain_generation(
     continuation: Tensor | None = None,
     method: Method | str | None = None,
 ) -> Generation:
-    """Let a model continue a text, likeliest token first, and explain the logit of each token it adds.
+    """Generate text with a language model by greedy decoding, and explain the logit of each new token.
 
-    `inputs` are token ids `[N, T]` or a dict with `input_ids`, all of one length. An encoder-decoder (T5, Whisper) is given
-    what its encoder reads, and writes from its own first token, or from `decoder_input_ids`. A `continuation` `[N, n]` written
-    before (by sampling, say) is explained instead. Writing stops where all texts have ended. It takes a forward pass for each
-    token; explaining all of them takes one more, and a backward pass for each.
+    >>> written = whence.explain_generation(model, {"input_ids": ids}, max_new_tokens=12)
+    >>> written.with_tokens(tokenizer).save("why.png")
 
-    Raises `InputError` for inputs or a continuation of another form, `TargetError` where nothing is generated.
+    Generation takes one forward pass per token, and stops when all texts have ended; the explanations take one more forward
+    pass, and one backward pass per token.
+
+    Args:
+        model: A causal language model or an encoder-decoder (T5, Whisper), in eval mode.
+        inputs: Token ids `[N, T]`, all texts of the same length or padded on the left, or a dict with `input_ids`. For an
+            encoder-decoder, the inputs of its encoder; its decoder starts from its start token, or from `decoder_input_ids`.
+        max_new_tokens: The number of tokens to generate at most.
+        continuation: Token ids `[N, n]` that were generated before (for example by sampling), to explain instead.
+        method: A method or its short name; LRP by default.
+
+    Returns:
+        A `Generation`.
+
+    Raises:
+        InputError: The inputs or the continuation have another form, or texts are padded on the right.
+        TargetError: The model returns no logits `[N, T, vocabulary]`, or no token is generated.
     """
     check_model(model)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -101,20 +119,24 @@ def explain_generation(
     writes, masks = _id_input_names(parts)
     ids, mask = parts.get(writes), parts.get(masks)
     if not isinstance(ids, Tensor) or not _are_ids(ids) or (writes != DECODER and set(parts) - {writes, masks}):
-        raise InputError("a generation continues token ids [N, T]: pass them, or a dict of input_ids and attention_mask")
+        raise InputError(
+            "expected integer token ids [N, T]; pass them as a tensor, or as a dict of input_ids and attention_mask"
+        )
     if mask is not None and mask.shape != ids.shape:
-        raise InputError(f"{masks} has shape {tuple(mask.shape)}, {writes} {tuple(ids.shape)}; they must agree")
+        raise InputError(f"{masks} has shape {tuple(mask.shape)}, {writes} {tuple(ids.shape)}; the shapes must be equal")
     if mask is not None and not mask[:, -1].all():
-        raise InputError("the texts are padded on the right, where they are to be continued; pad them on the left")
+        raise InputError(
+            "the texts are padded on the right; pad them on the left for generation (tokenizer.padding_side = 'left')"
+        )
     if continuation is not None and not (_are_ids(continuation) and len(continuation) == len(ids)):
-        raise InputError(f"a continuation is token ids [{len(ids)}, n], a row for each text")
+        raise InputError(f"the continuation must be integer token ids [{len(ids)}, n], one row per text")
     start = ids.shape[1]
     if continuation is None:
         whole = _greedy_continuation(model, inputs, ids, max_new_tokens)
     else:
         whole = torch.cat([ids, continuation.to(ids)], 1)
     if whole.shape[1] == start:
-        raise TargetError("nothing was generated; max_new_tokens and the continuation must not be empty")
+        raise TargetError("no token was generated; max_new_tokens must be at least 1, and a continuation must not be empty")
     targets = [Logit(whole[:, t], position=t - 1) for t in range(start, whole.shape[1])]
     return Generation(whole, start, tuple(explain_targets(model, _append_ids(inputs, whole[:, :-1]), targets, method=method)))
 
@@ -130,7 +152,9 @@ def _greedy_continuation(model: Any, inputs: Tree, ids: Tensor, count: int) -> T
         outputs = given.call(model, given.parts)
         logits = logits_of(outputs)
         if not isinstance(logits, Tensor) or logits.dim() != 3:
-            raise TargetError("the model gives no logits [N, T, vocabulary] to continue a text from")
+            raise TargetError(
+                "the model returns no logits [N, T, vocabulary]; load it with a language model head (AutoModelForCausalLM)"
+            )
         ids = torch.cat([ids, logits[:, -1:].argmax(-1).to(ids)], 1)
         ended |= torch.isin(ids[:, -1], ends)
         if ended.all():
@@ -143,7 +167,7 @@ def _are_ids(t: Any) -> bool:
 
 
 def _with_decoder_start(model: Any, inputs: Tree) -> Tree:
-    """What an encoder-decoder reads, and the token that it begins to write with."""
+    """Return the inputs of an encoder-decoder, with its decoder's start token."""
     parts = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
     if DECODER in parts:
         return parts
@@ -151,17 +175,17 @@ def _with_decoder_start(model: Any, inputs: Tree) -> Tree:
     first = next((start for s in settings if (start := getattr(s, "decoder_start_token_id", None)) is not None), None)
     read = next((t for t in parts.values() if isinstance(t, Tensor)), None)
     if first is None or read is None:
-        raise InputError("the model does not say which token its decoder begins with; pass decoder_input_ids too")
+        raise InputError("the model's config has no decoder_start_token_id; pass decoder_input_ids too")
     return parts | {DECODER: torch.full((len(read), 1), first, device=read.device)}
 
 
 def _id_input_names(parts: Mapping[str, Any]) -> tuple[str, str]:
-    """The names of the ids that are continued, and of their mask."""
+    """Return the names of the token ids to continue and of their attention mask."""
     return (DECODER, "decoder_attention_mask") if DECODER in parts else ("input_ids", "attention_mask")
 
 
 def _append_ids(inputs: Tree, ids: Tensor) -> Tree:
-    """The same inputs for a longer text."""
+    """Return the inputs with longer token ids, and with an attention mask of the same length."""
     if isinstance(inputs, Tensor):
         return ids
     writes, masks = _id_input_names(inputs)
@@ -177,5 +201,5 @@ def _token_relevance(relevance: Tree) -> Tensor:
 
 
 def _text_leaves(nest: Tree) -> list[Tensor]:
-    """Of ids, in the order in which they are read."""
+    """Return the leaves of token ids, the encoder's before the decoder's."""
     return [nest] if isinstance(nest, Tensor) else [t for name in ("input_ids", DECODER) if (t := nest.get(name)) is not None]

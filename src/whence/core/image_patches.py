@@ -1,4 +1,4 @@
-"""Pictures that a processor cut into rows of patches (Qwen2-VL and its kin), put back together."""
+"""Reassembly of images that a processor cut into rows of patches (Qwen2-VL and similar models)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ GRID_INPUTS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_g
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """How the rows `[patches, channels · frames · side²]` of all pictures follow each other.
+    """The order of the rows `[patches, channels · frames · side²]` of patches of all images.
 
     >>> patches.pictures(relevance, torch.sum)      # [3, H, W] each
     """
 
-    grids: tuple[tuple[int, int, int], ...]  # frames, rows and columns of patches of each picture
-    frames: int = 2  # that one patch spans
-    merged: int = 2  # patches a side that follow each other, to be one token
+    grids: tuple[tuple[int, int, int], ...]  # frames, rows and columns of patches of each image
+    frames: int = 2  # frames per patch
+    merged: int = 2  # patches per side that are consecutive rows and are merged into one token
 
     @classmethod
     def found(cls, model: Callable[..., Any], inputs: Inputs) -> "dict[str, PatchLayout]":
-        """The inputs that are such rows, by name."""
+        """Return the layouts of the inputs that are rows of patches, by input name."""
         vision = getattr(getattr(model, "config", None), "vision_config", None)
         frames, merged = getattr(vision, "temporal_patch_size", 2), getattr(vision, "spatial_merge_size", 2)
         found = {}
@@ -43,12 +43,12 @@ class PatchLayout:
         return whole and side == int(side) and len(rows) == sum(map(prod, self.grids))
 
     def pictures(self, rows: Tensor, over_frames: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
-        """`[3, H, W]` of each picture, `over_frames(frames, 0)` of those that it has."""
+        """Return each image `[3, H, W]`, with its frames reduced by `over_frames(frames, 0)`."""
         parts = rows.split([prod(grid) for grid in self.grids])
         return [over_frames(self._frames(part, *grid), 0) for part, grid in zip(parts, self.grids, strict=True)]
 
     def _frames(self, rows: Tensor, t: int, h: int, w: int) -> Tensor:
-        """`[frames, 3, H, W]`"""
+        """Return the frames of one image or video, `[frames, 3, H, W]`."""
         m, side = self.merged, round((rows.shape[1] / (3 * self.frames)) ** 0.5)
         blocks = rows.reshape(t, h // m, w // m, m, m, 3, self.frames, side, side)
         return blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * self.frames, 3, h * side, w * side)

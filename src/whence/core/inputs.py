@@ -1,4 +1,4 @@
-"""What goes into a model: a tensor, a tuple of tensors, or a dict of keyword arguments."""
+"""Inputs of a model (a tensor, a tuple of tensors, or a dict of keyword arguments), and checks of inputs and models."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -28,24 +28,24 @@ from whence.lrp.torch_compat.deferred_checks import check_holds
 from whence.lrp.torch_compat.model_state import preserve_state
 from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quantized
 
-# do the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
+# these containers behave the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
 MODE_INDEPENDENT = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The parts of an input in order, and how to put things of the same number together in the same structure."""
+    """The parts of an input in order, and the structure (tensor, tuple or dict) that they were given in."""
 
     parts: tuple[Any, ...]
-    names: tuple[str, ...] | None = None  # of a dict
+    names: tuple[str, ...] | None = None  # keys, if the input is a dict
     single: bool = False
-    features: Any = None  # the names of a data frame's columns
+    features: Any = None  # column names, if the input is a data frame
     arrays: bool = False  # the model is a function of NumPy arrays
-    whole: frozenset[int] = frozenset()  # parts that belong to a single sample with all of their rows: here `[1, rows, …]`
+    whole: frozenset[int] = frozenset()  # parts all of whose rows belong to a single sample: stored as `[1, rows, …]`
 
     @classmethod
     def of(cls, inputs: Tree) -> "Inputs":
-        """Checked inputs: something to explain, finite, not empty.
+        """Return checked inputs: they contain tensors that can be explained, which are finite and not empty.
 
         >>> Inputs.of({"pixels": torch.rand(2, 3, 8, 8)}).batch_size
         2
@@ -62,14 +62,18 @@ class Inputs:
             found = cls(tuple(inputs))
         else:
             unread = type(inputs).__module__.startswith("PIL") or isinstance(inputs, str | PathLike)
-            how = "; read pictures by whence.Preprocessing(…).read(path), texts by the model's tokenizer" if unread else ""
-            raise InputError(f"inputs must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}{how}")
+            how = (
+                "; read images by whence.Preprocessing(…).read(path), and encode texts by the model's tokenizer"
+                if unread
+                else ""
+            )
+            raise InputError(f"inputs must be a tensor, or a tuple or dict of tensors, got {type(inputs).__name__}{how}")
         found._check()
         return found._of_one_sample() if found.shared and found.batch_size == 1 else found
 
     @property
     def explained(self) -> tuple[int, ...]:
-        """The positions of the floating-point tensors: those that relevance is given to. Masks by their names are none."""
+        """The positions of the floating-point tensors, which receive relevance, except those named "…mask"."""
         names = self.names or ("",) * len(self.parts)
         return tuple(
             i
@@ -79,7 +83,7 @@ class Inputs:
 
     @property
     def ids(self) -> dict[int, Tensor]:
-        """The integer tensors by position: those that are looked up in a table get one score an id."""
+        """The integer tensors by position; those that an embedding looks up receive one relevance score per id."""
         wanted = (torch.int32, torch.int64)
         return {
             i: part for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.dtype in wanted and part.dim()
@@ -87,9 +91,12 @@ class Inputs:
 
     @property
     def batch_size(self) -> int:
-        """The number of samples. Where the parts have several first dimensions, those without a row for each sample belong to
-        all: that of a text is the batch, and a single picture is one sample however many texts it is compared with. Of parts
-        without names it is the first, and of mere rows of ids (bags and where they begin) the shortest."""
+        """The number of samples.
+
+        Where the sizes of dimension 0 differ between parts, those without a row for each sample are shared by all samples. The
+        batch size is then that of `input_ids`, but 1 for a single image, however many texts it is compared with. Without names
+        it is that of the first part; if all parts are one-dimensional ids (bags and their offsets), that of the shortest.
+        """
         parts = [self.parts[i] for i in sorted((*self.explained, *self.ids))]
         text = self.named("input_ids") if self.names else None
         if isinstance(text, Tensor):
@@ -102,26 +109,26 @@ class Inputs:
 
     @property
     def shared(self) -> bool:
-        """Whether some part has no row for each sample, but belongs to all. Mere rows of integers beside others are a table."""
+        """Whether some part is shared by all samples, without a row for each; one-dimensional integer parts are not counted."""
         several = [i for i, part in self.ids.items() if part.dim() > 1]
         return any(self.parts[i].shape[0] != self.batch_size for i in [*self.explained, *several] or self.ids)
 
     def admits(self, count: int) -> bool:
-        """Whether outputs of so many rows can be of these inputs: one for each sample, or one for all there is."""
+        """Return whether outputs may have `count` rows: as many as there are samples, as a part has, or one in total."""
         counts = (1, self.batch_size, *(self.parts[i].shape[0] for i in (*self.explained, *self.ids)))
         return count in counts
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the parts are called: their names, or their places; nothing where there is one alone."""
+        """The names of the parts, or else their positions; an empty string for a single tensor."""
         return ("",) if self.single else self.names or tuple(map(str, range(len(self.parts))))
 
     def named(self, name: str) -> Any:
-        """The part of a dict of that name, or None."""
+        """Return the part with a name, or None."""
         return dict(zip(self.names or (), self._as_given(dict(enumerate(self.parts))).values(), strict=False)).get(name)
 
     def together(self, values: dict[int, Any]) -> Tree:
-        """Values of the explained parts in the structure of the inputs; None for the others."""
+        """Return values of the explained parts in the structure of the inputs, with None for the others."""
         values = self._as_given(values)
         if self.single:
             return values[0]
@@ -130,32 +137,32 @@ class Inputs:
 
     @property
     def nest(self) -> Tree:
-        """All parts as they were given."""
+        """All parts in the structure that they were given in."""
         return self.together(dict(enumerate(self.parts)))
 
     def apart(self, nest: Tree) -> dict[int, Any]:
-        """What `together` put together, by position."""
+        """Return the values of a tree by position: the inverse of `together`."""
         if self.single:
             return {0: nest}
         values = dict(enumerate(nest.values() if self.names else nest))
         return {i: self._of_sample(i, value) for i, value in values.items() if value is not None}
 
     def copied(self) -> dict[int, Any]:
-        """All parts by position, tensors and caches as copies: a network may overwrite what it is given."""
+        """Return all parts by position, with tensors and caches copied, because a network may modify its inputs in place."""
         return {i: _copy_part(part) for i, part in enumerate(self.parts)}
 
     def detached(self) -> "Inputs":
-        """Without the graphs they may have come by, and outside of the inference mode they may have been made in."""
+        """Return the inputs detached from autograd graphs, with inference tensors cloned to normal ones."""
         with torch.inference_mode(False):
             parts = (p.clone() if isinstance(p, Tensor) and p.is_inference() else p for p in self.parts)
             return replace(self, parts=tuple(p.detach() if isinstance(p, Tensor) else p for p in parts))
 
     def beside(self, model: Any) -> "Inputs":
-        """On the device that the model's weights are on."""
+        """Return the inputs on the device of the model's weights."""
         return replace(self, parts=tuple(to_device_of(p, model) if isinstance(p, Tensor) else p for p in self.parts))
 
     def repeated(self, times: int, replaced: Mapping[int, Tensor]) -> "Inputs":
-        """The samples `times` over, one round after the other, with `replaced` in place of some parts of all rounds.
+        """Return the whole batch repeated `times` times, with some parts replaced by those of the repeated batch.
 
         >>> Inputs.of((torch.zeros(2, 3), torch.ones(2, 1))).repeated(5, {0: torch.rand(10, 3)}).batch_size
         10
@@ -164,18 +171,18 @@ class Inputs:
         return replace(self, parts=tuple(parts))
 
     def of_samples(self, samples: Tensor) -> "Inputs":
-        """Some of the samples, by their numbers."""
+        """Return the inputs of some samples, by index."""
         return replace(self, parts=tuple(part[samples.to(part.device)] if self.of_batch(part) else part for part in self.parts))
 
     def of_batch(self, part: Any) -> bool:
-        """Whether the part has a row for each sample. A table of as many rows as there are samples passes for one."""
+        """Return whether a part has as many rows as there are samples (a shared table of that length counts too)."""
         return isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] == self.batch_size
 
     def _repeated(self, part: Any, times: int) -> Any:
         return part.repeat(times, *[1] * (part.dim() - 1)) if self.of_batch(part) else part
 
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
-        """The model's outputs, its own complaints about the input turned into one clear line."""
+        """Return the model's outputs; raise `ModelError` with a hint if the model fails on the inputs."""
         parts = tuple(self._as_given(dict(enumerate(parts))).values())
         try:
             with preserve_state(model):
@@ -204,13 +211,15 @@ class Inputs:
         return value[None] if i in self.whole and isinstance(value, Tensor) and value.dim() else value
 
     def _as_given(self, values: dict[int, Any]) -> dict[int, Any]:
-        """With the rows of whole parts in their first dimension again."""
+        """Return values with the added batch dimension of `whole` parts removed."""
         return {i: value[0] if i in self.whole and isinstance(value, Tensor) else value for i, value in values.items()}
 
     def _check(self) -> None:
         if not self.explained and not self.ids:
             given = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in self.parts) or "nothing"
-            raise InputError(f"nothing to explain in inputs of {given}; images must be floating point: x.float() / 255")
+            raise InputError(
+                f"nothing to explain in inputs of {given}; expected floating-point tensors or token ids (images: x.float() / 255)"
+            )
         for i in (*self.explained, *self.ids):
             x = self.parts[i]
             if x.is_nested:
@@ -220,29 +229,31 @@ class Inputs:
                     f"the input is {'on the meta device' if x.is_meta else 'sparse'}; pass a dense tensor with values"
                 )
             if x.dim() == 0 or x.numel() == 0:
-                raise InputError(f"the input of shape {tuple(x.shape)} is empty; pass a batch [N, …] with N ≥ 1")
+                raise InputError(
+                    f"the input of shape {tuple(x.shape)} is empty or has no dimensions; pass a batch [N, …] with N ≥ 1"
+                )
         for i in self.explained:
             x = self.parts[i]
             if not check_holds(torch.isfinite(x)):
-                raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
+                raise InputError("the input has NaN or infinite values; replace them, for example by torch.nan_to_num(x)")
             if x.dtype == torch.float16:
-                raise InputError(f"the input is in float16, {TOO_NARROW}; use bfloat16 or float32")
+                raise InputError(f"the input has dtype float16, {TOO_NARROW}; use bfloat16 or float32")
         mask = self.named("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and not check_holds(mask.bool().any(1)):
-            raise InputError("attention_mask masks a whole sample; drop empty texts from the batch")
+            raise InputError("attention_mask masks all tokens of a sample; remove empty texts from the batch")
 
 
 def as_tensor(array: Any) -> Any:
-    """A data frame or an array as a tensor, anything else as it is."""
+    """Return a data frame or an array as a tensor, and anything else as it is."""
     array = array.to_numpy() if _is_frame(array) else array
     if not isinstance(array, np.ndarray):
         return array
     try:
         return torch.from_numpy(np.ascontiguousarray(array))
     except TypeError:
-        kind = "numbers and words" if array.dtype == object else str(array.dtype)
+        kind = "dtype object" if array.dtype == object else str(array.dtype)
         raise InputError(
-            f"the inputs are an array of {kind}; give an array of numbers, categories as one-hot columns"
+            f"the inputs are an array of {kind}; pass an array of numbers, with categories as one-hot columns"
         ) from None
 
 
@@ -261,16 +272,16 @@ def _copy_part(part: Any) -> Any:
 
 
 def check_model(model: object) -> None:
-    """A callable, and in eval mode throughout if it is a module."""
+    """Raise `ModelError` if a model is not callable, or if it is a module with a part in training mode or uninitialised."""
     if isinstance(model, type) or not callable(model):
         raise ModelError(describe_non_model(model))
     if not isinstance(model, torch.nn.Module):
         return
     found = [model]
-    for module in found:  # grows as it is read
-        if isinstance(module, torch.fx.GraphModule) and is_exported(module):  # it is in the mode it was exported in
+    for module in found:  # grows during iteration
+        if isinstance(module, torch.fx.GraphModule) and is_exported(module):  # its mode was fixed at export
             continue
-        if is_quantized(module) or type(module).__module__ == MKLDNN:  # in the mode they were made in
+        if is_quantized(module) or type(module).__module__ == MKLDNN:  # their mode was fixed at conversion
             continue
         if getattr(module, "training", False) and type(module) not in MODE_INDEPENDENT:
             name = next(name for name, part in model.named_modules() if part is module)
@@ -278,6 +289,8 @@ def check_model(model: object) -> None:
             raise TrainingModeError(f"{what} is in training mode; call model.eval() before explaining")
         for name, parameter in module._parameters.items():
             if parameter is not None and is_lazy(parameter):
-                raise ModelError(f"parameter '{name}' is uninitialised; run the model once on an input before explaining")
+                raise ModelError(
+                    f"parameter '{name}' is uninitialised (lazy); run the model once on an input before explaining"
+                )
         if module._modules:
             found += [child for child in module._modules.values() if child is not None]

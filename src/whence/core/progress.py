@@ -1,4 +1,4 @@
-"""A bar for long runs; short ones stay silent."""
+"""Progress bars, which are shown for long runs only."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,15 +6,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 SILENT_SECONDS = 3.0
-Progress = bool | Callable[[int, int], None]  # whether to show a bar; or who is told (done, total) instead
+Progress = bool | Callable[[int, int], None]  # whether to show a bar, or a function called with (done, total)
 
 
 @contextmanager
 def progress(label: str, total: int, shown: Progress) -> Iterator[Callable[..., None]]:
-    """Gives `advance(steps, note)`. A bar on stderr appears once the run has taken a few seconds and vanishes at its end.
+    """Yield `advance(steps, note)`, which updates a progress bar.
 
     >>> with progress("occlusion", 100, shown=True) as advance:
     ...     advance(10)
+
+    The bar is shown on stderr after 3 seconds and removed at the end. If `shown` is a function, it is called instead.
     """
     with ExitStack() as undo:
         start, done = time.monotonic(), 0
@@ -40,6 +42,6 @@ def _bar() -> Any:
     from rich.console import Console
 
     console = Console(stderr=True)
-    seen = console.is_terminal or console.is_jupyter  # elsewhere, as in a log, only blank lines would be left of it
+    seen = console.is_terminal or console.is_jupyter  # a transient bar leaves blank lines in log files
     columns = rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
     return rich.Progress(*columns, console=console, transient=True, disable=not seen)

@@ -1,4 +1,4 @@
-"""Result: the base class of what calls return, which is drawn, saved, shown and read as a table in the same way."""
+"""The base class of results, with a figure and a table that can be saved and shown."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -26,26 +26,26 @@ class Result(ABC):
     @property
     @abstractmethod
     def table(self) -> Rows:
-        """The result as rows, each a dict from column to value."""
+        """The result as rows, each a dict from column name to value."""
 
     @abstractmethod
     def figure(self) -> "Figure":
-        """Return the result as a figure of matplotlib."""
+        """Return the result as a matplotlib figure."""
 
     def to_frame(self) -> "DataFrame":
-        """Return the table as a `pandas.DataFrame`. Raises `MissingPackageError` where pandas is not installed."""
+        """Return the table as a `pandas.DataFrame`; raise `MissingPackageError` if pandas is not installed."""
         try:
             from pandas import DataFrame
         except ImportError as error:
-            raise MissingPackageError("pandas is not installed; pip install pandas") from error
+            raise MissingPackageError("pandas is not installed; run pip install pandas") from error
         return DataFrame(list(self.table))
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture (.png, .jpg, .pdf, .svg) or the table (.csv, .json), and return the path."""
+        """Save the figure (.png, .jpg, .pdf, .svg) or the table (.csv, .json), and return the path."""
         return self._save(path, {})
 
     def _save(self, path: str | Path, others: Mapping[str, Callable[[Path], object]]) -> Path:
-        """Write a file by its suffix: a picture, the table, or what `others` writes."""
+        """Write a file by its suffix: a figure, the table, or a format that `others` writes."""
         writers = {".csv": lambda file: write_csv(file, self.table), ".json": lambda file: write_json(file, list(self.table))}
         writers |= dict(others)
         path = check_writable(path, (*PICTURE_SUFFIXES, *writers))
@@ -58,7 +58,7 @@ class Result(ABC):
         self.figure().savefig(path)
 
     def show(self) -> None:
-        """Show the picture: inline in a notebook, else in the system's image viewer."""
+        """Show the figure: inline in a notebook, else in the system's image viewer."""
         if _in_notebook():
             from IPython.display import display
 

@@ -1,4 +1,4 @@
-"""Which output is explained."""
+"""Targets, which select the output that is explained."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,20 +13,25 @@ from whence.errors import ModelError, TargetError, WhenceError, first_line, is_o
 from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.torch_compat.deferred_checks import check_holds
 
-Index = None | int | Sequence[int] | Tensor  # the arg max, one for all samples, or one for each
+Index = None | int | Sequence[int] | Tensor  # None: arg max; one index for all samples, or one for each
 
 
 @dataclass(frozen=True)
 class Logit:
-    """The logit of a class or token; of a token at a position of the sequence; less that of another.
+    """Target of the logit of a class or token, optionally at a position of a text, or minus the logit of another.
 
     >>> whence.Logit(281, rather_than=207)         # why this class rather than that one
     >>> whence.Logit(42)                           # token 42 as the next one
-    >>> whence.Logit(position=5)                   # the likeliest token after position 5
+    >>> whence.Logit(position=5)                   # the most likely token after position 5
 
-    `index` and `rather_than` are one class or token for all samples or one for each; `index` None is the arg max. A negative
-    `position` counts from the last token that the attention mask leaves. An index or position that is not there is a
-    `TargetError` when the model is explained.
+    Args:
+        index: Class or token index, or one per sample; None for the arg max.
+        rather_than: Index whose logit is subtracted, or one per sample.
+        position: Position in the sequence, for logits `[N, T, vocabulary]`; negative positions count from the last token that
+            the attention mask does not mask.
+
+    Raises:
+        TargetError: `position` is not an int; or, when the model is explained, an index or position is out of range.
     """
 
     index: Index = None
@@ -35,10 +40,10 @@ class Logit:
 
     def __post_init__(self):
         if not isinstance(self.position, int):
-            raise TargetError(f"a position is one number for all samples, not {self.position!r}")
+            raise TargetError(f"position must be one int for all samples, got {self.position!r}")
 
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Logit]":
-        """The values `[N]` in logits `[N, classes]` or `[N, T, vocabulary]`, and this target with its indices filled in."""
+        """Return the values `[N]` in logits `[N, classes]` or `[N, T, vocabulary]`, and the target with its indices filled in."""
         rows = self._rows(logits, inputs)
         samples = torch.arange(rows.shape[0], device=rows.device)
         index = _indices(self.index, rows)
@@ -48,47 +53,61 @@ class Logit:
         return rows[samples, index] - rows[samples, other], replace(self, index=index, rather_than=other)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Logit":
-        """The same with another tensor for each of its indices that is filled in."""
+        """Return the target with `change` applied to each of its index tensors."""
         index, other = (change(i) if isinstance(i, Tensor) else i for i in (self.index, self.rather_than))
         return replace(self, index=index, rather_than=other)
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
-        """What is explained of a sample, in the names of its classes or tokens."""
+        """Return the description of a sample's target, with the names of its classes or tokens."""
         named = [name(int(i[sample])) for i in (self.index, self.rather_than) if isinstance(i, Tensor)]
         return " rather than ".join(named)
 
     def _rows(self, logits: Tensor, inputs: Inputs) -> Tensor:
         if logits.dim() == 2:
             if self.position != -1:
-                raise TargetError(f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions")
+                raise TargetError(
+                    f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions; expected [N, T, vocabulary]"
+                )
             return logits
         last = _last_attended_position(logits, inputs)
         positions = last + self.position + 1 if self.position < 0 else torch.full_like(last, self.position)
         if self.position >= logits.shape[1] or not check_holds(positions >= 0):
-            raise TargetError(f"position {self.position} is beyond a text of {int(last.min()) + 1} tokens")
+            raise TargetError(f"position {self.position} is out of range for a text of {int(last.min()) + 1} tokens")
         return logits[torch.arange(logits.shape[0], device=logits.device), positions]
 
 
 @dataclass(frozen=True)
 class Span:
-    """The sum of the logits of the tokens that stand at `start` to `stop` − 1, each as predicted from those before it.
+    """Target of the sum of the logits of the tokens `start` to `stop` − 1, each predicted from the tokens before it.
 
     >>> whence.explain(model, ids, target=whence.Span(10, 20))        # why did the model write this passage
+
+    Args:
+        start: Position of the first token, at least 1.
+        stop: Position after the last token; None for the end of the sequence.
+        ids: Token ids of the text, filled in when the model is explained, so that perturbed texts have the same target.
+
+    Raises:
+        TargetError: When the model is explained, if the span is empty or out of range.
     """
 
     start: int
     stop: int | None = None  # the end of the sequence
-    ids: Tensor | None = field(default=None, repr=False, compare=False)  # of the text, filled in: an altered text has others
+    ids: Tensor | None = field(
+        default=None, repr=False, compare=False
+    )  # of the text, filled in: those of a perturbed text differ
 
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Span]":
-        """The values `[N]` in logits `[N, T, vocabulary]`, and this target."""
+        """Return the values `[N]` in logits `[N, T, vocabulary]`, and this target with its ids filled in."""
         ids = _token_ids(logits, inputs) if self.ids is None else self.ids
         if logits.dim() != 3 or ids is None:
-            raise TargetError(f"a span needs logits [N, T, vocabulary] and token ids [N, T], not {tuple(logits.shape)}")
+            raise TargetError(
+                f"a Span needs logits [N, T, vocabulary] and token ids [N, T]; got logits of shape {tuple(logits.shape)}"
+            )
         positions = range(*slice(self.start, self.stop).indices(ids.shape[1]))
         if not positions or positions.start < 1 or (self.stop or 0) > ids.shape[1]:
             raise TargetError(
-                f"the span from {self.start} to {self.stop} has no prediction in a sequence of {ids.shape[1]} tokens; "
+                f"Span({self.start}, {self.stop}) is empty or out of range for a sequence of {ids.shape[1]} tokens; "
                 "choose 1 ≤ start < stop ≤ length"
             )
         standing = ids[:, positions.start : positions.stop].long().to(logits.device)
@@ -96,7 +115,7 @@ class Span:
         return predicted.gather(2, standing[..., None]).sum((1, 2)), replace(self, ids=ids)
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
-        """What is explained of a sample."""
+        """Return the description of the target, which is the same for each sample."""
         return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
 
 
@@ -104,11 +123,13 @@ Target = Index | Logit | Span | InternalTarget | Callable[[Any], Tensor]
 
 
 def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord | None = None) -> tuple[Tensor, Any]:
-    """The explained value of each sample `[N]`, and the target it stands for: class or token indices `[N]`, or the target
-    itself with its indices filled in, or the function. `reading` is what a target inside the network reads.
+    """Return the explained value of each sample `[N]`, and the target with its indices filled in.
 
     >>> select(torch.tensor([[1.0, 3.0]]), None, Inputs.of(torch.zeros(1, 2)))
     (tensor([3.]), tensor([1]))
+
+    The returned target is class or token indices `[N]`, a `Logit` or `Span`, or the target function. `reading` has the
+    activations for a target inside the network.
     """
     if isinstance(target, InternalTarget):
         return _check_values(_read_internal(target, outputs, reading), inputs), target
@@ -122,7 +143,7 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
 
 
 def reads_outputs(target: Target) -> bool:
-    """Whether the target picks among the model's outputs as they are: classes, tokens."""
+    """Return whether a target indexes the model's outputs (classes or tokens)."""
     return not callable(target) and not isinstance(target, InternalTarget)
 
 
@@ -130,9 +151,9 @@ def extract_logits(
     outputs: Any,
     admits: Callable[[int], bool],
     batch_size: int,
-    advice: str = "pass target=lambda outputs: … that gives one value a sample",
+    advice: str = "pass target=lambda outputs: … that returns one value per sample",
 ) -> Tensor:
-    """The logits `[N, classes]` or `[N, T, vocabulary]` among a model's outputs; of one value a sample, `[N, 1]`."""
+    """Return the logits `[N, classes]` or `[N, T, vocabulary]` of a model's outputs; `[N, 1]` for one value per sample."""
     logits = logits_of(outputs)
     if not isinstance(logits, Tensor):
         keys = list(map(str, outputs.keys())) if hasattr(outputs, "keys") else []
@@ -143,45 +164,47 @@ def extract_logits(
         logits = logits.reshape(-1, 1)
     if logits.dim() not in (2, 3) or not admits(logits.shape[0]):
         raise TargetError(
-            f"the model's output has shape {tuple(logits.shape)}, not [N, classes] or [N, T, vocabulary] with "
+            f"the model's output has shape {tuple(logits.shape)}; expected [N, classes] or [N, T, vocabulary] with "
             f"N = {batch_size}; {advice}"
         )
     return logits
 
 
 def class_indices(given: Any, count: int, kind: str = "target", device: torch.device | str | None = None) -> Tensor:
-    """Class indices of `count` samples, `[count]`: one for all, or one for each."""
+    """Return class indices `[count]` from one index for all samples, or one for each."""
     try:
         indices = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        named = "; give the number of the class" if isinstance(given, str) else ""
-        raise TargetError(f"{kind} {given!r} is no class index, nor one for each sample{named}") from error
+        named = "; pass the index of the class" if isinstance(given, str) else ""
+        raise TargetError(f"invalid {kind} {given!r}: expected a class index, or one per sample{named}") from error
     indices = indices.clone() if indices.is_inference() else indices
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TargetError(f"a {kind} must be a class index, not {indices.dtype}")
+        raise TargetError(f"a {kind} must be an integer class index, got {indices.dtype}")
     if indices.dim() > 1 or (indices.dim() == 1 and indices.shape[0] != count):
-        raise TargetError(f"{kind} has shape {tuple(indices.shape)}; give one class, or one for each of the {count} samples")
-    return indices.long().expand(count).contiguous()  # compilers refuse an index that repeats itself
+        raise TargetError(
+            f"{kind} has shape {tuple(indices.shape)}; expected one class, or one for each of the {count} samples"
+        )
+    return indices.long().expand(count).contiguous()  # torch.compile refuses an expanded index
 
 
 def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:
-    """Raise for indices that are none of the model's classes."""
+    """Raise `TargetError` for indices out of range of the model's classes."""
     inside = (indices >= 0) & (indices < classes)
     if not check_holds(inside):
         raise TargetError(f"{kind} {indices[~inside][0]} is out of range: the model has classes 0 to {classes - 1}")
 
 
 def repeat_target(target: Target, times: int) -> Target:
-    """The target of the samples `times` over, its indices filled in.
+    """Return the target of a batch that is repeated `times` times; its indices must be filled in.
 
-    >>> repeated(torch.tensor([3, 5]), 2)
+    >>> repeat_target(torch.tensor([3, 5]), 2)
     tensor([3, 5, 3, 5])
     """
     return _map_indices(target, lambda of_samples: of_samples.repeat(times, *[1] * (of_samples.dim() - 1)))
 
 
 def select_target_samples(target: Target, samples: slice | Tensor) -> Target:
-    """The target of some of the samples, its indices filled in."""
+    """Return the target of some samples; its indices must be filled in."""
     return _map_indices(target, lambda index: index[samples] if index.dim() else index)
 
 
@@ -194,7 +217,7 @@ def _map_indices(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
 
 
 def _last_attended_position(logits: Tensor, inputs: Inputs) -> Tensor:
-    """The position of the last token that is no padding, `[N]`."""
+    """Return the position of the last token that is not padding, `[N]`."""
     mask = inputs.named("decoder_attention_mask")
     if mask is None and inputs.named("decoder_input_ids") is None:
         mask = inputs.named("attention_mask")
@@ -204,7 +227,7 @@ def _last_attended_position(logits: Tensor, inputs: Inputs) -> Tensor:
 
 
 def _token_ids(logits: Tensor, inputs: Inputs) -> Tensor | None:
-    """The ids that stand where the logits do, the decoder's before the encoder's; masks are integers too."""
+    """Return the token ids of the same shape `[N, T]` as the logits; the decoder's take precedence over the encoder's."""
     named = [inputs.named(name) for name in ("decoder_input_ids", "input_ids")]
     given = named if inputs.names else inputs.ids.values()
     return next((t for t in given if isinstance(t, Tensor) and t.shape == logits.shape[:2]), None)
@@ -216,29 +239,31 @@ def _indices(target: Any, logits: Tensor) -> Tensor:
         return logits.detach().argmax(1)
     indices = class_indices(target, count, device=logits.device)
     check_classes(indices, classes)
-    return indices.clamp(0, classes - 1)  # a graph checks afterwards; on an accelerator a class too many ends the process
+    return indices.clamp(
+        0, classes - 1
+    )  # captured graphs check later; on an accelerator an index out of range would end the process
 
 
 def _call_target(target: Callable[[Any], Tensor], outputs: Any, batch_size: int) -> Any:
     try:
         return target(outputs)
-    except (RuntimeError, IndexError) as error:  # what torch raises for other shapes than expected; the rest is the caller's
+    except (RuntimeError, IndexError) as error:  # torch's errors for unexpected shapes; other errors are the caller's
         if isinstance(error, WhenceError) or is_out_of_memory(error):
             raise
         raise TargetError(
-            f"the target function failed on the outputs of {batch_size} samples: {first_line(error)}. Many methods ask for "
-            "more samples at once than there are; it must take any number of them (one index a sample: target=tensor)"
+            f"the target function failed on the outputs of {batch_size} samples: {first_line(error)}. It must accept any "
+            "number of samples, because many methods evaluate larger batches (for one index per sample pass target=tensor)"
         ) from error
 
 
 def _read_internal(target: InternalTarget, outputs: Any, reading: ForwardRecord | None) -> Tensor:
     if reading is None:
         raise TargetError(
-            f"{target} is inside the network, which is not looked into here; give a class or a function of outputs"
+            f"the target {target} is inside the network, which is not supported here; pass a class or a function of the outputs"
         )
     missing = [layer for layer in target.layers if layer not in reading.layers]
     if missing:
-        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to explain")
+        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; choose a layer that the model calls")
     return target.value(replace(reading, output=outputs))
 
 
@@ -246,7 +271,7 @@ def _check_values(values: Any, inputs: Inputs) -> Tensor:
     if not isinstance(values, Tensor) or values.dim() != 1 or not inputs.admits(values.shape[0]):
         given, batch_size = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__, inputs.batch_size
         raise TargetError(
-            f"the target gave {given}, not one value for each of the {batch_size} samples: [{batch_size}]. "
-            "Many methods ask for more samples at once than there are; it must take any number of them"
+            f"the target returned {given}; expected one value for each of the {batch_size} samples: [{batch_size}]. "
+            "It must accept any number of samples, because many methods evaluate larger batches"
         )
     return values

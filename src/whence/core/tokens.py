@@ -1,23 +1,23 @@
-"""Token ids as people read them."""
+"""Token ids as readable strings."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from whence.errors import InputError
 
-SPACE_MARKERS = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a space in front
+SPACE_MARKERS = ("Ġ", "▁")  # leading space in byte-level and SentencePiece vocabularies
 
 
 def token_strings(tokenizer: Any, ids: Iterable[int]) -> list[str]:
-    """Each id as readable text, spaces in front kept; `tokenizer` is Hugging Face's, or a function of a list of ids.
+    """Return each id as readable text, with leading spaces; `tokenizer` is Hugging Face's, or a function of a list of ids.
 
-    >>> words_of(tokenizer, [464, 3797])
+    >>> token_strings(tokenizer, [464, 3797])
     ['The', ' cat']
     """
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         if not callable(tokenizer):
             raise InputError(
-                f"words are told by a tokenizer, a function of ids or a list of words, not {type(tokenizer).__name__}"
+                f"expected a Hugging Face tokenizer, a function of ids or a list of strings, got {type(tokenizer).__name__}"
             )
         told: Any = tokenizer(list(map(int, ids)))
         return list(map(str, told))

@@ -1,4 +1,4 @@
-"""Nests: a tensor, a tuple of tensors, or a dict of tensors, as inputs and relevance come; and values in words."""
+"""Trees (a tensor, a tuple of tensors, or a dict of tensors) of inputs and relevance, and short reprs of values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-Tree = Any  # a tensor, a tuple of tensors or a dict of tensors: what the user passed, and what he gets back
+Tree = Any  # a tensor, a tuple of tensors or a dict of tensors: the structure of inputs and relevance
 
 
 def named_leaves(nest: Tree, name: str = "") -> dict[str, Tensor]:
-    """The tensors of a nest by name: "relevance", "relevance.1", "layers.features.28"."""
+    """Return the tensors of a tree by name: "relevance", "relevance.1", "layers.features.28"."""
     if isinstance(nest, Tensor):
         return {name: nest}
     items = nest.items() if isinstance(nest, dict) else enumerate(nest or ())
@@ -22,7 +22,7 @@ def named_leaves(nest: Tree, name: str = "") -> dict[str, Tensor]:
 
 
 def with_leaves(nest: Tree, named: Mapping[str, Tensor], name: str = "") -> Tree:
-    """The same nest of other tensors, by the names that `tensors` gives them."""
+    """Return the tree with other tensors, named as by `named_leaves`."""
     if isinstance(nest, Tensor):
         return named[name]
     if isinstance(nest, dict):
@@ -31,7 +31,7 @@ def with_leaves(nest: Tree, named: Mapping[str, Tensor], name: str = "") -> Tree
 
 
 def map_leaves(change: Callable[[Tensor], Any], nest: Tree) -> Tree:
-    """The same nest of changed tensors."""
+    """Return the tree with a function applied to each tensor."""
     if isinstance(nest, Tensor):
         return change(nest)
     if isinstance(nest, dict):
@@ -40,9 +40,9 @@ def map_leaves(change: Callable[[Tensor], Any], nest: Tree) -> Tree:
 
 
 def short_repr(value: Any) -> str:
-    """A method or rule in one line, its tensors by their shapes and its nests by what is in them.
+    """Return a one-line repr of a method or rule, with tensors as their shapes and without default arguments.
 
-    >>> described(whence.ExpectedGradients(torch.rand(100, 784)))
+    >>> short_repr(whence.ExpectedGradients(torch.rand(100, 784)))
     'ExpectedGradients(background=tensor[100, 784])'
     """
     shape = getattr(value, "shape", ())

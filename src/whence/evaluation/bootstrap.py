@@ -1,17 +1,17 @@
-"""Means with bootstrap intervals (Efron 1979), paired where two are compared."""
+"""Bootstrap confidence intervals of means (Efron 1979), paired for comparisons."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-MIN_SAMPLES = 5  # samples that an interval needs
+MIN_SAMPLES = 5  # fewest samples for which an interval is computed
 N_RESAMPLES = 2000
 MAX_ENTRIES = 2**24
 
 
 class Interval(NamedTuple):
-    """A mean and the middle 95 % of the means of resampled samples; NaN bounds of fewer than five samples."""
+    """A mean with its bootstrap interval (95 % by default); the bounds are NaN for fewer than five samples."""
 
     mean: float
     low: float
@@ -20,9 +20,9 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Tensor, level: float = 0.95, seed: int = 0) -> Interval:
-    """Of the mean of values `[n]`, those that are NaN left out.
+    """Compute the mean of values `[n]`, ignoring NaN, and its bootstrap interval.
 
-    >>> interval(torch.tensor([1.0, 2, 3, 4, 5, 6]))
+    >>> mean_interval(torch.tensor([1.0, 2, 3, 4, 5, 6]))
     Interval(mean=3.5, low=2.166…, high=4.833…, n=6)
     """
     values = values[~values.isnan()].double()
@@ -41,5 +41,5 @@ def mean_interval(values: Tensor, level: float = 0.95, seed: int = 0) -> Interva
 
 
 def paired_interval(a: Tensor, b: Tensor, level: float = 0.95, seed: int = 0) -> Interval:
-    """Of the mean of a − b over the samples that both have."""
+    """Compute the mean of a − b, with its interval, over the samples for which both have a value."""
     return mean_interval(a - b, level, seed)

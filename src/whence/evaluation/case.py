@@ -1,4 +1,4 @@
-"""What the metrics are given: a batch, what the model says of it however altered, and how a method explains it."""
+"""The inputs of metrics: a batch, the model's scores on modified inputs, and the batch explained by a method."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,16 +20,16 @@ from whence.methods.registry import Method
 T = TypeVar("T")
 Score = Literal["logit", "logit_difference", "probability"]
 SCORES = ("logit", "logit_difference", "probability")
-ExternalMethod = Callable[[Any, Tree, Any], Tree]  # (model, inputs, target) -> relevance like the inputs
+ExternalMethod = Callable[[Any, Tree, Any], Tree]  # (model, inputs, target) -> relevance shaped like the inputs
 
 
 @dataclass
 class EvaluationBatch:
-    """Samples, what is explained of them, and what has been found out about them so far, for all methods."""
+    """Samples with their target, labels and masks, and a cache of the results that all methods share."""
 
-    task: Task  # its one target with all indices filled in
+    task: Task  # has a single target, with all indices resolved
     output: Tensor  # [N]
-    numbers: Sequence[int]  # of the samples among all; they set what is random, so that no batch-mate does
+    numbers: Sequence[int]  # dataset indices of the samples; they seed random draws, which do not depend on the batch
     labels: Tensor | None = None  # [N]
     masks: Tensor | None = None  # [N, …]
     seed: int = 0
@@ -39,7 +39,7 @@ class EvaluationBatch:
     def of(
         cls, prepared: PreparedModel, inputs: Inputs, target: Target, numbers: Sequence[int] | None = None, **more: Any
     ) -> "EvaluationBatch":
-        """The model is asked once what is explained; samples are numbered from 0 on if nothing else is said."""
+        """Build a batch by running the model once to resolve the target; `numbers` defaults to 0, 1, …."""
         task = Task(prepared, inputs, [target], progress=False)
         ((output, resolved),) = target_values(task)
         numbers = range(inputs.batch_size) if numbers is None else numbers
@@ -57,20 +57,20 @@ class EvaluationBatch:
         return self.task.targets[0]
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What does not depend on the method is made once."""
+        """Return the cached value of `key`, calling `make` on first use; for values that do not depend on the method."""
         if key not in self._once:
             self._once[key] = make()
         return self._once[key]
 
     def random(self, purpose: str) -> list[torch.Generator]:
-        """A source of random numbers for each sample."""
+        """Return one random generator per sample, seeded by `seed`, `purpose` and the index of the sample."""
         kind = sum(map(ord, purpose))
         return [
             torch.Generator().manual_seed((self.seed * 1_000_003 + kind * 10_007 + number) % 2**63) for number in self.numbers
         ]
 
     def asked(self, score: Score) -> ModelQueries:
-        """What the model says to altered inputs, as a score of the class that is explained."""
+        """Return the `ModelQueries` that score modified inputs for the explained target."""
         return self.once(("asked", score), lambda: ModelQueries(replace(self.task, targets=[self._scored(score)])))
 
     def _scored(self, score: Score) -> Target:
@@ -79,12 +79,12 @@ class EvaluationBatch:
         if score == "logit":
             return self.target
         if not isinstance(self.target, Tensor):
-            raise TargetError(f"score={score!r} needs a class as target; {self.target!r} is none")
+            raise TargetError(f"score={score!r} requires a class as target, got {self.target!r}; use score='logit'")
         return ProbabilityTarget(self.target) if score == "probability" else Logit(self.target, rather_than=self._runner_up())
 
     @property
     def logits(self) -> Tensor:
-        """Of all classes, `[N, classes]`, where the target is one of them."""
+        """The logits of all classes, `[N, classes]`; requires a class as target."""
         return self.once("logits", self._logits)
 
     def _logits(self) -> Tensor:
@@ -93,15 +93,15 @@ class EvaluationBatch:
         return shown[0]
 
     def _runner_up(self) -> Tensor:
-        """The likeliest of the other classes."""
+        """Return the class with the largest logit other than the target, `[N]`."""
         if self.logits.shape[1] < 2:
-            raise TargetError("a logit difference needs two classes; use score='logit'")
+            raise TargetError("score='logit_difference' requires at least two classes; use score='logit'")
         return self.logits.scatter(1, self.target[:, None], -torch.inf).argmax(1)
 
 
 @dataclass(frozen=True)
 class ProbabilityTarget(Logit):
-    """The softmax probability of a class rather than its logit; of a single logit its sigmoid."""
+    """The softmax probability of a class instead of its logit; for a single logit, its sigmoid."""
 
     def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
         rows = self._rows(logits, inputs)
@@ -112,7 +112,7 @@ class ProbabilityTarget(Logit):
 
 @dataclass(frozen=True)
 class LogitRecorder(Logit):
-    """A logit that shows which others there are."""
+    """A logit target that appends the logits of all classes to `shown`."""
 
     shown: list[Tensor] = field(default_factory=list)
 
@@ -123,28 +123,28 @@ class LogitRecorder(Logit):
 
 @dataclass
 class ExplainedBatch:
-    """A batch under one method."""
+    """A batch explained by one method."""
 
     batch: EvaluationBatch
     way: "MethodAdapter"
-    relevance: dict[int, Tensor]  # part -> like it, or one score an id
-    explanation: Explanation | None  # of a method of whence
-    curves: dict[Hashable, Any] = field(default_factory=dict)  # by what was taken away how
+    relevance: dict[int, Tensor]  # input part -> relevance like the part; one score per token id
+    explanation: Explanation | None  # None for external functions
+    curves: dict[Hashable, Any] = field(default_factory=dict)  # flipping curves by their `RegionFlipping`
 
     def again(self, parts: dict[int, Tensor], rounds: int = 1) -> dict[int, Tensor]:
-        """Relevance at other points `[rounds · N, …]`, of the same targets."""
+        """Compute the relevance of the same targets for other inputs, `[rounds · N, …]`."""
         task = self.batch.task.moved(rounds, parts)
         return self.way.relevance(task.inputs, task.targets[0])
 
     def flat(self, relevance: dict[int, Tensor] | None = None) -> Tensor:
-        """All relevance of a sample in a row, `[N, numbers]`, in float64 and at hand."""
+        """Return the relevance of each sample as a row, `[N, entries]`, in float64 on the CPU."""
         found = self.relevance if relevance is None else relevance
         return torch.cat([found[i].flatten(1).double().cpu() for i in sorted(found)], 1)
 
 
 @dataclass
 class MethodAdapter:
-    """How a method explains: one of whence, or any function of model, inputs and target."""
+    """A uniform interface to explanation methods: those of whence, and functions of model, inputs and target."""
 
     name: str
     method: Method | ExternalMethod
@@ -155,7 +155,7 @@ class MethodAdapter:
         return not hasattr(self.method, "explanations")
 
     def case(self, batch: EvaluationBatch) -> ExplainedBatch:
-        """The batch explained."""
+        """Explain the batch."""
         return ExplainedBatch(batch, self, *self._explained(batch.inputs, batch.target))
 
     def relevance(self, inputs: Inputs, target: Target) -> dict[int, Tensor]:
@@ -172,14 +172,15 @@ class MethodAdapter:
 
 
 def _check_relevance(relevance: Tree, inputs: Inputs, name: str) -> dict[int, Tensor]:
+    """Return relevance by input part; raise `InputError` if its structure, shapes or values are invalid."""
     found = {i: score.detach() for i, score in inputs.apart(relevance).items() if isinstance(score, Tensor)}
     if not found:
-        raise InputError(f"{name!r} gave {type(relevance).__name__}, no relevance like the inputs")
+        raise InputError(f"method {name!r} returned {type(relevance).__name__}; expected relevance tensors structured like the inputs")
     for i, score in found.items():
         x = inputs.parts[i]
         fits = score.dim() == x.dim() and all(a in (1, b) for a, b in zip(score.shape, x.shape, strict=True))
         if not fits or len(score) != len(x):
-            raise InputError(f"{name!r} gave relevance of {tuple(score.shape)} for inputs of {tuple(x.shape)}")
+            raise InputError(f"method {name!r} returned relevance of shape {tuple(score.shape)} for inputs of shape {tuple(x.shape)}")
         if not torch.isfinite(score).all():
-            raise InputError(f"{name!r} gave relevance that is NaN or infinite")
+            raise InputError(f"method {name!r} returned NaN or infinite relevance")
     return found

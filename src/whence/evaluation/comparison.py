@@ -1,4 +1,4 @@
-"""compare(): one input, several methods, one figure."""
+"""`compare`: the same inputs explained by several methods, in one figure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,19 +24,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "grad_cam", "occlusion")
-MAX_SAMPLES = 4  # in a figure
+MAX_SAMPLES = 4  # shown in a figure
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison(Result):
-    """The same inputs by several methods.
+    """Explanations of the same inputs by several methods.
 
     >>> c = whence.compare(model, x, ["lrp", "integrated_gradients"], target=3)
     >>> c["lrp"].relevance
     >>> c.save("compared.png")
 
-    `explanations` holds one by each method. In the figure each heatmap has its own scale, or one for all of a sample with
-    `common_scale`; under the name stand the sum of relevance and the share of counter-relevance, Σ|R⁻| / Σ|R|.
+    The figure shows, below the name of each method, the sum of relevance and the share of negative relevance
+    (counter-relevance), Σ|R⁻| / Σ|R|.
+
+    Args:
+        explanations: The explanation by each method, by name.
+        common_scale: Whether all heatmaps of a sample share one scale; otherwise each heatmap has its own.
     """
 
     explanations: Mapping[str, Explanation]
@@ -50,7 +54,7 @@ class Comparison(Result):
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each sample and method: target, output, sum of relevance, share of counter-relevance."""
+        """One row per sample and method: target, output, sum of relevance, share of negative relevance."""
         rows = []
         for name, e in self.explanations.items():
             against, targets = negative_share(e), e.target_names()
@@ -61,7 +65,11 @@ class Comparison(Result):
         return sorted(rows, key=lambda row: row["sample"])
 
     def with_tokens(self, tokenizer: Any) -> "Comparison":
-        """The same with token ids as words (`Explanation.with_tokens`)."""
+        """Return a copy with token ids decoded to strings.
+
+        Args:
+            tokenizer: As for `Explanation.with_tokens`.
+        """
         return replace(self, explanations={name: e.with_tokens(tokenizer) for name, e in self.explanations.items()})
 
     def __repr__(self) -> str:
@@ -70,11 +78,13 @@ class Comparison(Result):
             for r in self.table
             if r["sample"] == 0
         ]
-        return "\n".join([f"Comparison of {len(self)} methods; of sample 0:", *lines])
+        return "\n".join([f"Comparison of {len(self)} methods; sample 0:", *lines])
 
     def figure(self) -> "Figure":
-        """A row for each of the first samples, with the input and its heatmaps side by side; what is no picture one below the
-        other."""
+        """Return a figure with a row for each of the first samples (at most four): the image and its heatmaps side by side.
+
+        Explanations of inputs other than single images are drawn below one another.
+        """
         from whence.plotting.panels import stack_panels
         from whence.plotting.side_by_side import method_rows_figure
 
@@ -110,13 +120,27 @@ def compare(
     common_scale: bool = False,
     class_names: Names = (),
 ) -> Comparison:
-    """The same inputs explained by several methods, side by side.
+    """Explain the same inputs by several methods, side by side.
 
     >>> whence.compare(model, x, ["lrp", "gradient_times_input"], target=483).save("compared.png")
     >>> whence.compare(model, x, {"γ = 0": whence.LRP(...), "γ = 1": whence.LRP(...), "theirs": their_function})
 
-    `methods` as in `whence.evaluate`; a method that cannot explain this model is an error that names it. All explain the same
-    target: the arg max is taken once.
+    All methods explain the same target: the arg max is computed once.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        inputs: Tensor `[N, …]`, or a tuple or dict of tensors.
+        methods: Methods or their short names, or a dict of them by name; the dict may also contain functions
+            `(model, inputs, target) → relevance` of other libraries. Defaults to LRP, gradient × input, integrated gradients,
+            sensitivity, Grad-CAM and occlusion, as far as they apply to the inputs.
+        target: None (the arg max) or any other target that `explain` takes.
+        common_scale: Whether all heatmaps of a sample share one scale; otherwise each heatmap has its own.
+        class_names: Names of the model's outputs, for the figure.
+    Returns:
+        A `Comparison`, with one `Explanation` per method.
+    Raises:
+        WhenceError: A method cannot explain the model; the message begins with the name of the method.
+        ModelError: A method raised an error of another library.
     """
     check_model(model)
     given = Inputs.of(inputs).detached()
@@ -126,7 +150,7 @@ def compare(
 
 
 def default_methods(inputs: Inputs) -> list[str]:
-    """The methods that are compared where none are named: those that these inputs have."""
+    """Return the names of the methods that are compared by default, as far as they apply to the inputs."""
     if not inputs.explained:
         return [name for name in METHODS if name not in ("grad_cam", "occlusion")]
     pictures = any(inputs.parts[i].dim() == 4 for i in inputs.explained)
@@ -134,7 +158,7 @@ def default_methods(inputs: Inputs) -> list[str]:
 
 
 def negative_share(e: Explanation) -> Tensor:
-    """Σ|R⁻| / Σ|R| of each sample, `[N]`."""
+    """Compute the share of negative relevance of each sample, Σ|R⁻| / Σ|R|, `[N]`."""
     rows = [r.detach().double().cpu().reshape(len(e), -1) for r in named_leaves(e.relevance).values()]
     flat = torch.cat(rows, 1)
     return flat.clamp(max=0).abs().sum(1) / flat.abs().sum(1).clamp(min=1e-300)

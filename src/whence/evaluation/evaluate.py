@@ -1,4 +1,4 @@
-"""evaluate(): how much explanations can be trusted, by several metrics, for several methods, sample by sample."""
+"""`evaluate`: how faithful explanations are, by several metrics, for several methods, sample by sample."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from whence.lrp.engine.prepared_model import PreparedModel
 
 METHODS = ("lrp", "gradient_times_input", "integrated_gradients", "sensitivity", "random")
 METRICS = ("srg", "sparseness", "max_sensitivity")
-METRICS_FOR_IDS = ("srg", "sparseness")  # which have nothing between them
+METRICS_FOR_IDS = ("srg", "sparseness")  # token ids cannot be perturbed continuously
 ENGINES = ("local", "ray")
 
 
@@ -59,7 +59,7 @@ def evaluate(
     seed: int = 0,
     progress: Progress = True,
 ) -> Evaluation:
-    """How far explanations of a model can be trusted: each method on each sample by each metric.
+    """Evaluate explanations of a model: compute each metric of each method for each sample.
 
     >>> found = whence.evaluate(model, (x, y), ["lrp", "gradient_times_input", "random"], ["srg", "selectivity"])
     >>> found
@@ -67,29 +67,51 @@ def evaluate(
     >>> found.differences("srg", to="random")      # paired
     >>> found.save("report.html")                  # or .png, .csv, .json
 
-    `inputs` is `(x, y)`, `x`, a data set (whose rows `read` may make inputs of) or a loader. `methods` are names or methods, or a
-    dict by name, in which functions `(model, inputs, target) → relevance` of other libraries may stand too; "random" is chance
-    itself. `metrics` are names (`whence.metrics.METRICS`) or metrics. `target` is what is explained: "predicted", "label", or
-    as for `explain`. `masks` `[N, …]` mark where relevance should lie. `regions`, `imputer`, `score`, `n_steps` are those of the
-    metrics by name that take parts of the input away (`whence.metrics.Removal`, `Flipping`); for token ids
-    `imputer=tokenizer.mask_token_id`.
+    If a method fails on a sample, or a sample cannot be read, its value is NaN and the sample is listed in `failures`; the
+    others are evaluated. Random draws depend on `seed` and on the index of the sample in the data, not on its batch.
 
-    A method that fails on a sample has no value there; the sample is named in `failures`, the rest counted, and so is one that
-    cannot be read. What is random is set by `seed` and the place of a sample in the data, not by its batch. With `cache_dir`, a
-    folder, what was finished before a crash is read there, not computed again.
+    To use several machines, call with `shard="i/n"` on each, then call once without `shard` and with the same `cache_dir` to
+    gather the results; or use `engine="ray"`.
 
-    Many machines: `shard="i/n"` does every n-th batch and leaves it in `cache_dir`, a folder all jobs see; the same call without
-    `shard` then gathers. `engine="ray"` shares the batches of a data set among the workers of a Ray cluster at `address`.
-
-    Raises `InputError`, `RuleError`, `TargetError` for what cannot be evaluated, and the error of a method that fails on all.
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        inputs: `(x, y)`, `x`, a dataset or a loader.
+        methods: Methods or their short names, or a dict of them by name; the dict may also contain functions
+            `(model, inputs, target) → relevance` of other libraries. "random" is a baseline of random relevance.
+        metrics: Metrics or their names (`whence.metrics.METRICS`). Defaults to "srg", "sparseness" and "max_sensitivity",
+            for token ids without "max_sensitivity".
+        target: "predicted", "label", or any target that `explain` takes.
+        masks: Masks `[N, …]` of the positions where relevance is expected, for the localization metrics.
+        regions: The regions that metrics remove from the input, see `whence.metrics.Removal`. This and the next three
+            arguments apply to metrics that are given by name.
+        imputer: The values that replace removed regions, see `whence.metrics.Removal`; for token ids, pass
+            `tokenizer.mask_token_id`.
+        score: "logit", "probability" or "logit_difference", see `whence.metrics.Removal`.
+        n_steps: The number of steps in which regions are removed, see `whence.metrics.RegionFlipping`.
+        batch_size: The number of samples per batch; None chooses it by the size of the samples.
+        read: A function from a row of a dataset to an input, or to a pair of input and label.
+        cache_dir: A folder for finished results, which a repeated call reads instead of computing them again.
+        shard: "i/n" or `(i, n)` evaluates every n-th batch, starting at i, and writes the results to `cache_dir`, a folder
+            shared by all jobs; "env" reads i and n from the environment variables that torchrun sets.
+        engine: "local", or "ray" to distribute the batches of a dataset among the workers of a Ray cluster.
+        address: The address of the Ray cluster.
+        seed: Random seed.
+        progress: Whether to show a progress bar, or a function that is called with (done, total).
+    Returns:
+        An `Evaluation`.
+    Raises:
+        InputError: The data cannot be evaluated: it is empty, or masks or targets do not match the samples.
+        RuleError: A method, metric or setting is invalid.
+        TargetError: The target is invalid.
+        WhenceError: A method fails on all samples; its own error is raised, which may be of another type.
     """
     check_model(model)
     if engine not in ENGINES:
         raise RuleError(f"engine={engine!r}; choose from {', '.join(ENGINES)}")
     if shard is not None and cache_dir is None:
-        raise RuleError("shard= leaves its part in cache_dir=, a folder that all jobs see; give both")
+        raise RuleError("shard= requires cache_dir=, a folder shared by all jobs; give both")
     if address is not None and engine != "ray":
-        raise RuleError("address is that of a Ray cluster; give engine='ray' too")
+        raise RuleError("address= is the address of a Ray cluster; give engine='ray' too")
     ways = make_adapters(model, methods)
     found = batches(inputs, batch_size, read, parse_shard(shard))
     first = _until_first_readable(found)
@@ -113,7 +135,7 @@ def evaluate(
     run.check_counts(count)
     several = masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
     if (several or shard is not None) and is_shuffled(inputs):
-        raise InputError("a loader that shuffles or samples gives no sample its mask, target or part; give the data set itself")
+        raise InputError("masks, targets and shards cannot be matched to a loader that shuffles or samples; pass the dataset itself")
     if engine == "local":
         return run.gathered(map(run.part, chain(first, found)), count, progress)
     return run.gathered(_run_on_ray(run, inputs, batch_size, read, parse_shard(shard), address), count, progress)
@@ -121,7 +143,7 @@ def evaluate(
 
 @dataclass
 class PartialResult:
-    """What was found out about some of the samples."""
+    """The results for some of the samples."""
 
     numbers: Sequence[int]
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # method -> metric -> [n]
@@ -130,7 +152,7 @@ class PartialResult:
 
 @dataclass
 class EvaluationRun:
-    """One evaluation under way."""
+    """A call of `evaluate`: the methods and metrics, and the settings that all batches share."""
 
     prepared: PreparedModel
     ways: list[MethodAdapter]
@@ -139,10 +161,10 @@ class EvaluationRun:
     masks: Tensor | None
     seed: int
     kept: "ResultCache"
-    _errors: dict[str, Exception] = field(default_factory=dict)  # the first of each method
+    _errors: dict[str, Exception] = field(default_factory=dict)  # the first error of each method
 
     def gathered(self, parts: Iterable[PartialResult], count: int | None, shown: Progress) -> Evaluation:
-        """All of them, in whatever order, as one."""
+        """Merge partial results, which may come in any order, into one `Evaluation`."""
         found: list[PartialResult] = []
         with progress("evaluate", count or 0, count is not None and shown) as advance:
             for part in parts:
@@ -154,14 +176,14 @@ class EvaluationRun:
         failures = sorted((failure for part in found for failure in part.failures), key=lambda f: f.sample)
         for way in self.ways:
             if sum(failure.method == way.name for failure in failures) == len(numbers):
-                raise self._errors.get(way.name) or ModelError(f"{way.name!r} fails on every sample: {failures[0].message}")
+                raise self._errors.get(way.name) or ModelError(f"method {way.name!r} failed on every sample: {failures[0].message}")
         scores = {
             way.name: _merge_in_order([(p.numbers, p.scores[way.name]) for p in found if p.scores], count) for way in self.ways
         }
         return Evaluation.of(scores, self.metrics, failures)
 
     def part(self, samples: SampleBatch | UnreadableRow) -> PartialResult:
-        """The values of each method; the model is asked only for what is not kept."""
+        """Compute the metrics of each method for a batch, except for results that are cached."""
         if isinstance(samples, UnreadableRow):
             return PartialResult(
                 [samples.index], failures=[Failure(way.name, samples.index, samples.message) for way in self.ways]
@@ -176,7 +198,7 @@ class EvaluationRun:
                 continue
             batch = batch or self._made(samples)
             found, failed = self._values(way, batch, samples)
-            if not failed:  # what failed may succeed another time
+            if not failed:  # failures are not cached: a later call may succeed
                 self.kept.write(key, found)
             part.scores[way.name] = found
             part.failures += failed
@@ -218,26 +240,26 @@ class EvaluationRun:
             return None
         if self.target == "label":
             if samples.labels is None:
-                raise TargetError("target='label' needs labels: data=(x, y)")
+                raise TargetError("target='label' needs labels; pass inputs=(x, y)")
             return samples.labels
-        raise TargetError(f"target={self.target!r}; choose 'predicted', 'label', a class, or what explain() takes")
+        raise TargetError(f"target={self.target!r}; choose 'predicted', 'label', a class, or any target that explain() takes")
 
     def _masks(self, samples: SampleBatch) -> Tensor | None:
         return None if self.masks is None else self.masks[torch.tensor(list(samples.numbers))]
 
     def check_counts(self, count: int | None, known: bool = True) -> None:
-        """One mask and one target for each sample."""
+        """Raise `InputError` unless there is one mask and one target per sample."""
         if count is None:
             return
         for what, given in (("masks", self.masks), ("targets", self.target)):
             several = isinstance(given, Tensor) and given.dim() > 0
             if several and (len(given) < count or (known and len(given) != count)):  # type: ignore[arg-type]
-                raise InputError(f"{len(given)} {what} for {count} samples; give one each")  # type: ignore[arg-type]
+                raise InputError(f"{len(given)} {what} for {count} samples; give one per sample")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class ResultCache:
-    """A folder of what is finished, each piece under the fingerprint of all that it depends on."""
+    """A folder of finished results; the name of each file is the fingerprint of all that the result depends on."""
 
     folder: Path | None
     settings: str = ""
@@ -248,7 +270,7 @@ class ResultCache:
             return cls(None)
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"cache_dir={str(folder)!r} is a file; give a folder")
+            raise InputError(f"cache_dir={str(folder)!r} is a file; expected a folder")
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, fingerprint(model, seed, metrics, version("whence")))
 
@@ -262,7 +284,7 @@ class ResultCache:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 return {name: torch.from_numpy(kept[name]) for name in kept.files}
-        except (OSError, ValueError, BadZipFile, EOFError):  # damaged: to be computed again
+        except (OSError, ValueError, BadZipFile, EOFError):  # damaged file: compute the result again
             return None
 
     def write(self, key: str, found: dict[str, Tensor]) -> None:
@@ -280,19 +302,19 @@ class ResultCache:
 def _check_needs(metrics: Sequence[Metric], model: Any, masks: Tensor | None) -> None:
     for metric in metrics:
         if getattr(metric, "needs_masks", False) and masks is None:
-            raise InputError(f"{metric.name} needs masks=, one of each sample: [N, H, W] of pictures, [N, T] of texts")
+            raise InputError(f"{metric.name} needs masks=, one mask per sample: [N, H, W] for images, [N, T] for texts")
         if getattr(metric, "needs_module", False) and not isinstance(model, nn.Module):
-            raise ModelError(f"{metric.name} makes weights random; the model must be a torch.nn.Module")
+            raise ModelError(f"{metric.name} randomizes weights; the model must be a torch.nn.Module")
 
 
 def _until_first_readable(found: Iterator[SampleBatch | UnreadableRow]) -> list[SampleBatch | UnreadableRow]:
-    """Up to the first that can be read."""
+    """Return the batches up to and including the first that can be read."""
     first: list[SampleBatch | UnreadableRow] = []
     for piece in found:
         first.append(piece)
         if isinstance(piece, SampleBatch):
             return first
-    raise InputError("no samples: the data is empty, or has fewer batches than shard= has parts; nothing is left to evaluate")
+    raise InputError("no samples to evaluate: the data is empty, or has fewer batches than shard= has parts")
 
 
 def _run_on_ray(
@@ -310,7 +332,7 @@ def _worker(run: EvaluationRun, rows: DatasetRows, batch_size: int | None) -> Ca
 
 
 def _merge_in_order(parts: Sequence[tuple[Sequence[int], dict[str, Tensor]]], count: int) -> dict[str, Tensor]:
-    """Values of samples by their numbers; NaN where some have none."""
+    """Merge values by sample index; values of samples without any are NaN."""
     like = {key: value for _, part in parts for key, value in part.items()}
     found = {key: value.new_full((count, *value.shape[1:]), torch.nan) for key, value in like.items()}
     for numbers, part in parts:

@@ -1,1 +1,1 @@
-"""An explanation as one graph of plain operators: traced, replayed, recorded for CUDA."""
+"""Capture of explanations as graphs of plain operators: tracing, replay and CUDA graphs."""

@@ -1,6 +1,6 @@
-"""What a program launches on a CUDA device, recorded once and launched as a whole.
+"""Capture of a program's kernels as a CUDA graph, which launches them all at once.
 
-A network of many small functions keeps an accelerator waiting: to launch its kernels one by one takes longer than they run.
+In a network of many small functions, launching the kernels one by one takes longer than running them.
 """
 
 import threading
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 Program = Callable[..., dict[str, Tensor]]
-WARMUP_RUNS = 2  # in which libraries choose their kernels and take their memory
+WARMUP_RUNS = 2  # in which libraries select kernels and allocate memory
 
 
 class CudaGraph:
-    """A program of CUDA tensors of these shapes, as a CUDA graph. It keeps the memory of one run."""
+    """A program of CUDA tensors of fixed shapes, captured as a CUDA graph. It holds the memory of one run."""
 
     def __init__(self, program: Program, tensors: Sequence[Tensor]):
-        self._program = program  # whose constants the kernels read
+        self._program = program  # keeps the constants alive that the kernels read
         self._given = [t.clone() for t in tensors]
         self._graph, self._done, self._lock = torch.cuda.CUDAGraph(), torch.cuda.Event(), threading.Lock()
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -31,7 +31,7 @@ class CudaGraph:
 
     def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
         with self._lock, torch.cuda.device(self._given[0].device):
-            self._done.wait()  # what another stream still reads of the last run
+            self._done.wait()  # wait until other streams have read the last results
             for own, given in zip(self._given, tensors, strict=True):
                 own.copy_(given)
             self._graph.replay()
@@ -41,7 +41,7 @@ class CudaGraph:
 
 
 def as_cuda_graph(program: Program, tensors: Sequence[Tensor]) -> Program:
-    """The program recorded; itself where it does not run on one CUDA device alone, or waits for values on its way."""
+    """Return the program as a CUDA graph, or unchanged if it uses other devices or synchronises with the host."""
     constants = program.buffers() if isinstance(program, nn.Module) else ()
     devices = {t.device for t in (*tensors, *constants) if t.is_cuda}
     if not tensors or not all(t.is_cuda for t in tensors) or len(devices) > 1:

@@ -1,4 +1,4 @@
-"""Tensors whose sizes may vary: what a graph is written of that is to serve batches, pictures and texts of other sizes."""
+"""Symbolic tensors, from which graphs with dynamic batch, image and text sizes are traced."""
 
 import traceback
 from collections.abc import Collection, Iterator, Mapping
@@ -20,11 +20,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whence.errors import ModelError
 from whence.lrp.torch_compat.traced_constants import INTERNAL_PATHS, user_code_line
 
-GUARD_SOURCES = ("/fx/experimental/", "/torch/__init__.py", "/_dynamo/", "/utils/")  # of torch, on the way from who asks
+GUARD_SOURCES = (
+    "/fx/experimental/",
+    "/torch/__init__.py",
+    "/_dynamo/",
+    "/utils/",
+)  # torch's frames between the guard and the code that caused it
 
 
 class StrictShapeEnv(ShapeEnv):
-    """Remembers where a size that was to vary is taken as a number."""
+    """A shape environment that records the lines that specialise a dynamic size to a number."""
 
     def __init__(self):
         super().__init__(duck_shape=False)
@@ -46,31 +51,32 @@ class StrictShapeEnv(ShapeEnv):
 
 @contextmanager
 def symbolic_tensors(given: Mapping[str, Tensor], sizes: Mapping[str, Collection[int]]) -> Iterator[list[Tensor]]:
-    """Tensors like the given without their values, of `sizes` that may vary.
+    """Yield tensors without values like the given ones, whose dimensions in `sizes` are dynamic.
 
-    Raises `ModelError`, at the end, for sizes that were taken as numbers, and for what depends on values.
+    Raises `ModelError`, at the end of the block, for dynamic sizes that were specialised to numbers, and for shapes or control
+    flow that depend on values.
     """
     environment = StrictShapeEnv()
     fake = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     tensors = [_symbolic_like(t, name, sizes.get(name, ()), fake) for name, t in given.items()]
     try:
-        # other kernels of attention are those of one machine; without Python's dispatcher C++ would read sizes as numbers
+        # other attention kernels are specific to a machine; without Python's dispatcher, C++ would specialise the sizes
         with sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
             yield tensors
     except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
         raise ModelError(
-            "how many numbers are computed depends on the values of tensors (x[mask], nonzero, unique), in "
-            f"{user_code_line(traceback.extract_tb(error.__traceback__))}: there is no one graph of it"
+            "data-dependent shape or control flow (such as x[mask], nonzero, unique) at "
+            f"{user_code_line(traceback.extract_tb(error.__traceback__))}; cannot capture as one graph"
         ) from error
     for name, t in zip(given, tensors, strict=True):
         for d in sizes.get(name, ()):
             _check_varies(name, d, t.shape[d], environment)
     if environment.decided_in:
-        raise ModelError(f"the model decides by sizes that vary, in {environment.decided_in[0]}: there is no one graph of it")
+        raise ModelError(f"control flow depends on a dynamic size at {environment.decided_in[0]}; cannot capture as one graph")
 
 
 def _line_of_guard() -> str:
-    """The line that asked, if it is neither torch's nor ours."""
+    """Return the line of user code that caused a guard; empty if it is in torch or whence."""
     for frame in reversed(traceback.extract_stack()[:-1]):
         if frame.filename.startswith(INTERNAL_PATHS[0]) and any(part in frame.filename for part in GUARD_SOURCES):
             continue
@@ -88,8 +94,8 @@ def _symbolic_like(t: Tensor, name: str, sizes: Collection[int], fake: FakeTenso
 def _check_varies(name: str, d: int, size: Any, environment: StrictShapeEnv) -> None:
     fixed = size if isinstance(size, int) else size.node.maybe_as_int()
     if fixed is not None:
-        where = "" if isinstance(size, int) else f", in {environment.fixed_in.get(size.node._expr, 'a line of its own')}"
+        where = "" if isinstance(size, int) else f" at {environment.fixed_in.get(size.node._expr, 'an unknown line')}"
         raise ModelError(
-            f"size {d} of '{name}' cannot vary: the model takes it as the number {fixed}{where}; write x.shape[0] for len(x), "
-            "and no int(…) around sizes"
+            f"dimension {d} of '{name}' cannot be dynamic: the model specialises it to the number {fixed}{where}; write "
+            "x.shape[0] instead of len(x), and do not convert sizes by int(…)"
         )

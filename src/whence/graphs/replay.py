@@ -1,4 +1,4 @@
-"""Explanations replayed: the graph that the first of its kind wrote, run again on other numbers."""
+"""Replay of captured explanations: the graph of the first explanation is run again on other inputs."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -19,11 +19,11 @@ from whence.lrp.torch_compat.saved_tensors import version_of
 from whence.lrp.training.differentiable import state_tensors
 
 PlainValue = int | float | str | None
-MAX_GRAPHS = 32  # graphs
+MAX_GRAPHS = 32  # the oldest are dropped
 
 
 class ReplayGraph:
-    """A graph, and what is left of it where all that is made of the weights is made already."""
+    """A graph, and its program with everything that depends on weights alone computed in advance."""
 
     def __init__(self, written: TracedExplanation):
         self.written = written
@@ -32,29 +32,32 @@ class ReplayGraph:
         self.state: Hashable = None
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
-        # a graph of operators has all casts and ways back in it: neither autocast nor autograd is to see them again
+        # the graph contains all casts and backward passes: autocast and autograd must not apply again
         with torch.inference_mode(False), torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
             if (state := _weight_versions(self.weights)) != self.state:
                 program = fold_constants(self.written.graph)
-                self.own = {t.untyped_storage()._cdata for t in program.buffers()}  # which is not given away
+                self.own = {t.untyped_storage()._cdata for t in program.buffers()}  # must not be returned without a copy
                 self.program, self.state = as_cuda_graph(program, tensors), state
             found = self.program(*tensors)
         return {name: t.clone() if t.untyped_storage()._cdata in self.own else t for name, t in found.items()}
 
 
 class ReplayCache:
-    """The graphs of one model and method, by the kinds of inputs."""
+    """The graphs of one model and method, by shapes, dtypes and devices of the inputs."""
 
     def __init__(self, model: Callable[..., Any]):
         self._model = model
-        self._captures: dict[Hashable, ReplayGraph | None] = {}  # None: explained plainly
+        self._captures: dict[Hashable, ReplayGraph | None] = {}  # None: cannot be captured
         self._settings: Hashable = None
 
     def __call__(
         self, explained: ExplainFunction, inputs: Inputs, target: Target, layers: tuple[str, ...]
     ) -> Explanation | None:
-        """What `explained(inputs, target)` gives; None where it would raise or warn, and for what is not replayed: targets that
-        are functions or passages, inputs with parts that cannot be compared."""
+        """Return `explained(inputs, target)`, replayed from a graph if there is one.
+
+        None where it would raise or warn, and where replay is not supported: targets that are functions or a `Span`, inputs
+        with parts that cannot be compared.
+        """
         asked: Any = _with_tensor_indices(target, inputs)
         if not isinstance(asked, Tensor | Logit | None) or not all(isinstance(p, PlainValue | Tensor) for p in inputs.parts):
             return None
@@ -66,7 +69,7 @@ class ReplayCache:
             self._captures.clear()
             self._settings = settings
         if key not in self._captures:
-            first = explained(inputs.nest, target)  # which raises what there is to raise
+            first = explained(inputs.nest, target)  # raises the errors of an explanation without capture
             self._captures[key] = None if first.patches else self._written(explained, inputs, asked, first)
             for oldest in list(self._captures)[:-MAX_GRAPHS]:
                 del self._captures[oldest]
@@ -76,44 +79,48 @@ class ReplayCache:
             return None
         try:
             found = capture.replay(list(given.values()))
-        except (IndexError, RuntimeError):  # of classes or ids that there are none of, say
+        except (IndexError, RuntimeError):  # such as a class or token id out of range
             return None
         return with_tensors(capture.written.like, found) if found[HOLDS] else None
 
     def _written(self, explained: ExplainFunction, inputs: Inputs, target: Any, first: Explanation) -> ReplayGraph | None:
-        """The graph, seen to give the same; None where an operator cannot run outside of its own forward pass."""
+        """Return the captured graph, checked against the explanation; None if an operator cannot run without its forward pass."""
         capture = ReplayGraph(trace(explained, inputs, target))
         try:
             found = capture.replay(list(input_tensors(inputs, target).values()))
-        except RuntimeError:  # the gradient of an LSTM by oneDNN
+        except RuntimeError:  # oneDNN's gradient of an LSTM
             return None
         check_equal(found, first)
         return capture
 
     def _made_of(self) -> Hashable:
-        """What a graph holds for good."""
+        """Return the settings, modules and weights that are fixed in a graph."""
         if not isinstance(self._model, nn.Module):
             return model_settings(self._model)
         weights = tuple(map(id, state_tensors(self._model).values()))
-        return model_settings(self._model), tuple(self._model.modules()), weights  # held, so that no other comes to lie there
+        return (
+            model_settings(self._model),
+            tuple(self._model.modules()),
+            weights,
+        )  # keeps modules alive, so that their ids are not reused
 
 
 def _with_tensor_indices(target: Any, inputs: Inputs) -> Any:
-    """With class indices as tensors, which one graph serves for all classes."""
+    """Return the target with class indices as tensors, so that one graph works for all classes."""
     if isinstance(target, int) and not isinstance(target, bool):
         return torch.full((inputs.batch_size,), target, device=next(p.device for p in inputs.parts if isinstance(p, Tensor)))
     if isinstance(target, list | tuple | range | np.ndarray):
         try:
             return class_indices(target, inputs.batch_size)
         except TargetError:
-            return inputs  # for the plain explanation to say what is wrong
+            return inputs  # not supported, so that the explanation without capture raises the error
     if isinstance(target, Logit) and not all(isinstance(i, int | None | Tensor) for i in (target.index, target.rather_than)):
         return inputs
     return target
 
 
 def _static_part(target: Target) -> Hashable:
-    """What of a target is the same at each call."""
+    """Return the part of a target that is fixed in a graph."""
     if isinstance(target, Tensor):
         return "target"
     if isinstance(target, Logit):

@@ -1,4 +1,4 @@
-"""An explanation written down: one graph of plain operators, from inputs and class indices to all that an explanation holds."""
+"""Tracing of an explanation as one graph of plain operators, from inputs and class indices to all of its tensors."""
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,28 +23,30 @@ from whence.lrp.torch_compat.deferred_checks import defer_checks
 from whence.lrp.torch_compat.traced_constants import CONSTANT_READS
 
 HOLDS = "holds"
-TRACE_LOCK = threading.Lock()  # torch patches modules of the whole process while it traces
-CLOSE = 1e-3  # of the largest relevance: what another order of summation may make
-MISMATCH_REASON = "the model computes something else each time, or while its graph is written"
+TRACE_LOCK = threading.Lock()  # torch patches modules globally while it traces
+CLOSE = 1e-3  # relative to the largest relevance: the effect of another order of summation
+MISMATCH_REASON = "the model is not deterministic, or behaves differently while it is traced"
 RANDOM_TAG = torch.Tag.nondeterministic_seeded
 
 ExplainFunction = Callable[[Tree, Target], Explanation]
-Sizes = Mapping[str, Collection[int]]  # of the tensors by name, the dimensions that may have another size
+Sizes = Mapping[str, Collection[int]]  # dynamic dimensions of the tensors, by name
 
 
 @dataclass(frozen=True, eq=False)
 class TracedExplanation:
-    """The graph takes tensors in the order of `given_tensors`, and gives numbers by name, `holds` among them: whether all is so
-    that the explanation would have raised no error."""
+    """A traced explanation, whose graph maps tensors in the order of `input_tensors` to tensors by name.
+
+    Among its outputs is `holds`: whether all checks passed, that is, the explanation would have raised no error.
+    """
 
     graph: GraphModule
-    like: Explanation  # of what was written down; its words are those of all
+    like: Explanation  # the traced explanation, whose names and settings apply to all
 
 
 def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Sizes | None = None) -> TracedExplanation:
-    """What `explained(inputs, target)` does, of tensors like these, or of other `sizes`. Weights are read where they lie.
+    """Trace `explained(inputs, target)` for tensors of the same shapes, or with dynamic `sizes`.
 
-    Raises `ModelError` where the model decides by values, and for sizes that cannot vary.
+    Weights are referenced, not copied. Raises `ModelError` for data-dependent control flow, and for sizes that cannot be dynamic.
     """
     given = input_tensors(inputs, target)
     made: list[Explanation] = []
@@ -68,14 +70,16 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
 
 
 def input_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
-    """What changes from call to call, by name: the parts of the inputs that are tensors, and the indices of the target."""
+    """Return the tensors that change from call to call, by name: those of the inputs, and the indices of the target."""
     if inputs.arrays:
-        raise ModelError("functions of NumPy arrays cannot be written down as a graph; give a model made of torch functions")
+        raise ModelError("functions of NumPy arrays cannot be captured as a graph; pass a model made of torch functions")
     called = ("x",) if inputs.single else inputs.names or tuple(f"x{i}" for i in range(len(inputs.parts)))
     found = {name: part for name, part in zip(called, inputs.parts, strict=True) if isinstance(part, Tensor)}
     clashing = {"target", "rather_than"} & set(found)
     if clashing:
-        raise InputError(f"an input is named {clashing.pop()!r}, as the class indices are; wrap the model and rename it")
+        raise InputError(
+            f"the input name {clashing.pop()!r} is reserved for class indices; wrap the model and rename the input"
+        )
     logit = Logit(target) if isinstance(target, Tensor) else target
     if isinstance(logit, Logit):
         indices = {"target": logit.index, "rather_than": logit.rather_than}
@@ -84,7 +88,7 @@ def input_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
 
 
 def check_equal(found: Mapping[str, Tensor], e: Explanation) -> None:
-    """Raise where a graph gives something else than the explanation does: other numbers, or other than it names."""
+    """Raise `ModelError` if the outputs of a graph differ from the explanation."""
     wanted = to_tensors(e)
     largest = max(float(t.abs().max()) for t in (e.output, *named_leaves(e.relevance).values()))
     for name in wanted.keys() & found.keys():
@@ -94,13 +98,13 @@ def check_equal(found: Mapping[str, Tensor], e: Explanation) -> None:
         off = float((found[name].to(t) - t).abs().max())
         if not off <= CLOSE * max(largest, float(t.abs().max())):
             raise ModelError(
-                f"the graph gives other numbers for {name} than explain() (off by {off:.1e}, for {len(e)} samples): "
+                f"the graph returns other values of {name} than explain() (error {off:.1e}, for {len(e)} samples): "
                 f"{MISMATCH_REASON}"
             )
 
 
 def fold_constants(written: GraphModule) -> GraphModule:
-    """With all that is made of constants alone, weights above all, computed once and for all."""
+    """Return the graph with everything that depends on constants alone, such as weights, computed in advance."""
     graph = Graph()
     graph.output(graph.graph_copy(written.graph, {}))
     values = _constants(graph, written)
@@ -118,7 +122,7 @@ def fold_constants(written: GraphModule) -> GraphModule:
 
 
 def _constants(graph: Graph, root: GraphModule) -> dict[Node, Any]:
-    """The values of all nodes that no input changes, and that nothing is written to."""
+    """Return the values of all nodes that do not depend on inputs and are not modified in place."""
     values: dict[Node, Any] = {}
     kept = _mutated_nodes(graph)
     with torch.no_grad(), _disable_current_modes():
@@ -138,10 +142,10 @@ def _is_constant(node: Node, values: Mapping[Node, Any]) -> bool:
 
 
 def _mutated_nodes(graph: Graph) -> set[Node]:
-    """The nodes whose values are overwritten later on, and those that they are views of."""
+    """Return the nodes whose values are modified in place, and the nodes that they are views of."""
     open_ends = [given for node in graph.nodes for given in _aliases(node, written=True)]
     found: set[Node] = set()
-    for node in open_ends:  # grows as it is read
+    for node in open_ends:  # grows during iteration
         if node not in found:
             found.add(node)
             open_ends += node.all_input_nodes if node.target is getitem else _aliases(node)
@@ -151,12 +155,12 @@ def _mutated_nodes(graph: Graph) -> set[Node]:
 def _check_writes_nothing(graph: Graph) -> None:
     if any(node.op == "get_attr" for node in _mutated_nodes(graph)):
         raise ModelError(
-            "the model overwrites a tensor of its own (a buffer, a cache) as it runs; a graph would do so but once"
+            "the model modifies one of its tensors (a buffer, a cache) in place in the forward pass; cannot capture as one graph"
         )
 
 
 def _aliases(node: Node, written: bool = False) -> list[Node]:
-    """What a function gives views of, or, `written`, what it overwrites."""
+    """Return the arguments of which a function returns views, or those it modifies in place if `written`."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return []
@@ -172,7 +176,7 @@ def _nodes(argument: Any) -> list[Node]:
 
 
 def _tensors(given: Mapping[str, Tensor], sizes: Sizes | None) -> AbstractContextManager[list[Tensor]]:
-    """What the graph is written of."""
+    """Return a context with the tensors to trace: the given ones, or symbolic ones of dynamic sizes."""
     if sizes is None:
         return nullcontext(list(given.values()))
     from whence.graphs.dynamic_shapes import symbolic_tensors  # slow to import
@@ -191,7 +195,7 @@ def _with_tensors(inputs: Inputs, target: Target, named: Mapping[str, Tensor]) -
 
 
 def _all_hold(conditions: Sequence[Tensor]) -> Tensor:
-    """Whether all hold, of parts of a model that may lie on several devices."""
+    """Return whether all conditions hold, which may be on several devices."""
     if not conditions:
         return torch.ones((), dtype=torch.bool)
     return torch.stack([condition.to(conditions[0].device) for condition in conditions]).all()
@@ -204,7 +208,7 @@ def _name_inputs(graph: Graph, names: Sequence[str]) -> None:
 
 
 def _merge_repeated_constants(graph: GraphModule) -> None:
-    """One node for each tensor of the model."""
+    """Merge the nodes that read the same tensor of the model."""
     first: dict[int, Node] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":

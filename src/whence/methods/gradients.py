@@ -1,4 +1,4 @@
-"""Methods made of one gradient: sensitivity, gradient × input, and the gradient with ReLUs that let less back."""
+"""Gradient methods: sensitivity, gradient × input, guided backpropagation and deconvnet."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,17 +27,23 @@ from whence.methods.forward_backward import (
     target_gradients,
 )
 
-RelevanceFunction = Callable[[Tensor, Tensor], Tensor]  # of a value and the gradient there
+RelevanceFunction = Callable[[Tensor, Tensor], Tensor]  # (value, gradient at that value) -> relevance
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Partial derivatives: what changes the output most, not what made it.
+    """Sensitivity analysis: partial derivatives of the output with respect to the input.
 
     >>> whence.explain(model, x, target=3, method=whence.Sensitivity()).relevance
 
-    `form` "square" gives R_i = (∂f/∂x_i)², whose sum is the squared norm of the gradient in (output / input)² (Montavon et al.
-    2018, eq. 4), "absolute" |∂f/∂x_i| (Simonyan et al. 2014), "signed" ∂f/∂x_i itself. None adds up to the output.
+    Sensitivity shows which changes of the input change the output most, not which parts of the input produced the output. The
+    scores do not add up to the output in any form.
+
+    Args:
+        form: "square" for R_i = (∂f/∂x_i)², whose sum is the squared norm of the gradient in units of (output / input)²
+            (Montavon et al. 2018, eq. 4); "absolute" for |∂f/∂x_i| (Simonyan et al. 2014); "signed" for ∂f/∂x_i itself.
+    Raises:
+        RuleError: `form` is not one of the three.
     """
 
     form: Literal["square", "absolute", "signed"] = "square"
@@ -61,11 +67,11 @@ SENSITIVITY_FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class GradientTimesInput:
-    """R_i = x_i · ∂f/∂x_i (Shrikumar et al. 2016): Taylor decomposition at the root 0.
+    """Gradient × input, R_i = x_i · ∂f/∂x_i (Shrikumar et al. 2016): Taylor decomposition at the root 0.
 
     >>> whence.explain(model, x, target=3, method="gradient_times_input").relevance
 
-    Exact, ΣR = f(x), where f(tx) = t f(x): ReLU networks without biases.
+    The scores add up exactly, ΣR = f(x), where f(tx) = t f(x), as in ReLU networks without biases.
     """
 
     name: ClassVar[str] = "gradient_times_input"
@@ -76,12 +82,12 @@ class GradientTimesInput:
 
 @dataclass(frozen=True)
 class GuidedBackprop:
-    """The gradient with every ReLU letting back only what is positive, where it was active (Springenberg et al. 2015).
+    """Guided backpropagation: each ReLU passes back only positive gradients, where it was active (Springenberg et al. 2015).
 
     >>> whence.explain(model, x, target=3, method=whence.GuidedBackprop()).relevance
 
-    It recovers edges of the input more than reasons of the output (Nie et al. 2018). Functions other than ReLU keep their
-    gradient; a network without a ReLU is a `ModelError`.
+    It recovers edges of the input rather than evidence for the output (Nie et al. 2018). Functions other than ReLU keep their
+    gradient. `whence.explain` raises a `ModelError` for a network without a ReLU.
     """
 
     name: ClassVar[str] = "guided_backprop"
@@ -92,11 +98,11 @@ class GuidedBackprop:
 
 @dataclass(frozen=True)
 class Deconvnet:
-    """The gradient with every ReLU letting back what is positive, active or not (Zeiler and Fergus 2014).
+    """Deconvnet: each ReLU passes back only positive gradients, whether or not it was active (Zeiler and Fergus 2014).
 
     >>> whence.explain(model, x, target=3, method=whence.Deconvnet()).relevance
 
-    Functions other than ReLU keep their gradient; a network without a ReLU is a `ModelError`.
+    Functions other than ReLU keep their gradient. `whence.explain` raises a `ModelError` for a network without a ReLU.
     """
 
     name: ClassVar[str] = "deconvnet"
@@ -106,13 +112,13 @@ class Deconvnet:
 
 
 def input_gradients(task: Task, taps: LayerTaps | None = None) -> Iterator[Gradients]:
-    """Value and gradient at the inputs for each target."""
+    """Yield the values and gradients at the inputs for each target."""
     scope, lookups = task.scope, task.lookups
     return _gradients(task, scope, ConstantParameters(scope, lookups), taps or LayerTaps.of(task))
 
 
 class ReluBackwardMode(ConstantParameters):
-    """Plain gradients but for ReLU, which returns `back(g, active)`."""
+    """Mode that replaces the gradient of ReLU by `back(g, active)` and leaves all other gradients unchanged."""
 
     def __init__(self, scope: ModuleTracker, lookups: EmbeddingLookups, back: RelevanceFunction):
         super().__init__(scope, lookups)
@@ -143,7 +149,9 @@ def _gradient_explanations(
     for found in _gradients(task, scope, mode, LayerTaps.of(task)):
         if isinstance(mode, ReluBackwardMode) and not mode.relus:
             name = type(method).__name__
-            raise ModelError(f"{name} is defined by ReLUs and the model calls none; use Sensitivity, or LRP for any network")
+            raise ModelError(
+                f"{name} needs a model with ReLUs, but this one calls none; use Sensitivity, or LRP for any network"
+            )
         scores = found.scores(relevance)
         account = Conservation(
             found.output,

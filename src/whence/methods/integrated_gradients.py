@@ -1,4 +1,4 @@
-"""Gradients gathered along straight paths from a baseline to the input: integrated and expected gradients."""
+"""Gradients integrated along straight paths from a baseline to the input: integrated and expected gradients."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,14 +25,20 @@ Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_
 
 @dataclass(frozen=True, eq=False)
 class IntegratedGradients:
-    """R_i = (x_i − x̃_i) ∫₀¹ ∂f/∂x_i(x̃ + α (x − x̃)) dα (Sundararajan et al. 2017, eq. 1).
+    """Integrated gradients, R_i = (x_i − x̃_i) ∫₀¹ ∂f/∂x_i(x̃ + α (x − x̃)) dα (Sundararajan et al. 2017, eq. 1).
 
     >>> e = whence.explain(model, x, target=3, method=whence.IntegratedGradients(n_steps=50))
-    >>> e.conservation.gap          # f(x) − f(x̃) − ΣR, [N]: what the quadrature misses
+    >>> e.conservation.gap          # f(x) − f(x̃) − ΣR, [N]: the error of the quadrature
 
-    `baselines` x̃ is a number, a tensor like the input or `[1, …]`, or a tuple or dict of them; 0 if not given, and for token
-    ids the zero vector in place of each embedding, or an id. `method` is the quadrature: "gausslegendre", exact for
-    polynomials, or "riemann_left", "…_right", "…_middle", "…_trapezoid". `batch_size` is how many points run at once.
+    Args:
+        baselines: Baseline x̃: a number, a tensor shaped like the input or `[1, …]`, or a tuple or dict of them structured like
+            the inputs. 0 by default; for token ids, the zero vector in place of each embedding, unless an id is given.
+        n_steps: Number of points at which the gradient is evaluated, at least 1, or 2 for "riemann_trapezoid".
+        method: Quadrature: "gausslegendre", which is exact for polynomials, "riemann_left", "riemann_right", "riemann_middle"
+            or "riemann_trapezoid".
+        batch_size: Number of points that the model evaluates at once; chosen by the size of the input by default.
+    Raises:
+        RuleError: Unknown `method`, or too few steps for it.
     """
 
     baselines: feature_masks.Baselines = None
@@ -46,7 +52,10 @@ class IntegratedGradients:
         if self.method not in QUADRATURES:
             raise RuleError(f"method={self.method!r}; choose from {', '.join(QUADRATURES)}")
         if not isinstance(self.n_steps, int) or self.n_steps < 1 + (self.method == "riemann_trapezoid"):
-            raise RuleError(f"n_steps={self.n_steps!r} is too few for {self.method}")
+            raise RuleError(
+                f"n_steps={self.n_steps!r} is too few for method={self.method!r}; expected an int of at least "
+                f"{1 + (self.method == 'riemann_trapezoid')}"
+            )
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         starts = {i: start[None] for i, start in feature_masks.baselines(self.baselines, task.inputs).items()}
@@ -58,14 +67,21 @@ class IntegratedGradients:
 
 @dataclass(frozen=True, eq=False)
 class ExpectedGradients:
-    """Integrated gradients in the mean over baselines drawn from a background (Erion et al. 2021, eq. 3).
+    """Expected gradients: integrated gradients averaged over baselines drawn from a background (Erion et al. 2021, eq. 3).
 
     >>> e = whence.explain(model, x, target=3, method=whence.ExpectedGradients(background=x_train[:100]))
     >>> e.standard_errors           # like x
 
-    `background` has the structure of the inputs, with samples of its own `[B, …]`. Each of `n_samples` gradients is taken at
-    another place on the way from one of them; ΣR = f(x) − mean f(background) up to `conservation.gap`. The draws are the same
-    for every sample and set by `seed`.
+    Each of the `n_samples` gradients is taken at a different point on the straight path from one of the background samples to
+    the input. ΣR = f(x) − mean f(background) up to `conservation.gap`. The draws are the same for every sample.
+
+    Args:
+        background: Baseline samples `[B, …]`, structured like the inputs.
+        n_samples: Number of gradients for each sample, at least 2.
+        seed: Random seed of the draws.
+        batch_size: Number of points that the model evaluates at once; chosen by the size of the input by default.
+    Raises:
+        RuleError: `n_samples` is below 2.
     """
 
     background: Tree
@@ -77,7 +93,7 @@ class ExpectedGradients:
 
     def __post_init__(self):
         if not isinstance(self.n_samples, int) or self.n_samples < 2:
-            raise RuleError(f"n_samples={self.n_samples!r}; give at least 2")
+            raise RuleError(f"n_samples={self.n_samples!r}; expected an int of at least 2")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         starts = {i: b[:, None] for i, b in feature_masks.background(self.background, task.inputs).items()}
@@ -92,7 +108,7 @@ class ExpectedGradients:
 
 @dataclass(frozen=True)
 class StraightPaths:
-    """Points x̃ + α (x − x̃) for all samples in each round: a baseline and an α a round."""
+    """The points x̃ + α (x − x̃) of all samples, with one baseline and one α for each round."""
 
     inputs: Inputs
     starts: dict[int, Tensor]  # part -> [baselines, 1 or N, …]
@@ -100,7 +116,7 @@ class StraightPaths:
     alphas: Tensor  # [rounds]
 
     def points(self, rounds: slice) -> tuple[int, dict[int, Tensor], dict[int, Tensor]]:
-        """How many rounds, and the points and their differences x − x̃ of the floating-point parts, `[rounds · N, …]`."""
+        """Return the number of rounds, and the points and differences x − x̃ of floating-point parts, `[rounds · N, …]`."""
         alphas, which = self.alphas[rounds], self.which[rounds]
         points, differences = {}, {}
         for i in self.inputs.explained:
@@ -111,7 +127,7 @@ class StraightPaths:
         return len(which), points, differences
 
     def alter(self, rounds: slice) -> AlterLookup | None:
-        """The same for the vectors of token ids, with their differences."""
+        """Return a function that moves the embeddings of token ids along the path and stores their differences x − x̃."""
         ids = self.inputs.ids
         if not ids:
             return None
@@ -122,7 +138,7 @@ class StraightPaths:
 
         def alter(lookup: Lookup) -> Lookup:
             alpha, start = alpha_at[lookup.places].to(lookup.vectors), start_at[lookup.places]
-            own = ((lookup.places == NO_POSITION) | alpha.isnan())[..., None]  # not to be moved
+            own = ((lookup.places == NO_POSITION) | alpha.isnan())[..., None]  # these embeddings are not moved
             begin = torch.where(own, lookup.vectors, lookup.find(start.clamp(min=0)) * (start >= 0)[..., None])
             difference = lookup.vectors - begin
             vectors = torch.where(own, begin, begin + alpha[..., None] * difference)
@@ -131,13 +147,13 @@ class StraightPaths:
         return alter
 
     def _alphas(self, ids: Tensor, alphas: Tensor) -> Tensor:
-        """α at every place; NaN for ids that all samples share, which are in no round."""
+        """Return α for every id position; NaN for ids shared by all samples, which are not repeated by round."""
         return (
             alphas.repeat_interleave(ids.numel()) if self.inputs.of_batch(ids) else alphas.new_full((ids.numel(),), torch.nan)
         )
 
     def _start_ids(self, i: int, which: Tensor) -> Tensor:
-        """Ids to start from, `[rounds, N, …]`; −1 for the zero vector."""
+        """Return the baseline ids `[rounds, N, …]`; −1 stands for the zero vector."""
         ids = self.inputs.ids[i]
         start = self.starts[i][which] if i in self.starts else torch.tensor(-1)
         return start.expand(len(which), *ids.shape) if self.inputs.of_batch(ids) else torch.full_like(ids, -1)
@@ -150,7 +166,7 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -
     totals = [RunningMoments() for _ in targets]
 
     def scores(rounds: slice) -> list[dict[int, Tensor]]:
-        """Contributions of each round to each target's relevance, [rounds, N, …]."""
+        """Return the contributions of each round to each target's relevance, `[rounds, N, …]`."""
         times, points, differences = paths.points(rounds)
         moved = task.moved(times, points, targets, paths.alter(rounds))
         found = []
@@ -174,7 +190,7 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -
 
 
 def _baseline_outputs(method: Any, task: Task, paths: StraightPaths, targets: list) -> list[Tensor]:
-    """The mean output at the baselines gone from, `[N]` for each target."""
+    """Return the mean output at the baselines, `[N]` for each target."""
     which = paths.which.unique()
     starts = replace(paths, which=which, alphas=torch.zeros(len(which), dtype=torch.float64))
 

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation as a method beside the others."""
+"""Layer-wise relevance propagation as one of the methods of `whence.explain`."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ from whence.methods.forward_backward import (
 
 @dataclass(frozen=True)
 class LRP:
-    """Layer-wise relevance propagation (Bach et al. 2015) by rules for the layers of any network.
+    """Layer-wise relevance propagation (Bach et al. 2015) with rules for the layers of any network.
 
     >>> whence.LRP()                                              # presets.attn_lrp(), which fits most networks
     >>> whence.LRP(whence.presets.epsilon_plus())
@@ -41,9 +41,14 @@ class LRP:
     ...     torch.nn.functional.linear: whence.Epsilon(1e-6),     # torch function, wherever it is called
     ... })
 
-    `rules` is an ordered mapping, first match wins; linear maps without a match get `Epsilon()`. A path or class selects
-    everything that runs inside. `unknown` says what happens at a function that is neither linear nor known: "error",
-    "warn" (and use its gradient) or "gradient".
+    Args:
+        rules: Ordered mapping of selectors to rules, or a `whence.presets.Composite`; the first match wins. A selector is a
+            module path, a module class or a torch function; a path or class selects everything that runs inside the module.
+            Linear maps without a match get `Epsilon()`. `whence.presets.attn_lrp()` by default.
+        unknown: What to do at a torch function that is neither linear nor known to whence: "error" raises an
+            `UnknownFunctionError`, "warn" warns and uses its gradient, "gradient" uses its gradient silently.
+    Raises:
+        RuleError: `rules` is not a mapping of selectors to rules, or `unknown` is not one of the three.
     """
 
     rules: Mapping[Selector, Rule] | Composite = field(default_factory=presets.attn_lrp)
@@ -70,7 +75,7 @@ class LRP:
             yield make_explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
 
     def gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
-        """The modified gradients g = R/a, and what is known of the way they came."""
+        """Yield the modified gradients g = R/a of each target, with the mode that computed them."""
         try:
             yield from self._gradients(task)
         except UnguardedOverwrite:
@@ -98,15 +103,16 @@ def _warn_if_unbalanced(account: Conservation) -> None:
         worst = float(account.error.max())
         largest = max(account.by_layer, key=lambda layer: float(account.by_layer[layer].abs().max()), default="(none)")
         warnings.warn(
-            f"relevance and what was absorbed miss the output by {worst:.0e} of it: amounts that cancel (the largest was "
-            f"absorbed in '{largest}'; explain model.double() to tell), or a gradient that the model changes unseen",
+            f"relevance plus the absorbed share differs from the output by {worst:.0e} of it. Either large terms cancel (the "
+            f"largest amount was absorbed in '{largest}'; explain model.double() to check), or the model modifies a gradient "
+            "where whence cannot see it",
             ConservationWarning,
             stacklevel=2,
         )
 
 
 def _check_relevance_arrives(found: Gradients, mode: RelevanceMode) -> None:
-    """Raise where gates took all relevance: zeros would look like an answer."""
+    """Raise `ModelError` if gates blocked all relevance, since zeros would look like a valid explanation."""
     gradients = [g for _, g in (*found.inputs.values(), *found.looked_up)] + found.extras
     arrived = torch.stack([g.any() for g in gradients]).any()
     if mode.bench.gates_reached and found.flow is None and not check_holds(arrived | ~found.output.any()):

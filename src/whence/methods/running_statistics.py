@@ -1,13 +1,13 @@
-"""Sums over rounds that come in batches: of contributions, and of their squares for standard errors."""
+"""Running sums, means, variances and standard errors of contributions that arrive in batches of rounds."""
 
 import torch
 from torch import Tensor
 
 
 class RunningMoments:
-    """Gathers weighted contributions `[rounds, N, …]` of each part.
+    """Accumulator of weighted contributions `[rounds, N, …]` of each part of the inputs.
 
-    >>> moments = Moments()
+    >>> moments = RunningMoments()
     >>> moments.add({0: torch.ones(2, 1, 3)}, torch.tensor([0.5, 0.5]))
     >>> moments.sums()
     {0: tensor([[1., 1., 1.]])}
@@ -15,13 +15,13 @@ class RunningMoments:
 
     def __init__(self):
         self._rounds = 0
-        self._first: dict[int, Tensor] = {}  # what is summed are differences from it, lest their squares cancel
+        self._first: dict[int, Tensor] = {}  # sums are of differences from it, to avoid cancellation in the variance
         self._sums: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
         self._dtypes: dict[int, torch.dtype] = {}
 
     def add(self, parts: dict[int, Tensor], weights: Tensor | None = None) -> None:
-        """The next rounds, by `weights` of all rounds; by 1 if none."""
+        """Add the next rounds, multiplied by their entries in `weights` of all rounds, or by 1 if None."""
         rounds = len(next(iter(parts.values())))
         of_these = None if weights is None else weights[self._rounds : self._rounds + rounds]
         self._rounds += rounds
@@ -46,16 +46,16 @@ class RunningMoments:
         return self._typed({i: mean.square() + self._scatter(i) / n for i, mean in means.items()})
 
     def variances(self) -> dict[int, Tensor]:
-        """Of the rounds, as of a sample: Σ (c − c̄)² / (n − 1)."""
+        """Return the sample variances of the rounds, Σ (c − c̄)² / (n − 1)."""
         return self._typed({i: self._scatter(i) / (self._rounds - 1) for i in self._sums})
 
     def standard_errors(self) -> dict[int, Tensor]:
-        """Of the sums, if the rounds are independent draws: √(n · variance)."""
+        """Return the standard errors of the sums for independent rounds, √(n · variance)."""
         n = self._rounds
         return self._typed({i: (self._scatter(i) * n / (n - 1)).sqrt() for i in self._sums})
 
     def _scatter(self, i: int) -> Tensor:
-        """Σ (c − c̄)²."""
+        """Return Σ (c − c̄)²."""
         return (self._squares[i] - self._sums[i].square() / self._rounds).clamp(min=0)
 
     def _typed(self, parts: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -22,21 +22,33 @@ from whence.methods.shapley_values import BudgetError, Estimator, InteractionInd
 
 @dataclass(frozen=True, eq=False)
 class Shapley:
-    """Shapley values of features: the mean of what a feature adds to all coalitions of others (Shapley 1953).
+    """Shapley values of features: the mean marginal contribution of a feature to coalitions of the others (Shapley 1953).
 
     >>> e = whence.explain(model, x, target=3, method=whence.Shapley())                           # up to 11 features: exact
     >>> e = whence.explain(model, x, target=3, method=whence.Shapley(feature_mask=whence.patches(x, 16)))
     >>> e = whence.explain(model, x, target=3, method=whence.Shapley(background=x_train[:50], interactions="sii"))
     >>> e.standard_errors, e.interactions
 
-    Absent features are replaced by `baselines` (0 if not given), or by those of every sample of a `background` in turn, the
-    outputs averaged. Features as in `FeatureAblation`. `estimator` "exact" asks each of 2^n coalitions once, to 20 features;
-    "regression" a sample of complements at leverage scores (Musco and Witter 2025), regressed under a prior over higher
-    orders; "permutation" orders and their reverses. If not given it is exact where that is within the budget, else by
-    regression. `budget` is the number of model evaluations a sample, 4n + 2048 coalitions if not given. `interactions` of pairs
-    are "sii" (Grabisch and Roubens 1999) or "stii" (Sundararajan et al. 2020); sampled ones take n (n − 1) + 2 coalitions.
-    ΣR = f(x) − f(baseline), each feature counted once. Features that equal what would replace them are zero and cost nothing.
-    The sample is set by `seed`.
+    ΣR = f(x) − f(baseline), where each feature is counted once. Features that equal their replacement have the value zero and
+    cost no model evaluations.
+
+    Args:
+        baselines: Values that replace absent features, as in `IntegratedGradients`; 0 by default. For token ids an id must be
+            given.
+        background: Samples `[B, …]`, structured like the inputs. Absent features are replaced by those of every background
+            sample in turn, and the outputs are averaged. Give either `baselines` or `background`.
+        feature_mask: Feature number of every entry, as in `FeatureAblation`; by default every entry is a feature.
+        estimator: "exact" evaluates each of the 2^n coalitions once, for at most 20 features. "regression" evaluates pairs of
+            complementary coalitions sampled by leverage scores (Musco and Witter 2025) and fits a regression under a prior over
+            higher orders. "permutation" evaluates random orders and their reverses. The default is "exact" where that is within
+            the budget, else "regression".
+        budget: Number of model evaluations for each sample; 4n + 2048 coalitions by default.
+        interactions: Index of pairwise interactions: "sii" (Grabisch and Roubens 1999) or "stii" (Sundararajan et al. 2020);
+            estimating them from a sample takes n (n − 1) + 2 coalitions. None by default: no interactions.
+        seed: Random seed of the sampled coalitions.
+        batch_size: Number of samples that the model evaluates at once; chosen by the size of the input by default.
+    Raises:
+        RuleError: Both `baselines` and `background` are given, or `estimator`, `budget`, `interactions` or `seed` is invalid.
     """
 
     baselines: feature_masks.Baselines = None
@@ -53,7 +65,7 @@ class Shapley:
     def __post_init__(self):
         shapley_values.check_settings(self.estimator, self.interactions, self.budget, self.seed)
         if self.baselines is not None and self.background is not None:
-            raise RuleError("give baselines or a background, not both: absent features are replaced by one of them")
+            raise RuleError("got both baselines and background; give only one of them to replace absent features")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
@@ -79,9 +91,9 @@ class Shapley:
             )  # fmt: skip
 
     def _found(self, game: "FeatureGame") -> Iterator[tuple[Tensor, Tensor, ShapleyValues]]:
-        """Values of the features that play a part, for all samples in which the same ones do."""
+        """Yield samples with the same active features, the numbers of these features, and their Shapley values."""
         active = game.active
-        if any(callable(target) for target in game.ask.targets):  # a function cannot be asked for some of the samples
+        if any(callable(target) for target in game.ask.targets):  # a callable target needs all samples of the batch
             active = active.any(0).expand_as(active)
         patterns, which = active.unique(dim=0, return_inverse=True)
         with progress(self.name, len(which), len(patterns) > 1 and game.task.progress) as advance:
@@ -103,14 +115,14 @@ class Shapley:
 
 @dataclass(frozen=True, eq=False)
 class FeatureGame:
-    """Features of the inputs as players: a coalition's value is the output with all other features replaced."""
+    """The cooperative game of input features: a coalition's value is the output with all other features replaced."""
 
     method: Shapley
     task: Task
     ask: ModelQueries
     players: FeatureGroups
     absent: dict[int, Tensor]  # part -> [replacements, 1 or N, …]
-    playing: Tensor  # the numbers of the features that take part; the others are always there
+    playing: Tensor  # the numbers of the features that are players; the others are always present
 
     @classmethod
     def of(cls, method: Shapley, task: Task) -> "FeatureGame":
@@ -123,16 +135,16 @@ class FeatureGame:
 
     @property
     def replacements(self) -> int:
-        """How many there are of each absent feature, whose outputs are averaged."""
+        """The number of replacements of each absent feature; the outputs are averaged over them."""
         return len(next(iter(self.absent.values())))
 
     @property
     def active(self) -> Tensor:
-        """Which features differ from what would replace them, `[N, features]`; the others add nothing to any coalition."""
+        """A mask `[N, features]` of the features that differ from their replacement; the others contribute nothing."""
         return self.players.differing(self.task.inputs, self.absent).cpu()
 
     def among(self, samples: Tensor, playing: Tensor, alone: bool) -> "FeatureGame":
-        """The game of some samples and features; `alone` if no other is played."""
+        """Return the game restricted to some samples and features; `alone` if the samples are all samples."""
         if alone:
             return replace(self, playing=playing)
         absent = {i: b[:, samples] if b.shape[1] > 1 else b for i, b in self.absent.items()}
@@ -143,11 +155,11 @@ class FeatureGame:
         )  # fmt: skip
 
     def by_target(self, found: Tensor) -> Tensor:
-        """What was found of all games, `[targets, N, …]`."""
+        """Reshape the results of all games to `[targets, N, …]`."""
         return found.to(self.ask.outputs).unflatten(0, (len(self.ask.targets), -1))
 
     def __call__(self, members: Tensor) -> Tensor:
-        """The values of coalitions `[M, playing]`, `[M, targets · N]`."""
+        """Return the values `[M, targets · N]` of coalitions `[M, playing]`."""
         present = torch.ones(len(members), self.players.count, dtype=torch.bool)
         present[:, self.playing] = members
 

@@ -1,4 +1,4 @@
-"""Simple Taylor decomposition: the first-order terms of the output at a root."""
+"""Simple Taylor decomposition: the first-order terms of the Taylor expansion of the output at a root."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,22 +14,27 @@ from whence.methods import feature_masks
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
 from whence.methods.taylor_roots import NearestRoot, ScalarFunction
 
-KINK_NOTE = "at a root on a kink, where the gradient is its limit from the sample's side"
-SLOPE_TOLERANCE = 1e-2  # as far as gradients may differ at and beside a root of a smooth function
+KINK_NOTE = "root on a kink: the gradient there is the one-sided limit from the side of the sample"
+SLOPE_TOLERANCE = 1e-2  # relative difference that gradients at and next to a root of a smooth function may have
 
 
 @dataclass(frozen=True, eq=False)
 class SimpleTaylor:
-    """R_i = (x_i − x̃_i) · ∂f/∂x_i(x̃) at a root f(x̃) = 0 (Montavon et al. 2018, eq. 5).
+    """Simple Taylor decomposition, R_i = (x_i − x̃_i) · ∂f/∂x_i(x̃) at a root f(x̃) = 0 (Montavon et al. 2018, eq. 5).
 
     >>> e = whence.explain(model, x, target=3, method=whence.SimpleTaylor())                 # at the nearest root
     >>> e.root                                     # x̃, like x
     >>> e.conservation.absorbed                    # the terms of second and higher order, [N]
     >>> whence.SimpleTaylor("origin"), whence.SimpleTaylor(root), whence.SimpleTaylor(whence.roots.NearestRoot(low, high))
 
-    `root` is "nearest", "origin" (the limit x̃ = εx, ε → 0: gradient × input where f(tx) = t f(x)), a number or a tensor like
-    the input, or a way to choose one: `NearestRoot`, also within a pixel box, `RootTowards` samples, `RootOnManifold` of a
-    decoder. f(x̃), which a root given by hand may not bring to 0, is `conservation.baseline`.
+    `conservation.baseline` is f(x̃), which may differ from 0 at a root given as a number or a tensor.
+
+    Args:
+        root: "nearest"; "origin" for the limit x̃ = εx, ε → 0, which is gradient × input where f(tx) = t f(x); a number or a
+            tensor like the input; or a search strategy: `whence.roots.NearestRoot`, optionally within pixel bounds,
+            `whence.roots.RootTowards` given samples, or `whence.roots.RootOnManifold` of a decoder.
+    Raises:
+        RuleError: `root` is a string other than "nearest" and "origin".
     """
 
     root: Any = "nearest"
@@ -39,7 +44,8 @@ class SimpleTaylor:
     def __post_init__(self):
         if isinstance(self.root, str) and self.root not in ("nearest", "origin"):
             raise RuleError(
-                f"root={self.root!r}; choose 'nearest', 'origin', a tensor, NearestRoot, RootTowards or RootOnManifold"
+                f"root={self.root!r}; choose 'nearest', 'origin', a number, a tensor, or a whence.roots.NearestRoot, RootTowards "
+                "or RootOnManifold"
             )
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
@@ -71,8 +77,10 @@ class SimpleTaylor:
 
 
 def _slope(function: ScalarFunction, root: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """f and its gradient at the root, and whether some root lies on a kink: there it is the limit from the sample's side, for
-    ReLUs have none at 0."""
+    """Return f and its gradient at the root, and whether any root is on a kink.
+
+    On a kink the gradient is the one-sided limit from the side of the sample, since ReLU is not differentiable at 0.
+    """
     at_root, slope = function.slope(root)
     beside = function.slope(root + (function.x - root) * torch.finfo(root.dtype).eps ** 0.5)[1]
     kinks = (beside - slope).norm(dim=1) > SLOPE_TOLERANCE * torch.maximum(beside.norm(dim=1), slope.norm(dim=1))

@@ -1,4 +1,4 @@
-"""SmoothGrad and its kin: any method's relevance, gathered over noisy copies of the input."""
+"""SmoothGrad and its variants: the relevance of any method, aggregated over noisy copies of the input."""
 
 import zlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from whence.methods.forward_backward import Task, make_explanation, reject_layer
 from whence.methods.gradients import Sensitivity
 from whence.methods.running_statistics import RunningMoments
 
-NOISE_LEVEL = 0.15  # of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
+NOISE_LEVEL = 0.15  # fraction of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
 AGGREGATIONS = {
     "smoothgrad": RunningMoments.means,
     "smoothgrad_sq": RunningMoments.mean_squares,
@@ -27,15 +27,25 @@ AGGREGATIONS = {
 
 @dataclass(frozen=True)
 class SmoothGrad:
-    """The mean of a method's relevance over noisy copies of the input (Smilkov et al. 2017).
+    """SmoothGrad: the mean of a method's relevance over noisy copies of the input (Smilkov et al. 2017).
 
-    >>> whence.explain(model, x, target=3, method=whence.SmoothGrad())                         # of the gradient
+    >>> whence.explain(model, x, target=3, method=whence.SmoothGrad())                         # averages the gradient
     >>> whence.explain(model, x, target=3, method=whence.SmoothGrad(whence.LRP(), n_samples=10, stdevs=0.1))
 
-    `stdevs` is the noise's standard deviation in units of the input, 15 % of each sample's range if not given; token ids get it
-    on their vectors. `kind` is "smoothgrad", "smoothgrad_sq" (the mean of squares, Hooker et al. 2019) or "vargrad" (the
-    variance, Adebayo et al. 2018). Noise is the same for every sample and set by `seed`; targets are those of the input
-    itself. It does not add up to the output where the relevance is averaged over outputs that differ.
+    The noise is the same for every sample. Targets are resolved on the input without noise. The scores do not add up to the
+    output, since the relevance is averaged over copies with different outputs.
+
+    Args:
+        method: Method whose relevance is averaged; the signed gradient, `Sensitivity("signed")`, by default.
+        n_samples: Number of noisy copies, at least 1, or 2 for "vargrad".
+        stdevs: Standard deviation of the noise in units of the input; 15 % of the range of each sample's values by default.
+            For token ids the noise is added to the embeddings.
+        kind: "smoothgrad" for the mean, "smoothgrad_sq" for the mean of squares (Hooker et al. 2019), "vargrad" for the
+            variance (Adebayo et al. 2018).
+        seed: Random seed of the noise.
+        batch_size: Number of noisy samples that the model evaluates at once; chosen by the size of the input by default.
+    Raises:
+        RuleError: `method` is not a method, `kind` is unknown, `n_samples` is too small or `stdevs` is negative.
     """
 
     method: Any = field(default_factory=lambda: Sensitivity("signed"))
@@ -49,13 +59,16 @@ class SmoothGrad:
 
     def __post_init__(self):
         if not hasattr(self.method, "explanations") or isinstance(self.method, type):
-            raise RuleError(f"{self.method!r} is no method; pass one such as whence.GradientTimesInput()")
+            raise RuleError(f"{self.method!r} is not a method; pass an instance such as whence.GradientTimesInput()")
         if self.kind not in AGGREGATIONS:
             raise RuleError(f"kind={self.kind!r}; choose from {', '.join(AGGREGATIONS)}")
         if not isinstance(self.n_samples, int) or self.n_samples < 1 + (self.kind == "vargrad"):
-            raise RuleError(f"n_samples={self.n_samples!r} is too few for {self.kind}")
+            raise RuleError(
+                f"n_samples={self.n_samples!r} is too few for kind={self.kind!r}; expected an int of at least "
+                f"{1 + (self.kind == 'vargrad')}"
+            )
         if self.stdevs is not None and self.stdevs < 0:
-            raise RuleError(f"stdevs={self.stdevs!r} is negative")
+            raise RuleError(f"stdevs={self.stdevs!r} is negative; expected a standard deviation of at least 0")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
@@ -78,7 +91,7 @@ class SmoothGrad:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Gaussian noise on the floating-point parts and on the vectors of ids, the same for every sample."""
+    """Gaussian noise on the floating-point inputs and on the embeddings of token ids, the same for every sample."""
 
     inputs: Inputs
     stdevs: float | None
@@ -87,19 +100,19 @@ class GaussianNoise:
     def __post_init__(self):
         ranges = [_value_range(self.inputs.parts[i]).cpu() for i in self.inputs.explained]
         if self.stdevs is None and ranges and not torch.stack([r.float() for r in ranges]).any(0).all():
-            raise InputError("a sample's values are all the same, so that their range says nothing about noise; give stdevs")
+            raise InputError("all values of a sample are equal, so their range cannot set the noise level; give stdevs")
 
     def points(self, rounds: slice) -> dict[int, Tensor]:
-        """Noisy copies `[rounds · N, …]`."""
+        """Return noisy copies of the floating-point inputs, `[rounds · N, …]`."""
         return {i: self._points(i, rounds) for i in self.inputs.explained}
 
     def alter(self, rounds: slice) -> AlterLookup | None:
-        """Noise on the vectors of token ids."""
+        """Return a function that adds noise to the embeddings of token ids, or None if there are no ids."""
         ids = self.inputs.ids
         if not ids:
             return None
         device, own = next(iter(ids.values())).device, -1
-        places, samples = [], []  # which noise each place gets, by round and position; and of which sample it is
+        places, samples = [], []  # for each id: the index of its noise, by round and position, and the index of its sample
         positions = sum(t[0].numel() for t in ids.values() if self.inputs.of_batch(t))
         start = 0
         for t in ids.values():
@@ -123,7 +136,7 @@ class GaussianNoise:
         return alter
 
     def _deviation(self, vectors: Tensor, sample: Tensor, still: Tensor) -> Any:
-        """Of the noise on each vector: a share of the range of all vectors of its sample."""
+        """Return the standard deviation of the noise on each embedding, a fraction of the range of its sample's embeddings."""
         if self.stdevs is not None:
             return self.stdevs
         lowest, highest = torch.zeros(2, len(self._first), dtype=vectors.dtype, device=vectors.device)
@@ -144,12 +157,12 @@ class GaussianNoise:
         return (x + NOISE_LEVEL * _value_range(x).view(-1, *[1] * (x.dim() - 1)) * noise).flatten(0, 1)
 
     def _drawn(self, shape: tuple[int, ...], rounds: slice, stream: str) -> Tensor:
-        """Noise of each round, however the rounds are batched, `[rounds, …]`."""
+        """Draw the noise of each round, `[rounds, …]`, independently of how the rounds are batched."""
         seeds = (zlib.crc32(f"{self.seed}, {stream}, {r}".encode()) for r in range(rounds.start, rounds.stop))
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def _value_range(x: Tensor) -> Tensor:
-    """From the least to the greatest value of each sample, `[N]`."""
+    """Return the difference between the largest and the smallest value of each sample, `[N]`."""
     rows = x.reshape(len(x), -1)
     return rows.amax(1) - rows.amin(1)

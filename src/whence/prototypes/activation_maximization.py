@@ -1,4 +1,4 @@
-"""prototype(): model + concept + prior -> Prototypes."""
+"""`prototype()`: activation maximization of classes, channels and other objectives under a prior."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from whence.prototypes.priors import CodeSpace, Prior
 from whence.prototypes.prototypes import Prototypes
 from whence.prototypes.random_transforms import Jiggle, Transform
 
-MIN_PHOTO_SIDE = 32  # sides from which a picture of three channels is taken for a photo
+MIN_PHOTO_SIDE = 32  # pixels; smaller inputs of three channels are not treated as photos
 
 
 @check_arguments
@@ -41,27 +41,50 @@ def prototype(
     diversity: float = 0.0,
     progress: Progress = True,
 ) -> Prototypes:
-    """What does the network take a concept to be? The input that maximises it, for each of K concepts at once.
+    """Find the input that maximizes each of K concepts (activation maximization), all at once.
 
     >>> p = whence.prototype(model, range(10), prior=whence.priors.L2(0.3), shape=(1, 28, 28))       # ten classes
     >>> p.images, p.activation, p.log_prob                                                     # [10, 1, 28, 28], [10], [10]
     >>> whence.prototype(model, "features.10:0-15", shape=(3, 224, 224)).save("grid.png")      # sixteen channels
-    >>> whence.prototype(model, whence.objectives.Channel("features.10", 3) - whence.objectives.Channel("features.10", 5), shape=(3, 224, 224))
+    >>> difference = whence.objectives.Channel("features.10", 3) - whence.objectives.Channel("features.10", 5)
+    >>> whence.prototype(model, difference, shape=(3, 224, 224))
 
-    `concept` is a class, "layer:channel", "layer", an objective (`Channel`, `Neuron`, `Direction`, `Caricature`, …, sums of
-    them), what `explain` takes, or a list of these. Maximised is objective(x) + `strength` · log p(x) (Montavon et al. 2018,
-    section 3). A class is its logit; `LogProbability` is log p(ω|x), which saturates, so that the prior decides in the end,
-    where a logit goes on growing against it. `prior` is `L2`, `GaussianExpert`, `GaussianRBM`, `CodeSpace`, or any object with
-    `log_prob`.
+    The search maximizes objective(x) + `strength` · log p(x) (Montavon et al. 2018, section 3) by Adam with a cosine learning
+    rate schedule that ends at 0. It starts from noise, around the mean if the prior is a Gaussian or an RBM, or from `start`.
+    A class is maximized as its logit; `whence.objectives.LogProbability` maximizes log p(ω|x) instead, which saturates, so that
+    the prior decides in the end, while a logit keeps growing against the prior. Random numbers depend on `seed` and the concept
+    alone, so that K concepts at once give the same prototypes as K single runs.
 
-    `shape` is that of one input, where neither prior, `start` nor model tell it. `image` is how it is written down: `Pixels`,
-    `Fourier` (for photos, if not given), `MACO`, `CPPN`. `transforms` change it a little between steps: "auto" is `Jiggle()`
-    for photos without a prior, None is none. Adam with a rate `lr` that falls to 0 as a cosine takes `n_steps` steps from noise,
-    around the mean of a Gaussian or an RBM, or from `start` `[K or 1, …]`. `diversity` pushes prototypes of the same target
-    apart. Draws are set by `seed` and the concept, so that K at once equal K single runs. A function as `transforms` is called
-    with pictures `[K, …]` and a `torch.Generator` for each, and gives as many of each one after the other.
+    A warning and the `note` of the result report NaN or infinite values, units whose gradient is zero everywhere, and searches
+    that have not converged.
 
-    A search that meets NaN or infinite values, a unit that nothing moves, or one that has not arrived: a warning and a `note`.
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        concept: A class index, "layer:channel", "layer:first-last", "layer", an objective (`Channel`, `Neuron`, `Direction`,
+            `Caricature`, …, or a sum of them), a `Logit`, a callable of the outputs, or a list of these.
+        prior: `L2`, `GaussianExpert`, `GaussianRBM`, `CodeSpace`, or any object with `log_prob(x)` that returns `[K]`.
+        strength: Weight of log p(x).
+        shape: Shape of one input, without the batch; needed if it cannot be inferred from `prior`, `start` or the model.
+        image: How the input is parameterized: `Pixels`, `Fourier` (default for photos without a prior), `MACO` or `CPPN`.
+        transforms: Random transforms between steps. "auto" is `Jiggle()` for photos without a prior, None means no transforms.
+            A callable is called with images `[K, …]` and a `torch.Generator` for each of them, and returns the same number of
+            transformed images for each prototype, those of one prototype after another.
+        n_steps: Number of Adam steps.
+        lr: Initial learning rate; the default depends on `image`.
+        seed: Random seed.
+        start: Inputs to start from, `[K, …]` or `[1, …]`; codes if `prior` is a `CodeSpace`.
+        diversity: Weight of the penalty on cosine similarity between prototypes of the same target.
+        progress: Show a progress bar.
+
+    Returns:
+        `Prototypes` with images `[K, …]`, activations and log-probabilities `[K]`.
+
+    Raises:
+        InputError: The shape is unknown, or the prior, the start or the transforms do not fit it.
+        RuleError: A setting is out of range or of the wrong kind.
+        TargetError: A class, channel or position does not exist.
+        SelectorError: A layer does not exist, or the name of a concept cannot be parsed.
+        ModelError: The objective does not depend on the input, or is not finite at the start.
     """
     check_model(model)
     _check(prior, strength, image, n_steps, lr, seed, start)
@@ -81,17 +104,17 @@ def prototype(
 
 
 def _check(prior: Any, strength: float, image: Any, steps: int, lr: float | None, seed: int, start: Tensor | None) -> None:
-    """What can be refused before anything is computed."""
+    """Raise for invalid settings before anything is computed."""
     if not isinstance(steps, int) or steps < 1:
-        raise RuleError(f"n_steps={steps!r}; give at least 1")
+        raise RuleError(f"n_steps must be an int of at least 1, got {steps!r}")
     if not isinstance(seed, int) or seed < 0:
-        raise RuleError(f"seed={seed!r}; give a whole number from 0 on")
+        raise RuleError(f"seed must be a non-negative int, got {seed!r}")
     if not strength >= 0 or (lr is not None and not lr > 0):
-        raise RuleError(f"strength={strength!r}, lr={lr!r}; neither may be negative")
+        raise RuleError(f"strength must not be negative and lr must be positive, got strength={strength!r}, lr={lr!r}")
     if prior is not None and (isinstance(prior, type) or not hasattr(prior, "log_prob")):
-        raise RuleError(f"{prior!r} is no prior; give one such as whence.priors.L2(0.1), or any object with log_prob(x)")
+        raise RuleError(f"expected a prior such as whence.priors.L2(0.1), or any object with log_prob(x), got {prior!r}")
     if image is not None and (isinstance(image, type) or not hasattr(image, "render")):
-        raise RuleError(f"{image!r} is no image; give one such as whence.images.Fourier(low, high)")
+        raise RuleError(f"expected an image parameterization such as whence.images.Fourier(low, high), got {image!r}")
     if start is not None and not (isinstance(start, Tensor) and start.is_floating_point() and start.dim() > 1):
         raise InputError("start must be a batch of floating-point inputs, [K, …] or [1, …]")
     if isinstance(prior, CodeSpace):
@@ -99,10 +122,10 @@ def _check(prior: Any, strength: float, image: Any, steps: int, lr: float | None
 
 
 def _shape(model: Any, shape: Sequence[int] | None, prior: Any, start: Tensor | None) -> tuple[int, ...]:
-    """The shape of one input: as given, or as prior, start or the model's first layer tell."""
+    """Return the shape of one input: as given, or inferred from the prior, the start or the model's first layer."""
     if shape is not None:
         if not isinstance(shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise InputError(f"shape={shape!r}; give the positive sizes of one input, such as (3, 224, 224)")
+            raise InputError(f"shape must be the positive sizes of one input, such as (3, 224, 224), got {shape!r}")
         found = tuple(shape)
     elif isinstance(prior, CodeSpace):
         found = tuple(getattr(prior.decoder, "shape", ()))
@@ -114,7 +137,7 @@ def _shape(model: Any, shape: Sequence[int] | None, prior: Any, start: Tensor | 
         found = _first_layer(model)
     known = getattr(prior.decoder if isinstance(prior, CodeSpace) else prior, "shape", found)
     if found != tuple(known):
-        raise InputError(f"the prior is of inputs of {tuple(known)}, not {found}")
+        raise InputError(f"the prior expects inputs of shape {tuple(known)}, got {found}")
     return found
 
 
@@ -125,13 +148,13 @@ def _first_layer(model: Any) -> tuple[int, ...]:
     first = next(iter(weighted), None)
     if isinstance(first, torch.nn.Linear):
         return (first.in_features,)
-    raise InputError("the model does not say what shape its inputs have; pass shape=(3, 224, 224) or so, without the batch")
+    raise InputError("cannot infer the input shape from the model; pass shape=, such as shape=(3, 224, 224), without the batch")
 
 
 def _image(image: Any, prior: Any, shape: tuple[int, ...]) -> Any:
     if isinstance(prior, CodeSpace):
         if image is not None:
-            raise RuleError("with a CodeSpace the decoder makes the inputs; leave image out")
+            raise RuleError("image cannot be combined with a CodeSpace, whose decoder renders the inputs; leave image out")
         return Codes(prior)
     if image is not None:
         return image
@@ -146,11 +169,13 @@ def _transform(given: Any, image: Any, prior: Any, shape: tuple[int, ...]) -> An
     if given == "auto":
         return Jiggle() if prior is None and _is_natural_image(shape) and not isinstance(image, Codes) else None
     if given is not None and not callable(given):
-        raise RuleError(f"transforms={given!r}; give whence.images.Jiggle(), a function of pictures and generators, or None")
+        raise RuleError(
+            f"transforms must be 'auto', whence.images.Jiggle(), a callable of images and generators, or None, got {given!r}"
+        )
     return given
 
 
 def _empty_like_model(model: Any) -> Tensor:
-    """An empty tensor in the model's dtype and on its device."""
+    """Return an empty tensor in the model's dtype and on its device."""
     first = first_weight(model)
     return torch.empty(0) if first is None else first.detach().new_empty(0)

@@ -1,4 +1,4 @@
-"""Small autoencoders whose decoders make inputs from codes that are near N(0, I): variational and adversarial."""
+"""Small autoencoders, variational and adversarial, whose decoders map codes distributed as N(0, I) to inputs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +18,14 @@ A = TypeVar("A", bound="Autoencoder")
 
 
 class Autoencoder(nn.Module):
-    """An encoder and a decoder of fully connected layers for inputs in [0, 1]; calling it decodes."""
+    """A fully connected encoder and decoder for inputs in [0, 1]; `forward` decodes."""
 
     outputs_a_code = 1
 
     def __init__(self, shape: tuple[int, ...], code_size: int = 16, hidden: int = 300, seed: int = 0):
         super().__init__()
         if code_size < 1 or hidden < 1:
-            raise RuleError(f"code_size={code_size!r}, hidden={hidden!r}; both must be positive")
+            raise RuleError(f"code_size and hidden must be positive, got code_size={code_size!r}, hidden={hidden!r}")
         numbers = int(torch.Size(shape).numel())
         self.shape, self.code_size, self.hidden = tuple(shape), code_size, hidden
         with torch.random.fork_rng(devices=[]):
@@ -40,13 +40,14 @@ class Autoencoder(nn.Module):
         self.eval()
 
     def _extend(self) -> None:
-        """Further parts that only training needs."""
+        """Create modules that only training needs."""
 
     def forward(self, codes: Tensor) -> Tensor:
+        """Return the inputs `[N, …]` that codes `[N, k]` decode to."""
         return self.decoder(codes)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The codes `[N, k]` of inputs `[N, …]`."""
+        """Return the codes `[N, k]` of inputs `[N, …]`."""
         return self.encoder(x)[:, : self.code_size]
 
     def fit(
@@ -58,11 +59,26 @@ class Autoencoder(nn.Module):
         seed: int = 0,
         progress: ProgressFunction | None = None,
     ) -> A:
-        """Train on samples `[N, …]` in [0, 1], where the weights are, by Adam, its rate falling to 0 as a cosine."""
+        """Train by Adam with a cosine learning rate schedule that ends at 0, on the device of the weights.
+
+        Args:
+            samples: Tensor `[N, …]` with values in [0, 1].
+            epochs: Passes over the samples.
+            batch_size: Samples in a batch.
+            lr: Initial learning rate.
+            seed: Random seed of the batches and of the sampled codes.
+            progress: Called after each epoch with its number and the number of epochs.
+
+        Returns:
+            The autoencoder itself, in eval mode.
+
+        Raises:
+            InputError: The samples are empty, of another shape, or not in [0, 1].
+        """
         if tuple(samples.shape[1:]) != self.shape:
-            raise InputError(f"samples of {tuple(samples.shape[1:])} for a decoder of {self.shape}")
+            raise InputError(f"samples of shape {tuple(samples.shape[1:])} do not match the decoder's shape {self.shape}")
         if not len(samples) or not bool(((samples >= 0) & (samples <= 1)).all()):
-            raise InputError("samples must lie in [0, 1]: the decoder ends in a sigmoid")
+            raise InputError("samples must not be empty and must lie in [0, 1], since the decoder ends in a sigmoid")
         random = torch.Generator().manual_seed(seed)
         with gradients_enabled():
             learn = self._learner(lr, epochs * -(-len(samples) // batch_size))
@@ -77,28 +93,41 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def save(self, path: str | Path) -> Path:
-        """Write the weights as .safetensors."""
+        """Save the weights as .safetensors and return the path."""
         described = {"shape": ",".join(map(str, self.shape)), "code_size": self.code_size, "hidden": self.hidden}
         return prior_files.save(self.state_dict(), described, path)
 
     @classmethod
     def load(cls: type[A], path: str | Path) -> A:
-        """Read what `save` wrote."""
+        """Return the autoencoder that `save` wrote to a file.
+
+        Raises:
+            LoadError: The file cannot be read, or holds something else.
+        """
         tensors, described = prior_files.load(path, cls.__name__, ("shape", "code_size", "hidden"))
         made = cls(prior_files.shape_of(described), int(described["code_size"]), int(described["hidden"]))
         try:
             made.load_state_dict(tensors)
         except RuntimeError as error:
-            raise LoadError(f"{path} holds no {cls.__name__}: {first_line(error)}") from error
+            raise LoadError(f"{path} is not a saved {cls.__name__}: {first_line(error)}") from error
         return made
 
 
 class VAE(Autoencoder):
-    """A variational autoencoder (Kingma and Welling 2014): codes near N(0, I), inputs near the data.
+    """A variational autoencoder (Kingma and Welling 2014): its codes are near N(0, I), its inputs near the data.
 
     >>> decoder = whence.priors.VAE(shape=(1, 28, 28), code_size=16).fit(x_train)
     >>> decoder(torch.randn(9, 16))                       # nine inputs
     >>> whence.prototype(model, range(10), prior=whence.priors.CodeSpace(decoder, strength=0.1))
+
+    Args:
+        shape: Shape of one input.
+        code_size: Length k of a code.
+        hidden: Units of the hidden layers.
+        seed: Random seed of the weights.
+
+    Raises:
+        RuleError: `code_size` or `hidden` is not positive.
     """
 
     outputs_a_code = 2  # mean and log-variance
@@ -123,6 +152,15 @@ class AdversarialAutoencoder(Autoencoder):
 
     >>> decoder = whence.priors.AdversarialAutoencoder(shape=(1, 28, 28), code_size=16).fit(x_train)
     >>> decoder.encode(x)                                 # [N, 16]
+
+    Args:
+        shape: Shape of one input.
+        code_size: Length k of a code.
+        hidden: Units of the hidden layers.
+        seed: Random seed of the weights.
+
+    Raises:
+        RuleError: `code_size` or `hidden` is not positive.
     """
 
     def _extend(self) -> None:

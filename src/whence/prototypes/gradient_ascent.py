@@ -1,4 +1,4 @@
-"""The search for prototypes: gradient ascent on all of them at once, each as if it were alone."""
+"""The search for prototypes: gradient ascent on all of them at once, independently of each other."""
 
 import warnings
 import zlib
@@ -20,15 +20,15 @@ from whence.prototypes.priors import CodeSpace
 from whence.prototypes.prototypes import Prototypes
 from whence.prototypes.random_transforms import Transform
 
-MIN_LBFGS_STEPS = 32  # steps
-WARMUP_STEPS = 16  # steps in which gradients are led round ReLUs that are off
-MANY_PROTOTYPES = 64  # steps, after which one should have arrived
-STRAIGHT_PATH = 0.95  # of the way that so many steps can lead
+MIN_LBFGS_STEPS = 32
+WARMUP_STEPS = 16  # steps in which gradients bypass inactive ReLUs
+MANY_PROTOTYPES = 64  # steps after which a search should have converged
+STRAIGHT_PATH = 0.95  # share of the largest distance that Adam can move in these steps
 
 
 @dataclass(frozen=True)
 class PrototypeSearch:
-    """What is maximised, and how it is written down."""
+    """The objectives and the prior to maximize, and the parameterization of the inputs."""
 
     reader: LayerReader
     concepts: list[Objective]
@@ -41,7 +41,7 @@ class PrototypeSearch:
     of_model: Tensor  # empty, in the model's dtype and on its device
 
     def start(self, start: Tensor | None, randoms: Sequence[torch.Generator]) -> list[Tensor]:
-        """The parameters to start from, in single precision at least."""
+        """Return the parameters to start from, at least in single precision."""
         parameters = self._noise(randoms) if start is None else self._written(start)
         of_decoder = next((p for p in _parameters(self.prior) if p.is_floating_point()), self.of_model)
         wide = of_decoder.dtype if of_decoder.dtype.itemsize >= 4 else torch.float32
@@ -56,18 +56,20 @@ class PrototypeSearch:
 
     def _written(self, start: Tensor) -> list[Tensor]:
         if not hasattr(self.image, "written"):
-            raise RuleError(f"{type(self.image).__name__} cannot start from an input; use Pixels or Fourier")
+            raise RuleError(f"{type(self.image).__name__} cannot start from an input; use whence.images.Pixels or Fourier")
         wanted = (self.image.space.code_size(),) if isinstance(self.image, Codes) else self.shape
         if start.shape[1:] != wanted:
-            raise InputError(f"start of shape {tuple(start.shape)} for {'codes' if len(wanted) == 1 else 'inputs'} of {wanted}")
+            raise InputError(
+                f"start of shape {tuple(start.shape)} does not fit {'codes' if len(wanted) == 1 else 'inputs'} of shape {wanted}"
+            )
         if len(start) not in (1, len(self.concepts)):
-            raise InputError(f"start has {len(start)} inputs for {len(self.concepts)} targets; give one, or one each")
+            raise InputError(f"start has {len(start)} inputs for {len(self.concepts)} targets; pass one, or one for each")
         return self.image.written(start.detach().expand(len(self.concepts), *start.shape[1:]))
 
     def run(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator], shown: Progress
     ) -> Prototypes:
-        """Adam, and on from there. A prototype whose terms are no longer finite stays where it was."""
+        """Maximize by Adam, then by L-BFGS if nothing is random; non-finite prototypes keep their last finite value."""
         course = self._climbed(parameters, steps, lr, randoms, shown)
         found = [p.detach() for p in parameters]
         rising = torch.zeros_like(course.alive)
@@ -78,7 +80,7 @@ class PrototypeSearch:
     def scouted(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator]
     ) -> tuple[list[Tensor], Tensor]:
-        """How far a search of so few steps comes, and how high `[K]`."""
+        """Return the parameters after a short search, and the maximized value `[K]`."""
         parameters = [p.detach().requires_grad_() for p in parameters]
         self._climbed(parameters, steps, lr, randoms, shown=False)
         with torch.no_grad():
@@ -86,7 +88,7 @@ class PrototypeSearch:
         return [p.detach() for p in parameters], height.nan_to_num(nan=-torch.inf)
 
     def _height(self, parameters: list[Tensor]) -> Tensor:
-        """What is maximised, of the inputs as they are, `[K]`."""
+        """Return the maximized value `[K]` of the inputs without transforms."""
         x = self._rendered(parameters)
         activation, log_prob = self._terms(parameters, x, x, redirected=False)
         return activation + self.strength * log_prob
@@ -94,7 +96,7 @@ class PrototypeSearch:
     def _climbed(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator], shown: Progress
     ) -> "SearchState":
-        """Adam with a rate that falls to 0 as a cosine."""
+        """Run Adam with a cosine learning rate schedule that ends at 0."""
         optimizer = torch.optim.Adam(parameters, lr, maximize=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         course = SearchState(len(self.concepts), parameters)
@@ -104,7 +106,7 @@ class PrototypeSearch:
                 x = self._rendered(parameters)
                 activation, log_prob = self._terms(parameters, x, self._changed(x, randoms), redirected=step < warm_up)
                 if not activation.requires_grad:
-                    raise ModelError("the objective does not depend on the input; there is nothing to climb")
+                    raise ModelError("the objective does not depend on the input; there is no gradient to follow")
                 if step in (warm_up, steps - 1):
                     course.moved |= _any_gradient(
                         torch.autograd.grad(activation.sum(), parameters, retain_graph=True, allow_unused=True)
@@ -126,12 +128,12 @@ class PrototypeSearch:
 
     @property
     def _smooth(self) -> bool:
-        """Whether nothing is random and something bounds the search, so that it has an end to be reached."""
-        bounded = self.prior is not None and self.strength > 0  # a sigmoid bounds it too, but has no end
+        """Whether the maximized function is deterministic and bounded, so that a maximum can be reached."""
+        bounded = self.prior is not None and self.strength > 0  # a sigmoid is bounded as well, but has no maximum
         return self.transform is None and not self.diversity and bounded
 
     def _ascended(self, parameters: list[Tensor], alive: Tensor, steps: int) -> tuple[list[Tensor], Tensor]:
-        """On to where nothing rises any more, and which still rise."""
+        """Return the parameters after L-BFGS, and which prototypes were still improving."""
         shapes, sizes = [p.shape for p in parameters], [p[0].numel() for p in parameters]
         count = len(self.concepts)
 
@@ -151,20 +153,22 @@ class PrototypeSearch:
         return parted(found), rising & alive
 
     def _response(self) -> Precondition | None:
-        """The step that a gradient asks for against the prior alone, where the parameters are what it is a prior of."""
+        """Return the Newton step of the prior alone, if the prior is one of the parameters themselves."""
         response = getattr(self.prior, "response", None)
         plain = isinstance(self.image, Codes) or (isinstance(self.image, Pixels) and self.image.low is None)
         return None if response is None or not plain else lambda g: response(g) / self.strength
 
     def _terms(self, parameters: list[Tensor], x: Tensor, given: Tensor, redirected: bool) -> tuple[Tensor, Tensor]:
-        """Objective and log-prior of each prototype `[K]`, the model given as many copies of each, one after the other."""
+        """Return objective and log-prior `[K]`; `given` has equally many copies of each prototype, one after the other."""
         copies = len(given) // len(x)
         reading = self.reader(given.to(self.of_model), redirected)
         found = []
         for concept, part in zip(self.concepts, reading.parted(copies), strict=True):
             value = concept.value(part)
             if value.shape != (copies,):
-                raise InputError(f"the objective {concept} gave {tuple(value.shape)} for {copies} samples, not one value each")
+                raise InputError(
+                    f"the objective {concept} returned shape {tuple(value.shape)} for {copies} samples, expected ({copies},)"
+                )
             found.append(value.mean())
         activation = torch.stack(found)
         if self.prior is None:
@@ -172,11 +176,13 @@ class PrototypeSearch:
         return activation, self._log_prob(parameters[0] if isinstance(self.prior, CodeSpace) else x).to(activation)
 
     def _changed(self, x: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:
-        """What the model is given of the prototypes."""
+        """Return the transformed prototypes that the model reads."""
         given = x if self.transform is None else self.transform(x, randoms)
         if not isinstance(given, Tensor) or not len(given) or len(given) % len(x):
             made = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            raise InputError(f"the transforms made {made} of {tuple(x.shape)}; they must make as many pictures of each")
+            raise InputError(
+                f"the transforms returned {made} for images {tuple(x.shape)}, expected the same number of images for each"
+            )
         return given
 
     def _rendered(self, parameters: list[Tensor]) -> Tensor:
@@ -186,20 +192,20 @@ class PrototypeSearch:
             if isinstance(error, WhenceError) or is_out_of_memory(error) or not isinstance(self.image, Codes):
                 raise
             sizes = tuple(parameters[0].shape)
-            raise InputError(f"the decoder cannot make inputs of codes {sizes}: {first_line(error)}") from error
+            raise InputError(f"the decoder failed on codes of shape {sizes}: {first_line(error)}") from error
         if self.shape and tuple(x.shape[1:]) != self.shape:
-            raise InputError(f"the decoder makes inputs of {tuple(x.shape[1:])}, not {self.shape}")
+            raise InputError(f"the decoder returned inputs of shape {tuple(x.shape[1:])}, expected {self.shape}")
         return x
 
     def _log_prob(self, x: Tensor) -> Tensor:
         found = self.prior.log_prob(x)
         if not isinstance(found, Tensor) or found.shape != (len(x),):
             given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InputError(f"the prior's log_prob gave {given} for {len(x)} inputs, not [{len(x)}]")
+            raise InputError(f"the prior's log_prob returned {given} for {len(x)} inputs, expected ({len(x)},)")
         return found
 
     def _apart(self, x: Tensor) -> Tensor:
-        """−diversity · Σ cos(x_i, x_j) over prototypes of the same target."""
+        """Return −diversity · Σ cos(x_i, x_j) over prototypes of the same target."""
         if not self.diversity:
             return x.new_zeros(())
         x = x.flatten(1)
@@ -227,35 +233,37 @@ class PrototypeSearch:
         )
 
     def _note(self, course: "SearchState", steps: int, rising: Tensor) -> str:
-        """What went wrong, in words."""
+        """Return a description of everything that went wrong."""
         notes = [
-            f"the objective of {self.concepts[k]} is NaN or infinite after {step} steps; this is its last good input"
+            f"the objective of {self.concepts[k]} is NaN or infinite after {step} steps; returned is the last finite input"
             for k, step in course.ended.items()
         ]
         dead = ", ".join(str(self.concepts[k]) for k in (course.alive & ~course.moved).nonzero().flatten().tolist())
         if dead:
-            notes.append(f"the gradient of {dead} has been zero everywhere: dead units; try start=, an input that moves them")
+            notes.append(
+                f"the gradient of {dead} has been zero everywhere (dead units); pass start=, an input that activates them"
+            )
         if rising.any() and steps >= MANY_PROTOTYPES:
             names = ", ".join(str(self.concepts[k]) for k in rising.nonzero().flatten().tolist())
-            notes.append(f"{names} still rose when the {steps} steps ended; take more")
+            notes.append(f"{names} had not converged after {steps} steps; increase n_steps")
         unbounded = isinstance(self.image, Pixels) and self.image.low is None and not self._smooth
-        # Adam moves no number by more than its rate
+        # Adam moves a number by at most its learning rate in each step
         if not notes and unbounded and steps >= MANY_PROTOTYPES and course.went() > STRAIGHT_PATH * course.reach:
             notes.append(
-                f"some numbers went the same way at all of the {steps} steps and may not have arrived; take more steps or a "
-                "larger lr, or bound what grows without end by a prior or image=whence.images.Pixels(low, high)"
+                f"some values moved in one direction in all {steps} steps and may not have converged; increase n_steps or lr, "
+                "or bound the search by a prior or by image=whence.images.Pixels(low, high)"
             )
         return "; ".join(notes)
 
 
 @dataclass
 class SearchState:
-    """How a search has gone."""
+    """The history of a search, and its last finite parameters."""
 
     count: int
     parameters: list[Tensor]
-    reach: float = 0.0  # as far as any number can have gone
-    ended: dict[int, int] = field(default_factory=dict)  # which prototype is no longer finite, after how many steps
+    reach: float = 0.0  # the largest distance that a parameter can have moved
+    ended: dict[int, int] = field(default_factory=dict)  # prototypes that are no longer finite, and the step
     activations: list[Tensor] = field(default_factory=list)
     log_probs: list[Tensor] = field(default_factory=list)
 
@@ -268,7 +276,7 @@ class SearchState:
     def follow(
         self, step: int, total: Tensor, gradients: Sequence[Tensor | None], activation: Tensor, log_prob: Tensor
     ) -> None:
-        """Note a step, and which prototypes are finite no longer."""
+        """Record a step, and which prototypes are no longer finite."""
         finite = torch.isfinite(total.detach())
         for g in gradients:
             if g is not None:
@@ -276,7 +284,7 @@ class SearchState:
         for k in (self.alive & ~finite).nonzero().flatten().tolist():
             self.ended[k] = step
         if self.ended and not step:
-            raise ModelError("the objective or the prior is NaN or infinite at the start; begin from another input (start=)")
+            raise ModelError("the objective or the prior is NaN or infinite at the start; pass another input as start=")
         self.alive &= finite
         for p, good in zip(self.parameters, self._good, strict=True):
             good[self.alive] = p.detach()[self.alive]
@@ -286,17 +294,17 @@ class SearchState:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """After a step: ended prototypes go back to where they last were good."""
+        """Reset prototypes that are no longer finite to their last finite parameters."""
         for p, good in zip(self.parameters, self._good, strict=True):
             p[~self.alive] = good[~self.alive]
 
     def went(self) -> float:
-        """The farthest that any number has gone."""
+        """Return the largest distance that a parameter has moved."""
         return max(float((p.detach() - b).abs().max()) for p, b in zip(self.parameters, self._began, strict=True))
 
 
 def make_generators(concepts: list[Objective], seed: int) -> list[torch.Generator]:
-    """A generator for each prototype, by its concept and how often that came before: the same alone as among others."""
+    """Return a generator for each prototype, seeded by its concept and its repetition, so that batches equal single runs."""
     randoms = []
     for k, concept in enumerate(concepts):
         before = sum(same_objective(concept, earlier) for earlier in concepts[:k])
@@ -306,12 +314,12 @@ def make_generators(concepts: list[Objective], seed: int) -> list[torch.Generato
 
 
 def same_objective(a: Objective, b: Objective) -> bool:
-    """Whether two concepts are one."""
+    """Return whether two objectives are equal."""
     if a is b:
         return True
     try:
         return bool(a == b)
-    except RuntimeError:  # of targets with one index for each of several samples
+    except RuntimeError:  # targets with tensors of several indices
         return False
 
 
@@ -321,5 +329,5 @@ def _parameters(prior: Any) -> Sequence[Tensor]:
 
 
 def _any_gradient(gradients: Sequence[Tensor | None]) -> Tensor:
-    """Of which prototypes any gradient is not zero."""
+    """Return which prototypes have a gradient that is not zero."""
     return torch.stack([g.flatten(1).abs().amax(1) > 0 for g in gradients if g is not None]).any(0)

@@ -1,8 +1,8 @@
-"""How an input is written down while it is optimised: plain numbers, Fourier coefficients, phases, codes, a small network.
+"""Parameterizations of an input that is optimized: pixels, Fourier coefficients, phases, codes, or a small network.
 
-Each is a frozen dataclass with `start(shape, randoms)`, the parameters of K inputs, sample by sample from generators of their
-own, and `render(parameters, shape)`, the inputs `[K, …]`. Bounded ones end in a sigmoid between `low` and `high`, which are
-what black and white pixels become for the model: (0 − mean) / std and (1 − mean) / std by channel.
+Each is a frozen dataclass with `start(shape, randoms)`, which draws the parameters of K inputs from one generator each, and
+`render(parameters, shape)`, which returns the inputs `[K, …]`. Bounded parameterizations end in a sigmoid between `low` and
+`high`, the values of black and white pixels after normalization: (0 − mean) / std and (1 − mean) / std by channel.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from whence.prototypes.priors import CodeSpace
 Shape = tuple[int, ...]  # of one input
 Bound = float | Tensor
 
-# columns: the axes of colour that vary independently in photos, from most to least (Olah et al. 2017, after ImageNet)
+# columns: the decorrelated color axes of ImageNet photos, by decreasing variance (Olah et al. 2017)
 COLOR_CORRELATION = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype=torch.float64)
 COLOR_CORRELATION = COLOR_CORRELATION / COLOR_CORRELATION.norm(dim=0).max()
 
 
 class ImageParameterization(Protocol):
-    """A way to write inputs down."""
+    """A parameterization of inputs."""
 
-    lr: ClassVar[float]  # Adam's rate that suits it
+    lr: ClassVar[float]  # default learning rate of Adam
 
     def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]: ...
 
@@ -36,9 +36,17 @@ class ImageParameterization(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The numbers themselves; between `low` and `high` if they are given.
+    """The values themselves, without further parameterization; bounded by a sigmoid if `low` and `high` are given.
 
     >>> whence.prototype(model, 3, image=whence.images.Pixels(0.0, 1.0), shape=(1, 28, 28))
+
+    Args:
+        low: Value of a black pixel, a number or a tensor `[C]`; None is unbounded.
+        high: Value of a white pixel, a number or a tensor `[C]`; None is unbounded.
+        deviation: Standard deviation of the initial noise.
+
+    Raises:
+        RuleError: Only one of the bounds is given.
     """
 
     low: Bound | None = None
@@ -49,7 +57,7 @@ class Pixels:
 
     def __post_init__(self):
         if (self.low is None) != (self.high is None):
-            raise RuleError("give both low and high, or neither")
+            raise RuleError("pass both low and high, or neither")
 
     def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
         return [self.deviation * _normal(shape, randoms)]
@@ -59,18 +67,24 @@ class Pixels:
         return v if self.low is None or self.high is None else scale_to_bounds(v.sigmoid(), self.low, self.high)
 
     def written(self, x: Tensor) -> list[Tensor]:
-        """The parameters of given inputs."""
+        """Return the parameters that render the given inputs."""
         return [x if self.low is None or self.high is None else _logits(x, self.low, self.high)]
 
 
 @dataclass(frozen=True, eq=False)
 class Fourier:
-    """Fourier coefficients, falling with frequency as in photos, in decorrelated colours (Olah et al. 2017).
+    """Fourier coefficients, scaled down with frequency as in photos, in decorrelated colors (Olah et al. 2017).
 
     >>> low, high = (0 - mean) / std, (1 - mean) / std
     >>> whence.prototype(model, "features.10:3", image=whence.images.Fourier(low, high), shape=(3, 224, 224))
 
-    For pictures of any size and number of channels; colours are decorrelated where there are three.
+    Images may have any size and number of channels; colors are decorrelated if there are three channels.
+
+    Args:
+        low: Value of a black pixel, a number or a tensor `[C]`.
+        high: Value of a white pixel, a number or a tensor `[C]`.
+        decay: Exponent of 1 / frequency, by which coefficients are scaled.
+        deviation: Standard deviation of the initial noise.
     """
 
     low: Bound = -2.0
@@ -87,11 +101,12 @@ class Fourier:
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
         (v,) = parameters
         scale = frequency_scales(shape[-2:], self.decay).to(v)
-        picture = torch.fft.irfft2(torch.view_as_complex(v) * scale, s=shape[-2:], norm="ortho") / 4  # 4: lest it saturate
+        # 4 keeps the sigmoid from saturating
+        picture = torch.fft.irfft2(torch.view_as_complex(v) * scale, s=shape[-2:], norm="ortho") / 4
         return scale_to_bounds(to_rgb(picture).sigmoid(), self.low, self.high)
 
     def written(self, x: Tensor) -> list[Tensor]:
-        """The parameters of given inputs."""
+        """Return the parameters that render the given inputs."""
         picture = decorrelate(_logits(x, self.low, self.high))
         spectrum = torch.fft.rfft2(4 * picture, norm="ortho") / frequency_scales(x.shape[-2:], self.decay).to(x)
         return [torch.view_as_real(spectrum).contiguous()]
@@ -99,11 +114,17 @@ class Fourier:
 
 @dataclass(frozen=True, eq=False)
 class MACO:
-    """Phases alone, the magnitudes fixed to those of photos (Fel et al. 2023, section 3): no high frequencies to cheat with.
+    """Fourier phases, with magnitudes fixed to those of photos, against high-frequency noise (Fel et al. 2023, section 3).
 
     >>> whence.prototype(model, "features.10:3", image=whence.images.MACO(low, high, spectrum), shape=(3, 224, 224))
 
-    `spectrum` `[C, H, W // 2 + 1]` are the mean magnitudes of data, `MACO.spectrum_of(samples)`; 1 / frequency if not given.
+    Args:
+        low: Value of a black pixel, a number or a tensor `[C]`.
+        high: Value of a white pixel, a number or a tensor `[C]`.
+        spectrum: Mean magnitudes of data, `[C, H, W // 2 + 1]`, as `MACO.spectrum_of(samples)` returns; None is 1 / frequency.
+
+    Raises:
+        InputError: `spectrum` does not fit the shape of the images.
     """
 
     low: Bound = -2.0
@@ -114,14 +135,14 @@ class MACO:
 
     @staticmethod
     def spectrum_of(samples: Tensor) -> Tensor:
-        """The mean magnitudes of pictures `[N, C, H, W]` in decorrelated colours."""
+        """Return the mean magnitudes `[C, H, W // 2 + 1]` of images `[N, C, H, W]` in decorrelated colors."""
         return torch.fft.rfft2(decorrelate(samples), norm="ortho").abs().mean(0)
 
     def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
         channels, height, width = _picture(shape)
         wanted = (channels, height, width // 2 + 1)
         if self.spectrum is not None and self.spectrum.shape != wanted:
-            raise InputError(f"a spectrum of shape {tuple(self.spectrum.shape)} for pictures of {shape}; give {wanted}")
+            raise InputError(f"spectrum has shape {tuple(self.spectrum.shape)}, expected {wanted} for images of {shape}")
         return [_normal(wanted, randoms)]
 
     def render(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
@@ -130,7 +151,7 @@ class MACO:
         return scale_to_bounds(to_rgb((picture - mean) / deviation).sigmoid(), self.low, self.high)
 
     def picture(self, parameters: Sequence[Tensor], shape: Shape) -> Tensor:
-        """The picture of fixed magnitudes, before its values are brought between bounds."""
+        """Return the image of fixed magnitudes, before its values are scaled to the bounds."""
         phases = make_odd(parameters[0], shape[-1])
         magnitudes = frequency_scales(shape[-2:], 1.0).expand(phases.shape[1:]) if self.spectrum is None else self.spectrum
         return torch.fft.irfft2(torch.polar(magnitudes.to(phases).expand_as(phases), phases), s=shape[-2:], norm="ortho")
@@ -138,9 +159,15 @@ class MACO:
 
 @dataclass(frozen=True, eq=False)
 class CPPN:
-    """A small network from a pixel's place to its colour (Mordvintsev et al. 2018): smooth shapes at any size.
+    """A compositional pattern-producing network from pixel position to color (Mordvintsev et al. 2018): smooth at any size.
 
     >>> whence.prototype(model, "features.10:3", image=whence.images.CPPN(low, high), shape=(3, 224, 224))
+
+    Args:
+        low: Value of a black pixel, a number or a tensor `[C]`.
+        high: Value of a white pixel, a number or a tensor `[C]`.
+        width: Units of each hidden layer.
+        depth: Number of hidden layers.
     """
 
     low: Bound = -2.0
@@ -164,14 +191,14 @@ class CPPN:
         weights, biases = parameters[: self.depth + 1], parameters[self.depth + 1 :]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             bent = (x @ weight + bias).atan()
-            x = torch.cat([bent / 0.67, bent.square() / 0.6], -1)  # both of variance about 1
+            x = torch.cat([bent / 0.67, bent.square() / 0.6], -1)  # both have a variance of about 1
         x = x @ weights[-1] + biases[-1]
         return scale_to_bounds(x.sigmoid().transpose(1, 2).unflatten(2, (height, width)), self.low, self.high)
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Codes of a decoder."""
+    """Codes of a decoder, for a `CodeSpace` prior."""
 
     space: CodeSpace
 
@@ -185,25 +212,25 @@ class Codes:
         return self.space.decoder(to_device_of(codes, self.space.decoder)).to(codes.device)
 
     def written(self, x: Tensor) -> list[Tensor]:
-        """The codes themselves."""
+        """Return the codes themselves."""
         return [x]
 
 
 def scale_to_bounds(share: Tensor, low: Bound, high: Bound) -> Tensor:
-    """Numbers in [0, 1] between the bounds."""
+    """Scale values in [0, 1] to the bounds."""
     low, high = _column(low).to(share), _column(high).to(share)
     return low + (high - low) * share
 
 
 def frequency_scales(size: tuple[int, ...], decay: float) -> Tensor:
-    """1 / frequency^decay for the coefficients of a picture [H, W]; the mean counts as the lowest frequency."""
+    """Return 1 / frequency^decay for the Fourier coefficients of an image [H, W]; the mean counts as the lowest frequency."""
     height, width = size
     frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
     return 1 / frequencies.clamp(min=1 / max(height, width)) ** decay
 
 
 def make_odd(phases: Tensor, width: int) -> Tensor:
-    """φ(−k) = −φ(k) in the columns that hold both k and −k, without which a real picture has other magnitudes."""
+    """Enforce φ(−k) = −φ(k) in the columns with both k and −k, since a real image would have other magnitudes otherwise."""
     itself = [0] if width % 2 else [0, width // 2]
     columns = phases[..., itself]
     opposite = columns.flip(-2).roll(1, -2)
@@ -213,12 +240,12 @@ def make_odd(phases: Tensor, width: int) -> Tensor:
 
 
 def to_rgb(picture: Tensor) -> Tensor:
-    """Colours from decorrelated ones."""
+    """Convert decorrelated colors to RGB."""
     return torch.einsum("kchw,dc->kdhw", picture, COLOR_CORRELATION.to(picture)) if picture.shape[1] == 3 else picture
 
 
 def decorrelate(picture: Tensor) -> Tensor:
-    """The reverse of `coloured`."""
+    """Convert RGB to decorrelated colors, the inverse of `to_rgb`."""
     return (
         torch.einsum("kchw,dc->kdhw", picture, torch.linalg.inv(COLOR_CORRELATION).to(picture))
         if picture.shape[1] == 3
@@ -228,7 +255,7 @@ def decorrelate(picture: Tensor) -> Tensor:
 
 def _picture(shape: Shape) -> Shape:
     if len(shape) != 3:
-        raise InputError(f"pictures have a shape of [C, H, W], not {tuple(shape)}; use Pixels for other inputs")
+        raise InputError(f"expected an image shape [C, H, W], got {tuple(shape)}; use whence.images.Pixels for other inputs")
     return shape
 
 
@@ -237,7 +264,7 @@ def _normal(shape: Sequence[int], randoms: Sequence[torch.Generator]) -> Tensor:
 
 
 def _column(bound: Bound) -> Tensor:
-    """A bound of each channel stands along the first dimension of a picture."""
+    """Reshape one bound for each channel so that it broadcasts over images."""
     bound = torch.as_tensor(bound)
     return bound.view(-1, 1, 1) if bound.dim() == 1 else bound
 
@@ -247,7 +274,7 @@ def _logits(x: Tensor, low: Bound, high: Bound) -> Tensor:
     beyond = 0.02 * (high - low)
     if (x < low - beyond).any() or (x > high + beyond).any():
         raise InputError(
-            f"the start has values from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond the image's bounds; give them: "
-            "image=whence.images.Fourier(low, high)"
+            f"start has values from {float(x.min()):.3g} to {float(x.max()):.3g}, outside the bounds of the image; pass bounds "
+            "that include them: image=whence.images.Fourier(low, high)"
         )
     return ((x - low) / (high - low)).clamp(0.01, 0.99).logit()

@@ -1,4 +1,4 @@
-"""Quasi-Newton ascent (L-BFGS, Nocedal 1980) of many functions at once, each as if it were alone."""
+"""Quasi-Newton ascent (L-BFGS, Nocedal 1980) of many functions at once, independently of each other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,22 +9,22 @@ from torch import Tensor
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]  # x [K, n] -> f [K] and its gradient [K, n]
 Precondition = Callable[[Tensor], Tensor]  # of a gradient [K, n]: −H₀⁻¹ g
 
-MEMORY = 10  # that curvature is remembered by
+MEMORY = 10  # steps of which curvature is stored
 MAX_HALVINGS = 12
-STALL_WINDOW, STALL_TOLERANCE = 6, 1e-3  # steps; of the value
-GRADIENT_TOLERANCE = 1e-13  # of the value: then the place is known to a few millionths
-ARMIJO = 1e-4  # of the rise that the slope promises (Armijo)
+STALL_WINDOW, STALL_TOLERANCE = 6, 1e-3  # steps; relative to the value
+GRADIENT_TOLERANCE = 1e-13  # relative to the value: the argument is then accurate to about 1e-6
+ARMIJO = 1e-4  # required share of the increase that the slope predicts (Armijo)
 
 
 @dataclass
 class InverseHessian:
-    """−H⁻¹ by the last steps and the changes of the gradient on them."""
+    """An approximation of −H⁻¹ from the last steps and the changes of the gradient along them."""
 
     precondition: Precondition | None
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def times(self, g: Tensor) -> Tensor:
-        """The step that g asks for: the two-loop recursion."""
+        """Return −H⁻¹ g by the two-loop recursion."""
         remembered = []
         for s, y in reversed(self.pairs):
             weight = _ratio(_dot(s, g), _dot(s, y))
@@ -36,7 +36,7 @@ class InverseHessian:
         return d
 
     def learn(self, s: Tensor, fall: Tensor) -> None:
-        """A step, and by how much the gradient fell on it; where it did not, nothing is learnt."""
+        """Store a step and the decrease of the gradient along it, zeros where the curvature is not positive."""
         bent = (_dot(s, fall) > 1e-10 * s.norm(dim=1) * fall.norm(dim=1))[:, None]
         self.pairs = [*self.pairs, (torch.where(bent, s, 0), torch.where(bent, fall, 0))][-MEMORY:]
 
@@ -51,7 +51,7 @@ class InverseHessian:
 
 
 def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition | None = None) -> tuple[Tensor, Tensor]:
-    """The highest points `[K, n]` that are reached from `x`, and of which the function still rose well when the steps ended."""
+    """Return the highest points `[K, n]` reached from `x`, and which functions were still increasing after the last step."""
     f, g = evaluate(x)
     curvature, going = InverseHessian(precondition), torch.isfinite(f)
     course = [f]
@@ -62,7 +62,7 @@ def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition
         d = torch.where((_dot(d, g) > 0)[:, None], d, InverseHessian(precondition).times(g))
         after, f_after, g_after, stepped = _line_search(evaluate, x, f, g, d, going)
         curvature.learn(torch.where(stepped[:, None], after - x, 0), torch.where(stepped[:, None], g - g_after, 0))
-        left = _dot(curvature.times(g_after), g_after)  # to rise, by the quadratic model: twice as much
+        left = _dot(curvature.times(g_after), g_after)  # twice the increase that remains by the quadratic model
         going = (
             going & stepped & ((f_after > f + _rounding(f)) | (left < _dot(d, g))) & (left > GRADIENT_TOLERANCE * f_after.abs())
         )
@@ -74,7 +74,7 @@ def ascend(evaluate: Evaluate, x: Tensor, steps: int, precondition: Precondition
 def _line_search(
     evaluate: Evaluate, x: Tensor, f: Tensor, g: Tensor, d: Tensor, going: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each one's first of the steps d, d/2, d/4, … that rises by enough, as far as rounding tells; none if there is none."""
+    """Take the first of the steps d, d/2, d/4, … that satisfies the Armijo condition up to rounding, no step if none does."""
     length, searching = going.to(x.dtype), going.clone()
     lowest, slope = f - _rounding(f), _dot(d, g)
     found, f_found, g_found = x.clone(), f.clone(), g.clone()

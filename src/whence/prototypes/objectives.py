@@ -1,4 +1,4 @@
-"""What a prototype maximises: an output, a channel, a neuron, a direction, or sums of them."""
+"""Objectives that prototypes maximize: an output, a channel, a neuron, a direction, or sums of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,21 +15,24 @@ from whence.core.targets import Logit, Span, select
 from whence.core.trees import short_repr
 from whence.errors import InputError, RuleError, SelectorError, TargetError
 
-MIN_COSINE = 0.1  # a direction off by more counts as if by this, lest there be no gradient (Olah et al. 2017)
+MIN_COSINE = 0.1  # lower bound of the cosine, so that the gradient does not vanish (Olah et al. 2017)
 
 
 class Objective:
-    """To be maximised. Objectives add up, and can be weighted: `a - b`, `0.5 * a + b`."""
+    """A value of a model to maximize; objectives can be added and weighted, as in `a - b` or `0.5 * a + b`.
 
-    layers: tuple[str, ...] = ()  # what it reads
+    Subclasses define `value`, and name the layers that it reads in `layers`, or set `output = True`.
+    """
+
+    layers: tuple[str, ...] = ()  # layers that `value` reads
     output: bool = False
 
     def value(self, reading: ForwardRecord) -> Tensor:
-        """`[samples]`, one value for each sample read."""
+        """Return one value for each sample of the forward pass, `[samples]`."""
         raise NotImplementedError
 
     def prepared(self, read: Callable[[Tensor, Sequence[str]], ForwardRecord]) -> "Objective":
-        """The same with what it has to know of the model, such as the activations of a photo."""
+        """Return the objective with precomputed values of the model, such as the activations of a photo."""
         return self
 
     def __add__(self, other: "Objective") -> "Weighted":
@@ -89,7 +92,7 @@ class Weighted(Objective):
 
 @dataclass(frozen=True)
 class Output(Objective):
-    """A target as of `explain`: a class's logit, a `Logit` rather than another, a function of outputs."""
+    """A target as in `explain`: the logit of a class, a `Logit`, or a callable of the outputs."""
 
     target: Any
     output: bool = field(default=True, init=False)
@@ -106,11 +109,14 @@ class Output(Objective):
 
 @dataclass(frozen=True)
 class LogProbability(Objective):
-    """log p(ω|x) of a class, as a softmax over the output gives it.
+    """The log-probability log p(ω|x) of a class, by a softmax over the outputs.
 
     >>> whence.prototype(model, whence.objectives.LogProbability(3), prior=expert)
 
-    It saturates at 0, where a logit grows without bound: with an expert it gives the likeliest input of the class.
+    It saturates at 0, where a logit grows without bound: with an expert as prior it gives the likeliest input of the class.
+
+    Args:
+        index: Index of the class.
     """
 
     index: int
@@ -126,9 +132,13 @@ class LogProbability(Objective):
 
 @dataclass(frozen=True)
 class Channel(Objective):
-    """The mean activation of a channel of a layer over all places; of a unit, where the layer has no places.
+    """The mean activation of a channel over all positions, or of a unit if the layer has no positions.
 
     >>> whence.prototype(model, whence.objectives.Channel("features.10", 3), shape=(3, 224, 224))      # or "features.10:3"
+
+    Args:
+        layer: Name of the layer.
+        channel: Index of the channel or unit.
     """
 
     layer: str
@@ -148,9 +158,14 @@ class Channel(Objective):
 
 @dataclass(frozen=True)
 class Neuron(Objective):
-    """The activation of a channel at one place, the middle if not given.
+    """The activation of a channel at one position.
 
     >>> whence.prototype(model, whence.objectives.Neuron("features.10", 3, position=(5, 7)), shape=(3, 224, 224))
+
+    Args:
+        layer: Name of the layer.
+        channel: Index of the channel.
+        position: Index along each dimension but samples and channels; None is the center.
     """
 
     layer: str
@@ -173,11 +188,18 @@ class Neuron(Objective):
 
 @dataclass(frozen=True, eq=False)
 class Direction(Objective):
-    """aᵀv · max(0.1, cos(a, v))^cosine in the mean over all places of a layer, or at one (Olah et al. 2017).
+    """A direction v in activations a: aᵀv · max(0.1, cos(a, v))^cosine, averaged over positions (Olah et al. 2017).
 
     >>> whence.prototype(model, whence.objectives.Direction("features.10", a_cat - a_dog), shape=(3, 224, 224))
 
-    `vector` has a number for each channel. With cosine 0 it is the plain projection: a one-hot vector is a channel.
+    With `cosine=0` the objective is the plain projection, and a one-hot vector is a channel.
+
+    Args:
+        layer: Name of the layer.
+        vector: The direction, `[channels]`.
+        cosine: Exponent of the cosine.
+        position: One position instead of the mean over all.
+        name: Name in titles and tables.
     """
 
     layer: str
@@ -194,7 +216,7 @@ class Direction(Objective):
         a = _activation_channels_last(reading, self.layer)
         if not isinstance(self.vector, Tensor) or self.vector.shape != a.shape[-1:]:
             raise TargetError(
-                f"a direction of {short_repr(self.vector)} for layer '{self.layer}'; give a tensor of {a.shape[-1]} channels"
+                f"direction {short_repr(self.vector)} does not fit layer '{self.layer}'; pass a tensor of {a.shape[-1]} channels"
             )
         v = self.vector.to(a)
         if self.position is not None:
@@ -208,9 +230,12 @@ class Direction(Objective):
 
 @dataclass(frozen=True)
 class Layer(Objective):
-    """The mean square of all activations of a layer: deep dream (Mordvintsev et al. 2015).
+    """The mean square of all activations of a layer, as in DeepDream (Mordvintsev et al. 2015).
 
     >>> whence.prototype(model, whence.objectives.Layer("features.10"), start=photo)
+
+    Args:
+        layer: Name of the layer.
     """
 
     layer: str
@@ -228,7 +253,7 @@ class Layer(Objective):
 
 @dataclass(frozen=True, eq=False)
 class _ReferenceObjective(Objective):
-    """Compares a layer's activations with those on a photo."""
+    """An objective that compares a layer's activations with those on a photo."""
 
     layer: str
     photo: Tensor  # [1, …]
@@ -242,19 +267,26 @@ class _ReferenceObjective(Objective):
         return replace(self, _activation=_reference_activation(self, read))
 
     def _both(self, reading: ForwardRecord) -> tuple[Tensor, Tensor]:
-        """Activations `[K, numbers]`, and those on the photo `[numbers]`."""
+        """Return activations `[K, numbers]`, and those on the photo `[numbers]`."""
         a = reading.layers[self.layer].flatten(1)
         if self._activation is None:
-            raise TargetError(f"a {type(self).__name__} compares with a photo, which only prototype() reads")
+            raise TargetError(
+                f"{type(self).__name__} needs the activations of its photo, which only prototype() and top_samples() compute"
+            )
         _check_same_size(a, self._activation, self.layer)
         return a, self._activation.flatten()
 
 
 @dataclass(frozen=True, eq=False)
 class Caricature(_ReferenceObjective):
-    """aᵀa₀ · max(0.1, cos(a, a₀))^cosine, a₀ the activations of a photo: what a layer sees in it, exaggerated.
+    """aᵀa₀ · max(0.1, cos(a, a₀))^cosine for activations a₀ of a photo, which exaggerates what a layer detects in it.
 
     >>> whence.prototype(model, whence.objectives.Caricature("features.10", photo), shape=photo.shape[1:])
+
+    Args:
+        layer: Name of the layer.
+        photo: A batch of one input, `[1, …]`.
+        cosine: Exponent of the cosine.
     """
 
     cosine: float = 1.0
@@ -269,9 +301,15 @@ class Caricature(_ReferenceObjective):
 
 @dataclass(frozen=True, eq=False)
 class Inversion(_ReferenceObjective):
-    """−‖a − a₀‖² / ‖a₀‖², a₀ the activations of a photo: what a layer keeps of it (Mahendran and Vedaldi 2015, eq. 1 and 4).
+    """−‖a − a₀‖² / ‖a₀‖² for activations a₀ of a photo, which reconstructs the photo from a layer.
 
     >>> whence.prototype(model, whence.objectives.Inversion("features.10", photo), shape=photo.shape[1:])
+
+    Equations 1 and 4 of Mahendran and Vedaldi 2015; the result shows which information the layer preserves.
+
+    Args:
+        layer: Name of the layer.
+        photo: A batch of one input, `[1, …]`.
     """
 
     def value(self, reading: ForwardRecord) -> Tensor:
@@ -282,23 +320,23 @@ class Inversion(_ReferenceObjective):
         return f"inversion of {self.layer}"
 
 
-Concept = Any  # a class, a Logit, "layer:channel", "layer", an Objective, a function from outputs to one value a sample
+Concept = Any  # a class, a Logit, "layer:channel", "layer", an Objective, or a callable from outputs to [samples]
 
 
 def parse_objectives(target: Concept | Iterable[Concept]) -> list[Objective]:
-    """The objectives of one concept or of several.
+    """Return the objectives of one concept or of several.
 
-    >>> [str(o) for o in objectives(["features.10:0-2", 7])]
+    >>> [str(o) for o in parse_objectives(["features.10:0-2", 7])]
     ['features.10:0', 'features.10:1', 'features.10:2', '7']
     """
     if isinstance(target, Tensor):
         target = target.tolist()
     if isinstance(target, Mapping):
-        raise TargetError("the targets are given as a dict; give a list of concepts")
+        raise TargetError("targets were passed as a dict; pass a list of concepts")
     several = target if isinstance(target, Iterable) and not isinstance(target, str | Objective) else [target]
     found = [objective for concept in several for objective in _parse_one(concept)]
     if not found:
-        raise TargetError("no target: give a class, 'layer:channel', an objective or a list of them")
+        raise TargetError("no target given: expected a class, 'layer:channel', an objective or a list of these")
     return found
 
 
@@ -309,7 +347,7 @@ def _parse_one(concept: Concept) -> list[Objective]:
         return _parse_name(concept)
     concept = int(concept) if isinstance(concept, Integral) and not isinstance(concept, bool) else concept
     if isinstance(concept, bool) or not (isinstance(concept, int | Logit) or callable(concept)) or isinstance(concept, Span):
-        raise TargetError(f"{concept!r} is no concept; give a class, 'layer:channel', an objective or a function of outputs")
+        raise TargetError(f"invalid target: expected a class, 'layer:channel', an objective or a callable, got {concept!r}")
     return [Output(concept)]
 
 
@@ -319,21 +357,22 @@ def _parse_name(name: str) -> list[Objective]:
         return [Layer(name)]
     first, dash, last = channels.partition("-")
     if not layer or not first.isdecimal() or (dash and not last.isdecimal()):
-        raise SelectorError(f"{name!r} is no concept; write 'layer:channel' as in 'features.10:3', or 'features.10:0-15'")
+        raise SelectorError(f"invalid target {name!r}: expected 'layer:channel' as in 'features.10:3', or 'features.10:0-15'")
     return [Channel(layer, channel) for channel in range(int(first), int(last or first) + 1)]
 
 
 def _activation_channels_last(reading: ForwardRecord, layer: str) -> Tensor:
-    """Activations `[K, …, channels]`."""
+    """Return activations `[K, …, channels]`."""
     return reading.layers[layer].movedim(reading.channels_at(layer), -1)
 
 
 def _check_position(position: tuple[int, ...], places: tuple[int, ...], layer: str) -> None:
     if len(position) != len(places) or not all(0 <= p < n for p, n in zip(position, places, strict=True)):
-        raise TargetError(f"position {position} is not among the {places} places of layer '{layer}'")
+        raise TargetError(f"position {position} is out of range: layer '{layer}' has positions {places}")
 
 
 def channel_activation(reading: ForwardRecord, layer: str, channel: int) -> Tensor:
+    """Return the activations `[K, …]` of one channel of a layer, or raise `TargetError`."""
     a = _activation_channels_last(reading, layer)
     if not 0 <= channel < a.shape[-1]:
         raise TargetError(f"channel {channel} is out of range: layer '{layer}' has channels 0 to {a.shape[-1] - 1}")
@@ -348,15 +387,17 @@ def _dot_cosine(a: Tensor, v: Tensor, cosine: float) -> Tensor:
 def _reference_activation(objective: _ReferenceObjective, read: Callable[[Tensor, Sequence[str]], ForwardRecord]) -> Tensor:
     photo = objective.photo
     if photo.dim() < 2 or len(photo) != 1:
-        raise InputError(f"the photo must be a batch of one, not {tuple(photo.shape)}")
+        raise InputError(f"photo must be a batch of one, got shape {tuple(photo.shape)}")
     found = read(photo, [objective.layer]).layers[objective.layer].detach()
     if not torch.isfinite(found).all() or not found.any():
-        raise InputError(f"layer '{objective.layer}' is zero or not finite on the photo; choose another layer")
+        raise InputError(
+            f"the activations of layer '{objective.layer}' on the photo are zero or not finite; choose another layer"
+        )
     return found
 
 
 def _check_same_size(a: Tensor, of_photo: Tensor, layer: str) -> None:
     if a.shape[1] != of_photo.numel():
         raise RuleError(
-            f"layer '{layer}' has {a.shape[1]} activations, {of_photo.numel()} on the photo; give shape=photo.shape[1:]"
+            f"layer '{layer}' has {a.shape[1]} activations, but {of_photo.numel()} on the photo; pass shape=photo.shape[1:]"
         )

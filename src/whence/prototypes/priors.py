@@ -1,6 +1,6 @@
-"""What is likely a priori: penalties, densities to be fitted, and codes of a decoder.
+"""Priors of inputs: penalties, densities that are fitted to data, and codes of a decoder.
 
-A prior is any object with `log_prob(x) -> [K]` for inputs `x` `[K, …]`, up to a constant. `CodeSpace` is one of codes.
+A prior is any object with `log_prob(x) -> [K]` for inputs `x` `[K, …]`, up to a constant. `CodeSpace` is a prior of codes.
 """
 
 import math
@@ -18,21 +18,27 @@ from whence.prototypes import prior_files
 
 
 class Prior(Protocol):
-    """What `prototype` maximises beside the concept."""
+    """A log-density that `prototype` maximizes together with the concept."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """`[K]` for inputs `[K, …]`, up to a constant."""
+        """Return log p(x) `[K]` of inputs `[K, …]`, up to a constant."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class L2:
-    """log p(x) = −strength ‖x − center‖² + const: a Gaussian of variance 1 / (2 strength).
+    """The prior log p(x) = −strength ‖x − center‖² + const, a Gaussian of variance 1 / (2 strength).
 
     >>> whence.prototype(model, 3, prior=whence.priors.L2(0.3), shape=(1, 28, 28))
 
-    The squared norm, summed over the input. `center` is a number or a tensor `[…]` like one input, or `[K, …]`, one for each
-    target. A class mean as center gives the answer away: large strengths return it.
+    The squared norm is summed over the input. A class mean as `center` gives the answer away: large strengths return it.
+
+    Args:
+        strength: Weight of the squared norm.
+        center: A number, a tensor `[…]` of the shape of one input, or `[K, …]`, one for each target.
+
+    Raises:
+        RuleError: `strength` is negative.
     """
 
     strength: float = 0.01
@@ -45,18 +51,23 @@ class L2:
         return -self.strength * _centred(x, self.center).square().flatten(1).sum(1)
 
     def response(self, w: Tensor) -> Tensor:
-        """How far wᵀx moves the maximum of the density, for rows of w: w / 2λ."""
+        """Return by how much adding wᵀx to log p(x) shifts its maximum, for each row of w: w / 2λ."""
         return w / max(2 * self.strength, torch.finfo(w.dtype).tiny)
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianExpert:
-    """log p(x) = −½ (x − μ)ᵀ Σ⁻¹ (x − μ) − ½ log |2πΣ|.
+    """A Gaussian density, log p(x) = −½ (x − μ)ᵀ Σ⁻¹ (x − μ) − ½ log |2πΣ|.
 
     >>> expert = whence.priors.GaussianExpert.fitted(x_train)
     >>> whence.prototype(model, range(10), prior=expert)
 
-    `mean` `[…]` has the shape of one input of D numbers, `covariance` is `[D, D]` and positive definite.
+    Args:
+        mean: μ, a tensor of the shape of one input, with D elements.
+        covariance: Σ, `[D, D]`, positive definite.
+
+    Raises:
+        InputError: The covariance is of another shape, or not positive definite.
     """
 
     mean: Tensor
@@ -66,26 +77,36 @@ class GaussianExpert:
     def __post_init__(self):
         numbers = self.mean.numel()
         if self.covariance.shape != (numbers, numbers):
-            raise InputError(f"a covariance of shape {tuple(self.covariance.shape)} for a mean of {numbers} numbers")
+            raise InputError(
+                f"covariance has shape {tuple(self.covariance.shape)}, expected ({numbers}, {numbers}) like the mean"
+            )
         factor, failed = torch.linalg.cholesky_ex(self.covariance)
         if failed:
-            raise InputError("the covariance is not positive definite; add a little to its diagonal, as fitted() does")
+            raise InputError(
+                "the covariance is not positive definite; add a small value to its diagonal, as GaussianExpert.fitted() does"
+            )
         object.__setattr__(self, "_factor", factor)
 
     @classmethod
     def fitted(cls, samples: Tensor, shrinkage: float = 0.02) -> "GaussianExpert":
-        """The mean and covariance of samples `[N, …]`, `shrinkage` added to its diagonal: that of pictures is singular."""
+        """Fit the mean and covariance of samples.
+
+        Args:
+            samples: Tensor `[N, …]`.
+            shrinkage: Added to the diagonal of the covariance, which is singular for images.
+        """
         flat = samples.detach().flatten(1)
         covariance = torch.cov(flat.T).reshape(flat.shape[1], -1) + shrinkage * torch.eye(flat.shape[1]).to(flat)
         return cls(flat.mean(0).view(samples.shape[1:]), covariance)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
         return tuple(self.mean.shape)
 
     @property
     def typical(self) -> Tensor:
-        """Where a search starts."""
+        """The input that a search starts around."""
         return self.mean
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -96,17 +117,17 @@ class GaussianExpert:
         return -0.5 * whitened.square().sum(0) - volume.to(x)
 
     def response(self, w: Tensor) -> Tensor:
-        """How far wᵀx moves the maximum of the density, for rows of w: Σw."""
+        """Return by how much adding wᵀx to log p(x) shifts its maximum, for each row of w: Σw."""
         return w @ self.covariance.to(w)
 
     def draws(self, count: int, random: torch.Generator) -> Tensor:
-        """Samples `[count, …]`."""
+        """Draw samples `[count, …]` of the prior."""
         noise = torch.randn(count, self.mean.numel(), generator=random, dtype=torch.float32).to(self.mean)
         return self.mean + (noise @ self._factor.T).view(count, *self.shape)
 
 
 class GaussianRBM:
-    """A restricted Boltzmann machine with Gaussian inputs, a product of experts (Montavon et al. 2018, section 3.2):
+    """A restricted Boltzmann machine with Gaussian inputs, a product of experts (Montavon et al. 2018, section 3.2).
 
     log p(x) = Σ_j log(1 + exp(w_jᵀx / σ² + b_j)) − ‖x − c‖² / (2σ²) + const.
 
@@ -114,13 +135,21 @@ class GaussianRBM:
     >>> expert.save("expert.safetensors"); expert = whence.priors.GaussianRBM.load("expert.safetensors")
     >>> whence.prototype(model, range(10), prior=expert, strength=0.3)
 
-    `variance` σ² is that of each input given the hidden units. An overfitted expert draws data of its own, whatever the model
-    takes the class to be, and so hides the model's failures.
+    An overfitted expert generates realistic data whatever the model has learned of the class, and so hides the model's failures.
+
+    Args:
+        shape: Shape of one input.
+        hidden: Number of hidden units j.
+        variance: σ², the variance of each input given the hidden units.
+        seed: Random seed of the weights.
+
+    Raises:
+        RuleError: `hidden` or `variance` is not positive.
     """
 
     def __init__(self, shape: tuple[int, ...], hidden: int = 300, variance: float = 0.1, seed: int = 0):
         if hidden < 1 or variance <= 0:
-            raise RuleError(f"hidden={hidden!r}, variance={variance!r}; both must be positive")
+            raise RuleError(f"hidden and variance must be positive, got hidden={hidden!r}, variance={variance!r}")
         numbers = int(torch.Size(shape).numel())
         self.shape = tuple(shape)
         self.variance = variance
@@ -130,12 +159,12 @@ class GaussianRBM:
 
     @property
     def typical(self) -> Tensor:
-        """Where a search starts: at 0 the mode nearest by would take all."""
+        """The input that a search starts around; from 0 most searches would end in the nearest mode."""
         return self.center.view(self.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
-            raise InputError(f"the expert was made for inputs of {self.shape}, not {tuple(x.shape[1:])}")
+            raise InputError(f"the expert expects inputs of shape {self.shape}, got {tuple(x.shape[1:])}")
         flat = x.flatten(1)
         units = F.softplus(flat @ self.weight.to(x).T / self.variance + self.hidden_bias.to(x)).sum(1)
         return units - (flat - self.center.to(x)).square().sum(1) / (2 * self.variance)
@@ -149,13 +178,27 @@ class GaussianRBM:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> "GaussianRBM":
-        """Persistent contrastive divergence (Tieleman 2008) on samples `[N, …]`: chains of its own stand for the model. It runs
-        on the CPU, wherever the samples lie."""
+        """Fit by persistent contrastive divergence (Tieleman 2008), on the CPU regardless of the device of the samples.
+
+        Args:
+            samples: Tensor `[N, …]`.
+            epochs: Passes over the samples.
+            batch_size: Samples in a batch, and persistent chains.
+            lr: Initial learning rate, which decreases linearly to 0.
+            seed: Random seed.
+            progress: Called after each epoch with its number and the number of epochs.
+
+        Returns:
+            The expert itself.
+
+        Raises:
+            InputError: The samples are empty, of another shape, or not finite.
+        """
         if tuple(samples.shape[1:]) != self.shape:
-            raise InputError(f"samples of {tuple(samples.shape[1:])} for an expert of {self.shape}")
+            raise InputError(f"samples of shape {tuple(samples.shape[1:])} do not match the expert's shape {self.shape}")
         data = samples.detach().flatten(1).float().cpu()
         if not len(data) or not torch.isfinite(data).all():
-            raise InputError("the samples are empty, or have NaN or infinite values")
+            raise InputError("samples must not be empty or have NaN or infinite values")
         batch_size = min(batch_size, len(data))
         random = torch.Generator().manual_seed(seed)
         self.center = data.mean(0)
@@ -171,11 +214,11 @@ class GaussianRBM:
         return self
 
     def response(self, w: Tensor) -> Tensor:
-        """How far wᵀx moves the maximum of the density while no hidden unit changes, for rows of w: σ²w."""
+        """Return by how much adding wᵀx to log p(x) shifts its maximum at fixed hidden units, for each row of w: σ²w."""
         return self.variance * w
 
     def draws(self, count: int, random: torch.Generator, steps: int = 300) -> Tensor:
-        """Samples `[count, …]`, the last means of as many chains of Gibbs sampling."""
+        """Draw samples `[count, …]`, the final means of independent Gibbs chains of `steps` steps."""
         numbers = self.center.numel()
         chains = self.center + torch.randn(count, numbers, generator=random, dtype=torch.float32)
         for _ in range(steps):
@@ -184,7 +227,7 @@ class GaussianRBM:
         return self._means(chains, random).view(count, *self.shape)
 
     def _means(self, x: Tensor, random: torch.Generator) -> Tensor:
-        """Of inputs, given hidden units drawn given `x`."""
+        """Return the means of inputs given hidden units that are sampled given `x`."""
         return self.center + torch.bernoulli(self._hidden(x), generator=random) @ self.weight
 
     def _step(self, seen: Tensor, chains: Tensor, lr: float, random: torch.Generator) -> Tensor:
@@ -199,20 +242,24 @@ class GaussianRBM:
         return torch.sigmoid(x @ self.weight.T / self.variance + self.hidden_bias)
 
     def save(self, path: str | Path) -> Path:
-        """Write the weights as .safetensors."""
+        """Save the weights as .safetensors and return the path."""
         tensors = {"weight": self.weight, "hidden_bias": self.hidden_bias, "center": self.center}
         return prior_files.save(tensors, {"variance": self.variance, "shape": ",".join(map(str, self.shape))}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "GaussianRBM":
-        """Read what `save` wrote."""
+        """Return the expert that `save` wrote to a file.
+
+        Raises:
+            LoadError: The file cannot be read, or holds something else.
+        """
         wanted = ("weight", "hidden_bias", "center", "variance", "shape")
         tensors, described = prior_files.load(path, "Gaussian RBM", wanted)
         expert = cls(prior_files.shape_of(described), len(tensors["weight"]), float(described["variance"]))
         for name in ("weight", "hidden_bias", "center"):
             if tensors[name].shape != getattr(expert, name).shape:
                 raise LoadError(
-                    f"{path} holds no Gaussian RBM of inputs {expert.shape}: {name} is {tuple(tensors[name].shape)}"
+                    f"{path} is not a saved Gaussian RBM of inputs {expert.shape}: {name} has shape {tuple(tensors[name].shape)}"
                 )
             setattr(expert, name, tensors[name])
         return expert
@@ -223,13 +270,21 @@ class GaussianRBM:
 
 @dataclass(frozen=True, eq=False)
 class CodeSpace:
-    """Inputs x = g(z) of a decoder, and log q(z) = −strength ‖z − center‖² for its codes (Montavon et al. 2018, section 3.3).
+    """A prior of codes z of a decoder x = g(z): log q(z) = −strength ‖z − center‖² (Montavon et al. 2018, section 3.3).
 
     >>> whence.prototype(model, range(10), prior=whence.priors.CodeSpace(decoder, strength=0.1))
 
-    `decoder` makes inputs `[K, …]` from codes `[K, k]`: a trained `VAE` or `AdversarialAutoencoder`, or any function; `size` is
-    k where the decoder does not say it. `center` is a number, `[k]`, or `[K, k]`, one for each target. Strength ½ is the
-    log-density of codes from N(0, I); with 0 the code prior is left, and some prototypes are broken.
+    A strength of ½ is the log-density of codes from N(0, I); with 0 codes leave the distribution of training, and some
+    prototypes are unrealistic.
+
+    Args:
+        decoder: A trained `VAE` or `AdversarialAutoencoder`, or any callable from codes `[K, k]` to inputs `[K, …]`.
+        strength: Weight of the squared norm.
+        center: A number, a tensor `[k]`, or `[K, k]`, one for each target.
+        size: k, if it cannot be inferred from the decoder.
+
+    Raises:
+        RuleError: `strength` is negative.
     """
 
     decoder: Callable[[Tensor], Tensor]
@@ -241,18 +296,18 @@ class CodeSpace:
         _check_strength(self.strength)
 
     def code_size(self) -> int:
-        """The length of a code."""
+        """Return the length k of a code."""
         center = self.center.shape[-1] if isinstance(self.center, Tensor) and self.center.dim() else None
         found = self.size or center or getattr(self.decoder, "code_size", None) or _first_inputs(self.decoder)
         if found is None:
-            raise InputError("the decoder does not say how long its codes are; pass CodeSpace(decoder, size=…)")
+            raise InputError("cannot infer the code size from the decoder; pass it: whence.priors.CodeSpace(decoder, size=…)")
         return int(found)
 
     def log_prob(self, z: Tensor) -> Tensor:
         return -self.strength * _centred(z, self.center).square().flatten(1).sum(1)
 
     def response(self, w: Tensor) -> Tensor:
-        """How far wᵀz moves the maximum of the density, for rows of w: w / 2λ."""
+        """Return by how much adding wᵀz to log q(z) shifts its maximum, for each row of w: w / 2λ."""
         return w / max(2 * self.strength, torch.finfo(w.dtype).tiny)
 
 
@@ -265,10 +320,10 @@ def _first_inputs(decoder: Any) -> int | None:
 def _centred(x: Tensor, center: float | Tensor) -> Tensor:
     center = torch.as_tensor(center).to(x)
     if center.dim() and center.shape not in (x.shape[1:], x.shape):
-        raise InputError(f"a center of shape {tuple(center.shape)} for inputs of {tuple(x.shape[1:])}")
+        raise InputError(f"center of shape {tuple(center.shape)} does not fit inputs of shape {tuple(x.shape[1:])}")
     return x - center
 
 
 def _check_strength(strength: float) -> None:
     if not strength >= 0:
-        raise RuleError(f"strength={strength!r} must not be negative")
+        raise RuleError(f"strength must not be negative, got {strength!r}")

@@ -1,4 +1,4 @@
-"""What comes back from a search for prototypes."""
+"""The result of a search for prototypes."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Prototypes(Result):
-    """Inputs that stand for K concepts, and how they were found.
+    """Prototypes of K concepts, with the values and the history of the search.
 
     >>> p = whence.prototype(model, range(10), prior=expert)
     >>> p.images, p.names                           # [10, …]
-    >>> p.activation, p.log_prob                    # both terms of what was maximised, [10]
+    >>> p.activation, p.log_prob                    # both terms of the maximized function, [10]
     >>> p.history["activation"]                     # [steps, 10]
     >>> p.save("grid.png")                          # or .pdf, .svg, .npz, .safetensors
 
-    `activation` is the objective without transforms, `log_prob` that of the prior without its strength, None without a prior.
-    `codes` `[K, k]` are those of a `CodeSpace`, `samples` `[K, n, …]` the data's own given to `beside`. `note` says what went
-    wrong on the way, if anything did.
+    Args:
+        images: Inputs `[K, …]`.
+        names: Names of the concepts.
+        activation: The objectives `[K]`, without transforms.
+        log_prob: log p(x) `[K]`, without the strength; None without a prior.
+        codes: Codes `[K, k]` if the prior is a `CodeSpace`.
+        history: "activation" and "log_prob" at each step, `[steps, K]`.
+        bounds: Values of black and white pixels, to draw images.
+        samples: Samples of the data `[K, n, …]`, from `beside`.
+        columns: Columns of the grid in figures, from `arranged`.
+        note: Description of problems of the search, empty if there were none.
     """
 
     images: Tensor
@@ -39,20 +47,20 @@ class Prototypes(Result):
     log_prob: Tensor | None = None
     codes: Tensor | None = None
     history: dict[str, Tensor] = field(default_factory=dict)
-    bounds: Any = None  # what black and white pixels are, for pictures
+    bounds: Any = None
     samples: Tensor | None = None
-    columns: int | None = None  # of a grid
+    columns: int | None = None
     note: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int | slice) -> "Prototypes":
-        """One prototype or a slice of them, still as a batch."""
+        """Return one prototype or a slice of them, still as a batch."""
         if not isinstance(index, slice):
             index = operator.index(index)
             if not -len(self) <= index < len(self):  # iteration ends here
-                raise IndexError(f"prototype {index} of {len(self)}")
+                raise IndexError(f"index {index} is out of range for {len(self)} prototypes")
             index = slice(index % len(self), index % len(self) + 1)
         some = {
             name: None if t is None else t[index]
@@ -69,14 +77,21 @@ class Prototypes(Result):
         )
 
     def beside(self, samples: Tensor) -> "Prototypes":
-        """The same with samples of the data `[K, n, …]`, drawn beside each prototype: `data[whence.top_samples(…).indices]`."""
+        """Return prototypes with samples of the data, which figures show next to each prototype.
+
+        Args:
+            samples: Tensor `[K, n, …]`, such as `data[whence.top_samples(…).indices]`.
+
+        Raises:
+            InputError: The samples are of another shape.
+        """
         if samples.shape[0] != len(self) or samples.shape[2:] != self.images.shape[1:]:
             expected = f"[{len(self)}, n, {', '.join(map(str, self.images.shape[1:]))}]"
-            raise InputError(f"samples of shape {tuple(samples.shape)} for {expected}")
+            raise InputError(f"samples of shape {tuple(samples.shape)}, expected {expected}")
         return replace(self, samples=samples)
 
     def arranged(self, columns: int) -> "Prototypes":
-        """The same, drawn without names in a grid of so many columns."""
+        """Return prototypes that figures show without names, in a grid of `columns` columns."""
         return replace(self, columns=columns)
 
     def __repr__(self) -> str:
@@ -88,14 +103,17 @@ class Prototypes(Result):
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each prototype: its concept, its activation, and its log-probability under the prior."""
+        """One row for each prototype: its concept, its activation, and its log-probability under the prior."""
         log_prob = [None] * len(self) if self.log_prob is None else self.log_prob.tolist()
         columns = zip(self.names, self.activation.tolist(), log_prob, strict=True)
         return [dict(zip(("concept", "activation", "log_prob"), row, strict=True)) for row in columns]
 
     def save(self, path: str | Path) -> Path:
-        """Write a picture of all (.png, .jpg, .pdf, .svg), the table (.csv, .json) or the numbers (.npz, .safetensors), and
-        return the path."""
+        """Save a figure (.png, .jpg, .pdf, .svg), the table (.csv, .json) or the tensors (.npz, .safetensors); return the path.
+
+        Raises:
+            WhenceError: The suffix is not supported, or the folder does not exist.
+        """
         names = list(self.names)
         npz, safetensors = (lambda file: write_npz(file, self.numbers(), names=names)), self._write_safetensors
         return self._save(path, {".npz": npz, ".safetensors": safetensors})
@@ -104,13 +122,13 @@ class Prototypes(Result):
         write_safetensors(path, self.numbers(), {"names": "\n".join(self.names)})
 
     def numbers(self) -> dict[str, Tensor]:
-        """Everything as named tensors: what `.npz` and `.safetensors` hold."""
+        """Return all tensors by name, as saved in `.npz` and `.safetensors`."""
         named = {name: getattr(self, name) for name in ("images", "activation", "log_prob", "codes", "samples")}
         named |= {f"history.{name}": t for name, t in self.history.items()}
         return {name: t.detach().cpu().contiguous() for name, t in named.items() if t is not None}
 
     def figure(self) -> "Figure":
-        """Side by side, named; with samples of the data, a row for each prototype and them."""
+        """Return a figure of all prototypes with their names; with samples of the data, one row for each prototype."""
         from whence.plotting import image_grid
 
         titles = [f"{name}  ({activation:.3g})" for name, activation in zip(self.names, self.activation, strict=True)]
@@ -122,11 +140,11 @@ class Prototypes(Result):
         if self.columns is not None:
             return image_grid.mosaic([self._tile(x) for x in self.images], self.columns)
         if not len(self):
-            raise InputError("there is no prototype to draw")
+            raise InputError("no prototypes to draw")
         return image_grid.image_grid([self._tile(x, title) for x, title in zip(self.images, titles, strict=True)])
 
     def tiles(self) -> "list[ImageTile]":
-        """The prototypes as pictures under their names."""
+        """Return the prototypes as images with their names as titles."""
         return [self._tile(x, name) for x, name in zip(self.images, self.names, strict=True)]
 
     def _tile(self, x: Tensor, title: str = "") -> "ImageTile":
@@ -136,9 +154,9 @@ class Prototypes(Result):
 
 
 def compare_priors(rows: Mapping[str, Prototypes]) -> "Figure":
-    """A row of prototypes for each name: the same concepts under several priors.
+    """Return a figure with a row of prototypes for each name, such as the same concepts under several priors.
 
-    >>> side_by_side({"ℓ2": whence.prototype(model, range(10)), "expert": whence.prototype(model, range(10), prior=expert)})
+    >>> compare_priors({"ℓ2": whence.prototype(model, range(10)), "expert": whence.prototype(model, range(10), prior=expert)})
     """
     from whence.plotting.image_grid import image_table
 

@@ -1,4 +1,4 @@
-"""Small random changes between steps, so that a prototype does not live on single pixels."""
+"""Small random transforms between steps, so that a prototype does not depend on single pixels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,12 +15,20 @@ Transform = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
 @dataclass(frozen=True)
 class Jiggle:
-    """A shift, a turn and a change of size of each picture, drawn for each by itself and done at once.
+    """Random translation, rotation and scaling, drawn for each image and applied in one interpolation.
 
     >>> whence.prototype(model, "features.10:3", shape=(3, 224, 224), transforms=whence.images.Jiggle(shift=8, scale=0.1, turn=5))
 
-    `shift` in pixels and `turn` in degrees are the most either way, `scale` is the largest change of size, as a share. Beyond
-    its edges a picture is mirrored. `crops` changed copies are read in each step, and their mean maximised.
+    Beyond its edges an image is mirrored.
+
+    Args:
+        shift: Largest translation in either direction, in pixels.
+        scale: Largest relative change of size, below 1.
+        turn: Largest rotation in either direction, in degrees.
+        crops: Number of transformed copies in each step, whose mean objective is maximized.
+
+    Raises:
+        RuleError: A setting is out of range.
     """
 
     shift: float = 8.0
@@ -30,12 +38,12 @@ class Jiggle:
 
     def __post_init__(self):
         if min(self.shift, self.scale, self.turn) < 0 or self.scale >= 1 or self.crops < 1:
-            raise RuleError(f"{self}: shift, scale (below 1) and turn must not be negative, crops at least 1")
+            raise RuleError(f"{self}: shift, scale and turn must not be negative, scale must be below 1, and crops at least 1")
 
     def __call__(self, x: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:
-        """`[K · crops, C, H, W]`, the copies of each picture beside each other."""
+        """Return transformed copies `[K · crops, C, H, W]`, those of each image next to each other."""
         if x.dim() != 4:
-            raise InputError(f"pictures [K, C, H, W] can be jiggled, not {tuple(x.shape)}; pass transforms=None")
+            raise InputError(f"Jiggle expects images [K, C, H, W], got shape {tuple(x.shape)}; pass transforms=None")
         drawn = torch.cat([torch.rand(self.crops, 4, generator=random) for random in randoms]).to(x) * 2 - 1
         angle, size = drawn[:, 0] * math.radians(self.turn), 1 + drawn[:, 1] * self.scale
         height, width = x.shape[2:]

@@ -1,4 +1,4 @@
-"""The data's own prototypes: the samples that excite a concept most, or that it is most relevant for."""
+"""The samples of a dataset with the highest activation of a concept, or with the highest relevance."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,21 +24,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TopSamples(Result):
-    """The samples of most activation or relevance for each of K concepts, best first.
+    """The samples with the highest activation or relevance for each of K concepts, in descending order.
 
     >>> top = whence.top_samples(model, "features.10:0-15", x_train)
     >>> top.indices, top.values                       # [16, 9]
     >>> whence.prototype(model, "features.10:0-15", shape=(3, 224, 224)).beside(x_train[top.indices]).save("grid.png")
+
+    Args:
+        indices: Indices of the samples in the data, `[K, n]`.
+        values: Their activation or relevance, `[K, n]`.
+        names: Names of the concepts.
+        samples: The samples, `[K, n, …]`.
     """
 
-    indices: Tensor  # [K, n], of the samples in the data
-    values: Tensor  # [K, n], their activation or relevance
-    names: list[str]  # of the concepts
-    samples: Tensor | None = None  # [K, n, …]
+    indices: Tensor
+    values: Tensor
+    names: list[str]
+    samples: Tensor | None = None
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each concept and rank: the index of the sample, and its activation or relevance."""
+        """One row for each concept and rank: the index of the sample, and its activation or relevance."""
         return [
             {"concept": name, "rank": rank, "index": index, "value": value}
             for name, indices, values in zip(self.names, self.indices.tolist(), self.values.tolist(), strict=True)
@@ -46,11 +52,11 @@ class TopSamples(Result):
         ]
 
     def figure(self) -> "Figure":
-        """Return a figure with a row for each concept: its samples, best first."""
+        """Return a figure with a row of samples for each concept, in descending order."""
         from whence.plotting.image_grid import ImageTile, image_rows
 
         if self.samples is None:
-            raise InputError("these top samples were made without their data; nothing to draw")
+            raise InputError("these top samples have no data to draw; pass samples=")
         return image_rows(
             [
                 [
@@ -74,19 +80,38 @@ def top_samples(
     batch_size: int | None = None,
     progress: Progress = True,
 ) -> TopSamples:
-    """The `n_samples` samples of `inputs` `[N, …]` that excite each concept most (ActMax), or, `ranking="relevance"`, for whose predictions a
-    channel has most relevance (RelMax, Achtibat et al. 2023): what it is used for, rather than what it answers to. `method` is
-    that by which relevance is found.
+    """Find the samples with the highest activation (ActMax) or relevance (RelMax, Achtibat et al. 2023) of each concept.
 
     >>> whence.top_samples(model, ["features.10:3", 7], x_train).indices          # [2, 9]
     >>> whence.top_samples(model, "features.10:3", x_train, ranking="relevance").indices
+
+    Activation shows which inputs a channel responds to, relevance for the prediction which inputs it is used for.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        concept: A concept or a list of them, as in `prototype`; with `ranking="relevance"` channels as "layer:channel".
+        inputs: Samples `[N, …]`.
+        n_samples: Number of samples for each concept.
+        ranking: "activation" or "relevance".
+        method: Method that computes relevance; None is the default of `explain`.
+        batch_size: Samples in a batch; chosen by their size if None.
+        progress: Show a progress bar.
+
+    Returns:
+        `TopSamples` with indices and values `[K, n_samples]`.
+
+    Raises:
+        InputError: `n_samples` is out of range, or a sample gives NaN or infinite values.
+        RuleError: Relevance of a concept that is not a channel, or an unknown ranking.
+        TargetError: A class, channel or position does not exist.
+        SelectorError: A layer does not exist, or the name of a concept cannot be parsed.
     """
     check_model(model)
     concepts = parse_objectives(concept)
     if ranking not in ("activation", "relevance"):
-        raise RuleError(f"ranking={ranking!r}; choose 'activation' or 'relevance'")
+        raise RuleError(f"ranking must be 'activation' or 'relevance', got {ranking!r}")
     if not 1 <= n_samples <= len(inputs):
-        raise InputError(f"n_samples={n_samples} of {len(inputs)} samples")
+        raise InputError(f"n_samples must be from 1 to {len(inputs)}, the number of samples, got {n_samples}")
     size = resolve_batch_size(batch_size, Inputs.of(inputs[:1]))
     score = _ActivationScore(model, concepts) if ranking == "activation" else _RelevanceScore(model, concepts, method)
     found = []
@@ -97,7 +122,7 @@ def top_samples(
     scores = torch.cat(found, 1)
     if not torch.isfinite(scores).all():
         sample = int((~torch.isfinite(scores)).any(0).nonzero()[0])
-        raise InputError(f"sample {sample} gives NaN or infinite values; leave it out")
+        raise InputError(f"sample {sample} gives NaN or infinite values; remove it")
     values, indices = scores.topk(n_samples)
     return TopSamples(indices, values, [str(concept) for concept in concepts], inputs[indices.to(inputs.device)].cpu())
 
@@ -109,7 +134,7 @@ class _ActivationScore:
         self._concepts = [concept.prepared(lambda x, layers: LayerReader(model, layers)(x)) for concept in concepts]
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """[K, samples]."""
+        """Return activations `[K, samples]`."""
         with torch.no_grad():
             reading = self._reader(batch)
             return torch.stack([concept.value(reading) for concept in self._concepts]).cpu()
@@ -119,14 +144,14 @@ class _RelevanceScore:
     def __init__(self, model: Callable[..., Any], concepts: list[Objective], method: Any):
         wrong = [concept for concept in concepts if not isinstance(concept, Channel)]
         if wrong:
-            raise RuleError(f"relevance is that of channels, written 'layer:channel'; {wrong[0]} is none")
+            raise RuleError(f"ranking='relevance' needs channels, written 'layer:channel', got {wrong[0]}")
         self._method = method
         self._model, self._channels = model, [concept for concept in concepts if isinstance(concept, Channel)]
         self._layers = list(dict.fromkeys(channel.layer for channel in self._channels))
         self._reader = LayerReader(model, self._layers)
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """[K, samples], relevance for the prediction, all places together."""
+        """Return relevance for the prediction, summed over positions, `[K, samples]`."""
         relevance = explain(self._model, batch, layers=self._layers, method=self._method, progress=False).layers
         of_first_calls = {name: r[0] if isinstance(r, tuple) else r for name, r in relevance.items()}
         reading = self._reader.reading(batch, of_first_calls)

@@ -1,1 +1,1 @@
-"""The function mode, and what it knows of tensors, linear maps and the way back."""
+"""The function mode, the facts it tracks about tensors, linear maps, and the backward pass."""

@@ -1,4 +1,4 @@
-"""Token ids and the tables they are looked up in: an id has no gradient, the vector found for it has."""
+"""Embedding look-ups of token ids: an id has no gradient, the vector that it selects has one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,33 +18,33 @@ TABLES = ("embedding", "embedding_bag", "getitem", "index_select")
 CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as"})
 JOINS = frozenset({"cat", "stack", "meshgrid", "broadcast_tensors"})
 KEEPS_POSITIONS = frozenset({"where", "masked_fill", "clamp", "add", "sub", "mul", "remainder", "fmod", "int", "long"})
-# what may be asked of one-hot vectors, and is no way on for relevance
+# queries of one-hot vectors, through which no relevance passes
 QUERIES = frozenset({"argmax", "argmin", "numel", "dim", "size", "detach", "one_hot"})
 NO_POSITION = -1
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Vectors found in a table, leaves of the explanation, and where in the inputs the id of each stands."""
+    """Vectors that were looked up in a table, leaves of the graph, and the position of the id of each in the inputs."""
 
     vectors: Tensor  # [..., d]
-    places: Tensor  # [...], counted through all ids of all inputs
-    find: Callable[[Tensor], Tensor]  # the vectors of other ids [...] in the same table
-    difference: Tensor | None = None  # from where a path to them began, [..., d]
+    places: Tensor  # [...], index of the id among all ids of all inputs
+    find: Callable[[Tensor], Tensor]  # ids [...] -> their vectors in the same table
+    difference: Tensor | None = None  # from the start of an integration path to them, [..., d]
 
 
-AlterLookup = Callable[[Lookup], Lookup]  # other vectors in place of those found: a step on the way to them, noise added
+AlterLookup = Callable[[Lookup], Lookup]  # replaces the vectors: by a point on the path to them, by noisy ones
 
 
 class EmbeddingLookups:
-    """Follows the integer inputs of one forward pass to where they are looked up."""
+    """Tracker of the integer inputs of one forward pass, up to their look-ups."""
 
     def __init__(self, ids: Mapping[int, Tensor], alter: AlterLookup | None = None):
         self._alter = alter
         self.found: list[Lookup] = []
-        self.given = {i: t.clone() for i, t in ids.items()}  # one tensor may be given twice, and a network may overwrite it
+        self.given = {i: t.clone() for i, t in ids.items()}  # one tensor may be passed twice, and a network may modify it in place
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._classes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # that the places of one-hot vectors stand for
+        self._classes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # class indices that the positions of one-hot vectors stand for
         start = 0
         for t in self.given.values():
             self._places[t] = torch.arange(start, start + t.numel(), device=t.device).view(t.shape)
@@ -58,7 +58,7 @@ class EmbeddingLookups:
         record: bool = True,
         see: Callable[[Tensor], None] = lambda found: None,
     ) -> Any:
-        """The call's value; what is looked up is a leaf of its own, which `see` is shown and the record gets."""
+        """Return the call's value; looked-up vectors become leaves, which are recorded and passed to `see`."""
         if not self.given:
             return function(*args, **kwargs)
         known = {id(t): places for t in iter_tensors((args, kwargs)) if (places := self._places.get(t)) is not None}
@@ -76,18 +76,18 @@ class EmbeddingLookups:
             lookup.vectors.requires_grad_()
             if record:
                 self.found.append(lookup)
-            given = lookup.vectors.clone()  # a network may overwrite what it looks up
+            given = lookup.vectors.clone()  # a network may modify looked-up vectors in place
         out = self._as_the_call_gives(call, given)
         if out.requires_grad:
             see(out)
         return out
 
     def scores(self, relevance: Sequence[Tensor]) -> dict[int, Tensor]:
-        """One score an id, from the relevance of each of the found vectors: summed over its numbers and its look-ups."""
+        """Return one score per id: the relevance of its vectors, summed over their components and all look-ups of the id."""
         if not self.found:
             return {}
         sizes = [t.numel() for t in self.given.values()]
-        flat = relevance[0].new_zeros(1 + sum(sizes))  # the first for ids of the network's own, at NOWHERE
+        flat = relevance[0].new_zeros(1 + sum(sizes))  # index 0 for ids that the model inserts, at NO_POSITION
         reached = torch.zeros_like(flat, dtype=torch.bool)
         for lookup, r in zip(self.found, relevance, strict=True):
             places = lookup.places.flatten().to(flat.device) - NO_POSITION
@@ -97,7 +97,7 @@ class EmbeddingLookups:
         return {i: part.view(t.shape) for (i, t), part, looked_up in parts if looked_up.any()}
 
     def elsewhere(self, relevance: Sequence[Tensor]) -> list[Tensor]:
-        """Relevance `[rows, …]` at ids that the network put in itself, among the inputs' own."""
+        """Return the relevance `[rows, …]` at ids that the model inserts among those of the inputs."""
         amounts = []
         for lookup, r in zip(self.found, relevance, strict=True):
             own = lookup.places == NO_POSITION
@@ -110,7 +110,7 @@ class EmbeddingLookups:
         return found if found is None or self._alter is None else self._alter(found)
 
     def _among_classes(self, call: Call, known: dict[int, Tensor]) -> Lookup | None:
-        """One-hot vectors of ids become numbers that a network computes with: each is looked up, as it were, by itself."""
+        """Return the look-up of one-hot vectors that are cast to floating point: each acts as its own embedding."""
         source = call.args[0]
         classes = self._classes.get(source)
         if classes is None:
@@ -132,16 +132,16 @@ class EmbeddingLookups:
             return None
         if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-            raise InputError(f"id {wrong} is out of the vocabulary of {len(table)}; use the model's own tokenizer")
+            raise InputError(f"token id {wrong} is out of range for a vocabulary of size {len(table)}; use the model's own tokenizer")
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
         if call.name == "embedding_bag":
-            call.run()  # may bring long vectors of the table down to their largest norm
+            call.run()  # renormalizes the table in place where max_norm is set
             return Lookup(table.detach()[ids], known[id(ids)], lambda others: table.detach()[others])
         return Lookup(call.run().detach(), known[id(ids)], lambda others: call.run_with({id(ids): others}).detach())
 
     def _as_the_call_gives(self, call: Call, vectors: Tensor) -> Tensor:
-        """What the network is given of the vectors found."""
+        """Return the looked-up vectors in the form that the call returns."""
         if call.name in CASTS:
             return vectors.squeeze(-1)
         if call.name != "embedding_bag":
@@ -150,12 +150,12 @@ class EmbeddingLookups:
         return pooled if self._alter is not None else with_backward_of(call.run, pooled)
 
     def _follow(self, call: Call, known: dict[int, Tensor], out: Any) -> None:
-        """Ids that are moved about, joined, padded, renumbered or written as one-hot vectors keep their places."""
+        """Track the positions of ids that are rearranged, concatenated, padded, remapped or one-hot encoded."""
         if call.facts.overwrites or not any(not t.is_floating_point() for t in iter_tensors(out)):
             return
         table, ids = _table_and_ids(call) if call.name in TABLES else (None, None)
         if ids is not None and id(ids) in known and id(table) not in known:
-            if out.shape == ids.shape:  # a table of numbers: the vocabulary renumbered
+            if out.shape == ids.shape:  # a table of integers: the vocabulary is remapped
                 self._places[out] = known[id(ids)]
         elif call.name == "one_hot":
             (places,) = known.values()
@@ -165,7 +165,7 @@ class EmbeddingLookups:
             others = {id(t): torch.full_like(t, NO_POSITION) for t in iter_tensors((call.args, call.kwargs))}
             self._move(self._places, out, call.run_with(others | known))
         elif call.facts.moves:
-            (source,) = call.bind("input")  # alone: what it is indexed by stays
+            (source,) = call.bind("input")  # only the input; its indices stay
             if id(source) in known:
                 self._move(self._places, out, call.run_with({id(source): known[id(source)]}))
                 if source in self._classes:
@@ -174,12 +174,12 @@ class EmbeddingLookups:
             ids, pad, mode, _ = call.bind("input pad mode value", mode="constant", value=0)
             self._places[out] = torch.nn.functional.pad(known[id(ids)], pad, mode, NO_POSITION if mode == "constant" else None)
         elif call.name in KEEPS_POSITIONS:
-            places = next(iter(known.values()))  # of the ids, if a mask that was given follows them
+            places = next(iter(known.values()))  # those of the ids, if the mask argument follows them
             if out.shape == places.shape:
                 self._places[out] = places
 
     def _check_followed(self, call: Call, out: Any) -> None:
-        """Raise where one-hot vectors become other numbers: relevance of their ids would be lost without a word."""
+        """Raise `InputError` where an integer function reads one-hot vectors: relevance of their ids would be lost silently."""
         hot = any(t in self._classes for t in iter_tensors((call.args, call.kwargs)))
         if (
             hot
@@ -189,8 +189,8 @@ class EmbeddingLookups:
             and call.name not in QUERIES
         ):
             raise InputError(
-                f"one-hot vectors of ids are integers in '{call.name}', where relevance cannot follow them; make them numbers "
-                "first: F.one_hot(ids, n).float()"
+                f"'{call.name}' got integer one-hot vectors of token ids, which relevance cannot be propagated through; cast them "
+                "to floating point first: F.one_hot(ids, n).float()"
             )
 
     @staticmethod

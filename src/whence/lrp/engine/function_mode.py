@@ -1,6 +1,6 @@
-"""The function mode: it sees every torch function a model calls and gives some of them another gradient.
+"""The `TorchFunctionMode` that intercepts every torch function a model calls and modifies the gradients of some of them.
 
-Forward values are the plain ones. After the forward, one ordinary backward pass brings the modified gradient g = R/a to
+Forward values are unchanged. After the forward pass, one ordinary backward pass computes the modified gradient g = R/a of
 every tensor a, so that its relevance is a · g.
 """
 
@@ -54,14 +54,14 @@ HOOK_REGISTRATION = "register_hook"
 
 
 class GradientMode(TorchFunctionMode):
-    """One at a time in a thread: a gradient modified twice would be neither of the two."""
+    """Base class of the modes; only one may be active in a thread, since two sets of rules cannot modify the same gradient."""
 
     _entered = threading.local()
 
     def __init__(self, scope: ModuleTracker):
         super().__init__()
         self.scope = scope
-        self.recomputing = False  # a checkpointed part, on the way back
+        self.recomputing = False  # a checkpointed part, in the backward pass
         self._outer: list[GradientMode | None] = []
         self._around = ExitStack()
 
@@ -78,15 +78,15 @@ class GradientMode(TorchFunctionMode):
 
     @classmethod
     def under_way(cls) -> "GradientMode | None":
-        """The one that is entered in this thread."""
+        """Return the mode that is active in this thread, or None."""
         return getattr(cls._entered, "mode", None)
 
     @classmethod
     def refuse_another(cls) -> None:
-        """Raise where one is entered."""
+        """Raise `ModelError` if a mode is active in this thread."""
         if cls.under_way() is not None:
             raise ModelError(
-                "an explanation is already under way here; leave relevance_rules before explaining, or the reverse"
+                "another explanation or relevance_rules block is already active in this thread; leave it before starting this one"
             )
 
     def __exit__(self, *exception):
@@ -96,12 +96,12 @@ class GradientMode(TorchFunctionMode):
         return super().__exit__(*exception)
 
     def pin(self, t: Tensor) -> None:
-        """Let the gradient at `t` be read off."""
+        """Keep `t` in the graph, so that its gradient can be read."""
 
     def _recompute(
         self, function: Callable[..., Any], args: tuple
     ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
-        """A checkpointed function, and the context to compute it again in."""
+        """Return a checkpointed function and the context to recompute it in."""
         return function, partial(self._recomputed, self.scope.place)
 
     @contextmanager
@@ -115,7 +115,7 @@ class GradientMode(TorchFunctionMode):
 
 
 class ConstantParameters(GradientMode):
-    """Plain gradients with respect to the input, parameters read as constants."""
+    """Mode for plain gradients with respect to the input; parameters are treated as constants."""
 
     def __init__(self, scope: ModuleTracker, lookups: EmbeddingLookups):
         super().__init__(scope)
@@ -141,10 +141,18 @@ class ConstantParameters(GradientMode):
 
 
 class RelevanceMode(GradientMode):
-    """Gradients modified by the rules while entered. `explain` and `relevance_rules` are made of it.
+    """Mode that replaces gradients by those of the rules; `explain` and `relevance_rules` are built on it.
 
-    `explains` says that the inputs are all there is to explain, and that somebody reads the account; `several` that relevance
-    will return more than once from the same forward pass.
+    Args:
+        rules: Composite, or mapping of selectors to rules.
+        scope: Tracker of the running module.
+        prepared: Model with its module outline and weight cache.
+        unknown: What happens at a function that is not known to be linear and has no rule: an error, a warning and its own
+            gradient, or its own gradient.
+        inputs: Tensors to explain, which rules of the input layer apply to.
+        lookups: Embedding look-ups of the integer inputs.
+        explains: Whether `inputs` are all that is explained and the conservation account is read.
+        several: Whether several backward passes start from the same forward pass.
     """
 
     def __init__(
@@ -164,16 +172,16 @@ class RelevanceMode(GradientMode):
         self.matcher = prepared.matcher(rules)
         self.bench = OpContext(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
         scope.leaving, scope.replacing = self._opaque_module, self.bench.known.stands_for
-        # what rules of the input layer write relevance to: beside the inputs, and beside what was looked up, by its number
+        # zeros whose gradients are the relevance by rules of the input layer: one per input, then one per recorded look-up
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
-        self.beside_lookups: list[int] = []
+        self.beside_lookups: list[int] = []  # indices of those look-ups
         self._rules_at_input = any(is_input_rule(rule) for _, rule in Composite.of(rules).entries)
         self._explains = explains
-        self.saturated = ""  # what is explained in its place
-        self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that a hidden module overwrote
-        self._looked_at: list[object] = []  # by backward hooks of modules: what is known of it has to last
+        self.saturated = ""  # note for the explanation where the logits are explained instead of the probabilities
+        self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that an opaque module modified in place
+        self._looked_at: list[object] = []  # outputs of modules with backward hooks: keep them alive, since facts are held by weak references
         self._reader = ArgumentReader(self.bench.known, all_known=self._explains)
-        # what native functions keep for their gradients goes through the cells as well
+        # tensors that native functions save for their gradients go through the cells as well
         guard = saved_tensors_hooks(self.bench.cells.save, SavedTensor.value.fget)  # type: ignore[attr-defined]
         self.saving: AbstractContextManager = guard if prepared.guarded else nullcontext()
         for x, written in zip(inputs, self.written, strict=True):
@@ -209,28 +217,28 @@ class RelevanceMode(GradientMode):
         return out
 
     def what_blocks(self) -> str:
-        """For an error message: what may have cut the output off from the input."""
+        """Return the end of an error message: the likely reason why the output does not depend on the input."""
         if self.bench.last_constant is None:
-            return "; a detach, an integer or a no_grad may cut it off"
-        held = f"{self.bench.last_constant} is held constant as a gate or statistic"
+            return "; look for a .detach(), a cast to integers or a torch.no_grad() block in the forward pass"
+        held = f"{self.bench.last_constant} is held constant as a gate or statistic, so no relevance passes through it"
         return f"; {held}. Explain the value before it (the logits), as in target=whence.objectives.Neuron('head', 3), or give it a rule"
 
     def before_saturation(self, outputs: Any) -> Any:
-        """The values of which the outputs are a plain sigmoid or softmax, if they are: relevance passes by neither."""
+        """Return the logits if the outputs are their sigmoid or softmax, else the outputs; relevance passes through neither function."""
         logits = logits_of(outputs)
         before = self.bench.saturation(logits) if isinstance(logits, Tensor) else None
         if before is None:
             return outputs
-        self.saturated = f"of the value before the final {before.name}"
+        self.saturated = f"before the final {before.name}"
         return before.value()
 
     def pin(self, t: Tensor) -> None:
-        """Let nobody take over the map that made `t`: relevance is to be read off at `t`."""
+        """Prevent later functions from merging with the linear map that made `t`, since relevance is read at `t`."""
         self.bench.known.without_link(t)
 
     @contextmanager
     def from_the_middle(self) -> Iterator[None]:
-        """For a way back from the middle, after the whole one: its own account, and layers numbered as they were."""
+        """Start a backward pass at an intermediate layer: with a new conservation account and the layer numbers of the last pass."""
         self.meter.forget()
         with self.bench.descent.as_before():
             yield
@@ -238,7 +246,7 @@ class RelevanceMode(GradientMode):
     # reading arguments
 
     def _unremarkable(self, args: tuple, kwargs: dict[str, Any] | None) -> bool:
-        """Whether the first argument depends on the input, nothing of consequence is known of it, and no other is a tensor."""
+        """Return whether the first argument depends on the input without facts that matter, and no other argument is a tensor."""
         if not args or not self.bench.known.plain(args[0]) or not args[0].requires_grad:
             return False
         for value in args[1:]:
@@ -247,7 +255,7 @@ class RelevanceMode(GradientMode):
         return not kwargs or (INERT_TYPES.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
 
     def _meet(self, strangers: Sequence[Tensor], call: Call) -> Call:
-        """Data seen for the first time is a leaf, or what a module's backward hook looks at, or its maker hid."""
+        """Register tensors seen for the first time: leaves, aliases by a module's backward hook, or outputs of opaque functions."""
         replaced = {}
         for t in strangers:
             original = self.bench.known.looked_at(t) if t.grad_fn is not None else None
@@ -264,20 +272,21 @@ class RelevanceMode(GradientMode):
         here = f"'{reader}' in '{self.scope.path}'"
         if maker.startswith("CheckpointFunction"):
             return OpaqueError(
-                f"{here} follows reentrant checkpointing, which hides what runs inside; use checkpoint(…, use_reentrant=False)"
+                f"{here} reads the output of a reentrant checkpoint, whose functions cannot be intercepted; use "
+                "checkpoint(…, use_reentrant=False)"
             )
         if maker.startswith("FlexAttention"):
             return OpaqueError(f"{here}: {FLEX_ATTENTION}")
         return OpaqueError(
-            f"{here} reads a tensor made by {maker}, which whence did not see: an autograd.Function, a compiled extension, or "
-            "a part run outside the rules; give the module that makes it a rule, such as "
-            "LRP({'its.path': whence.Identity()} | …), detach it, or write it in torch functions"
+            f"{here} reads a tensor made by {maker}, which whence cannot intercept: an autograd.Function, a compiled extension, or "
+            "code that ran outside the rules; give the module that makes it a rule, such as "
+            "LRP({'path.of.module': whence.Identity()}), detach it, or write it with torch functions"
         )
 
     # dispatch
 
     def _beside(self, call: Call, given: tuple[tuple, dict]) -> Any:
-        """What no relevance passes: constants, token ids on their way to a table, what runs without gradients."""
+        """Run a call that no relevance passes through: constants, token ids before their look-up, code without gradients."""
         if self._reader.met_own_graph:
             out = call.function(*given[0], **given[1])
             self._reader.of_own_graph(out)
@@ -290,7 +299,7 @@ class RelevanceMode(GradientMode):
         return undetached(out, given, (call.args, call.kwargs))
 
     def _see_looked_up(self, t: Tensor) -> None:
-        """What was looked up touches the input as the input itself does, unless it was pooled at once."""
+        """Register looked-up vectors as the input, for rules of the input layer, unless they were pooled by the look-up itself."""
         lookup = self.lookups.found[-1]
         if not self._rules_at_input or self.recomputing or t.numel() != lookup.vectors.numel():
             self.bench.see(t)
@@ -300,7 +309,7 @@ class RelevanceMode(GradientMode):
         self.bench.known.note(t, Facts(companion=InputCompanion(self.written[-1])))
 
     def _follow_saturated(self, call: Call, out: Tensor) -> None:
-        """Saturated values that are moved about, as in `sigmoid(x).squeeze(1)`."""
+        """Follow saturated values through functions that only rearrange them, as in `sigmoid(x).squeeze(1)`."""
         (moved,) = call.bind("input")
         before = self.bench.saturation(moved) if isinstance(moved, Tensor) else None
         if before is not None:
@@ -308,14 +317,14 @@ class RelevanceMode(GradientMode):
             self.bench.saturated[out] = SaturatedValue(before.name, out._version, value)
 
     def _overwrite_unseen(self, target: Tensor, name: str) -> None:
-        """Something is written where no gradient goes: right for buffers, wrong for what depends on the input."""
-        if target.requires_grad and self.bench.function_rule("") is not None:  # within a module whose inside is not looked at
+        """Check an in-place operation without gradients: allowed on buffers, an error on tensors that depend on the input."""
+        if target.requires_grad and self.bench.function_rule("") is not None:  # within a module that has a rule as a whole
             if target not in self._before_module:
                 self._before_module[target] = target.detach().clone()
         elif target.requires_grad and name not in LEAVES_VALUES:
             raise ModelError(
-                f"'{name}' in '{self.scope.path}' overwrites a value that depends on the input under no_grad, where relevance "
-                "cannot follow; run it outside no_grad or out of place"
+                f"'{name}' in '{self.scope.path}' modifies a tensor that depends on the input in place under torch.no_grad(), which "
+                "relevance cannot be propagated through; run it outside no_grad or make it out-of-place"
             )
         self.bench.before_overwriting(target)
 
@@ -331,14 +340,15 @@ class RelevanceMode(GradientMode):
         return self._write_back(target, self._pass(operation, call.out_of_place()))
 
     def _write_back(self, target: Tensor, value: Tensor) -> Tensor:
-        """Let `target` hold `value` with its way back, as an in-place function would."""
+        """Store `value` and its graph in `target`, as an in-place function would."""
         if target._is_view() and target.requires_grad and not value.requires_grad:
             raise ModelError(
-                f"{self.bench.last_constant} overwrites a part of a tensor with a gate or statistic; run it out of place"
+                f"{self.bench.last_constant} is written into a part of a tensor in place, but is held constant as a gate or "
+                "statistic; make that operation out-of-place"
             )
         self.bench.before_overwriting(target)
         if target.requires_grad and not target._is_view():
-            target.detach_()  # what it held before leads on through `value` alone
+            target.detach_()  # its earlier value is reached through `value` alone
         target.copy_(value)
         if target._base is not None:
             self.bench.see(target._base)
@@ -356,19 +366,19 @@ class RelevanceMode(GradientMode):
     def _untabled(self, call: Call) -> Any:
         if call.name in DIFFERENTIATING and self._explains:
             raise ModelError(
-                f"the model differentiates within its forward pass, in '{self.scope.path}', what depends on the input; whence "
-                "would change the values it finds. Explain the part of the model that computes the output without it"
+                f"the model calls torch.autograd in its forward pass, in '{self.scope.path}', on a tensor that depends on the "
+                "input; the rules would change the gradients it computes. Explain the part of the model before that call"
             )
         if call.name == HOOK_REGISTRATION and self._explains:
             return _observing_hook(call.function, call.args)
         out = call.run()
         if not any(t.requires_grad and all(t is not d for d in call.data) for t in iter_tensors(out)):
-            return out  # a size, an arg max, a comparison: nothing that relevance could enter
+            return out  # a size, an argmax, a comparison: without a gradient, so no relevance enters it
         rule = self.bench.function_rule(call.name)
         return self.bench.unknown_function(call) if rule is None else RULE_TREATMENTS[type(rule)](self.bench, call)
 
     def _opaque_module(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
-        """The output of a module whose inside cannot be seen, by the rule there is for the module."""
+        """Return the output of a module whose functions cannot be intercepted, with the gradient by the module's rule."""
         if module._backward_hooks or module._backward_pre_hooks:
             self._looked_at.append(output)
         if not isinstance(output, Tensor) or self.bench.known.seen(output):
@@ -389,13 +399,16 @@ class RelevanceMode(GradientMode):
             self.bench.see(seen)
         return seen
 
-    # parts that are computed again
+    # parts that are recomputed
 
     def _recompute(
         self, function: Callable[..., Any], args: tuple
     ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
-        """A recomputation starts from what is known of its arguments and cannot take over a map made before them. So the
-        first pass may not either: both have to save the same."""
+        """Return a checkpointed function that restores the facts about its arguments, and the context to recompute it in.
+
+        A recomputation cannot merge with a linear map made before its arguments. So the first pass must not either: both
+        have to save the same tensors.
+        """
         known = self.bench.known
         given = []
         for t in iter_tensors(args):
@@ -422,7 +435,7 @@ class RelevanceMode(GradientMode):
 
 
 def _observing_hook(register: Callable[..., Any], args: tuple) -> Any:
-    """A hook that a model puts on its gradient, without what it makes of it: that is for training, and changes no output."""
+    """Register a hook of the model for observation only: the gradient that it returns is for training and is ignored."""
     t, hook = args
 
     def look(g: Tensor) -> None:
@@ -440,11 +453,14 @@ RULE_TREATMENTS: dict[type, Callable[[OpContext, Call], Any]] = {
 
 @contextmanager
 def modified_gradients(rules: Mapping[Selector, Rule] | Composite, model: object, unknown: Unknown) -> Iterator[RelevanceMode]:
-    """Modified gradients for whatever runs while entered."""
+    """Modify the gradients of all code that runs in this context."""
     composite = Composite.of(rules)
     for selector, rule in composite.entries[: composite.required]:
         if is_input_rule(rule):
-            raise RuleError(f"{type(rule).__name__} cannot be written as x * gradient; use whence.explain(method=LRP(...))")
+            raise RuleError(
+                f"{type(rule).__name__} is a rule of the input layer, whose relevance is not of the form x * gradient; use "
+                "whence.explain(model, x, method=whence.LRP(rules))"
+            )
         if isinstance(selector, str) and model is None:
             raise RuleError(f"selector {selector!r} is a module path; pass the model: relevance_rules(model, rules)")
     optional = tuple(entry for entry in composite.entries if not is_input_rule(entry[1]))

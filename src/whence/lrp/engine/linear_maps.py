@@ -1,4 +1,4 @@
-"""The linear maps that rules act on: z = L_w(a) + b, with L replaceable in its weight and transposable."""
+"""The linear maps that rules act on: z = L_w(a) + b, which can be applied with another weight and transposed."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -10,49 +10,49 @@ from torch.nn import functional as F
 
 from whence.lrp.engine.conservation import batch_sum
 
-Modification = Callable[[Tensor], Tensor]  # what a rule makes of a weight or bias
+Modification = Callable[[Tensor], Tensor]  # weight or bias -> the modified one
 
 
 class LinearMap(Protocol):
-    """A map linear in `a` and in `weight`; the bias runs along one dimension of the output."""
+    """Protocol of maps that are linear in `a` and in `weight`, with a bias along one dimension of the output."""
 
     @property
     def weight(self) -> Tensor: ...
     @property
     def bias(self) -> Tensor | None: ...
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """L_weight(a) + bias."""
+        """Return L_weight(a) + bias."""
         ...
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        """L_weightᵀ(s), of the input's `shape`."""
+        """Return L_weightᵀ(s), of the input's `shape`."""
         ...
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        """⟨s, bias⟩ of each sample: what the bias takes, `[batch]`."""
+        """Return ⟨s, bias⟩ of each sample, `[batch]`: the share of the bias."""
         ...
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Self | None":
-        """This map followed by `scale · z + shift` along dimension `dim` of an output of `rank`; None if not of this form."""
+        """Return this map followed by `scale · z + shift` along dimension `dim` of an output of `rank`, or None if it cannot be folded."""
         ...
 
     @property
     def constants(self) -> tuple[Tensor | None, ...]:
-        """All that the folded weight and bias are made of."""
+        """The tensors that the folded weight and bias are computed from."""
         ...
 
     @property
     def layout(self) -> Hashable:
-        """What else they depend on."""
+        """The other values that the folded weight and bias depend on."""
         ...
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias with the scale multiplied in, which is put off until the way back."""
+        """Return weight and bias with the scale multiplied in, which is deferred until the backward pass."""
         ...
 
 
 class RuleWeights:
-    """A map's folded weight and bias and what rules make of them, each made once for as long as this is held."""
+    """The folded weight and bias of a map and their modifications by rules, each computed once."""
 
     def __init__(self, linear: LinearMap, dtype: torch.dtype):
         weight, bias = linear.folded()
@@ -61,7 +61,10 @@ class RuleWeights:
         self._made: dict[tuple[str, Modification], Tensor] = {}
 
     def modified(self, make: Modification) -> Tensor:
-        """>>> weights.modified(plus)       # w⁺"""
+        """Return the modified weight.
+
+        >>> weights.modified(positive_part)       # w⁺
+        """
         return self._once("weight", make, self.weight)
 
     def modified_bias(self, make: Modification) -> Tensor | None:
@@ -75,17 +78,17 @@ class RuleWeights:
 
 
 def positive_part(t: Tensor) -> Tensor:
-    """t⁺"""
+    """Return t⁺."""
     return t.clamp(min=0)
 
 
 def negative_part(t: Tensor) -> Tensor:
-    """t⁻"""
+    """Return t⁻."""
     return t.clamp(max=0)
 
 
 def positive_contributions(linear: LinearMap, weights: RuleWeights, a: Tensor, nonnegative: bool, with_bias: bool) -> Tensor:
-    """P + b⁺, or P: one pass where the input is known not to be negative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
+    """Return P + b⁺, or P: in one pass where the input is known to be nonnegative, else P = L_w⁺(a⁺) + L_w⁻(a⁻)."""
     rising, bias = weights.modified(positive_part), weights.modified_bias(positive_part) if with_bias else None
     if nonnegative:
         return linear.apply(a, rising, bias)
@@ -94,7 +97,7 @@ def positive_contributions(linear: LinearMap, weights: RuleWeights, a: Tensor, n
 
 @dataclass(slots=True, eq=False)
 class Dense:
-    """`F.linear`: weight [out, in], the bias along the last dimension."""
+    """The map of `F.linear`: weight [out, in], the bias along the last dimension."""
 
     weight: Tensor
     bias: Tensor | None
@@ -127,7 +130,7 @@ class Dense:
 
 
 class ConvGeometry(NamedTuple):
-    """How a convolution moves over its input."""
+    """The stride, padding and further options of a convolution."""
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -135,17 +138,17 @@ class ConvGeometry(NamedTuple):
     transposed: bool
     output_padding: Sequence[int]
     groups: int
-    single_sides: Sequence[int] = ()  # padded beforehand, as F.pad has it
+    single_sides: Sequence[int] = ()  # uneven padding applied beforehand, in the order of F.pad
 
 
 @dataclass(slots=True, eq=False)
 class Convolution:
-    """`F.conv1d` to `F.conv_transpose3d`: the bias along dimension 1, or 0 of an unbatched output."""
+    """The map of `F.conv1d` to `F.conv_transpose3d`: the bias along dimension 1, or 0 of an unbatched output."""
 
     weight: Tensor
     bias: Tensor | None
     geometry: ConvGeometry
-    scale: Tensor | None = None  # as of a dense layer
+    scale: Tensor | None = None  # as in `Dense`
     shift: Tensor | None = None
 
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -159,7 +162,7 @@ class Convolution:
             within = Convolution(weight, None, self.geometry._replace(single_sides=()))
             padded = torch.Size(F.pad(s.new_empty(1).expand(shape), single_sides).shape)
             return F.pad(within.transpose(s, weight, padded), [-side for side in single_sides])
-        # the input itself is not read where only its gradient is asked for: an empty tensor of its shape will do
+        # convolution_backward does not read the input if only its gradient is requested: an empty tensor of its shape suffices
         unread = s.new_empty(1).expand(shape)
         input_gradient, _, _ = torch.ops.aten.convolution_backward.default(
             s, unread, weight, None, stride, padding, dilation, transposed, output_padding, groups, [True, False, False]
@@ -195,7 +198,7 @@ class Convolution:
 
 @dataclass(slots=True, eq=False)
 class Diagonal:
-    """z = w · a + b along dimension 1: batch norm that follows no linear map."""
+    """The map z = w · a + b along dimension 1: batch norm that does not follow a linear map."""
 
     weight: Tensor
     bias: Tensor | None
@@ -231,7 +234,7 @@ class Diagonal:
 
 @dataclass(slots=True, eq=False)
 class Bilinear:
-    """Any other torch function with one constant factor (matmul, bmm, einsum, …); it has no bias of its own."""
+    """Any other torch function with one constant factor (matmul, bmm, einsum, …), without a bias."""
 
     function: Callable[[Tensor, Tensor], Tensor]
     weight: Tensor
@@ -264,19 +267,19 @@ class Bilinear:
 
 
 def contributions_by_size(linear: LinearMap, weights: RuleWeights, z: Tensor, a: Tensor) -> Tensor:
-    """P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass whatever the signs, but a small P is rounded like a large one."""
+    """Return P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass for inputs of any sign, but a small P is rounded like a large one."""
     return linear.apply(a.abs(), weights.modified(torch.abs), weights.modified_bias(torch.abs)).add_(z).mul_(0.5)
 
 
 def _compose_affine(linear: Dense | Convolution, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Its own scale and shift, followed by these."""
+    """Return the map's scale and shift followed by these."""
     if linear.scale is None:
         return scale, shift
     return linear.scale * scale, _folded_bias(linear.shift, scale, shift)
 
 
 def _folded_bias(bias: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor | None:
-    """scale · bias + shift."""
+    """Return scale · bias + shift."""
     if bias is None or scale is None or shift is None:
         return bias if shift is None else shift
     return torch.addcmul(shift, scale, bias)

@@ -1,6 +1,6 @@
-"""What treatments may ask for while a network runs: what is known of a tensor, which rule holds here, a node on the way back.
+"""The context that ops use during a forward pass: facts about tensors, the rule that applies, nodes of the backward pass.
 
-The mode makes one for each forward pass and hands it to the treatment of each call.
+The mode creates one for each forward pass and passes it to the op of each call.
 """
 
 import warnings
@@ -39,18 +39,20 @@ DEFAULT_RULE = Epsilon()
 
 
 class SaturatedValue(NamedTuple):
-    """What is known of values that a sigmoid or softmax made."""
+    """Record of the input of a sigmoid or softmax, kept for its output."""
 
     name: str
-    version: int  # of the tensor: once overwritten it is no sigmoid any more
-    value: Callable[[], Tensor]  # of what
+    version: int  # of the tensor: once modified in place it is not a sigmoid any more
+    value: Callable[[], Tensor]  # returns the input
 
 
 class UnguardedOverwrite(BaseException):
-    """A network that never overwrote a value does, and what autograd saved before is not guarded: it is to be run again."""
+    """Signal that the model modifies a tensor in place while saved tensors are not guarded; the forward pass is repeated with guards."""
 
 
 class OpContext:
+    """Context of the ops in one forward pass: rules, facts, saved tensors and the conservation meter."""
+
     def __init__(
         self,
         prepared: PreparedModel,
@@ -62,23 +64,23 @@ class OpContext:
         within: Callable[[], AbstractContextManager],
     ):
         self.prepared, self.scope, self.meter = prepared, scope, meter
-        self.made = prepared.kept  # what is made of constants: made(name, constants, make)
+        self.made = prepared.kept  # cache of values computed from constants: made(name, constants, make)
         self.overwrote = False
-        self.within = within  # a context in which torch functions are treated as the model's are
+        self.within = within  # context in which torch functions are handled as the model's are
         self.known = TensorFacts()
         self.cells = SavedTensors()
-        self.saturated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values by a sigmoid or softmax: `Saturated`
-        self.gates_reached = False  # by relevance that ends in values that a sigmoid or softmax made
+        self.saturated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # outputs of a sigmoid or softmax: `SaturatedValue`
+        self.gates_reached = False  # whether relevance was absorbed by outputs of a sigmoid or softmax
         self._held: tuple[str, ModulePlace] | None = None
-        self.copies = False  # whether what is kept is: of a part computed again, torch keeps the tensors themselves
+        self.copies = False  # whether to save copies: of a recomputed part, torch saves the tensors themselves
         self._matcher, self._unknown, self._several = matcher, unknown, several
         self.descent = DepthCounter()
 
-    # what is known
+    # facts
 
     @property
     def path(self) -> str:
-        """Of the module that the call came from."""
+        """The path of the module that the call came from."""
         return self.scope.place.path
 
     def function_rule(self, name: str) -> FunctionRule | None:
@@ -91,30 +93,30 @@ class OpContext:
         return self.known.inherited(t).companion
 
     def link(self, t: Tensor) -> LinearLink | None:
-        """The linear map that `t` came from, if its input still is what the map read."""
+        """Return the linear map that `t` came from, if the map's input was not modified since."""
         known = self.known.of(t)
         link = None if known is None else known.link
         return link if link is not None and link.source._version == link.version else None
 
     def gate(self, call: Call) -> Tensor | None:
-        """Of a product x · h(x) of a value and a function of the same value, the second factor."""
+        """Return h(x) if the call is a product x · h(x) of a value and a function of the same value, else None."""
         return gate_factor(call, self.known)
 
     def saturation(self, t: Tensor) -> SaturatedValue | None:
-        """Of what sigmoid or softmax the tensor still is."""
+        """Return the record of the sigmoid or softmax that made `t`, if `t` was not modified since."""
         found = self.saturated.get(t)
         return found if found is not None and found.version == t._version else None
 
     def see(self, t: Tensor) -> None:
-        """A tensor that a treatment made of what was seen is seen too."""
+        """Register a tensor that an op made of registered tensors."""
         self.known.see(t)
 
     def follow(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
-        """A function that a treatment calls as if the model had."""
+        """Call a function from an op as if the model called it."""
         with self.within():
             return function(*args)
 
-    # values kept for the way back
+    # tensors saved for the backward pass
 
     def save(self, t: Tensor) -> SavedTensor:
         return self.cells.save(t)
@@ -129,15 +131,15 @@ class OpContext:
     def _kept(self, keep: SaveFunction) -> SaveFunction:
         return (lambda value: tuple([t.clone() for t in keep(value)])) if self.copies else keep
 
-    # ways back
+    # nodes of the backward pass
 
     def constant(self, call: Call) -> Any:
-        """The call's value with no way back."""
+        """Return the call's value without a gradient."""
         self.hold(call.name)
         return call.held_constant()
 
     def hold(self, what: str) -> None:
-        """Remember, for error messages, what has no way back."""
+        """Record, for error messages, which function was held constant."""
         self._held = what, self.scope.place
 
     @property
@@ -148,19 +150,19 @@ class OpContext:
         return f"{what} in '{place.path}'"
 
     def node(self, source: Tensor, value: Callable[[], Tensor], back: BackwardFunction, keep: SaveFunction) -> Tensor:
-        """A value made of `source`, and `back(g, *keep(value))` for its gradient."""
+        """Return a value computed from `source`, with `back(g, *keep(value))` as its gradient."""
         return ModifiedBackward.apply(value, back, self._kept(keep), source)  # type: ignore[return-value]
 
     def watched(self, t: Tensor, back: BackwardFunction) -> Tensor:
-        """The same tensor for a function that is not seen, and `back(g, t)` for its gradient."""
+        """Return an alias of `t` for a native function, with `back(g, t)` as its gradient."""
         return self.node(t, t.detach, back, lambda value: (value,))
 
     def watched_together(self, sources: Sequence[Tensor], back: Callable[..., Sequence[Tensor]]) -> Sequence[Tensor]:
-        """The same tensors for a function that is not seen, and `back(gradients, tensors)` for their gradients."""
+        """Return aliases of the tensors for a native function, with `back(gradients, tensors)` as their gradients."""
         return JointBackward.apply(back, self.copies, *sources)  # type: ignore[return-value]
 
     def absorb(self, out: Tensor, amount: Callable[[Tensor], Tensor]) -> Tensor:
-        """Count `amount(g)` [batch, …] as absorbed here when the gradient g of `out` comes by."""
+        """Count `amount(g)` [batch, …] as absorbed here when the gradient g of `out` is computed."""
         path, meter = self.path, self.meter
 
         def counted(g: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ class OpContext:
         return with_gradient_hook(out, counted)
 
     def own_gradient(self, call: Call) -> Any:
-        """The function's own gradient, what it does not conserve measured as absorbed."""
+        """Return the call's value with the function's own gradient; relevance that it does not conserve counts as absorbed."""
         path, meter = self.path, self.meter
 
         def given_on(g: Tensor, value: Tensor) -> tuple[Tensor]:
@@ -185,7 +187,7 @@ class OpContext:
         return out
 
     def unknown_function(self, call: Call) -> Any:
-        """What the caller wants done with a function that may not be linear and has no rule."""
+        """Handle a function that may be nonlinear and has no rule, as the user's `unknown` option says."""
         selector = selector_name(call.function) or repr(self.path)
         message = (
             f"'{call.name}' in '{self.path}' is not known to be linear and has no rule; give it one, such as "
@@ -199,11 +201,11 @@ class OpContext:
         return self.own_gradient(call)
 
     def refused(self, call: Call, error: WhenceError) -> Any:
-        """The call's value; the error is for relevance that comes back by it. A loss on the side may do as it likes."""
+        """Return the call's value; raise `error` only if relevance is propagated through it, so that side outputs may use it."""
         return call.run_with({id(t): self.impassable(t, error) for t in call.data})
 
     def impassable(self, t: Tensor, error: WhenceError) -> Tensor:
-        """The same tensor, and an error for its gradient."""
+        """Return an alias of `t` that raises `error` in the backward pass."""
 
         def back(g: Tensor) -> tuple[Tensor]:
             raise error
@@ -213,11 +215,14 @@ class OpContext:
     def distributed(
         self, source: Tensor, value: Callable[[], Tensor], distribute: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """A value whose relevance goes to `source` as `distribute(relevance, source, value)` says: beside the input where the
-        source is the input moved about, else as R / a, and what falls on hidden zeros is absorbed."""
+        """Return a value whose relevance goes to `source` as `distribute(relevance, source, value)`.
+
+        It is written to the companion where `source` is the rearranged input. Else it is propagated as R / a, and the share
+        of hidden activations that are 0 is absorbed.
+        """
         companion, path, a = self.companion(source), self.path, source.detach()
         if companion is None and source.is_leaf:  # within relevance_rules
-            raise RuleError(f"'{path}' touches the input, where its relevance is not of the form x * gradient; use explain()")
+            raise RuleError(f"'{path}' touches the input, where its relevance is not of the form x * gradient; use whence.explain")
         meter, present = self.meter, 1 if companion is None or companion.present is None else companion.present
 
         def back(g: Tensor, a: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -239,7 +244,7 @@ class OpContext:
     def linear(
         self, call: Call, source: Tensor, linear: LinearMap, default: LinearRule = DEFAULT_RULE, native: bool = False
     ) -> Tensor:
-        """A linear map with the rule the user has for it. `native`: autograd's own gradient is the transposed map."""
+        """Return the value of a linear map with the user's rule for it; `native`: autograd's gradient is the transposed map."""
         known = self.known.inherited(source)
         companion = known.companion
         rule = self.linear_rule(call.name, companion is not None) or default
@@ -254,25 +259,25 @@ class OpContext:
         return self.step(LinearLink(source, zeros, source._version, step), call.run)
 
     def step(self, link: LinearLink, value: Callable[[], Tensor]) -> Tensor:
-        """Hang the node of a step on its input; the result remembers the link."""
+        """Attach the backward node of a step to its input; the result records the link."""
         return self._hang(ModifiedBackward, link, value)
 
     def overwriting_step(self, link: LinearLink, value: Callable[[], Tensor], target: Tensor) -> Tensor:
-        """As `step`, where `value` overwrites `target`, the output that the link was remembered by."""
+        """Attach a step as `step` does, where `value` modifies `target` in place, the tensor that recorded the link."""
         self.known.note(target)
-        target.detach_()  # off the way back: the new node stands in for the one that made it
+        target.detach_()  # cut from the graph: the new node replaces the one that made it
         self.before_overwriting(target)
         return self._hang(InPlaceBackward, link, value, target)
 
     def remember(self, out: Tensor, link: LinearLink) -> None:
-        """Let consumers of `out` take over the linear map it came from."""
+        """Record the linear map that `out` came from, so that the function that follows can merge with it."""
         self.known.note(out, link=link)
 
     def _hang(self, node: Any, link: LinearLink, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
         step, source = link.step, link.source.detach()
         back = LinearBackward(step, source.shape, self.meter, self.made, self.descent, self._several)
         out: Tensor = node.apply(value, back, self._kept(lambda z: back.reads(z, source)), *target, link.source, link.zeros)
-        if step.rectified:  # nobody takes a ReLU over: what follows it does not follow the map
+        if step.rectified:  # later functions follow the ReLU rather than the linear map, so none may merge with it
             self.known.note(out, Facts(nonnegative=True))
         else:
             self.remember(out, link)

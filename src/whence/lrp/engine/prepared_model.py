@@ -1,4 +1,4 @@
-"""What an explanation needs and no input changes: the modules of the model, which rule where, modified weights."""
+"""The state of an explanation that does not depend on the input: the model's modules, matched rules, modified weights."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -11,13 +11,18 @@ from whence.lrp.torch_compat.module_tracker import ModuleOutline
 
 
 class PreparedModel:
-    """A model made ready. `lasting`: modified weights are kept for later explanations, at the memory they take."""
+    """A model prepared for explanations.
+
+    Args:
+        model: Any callable made of torch functions.
+        lasting: Whether modified weights are cached for later explanations, at the cost of their memory.
+    """
 
     def __init__(self, model: Any, lasting: bool = False):
         self.model = model
         self.kept = WeightCache(lasting)
-        self.guarded = True  # what autograd saves, from being overwritten: most networks turn out not to
-        self._outline: ModuleOutline | None = None  # of what cannot be seen into there is none, nor do all methods need one
+        self.guarded = True  # whether saved tensors are guarded against in-place operations, which most networks do not use
+        self._outline: ModuleOutline | None = None  # made on demand: opaque models have none, and not all methods need one
         self._matchers: dict[int, tuple[object, Matcher]] = {}
 
     @property
@@ -27,13 +32,13 @@ class PreparedModel:
         return self._outline
 
     def up_to_date(self) -> "PreparedModel":
-        """Itself, once it knows the modules that the model has now."""
+        """Return itself, after dropping an outline that does not match the model's current modules."""
         if self._outline is not None and self._outline.outdated:
             self._outline = None
         return self
 
     def for_several(self) -> "PreparedModel":
-        """For several ways back from one forward pass, which all need the same modified weights."""
+        """Return one with a lasting cache, for several backward passes that need the same modified weights."""
         if self.kept.lasting:
             return self
         lasting = copy(self)
@@ -42,6 +47,6 @@ class PreparedModel:
         return lasting
 
     def matcher(self, rules: Mapping[Selector, Rule] | Composite) -> Matcher:
-        """One for the same rules, which it remembers its decisions by."""
+        """Return the matcher of these rules, which caches its decisions."""
         _, matcher = self._matchers.setdefault(id(rules), (rules, Matcher(Composite.of(rules))))
         return matcher

@@ -1,4 +1,4 @@
-"""One linear map on the way back: relevance in at its output, out at its input."""
+"""The backward pass of one linear map: relevance at its output in, relevance at its input out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,58 +36,58 @@ from whence.lrp.torch_compat.saved_tensors import version_of
 
 @dataclass(slots=True, eq=False)
 class InputCompanion:
-    """Beside a tensor that is the input moved about: zeros that rules of the input layer write relevance to."""
+    """Zeros attached to a tensor that holds the rearranged input; rules of the input layer write relevance to their gradient."""
 
     zeros: Tensor
-    present: Tensor | None = None  # 1 where a value is the input's and 0 where it was padded; None: all are
+    present: Tensor | None = None  # 1 where a value comes from the input, 0 where it is padding; None: no padding
 
 
 @dataclass(slots=True, eq=False)
 class LinearStep:
-    """A linear map, its rule, and what is known of its input and output."""
+    """A linear map, its rule, and the known facts about its input and output."""
 
     linear: LinearMap
     rule: LinearRule | InputRule
     path: str
     nonnegative: bool = False  # the input is known not to be negative
     rectified: bool = False  # a ReLU follows: R = 0 where z < 0
-    present: Tensor | None = None  # which values are the explained input's, for rules of the input layer
+    present: Tensor | None = None  # mask of the values that come from the explained input, for rules of the input layer
 
     def folded(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "LinearStep | None":
-        """The step whose output is scaled and shifted along `dim`, where its map can take that in."""
+        """Return the step followed by `scale · z + shift` along `dim`, or None if its map cannot be folded with them."""
         linear = None if self.rectified else self.linear.scaled(scale, shift, dim, rank)
         return None if linear is None else LinearStep(linear, self.rule, self.path, self.nonnegative, False, self.present)
 
 
 @dataclass(slots=True, eq=False)
 class LinearLink:
-    """What the output of a linear map remembers of its origin, so that a consumer can take the step over."""
+    """Record of the step that made the output of a linear map, so that the function that follows can merge with it."""
 
-    source: Tensor  # the input, with its graph
-    zeros: Tensor | None  # of the companion
-    version: int  # of the input when the map read it
+    source: Tensor  # the input, attached to its autograd graph
+    zeros: Tensor | None  # those of the input's companion
+    version: int  # version of the input when the map read it
     step: LinearStep
 
     def followed(self, step: LinearStep) -> "LinearLink":
-        """By more than the map itself."""
+        """Return the link with `step`, a longer one, in place of its own."""
         return LinearLink(self.source, self.zeros, self.version, step)
 
     def rectified(self) -> "LinearLink":
-        """Followed by a ReLU."""
+        """Return the link followed by a ReLU."""
         step = self.step
         return self.followed(LinearStep(step.linear, step.rule, step.path, step.nonnegative, True, step.present))
 
 
 class DepthCounter:
-    """Counts the layers that relevance reaches, anew on each way back."""
+    """Counter of the layers that relevance reaches; it restarts in each backward pass."""
 
     def __init__(self):
         self._way_back, self._number = -1, 0
-        self._numbers: dict[LinearStep, int] = {}  # on the last whole way
+        self._numbers: dict[LinearStep, int] = {}  # from the last complete backward pass
         self._again = False
 
     def number(self, step: LinearStep) -> int:
-        """Of this layer, from 1 on."""
+        """Return the number of this layer, counted from 1."""
         if self._again and step in self._numbers:
             return self._numbers[step]
         under_way = torch._C._current_graph_task_id()
@@ -100,7 +100,7 @@ class DepthCounter:
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """Ways back that begin in the middle of the last one, whose layers keep their numbers."""
+        """Reuse the numbers of the last backward pass, for one that starts at an intermediate layer."""
         self._again = True
         try:
             yield
@@ -109,7 +109,7 @@ class DepthCounter:
 
 
 class LinearBackward:
-    """The backward of one step: from g = R/z at the output to g = R/a at the input."""
+    """The backward function of one step: from g = R/z at the output to g = R/a at the input."""
 
     def __init__(
         self,
@@ -120,14 +120,14 @@ class LinearBackward:
         descent: DepthCounter,
         several: bool,
     ):
-        self.step, self.meter, self.shape = step, meter, shape  # of the input
-        self._kept, self._descent, self._several = kept, descent, several  # ways back from the same forward
+        self.step, self.meter, self.shape = step, meter, shape  # shape of the input
+        self._kept, self._descent, self._several = kept, descent, several  # several backward passes from the same forward pass
         self._weight_version = version_of(step.linear.weight)
         self._factors: Factors | None = None
         self._factors_of: Gamma | None = None
 
     def reads(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        """What the way back needs of output and input; only their shapes where the rule is the gradient."""
+        """Return the tensors that the backward pass reads: output and input, the output alone, or none if the rule is the gradient."""
         rule = self.step.rule
         if not isinstance(rule, Epsilon) or is_split_rule(rule):
             return z, a
@@ -136,9 +136,9 @@ class LinearBackward:
     def __call__(self, g: Tensor, *read: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rule, linear = self._rule(), self.step.linear
         if version_of(linear.weight) != self._weight_version:
-            raise ModelError(f"the weight of '{self.step.path}' was overwritten after its use; run that part out of place")
+            raise ModelError(f"the weight of '{self.step.path}' was modified in place after its use in the forward pass; make that operation out-of-place")
         weights = self._kept((linear.layout, g.dtype), linear.constants, lambda: RuleWeights(linear, g.dtype))
-        read = tuple([t.to(g.dtype) for t in read])  # autocast: the map was computed in another type than its input has
+        read = tuple([t.to(g.dtype) for t in read])  # under autocast the map is computed in another dtype than its input has
         if is_input_rule(rule):
             z, a = read
             return None, self._distributed(weights, rule, g, z, a)
@@ -172,7 +172,7 @@ class LinearBackward:
 
     def _whole(self, weights: RuleWeights, rule: Epsilon, g: Tensor, z: Tensor) -> Tensor:
         share = rule.share(g, z, self.step.rectified)
-        if not defines(rule, "share", Epsilon):  # a share of a user's own: what it loses is measured
+        if not defines(rule, "share", Epsilon):  # a user-defined share: measure the relevance that it loses
             share = share.masked_fill(z == 0, 0) if self.step.rectified else share  # R = 0 where z < 0
             bias = 0.0 if weights.bias is None else self.step.linear.bias_share(share, weights.bias)
             self.meter.add(self.step.path, bias + batch_dot(g, z) - batch_dot(share, z))
@@ -181,7 +181,7 @@ class LinearBackward:
         return self.step.linear.transpose(share, weights.weight, self.shape)
 
     def _absorbed_whole(self, bias: Tensor | None, epsilon: float, g: Tensor, z: Tensor, share: Tensor) -> Tensor:
-        """R − Σ share · (z − b): what the bias takes and, where z ≥ 0, ε as a part of it."""
+        """Return R − Σ share · (z − b), the relevance absorbed by the bias and, where z ≥ 0, by ε as a part of it."""
         linear = self.step.linear
         if bias is None:
             return batch_sum(share) * epsilon if self.step.rectified else batch_dot(g, z) - batch_dot(share, z)
@@ -191,7 +191,7 @@ class LinearBackward:
 
     def _shared(self, weights: RuleWeights, rule: Any, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         linear, nonnegative = self.step.linear, self.step.nonnegative
-        # γ divides by no small P, which may then be rounded like a large one; in half precision that is too coarse
+        # γ never divides by a small P, so P may be rounded like a large number; in half precision that is too coarse
         by_size = defines(rule, "factors", Gamma) and not nonnegative and z.dtype.itemsize >= 4
         bias = includes_bias(rule)
 
@@ -216,21 +216,21 @@ class LinearBackward:
         return self.step.linear.apply(torch.zeros_like(a[:1]), weights.weight, weights.bias)
 
     def _merged(self, weights: RuleWeights, rule: Any, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
-        """Where a ≥ 0 and R = 0 at z < 0 both shares are proportional: one modified weight serves both ways."""
+        """Return relevance by one modified weight for both shares, which are proportional where a ≥ 0 and R = 0 at z < 0."""
         linear, with_bias = self.step.linear, includes_bias(rule)
         nothing_lost = self.step.rectified and with_bias and _is_own(rule)  # every output has a positive contribution
         weight, bias = weights.modified(rule.merged), weights.modified_bias(rule.merged) if with_bias else None
         share = self._shares(g, lambda: (None, safe_divide(z, linear.apply(a, weight, bias), bounded=nothing_lost)))[1]
         assert share is not None
         returned = linear.transpose(share, weight, self.shape)
-        if not nothing_lost:  # relevance of outputs without a positive contribution is lost: count it
+        if not nothing_lost:  # relevance of outputs without a positive contribution is lost: count it as absorbed
             self._absorb_difference(batch_dot(g, z), batch_dot(a, returned))
         elif bias is not None:
             self.meter.add(self.step.path, linear.bias_share(share, bias))
         return returned
 
     def _shares(self, g: Tensor, make: Callable[[], Factors]) -> Factors:
-        """The factors times g; they are the same on each of several ways back."""
+        """Return the factors times g; the factors are reused in each of several backward passes."""
         whole, positive = make() if self._factors is None else self._factors
         if self._several:
             self._factors = whole, positive
@@ -238,18 +238,18 @@ class LinearBackward:
         return None if whole is None else whole.mul_(g), None if positive is None else positive.mul_(g)
 
     def _absorb_difference(self, came: Tensor, went: Tensor) -> None:
-        """Apart: input and output may hold the samples in different places."""
+        """Count `came` − `went` as absorbed, added separately: input and output may index the samples differently."""
         self.meter.add(self.step.path, came)
         self.meter.add(self.step.path, -went)
 
     def _transposed_by_size(self, weights: RuleWeights, a: Tensor, whole: Tensor, positive: Tensor) -> Tensor:
-        """The same as `_transposed`: L_wᵀ(whole + positive/2) + sign(a) L_|w|ᵀ(positive/2), in two passes."""
+        """Return `_transposed` in two passes: L_wᵀ(whole + positive/2) + sign(a) L_|w|ᵀ(positive/2)."""
         linear, half = self.step.linear, positive.mul_(0.5)
         sized = linear.transpose(half, weights.modified(torch.abs), self.shape)
         return linear.transpose(whole.add_(half), weights.weight, self.shape).addcmul_(a.sign(), sized)
 
     def _transposed(self, weights: RuleWeights, a: Tensor, whole: Tensor | None, positive: Tensor) -> Tensor:
-        """L_wᵀ(whole) + 1[a>0] L_w⁺ᵀ(positive) + 1[a<0] L_w⁻ᵀ(positive)."""
+        """Return L_wᵀ(whole) + 1[a>0] L_w⁺ᵀ(positive) + 1[a<0] L_w⁻ᵀ(positive)."""
         linear = self.step.linear
         returned = linear.transpose(positive, weights.modified(positive_part), self.shape)
         if not self.step.nonnegative:
@@ -259,5 +259,5 @@ class LinearBackward:
 
 
 def _is_own(rule: object) -> bool:
-    """Whether the rule's factors are those of whence, whose tensors are their own and whose signs are known."""
+    """Return whether the rule uses a built-in `factors` method: new tensors, of known signs."""
     return any(defines(rule, "factors", kind) for kind in (Gamma, AlphaBeta, ZPlus))

@@ -1,4 +1,4 @@
-"""What is made of constants alone, weights above all, and serves again while they stay as they are."""
+"""Cache of values computed from constants alone, such as modified weights, valid until the constants are modified."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
@@ -11,12 +11,16 @@ T = TypeVar("T")
 
 
 class WeightCache:
-    """Values by what they were made of. What an explanation did not use is let go when the next one begins.
+    """Cache whose keys are a name and the constants that a value is computed from.
 
-    A constant is known by its memory and its version; the memory is held, so that nothing else can come to lie there.
+    Entries that one explanation did not use are dropped when the next one begins. A constant is identified by its memory
+    address and version counter; the cache holds the memory, so that the address cannot be reused.
 
-    >>> kept = Kept()
-    >>> kept("fold", (weight, scale), lambda: weight * scale)
+    >>> cache = WeightCache()
+    >>> cache("fold", (weight, scale), lambda: weight * scale)
+
+    Args:
+        lasting: False disables the cache.
     """
 
     def __init__(self, lasting: bool = True):
@@ -25,7 +29,7 @@ class WeightCache:
         self._used: dict[Hashable, tuple[Any, Any]] = {}
 
     def __call__(self, name: Hashable, constants: Sequence[Tensor | None], make: Callable[[], T]) -> T:
-        """`make()`, or what it gave when it was last made of these constants under this name."""
+        """Return the cached value of this name and these constants, or `make()`."""
         if not self.lasting:
             return make()
         key = (name, *[_identity(constant) for constant in constants])
