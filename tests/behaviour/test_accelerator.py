@@ -76,7 +76,7 @@ def test_other_precisions(near, dtype):
 
 
 def test_an_input_left_behind(model):
-    with pytest.raises(whence.errors.ModelError, match=r"lies on cpu, the model on cuda:0: pass x.to\('cuda:0'\)"):
+    with pytest.raises(whence.errors.ModelError, match=r"is on cpu, the model on cuda:0: pass x.to\('cuda:0'\)"):
         whence.explain(model, digit_samples()[0][:2])
 
 

@@ -42,9 +42,9 @@ def test_target_out_of_range(target):
 @pytest.mark.parametrize(
     ("target", "message"),
     [([0, 1, 2], "each of the 2 samples"), (torch.tensor([[0], [1]]), "has shape"), (0.5, "class index"),
-     (torch.tensor(True), "class index"), ("cat", "no class index"), ([0, None], "no class index"), (2**70, "no class index"),
-     (lambda y: y, r"gave \(2, 3\)"), (lambda y: 3, "gave int"),
-     (lambda y: y.sum(), r"gave \(\)")],
+     (torch.tensor(True), "class index"), ("cat", "expected a class index"), ([0, None], "expected a class index"), (2**70,
+     "expected a class index"), (lambda y: y, r"returned \(2, 3\)"), (lambda y: 3, "returned int"), (lambda y: y.sum(),
+     r"returned \(\)")],
 )  # fmt: skip
 def test_target_of_the_wrong_form(target, message):
     refused(errors.TargetError, message, net(), X, target)
@@ -52,7 +52,7 @@ def test_target_of_the_wrong_form(target, message):
 
 def test_wrong_input_shape_and_type():
     refused(errors.ModelError, r"input of shape \(2, 3, 6, 6\)", net(), torch.rand(2, 3, 6, 6))
-    refused(errors.InputError, "not str", net(), "photo.jpg")
+    refused(errors.InputError, "got str", net(), "photo.jpg")
     refused(errors.InputError, r"x.float\(\) / 255", net(), torch.zeros(2, 1, 6, 6, dtype=torch.uint8))
     refused(errors.InputError, "nothing to explain", net(), ())
 
@@ -60,14 +60,14 @@ def test_wrong_input_shape_and_type():
 @pytest.mark.parametrize(
     ("x", "what_to_do"),
     [
-        (torch.rand(2, 1, 6, 6).double(), "in float64, the model in float32: pass x.to\\(torch.float32"),
-        (torch.rand(2, 1, 6, 6, device="cpu").bfloat16(), "in bfloat16, the model in float32"),
+        (torch.rand(2, 1, 6, 6).double(), "dtype float64, the model float32: pass x.to\\(torch.float32"),
+        (torch.rand(2, 1, 6, 6, device="cpu").bfloat16(), "dtype bfloat16, the model float32"),
         (torch.rand(1, 6, 6), r"pass x\[None\]"),
         (torch.rand(6, 6, 1), r"pass x.movedim\(-1, 0\)\[None\]"),
         (torch.rand(2, 6, 6), r"pass x\[:, None\]"),
         (torch.rand(6, 6), r"pass x\[None, None\]"),
         (torch.rand(2, 6, 6, 1), r"pass x.movedim\(-1, 1\)"),
-        (torch.rand(2, 3, 6, 6), "1 channels are wanted, not 3"),
+        (torch.rand(2, 3, 6, 6), "expected 1 channels, got 3"),
         (torch.rand(2, 1, 8, 8), r"whence.Preprocessing\(\(H, W\)\), or --size"),
     ],
 )
@@ -107,7 +107,7 @@ def test_preprocessing_says_what_does_not_fit():
         with pytest.raises(errors.InputError, match=message):
             Preprocessing(**given)
     for given in ({"std": (0.5,) * 3}, {"mean": (0.5,) * 3}, {"mean": (0.5,) * 3, "std": (0.0,) * 3}):
-        with pytest.raises(errors.RuleError, match="give both, one positive std a channel"):
+        with pytest.raises(errors.RuleError, match="give both, with one positive std per channel"):
             Preprocessing((4, 4), **given)
     assert Preprocessing((4, 4), mean=torch.zeros(3), std=[1, 1, 1]).mean == (0.0, 0.0, 0.0)
 
@@ -118,19 +118,19 @@ def test_a_single_row_of_a_table():
 
 def test_an_input_elsewhere():
     weight = nn.Linear(3, 2, device="meta").weight
-    assert diagnosis._device_hint(weight, [torch.ones(3)]) == "; the input lies on cpu, the model on meta: pass x.to('meta')"
+    assert diagnosis._device_hint(weight, [torch.ones(3)]) == "; the input is on cpu, the model on meta: pass x.to('meta')"
 
 
 def test_a_class_a_picture_and_a_path():
-    refused(errors.ModelError, r"Identity is a class, not a model; make one of it: Identity\(…\).eval\(\)", nn.Identity, X)
+    refused(errors.ModelError, r"Identity is a class, not a model; instantiate it: Identity\(…\).eval\(\)", nn.Identity, X)
     refused(errors.InputError, r"whence.Preprocessing\(…\).read\(path\)", net(), Image.new("L", (6, 6)))
     refused(errors.InputError, r"whence.Preprocessing\(…\).read\(path\)", net(), Path("photo.jpg"))
 
 
 def test_names_in_place_of_things():
-    refused(errors.ModelError, r"'net.pt' is a name; the model is whence.load_model\(…\).model", "net.pt", X)
-    refused(errors.ModelError, "a LoadedModel holds a model; pass its .model", whence.load_model("digits"), X)
-    refused(errors.TargetError, "give the number of the class", net(), X, "robin")
+    refused(errors.ModelError, r"'net.pt' is a name, not a model; pass whence.load_model\(…\).model", "net.pt", X)
+    refused(errors.ModelError, "expected a model, got a LoadedModel; pass its .model", whence.load_model("digits"), X)
+    refused(errors.TargetError, "pass the index of the class", net(), X, "robin")
 
 
 def test_a_file_that_is_not_there_has_near_ones(tmp_path):
@@ -186,7 +186,7 @@ def test_nan_output():
 
 
 def test_output_that_is_not_classes():
-    refused(errors.TargetError, r"not \[N, classes\]", lambda x: x, X)
+    refused(errors.TargetError, r"expected \[N, classes\]", lambda x: x, X)
     refused(errors.TargetError, "returns dict", lambda x: {"y": x}, X)
 
 
@@ -252,5 +252,5 @@ def test_layers():
 
 
 def test_saving_as_something_else(tmp_path):
-    with pytest.raises(errors.WhenceError, match="choose"):
+    with pytest.raises(errors.WhenceError, match="the suffix must be one of"):
         whence.explain(net(), X).save(tmp_path / "heat.gif")

@@ -20,7 +20,7 @@ WRITTEN = {ROOT / "docs" / "reference" / name for name in ("rules.md", "function
 NOTEBOOKS = sorted(page for page in (ROOT / "docs" / "tutorials").glob("*.md") if page.name != "index.md")
 
 
-FIRST = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import support.torchvision_operators; sys.path.pop(0)\n"
+SUPPORT = str(Path(__file__).parents[1])
 
 
 PEERS = {"coming_from.md": ("captum", "zennit", "shap", "quantus", "lucent", "lxt")}

@@ -38,6 +38,7 @@ auditing
 models
 frontends.common
 frontends.cli frontends.web
+attacks conditions experiments images imputers layers metrics objectives presets priors results roots
 """
 
 

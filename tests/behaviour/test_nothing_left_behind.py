@@ -106,7 +106,7 @@ def test_when_a_rule_raises_on_the_way_back():
         def merged(self, weight):
             raise BoomError
 
-        def factors(self, z, positive):
+        def factors(self, z, positive, contributions):
             raise BoomError
 
     model = Small()

@@ -78,7 +78,7 @@ def without_relus_taking_over(patch):
     from whence.lrp.ops.arithmetic import plain_gradient
 
     patch.setitem(registry.TREATMENTS, "relu", plain_gradient)
-    patch.setattr(function_mode, "operation_of", registry.find_op.__wrapped__)
+    patch.setattr(function_mode, "find_op", registry.find_op.__wrapped__)
 
 
 @pytest.mark.parametrize("without", [without_knowledge_of_signs, without_relus_taking_over])

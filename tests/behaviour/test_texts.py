@@ -171,9 +171,9 @@ def test_a_span_reads_the_ids_and_not_the_mask():
     plain = whence.explain(model, ids, Span(1))
     masked = whence.explain(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, Span(1))
     torch.testing.assert_close(masked.output, plain.output)
-    with pytest.raises(errors.TargetError, match="targets must be a list"):
+    with pytest.raises(errors.TargetError, match="targets must be a list of targets"):
         list(whence.explain_targets(model, ids, Logit(2)))
-    with pytest.raises(errors.TargetError, match="a position is one number"):
+    with pytest.raises(errors.TargetError, match="position must be one int"):
         Logit(1, position=[1, 2])
 
 
@@ -189,15 +189,16 @@ def test_contrast_of_classes():
         (torch.tensor([[1, 11]]), None, errors.InputError, "id 11 is out of the vocabulary of 11"),
         (torch.tensor([[1, -1]]), None, errors.InputError, "id -1 is out of the vocabulary of 11"),
         (torch.zeros(1, 0, dtype=torch.long), None, errors.InputError, "is empty"),
-        (torch.tensor([[1, 2]]), Logit(3, position=2), errors.TargetError, "position 2 is beyond a text of 2 tokens"),
-        (torch.tensor([[1, 2]]), Logit(3, position=-3), errors.TargetError, "position -3 is beyond a text of 2 tokens"),
+        (torch.tensor([[1, 2]]), Logit(3, position=2), errors.TargetError, "position 2 is out of range for a text of 2 tokens"),
+        (torch.tensor([[1, 2]]), Logit(3, position=-3), errors.TargetError, "position -3 is out of range for a text of "
+            "2 tokens"),
         (torch.tensor([[1, 2]]), 11, errors.TargetError, "out of range"),
-        (torch.tensor([[1, 2]]), Span(0), errors.TargetError, "the span from 0 to None has no prediction"),
-        (torch.tensor([[1, 2]]), Span(1, 9), errors.TargetError, "in a sequence of 2 tokens"),
+        (torch.tensor([[1, 2]]), Span(0), errors.TargetError, r"Span\(0, None\) is empty or out of range"),
+        (torch.tensor([[1, 2]]), Span(1, 9), errors.TargetError, "for a sequence of 2 tokens"),
         ({"input_ids": torch.tensor([[1, 2], [3, 4]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])}, None,
-         errors.InputError, "attention_mask masks a whole sample"),
+         errors.InputError, "attention_mask masks all tokens of a sample"),
         ({"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1, 0]])}, Logit(position=-2),
-         errors.TargetError, "beyond a text of 1 tokens"),
+         errors.TargetError, "out of range for a text of 1 tokens"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip
@@ -268,11 +269,11 @@ def test_generation_explains_every_token_it_writes():
     with pytest.raises(errors.InputError, match="pad them on the left"):
         whence.explain_generation(model, {"input_ids": ids, "attention_mask": torch.tensor([[1, 1], [1, 0]])})
     for continuation in (torch.tensor([1]), torch.tensor([[1]]), torch.tensor([[1.0], [2.0]])):
-        with pytest.raises(errors.InputError, match=r"a continuation is token ids \[2, n\]"):
+        with pytest.raises(errors.InputError, match=r"the continuation must be integer token ids \[2, n\]"):
             whence.explain_generation(model, ids, continuation=continuation)
-    with pytest.raises(errors.WhenceError, match=r"cannot save as 'grid.html': choose .png"):
+    with pytest.raises(errors.WhenceError, match=r"cannot save as 'grid.html': the suffix must be one of .png"):
         written.save("grid.html")
-    with pytest.raises(errors.TargetError, match="nothing was generated"):
+    with pytest.raises(errors.TargetError, match="no token was generated"):
         whence.explain_generation(model, ids, max_new_tokens=0)
 
 
@@ -357,7 +358,7 @@ def test_the_command_line_reads_texts(stories, tmp_path):
     [
         ((" ",), "the text is empty"),
         ((), "nothing to explain: pass a text"),
-        (("Hi", "--position", "9"), "position 9 is beyond a text of 3 tokens"),
+        (("Hi", "--position", "9"), "position 9 is out of range for a text of 3 tokens"),
         (("Hi", "--target", "elephant"), "is no single token but"),
         (("Hi", "--rules", "epsilon_gamma_box"), "needs pixel bounds"),
     ],

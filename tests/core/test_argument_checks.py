@@ -30,7 +30,7 @@ def test_hints_at_what_is_meant(net):
         (lambda: whence.IntegratedGradients(internal_batch_size=3), "is batch_size here"),
         (lambda: whence.SmoothGrad(nt_samples=3), "is n_samples here"),
         (lambda: whence.Occlusion(strids=3), "did you mean 'strides'"),
-        (lambda: whence.GradientTimesInput(steps=3), "it takes none"),
+        (lambda: whence.GradientTimesInput(steps=3), "it takes no arguments"),
     ):
         with pytest.raises(errors.UnknownArgumentError, match=hint) as raised:
             make()

@@ -176,21 +176,21 @@ def test_what_lets_nothing_through_says_so(cnn):
 
 
 @pytest.mark.parametrize(("through", "message"), [
-    ({"2": 4}, "layer '2': no channel 4; there are channels 0 to 3"),
+    ({"2": 4}, "layer '2': channel 4 is out of range: the layer has channels 0 to 3"),
     ({"7": 0}, "no layer '7'"),
-    ({"2": "x"}, "give numbers of channels"),
-    ({"2": []}, "give numbers of channels"),
-    ({"2": True}, "give numbers of channels"),
-    ({}, "give layers and what of them"),
-    ([], "give one mapping of layers"),
-    ([{"2": 0}, {"2": 1}], "several conditions to explain_targets"),
+    ({"2": "x"}, "expected channel indices"),
+    ({"2": []}, "expected channel indices"),
+    ({"2": True}, "expected channel indices"),
+    ({}, "expected a dict from layers to parts of them"),
+    ([], "expected one dict from layers to parts"),
+    ([{"2": 0}, {"2": 1}], r"explain_targets\(…, through=\[…\]\) takes several"),
     ({"2": whence.Directions(torch.zeros(4))}, "all zero"),
-    ({"5": whence.Places([0])}, "has channels but no places"),
-    ({"2": whence.Places([16])}, "no place 16"),
-    ({"2": whence.Heads([0], of=3)}, "do not divide into 3 heads"),
-    ({"2": whence.Directions(torch.ones(3))}, "for 4 channels"),
-    ({"2": whence.Places}, r"say which, as in whence.Places\(\[0\]\)"),
-    ({"2": whence.Features([0], lambda a: a.detach(), lambda f: f)}, "features have no gradient"),
+    ({"5": whence.Places([0])}, "has no positions, only channels"),
+    ({"2": whence.Places([16])}, "position 16 is out of range"),
+    ({"2": whence.Heads([0], of=3)}, "cannot be divided into 3 heads"),
+    ({"2": whence.Directions(torch.ones(3))}, r"expected directions \[4\] or \[4, k\], got shape \(3,\)"),
+    ({"2": whence.Places}, r"expected an instance, got a class; pass Places\(…\)"),
+    ({"2": whence.Features([0], lambda a: a.detach(), lambda f: f)}, "features without a gradient"),
 ])  # fmt: skip
 def test_wrong_conditions_are_named(cnn, through, message):
     with pytest.raises(errors.SelectorError, match=message):

@@ -64,7 +64,7 @@ def test_the_largest_twenty_are_drawn_and_the_others_summed():
 def test_names_that_do_not_fit_are_refused(net):
     with pytest.raises(errors.InputError, match=r"3 feature_names for an input of shape \(2, 4\)"):
         whence.explain(net, torch.randn(2, 4), 1, feature_names=NAMES[:3])
-    with pytest.raises(errors.InputError, match="none of the inputs; did you mean 'pixels'"):
+    with pytest.raises(errors.InputError, match="key 'pixel' that is not an input; did you mean 'pixels'"):
         whence.explain(lambda pixels: net(pixels), {"pixels": torch.randn(2, 4)}, 1, feature_names={"pixel": NAMES})
 
 
@@ -91,9 +91,9 @@ def test_words_are_told_by_a_list_or_a_function():
     assert e.with_tokens(["not", " so", " bad"]).tokens_of(0) == ["not", " so", " bad"]
     assert e.with_tokens([["not", " so", " bad"]]).tokens_of(0) == ["not", " so", " bad"]
     assert e.with_tokens(lambda ids: [f"w{i}" for i in ids]).tokens_of(0) == ["w1", "w4", "w2"]
-    with pytest.raises(errors.InputError, match="a word for each token"):
+    with pytest.raises(errors.InputError, match="one string per token"):
         e.with_tokens(["not", " so"])
-    with pytest.raises(errors.InputError, match="a function of ids or a list of words, not int"):
+    with pytest.raises(errors.InputError, match="a function of ids or a list of strings, got int"):
         e.with_tokens(3)
 
 
@@ -125,7 +125,7 @@ def test_a_data_frame_brings_its_names(data):
     frame = Frame(X[:2], NAMES)
     e = whence.explain(forest.predict_proba, frame, 1, method=whence.Shapley(background=Frame(X[:20], NAMES)))
     assert e.feature_names == {"": NAMES}
-    with pytest.raises(errors.InputError, match="numbers and words"):
+    with pytest.raises(errors.InputError, match="an array of dtype object"):
         whence.explain(forest.predict_proba, np.array([["a", 1]], dtype=object), method=whence.FeatureAblation())
 
 

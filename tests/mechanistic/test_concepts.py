@@ -73,7 +73,7 @@ def test_wrong_concepts_are_named():
     x, _ = digit_samples()
     with pytest.raises(errors.InputError, match="one picture"):
         whence.concepts(digits(), x[:2])
-    with pytest.raises(errors.SelectorError, match="no channel 999"):
+    with pytest.raises(errors.SelectorError, match="channel 999 is out of range"):
         whence.concepts(digits(), x[:1], channels=[999])
     with pytest.raises(errors.RuleError, match="channels=0"):
         whence.concepts(digits(), x[:1], channels=0)
@@ -102,7 +102,7 @@ def test_a_pattern_names_one_layer(cnn):
         whence.attribution_graph(cnn, x, ["0", "*"], 1)
     with pytest.raises(errors.RuleError, match="channels=0"):
         whence.attribution_graph(cnn, x, ["0", "3"], 1, n_channels=0)
-    with pytest.raises(errors.SelectorError, match="no channel 6"):
+    with pytest.raises(errors.SelectorError, match="channel 6 is out of range"):
         receptive_field(cnn, x, "0", 6, (0, 0))
 
 
@@ -122,7 +122,7 @@ class Series(nn.Module):
 def test_an_activation_has_its_channels_where_the_layer_before_has():
     x = torch.rand(2, 3, 5)
     assert whence.channel_relevance(Series(lost=False).eval(), x, "act", 1).shape == (2, 7)
-    with pytest.raises(errors.SelectorError, match=r"'act' gives \(2, 3, 7\), and nothing tells"):
+    with pytest.raises(errors.SelectorError, match=r"'act' has output shape \(2, 3, 7\), whose channel dimension is ambiguous"):
         whence.channel_relevance(Series(lost=True).eval(), x, "act", 1)
     convolutions = nn.Sequential(nn.Conv1d(5, 7, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(7, 2))
     assert whence.channel_relevance(convolutions.eval(), x.mT, "1", 1).shape == (2, 7)

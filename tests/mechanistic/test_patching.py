@@ -99,7 +99,7 @@ def test_wrong_patching_is_named():
         whence.patching(model, clean, corrupted[:, :3], components=["layers.0"])
     with pytest.raises(errors.SelectorError, match=r"no layer 'layer\.0'"):
         whence.patching(model, clean, corrupted, components=["layer.0"])
-    with pytest.raises(errors.SelectorError, match="do not divide into 4 heads"):
+    with pytest.raises(errors.SelectorError, match="cannot be divided into 4 heads"):
         whence.patching(model, clean, corrupted, components={"layers.0": whence.Heads((), of=4)})
     with pytest.raises(errors.RuleError, match="estimator='relevence'"):
         whence.patching(model, clean, corrupted, components=["layers.0"], estimator="relevence")

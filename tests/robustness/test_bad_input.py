@@ -53,8 +53,12 @@ def test_bad_inputs_and_labels_are_refused(bundled):
     attack = whence.attacks.PGD(0.1, 2)
     for make, error, message in (
         (lambda: attack(model, x * 2, y), whence.errors.InputError, r"values from 0 to 2, outside its bounds.*mean="),
-        (lambda: attack(model, x, y[:3]), whence.errors.TargetError, r"label has shape \(3,\); give one class"),
-        (lambda: attack(model, x, y.float()), whence.errors.TargetError, "a label must be a class index, not torch.float32"),
+        (lambda: attack(model, x, y[:3]), whence.errors.TargetError, r"label has shape \(3,\); expected one class"),
+        (
+            lambda: attack(model, x, y.float()),
+            whence.errors.TargetError,
+            "a label must be an integer class index, got torch.float32",
+        ),
         (lambda: attack(model, x, y + 5), whence.errors.TargetError, "label 10 is out of range"),
         (lambda: attack(model, x, y - 5), whence.errors.TargetError, "label -5 is out of range"),
         (
@@ -157,5 +161,9 @@ def test_what_is_no_box():
         lambda: whence.attack(digits(), x[:1], y[:1], whence.attacks.PGD(0.1, box=(0, 1))),
         lambda: whence.attacks.fgsm(digits(), x[:1], y[:1], epsilon=0.1, box=(0, 1)),
     ):
-        with pytest.raises(whence.errors.InputError, match=r"box=\(0, 1\) is no box; give whence.attacks.Box\(low, high\)"):
+        with pytest.raises(
+            whence.errors.InputError,
+            match=r"box=\(0, 1\): expected a Box; pass "
+            r"whence.attacks.Box\(low, high\)",
+        ):
             call()

@@ -218,7 +218,8 @@ class Inputs:
         if not self.explained and not self.ids:
             given = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in self.parts) or "nothing"
             raise InputError(
-                f"nothing to explain in inputs of {given}; expected floating-point tensors or token ids (images: x.float() / 255)"
+                f"nothing to explain in inputs of {given}; expected floating-point tensors or token ids (images: x.float() "
+                "/ 255)"
             )
         for i in (*self.explained, *self.ids):
             x = self.parts[i]

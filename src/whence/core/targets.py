@@ -43,7 +43,7 @@ class Logit:
             raise TargetError(f"position must be one int for all samples, got {self.position!r}")
 
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Logit]":
-        """Return the values `[N]` in logits `[N, classes]` or `[N, T, vocabulary]`, and the target with its indices filled in."""
+        """Return the values `[N]` of logits `[N, classes]` or `[N, T, vocabulary]`, and the target with indices filled in."""
         rows = self._rows(logits, inputs)
         samples = torch.arange(rows.shape[0], device=rows.device)
         index = _indices(self.index, rows)
@@ -66,7 +66,8 @@ class Logit:
         if logits.dim() == 2:
             if self.position != -1:
                 raise TargetError(
-                    f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions; expected [N, T, vocabulary]"
+                    f"position {self.position}: the output of shape {tuple(logits.shape)} has no positions; expected [N, T, "
+                    "vocabulary]"
                 )
             return logits
         last = _last_attended_position(logits, inputs)

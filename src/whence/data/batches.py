@@ -30,7 +30,7 @@ def batches(
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size={batch_size!r}; give the number of samples that are explained at once, or None")
     if isinstance(data, IterableDataset):
-        raise InputError("an IterableDataset gives single samples; put it into a DataLoader, which makes batches of them")
+        raise InputError("an IterableDataset yields single samples; wrap it in a DataLoader, which batches them")
     if is_map_style(data):
         rows = DatasetRows.of(data, read)
         usual = rows.shape
@@ -38,7 +38,7 @@ def batches(
             yield from read_batch(rows, numbers, usual)
         return
     if read is not None:
-        raise InputError("read makes inputs of the rows of a data set; tensors and batches are taken as they are")
+        raise InputError("read= applies to the rows of a dataset; got tensors or batches")
     yield from islice(_with_numbers(_iterate_pairs(data, batch_size)), share[0], None, share[1])
 
 
@@ -54,7 +54,7 @@ def batch_ranges(rows: DatasetRows, batch_size: int | None = None) -> list[range
 
 
 def read_batch(rows: DatasetRows, numbers: range, usual: Any) -> Iterator[SampleBatch | UnreadableRow]:
-    """Those of a piece."""
+    """Yield the samples of one range of rows, and the rows that cannot be read."""
     samples, failed = rows.read(numbers, usual)
     yield from failed
     if samples is not None:
@@ -66,10 +66,10 @@ def require_all(found: Iterable[SampleBatch | UnreadableRow]) -> list[SampleBatc
     samples = []
     for piece in found:
         if isinstance(piece, UnreadableRow):
-            raise InputError(f"sample {piece.index} cannot be read: {piece.message}; leave it out")
+            raise InputError(f"sample {piece.index} cannot be read: {piece.message}; remove it")
         samples.append(piece)
     if not samples:
-        raise InputError("the data is empty; there is nothing to evaluate")
+        raise InputError("the data is empty")
     return samples
 
 

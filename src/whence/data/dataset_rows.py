@@ -58,13 +58,13 @@ class DatasetRows:
         """`(x, y)` or `x` of tensors, or a map-style data set (PyTorch's, Hugging Face's, a folder of pictures) whose rows are
         inputs or pairs of input and label, or are made so by `read`."""
         if is_in_memory(data) and read is not None:
-            raise InputError("read makes inputs of rows; tensors are taken as they are. Give a data set of rows")
+            raise InputError("read= applies to the rows of a dataset; got tensors")
         if is_in_memory(data):
             return cls._of_tensors(*split_labels(data))
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
             raise InputError(
-                f"a {type(data).__name__} has no length, or no rows by number, so that nothing could be resumed; give a "
-                "map-style data set, or a list of its rows"
+                f"a {type(data).__name__} has no length, or no rows by number, so it cannot be resumed; "
+                "pass a map-style dataset, or a list of its rows"
             )
         made = (lambda i: read(data[i])) if read is not None else data.__getitem__
         return cls(_length(data), lambda i: _split_row(made(i)))
@@ -96,7 +96,7 @@ class DatasetRows:
             if one is not None:
                 return one
         if not self.count:
-            raise InputError("the data is empty; there is nothing to read")
+            raise InputError("the data is empty; its activations cannot be read")
         raise InputError(f"none of {self.count} samples can be read{f': {failed[0].message}' if failed else ''}")
 
     def read(self, numbers: Sequence[int], usual: Any = None) -> tuple[SampleBatch | None, list[UnreadableRow]]:
@@ -172,8 +172,8 @@ def _split_row(row: Any) -> Row:
         return x, None if y is None else int(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"a row's second part is no class number but {short_repr(y)}; give read=, which makes of a row a pair of input and "
-            "number, or a pair of a tuple of inputs and None"
+            f"row[1] must be an int label, got {short_repr(y)}; pass read=, a function from a row to "
+            "(input, label) or ((inputs, …), None)"
         ) from error
 
 
@@ -189,7 +189,5 @@ def _collate(rows: list[Tree]) -> Tree:
     try:
         found: Any = default_collate(rows)
     except TypeError as error:
-        raise InputError(
-            f"{first_line(error)}; give read=, which makes a tensor or a pair of tensor and label of a row"
-        ) from error
+        raise InputError(f"{first_line(error)}; pass read=, a function from a row to a tensor or (tensor, label)") from error
     return tuple(found) if isinstance(found, list) else found

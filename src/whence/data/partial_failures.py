@@ -1,4 +1,4 @@
-"""What of a batch can be had where some of its samples fail."""
+"""Run a computation on a batch of which some samples fail."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -12,9 +12,9 @@ T = TypeVar("T")
 def run_with_fallback(
     work: Callable[[S], T], samples: S, one_by_one: Callable[[S], Iterable[S]]
 ) -> list[tuple[S, T | Exception]]:
-    """What `work` makes of the samples; where that fails, of each alone, or why it fails.
+    """Return what `work` returns for the samples; where it fails, run each alone and return its result or its error.
 
-    Raises what is the fault of none of them: a wrong rule, the end of memory, the same error of all of several."""
+    Raises errors that no single sample causes: a wrong rule, out of memory, one and the same error for all samples."""
     found: list[tuple[S, T | Exception]] = []
     try:
         return [(samples, work(samples))]

@@ -31,7 +31,7 @@ def parse_shard(shard: str | tuple[int, int] | None) -> tuple[int, int]:
     except (ValueError, TypeError) as error:
         raise RuleError(f"shard={shard!r}; give 'i/n', as in '0/8', or 'env' under torchrun") from error
     if not 0 <= i < n:
-        raise RuleError(f"shard={shard!r}: of n parts they are numbered 0 to n − 1")
+        raise RuleError(f"shard={shard!r}; expected an index from 0 to n − 1")
     return i, n
 
 
@@ -81,7 +81,7 @@ def _connect(address: str | None) -> Any:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from error
+        raise ClusterError(f"cannot connect to a Ray cluster at {address or 'this machine'}: {first_line(error)}") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
@@ -93,7 +93,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"nothing answers at {address} within {CONNECT_TIMEOUT:.0f} s ({first_line(error)}); start a cluster by "
+            f"no answer from {address} within {CONNECT_TIMEOUT:.0f} s ({first_line(error)}); start a cluster by "
             "`ray start --head` and give its address, host:port"
         ) from error
 

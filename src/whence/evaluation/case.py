@@ -175,12 +175,16 @@ def _check_relevance(relevance: Tree, inputs: Inputs, name: str) -> dict[int, Te
     """Return relevance by input part; raise `InputError` if its structure, shapes or values are invalid."""
     found = {i: score.detach() for i, score in inputs.apart(relevance).items() if isinstance(score, Tensor)}
     if not found:
-        raise InputError(f"method {name!r} returned {type(relevance).__name__}; expected relevance tensors structured like the inputs")
+        raise InputError(
+            f"method {name!r} returned {type(relevance).__name__}; expected relevance tensors structured like the inputs"
+        )
     for i, score in found.items():
         x = inputs.parts[i]
         fits = score.dim() == x.dim() and all(a in (1, b) for a, b in zip(score.shape, x.shape, strict=True))
         if not fits or len(score) != len(x):
-            raise InputError(f"method {name!r} returned relevance of shape {tuple(score.shape)} for inputs of shape {tuple(x.shape)}")
+            raise InputError(
+                f"method {name!r} returned relevance of shape {tuple(score.shape)} for inputs of shape {tuple(x.shape)}"
+            )
         if not torch.isfinite(score).all():
             raise InputError(f"method {name!r} returned NaN or infinite relevance")
     return found

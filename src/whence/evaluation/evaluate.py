@@ -103,7 +103,7 @@ def evaluate(
         InputError: The data cannot be evaluated: it is empty, or masks or targets do not match the samples.
         RuleError: A method, metric or setting is invalid.
         TargetError: The target is invalid.
-        WhenceError: A method fails on all samples; its own error is raised, which may be of another type.
+        Exception: A method fails on all samples; its own error is raised.
     """
     check_model(model)
     if engine not in ENGINES:
@@ -135,7 +135,9 @@ def evaluate(
     run.check_counts(count)
     several = masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
     if (several or shard is not None) and is_shuffled(inputs):
-        raise InputError("masks, targets and shards cannot be matched to a loader that shuffles or samples; pass the dataset itself")
+        raise InputError(
+            "masks, targets and shards cannot be matched to a loader that shuffles or samples; pass the dataset itself"
+        )
     if engine == "local":
         return run.gathered(map(run.part, chain(first, found)), count, progress)
     return run.gathered(_run_on_ray(run, inputs, batch_size, read, parse_shard(shard), address), count, progress)
@@ -176,7 +178,9 @@ class EvaluationRun:
         failures = sorted((failure for part in found for failure in part.failures), key=lambda f: f.sample)
         for way in self.ways:
             if sum(failure.method == way.name for failure in failures) == len(numbers):
-                raise self._errors.get(way.name) or ModelError(f"method {way.name!r} failed on every sample: {failures[0].message}")
+                raise self._errors.get(way.name) or ModelError(
+                    f"method {way.name!r} failed on every sample: {failures[0].message}"
+                )
         scores = {
             way.name: _merge_in_order([(p.numbers, p.scores[way.name]) for p in found if p.scores], count) for way in self.ways
         }

@@ -1,4 +1,6 @@
-"""What stands in the place of what is taken away. A copy is drawn once for each input; only inpainting looks at the hole.
+"""Imputers: the values that replace removed parts of an input.
+
+Fill values are drawn once per input; only those of `Inpainting` depend on which parts are removed.
 
 >>> whence.evaluate(model, (x, y), ["lrp"], ["srg"], imputer=whence.imputers.Blur(5))
 """
@@ -14,11 +16,15 @@ from torch import Tensor
 
 from whence.errors import InputError, RuleError, suggest_or_list
 
-FillFunction = Callable[[Tensor], Tensor]  # hidden [rounds, N, …] -> altered [rounds, N, …]
+FillFunction = Callable[[Tensor], Tensor]  # mask of removed entries [rounds, N, …] -> modified inputs [rounds, N, …]
 
 
 class Imputer(Protocol):
-    """Gives, for inputs `x` `[N, …]`, what fills the holes in them; several fills are averaged over."""
+    """Interface of imputers.
+
+    `fills` returns, for inputs `x` `[N, …]` and one random generator per sample, functions that replace the removed entries of
+    `x`; scores are averaged over these functions.
+    """
 
     name: ClassVar[str]
 
@@ -27,7 +33,13 @@ class Imputer(Protocol):
 
 @dataclass(frozen=True)
 class ConstantValue:
-    """A number, a tensor `[1, …]` like a sample, or an id (`tokenizer.mask_token_id`)."""
+    """Imputer that replaces removed entries by a constant.
+
+    >>> whence.evaluate(model, ids, ["lrp"], ["srg"], imputer=whence.imputers.ConstantValue(tokenizer.mask_token_id))
+
+    Args:
+        value: A number, a tensor `[1, …]` shaped like a sample, or a token id (`tokenizer.mask_token_id`).
+    """
 
     value: float | Tensor = 0.0
 
@@ -36,16 +48,25 @@ class ConstantValue:
     def fills(self, x: Tensor, random: list[torch.Generator]) -> list[FillFunction]:
         value = torch.as_tensor(self.value, device=x.device)
         if value.is_floating_point() and not x.is_floating_point():
-            raise InputError(f"{self.value!r} in place of ids; give an id, such as imputer=tokenizer.mask_token_id")
+            raise InputError(
+                f"the imputer of token ids must be a token id, such as tokenizer.mask_token_id; got {self.value!r}"
+            )
         try:
             return [_fill_from_copy(x, value.to(x.dtype).expand_as(x))]
         except RuntimeError as error:
-            raise InputError(f"a constant of shape {tuple(value.shape)} for inputs of shape {tuple(x.shape)}") from error
+            raise InputError(
+                f"a constant of shape {tuple(value.shape)} does not fit inputs of shape {tuple(x.shape)}"
+            ) from error
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of each channel of each input; of plain vectors, which have none, 0, the mean of standardised columns."""
+    """Imputer that replaces removed entries by the mean of their channel in the same sample.
+
+    Vectors have no channels; their entries are replaced by 0, the mean of standardized columns.
+
+    >>> whence.evaluate(model, x, ["lrp"], ["srg"], imputer=whence.imputers.Mean())
+    """
 
     name: ClassVar[str] = "mean"
 
@@ -56,7 +77,13 @@ class Mean:
 
 @dataclass(frozen=True)
 class Blur:
-    """The picture or series itself under a Gaussian blur of `sigma` entries (RISE begins its insertion with 5 pixels)."""
+    """Imputer that replaces removed entries by those of a Gaussian blur of the image or series itself.
+
+    >>> whence.evaluate(model, x, ["lrp"], ["srg"], imputer=whence.imputers.Blur(5))
+
+    Args:
+        sigma: The standard deviation of the blur in entries (the insertion metric of RISE starts from 5 pixels).
+    """
 
     sigma: float = 5.0
 
@@ -64,7 +91,7 @@ class Blur:
 
     def __post_init__(self):
         if not self.sigma > 0:
-            raise RuleError(f"{self!r}: give a width above 0")
+            raise RuleError(f"sigma must be positive, got {self!r}")
 
     def fills(self, x: Tensor, random: list[torch.Generator]) -> list[FillFunction]:
         _check_pictures(self, x)
@@ -78,7 +105,14 @@ class Blur:
 
 @dataclass(frozen=True)
 class BackgroundSamples:
-    """Values of other samples, `background` `[B, …]`, drawn anew for each input, `n_samples` of them averaged over."""
+    """Imputer that replaces removed entries by those of random background samples.
+
+    >>> whence.evaluate(model, x, ["lrp"], ["srg"], imputer=whence.imputers.BackgroundSamples(x_train, n_samples=4))
+
+    Args:
+        background: Other samples, `[B, …]`.
+        n_samples: The number of background samples drawn for each input; scores are averaged over them.
+    """
 
     background: Tensor
     n_samples: int = 1
@@ -87,14 +121,21 @@ class BackgroundSamples:
 
     def fills(self, x: Tensor, random: list[torch.Generator]) -> list[FillFunction]:
         if self.background.shape[1:] != x.shape[1:] or not len(self.background):
-            raise InputError(f"a background of shape {tuple(self.background.shape)} for inputs of {tuple(x.shape)}")
+            raise InputError(
+                f"a background of shape {tuple(self.background.shape)} does not fit inputs of shape {tuple(x.shape)}"
+            )
         drawn = torch.stack([torch.randint(len(self.background), (self.n_samples,), generator=r) for r in random], 1)
         return [_fill_from_copy(x, self.background[numbers].to(x)) for numbers in drawn]
 
 
 @dataclass(frozen=True)
 class Inpainting:
-    """What is left of the picture, spread into the holes from coarse to fine (push and pull, Gortler et al. 1996)."""
+    """Imputer that fills removed regions from the rest of the image or series.
+
+    The remaining entries are interpolated from coarse to fine grids (push-pull algorithm, Gortler et al. 1996).
+
+    >>> whence.evaluate(model, x, ["lrp"], ["srg"], imputer=whence.imputers.Inpainting())
+    """
 
     name: ClassVar[str] = "inpainting"
 
@@ -113,15 +154,17 @@ IMPUTERS: dict[str, type] = {kind.name: kind for kind in (ConstantValue, Mean, B
 
 
 def make_imputer(given: "Imputer | Tensor | float | str") -> Imputer:
-    """The imputer itself, of a name, or the constant."""
+    """Return the imputer of a name, a `ConstantValue` for a number or tensor, or the imputer itself."""
     if isinstance(given, str):
         if given not in IMPUTERS:
-            raise RuleError(f"no imputer {given!r}{suggest_or_list(given, IMPUTERS)}")
+            raise RuleError(f"unknown imputer {given!r}{suggest_or_list(given, IMPUTERS)}")
         return IMPUTERS[given]()
     if isinstance(given, Tensor | int | float):
         return ConstantValue(given)
     if not hasattr(given, "fills") or isinstance(given, type):
-        raise RuleError(f"{given!r} is no imputer; pass a number, one of {', '.join(IMPUTERS)}, or whence.imputers.Blur(5)")
+        raise RuleError(
+            f"{given!r} is not an imputer; pass a number, one of {', '.join(IMPUTERS)}, or e.g. whence.imputers.Blur(5)"
+        )
     return given
 
 
@@ -134,7 +177,7 @@ def _channel_means(x: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weights: Tensor, d: int) -> Tensor:
-    """Along one dimension, what lies beyond the edges like the edges."""
+    """Convolve along one dimension, with replicate padding."""
     moved = x.movedim(d, -1)
     rows = moved.reshape(-1, 1, moved.shape[-1])
     padded = F.pad(rows, [len(weights) // 2] * 2, mode="replicate")
@@ -142,7 +185,7 @@ def _convolve(x: Tensor, weights: Tensor, d: int) -> Tensor:
 
 
 def _pyramid_fill(values: Tensor, weights: Tensor, otherwise: Tensor) -> Tensor:
-    """Values (times weights) averaged on coarser and coarser grids; each hole takes the finest that knows anything."""
+    """Average known values (given times their weights) on coarser and coarser grids, and fill each hole from the finest."""
     known = values / weights.clamp(min=1e-6)
     if max(values.shape[2:]) == 1:
         return torch.where(weights > 0, known, otherwise[(..., *[slice(1)] * (values.dim() - 2))])
@@ -157,9 +200,11 @@ def _pyramid_fill(values: Tensor, weights: Tensor, otherwise: Tensor) -> Tensor:
 
 def _check_numbers(imputer: Imputer, x: Tensor) -> None:
     if not x.is_floating_point():
-        raise InputError(f"ids have no {imputer.name}; say what stands in their place: imputer=tokenizer.mask_token_id")
+        raise InputError(
+            f"token ids have no {imputer.name}; give the id that replaces them, such as imputer=tokenizer.mask_token_id"
+        )
 
 
 def _check_pictures(imputer: Imputer, x: Tensor) -> None:
     if not x.is_floating_point() or x.dim() < 3:
-        raise InputError(f"the imputer {imputer.name!r} fills pictures and series [N, C, …], not {tuple(x.shape)}")
+        raise InputError(f"imputer {imputer.name!r} expects floating-point images or series [N, C, …], got {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""Methods by name, and what else explains, ready to be compared."""
+"""Adapters that give methods of whence and functions of other libraries the same interface."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,14 @@ Methods = Mapping[str, Method | str | ExternalMethod] | Sequence[Method | str] |
 
 
 def make_adapters(model: Any, methods: Methods) -> list[MethodAdapter]:
-    """Each method with its name: a mapping of names, or a list of methods or their short names; functions
-    `(model, inputs, target) → relevance` of other libraries only by a name."""
+    """Return an adapter for each method.
+
+    `methods` is a mapping from names to methods, or a list of methods or their short names; functions
+    `(model, inputs, target) → relevance` of other libraries are accepted in a mapping only.
+    """
     given = methods if isinstance(methods, Mapping) else _by_name([methods] if _is_single(methods) else methods)  # type: ignore
     if not given:
-        raise RuleError("no methods to compare; give some, as in methods=['lrp', 'gradient_times_input']")
+        raise RuleError("no methods given; pass at least one, as in methods=['lrp', 'gradient_times_input']")
     return [MethodAdapter(name, _method(method), PreparedModel(model, lasting=True)) for name, method in given.items()]
 
 
@@ -30,7 +33,7 @@ def _by_name(methods: Sequence[Any]) -> dict[str, Any]:
     for method in methods:
         name = method if isinstance(method, str) else getattr(method, "name", None)
         if name is None:
-            raise RuleError(f"{method!r} has no name; give a dict, as in methods={{'theirs': {method!r}}}")
+            raise RuleError(f"{method!r} has no name; pass a dict from names to methods, as in methods={{'theirs': theirs}}")
         twin = 2
         unique = name
         while unique in found:
@@ -40,7 +43,7 @@ def _by_name(methods: Sequence[Any]) -> dict[str, Any]:
 
 
 def _method(method: Any) -> Any:
-    """Of whence, or a function of another library's."""
+    """Return a method of whence, or the function of another library unchanged."""
     if method == Random.name:
         return Random()
     if callable(method) and not hasattr(method, "explanations") and not isinstance(method, type):

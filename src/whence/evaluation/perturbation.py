@@ -1,4 +1,4 @@
-"""What the model says when regions of its input are taken away."""
+"""The model's scores when regions of its input are removed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,18 @@ from whence.methods.batching import run_batched
 
 @dataclass(frozen=True)
 class Removal:
-    """Which regions are taken away, what stands in their place, and what is read of the output.
+    """How regions of the input are removed: which regions, by which values they are replaced, and which score is computed.
 
-    `regions`: patches of pictures, some fourteen a side, and single columns, entries or tokens if not given; "pixels", the side
-    of square patches, a mask of numbers or a function that makes one (`lambda x: whence.superpixels(x, 100)`). `imputer`: a
-    number or id, "mean", "blur", "inpainting" or one of `whence.imputers`. `score`: "logit", "probability", or
-    "logit_difference", to the runner-up on the whole input.
+    >>> removal = whence.metrics.Removal(regions=8, imputer="blur", score="probability")
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.SRG(whence.metrics.RegionFlipping(removal))])
+
+    Args:
+        regions: "pixels", the side length of square patches, a mask of region numbers, or a function from inputs to such a mask
+            (`lambda x: whence.superpixels(x, 100)`). Defaults to patches of images, about fourteen per side, and to single
+            columns, entries or tokens of other inputs.
+        imputer: A number or token id, "mean", "blur", "inpainting", or an imputer of `whence.imputers`.
+        score: "logit", "probability", or "logit_difference" to the class that has the second largest logit for the whole input.
+        batch_size: The number of samples that the model runs at once; None chooses it by the size of the input.
     """
 
     regions: RegionSpec = None
@@ -34,16 +40,19 @@ class Removal:
         make_imputer(self.imputer)
 
     def regions_of(self, batch: EvaluationBatch) -> Regions:
+        """Return the regions of the batch."""
         parts = self._parts(batch)
         return batch.once(("regions", cache_key(self.regions)), lambda: Regions.of(self.regions, batch.inputs, parts))
 
     def whole(self, batch: EvaluationBatch) -> Tensor:
-        """The scores with everything there, `[N]`."""
+        """Return the scores of the unmodified inputs, `[N]`."""
         return batch.asked(self.score).outputs[0]
 
     def scores(self, batch: EvaluationBatch, count: int, chosen: Callable[[slice], Tensor]) -> Tensor:
-        """The scores `[count, N]` of as many rounds; `chosen` gives the regions taken away in some of them,
-        `[rounds, N, regions]`."""
+        """Compute the scores `[count, N]` of inputs with regions removed.
+
+        `chosen` returns, for a slice of the `count` rounds, which regions are removed, `[rounds, N, regions]`.
+        """
         regions, ask, draws = self.regions_of(batch), batch.asked(self.score), self._fills(batch)
 
         def removed(rounds: slice) -> Tensor:
@@ -54,7 +63,7 @@ class Removal:
         return torch.cat(list(run_batched(self, batch.task, count, removed, self.batch_size)))
 
     def _fills(self, batch: EvaluationBatch) -> list[dict[int, FillFunction]]:
-        """One for each draw of the imputer, by part."""
+        """Return the fill functions of each draw of the imputer, by input part."""
         imputer, random = make_imputer(self.imputer), batch.random("imputer")
         parts, values = self._parts(batch), batch.inputs.parts
 
@@ -65,17 +74,17 @@ class Removal:
         return batch.once(("fills", cache_key(self.imputer)), drawn)
 
     def _parts(self, batch: EvaluationBatch) -> list[int]:
-        """The parts that are taken away: those that are explained, numbers before ids."""
+        """Return the input parts from which regions are removed: the explained ones or, if there are none, token ids."""
         found = list(batch.inputs.explained) or [
             i for i in batch.inputs.ids if not (batch.inputs.names or {i: ""})[i].endswith(("mask", "token_type_ids"))
         ]
         if not found:
-            raise InputError("no input can be taken away: there are neither numbers nor ids")
+            raise InputError("no input can be removed: expected floating-point inputs or token ids")
         return found
 
 
 def cache_key(spec: Any) -> Any:
-    """Of what may be no key, its place in memory."""
+    """Return the object itself if it is hashable, otherwise its `id`."""
     try:
         hash(spec)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What every evaluation should be seen beside: an explanation that knows nothing."""
+"""A baseline for evaluations: random relevance."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from whence.methods.forward_backward import Task, make_explanation, target_value
 
 @dataclass(frozen=True)
 class Random:
-    """Relevance by chance, the same for an input whatever its batch-mates: the zero of every scale."""
+    """Random relevance, which depends only on the input itself and the seed; the baseline for all metrics."""
 
     seed: int = 0
 

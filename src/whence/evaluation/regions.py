@@ -1,4 +1,4 @@
-"""What is taken away at once: pixels, patches, superpixels, words, columns."""
+"""The regions of inputs that are removed together: pixels, patches, superpixels, tokens, columns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,18 @@ RegionSpec = None | str | int | Tensor | Callable[[Any], Any] | Tree
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of a batch, numbered through all parts from 0 on; −1 is in none and never taken away."""
+    """The regions of a batch, numbered from 0 across all input parts; entries numbered −1 are in no region."""
 
-    masks: dict[int, Tensor]  # part -> [1 or N, …], broadcast against the part
-    valid: Tensor  # [N, regions]: a sample may have fewer than another
+    masks: dict[int, Tensor]  # input part -> region numbers [1 or N, …], broadcast against the part
+    valid: Tensor  # [N, regions]; samples may have different numbers of regions
 
     @classmethod
     def of(cls, spec: RegionSpec, inputs: Inputs, parts: Sequence[int]) -> "Regions":
-        """Of a mask of numbers, a function that makes one of the inputs, the side of square patches, "pixels", or by itself:
-        patches, some fourteen a side, of pictures; else every entry or token."""
+        """Return the regions by a specification.
+
+        `spec` is a mask of region numbers, a function from inputs to such a mask, the side length of square patches, "pixels",
+        or None: patches of images, about fourteen per side, and single entries or tokens of other inputs.
+        """
         given = feature_masks.by_part(spec, inputs, "regions") if spec is not None and _is_masks(spec) else {}
         masks, start = {}, 0
         for i in parts:
@@ -43,30 +46,32 @@ class Regions:
 
     @property
     def counts(self) -> Tensor:
-        """How many regions each sample has, `[N]`."""
+        """The number of regions of each sample, `[N]`."""
         return self.valid.sum(1)
 
     def means(self, relevance: dict[int, Tensor]) -> Tensor:
-        """The mean relevance of each region over its places, `[N, regions]`."""
+        """Compute the mean relevance over the positions of each region, `[N, regions]`."""
         total, sizes = self._collected(relevance)
         return total / sizes.clamp(min=1)
 
     def sums(self, relevance: dict[int, Tensor]) -> Tensor:
-        """The relevance of each region, `[N, regions]`."""
+        """Compute the summed relevance of each region, `[N, regions]`."""
         return self._collected(relevance)[0]
 
     def entries(self, chosen: Tensor) -> dict[int, Tensor]:
-        """Which entries of each part lie in chosen regions `[rounds, N, regions]`: `[rounds, N, …]`."""
+        """Return boolean masks `[rounds, N, …]`, by part, of the entries in chosen regions `[rounds, N, regions]`."""
         found = {}
         for i, mask in self.masks.items():
-            padded = torch.cat([chosen, chosen.new_zeros(*chosen.shape[:2], 1)], 2).to(mask.device)  # −1 is the last
+            padded = torch.cat([chosen, chosen.new_zeros(*chosen.shape[:2], 1)], 2).to(
+                mask.device
+            )  # index −1 selects the added column
             numbers = mask.flatten(1).expand(chosen.shape[1], -1) % padded.shape[2]
             picked = padded.gather(2, numbers.expand(len(padded), -1, -1))
             found[i] = picked.view(*chosen.shape[:2], *mask.shape[1:])
         return found
 
     def _collected(self, relevance: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """The relevance in each region, and how many places it has, `[N, regions]`; channels that it goes through are one."""
+        """Compute each region's relevance and number of positions, `[N, regions]`; channels that share a region count once."""
         total = torch.zeros(self.valid.shape, dtype=torch.float64)
         sizes = torch.zeros_like(total)
         for i, mask in self.masks.items():
@@ -82,19 +87,28 @@ class Regions:
 
 @check_arguments
 def superpixels(x: Tensor, count: int, compactness: float = 10.0) -> Tensor:
-    """A feature mask that divides each picture into about `count` superpixels (SLIC, Achanta et al. 2012; scikit-image).
+    """Divide each image into superpixels (SLIC, Achanta et al. 2012; scikit-image), and return them as a feature mask.
 
     >>> whence.explain(model, x, method=whence.Shapley(feature_mask=whence.superpixels(x[:1], 50)))
     >>> whence.evaluate(model, x, ["lrp"], ["srg"], regions=lambda x: whence.superpixels(x, 100))
 
-    `x` is `[N, C, H, W]`; the mask `[N, 1, H, W]`.
+    Args:
+        x: Images `[N, C, H, W]`.
+        count: The approximate number of superpixels per image.
+        compactness: The weight of spatial distance relative to color distance; larger values give squarer superpixels. It
+            applies to images with three channels; for others it is 0.1.
+    Returns:
+        Region numbers `[N, 1, H, W]`, from 0 without gaps in each image.
+    Raises:
+        InputError: `x` is not `[N, C, H, W]`.
+        MissingPackageError: scikit-image is not installed.
     """
     try:
         from skimage.segmentation import slic
     except ImportError as error:
-        raise MissingPackageError("superpixels are cut by scikit-image; pip install scikit-image") from error
+        raise MissingPackageError("superpixels() needs scikit-image; pip install scikit-image") from error
     if x.dim() != 4:
-        raise InputError(f"superpixels are cut in pictures [N, C, H, W], not {tuple(x.shape)}")
+        raise InputError(f"superpixels() expects images [N, C, H, W], got shape {tuple(x.shape)}")
     found = []
     for picture in x.detach().float().cpu():
         low, high = picture.amin((1, 2), keepdim=True), picture.amax((1, 2), keepdim=True)
@@ -112,7 +126,7 @@ def _is_masks(spec: Any) -> bool:
 def _region_mask(spec: RegionSpec, x: Tensor) -> Tensor:
     if isinstance(spec, str) and spec != "pixels":
         raise InputError(
-            f"no regions {spec!r}; give 'pixels', the side of square patches, or a mask: whence.superpixels(x, 100)"
+            f"unknown regions {spec!r}; give 'pixels', the side length of square patches, or a mask: whence.superpixels(x, 100)"
         )
     if callable(spec):
         return torch.as_tensor(spec(x))
@@ -133,7 +147,7 @@ def _check_mask(mask: Any, x: Tensor) -> Tensor:
     )
     if not fits:
         shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(f"regions of {shape} for inputs of {tuple(x.shape)}; give whole numbers [1, …] or [N, …]")
+        raise InputError(f"invalid regions {shape} for inputs of {tuple(x.shape)}; expected an integer tensor [1, …] or [N, …]")
     return mask.long().to(x.device)
 
 

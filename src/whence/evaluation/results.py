@@ -1,4 +1,4 @@
-"""What an evaluation found: values, means with intervals, curves, as a table, a figure, a file or a page."""
+"""The result of an evaluation: values, means with intervals and curves, as a table, a figure, a file or an HTML report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 SUFFIXES = (*PICTURE_SUFFIXES, ".csv", ".json", ".html")
 ARROWS = {"higher": "↑", "lower": "↓"}
 ORDERS = ("most_first", "least_first")
-GRID = 41  # points of a mean curve
+GRID = 41  # number of points of mean curves
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that a method or metric could not do."""
+    """A sample for which a method or metric failed."""
 
     method: str
     sample: int
@@ -36,25 +36,31 @@ class Failure:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Evaluation(Result):
-    """Several methods by several metrics.
+    """The values of several metrics for several methods.
 
     >>> found = whence.evaluate(model, (x, y), ["lrp", "random"], ["srg"])
     >>> found.table[0]
     {'method': 'lrp', 'metric': 'srg', 'mean': 5.2, 'low': 4.6, 'high': 5.8, 'n': 50, 'failed': 0, 'better': 'higher'}
     >>> found.values["lrp"]["srg"], found.best("srg")
 
-    `table` has a row for each method and metric, with the middle 95 % of bootstrapped means; `values[method][metric]` is `[n]`,
-    NaN where a sample has no value; `curves[method]` holds the mean curves of the first flipping, over the fraction taken away;
-    `failures` names the samples that failed.
+    Intervals are the middle 95 % of bootstrapped means.
+
+    Args:
+        values: `values[method][metric]` `[n]`; NaN for samples without a value.
+        better: Which values of each metric are better: "higher", "lower" or "neither".
+        failures: The samples that failed, with the method and the error message.
+        curves: `curves[method][order]`, the mean scores of the first flipping metric over the fraction of regions removed, with
+            the most relevant or the least relevant regions first ("most_first", "least_first").
     """
 
     values: Mapping[str, Mapping[str, Tensor]]
-    better: Mapping[str, str]  # of the metrics, by name
+    better: Mapping[str, str]  # metric -> 'higher', 'lower' or 'neither'
     failures: Sequence[Failure] = ()
     curves: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # method -> order -> [points]
 
     @classmethod
     def of(cls, found: Mapping[str, Mapping[str, Tensor]], metrics: Sequence[Any], failures: Sequence[Failure]) -> "Evaluation":
+        """Build the result from `found[method][metric]` and the metrics."""
         names = [metric.name for metric in metrics]
         values = {method: {name: scores[name] for name in names} for method, scores in found.items()}
         curves = {
@@ -65,17 +71,17 @@ class Evaluation(Result):
 
     @cached_property
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """The mean of each method by each metric, and what it lies between."""
+        """The mean of each metric of each method with its bootstrap interval, by method and metric."""
         return {method: {name: mean_interval(v) for name, v in scores.items()} for method, scores in self.values.items()}
 
     @property
     def words(self) -> list[list[str]]:
-        """A row for each method: its name, then means and intervals in words."""
+        """One row per method: its name, then the means and intervals as text."""
         return [[method, *map(format_interval, found.values())] for method, found in self.intervals.items()]
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each method and metric: mean, interval, number of samples and of failures."""
+        """One row per method and metric: mean, interval, number of samples, number of failures."""
         rows = []
         for method, intervals in self.intervals.items():
             failed = sum(failure.method == method for failure in self.failures)
@@ -86,8 +92,16 @@ class Evaluation(Result):
         return rows
 
     def differences(self, metric: str, to: str) -> list[dict[str, Any]]:
-        """The mean of each method's values less those of the method `to`, paired by sample, with intervals: where one excludes
-        0, the two differ."""
+        """Compute the mean difference of each method to a reference method, paired by sample, with its bootstrap interval.
+
+        Two methods differ if the interval does not contain 0.
+
+        Args:
+            metric: The name of a metric.
+            to: The name of the reference method.
+        Returns:
+            One row per other method.
+        """
         reference = self._of(to)[self._metric(metric)]
         others = {name: scores[metric] for name, scores in self.values.items() if name != to}
         return [
@@ -96,9 +110,13 @@ class Evaluation(Result):
         ]
 
     def best(self, metric: str) -> str:
-        """The method with the best mean."""
+        """Return the name of the method with the best mean.
+
+        Args:
+            metric: The name of a metric, for which higher or lower values are better.
+        """
         if self.better[self._metric(metric)] == "neither":
-            raise RuleError(f"{metric} has no better end; look at the figures")
+            raise RuleError(f"neither higher nor lower values of {metric} are better; compare the values in the table")
         sign = 1 if self.better[metric] == "higher" else -1
         means = {name: sign * found[metric].mean for name, found in self.intervals.items()}
         return max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
@@ -114,7 +132,7 @@ class Evaluation(Result):
 
     @property
     def footnote(self) -> str:
-        """How many samples there are, and which failed."""
+        """The number of samples, and the samples that failed, as text."""
         count = max(len(values) for scores in self.values.values() for values in scores.values())
         alike: dict[tuple[str, str], list[int]] = {}
         for (sample, message), methods in self._blamed.items():
@@ -128,18 +146,18 @@ class Evaluation(Result):
 
     @property
     def _blamed(self) -> dict[tuple[int, str], list[str]]:
-        """The methods that failed, by sample and reason."""
+        """The methods that failed, by sample and error message."""
         found: dict[tuple[int, str], list[str]] = {}
         for f in self.failures:
             found.setdefault((f.sample, f.message), []).append(f.method)
         return found
 
     def save(self, path: str | Path) -> Path:
-        """Write a picture (.png, .pdf, …), the table (.csv), all values (.json) or a page (.html); returns the path."""
+        """Write a figure (.png, .pdf, …), the table (.csv), all values (.json) or a report (.html), and return the path."""
         return self._save(path, {".json": self._write_json, ".html": text_writer(self._page)})
 
     def figure(self) -> "Figure":
-        """The means of each metric with their intervals, and the mean curves."""
+        """Return a figure of the means of each metric with their intervals, and of the mean curves."""
         from whence.plotting.interval_plots import MetricMeans, ScoreCurve, interval_figure
 
         panels = []
@@ -158,12 +176,12 @@ class Evaluation(Result):
 
     def _of(self, method: str) -> Mapping[str, Tensor]:
         if method not in self.values:
-            raise RuleError(f"no method {method!r} here{suggest_or_list(method, self.values, 'there are')}")
+            raise RuleError(f"no method {method!r} in this evaluation{suggest_or_list(method, self.values, 'there are')}")
         return self.values[method]
 
     def _metric(self, name: str) -> str:
         if name not in self.better:
-            raise RuleError(f"no metric {name!r} here{suggest_or_list(name, self.better, 'there are')}")
+            raise RuleError(f"no metric {name!r} in this evaluation{suggest_or_list(name, self.better, 'there are')}")
         return name
 
     def _write_json(self, path: Path) -> None:
@@ -186,7 +204,7 @@ class Evaluation(Result):
 
 
 def format_interval(found: Interval) -> str:
-    """A mean and its interval in few characters.
+    """Format a mean and its interval.
 
     >>> format_interval(Interval(5.1234, 4.4, 5.9, 50))
     '5.12 [4.4, 5.9]'
@@ -197,7 +215,7 @@ def format_interval(found: Interval) -> str:
 
 
 def resample_curves(curves: FlippingCurves) -> dict[str, Tensor]:
-    """Both curves at the same fractions for all samples, `[N, points]`."""
+    """Interpolate both curves at the same fractions for all samples, `[N, points]`."""
     grid = torch.linspace(0, 1, GRID, dtype=torch.float64).expand(len(curves.fractions), -1).contiguous()
     fractions = curves.fractions.contiguous()
     right = torch.searchsorted(fractions, grid).clamp(1, fractions.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Checks that train: does a network learn without what an explanation calls relevant, does an explanation read the labels?"""
+"""Evaluations that train networks: remove and retrain, and label randomization."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,18 +33,33 @@ def roar(
     regions: RegionSpec = "pixels",
     imputer: Any = None,
 ) -> list[dict[str, Any]]:
-    """Remove and retrain (Hooker et al. 2019): the most relevant fraction of every training and test sample becomes the mean, a
-    network is trained from scratch, and its test accuracy told. The lower, the more the explanation had found.
+    """Remove and retrain (ROAR, Hooker et al. 2019): measure the test accuracy of networks trained without relevant regions.
 
-    >>> rows = whence.evaluation.retraining.roar(train, (x, y), (x_test, y_test), ["lrp", "random"])
+    >>> rows = whence.experiments.roar(train, (x, y), (x_test, y_test), ["lrp", "random"])
     >>> rows[0]
     {'method': 'lrp', 'fraction': 0.1, 'accuracy': [0.97]}
 
-    `train(x, y, seed)` gives a trained network in eval mode; it is called once for all data and once for each method, fraction
-    and seed. Explained are the labels.
+    The most relevant fraction of regions of every training and test sample is imputed, by the mean if not set otherwise, and a
+    network is trained on the modified data from scratch. The lower its accuracy, the better the explanation identified the
+    relevant regions. The labels are the explained targets. `train` is called once for the original data, and once for each
+    method, fraction and seed.
+
+    Args:
+        train: A function `train(x, y, seed)` that returns a trained network in eval mode.
+        train_data: Training samples `[N, …]` and labels `[N]`.
+        test_data: Test samples and labels.
+        methods: Methods or their names, as for `evaluate`.
+        fractions: The fractions of regions to remove, between 0 and 1.
+        seeds: The seeds of the trainings.
+        regions: The regions to remove, as for `whence.metrics.Removal`.
+        imputer: The values that replace removed regions, as for `whence.metrics.Removal`; None is the mean.
+    Returns:
+        One row per method and fraction; "accuracy" is a list with one test accuracy per seed.
+    Raises:
+        InputError: A fraction is not between 0 and 1.
     """
     if not all(0 < fraction < 1 for fraction in fractions):
-        raise InputError(f"fractions {tuple(fractions)}; give some between 0 and 1")
+        raise InputError(f"fractions={tuple(fractions)}; expected numbers between 0 and 1")
     model, rows = train(*train_data, seeds[0]), []
     for way in make_adapters(model, methods):
         ordered = [_region_ranks(way, part, regions) for part in (train_data, test_data)]
@@ -65,10 +80,21 @@ def roar(
 def label_randomisation(
     train: TrainFunction, train_data: LabelledData, methods: Methods, *, samples: Tensor | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Spearman's correlation of |R| between a network trained on the labels and one trained on shuffled labels, for each sample
-    (Adebayo et al. 2018, section 4): near 0 where the explanation says what was learned.
+    """Compare explanations of a network trained on the labels with those of one trained on shuffled labels.
 
-    `samples` are explained, the first hundred of the data if not given.
+    >>> whence.experiments.label_randomisation(train, (x, y), ["lrp", "gradient_times_input"])["lrp"].mean()
+
+    Computes Spearman's rank correlation of |R| between both networks for each sample (Adebayo et al. 2018, section 4). It is
+    near 0 if the explanation depends on what the network learned.
+
+    Args:
+        train: A function `train(x, y, seed)` that returns a trained network in eval mode.
+        train_data: Training samples `[N, …]` and labels `[N]`.
+        methods: Methods or their names, as for `evaluate`.
+        samples: The samples to explain; None is the first hundred of the training data.
+        seed: The seed of the training and the shuffling.
+    Returns:
+        The correlations `[samples]`, by the name of the method.
     """
     x, y = train_data
     samples = x[:100] if samples is None else samples
@@ -83,7 +109,7 @@ def label_randomisation(
 
 
 def _region_ranks(way: Any, data: LabelledData, spec: RegionSpec) -> tuple[Tensor, Regions]:
-    """The rank of each region of each sample, by the relevance for its label."""
+    """Return the rank of each region of each sample by its relevance for the label."""
     x, y = data
     ranks, found = [], None
     for start in range(0, len(x), EVAL_BATCH_SIZE):

@@ -1,4 +1,4 @@
-"""Rule sets worth trying for a network: presets, γ in several sizes and by depth, rules of the input layer."""
+"""Candidate LRP rule sets for a network: presets, constant γ, γ that varies with depth, and rules for the input layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -24,10 +24,19 @@ GAMMA_RAMPS = ((1.0, 0.01), (1.0, 0.1), (0.25, 0.01), (0.1, 1.0))
 
 
 def rule_sets(model: Callable[..., Any], inputs: Tree, bounds: Bounds | None = None) -> dict[str, LRP]:
-    """Candidates by name; one small batch of inputs shows in which order layers run. Networks with attention or several dense
-    layers get γ on those too; z^B is tried where the `bounds` of the pixels are known.
+    """Return candidate LRP rule sets for a network, for `tune`.
 
-    >>> whence.tune(model, (x, y), whence.evaluation.search_space.rule_sets(model, x[:1], bounds=(low, high)))
+    >>> whence.tune(model, (x, y), whence.experiments.rule_sets(model, x[:1], bounds=(low, high)))
+
+    Networks with attention or several dense layers get candidates with γ for those layers too.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        inputs: A small batch, `[N, …]`, or a tuple or dict of tensors; the model runs on it to determine the order of its
+        layers. bounds: The lowest and the highest value of the pixels; if given, z^B rules for the input layer are candidates
+        too.
+    Returns:
+        `LRP` methods by name.
     """
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     order = [name for name in layer_shapes(model, inputs) if isinstance(modules.get(name), LINEAR)]
@@ -54,13 +63,13 @@ def rule_sets(model: Callable[..., Any], inputs: Tree, bounds: Bounds | None = N
 
 
 def vary_fields(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The method with every combination of values of its fields.
+    """Return copies of the method with every combination of values of its fields, by name.
 
-    >>> list(varied(whence.IntegratedGradients(), {"n_steps": [8, 32]}))
+    >>> list(vary_fields(whence.IntegratedGradients(), {"n_steps": [8, 32]}))
     ['n_steps=8', 'n_steps=32']
     """
     if not hasattr(method, "explanations") or isinstance(method, type):
-        raise RuleError(f"{method!r} is no method with fields; pass one, such as whence.IntegratedGradients()")
+        raise RuleError(f"expected a method with fields, such as whence.IntegratedGradients(); got {method!r}")
     known = [f.name for f in fields(method)]
     unknown = [name for name in choices if name not in known]
     if unknown:

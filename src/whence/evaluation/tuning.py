@@ -1,4 +1,4 @@
-"""tune(): the settings that explain a model best on given data, by successive halving."""
+"""`tune`: search the settings of a method that explain a model best on given data, by successive halving."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,21 +31,27 @@ from whence.methods.registry import Method
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIRST_SAMPLES = 8  # samples that all candidates are tried on
+FIRST_SAMPLES = 8  # number of samples on which all candidates are evaluated
 N_FINALISTS = 3
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Tuning(Result):
-    """Which candidate won, and by how much.
+    """The result of a search: the best candidate and its values on held-out samples.
 
     >>> found = whence.tune(model, (x, y))
-    >>> found.method                                # to be used: whence.explain(model, x, method=found.method)
-    >>> found.held_out                              # finalists and the default, on samples that chose nothing
+    >>> found.method                                # for whence.explain(model, x, method=found.method)
+    >>> found.held_out                              # finalists and the default, on samples not used in the search
     >>> found.save("pareto.png")
 
-    `table` has a row for each candidate: the mean metric and sparseness on the `n` samples it was tried on; those that fell out
-    early were tried on few. `front` names those that no other surpasses in both.
+    Args:
+        name: The name of the best candidate.
+        method: The best candidate.
+        metric: The name of the metric.
+        better: Which values of the metric are better, "higher" or "lower".
+        candidates: One row per candidate, the best first: its mean metric and sparseness, and the number `n` of samples on
+            which it was evaluated; candidates that were eliminated early were evaluated on few.
+        held_out: The `Evaluation` of the finalists and the default on held-out samples.
     """
 
     name: str
@@ -57,17 +63,17 @@ class Tuning(Result):
 
     @property
     def table(self) -> Sequence[Mapping[str, Any]]:
-        """A row for each candidate, the best first."""
+        """One row per candidate, the best first."""
         return self.candidates
 
     @property
     def score(self) -> Interval:
-        """Of the winner on held-out samples."""
+        """The mean metric of the best candidate on held-out samples, with its interval."""
         return self.held_out.intervals[self.name][self.metric]
 
     @property
     def front(self) -> list[str]:
-        """Not surpassed in the metric and in sparseness by any other."""
+        """The Pareto front: candidates that no other candidate surpasses in both the metric and sparseness."""
         sign = 1 if self.better == "higher" else -1
         points = {row["method"]: (sign * row[self.metric], row["sparseness"]) for row in self.table}
         return [
@@ -81,7 +87,7 @@ class Tuning(Result):
         return f"{head} on {self.score.n} held-out samples\n{self.held_out!r}"
 
     def figure(self) -> "Figure":
-        """The metric over sparseness, the front joined by a line."""
+        """Return a figure of the metric over sparseness, with the Pareto front as a line."""
         from whence.plotting.pareto import ParetoPoint, pareto_figure
 
         points = [
@@ -93,7 +99,7 @@ class Tuning(Result):
         return pareto_figure(points, ("sparseness", f"{self.metric} ({self.better} is better)"))
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture (.png, .jpg, .pdf, .svg), the table (.csv) or all results (.json), and return the path."""
+        """Write the figure (.png, .jpg, .pdf, .svg), the table (.csv) or all results (.json), and return the path."""
         return self._save(path, {".json": self._write_json})
 
     def _write_json(self, path: Path) -> None:
@@ -118,25 +124,46 @@ def tune(
     seed: int = 0,
     progress: Progress = True,
 ) -> Tuning:
-    """The method that explains a model best, by a metric, on given data.
+    """Search the method that explains a model best on given data, by a metric.
 
-    >>> found = whence.tune(model, (x, y))                                         # some twenty rule sets of LRP
+    >>> found = whence.tune(model, (x, y))                                         # about twenty LRP rule sets
     >>> whence.explain(model, x, method=found.method)
-    >>> whence.tune(model, (x, y), bounds=(low, high))                             # z^B at the pixels too
+    >>> whence.tune(model, (x, y), bounds=(low, high))                             # with z^B rules for the input layer
     >>> whence.tune(model, x, whence.IntegratedGradients(), fields={"n_steps": [8, 32], "baselines": [0.0, 0.5]})
     >>> whence.tune(model, x, {"mine": whence.LRP({...}), "theirs": whence.LRP(whence.presets.epsilon_plus())})
 
-    `candidates` are methods by name, or one method of which `fields` says what to try; rule sets that fit the network
-    (`whence.evaluation.search_space.rule_sets`, γ by depth among them) if not given. All are tried on a few samples, the better
-    half on twice as many, and so on (successive halving, Jamieson and Talwalkar 2016). A part `held_out` of the samples chooses
-    nothing: on it the finalists and the default are measured, which is the figure to report. The rest is as in `evaluate`.
+    All candidates are evaluated on a few samples, the better half on twice as many, and so on (successive halving, Jamieson and
+    Talwalkar 2016). The finalists and the default are then evaluated on held-out samples that were not used in the search;
+    report these values.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
+        inputs: `(x, y)`, `x`, a dataset or a loader, as for `evaluate`; at least four samples.
+        candidates: Methods by name, or one method, whose `fields` are varied. Defaults to LRP rule sets that suit the network
+            (`whence.experiments.rule_sets`), among them rule sets whose γ varies with depth.
+        fields: For a single method, the values to try for each of its fields; all combinations are candidates.
+        metric: A metric or its name; higher or lower values of it must be better.
+        bounds: The lowest and the highest value of the pixels, for z^B rules among the default candidates.
+        target: "predicted", "label", or any target that `explain` takes.
+        regions: As for `evaluate`.
+        imputer: As for `evaluate`.
+        score: As for `evaluate`.
+        n_steps: As for `evaluate`.
+        held_out: The fraction of samples that are not used in the search, between 0 and 1.
+        seed: Random seed.
+        progress: Whether to show a progress bar, or a function that is called with (done, total).
+    Returns:
+        A `Tuning`.
+    Raises:
+        RuleError: The candidates, the fields, the metric or `held_out` are invalid.
+        InputError: There are fewer than four samples, or one cannot be read.
     """
     check_model(model)
     given = {"regions": regions, "imputer": imputer, "score": score, "n_steps": n_steps}
     chosen = make_metrics([metric], {name: value for name, value in given.items() if value is not None})[0]
     if chosen.better not in ("higher", "lower"):
         good = [name for name, kind in METRICS.items() if kind.better != "neither"]
-        raise RuleError(f"{chosen.name} has no better end; tune by one of {', '.join(good)}")
+        raise RuleError(f"neither higher nor lower values of {chosen.name} are better; tune by one of {', '.join(good)}")
     samples = TuningData.of(inputs, held_out, seed, target)
     methods = _make_candidates(model, candidates, fields, bounds, samples)
     search = SuccessiveHalving(model, methods, chosen, samples, seed)
@@ -148,29 +175,29 @@ def tune(
 
 @dataclass(frozen=True)
 class TuningData:
-    """All samples at hand, in random order: those that choose, and those that do not."""
+    """All samples in memory, in random order, split into those used in the search and those held out."""
 
     inputs: Inputs
     labels: Tensor | None
     target: Target | str
-    choosing: Tensor  # numbers
-    kept_out: Tensor
+    choosing: Tensor  # indices of the samples used in the search
+    kept_out: Tensor  # indices of the held-out samples
 
     @classmethod
     def of(cls, data: Any, held_out: float, seed: int, target: Target | str) -> "TuningData":
         if not 0 < held_out < 1:
-            raise RuleError(f"held_out={held_out}; give a share between 0 and 1")
+            raise RuleError(f"held_out={held_out}; expected a fraction between 0 and 1")
         found = require_all(batches(data))
         inputs, labels = _concatenate(found)
         count = inputs.batch_size
         if count < 4:
-            raise InputError(f"{count} samples; tuning needs at least 4: some to choose by, some to measure on")
+            raise InputError(f"{count} samples; tune() needs at least 4, some for the search and some held out")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         cut = min(max(2, count - round(held_out * count)), count - 1)
         return cls(inputs, labels, target, order[:cut], order[cut:])
 
     def some(self, numbers: Tensor) -> Any:
-        """Of those numbers, as data for `evaluate`."""
+        """Return the samples with these indices as data for `evaluate`."""
         inputs = self.inputs.of_samples(numbers)
         nest = inputs.nest.numpy() if inputs.arrays else inputs.nest
         return nest, None if self.labels is None else self.labels[numbers]
@@ -184,7 +211,7 @@ class TuningData:
 
 @dataclass
 class SuccessiveHalving:
-    """Candidates, and their values on the samples they were tried on so far."""
+    """The candidates, and their values on the samples on which they were evaluated so far."""
 
     model: Callable[..., Any]
     methods: Mapping[str, Method]
@@ -202,7 +229,7 @@ class SuccessiveHalving:
         return evaluate(self.model, data, methods, metrics, target=target, seed=self.seed, progress=False)
 
     def halved(self, bar: Progress) -> tuple[str, list[str]]:
-        """The best, and the finalists with it first."""
+        """Run the search; return the name of the best candidate and those of the finalists, the best first."""
         left, done, numbers = list(self.methods), 0, self.samples.choosing
         more = min(FIRST_SAMPLES, len(numbers))
         with progress("tune", len(numbers), bar) as advance:
@@ -220,7 +247,7 @@ class SuccessiveHalving:
                 more = min(done, len(numbers) - done)
 
     def table(self) -> list[dict[str, Any]]:
-        """All candidates, the best first; those tried on more samples before those that fell out."""
+        """Return one row per candidate: those evaluated on more samples first, then by the metric."""
         rows = [
             {"method": name, self.metric.name: self._mean(self._values[name]), "sparseness": self._mean(self._sparse[name]),
              "n": sum(map(len, self._values[name]))}
@@ -237,7 +264,7 @@ class SuccessiveHalving:
 
 
 def _add_default(search: SuccessiveHalving, finalists: dict[str, Method], samples: TuningData) -> dict[str, Method]:
-    """The finalists beside the default, where that can explain the model at all."""
+    """Return the finalists with the default method added, if it can explain the model."""
     try:
         search.evaluated({"default": LRP()}, samples.choosing[:1])
     except WhenceError:
@@ -253,15 +280,19 @@ def _make_candidates(
     samples: TuningData,
 ) -> dict[str, Method]:
     if given is not None and bounds is not None:
-        raise RuleError("bounds are for the rule sets that are tried by default; put whence.ZBox into the candidates")
+        raise RuleError(
+            "bounds= applies to the default candidates only; add rule sets with whence.ZBox to the candidates instead"
+        )
     if fields is not None:
         if given is None or isinstance(given, Mapping):
-            raise RuleError("fields vary one method; give it, as in tune(model, x, whence.IntegratedGradients(), fields={…})")
+            raise RuleError(
+                "fields= varies a single method; pass one, as in tune(model, x, whence.IntegratedGradients(), fields={…})"
+            )
         return vary_fields(given, fields)
     if given is None:
         return dict(rule_sets(model, samples.inputs.of_samples(samples.choosing[:1]).beside(model).nest, bounds))
     if not isinstance(given, Mapping) or not given:
-        raise RuleError("candidates are methods by name, or one method and the fields to vary")
+        raise RuleError("candidates must be a dict of methods by name, or one method with fields= to vary")
     return dict(given)
 
 

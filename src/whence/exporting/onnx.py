@@ -37,7 +37,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         if missing is None:
             raise ModelError(f"torch cannot write the program in ONNX: {first_line(error)}") from error
         raise ModelError(
-            f"ONNX has no form for the operator {missing[1]}; serve the .pt2, or write that part otherwise"
+            f"ONNX does not support the operator {missing[1]}; deploy the .pt2, or replace that operator"
         ) from None
     assert made is not None
     made.save(path)
@@ -62,7 +62,7 @@ def run_with_onnxruntime(program: ExportedProgram, path: Path) -> Callable[..., 
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error):  # here, on the CPU: the file may be right for where it goes
                 raise NotImplementedError(first_line(error)) from error
-            raise ModelError(f"ONNX Runtime cannot run what torch wrote: {first_line(error)}") from error
+            raise ModelError(f"ONNX Runtime cannot run the exported program: {first_line(error)}") from error
         return {name: torch.as_tensor(t) for name, t in zip(outputs, found, strict=True)}
 
     return run

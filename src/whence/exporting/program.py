@@ -54,8 +54,8 @@ def export(
     out: str | Path | None = None,
     compiled: bool = False,
 ) -> ExportedProgram:
-    """The explainer of a model as an ordinary `torch.export.ExportedProgram`: it runs without this library, is saved, loaded,
-    compiled, and turned into ONNX.
+    """Export the explainer of a model as a `torch.export.ExportedProgram`, which runs without this library and can be saved,
+    loaded, compiled, and turned into ONNX.
 
     >>> program = whence.export(model, x, method=whence.LRP(rules), out="explainer.pt2")
     >>> found = program.module()(x, torch.tensor([483]))           # −1: the likeliest class
@@ -74,18 +74,31 @@ def export(
 
     Raises `RuleError` for methods that sample or search, `ModelError` where the model decides by values, for a part of it that
     has no graph, and where the program does not give what `explain` gives.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: An example of the inputs; the batch size may vary later.
+        target: The target to fix; if None, the program takes class indices `[N]`.
+        method: A method of one graph, such as LRP or gradient_times_input.
+        layers: Module paths whose relevance the program returns too.
+        dynamic_shapes: Further sizes that may vary, as for torch.export.
+        out: File to write: `.pt2` or `.onnx`.
+        compiled: Whether to compile the `.pt2` by AOT Inductor for this machine.
+
+    Returns:
+        The `ExportedProgram`.
     """
     check_model(model)
     if out is not None:
         check_writable(Path(out), compiled)
     elif compiled:
-        raise InputError("compiled=True needs out=, where the package is written to")
+        raise InputError("compiled=True needs out=, the path of the package")
     way = resolve_method(method)
     check_single_graph(way)
     _check_static_target(target)
     inputs = Inputs.of(inputs).detached()
     if inputs.whole:
-        raise InputError("inputs of which some belong to all samples cannot be exported; wrap the model around them")
+        raise InputError("inputs shared by all samples cannot be exported; make them part of the model")
     several = inputs if inputs.batch_size > 1 else inputs.repeated(2, {})
     device = next(t.device for t in input_tensors(inputs, None).values())
     asked = RequestedClass(torch.full((several.batch_size,), -1, device=device)) if target is None else target
@@ -113,7 +126,7 @@ def export(
             path.unlink()
             raise
         except NotImplementedError as error:
-            warnings.warn(f"{path} was written, and could not be run and compared here: {error}", stacklevel=2)
+            warnings.warn(f"{path} was written, but could not be run and compared here: {error}", stacklevel=2)
     return program
 
 
@@ -130,17 +143,15 @@ def _check_matches(
 def _check_static_target(target: Target) -> None:
     indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
     if any(isinstance(index, Tensor | list | tuple | np.ndarray) for index in indices) or isinstance(target, Span):
-        raise RuleError(
-            "a target that is fixed is one for all samples; leave it out to give a class for each sample at each call"
-        )
+        raise RuleError("a target that is fixed is one for all samples; remove it to give a class for each sample at each call")
 
 
 def _dynamic_dims(inputs: Inputs, target: Target, others: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
-    """Of every tensor by name, the dimensions that may vary."""
+    """Return the dimensions that may vary, for every input tensor by name."""
     given, batch = input_tensors(inputs, target), Dim(BATCH_DIM)
     wrong = next((name for name in others if name not in given), None)
     if wrong is not None:
-        raise InputError(f"dynamic_shapes of {wrong!r}, which is none of the inputs {', '.join(given)}")
+        raise InputError(f"dynamic_shapes names {wrong!r}, which is not an input; the inputs are {', '.join(given)}")
     found = {}
     for name, t in given.items():
         sizes = {d: Dim(size) if isinstance(size, str) else size for d, size in others.get(name, {}).items()}
@@ -210,4 +221,4 @@ def _export_graph(
         _, _, wanted = str(error).partition("Suggested fixes:")
         fixes = ", ".join(line.strip() for line in wanted.strip().split("\n\n")[0].splitlines())
         hint = f"; in dynamic_shapes it asks for {fixes}" if fixes else ""
-        raise ModelError(f"torch.export refuses the graph: {first_line(error)}{hint}") from error
+        raise ModelError(f"torch.export failed: {first_line(error)}{hint}") from error

@@ -49,7 +49,7 @@ def write_program(program: ExportedProgram, path: Path, model: Any, method: Any,
 
 
 def load_translated(program: ExportedProgram, path: Path, compiled: bool) -> Callable[..., dict[str, Tensor]] | None:
-    """What a compiler or ONNX made of the program, as a function; None of what is the program itself, or not run here."""
+    """Return the compiled or ONNX form of the program as a function; None if there is none, or if it cannot run here."""
     if compiled:
         return torch._inductor.aoti_load_package(str(path.resolve()))
     if path.suffix == ".pt2":
@@ -61,20 +61,24 @@ def load_translated(program: ExportedProgram, path: Path, compiled: bool) -> Cal
 
 @check_arguments
 def check_exported(path: str | Path, model: Any) -> None:
-    """Raise where the model is not the one that a `.pt2` was exported from: its weights, structure or settings changed since.
+    """Raise if the model is not the one that a `.pt2` was exported from: its weights, structure or settings changed.
 
     >>> whence.check_exported("explainer.pt2", model)
 
     Raises `ModelError` then, `LoadError` for what is no `.pt2` of `whence.export`.
+
+    Args:
+        path: A `.pt2` file that `whence.export` wrote.
+        model: The model to compare with.
     """
     try:
         with zipfile.ZipFile(path) as package:
             kept = next(name for name in [*package.namelist(), METADATA_FILE] if name.endswith(METADATA_FILE))
             before = json.loads(package.read(kept))["fingerprint"]
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise LoadError(f"{path} is no .pt2 that whence exported: {first_line(error)}") from error
+        raise LoadError(f"{path} is not a .pt2 file exported by whence: {first_line(error)}") from error
     if before != fingerprint(model):
-        raise ModelError(f"the model changed since {path} was exported from it; export it anew")
+        raise ModelError(f"the model has changed since {path} was exported; export it again")
 
 
 def _write_compiled(program: ExportedProgram, path: Path) -> None:

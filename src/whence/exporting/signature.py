@@ -1,4 +1,4 @@
-"""What an exported program takes and gives."""
+"""The signature of an exported program: names and shapes of its inputs and outputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ Shapes = dict[str, list[int | str]]
 
 
 def signature(program: ExportedProgram) -> tuple[Shapes, Shapes]:
-    """What it takes and gives, by name, in order; the sizes that may vary by their names."""
+    """Return the shapes of inputs and outputs by name, in order; sizes that may vary are given by their names."""
     inputs, outputs = signature_names(program)
     nodes = {node.name: node.meta["val"] for node in program.graph.nodes if isinstance(node.meta.get("val"), Tensor)}
     symbols = {str(nodes[name].shape[0]): "batch" for name in inputs if not isinstance(nodes[name].shape[0], int)}
@@ -23,6 +23,6 @@ def signature(program: ExportedProgram) -> tuple[Shapes, Shapes]:
 
 
 def signature_names(program: ExportedProgram) -> tuple[Sequence[str], Sequence[str]]:
-    """Of the inputs and the outputs, in order."""
+    """Return the names of the inputs and of the outputs, in order."""
     spec: Any = program.call_spec.out_spec
     return [str(name) for name in program.graph_signature.user_inputs], list(spec.context)

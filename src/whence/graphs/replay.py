@@ -84,7 +84,7 @@ class ReplayCache:
         return with_tensors(capture.written.like, found) if found[HOLDS] else None
 
     def _written(self, explained: ExplainFunction, inputs: Inputs, target: Any, first: Explanation) -> ReplayGraph | None:
-        """Return the captured graph, checked against the explanation; None if an operator cannot run without its forward pass."""
+        """Return the captured graph, checked against the explanation; None if an operator cannot run in a replay."""
         capture = ReplayGraph(trace(explained, inputs, target))
         try:
             found = capture.replay(list(input_tensors(inputs, target).values()))

@@ -46,7 +46,8 @@ class TracedExplanation:
 def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Sizes | None = None) -> TracedExplanation:
     """Trace `explained(inputs, target)` for tensors of the same shapes, or with dynamic `sizes`.
 
-    Weights are referenced, not copied. Raises `ModelError` for data-dependent control flow, and for sizes that cannot be dynamic.
+    Weights are referenced, not copied. Raises `ModelError` for data-dependent control flow, and for sizes that cannot be
+    dynamic.
     """
     given = input_tensors(inputs, target)
     made: list[Explanation] = []
@@ -155,7 +156,8 @@ def _mutated_nodes(graph: Graph) -> set[Node]:
 def _check_writes_nothing(graph: Graph) -> None:
     if any(node.op == "get_attr" for node in _mutated_nodes(graph)):
         raise ModelError(
-            "the model modifies one of its tensors (a buffer, a cache) in place in the forward pass; cannot capture as one graph"
+            "the model modifies one of its tensors (a buffer, a cache) in place in the forward pass; cannot capture as one "
+            "graph"
         )
 
 

@@ -79,20 +79,32 @@ def attribution_graph(
     method: Method | str | None = None,
     class_names: Any = (),
 ) -> AttributionGraph:
-    """How channels of several layers hand the output of one sample down (Achtibat et al. 2023).
+    """Compute how channels of several layers pass the output of one sample down (Achtibat et al. 2023).
 
     >>> whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"], target=483).save("graph.png")
 
-    `layers` from the input up; of each the `n_channels` most relevant. An edge is the relevance of a channel under the condition
-    that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance, where
-    nothing goes round it.
+    `layers` from the input up; of each the `n_channels` most relevant. An edge is the relevance of a channel under the
+    condition that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance,
+    where nothing goes round it.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: One sample `[1, …]`.
+        layers: Module paths, from the input up.
+        target: What is explained, as for `explain`; the predicted class by default.
+        n_channels: Number of most relevant channels of each layer.
+        method: A method or its short name; LRP with its default rules if not given.
+        class_names: Names of the classes, for the figure.
+
+    Returns:
+        An `AttributionGraph`.
     """
     layers = [resolve_layer(model, layer) for layer in layers]
     if len(layers) < 2 or len(set(layers)) != len(layers):
-        raise RuleError(f"layers={layers}; give two or more, from the input up")
+        raise RuleError(f"layers={layers}; expected at least two, ordered from the input to the output")
     whole = explain(model, inputs, target, method=method, layers=layers, class_names=class_names, progress=False)
     if len(whole) != 1:
-        raise InputError(f"an attribution graph is that of one sample, not of {len(whole)}")
+        raise InputError(f"an attribution graph needs one sample, got {len(whole)}")
     output = float(whole.output)
     relevance = {layer: sum_by_channel(model, whole, layer)[0] for layer in layers}
     nodes = {layer: {c: float(r[c]) for c in top_channels(r, n_channels, output)} for layer, r in relevance.items()}

@@ -26,10 +26,23 @@ from whence.methods.registry import Method
 def channel_relevance(
     model: Callable[..., Any], inputs: Tree, layer: str, target: Target = None, *, method: Method | str | None = None
 ) -> Tensor:
-    """The relevance of every channel of a layer, `[N, C]`: Σ over its places, from one backward pass.
+    """Return the relevance of every channel of a layer, `[N, C]`: the sum over its positions, from one backward pass.
 
     >>> R = whence.channel_relevance(model, x, "features.28", target=483)
     >>> R.topk(5)                                  # the five channels that carried most of the output
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: Tensor `[N, …]`, or a tuple or dict of tensors.
+        layer: Module path of the layer.
+        target: What is explained, as for `explain`; the predicted class by default.
+        method: A method or its short name; LRP with its default rules if not given.
+
+    Returns:
+        Tensor `[N, C]`.
+
+    Raises:
+        SelectorError: If there is no such layer.
     """
     layer = resolve_layer(model, layer)
     e = explain(model, inputs, target, method=method, layers=[layer], progress=False)
@@ -47,7 +60,7 @@ def resolve_layer(model: Callable[..., Any], layer: str) -> str:
 def top_channels(relevance: Tensor, count: int, output: float) -> list[int]:
     """The channels of most relevance `[C]` towards an output, the first so many."""
     if isinstance(count, bool) or count < 1:
-        raise RuleError(f"channels={count}; give how many, at least 1, or which")
+        raise RuleError(f"channels={count}; expected a number of at least 1, or the channel indices")
     towards = relevance if output >= 0 else -relevance
     return towards.topk(min(count, len(relevance))).indices.tolist()
 
@@ -58,7 +71,7 @@ def unravel(number: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def sum_by_channel(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
-    """Of an explanation that has the layer, `[N, C]`."""
+    """Return the relevance of each channel, `[N, C]`, in an explanation that has the layer."""
     relevance = relevance_channels_last(model, e, layer)
     return relevance.flatten(1, -2).sum(1) if relevance.dim() > 2 else relevance
 
@@ -96,7 +109,7 @@ def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: i
     >>> whence.mechanistic.channel_relevance.receptive_field(model, x, "features.10", 3, (5, 7)).of(x)
     """
     if x.dim() != 4 or len(x) != 1:
-        raise InputError(f"a receptive field is that in one picture [1, C, H, W], not in {tuple(x.shape)}")
+        raise InputError(f"a receptive field needs one image [1, C, H, W], got {tuple(x.shape)}")
     reader = LayerReader(model, [resolve_layer(model, layer)])
     with torch.inference_mode(False), torch.enable_grad():
         given = x.detach().clone().requires_grad_()
@@ -106,7 +119,7 @@ def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: i
         (channel,) = check_indices([channel], a.shape[-1], "channel")
         a = a[0, ..., channel]
         if len(position) != a.dim() or not all(0 <= p < n for p, n in zip(position, a.shape, strict=True)):
-            raise SelectorError(f"position {position} is not among the {tuple(a.shape)} places of layer '{layer}'")
+            raise SelectorError(f"position {position} is out of range for the output {tuple(a.shape)} of layer '{layer}'")
         (g,) = torch.autograd.grad(a[position], given)
     seen = (g[0] != 0).any(0)
     if not seen.any():  # a unit that is off
@@ -125,6 +138,4 @@ def last_conv_layer(model: Callable[..., Any], inputs: Tensor) -> str:
     for name, shape in reversed(layer_shapes(model, inputs).items()):
         if isinstance(modules.get(name), nn.Conv2d) and shape[1] != classes and shape[2] * shape[3] > 1:
             return name
-    raise SelectorError(
-        "no convolution of the model gives a picture of channels; name a layer (whence.layers.layer_shapes lists them)"
-    )
+    raise SelectorError("the model has no convolution with a feature map; name a layer (whence.layers.layer_shapes lists them)")

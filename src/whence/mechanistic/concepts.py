@@ -118,25 +118,41 @@ def concepts(
     class_names: Any = (),
     progress: Progress = True,
 ) -> Concepts:
-    """What carried this output, in the network's own terms? (concept relevance propagation, Achtibat et al. 2023)
+    """Find the channels of a layer that an output relies on (concept relevance propagation, Achtibat et al. 2023).
 
     >>> whence.concepts(model, photo, "features.12", reference_inputs=x_train).save("concepts.png")
     Concepts of 207 golden retriever (14.2) in features.12
       channel 85: 12.3%
 
     `inputs` is one picture `[1, C, H, W]`; `layer` the last convolution if not given; `channels` how many, the most relevant,
-    or which. With `reference_inputs` `[M, C, H, W]` each channel has reference samples, those for whose predictions it is most relevant
-    (RelMax), cropped to what its most relevant place sees; with `prototypes` (True, or settings of `whence.prototype`) a
-    picture that excites it most.
+    or which. With `reference_inputs` `[M, C, H, W]` each channel has reference samples, those for whose predictions it is most
+    relevant (RelMax), cropped to what its most relevant place sees; with `prototypes` (True, or settings of `whence.prototype`)
+    a picture that excites it most.
 
     Raises `InputError`, `SelectorError` for what is not there.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: One image `[1, C, H, W]`.
+        layer: Module path; the last convolution by default.
+        target: What is explained, as for `explain`; the predicted class by default.
+        channels: Number of most relevant channels, or their indices.
+        reference_inputs: Data `[M, C, H, W]` in which reference samples of each channel are looked for.
+        n_references: Number of reference samples of each channel.
+        prototypes: True to add a prototype of each channel, or keyword arguments of `whence.prototype`.
+        method: A method or its short name; LRP with its default rules if not given.
+        class_names: Names of the classes, for the figure.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        A `Concepts` result.
     """
     check_model(model)
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or len(inputs) != 1:
-        raise InputError(f"concepts are those of one picture [1, C, H, W], not of {getattr(inputs, 'shape', type(inputs))}")
+        raise InputError(f"concepts needs one image [1, C, H, W], got {getattr(inputs, 'shape', type(inputs))}")
     layer = last_conv_layer(model, inputs) if layer is None else resolve_layer(model, layer)
     if n_references < 0:
-        raise RuleError(f"references={n_references}; give how many samples a channel, or 0 for none")
+        raise RuleError(f"n_references={n_references}; expected a number of samples per channel, or 0 for none")
     whole = explain(model, inputs, target, method=method, layers=[layer], class_names=class_names, progress=False)
     relevance = sum_by_channel(model, whole, layer)[0]
     chosen = _select_channels(channels, relevance, float(whole.output))
@@ -163,14 +179,14 @@ def _select_channels(channels: int | Sequence[int], relevance: Tensor, output: f
     if isinstance(given, int):
         return top_channels(relevance, given, output)
     if not given:
-        raise SelectorError("channels=[]; give how many, the most relevant, or which")
+        raise SelectorError("channels=[]; expected a number of channels, or the channel indices")
     return check_indices(given, len(relevance), "channel")
 
 
 def _reference_samples(
     model: Callable[..., Any], layer: str, channel: int, data: Tensor, indices: Tensor, method: Method | str | None
 ) -> list[ReferenceSample]:
-    """Of one channel, cropped."""
+    """Return the cropped reference samples of one channel."""
     x = to_device_of(data[indices], model)
     e = explain(model, x, method=method, layers=[layer], through={layer: channel}, progress=False)
     at_layer = relevance_channels_last(model, e, layer)[..., channel]

@@ -63,7 +63,7 @@ class Patching(Result):
     def flat(self, estimator: str, layers: Sequence[str] | None = None) -> Tensor:
         """All effects in a row, of some layers or all."""
         if estimator not in self.effects:
-            raise RuleError(f"no effects by {estimator!r}{suggest_or_list(estimator, self.effects)}")
+            raise RuleError(f"no effects were estimated by {estimator!r}{suggest_or_list(estimator, self.effects)}")
         found = self.effects[estimator]
         return torch.cat([found[layer].flatten() for layer in layers or found])
 
@@ -115,19 +115,32 @@ def patching(
     method: LRP | None = None,
     progress: Progress = True,
 ) -> Patching:
-    """Which components carry what tells the clean from the corrupted input? The effect of giving a component the activation a'
-    it has on the corrupted input, in the run on the clean one, on the metric that `target` is.
+    """Estimate which components of a network carry the difference between two inputs: the effect of giving a component the
+    activation a' it has on the corrupted input, in the run on the clean one, on the metric that `target` is.
 
     >>> whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), ["model.layers.*", "model.layers.*.mlp"])
     >>> heads = {"input of model.layers.*.self_attn.o_proj": whence.Heads((), of=8)}
     >>> whence.patching(model, clean, corrupted, target, heads, estimator=["relevance", "gradient", "exact"])
 
-    `estimator` "relevance" is relevance patching (RelP, arXiv 2508.21258): (a' − a) · R/a with the rules of `method`, CP-LRP if not
-    given, in two forward passes and one backward pass for all components; "gradient" attribution patching, (a' − a) · ∂m/∂a,
-    at the same cost; "exact" the truth, a forward pass a component. `components` are layers ("input of " a layer is what goes
-    into it), by their places (tokens) or, in a dict, by "channels" (neurons) or `Heads((), of=n)` at each place.
+    `estimator` "relevance" is relevance patching (RelP, arXiv 2508.21258): (a' − a) · R/a with the rules of `method`, CP-LRP if
+    not given, in two forward passes and one backward pass for all components; "gradient" attribution patching, (a' − a) ·
+    ∂m/∂a, at the same cost; "exact" the truth, a forward pass a component. `components` are layers ("input of " a layer is what
+    goes into it), by their places (tokens) or, in a dict, by "channels" (neurons) or `Heads((), of=n)` at each place.
 
     Raises `InputError` for inputs of unequal shape, `SelectorError` for layers the model does not have.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: The clean inputs.
+        corrupted: The corrupted inputs, of the same structure and shapes.
+        target: The metric, as for `explain`.
+        components: Module paths, or a dict from path to "places", "channels" or `whence.Heads((), of=n)`.
+        estimator: "relevance", "gradient", "exact", or several of them.
+        method: The `LRP` of the relevance estimator; CP-LRP if not given.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        A `Patching` result.
     """
     check_model(model)
     ways = [estimator] if isinstance(estimator, str) else list(estimator)
@@ -157,8 +170,8 @@ def _check_same_structure(clean: Inputs, corrupted: Inputs) -> None:
     shapes = [[tuple(getattr(part, "shape", ())) for part in inputs.parts] for inputs in (clean, corrupted)]
     if clean.names != corrupted.names or shapes[0] != shapes[1]:
         raise InputError(
-            f"clean inputs of {shapes[0]} and corrupted ones of {shapes[1]}: components are compared place by place; "
-            "give texts of as many tokens"
+            f"clean inputs of {shapes[0]} and corrupted ones of {shapes[1]}: components are compared "
+            "position by position; pass inputs of the same shape"
         )
 
 
@@ -171,7 +184,7 @@ def _component_parts(model: Any, components: Sequence[str] | Mapping[str, Compon
     usual = components is DEFAULT_COMPONENTS
     for name, parts in given.items():
         if isinstance(parts, Heads) and parts.numbers != ():
-            raise RuleError("all heads are patched, each by itself; give whence.Heads((), of=n)")
+            raise RuleError("every head is patched on its own; pass whence.Heads((), of=n)")
         if not isinstance(parts, Heads) and parts not in ("places", "channels"):
             raise RuleError(f"components={{{name!r}: {parts!r}}}; choose 'places', 'channels' or whence.Heads((), of=n)")
         try:
@@ -180,7 +193,7 @@ def _component_parts(model: Any, components: Sequence[str] | Mapping[str, Compon
             if not usual:
                 raise
     if not found:
-        raise SelectorError("the model has no layers by the usual names; name components, as in ['blocks.*', 'blocks.*.mlp']")
+        raise SelectorError("no layers with common names found; name components, as in ['blocks.*', 'blocks.*.mlp']")
     return found
 
 
@@ -200,7 +213,7 @@ def _record(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = task.inputs.call(task.model, tuple(task.inputs.copied().values()))
     missing = [layer for layer in task.layers if layer not in found]
     if missing:
-        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to patch")
+        raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; it cannot be patched")
     metric, _ = select(outputs, task.targets[0], task.inputs, reading)
     return metric, found
 
@@ -222,7 +235,7 @@ def _effect(a: Tensor, g: Tensor, there: Tensor, parts: ComponentParts) -> Tenso
 
 
 def _reduce_effect(effect: Tensor, parts: ComponentParts) -> Tensor:
-    """Of every number of a layer `[N, T, C]`, that of its components."""
+    """Sum the effects `[N, T, C]` over each component of a layer."""
     if effect.dim() not in (2, 3):
         raise SelectorError(
             f"a layer that gives {tuple(effect.shape)} has no tokens to patch; patching takes [N, T, C] or [N, C]"

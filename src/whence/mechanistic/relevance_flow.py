@@ -40,7 +40,7 @@ class FlowLayer:
 
 @dataclass(frozen=True, eq=False)
 class FlowEdges:
-    """What every unit of a column hands down to every unit of the one below: R_i←j."""
+    """The relevance that each unit of a layer passes to each unit of the layer below: R_i←j."""
 
     layer: str  # through which it goes
     messages: Tensor  # [above, below]
@@ -125,17 +125,26 @@ def flow(
     around these layers, by a residual connection, is in no edge (`has_ways_around`).
 
     Raises `InputError` for several samples, `SelectorError` for layers that are not there.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: One sample `[1, …]`.
+        target: What is explained, as for `explain`; the predicted class by default.
+        layers: Module paths in the order of the network; chosen automatically if not given.
+        method: A method or its short name; LRP with its default rules if not given.
+        class_names: Names of the classes, for the figure.
+
+    Returns:
+        A `RelevanceFlow`.
     """
     check_model(model)
     if not isinstance(inputs, Tensor) or inputs.dim() < 2 or len(inputs) != 1:
-        raise InputError(f"a flow is that of one sample [1, …], not of {getattr(inputs, 'shape', type(inputs))}")
+        raise InputError(f"relevance_flow needs one sample [1, …], got {getattr(inputs, 'shape', type(inputs))}")
     shapes = layer_shapes(model, inputs)
     chosen = [layers] if isinstance(layers, str) else layers
     names = _layers_shown(model, shapes) if chosen is None else [resolve_layer(model, layer) for layer in chosen]
     if not names:
-        raise SelectorError(
-            "the model calls no layer by name; a flow is shown at modules" if chosen is None else "layers=[]; name some"
-        )
+        raise SelectorError("the model has no named modules" if chosen is None else "layers=[]; name some")
     e = explain(model, inputs, target, method=method, layers=names, class_names=class_names, progress=False)
     repeated = next((name for name in names if isinstance(e.layers[name], tuple)), None)
     if repeated is not None:
@@ -148,7 +157,7 @@ def flow(
 
 
 def _layers_shown(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Of every layer with an activation function behind it the latter; nothing twice that is only laid out anew."""
+    """Return the layers to show: the activation function after each linear layer, without layers that only reshape."""
     found: list[str] = []
     for name in leaf_layers(shapes):
         mixes = isinstance(model.get_submodule(name), nn.modules.conv._ConvNd | nn.Linear | nn.Bilinear)

@@ -92,7 +92,8 @@ def explain_similarity(
     seed: int = 0,
     progress: Progress = True,
 ) -> SimilarityExplanation:
-    """Why are these two alike? BiLRP (Eberle et al. 2020) of y = ⟨φ(x), φ(x')⟩: R_ii' = Σ_m R_i(φ_m, x) · R_i'(φ_m, x').
+    """Explain why two inputs are similar, by BiLRP (Eberle et al. 2020): R_ii' = Σ_m R_i(φ_m, x) · R_i'(φ_m, x') of y = ⟨φ(x),
+    φ(x')⟩.
 
     >>> whence.explain_similarity(embedder, x1, x2).save("pairs.png")
 
@@ -102,13 +103,28 @@ def explain_similarity(
     product.
 
     Raises `InputError` for embeddings that are none, or of unequal size.
+
+    Args:
+        model: Any callable from inputs to embeddings `[N, D]`.
+        inputs: Tensor `[N, …]`, or a tuple or dict of tensors.
+        other_inputs: Inputs like `inputs`, compared pair by pair.
+        patch: Side in pixels of the patches that relevance of images is pooled to; some 14 patches a side if not given.
+        n_projections: Number of random projections in place of the D dimensions.
+        method: A method or its short name; LRP with its default rules if not given.
+        seed: Random seed.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        A `SimilarityExplanation`.
     """
     check_model(model)
     inputs = [Inputs.of(x).detached() for x in (inputs, other_inputs)]
     embeddings = [_embed(model, x) for x in inputs]
     if embeddings[0].shape != embeddings[1].shape:
         shapes = [tuple(embedding.shape) for embedding in embeddings]
-        raise InputError(f"embeddings of {shapes[0]} and {shapes[1]}; they are compared pair by pair, dimension by dimension")
+        raise InputError(
+            f"embeddings of shapes {shapes[0]} and {shapes[1]} differ; expected the same number of pairs and dimensions"
+        )
     targets, output = _embedding_targets(embeddings, n_projections, seed)
     explainer = Explainer(model, method)
     sides: list[Tensor] = []
@@ -135,20 +151,18 @@ def _embed(model: Callable[..., Any], inputs: Inputs) -> Tensor:
         found = inputs.call(model, tuple(inputs.copied().values()))
     if not isinstance(found, Tensor) or found.dim() != 2:
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(
-            f"the model gives {given}; a similarity is that of embeddings [N, D]: wrap the model so that it gives them"
-        )
+        raise InputError(f"the model returned {given}; expected embeddings [N, D]: wrap the model so that it returns them")
     return found
 
 
 def _embedding_targets(embeddings: Sequence[Tensor], projections: int | None, seed: int) -> tuple[list[Any], Tensor]:
-    """What is explained of each, and the sum of products of it."""
+    """Return the targets of both embeddings, and the sum of their products."""
     one, other = embeddings
     dimensions = one.shape[1]
     if projections is None:
         return list(range(dimensions)), (one * other).sum(1)
     if not isinstance(projections, int) or projections < 1:
-        raise RuleError(f"projections={projections!r}; give how many, or None for every dimension")
+        raise RuleError(f"n_projections={projections!r}; expected a number, or None for all dimensions")
     signs = torch.randint(0, 2, (dimensions, projections), generator=torch.Generator().manual_seed(seed)) * 2 - 1
     signs = signs.to(one) / sqrt(projections)
     targets = [lambda outputs, v=v: outputs @ v.to(outputs) for v in signs.T]
@@ -159,13 +173,15 @@ def _pool_relevance(relevance: Tree, patch: int | None) -> Tensor:
     """By patch `[N, rows, columns]`, token `[N, T]` or feature; of one input."""
     found = named_leaves(relevance)
     if len(found) != 1:
-        raise InputError(f"a similarity is that of one input each, not of {', '.join(found)}; wrap the model")
+        raise InputError(f"explain_similarity needs one input on each side, got {', '.join(found)}; wrap the model")
     (r,) = found.values()
     if r.dim() != 4:
         return r if r.dim() == 2 else r.flatten(2).sum(2)
     r = r.sum(1, keepdim=True)
     side = patch or max(1, -(-max(r.shape[2:]) // PATCHES_PER_SIDE))
     if side < 1 or prod(-(-n // side) for n in r.shape[2:]) > 4096:
-        raise RuleError(f"patch={side} for pictures of {tuple(r.shape[2:])}: give a side that makes at most 64 × 64 patches")
+        raise RuleError(
+            f"patch={side} for pictures of {tuple(r.shape[2:])}: expected a size that makes at most 64 × 64 patches"
+        )
     padded = F.pad(r, (0, -r.shape[3] % side, 0, -r.shape[2] % side))
     return F.avg_pool2d(padded, side)[:, 0] * side**2

@@ -91,23 +91,42 @@ def subspaces(
     seed: int = 0,
     progress: Progress = True,
 ) -> Subspaces:
-    """Which directions of a layer carry the relevance? (Chormai et al. 2024) With activations a and R = aᵀc over the data:
+    """Find directions of a layer that carry relevance (Chormai et al. 2024). With activations a and R = aᵀc over the data:
 
     "prca" takes the first `n_dimensions` eigenvectors of E[a cᵀ + c aᵀ], which maximise E[(Uᵀa)ᵀ(Uᵀc)]; "drsa" divides the
-    space into `n_subspaces` subspaces of that many dimensions whose relevances are large, each for samples of its own: it maximises
-    the power mean M_½ over parts of M₂ over samples of ReLU(R_k).
+    space into `n_subspaces` subspaces of that many dimensions whose relevances are large, each for samples of its own: it
+    maximises the power mean M_½ over parts of M₂ over samples of ReLU(R_k).
 
     >>> whence.subspaces(model, (x, y), "features.10", target=3, n_dimensions=4)
     Subspaces of features.10: 1 of 4 dimensions carry 71.3% of the relevance
 
     `inputs` is `x`, `(x, y)` or a loader of such batches; `target` what is explained of each sample.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: Data `[M, …]`, `(x, y)`, a dataset or a loader.
+        layer: Module path of the layer.
+        target: What is explained, as for `explain`; the predicted class by default.
+        algorithm: "prca" or "drsa".
+        n_subspaces: Number of subspaces, for "drsa".
+        n_dimensions: Number of dimensions of each subspace.
+        method: The `LRP` whose relevance is decomposed; the default one if not given.
+        n_steps: Number of optimisation steps, for "drsa".
+        batch_size: Number of samples explained at once.
+        seed: Random seed.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        A `Subspaces` result.
     """
     check_model(model)
     layer = resolve_layer(model, layer)
     if algorithm not in ("prca", "drsa"):
-        raise RuleError(f"method={algorithm!r}; choose 'prca' or 'drsa'")
+        raise RuleError(f"algorithm={algorithm!r}; choose 'prca' or 'drsa'")
     if n_subspaces < 1 or n_dimensions < 1 or (algorithm == "prca" and n_subspaces != 1):
-        raise RuleError(f"parts={n_subspaces}, dimensions={n_dimensions}; give at least 1, and of PRCA one part")
+        raise RuleError(
+            f"n_subspaces={n_subspaces}, n_dimensions={n_dimensions}; expected at least 1, and n_subspaces=1 for PRCA"
+        )
     a, c = _collect(model, inputs, layer, target, method or LRP(), batch_size, seed, progress)
     if n_subspaces * n_dimensions > a.shape[1]:
         raise RuleError(f"{n_subspaces} subspaces of {n_dimensions} dimensions in a layer of {a.shape[1]} channels; give fewer")
@@ -159,7 +178,7 @@ def _collect(
     random = torch.Generator().manual_seed(seed)
     targets = torch.as_tensor(target) if isinstance(target, list | tuple) else target
     if isinstance(targets, Tensor) and targets.dim() and is_shuffled(data):
-        raise TargetError("a target for each sample needs samples in their order; give a loader that does not shuffle")
+        raise TargetError("one target per sample needs a fixed order of samples; pass a loader that does not shuffle")
     samples = require_all(batches(data, size))
     with progress("subspaces", len(samples), shown) as advance:
         for batch in samples:

@@ -80,8 +80,8 @@ def walks(
     fixed: Tensor | tuple | Mapping[str, Any] = (),
     method: Method | str | None = None,
 ) -> WalkRelevance:
-    """Which walks carried this output? GNN-LRP (Schnake et al. 2021): the relevance that takes node W₀ at the input, W₁ after
-    the first layer, and so on, for any network whose layers give a row for each node.
+    """Compute the relevance of walks through a graph network (GNN-LRP, Schnake et al. 2021): the relevance that takes node W₀
+    at the input, W₁ after the first layer, and so on, for any network whose layers give a row for each node.
 
     >>> whence.walks(model, x, ["interaction.0", "interaction.1"], target=1, fixed=(adjacency,))
 
@@ -89,6 +89,18 @@ def walks(
     `fixed` what else the model is given, constant: the adjacency. `walks` are some walks, all if not given. In a network where
     all relevance takes the layers, the walks add up to the output; those within some nodes are the relevance of that subgraph,
     which `whence.subgraph_relevance` gets in one way back.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: Features of one graph, `[nodes, C]` or `[1, nodes, C]`.
+        layers: Module paths of the interaction layers, from the input up.
+        target: What is explained, as for `explain`; the predicted class by default.
+        walks: Walks to compute, each a tuple of nodes; all if not given.
+        fixed: Further arguments of the model that are constant, such as the adjacency matrix.
+        method: A method or its short name; LRP with its default rules if not given.
+
+    Returns:
+        A `WalkRelevance` result.
     """
     model, layers = _bind(model, layers, fixed)
     count = _node_count(inputs)
@@ -116,10 +128,22 @@ def subgraph_relevance(
     fixed: Tensor | tuple | Mapping[str, Any] = (),
     method: Method | str | None = None,
 ) -> float:
-    """The sum over all walks that stay among some nodes, in one way back: g masked to them at every layer and at the input
-    (sGNN-LRP, Xiong et al. 2022).
+    """Return the relevance of all walks within some nodes, in one backward pass: g masked to them at every layer and at the
+    input (sGNN-LRP, Xiong et al. 2022).
 
     >>> whence.subgraph_relevance(model, x, ["interaction.0", "interaction.1"], [0, 3, 4], fixed=(adjacency,))
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: Features of one graph, `[nodes, C]` or `[1, nodes, C]`.
+        layers: Module paths of the interaction layers, from the input up.
+        nodes: Indices of the nodes of the subgraph.
+        target: What is explained, as for `explain`; the predicted class by default.
+        fixed: Further arguments of the model that are constant, such as the adjacency matrix.
+        method: A method or its short name; LRP with its default rules if not given.
+
+    Returns:
+        The relevance, a number.
     """
     model, layers = _bind(model, layers, fixed)
     count = _node_count(inputs)
@@ -130,10 +154,10 @@ def subgraph_relevance(
 def _bind(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str, Any]) -> tuple[Any, list[str]]:
     check_model(model)
     if not isinstance(model, nn.Module):
-        raise SelectorError(f"the layers of a {type(model).__name__} have no names; give a torch.nn.Module")
+        raise SelectorError(f"a {type(model).__name__} has no named layers; pass a torch.nn.Module")
     layers = [resolve_layer(model, layer) for layer in ([layers] if isinstance(layers, str) else layers)]
     if not layers:
-        raise RuleError("layers=[]; give those of interaction, from the input up")
+        raise RuleError("layers=[]; expected the interaction layers, ordered from the input to the output")
     args = (fixed,) if isinstance(fixed, Tensor) else () if isinstance(fixed, Mapping) else tuple(fixed)
     kwargs = dict(fixed) if isinstance(fixed, Mapping) else {}
     with_fixed, forward = copy(model), model.forward  # the same parts under the same names
@@ -143,7 +167,7 @@ def _bind(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str
 
 def _node_count(x: Tensor) -> int:
     if not isinstance(x, Tensor) or x.dim() not in (2, 3) or (x.dim() == 3 and len(x) != 1):
-        raise InputError(f"walks are those through one graph, [nodes, C] or [1, nodes, C], not {getattr(x, 'shape', type(x))}")
+        raise InputError(f"walks needs one graph, [nodes, C] or [1, nodes, C], got {getattr(x, 'shape', type(x))}")
     return x.shape[-2]
 
 
@@ -156,7 +180,7 @@ def _check_order(model: Any, layers: Sequence[str], x: Tensor) -> None:
 def _group_walks(walks: Sequence[Walk] | None, nodes: int, depth: int) -> dict[Walk, list[int]]:
     """The nodes at the input, by the rest of the walk."""
     if walks is not None and not len(walks):
-        raise RuleError("walks=[]; give some, or None for all")
+        raise RuleError("walks=[]; expected some walks, or None for all")
     if walks is None:
         if nodes ** (depth + 1) > MAX_WALKS:
             raise RuleError(f"there are {nodes ** (depth + 1):,} walks of {nodes} nodes through {depth} layers; give some")

@@ -64,7 +64,7 @@ def _reduce_batch_size(at_once: int, samples: int, error: BaseException) -> int:
     if not is_out_of_memory(error):
         raise error
     if at_once == 1:
-        raise ModelError(f"memory ran out with {samples} samples at once; explain fewer at a time") from error
+        raise ModelError(f"out of memory with {samples} samples at once; pass a smaller batch_size") from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return at_once // 2

@@ -83,11 +83,15 @@ def _cam_explanations(
     i, picture = _picture_input(task)
     for found in input_gradients(task, _taps(method.layer, task.model, picture.dim())):
         if not found.layers:
-            raise SelectorError(f"no layer of the model gives pictures of {picture.dim()} dimensions; name one with layer=")
+            raise SelectorError(
+                f"no layer of the model returns feature maps of {picture.dim()} dimensions; choose one by layer="
+            )
         ((name, calls),) = found.layers.items()
         a, g = calls[-1]
         if a.dim() != picture.dim() or a.shape[0] != picture.shape[0]:
-            raise SelectorError(f"layer '{name}' gives {tuple(a.shape)}, no picture like the input {tuple(picture.shape)}")
+            raise SelectorError(
+                f"layer '{name}' gives {tuple(a.shape)}, which is not a feature map of the input {tuple(picture.shape)}"
+            )
         cam = combined(a, g)
         cam = cam.clamp(min=0) if method.relu else cam
         sized = F.interpolate(cam, picture.shape[2:], mode=UPSAMPLING[picture.dim()], align_corners=False)
@@ -98,7 +102,7 @@ def _cam_explanations(
 def _picture_input(task: Task) -> tuple[int, Tensor]:
     pictures = [i for i in task.inputs.explained if task.inputs.parts[i].dim() in UPSAMPLING]
     if len(pictures) != 1:
-        raise InputError(f"a class activation map lies over one picture [N, C, …]; the inputs have {len(pictures)}")
+        raise InputError(f"class activation maps need exactly one image input [N, C, …], got {len(pictures)}")
     return pictures[0], task.inputs.parts[pictures[0]]
 
 
@@ -107,7 +111,7 @@ def _taps(layer: str | None, model: nn.Module, dims: int) -> LayerTaps:
         return LastSpatialLayer(model, dims)
     names = tuple(named_layers(model, [layer]))
     if len(names) != 1:
-        raise SelectorError(f"layer '{layer}' stands for {len(names)} layers; name one")
+        raise SelectorError(f"layer '{layer}' matches {len(names)} layers; name one of them")
     return LayerTaps(names)
 
 

@@ -1,4 +1,4 @@
-"""What counts as one feature, and what stands in its place when it is absent."""
+"""Features of inputs: which entries make up one, and the baselines that replace absent ones."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Baselines = Any  # a number or a tensor for every input, or a tuple or dict of t
 
 
 def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
-    """What was given for each part of the inputs, by position; one alone holds for all floating-point parts."""
+    """Return the argument for each part of the inputs, by position; a single one holds for all floating-point parts."""
     given = as_tensor(given)
     if given is None:
         return {}
@@ -28,7 +28,9 @@ def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
         names = inputs.names or ()
         unknown = [name for name in given if name not in names]
         if unknown:
-            raise InputError(f"{what} for {unknown[0]!r}, which is no input; there are {', '.join(names) or 'no names'}")
+            raise InputError(
+                f"{what} for {unknown[0]!r}, which is not an input; the inputs are {', '.join(names) or 'no names'}"
+            )
         return {names.index(name): value for name, value in given.items()}
     if isinstance(given, list | tuple):
         if len(given) != len(inputs.parts):
@@ -39,19 +41,19 @@ def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
     texts = [i for i in inputs.ids if not (inputs.names or {i: ""})[i].endswith("mask")]
     if len(texts) > 1:
         names = ", ".join(inputs.labels[i] for i in texts)
-        raise InputError(f"{what} for which of {names}? Give a dict or tuple like the inputs")
+        raise InputError(f"{what} is ambiguous for the inputs {names}; pass a dict or tuple structured like the inputs")
     return dict.fromkeys(texts, given)
 
 
 def reject_shared_parts(inputs: Inputs, by: str) -> None:
     """Raise where parts belong to all of several samples: rounds of them would mix."""
     if inputs.shared:
-        raise InputError(f"some inputs have no row for each of {inputs.batch_size} samples; {by} explains one at a time")
+        raise InputError(f"some inputs have no row for each of {inputs.batch_size} samples; {by} explains one sample at a time")
 
 
 def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
-    """What replaces absent features of each part, like it or `[1, …]`: `default` for numbers. Ids have none: they are left
-    alone where nothing is given."""
+    """Return the baselines of each part, like it or `[1, …]`: `default` for numbers. Token ids have none: they are left
+    unchanged where none are given."""
     found = dict.fromkeys(inputs.explained, default) | by_part(given, inputs, "baselines")
     made = {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
     if math.isfinite(default) and not all(bool(torch.isfinite(baseline).all()) for baseline in made.values()):
@@ -64,7 +66,7 @@ def required_baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
     found = baselines(given, inputs)
     if not found:
         raise InputError(
-            "ids have no zero to put in their place; pass baselines, such as "
+            "token ids have no zero baseline; pass baselines, such as "
             "{'input_ids': tokenizer.mask_token_id} or tokenizer.pad_token_id"
         )
     return found
@@ -72,7 +74,7 @@ def required_baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
 
 def _baseline(value: Any, x: Any) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(value, Tensor | float | int):
-        raise InputError(f"a baseline is a number or a tensor in place of a tensor, not {value!r} for {type(x).__name__}")
+        raise InputError(f"a baseline must be a number or a tensor, got {value!r} for {type(x).__name__}")
     baseline = torch.as_tensor(
         value, device=x.device, dtype=x.dtype if isinstance(value, float) and x.is_floating_point() else None
     )
@@ -85,7 +87,7 @@ def _baseline(value: Any, x: Any) -> Tensor:
         return baseline
     raise InputError(
         f"baselines of shape {tuple(baseline.shape)} for an input of shape {tuple(x.shape)}; "
-        "give its shape, one for all samples [1, …] or a number"
+        "expected that shape, [1, …] for all samples, or a number"
     )
 
 
@@ -94,7 +96,7 @@ def background(given: Tree, inputs: Inputs) -> dict[int, Tensor]:
     found = {i: _background(value, inputs.parts[i]) for i, value in by_part(given, inputs, "background").items()}
     missing = [i for i in inputs.explained if i not in found]
     if missing or not found:
-        raise InputError("the background must have samples for every explained input")
+        raise InputError("background must hold samples for every explained input")
     for i, samples in found.items():
         x = inputs.parts[i]
         if samples.dim() != x.dim() or samples.shape[1:] != x.shape[1:] or not samples.shape[0]:
@@ -103,13 +105,13 @@ def background(given: Tree, inputs: Inputs) -> dict[int, Tensor]:
                 f"a background of shape {tuple(samples.shape)} for an input of {tuple(x.shape)}; give [{expected}]"
             )
     if len({samples.shape[0] for samples in found.values()}) > 1:
-        raise InputError("the parts of the background differ in their number of samples")
+        raise InputError("the background tensors of the inputs differ in their number of samples")
     return found
 
 
 def _background(samples: Any, x: Any) -> Tensor:
     if not isinstance(samples, Tensor) or not isinstance(x, Tensor):
-        raise InputError(f"a background is a tensor of samples [B, …], not {type(samples).__name__} for {type(x).__name__}")
+        raise InputError(f"background must be a tensor of samples [B, …], got {type(samples).__name__} for {type(x).__name__}")
     return samples.detach().to(x)
 
 
@@ -185,7 +187,7 @@ def _as_rows(t: Tensor) -> Tensor:
 def _mask(mask: Any, x: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.dtype == torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(f"a feature_mask is a tensor of feature numbers for every explained input, not {kind}")
+        raise InputError(f"feature_mask must be an integer tensor for every explained input, got {kind}")
     fits = mask.dim() == x.dim() and all(m in (1, size) for m, size in zip(mask.shape, x.shape, strict=True))
     if not fits:
         raise InputError(
@@ -208,15 +210,22 @@ def _count_features(masks: Mapping[int, Tensor]) -> int:
 
 @check_arguments
 def patches(x: Tensor, size: int) -> Tensor:
-    """A feature mask that divides pictures into square patches, all channels together.
+    """Return a feature mask that divides images into square patches, with all channels together.
 
     >>> whence.patches(torch.rand(1, 3, 224, 224), 16).unique().numel()
     196
 
     `x` is `[N, C, …]` with any number of spatial dimensions; the mask `[1, 1, …]`. Patches at the far edges may be smaller.
+
+    Args:
+        x: Images `[N, C, H, W]`.
+        size: Side of a patch in pixels.
+
+    Returns:
+        Integer tensor `[1, C, H, W]` of feature numbers.
     """
     if x.dim() < 3 or not isinstance(size, int) or size < 1:
-        raise InputError(f"patches need pictures [N, C, …] and a size of at least 1, not {tuple(x.shape)} and {size!r}")
+        raise InputError(f"patches needs images [N, C, …] and a size of at least 1, got {tuple(x.shape)} and {size!r}")
     mask = torch.zeros(1, dtype=torch.long)
     for length in x.shape[2:]:
         along = torch.arange(length) // size

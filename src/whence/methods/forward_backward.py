@@ -31,7 +31,7 @@ from whence.lrp.torch_compat.torch_patches import enter_all
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be explained: checked and ready for any method."""
+    """A checked question: model, inputs, targets and layers, ready for any method."""
 
     prepared: PreparedModel
     inputs: Inputs
@@ -47,7 +47,7 @@ class Task:
 
     @property
     def scope(self) -> ModuleTracker:
-        """Of one forward pass."""
+        """A new module tracker for one forward pass."""
         return ModuleTracker(self.prepared.outline)
 
     @property
@@ -57,12 +57,12 @@ class Task:
     def moved(
         self, times: int, parts: dict[int, Tensor], targets: Sequence[Target] | None = None, alter: AlterLookup | None = None
     ) -> "Task":
-        """The same question of the samples `times` over, at other points: silent, and of no inner layers.
+        """Return the task for the samples repeated `times` times at other points, without progress or inner layers.
 
         `targets` are those of one round, their indices filled in.
         """
         if self.alter is not None and (alter is not None or times > 1):
-            raise RuleError("two methods that move the vectors of token ids cannot be nested; use one of them")
+            raise RuleError("two methods that perturb token embeddings cannot be nested; use one of them")
         asked = [repeat_target(target, times) for target in (self.targets if targets is None else targets)]
         inputs = self.inputs.repeated(times, parts)
         return replace(self, inputs=inputs, targets=asked, layers=(), through=(), progress=False, alter=alter or self.alter)
@@ -86,11 +86,11 @@ class Gradients:
 
     @property
     def conditional_output(self) -> Tensor | None:
-        """What of the output a condition lets through, `[N]`; None without a condition."""
+        """The part of the output that flows through the condition, `[N]`; None without a condition."""
         return None if self.flow is None else self.flow.amount
 
     def noted(self, note: str = "") -> str:
-        """What it is of, in words, where it is not all."""
+        """Return the note with the condition appended, where there is one."""
         return ", ".join(filter(None, [note, "" if self.flow is None else f"through {self.flow.condition}{self.flow.note}"]))
 
     def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
@@ -119,7 +119,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class ConditionalFlow:
-    """What flows through some parts of some layers."""
+    """The relevance that flows through given parts of layers."""
 
     condition: Condition
     amount: Tensor  # [N]
@@ -206,7 +206,7 @@ def target_values(task: Task) -> list[tuple[Tensor, Any]]:
 
 
 def record_internals(task: Task, scope: ModuleTracker, see: Callable[[Tensor], None] = lambda kept: None) -> ForwardRecord:
-    """What the targets inside the network read in the forward pass to come; `see` is shown the copies that are kept."""
+    """Return the record that internal targets read from in the next forward pass; `see` is called with the copies it holds."""
     names = [layer for target in task.targets if isinstance(target, InternalTarget) for layer in target.layers]
     layers = named_layers(task.model, names)
     reading = ForwardRecord.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers, task.model)
@@ -241,7 +241,7 @@ def target_gradients(
     if inputs.arrays:
         if isinstance(task.model, nn.Module):
             raise InputError(f"the input is a NumPy array; {AS_TENSOR}")
-        raise RuleError("functions of NumPy arrays have no gradients; use whence.Shapley(), Occlusion or FeatureAblation")
+        raise RuleError("NumPy functions have no gradients; use whence.Shapley(), Occlusion or FeatureAblation")
     with enter_all(gradients_enabled(), *contexts):
         copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
         given = inputs.copied() | copies | lookups.given
@@ -249,8 +249,7 @@ def target_gradients(
     vectors = [lookup.vectors for lookup in lookups.found]
     if not sources and not vectors:
         raise InputError(
-            "nothing to explain: no integer input was looked up in a table (an embedding, or table[ids]); "
-            "images must be floating point"
+            "nothing to explain: no integer input was looked up in an embedding table; pass images as floating-point tensors"
         )
     ends = BackwardTargets(dict(zip(inputs.explained, sources, strict=True)), vectors, list(extras))
     for last, target in _mark_last(task.targets):
@@ -289,7 +288,7 @@ class BackwardTargets:
         layers: dict[str, list[ValueAndGradient]],
         flow: ConditionalFlow | None = None,
     ) -> Gradients:
-        """What was found at all of them, by kind."""
+        """Return the gradients sorted by kind of target."""
         rest = iter(gradients)
         inputs = {i: (source.detach(), next(rest)) for i, source in self.inputs.items()}
         looked_up = [(v.detach(), next(rest)) for v in self.vectors]
@@ -342,7 +341,7 @@ class ConditionalBackward:
         return found, ConditionalFlow(condition, amount, self._taps.before(name), note)
 
     def _kept(self, condition: Condition, name: str) -> Tensor:
-        """Of what arrives at a layer."""
+        """Return the part of the gradient at a layer that the condition lets through."""
         (a, g), edge = self._whole[name][0], self._edge(name)
         if self._steps:
             above, _, g = self._steps[-1]
@@ -361,7 +360,7 @@ def _check_known(layers: Sequence[str], flow: ConditionalFlow) -> None:
     unknown = [layer for layer in layers if layer not in flow.layers]
     if unknown:
         raise RuleError(
-            f"layer '{unknown[0]}' runs after {flow.condition}; what flows on through those is known at layers before them"
+            f"layer '{unknown[0]}' runs after {flow.condition}; the conditional relevance is only defined at layers before it"
         )
 
 
@@ -378,13 +377,15 @@ def backward(
         with gradients_enabled():
             found = torch.autograd.grad([values], sources, [given], retain_graph=keep_graph, allow_unused=True)  # type: ignore[arg-type]
     except CheckpointError as error:
-        raise ModelError(f"a checkpointed part did not compute the same again: {first_line(error)}") from error
+        raise ModelError(f"a checkpointed module gave other values when it was recomputed: {first_line(error)}") from error
     except AssertionError as error:  # of an autograd.Function of its own
-        raise ModelError(f"a part of the model fails on the way back: {first_line(error)}") from error
+        raise ModelError(f"the backward pass of the model failed: {first_line(error)}") from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
-        raise ModelError("the model overwrites a value its gradient needs; run that part out of place, or use LRP") from error
+        raise ModelError(
+            "an in-place operation overwrote a tensor needed for the backward pass; make it out-of-place, or use LRP"
+        ) from error
     return [torch.zeros_like(s) if g is None else g for s, g in zip(like or sources, found, strict=True)]  # type: ignore
 
 
@@ -396,7 +397,7 @@ def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
 
 def _check_finite(values: Tensor) -> None:
     if not check_holds(torch.isfinite(values)):
-        raise ModelError("the model's output is NaN or infinite; there is nothing to explain")
+        raise ModelError("the model's output is NaN or infinite and cannot be explained")
     if not values.is_floating_point():
         raise RuleError(f"the explained value has dtype {values.dtype}; it must be floating point")
 

@@ -149,9 +149,7 @@ def _gradient_explanations(
     for found in _gradients(task, scope, mode, LayerTaps.of(task)):
         if isinstance(mode, ReluBackwardMode) and not mode.relus:
             name = type(method).__name__
-            raise ModelError(
-                f"{name} needs a model with ReLUs, but this one calls none; use Sensitivity, or LRP for any network"
-            )
+            raise ModelError(f"{name} needs a model with ReLUs, and this one has none; use Sensitivity, or LRP for any network")
         scores = found.scores(relevance)
         account = Conservation(
             found.output,

@@ -33,18 +33,18 @@ class LayerReader:
     def __init__(self, model: Callable[..., Any], layers: Sequence[str], output: bool = False):
         pattern = next((layer for layer in layers if "*" in layer), None)
         if pattern is not None:
-            raise SelectorError(f"'{pattern}' stands for several layers; name one")
+            raise SelectorError(f"'{pattern}' matches several layers; name one of them")
         self._model, self._output = model, output
         self._outline = ModuleOutline(model)
         self._layers = named_layers(model, tuple(layers))
 
     def reading(self, x: Tensor, layers: dict[str, Tensor] | None = None) -> ForwardRecord:
-        """What is known of `x` before the model has run."""
+        """Return the record of `x` before the model has run."""
         reading = ForwardRecord.of_layers(x, self._layers, self._model)
         return reading if layers is None else replace(reading, layers=layers)
 
     def __call__(self, x: Tensor, redirected: bool = False) -> ForwardRecord:
-        """What is read of `x`; `redirected` lets gradients through ReLUs that would stop all of a sample's."""
+        """Return the activations for `x`; `redirected` passes gradients through ReLUs that would block all of a sample's."""
         reading = self.reading(x)
         scope = ModuleTracker(self._outline)
         scope.tap({name: self._tap(reading, name) for name in self._layers})
@@ -58,14 +58,14 @@ class LayerReader:
             reading.output = Inputs((given,), single=True).call(self._model, (given,))
         missing = [name for name in self._layers if name not in reading.layers]
         if missing:
-            raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; there is nothing to read")
+            raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; its activations cannot be read")
         return reading
 
     def _tap(self, reading: ForwardRecord, name: str) -> Callable[[Tensor], None]:
         def tap(out: Tensor) -> None:
             if out.dim() < 2 or len(out) != len(reading.x):
                 raise ModelError(
-                    f"layer '{name}' gives {tuple(out.shape)} for {len(reading.x)} samples; they cannot be told apart"
+                    f"layer '{name}' gives {tuple(out.shape)} for {len(reading.x)} samples; expected one row per sample"
                 )
             # a later layer may overwrite it in place
             reading.layers.setdefault(name, out if not self._output and len(self._layers) == 1 else out.clone())
@@ -76,10 +76,17 @@ class LayerReader:
 
 
 def layer_shapes(model: Callable[..., Any], inputs: Tree) -> dict[str, tuple[int, ...]]:
-    """The layers of a model by name, and the shape of what each gives for the inputs, in the order in which they end.
+    """Return the layers of a model by name with the shapes of their outputs for the inputs, in the order in which they finish.
 
     >>> whence.layers.layer_shapes(model, x)
     {'features.0': (1, 64, 224, 224), 'features.1': (1, 64, 224, 224), …}
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: Tensor `[N, …]`, or a tuple or dict of tensors.
+
+    Returns:
+        A dict from module path to shape.
     """
     check_model(model)
     found: dict[str, tuple[int, ...]] = {}
@@ -99,7 +106,7 @@ def layer_shapes(model: Callable[..., Any], inputs: Tree) -> dict[str, tuple[int
 
 
 def leaf_layers(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Those of the layers with no layer inside, in the order in which they end."""
+    """Return the layers without inner layers, in the order in which they finish."""
     return [name for name in shapes if not any(other.startswith(f"{name}.") for other in shapes)]
 
 

@@ -1,4 +1,4 @@
-"""What the model says to altered inputs: no gradients, any callable."""
+"""Outputs of the model for altered inputs, without gradients, for any callable."""
 
 from copy import copy
 from dataclasses import replace
@@ -28,7 +28,7 @@ class ModelQueries:
         self.targets = [target for _, target in answers]
 
     def of_samples(self, samples: Tensor) -> "ModelQueries":
-        """The same of some of the samples."""
+        """Return the queries for some of the samples."""
         some = copy(self)
         some._task = replace(self._task, inputs=self._task.inputs.of_samples(samples))
         some.outputs = self.outputs[:, samples.to(self.outputs.device)]

@@ -1,4 +1,4 @@
-"""What the output loses when parts of the input are taken away: ablation, occlusion, RISE. No gradients, any callable."""
+"""Perturbation methods, for any callable, without gradients: feature ablation, occlusion, RISE."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -134,13 +134,13 @@ class RISE:
 
     def __post_init__(self):
         if self.n_samples < 2 or self.cells < 1 or not 0 < self.probability < 1:
-            raise RuleError(f"{self!r}: give at least 2 masks, 1 cell and a probability between 0 and 1")
+            raise RuleError(f"{self!r}: expected at least 2 masks, 1 cell and a probability between 0 and 1")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
         absent = feature_masks.required_baselines(self.baselines, task.inputs)
         if any(task.inputs.parts[i].dim() not in UPSAMPLING for i in absent) or len(absent) != 1:
-            raise InputError("RISE masks one picture [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
+            raise InputError("RISE needs one image input [N, C, …]; use FeatureAblation, Occlusion or Shapley for other inputs")
         ((i, baseline),) = absent.items()
         x, ask = task.inputs.parts[i], ModelQueries(task)
         masks = SmoothMasks.drawn(self, x)
@@ -177,7 +177,7 @@ class SlidingWindows:
         if any(s > length for s, length in zip(shape, lengths, strict=True)):
             raise InputError(f"a window of {shape} is larger than the input of {lengths} a sample")
         if any(s < stride and s < length for stride, s, length in zip(strides, shape, lengths, strict=True)):
-            raise InputError(f"strides {strides} skip what windows of {shape} do not reach; relevance would be lost there")
+            raise InputError(f"strides {strides} leave gaps between windows of {shape}; expected strides of at most the window")
         return cls(lengths, shape, strides)
 
     @property

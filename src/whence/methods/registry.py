@@ -56,11 +56,11 @@ def resolve_method(method: Method | str | None) -> Method:
         check_method_name(method)
         return METHODS[method]()
     if isinstance(method, Composite | Mapping):
-        raise RuleError("rules are no method yet; write whence.LRP(rules)")
+        raise RuleError("got rules where a method was expected; pass whence.LRP(rules)")
     if not hasattr(method, "explanations"):
-        raise RuleError(f"{method!r} is no method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
+        raise RuleError(f"{method!r} is not a method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
     if isinstance(method, type):
-        raise RuleError(f"{method.__name__} is a class; write {method.__name__}()")
+        raise RuleError(f"{method.__name__} is a class, not an instance; pass {method.__name__}()")
     return method
 
 
@@ -68,8 +68,8 @@ def check_single_graph(method: Method) -> None:
     """Raise for methods that ask the model more often than there is one graph for."""
     if not isinstance(method, SINGLE_GRAPH_METHODS):
         raise RuleError(
-            f"{type(method).__name__} asks the model many times, by draws, steps or searches, and is no one graph; choose one "
-            f"of {', '.join(kind.__name__ for kind in SINGLE_GRAPH_METHODS)}"
+            f"{type(method).__name__} calls the model several times and cannot be captured as one "
+            f"graph; choose one of {', '.join(kind.__name__ for kind in SINGLE_GRAPH_METHODS)}"
         )
 
 
@@ -77,4 +77,6 @@ def check_method_name(name: str) -> None:
     """Raise for what is no short name of a method."""
     if name not in METHODS:
         by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
-        raise RuleError(f"no method {name!r}{f'; its name is {by_class!r}' if by_class else suggest_or_list(name, METHODS)}")
+        raise RuleError(
+            f"unknown method {name!r}{f'; did you mean {by_class!r}?' if by_class else suggest_or_list(name, METHODS)}"
+        )

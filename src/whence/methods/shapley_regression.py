@@ -31,7 +31,7 @@ def shapley_moment(j: int) -> float:
 
 
 def taylor_moment(j: int) -> float:
-    """Of the Shapley–Taylor index: t has density 2 (1 − t)."""
+    """Moment of the Shapley–Taylor index: t has density 2 (1 − t)."""
     return 1 / (j + 1) if j % 2 == 0 else -1 / (j + 2)
 
 
@@ -99,7 +99,7 @@ class GaussianRegression:
 def regression_estimates(
     members: Tensor, values: Tensor, odd: bool, asked: Sequence[Callable[[GaussianRegression], Tensor]]
 ) -> tuple[list[Tensor], int]:
-    """What is asked of the regressions of games with `values` `[N, M]`, each under the prior likeliest for it.
+    """Return estimates from regressions of games with `values` `[N, M]`, each under its most likely prior.
 
     A large sample is parted into regressions of at most `MOST_PAIRS`, the first coalition in each; the means over the parts are
     given, and how many parts there were.

@@ -30,7 +30,7 @@ MAX_REGRESSION_PAIRS = 4096  # players; a regression on as many pairs fits in me
 
 @dataclass(frozen=True, eq=False)
 class ShapleyValues(Result):
-    """What `shapley_values` found.
+    """Shapley values of the players of a game, and their interactions.
 
     >>> found = whence.shapley_values(lambda coalitions: coalitions.sum(1).float() ** 2, players=3)
     >>> found.values.tolist()
@@ -75,7 +75,7 @@ class ShapleyValues(Result):
 
     @property
     def first(self) -> "ShapleyValues":
-        """Those of the first game alone."""
+        """The values of the first game alone."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: part[0] for name, part in parts.items() if isinstance(part, Tensor)})
 
@@ -90,7 +90,7 @@ def shapley_values(
     interactions: InteractionIndex | None = None,
     seed: int = 0,
 ) -> ShapleyValues:
-    """Shapley values of the players of any game.
+    """Compute the Shapley values of the players of any game.
 
     >>> worth = torch.tensor([3.0, 0.0, 1.0])
     >>> whence.shapley_values(lambda coalitions: coalitions.float() @ worth, players=3).values
@@ -99,10 +99,21 @@ def shapley_values(
     `value` is asked for many coalitions at once, `[M, players]` of bool, and answers `[M]`, or `[M, N]` for N games. `budget`
     is the number of coalitions it may be asked for; the other arguments are those of `Shapley`. Raises `RuleError` where the
     budget is too small or exact values are asked of too many players, and `InputError` where `value` answers in another shape.
+
+    Args:
+        value: Function from coalitions, a boolean tensor `[M, players]`, to their values `[M]`, or `[M, N]` of N games.
+        players: Number of players.
+        estimator: "exact", "regression" or "permutation"; chosen by the number of players and the budget if not given.
+        budget: Largest number of coalitions to evaluate.
+        interactions: "sii" or "stii" to compute interactions of pairs too.
+        seed: Random seed.
+
+    Returns:
+        A `ShapleyValues` result.
     """
     check_settings(estimator, interactions, budget, seed)
     if not isinstance(players, int) or players < 1:
-        raise RuleError(f"players={players!r}; a game has at least one")
+        raise RuleError(f"players={players!r}; expected at least 1")
     single = False
 
     def checked(members: Tensor) -> Tensor:
@@ -133,9 +144,9 @@ def check_settings(estimator: Estimator | None, interactions: InteractionIndex |
     if interactions is not None and interactions not in INDICES:
         raise RuleError(f"interactions={interactions!r}; choose 'sii', 'stii' or None")
     if interactions is not None and estimator == "permutation":
-        raise RuleError("orders give no interactions; use estimator='regression' or 'exact'")
+        raise RuleError("permutations give no interactions; use estimator='regression' or 'exact'")
     if (budget is not None and not isinstance(budget, int)) or not isinstance(seed, int):
-        raise RuleError(f"budget={budget!r}, seed={seed!r}; both are whole numbers")
+        raise RuleError(f"budget={budget!r}, seed={seed!r}; expected two ints")
 
 
 def _evaluate_game(value: GameValue, members: Tensor) -> Tensor:
@@ -143,10 +154,10 @@ def _evaluate_game(value: GameValue, members: Tensor) -> Tensor:
     if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members) or not found.numel():
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"the value function gave {given} for {len(members)} coalitions, not [{len(members)}] or [{len(members)}, N]"
+            f"the value function returned {given} for {len(members)} coalitions, not [{len(members)}] or [{len(members)}, N]"
         )
     if found.is_complex() or not torch.isfinite(found).all():
-        raise InputError("the value function gave NaN, infinite or complex values")
+        raise InputError("the value function returned NaN, infinite or complex values")
     return found.detach()
 
 

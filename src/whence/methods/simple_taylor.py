@@ -44,7 +44,8 @@ class SimpleTaylor:
     def __post_init__(self):
         if isinstance(self.root, str) and self.root not in ("nearest", "origin"):
             raise RuleError(
-                f"root={self.root!r}; choose 'nearest', 'origin', a number, a tensor, or a whence.roots.NearestRoot, RootTowards "
+                f"root={self.root!r}; choose 'nearest', 'origin', a number, a tensor, or a whence.roots.NearestRoot, "
+                "RootTowards "
                 "or RootOnManifold"
             )
 

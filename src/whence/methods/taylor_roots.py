@@ -87,9 +87,7 @@ class NearestRoot:
         outside = [] if low is None else [function.x < low - 1e-6]
         outside += [] if high is None else [function.x > high + 1e-6]
         if any(bool(o.any()) for o in outside):
-            raise InputError(
-                "the input itself lies outside of low to high; give the bounds of its pixels as the model sees them"
-            )
+            raise InputError("the input lies outside of [low, high]; pass the bounds of the preprocessed pixels")
         clip = (lambda z: z) if low is None and high is None else lambda z: torch.clamp(z, low, high)
         return nearest_root(function.value, function.slope, function.x, clip, self.tolerance, self.n_steps)
 
@@ -147,7 +145,7 @@ class RootOnManifold:
     def near(self, function: ScalarFunction) -> Tensor:
         inputs = function.task.inputs
         if len(inputs.explained) != 1:
-            raise InputError(f"a decoder makes one input; the model has {len(inputs.explained)}")
+            raise InputError(f"a decoder generates one input, but the model has {len(inputs.explained)}")
         x = inputs.parts[inputs.explained[0]]
         with torch.no_grad():
             codes = self.codes if isinstance(self.codes, Tensor) else self.codes(x)
@@ -174,7 +172,7 @@ class RootOnManifold:
     def _made(self, z: Tensor, x: Tensor) -> Tensor:
         made = self.decoder(z)
         if made.shape[1:] != x.shape[1:]:
-            raise InputError(f"the decoder makes {tuple(made.shape)} for an input of {tuple(x.shape)}")
+            raise InputError(f"the decoder returned {tuple(made.shape)} for an input of {tuple(x.shape)}")
         return made
 
 
@@ -280,4 +278,4 @@ def _check_roots_found(found: Tensor, where: str) -> None:
 
 def _check_tolerance(tolerance: float) -> None:
     if not 0 < tolerance < 1:
-        raise RuleError(f"tolerance={tolerance!r}; give a share of the output between 0 and 1")
+        raise RuleError(f"tolerance={tolerance!r}; expected a fraction of the output between 0 and 1")

@@ -41,7 +41,7 @@ def digits() -> nn.Sequential:
 
 
 def robust_digits() -> nn.Sequential:
-    """The same network trained against adversarial examples within 0.25 of each pixel (`scripts/train_robust_digits.py` made
+    """The digit network trained against adversarial examples within 0.25 of each pixel (`scripts/train_robust_digits.py` made
     it; its accuracies are in the metadata of the weights).
 
     >>> whence.explain_attack(robust_digits(), *digit_samples(), whence.attacks.PGD(0.2))

@@ -96,7 +96,7 @@ def _silence(logging: Any) -> Iterator[None]:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """What was wrong in the first place: transformers imports its parts when they are asked for."""
+    """Return the root cause of an import error: transformers imports its modules lazily."""
     return error if error.__cause__ is None else _root_cause(error.__cause__)
 
 

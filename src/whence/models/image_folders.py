@@ -34,7 +34,7 @@ class ImageFolder:
             path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
         )
         if not paths:
-            raise LoadError(f"no pictures in {folder}; it takes {', '.join(IMAGE_SUFFIXES)}")
+            raise LoadError(f"no images in {folder}; expected files with suffix {', '.join(IMAGE_SUFFIXES)}")
         within = [path.parent.relative_to(folder).parts for path in paths]
         if not all(within):
             return cls(paths, None, preprocessing)

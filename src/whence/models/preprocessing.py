@@ -46,7 +46,7 @@ class Preprocessing:
                 f"size={size!r}; give height and width in pixels, as in (224, 224), or None for pictures as they are"
             )
         if self.channels not in (1, 3):
-            raise InputError(f"channels={self.channels!r}; a picture is read with 3, or with 1 in grey")
+            raise InputError(f"channels={self.channels!r}; expected 3 (RGB) or 1 (grey)")
         for name in ("mean", "std"):  # lists, arrays and tensors too
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.box.mean) not in (0, self.channels):
@@ -59,7 +59,7 @@ class Preprocessing:
         return cls((size, size), 3, IMAGENET_MEAN, IMAGENET_STD, resize)
 
     def of_size(self, size: int) -> "Preprocessing":
-        """The same for square pictures of another side."""
+        """Return the preprocessing for square images of another size."""
         return replace(self, size=(size, size), resize=None)
 
     def read(self, path: str | Path) -> Tensor:
@@ -69,7 +69,7 @@ class Preprocessing:
         return self.of_image(to_8bit(read_image(path), path))
 
     def of_image(self, image: "Image") -> Tensor:
-        """The same of one that was read."""
+        """Return an opened image as a batch of one, `[1, C, H, W]`."""
         from whence.models.image_files import resize_and_crop, resize_to
 
         image = image.convert("L" if self.channels == 1 else "RGB")
@@ -90,7 +90,7 @@ class Preprocessing:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """What black and white pixels become: the box of the z^B rule."""
+        """The values of black and white pixels after normalisation, as the z^B rule takes them."""
         count = max(len(self.mean), 1)
         return self.normalise(torch.zeros(count, 1, 1)), self.normalise(torch.ones(count, 1, 1))
 

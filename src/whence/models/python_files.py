@@ -9,7 +9,7 @@ from types import ModuleType
 
 @contextmanager
 def script_imports(path: Path, module: ModuleType) -> Iterator[None]:
-    """What lies beside the file can be imported by it, whatever of the same name was imported from elsewhere, and data classes
+    """Let the file import the modules in its folder, whatever of the same name was imported from elsewhere, and data classes
     find the module they are written in. Afterwards the names are free again: what is imported later on is not found."""
     folder, found = path.resolve().parent, sys.modules
     beside = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}

@@ -42,8 +42,8 @@ class LoadedModel:
 
     >>> whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), ["ape", "bee"])
 
-    `name` is what it is called in reports. `preprocessing` makes its inputs of picture files; `class_names` names its outputs in
-    their order. `text` and `vision_language` are of models that read texts, and pictures with texts.
+    `name` is what it is called in reports. `preprocessing` makes its inputs of picture files; `class_names` names its outputs
+    in their order. `text` and `vision_language` are of models that read texts, and pictures with texts.
     """
 
     name: str
@@ -86,7 +86,7 @@ class LoadedModel:
 def load_model(
     name: str, weights: str | Path | None = None, *, size: int | None = None, device: str | None = None
 ) -> LoadedModel:
-    """The model of a name, in eval mode.
+    """Load a model by name, in eval mode.
 
     >>> load_model("digits").model
     >>> load_model("torchvision:squeezenet1_0", "squeezenet.npz")
@@ -102,6 +102,18 @@ def load_model(
 
     `size` is the side of the pictures that the model takes, where it does not say so itself; `device`, "cuda" say, is where it
     is to run. Without `weights`, torchvision and timm models have random ones, and `trained` says so.
+
+    Args:
+        name: "digits", "digits-robust", "torchvision:NAME", "timm:NAME", "hf:NAME_OR_FOLDER" or "FILE.py:FACTORY".
+        weights: Weights file (.safetensors, .npz, .pt, .pth), or the name of published weights such as "DEFAULT".
+        size: Side of the images that the model takes, where it does not say so.
+        device: Device to move the model to, such as "cuda".
+
+    Returns:
+        A `LoadedModel`.
+
+    Raises:
+        LoadError: If the model or its weights cannot be loaded.
     """
     source, _, rest = name.partition(":")
     if name in BUNDLED:
@@ -115,7 +127,7 @@ def load_model(
     elif source == "hf" and rest:
         loaded = _hugging_face(rest)
     elif name.endswith(".py"):
-        raise LoadError(f"{name} is a file; name the function in it that gives the model: {name}:FUNCTION")
+        raise LoadError(f"{name} is a file; name the function in it that returns the model: {name}:FUNCTION")
     elif name.endswith(tuple(READERS)):
         raise LoadError(f"{name} holds weights, not the network; give both: FILE.py:FUNCTION, with --weights {name}")
     else:

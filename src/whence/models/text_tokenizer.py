@@ -18,13 +18,13 @@ class TextTokenizer:
     def read(self, text: str) -> dict[str, Tensor]:
         """The text as a batch of one: input_ids and what else the model takes, each `[1, T]`."""
         if not text.strip():
-            raise InputError("the text is empty; there is nothing to explain")
+            raise InputError("the text is empty")
         try:
             encoded = dict(self.tokenizer(text, return_tensors="pt"))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"the tokenizer cannot read this text: {first_line(error)}") from error
         if not encoded["input_ids"].numel():
-            raise InputError("the tokenizer finds no token in this text")
+            raise InputError("the tokenizer returned no token for this text")
         return encoded
 
     @property
@@ -34,7 +34,7 @@ class TextTokenizer:
         known = (getattr(self.tokenizer, name, None) for name in names)
         found = next((i for i in known if i is not None), None)
         if found is None:
-            raise InputError("the tokenizer has no token for no word; give baselines in Python")
+            raise InputError("the tokenizer has no mask, pad or unknown token; pass baselines in Python")
         return int(found)
 
     def token_id(self, text: str) -> int:
@@ -43,5 +43,5 @@ class TextTokenizer:
         ids = min(found, key=len)  # some vocabularies put the space in front themselves
         if len(ids) != 1:
             written = ", ".join(map(repr, token_strings(self.tokenizer, ids)))
-            raise InputError(f"{text!r} is no single token but {len(ids)}: {written}; choose one of them or give a token id")
+            raise InputError(f"{text!r} is not a single token but {len(ids)}: {written}; choose one of them or give a token id")
         return int(ids[0])

@@ -27,7 +27,7 @@ class VisionLanguageProcessor:
         if not texts or not all(text.strip() for text in texts):
             raise InputError("the model reads a picture and a text; pass --text 'a photo of a cat'")
         if len(texts) > 1 and not self.compares:
-            raise InputError(f"the model goes on writing one text, not {len(texts)}; pass one --text")
+            raise InputError(f"the model continues one text, got {len(texts)}; pass one --text")
         image = read_image(picture).convert("RGB")
         try:
             if self.compares:

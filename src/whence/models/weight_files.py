@@ -59,7 +59,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if isinstance(state, Mapping):
         state = next((state[name] for name in STATE_DICT_KEYS if isinstance(state.get(name), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise LoadError(f"{path.name} holds no state dict of named tensors; save model.state_dict()")
+        raise LoadError(f"{path.name} does not hold a state dict; save model.state_dict()")
     return dict(state)
 
 
@@ -70,7 +70,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise LoadError(f"{path.name} is no readable safetensors file: {first_line(error)}") from error
+        raise LoadError(f"{path.name} is not a readable safetensors file: {first_line(error)}") from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise LoadError(f"{path.name} is no readable .npz of arrays: {first_line(error)}") from error
+        raise LoadError(f"{path.name} is not a readable .npz file: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -95,7 +95,7 @@ def _read_torch(path: Path) -> Any:
             f"{path.name} is not a weights-only file and could run code when loaded; save model.state_dict() as .safetensors"
         ) from error
     except (OSError, RuntimeError, EOFError) as error:
-        raise LoadError(f"{path.name} is no readable torch file: {first_line(error)}") from error
+        raise LoadError(f"{path.name} is not a readable torch file: {first_line(error)}") from error
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -25,7 +25,7 @@ class Affine(nn.Module):
 
     @property
     def features(self) -> int:
-        """Of x."""
+        """The number of features of x."""
         return self.weight.shape[-1]
 
     def mapped(self, x: Tensor) -> Tensor:

@@ -166,11 +166,11 @@ def _blocks(count: int, width: int) -> Iterator[slice]:
 def _as_matrix(centres: Tensor) -> Tensor:
     if not isinstance(centres, Tensor) or centres.dim() != 2 or not centres.is_floating_point() or not len(centres):
         given = f"{centres.dtype} of shape {tuple(centres.shape)}" if isinstance(centres, Tensor) else type(centres).__name__
-        raise InputError(f"centres must be a floating-point tensor [number, features], not {given}")
+        raise InputError(f"centres must be a floating-point tensor [K, features], got {given}")
     return centres
 
 
 def _check_features(module: nn.Module, inputs: Affine, x: Tensor) -> None:
     if x.dim() != 2 or x.shape[1] != inputs.features:
         name = f"{type(module).__name__} of {inputs.features} features"
-        raise InputError(f"{name} got an input of shape {tuple(x.shape)}; pass [N, {inputs.features}]")
+        raise InputError(f"{name} got an input of shape {tuple(x.shape)}; expected [N, {inputs.features}]")

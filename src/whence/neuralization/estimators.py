@@ -42,7 +42,7 @@ class SupportSets:
 
 
 class Neuralized(nn.Module):
-    """What `neuralize` makes: a network with the estimator's meaning, in eval mode.
+    """A fitted estimator as a network, in eval mode; what `neuralize` returns.
 
     >>> net = whence.neuralize(svm)
     >>> (net(x) > net.threshold)[:, 0]                   # svm.predict(x) == -1
@@ -63,7 +63,7 @@ class Neuralized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or x.layout != torch.strided:
-            raise InputError("the input is sparse or no tensor; pass a dense one: torch.as_tensor(x), or x.to_dense()")
+            raise InputError("the input is sparse or not a tensor; pass a dense tensor: torch.as_tensor(x), or x.to_dense()")
         if x.dim() < 2 or x.shape[1:].numel() != self.features:
             raise InputError(f"{self.name} was fitted on {self.features} features, but the input has shape {tuple(x.shape)}")
         return self.layers(x.flatten(1))
@@ -76,7 +76,7 @@ class Neuralized(nn.Module):
 def neuralize(
     estimator: Any, view: View | None = None, *, threshold: float | None = None, background: Array | None = None
 ) -> Neuralized:
-    """A fitted scikit-learn estimator as a network with the rules of its layers built in, to be explained like any other.
+    """Convert a fitted scikit-learn estimator into a network with built-in rules, to be explained like any other model.
 
     >>> svm = sklearn.svm.OneClassSVM(gamma=0.1).fit(X)
     >>> net = whence.neuralize(svm)
@@ -94,6 +94,15 @@ def neuralize(
     replaces the estimator's own, if it has one, in units of the outlierness.
 
     Raises `ModelError` for estimators that are not fitted or no such network, `RuleError` for a view that cannot be had.
+
+    Args:
+        estimator: A fitted estimator or pipeline of scikit-learn, or `whence.layers.SupportSets`.
+        view: "outlierness", "inlierness" or "assignment", where the estimator has several.
+        threshold: Threshold of outlierness, for estimators without one of their own.
+        background: Samples `[B, d]` that inlierness is measured against.
+
+    Returns:
+        A `Neuralized` network, in eval mode.
     """
     *steps, last = _pipeline_steps(estimator)
     name, reading = type(last).__name__, _convert(last)
@@ -110,12 +119,15 @@ def neuralize(
         return Neuralized(outlierness, features, name, (view,), threshold)
     if background is not None:
         if not isinstance(distances, Distance):
-            raise RuleError(f"the outlierness of {name} is no distance to compare with background samples; pass threshold=")
+            raise RuleError(
+                f"the outlierness of {name} is not a distance, so it cannot be compared with background "
+                "samples; pass threshold="
+            )
         other = _background_distance(background, inputs, features, reading.outlierness[0].sharpness)
         return Neuralized(_DistanceDifference(other, outlierness), features, name, (view,))
     if threshold is None:
         raise RuleError(
-            f"{name} has no threshold to measure inlierness from; pass threshold=, such as a quantile of its outlierness, or "
+            f"{name} has no threshold for view='inlierness'; pass threshold=, such as a quantile of its outlierness, or "
             "background= samples to compare with"
         )
     return Neuralized(nn.Sequential(outlierness, _AffineScore(-1.0, threshold)), features, name, (view,))
@@ -127,7 +139,7 @@ def _check_view(name: str, reading: "_EstimatorLayers", view: str, threshold: fl
     if view == "assignment" and reading.assignment is None:
         raise RuleError(f"{name} assigns no clusters; its views are 'outlierness' and 'inlierness'")
     if view == "assignment" and len(reading.class_names) < 2:
-        raise RuleError(f"{name} has one cluster, with no rival to be told from; use view='outlierness'")
+        raise RuleError(f"{name} has a single cluster, so there is no competing cluster; use view='outlierness'")
     if threshold is not None and (view == "assignment" or background is not None or not isfinite(threshold)):
         raise RuleError(f"threshold={threshold}: a number for the views 'outlierness' and 'inlierness', without background")
     if background is not None and view != "inlierness":
@@ -185,7 +197,7 @@ def _one_class_svm(svm: Any) -> _EstimatorLayers:
 def _kernel_density(density: Any) -> _EstimatorLayers:
     if density.kernel != "gaussian" or density.metric != "euclidean":
         raise ModelError(
-            f"KernelDensity(kernel={density.kernel!r}, metric={density.metric!r}) is no sum of Gaussians; fit it with "
+            f"KernelDensity(kernel={density.kernel!r}, metric={density.metric!r}) is not a mixture of Gaussians; fit it with "
             "kernel='gaussian', metric='euclidean'"
         )
     points, weights = _tensor(density.tree_.data), density.tree_.sample_weight
@@ -243,7 +255,7 @@ def _support_sets(sets: SupportSets) -> _EstimatorLayers:
         raise InputError(f"SupportSets needs points [M, d] and labels [M], not {tuple(points.shape)} and {labels.shape}")
     kept = labels >= 0 if np.issubdtype(labels.dtype, np.number) else np.full(len(labels), True)
     if not kept.any():
-        raise InputError("SupportSets: every label is negative, that is noise; there is no cluster")
+        raise InputError("SupportSets: all labels are negative (noise), so there is no cluster")
     classes, groups, sizes = np.unique(labels[kept], return_inverse=True, return_counts=True)
     points, members = points[torch.as_tensor(kept)], _tensor(sizes[groups])
     pool = _soft_min_layer(torch.ones_like(members), sets.gamma)
@@ -329,7 +341,7 @@ def _pipeline_steps(estimator: Any) -> list[Any]:
         return [estimator]
     steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
     if not steps:
-        raise ModelError("the pipeline has no estimator, only passthrough")
+        raise ModelError("the pipeline has no estimator as its last step")
     return [part for step in steps for part in _pipeline_steps(step)]
 
 
@@ -344,7 +356,7 @@ def _convert(estimator: Any) -> _EstimatorLayers:
         instead = ALTERNATIVES.get(
             _registered_name(estimator, ALTERNATIVES) or "", f"choose {', '.join(CONVERTERS)} or whence.layers.SupportSets"
         )
-        raise ModelError(f"{kind} has no exact network: {instead}")
+        raise ModelError(f"{kind} cannot be written as an exact network: {instead}")
     _check_fitted(estimator)
     return CONVERTERS[name](estimator)
 
@@ -352,7 +364,9 @@ def _convert(estimator: Any) -> _EstimatorLayers:
 def _affine(step: Any) -> Affine:
     name = _registered_name(step, AFFINE)
     if name is None:
-        raise ModelError(f"{type(step).__name__} is not linear, or not known; a pipeline may have {', '.join(AFFINE)}")
+        raise ModelError(
+            f"{type(step).__name__} is not a known linear transformation; a pipeline may contain {', '.join(AFFINE)}"
+        )
     _check_fitted(step)
     return AFFINE[name](step)
 

@@ -87,7 +87,7 @@ class Contrast(nn.Module):
             count = distances.shape[-1]
             groups = torch.arange(count, device=distances.device)
         if count < 2:
-            raise InputError("one cluster has no rival to be told from")
+            raise InputError("a single cluster has no competing cluster")
         if len(groups) != distances.shape[-1]:
             raise InputError(f"groups of {len(groups)} distances got {distances.shape[-1]}")
         return contrast(distances, groups, count, self.biases, self.sharpness)
@@ -159,10 +159,10 @@ def _summed(values: Tensor, groups: Tensor, count: int) -> Tensor:
 def _cluster_count(groups: Tensor) -> int:
     """How many clusters there are, numbered from 0 without a gap."""
     if not isinstance(groups, Tensor) or groups.dim() != 1 or not len(groups) or groups.is_floating_point():
-        raise InputError("groups must be a tensor of whole numbers [M], the cluster of each distance")
+        raise InputError("groups must be an integer tensor [M], the cluster of each distance")
     count = int(groups.max()) + 1
     if groups.unique().tolist() != list(range(count)):
-        raise InputError("groups must number the clusters from 0 without a gap")
+        raise InputError("groups must number the clusters 0, 1, … without a gap")
     return count
 
 

@@ -42,7 +42,7 @@ def draw_map(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
 
 
 def draw_color_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
-    """What the colours mean, in small figures."""
+    """Draw a colour bar with small labels."""
     bar = part.colorbar(shown, ax=axes, fraction=fraction, pad=pad)
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)

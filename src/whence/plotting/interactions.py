@@ -1,4 +1,4 @@
-"""What features do together: a matrix of their interactions."""
+"""The interactions of features as a matrix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

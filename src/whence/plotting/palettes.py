@@ -13,7 +13,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Palette:
-    """Of maps (matplotlib's name) and of words and bars."""
+    """Colours of maps (a colormap of matplotlib) and of tokens and bars."""
 
     map: str
     positive: Color
@@ -37,6 +37,9 @@ def palette(name: str) -> Iterator[None]:
     ...     e.save("heatmap.png")
 
     Raises `RuleError` for other names.
+
+    Args:
+        name: "red-blue" or "orange-purple".
     """
     if name not in PALETTES:
         raise RuleError(f"no palette {name!r}; choose from {', '.join(PALETTES)}{suggest(name, PALETTES)}")
@@ -48,5 +51,5 @@ def palette(name: str) -> Iterator[None]:
 
 
 def current_palette() -> Palette:
-    """Those in use."""
+    """Return the palette in use."""
     return _in_use.get()

@@ -36,7 +36,7 @@ def pair_lines(
 
 
 def _middle(place: tuple[int, ...], grid: tuple[int, ...], x: Tensor) -> tuple[float, float]:
-    """Of a patch, in pixels, across and down."""
+    """Return the centre of a patch in pixels, (x, y)."""
     side = [-(-n // parts) for n, parts in zip(x.shape[-2:], grid, strict=True)]
     down, across = ((p + 0.5) * s - 0.5 for p, s in zip(place, side, strict=True))
     return across, down

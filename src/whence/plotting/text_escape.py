@@ -2,8 +2,8 @@
 
 
 def escape_mathtext(text: str) -> str:
-    """As it is written: matplotlib would set what stands between two $ as mathematics.
+    """Escape a text for matplotlib, which sets text between two $ as mathematics.
 
-    >>> axis.set_title(plain("US$ a year"))
+    >>> axis.set_title(escape_mathtext("US$ a year"))
     """
     return text.replace("$", r"\$")

@@ -60,7 +60,8 @@ class PrototypeSearch:
         wanted = (self.image.space.code_size(),) if isinstance(self.image, Codes) else self.shape
         if start.shape[1:] != wanted:
             raise InputError(
-                f"start of shape {tuple(start.shape)} does not fit {'codes' if len(wanted) == 1 else 'inputs'} of shape {wanted}"
+                f"start of shape {tuple(start.shape)} does not fit {'codes' if len(wanted) == 1 else 'inputs'} of shape "
+                f"{wanted}"
             )
         if len(start) not in (1, len(self.concepts)):
             raise InputError(f"start has {len(start)} inputs for {len(self.concepts)} targets; pass one, or one for each")

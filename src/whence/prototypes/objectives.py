@@ -21,6 +21,11 @@ MIN_COSINE = 0.1  # lower bound of the cosine, so that the gradient does not van
 class Objective:
     """A value of a model to maximize; objectives can be added and weighted, as in `a - b` or `0.5 * a + b`.
 
+    >>> class Logit(whence.objectives.Objective):
+    ...     output = True
+    ...     def value(self, reading):
+    ...         return reading.output[:, 3]
+
     Subclasses define `value`, and name the layers that it reads in `layers`, or set `output = True`.
     """
 
@@ -216,7 +221,8 @@ class Direction(Objective):
         a = _activation_channels_last(reading, self.layer)
         if not isinstance(self.vector, Tensor) or self.vector.shape != a.shape[-1:]:
             raise TargetError(
-                f"direction {short_repr(self.vector)} does not fit layer '{self.layer}'; pass a tensor of {a.shape[-1]} channels"
+                f"direction {short_repr(self.vector)} does not fit layer '{self.layer}'; pass a tensor of {a.shape[-1]} "
+                "channels"
             )
         v = self.vector.to(a)
         if self.position is not None:

@@ -135,7 +135,8 @@ class GaussianRBM:
     >>> expert.save("expert.safetensors"); expert = whence.priors.GaussianRBM.load("expert.safetensors")
     >>> whence.prototype(model, range(10), prior=expert, strength=0.3)
 
-    An overfitted expert generates realistic data whatever the model has learned of the class, and so hides the model's failures.
+    An overfitted expert generates realistic data whatever the model has learned of the class, and so hides the model's
+    failures.
 
     Args:
         shape: Shape of one input.
@@ -259,7 +260,8 @@ class GaussianRBM:
         for name in ("weight", "hidden_bias", "center"):
             if tensors[name].shape != getattr(expert, name).shape:
                 raise LoadError(
-                    f"{path} is not a saved Gaussian RBM of inputs {expert.shape}: {name} has shape {tuple(tensors[name].shape)}"
+                    f"{path} is not a saved Gaussian RBM of inputs {expert.shape}: {name} has shape "
+                    f"{tuple(tensors[name].shape)}"
                 )
             setattr(expert, name, tensors[name])
         return expert

@@ -17,7 +17,8 @@ Transform = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 class Jiggle:
     """Random translation, rotation and scaling, drawn for each image and applied in one interpolation.
 
-    >>> whence.prototype(model, "features.10:3", shape=(3, 224, 224), transforms=whence.images.Jiggle(shift=8, scale=0.1, turn=5))
+    >>> jiggle = whence.images.Jiggle(shift=8, scale=0.1, turn=5)
+    >>> whence.prototype(model, "features.10:3", shape=(3, 224, 224), transforms=jiggle)
 
     Beyond its edges an image is mirrored.
 

@@ -62,7 +62,7 @@ class AttackResult(Result):
 
     @property
     def perturbations(self) -> Tensor:
-        """What was added to the pixels, like the inputs."""
+        """The perturbation of the pixels, like the inputs."""
         return self.box.pixels(self.inputs) - self.box.pixels(self.originals)
 
     def distances(self, order: float = torch.inf) -> Tensor:
@@ -73,7 +73,12 @@ class AttackResult(Result):
     def table(self) -> list[dict[str, Any]]:
         """A row for each sample: its label, the predictions before and after, and the largest change of a pixel."""
         columns = {
-            "label": self.labels, "before": self.before, "after": self.after, "success": self.success, "distance": self.distances(),
+            "label": self.labels,
+            "before": self.before,
+            "after": self.after,
+            "success": self.success,
+            "distance": self.distances(),
+            "distance": self.distances(),
         }  # fmt: skip
         return [{"sample": i} | {name: column[i].item() for name, column in columns.items()} for i in range(len(self))]
 
@@ -110,24 +115,40 @@ class AttackResult(Result):
 def attack(
     model: Model, inputs: Tensor, labels: Index, attack: Attack, *, target_classes: Index = None, box: Box | None = None
 ) -> AttackResult:
-    """Attack samples, and see what comes of it.
+    """Attack samples and return the adversarial examples with the predictions for both.
 
     >>> whence.attack(model, x, y, whence.attacks.PGD(0.2, n_steps=40, restarts=5))
     >>> whence.attack(model, x, y, lambda model, x, y: torchattacks.CW(model)(x, y))      # any callable attack
 
-    `labels` are the true classes of the samples, one each or one for all, None for what the model says. `attack` is an attack of whence
-    or any callable of model, `inputs` and `labels` `[N]` that returns twins like `inputs`. `target_classes` and `box` may be the attack's own, or are
-    given here. The model is left as it was, also by attacks of other libraries that leave gradients on its weights.
+    `labels` are the true classes of the samples, one each or one for all, None for what the model says. `attack` is an attack
+    of whence or any callable of model, `inputs` and `labels` `[N]` that returns twins like `inputs`. `target_classes` and `box`
+    may be the attack's own, or are given here. The model is left as it was, also by attacks of other libraries that leave
+    gradients on its weights.
+
+    Args:
+        model: Any callable from inputs to logits `[N, classes]`.
+        inputs: Samples `[N, …]`, as the model takes them.
+        labels: True classes, one for each sample or one for all; None for the predicted ones.
+        attack: An attack of `whence.attacks`, or any callable of model, inputs and labels `[N]` that returns adversarial
+            examples like the inputs.
+        target_classes: Classes that the samples should be taken for; None for any other class.
+        box: Bounds and normalisation of the pixels; those of the attack by default.
+
+    Returns:
+        An `AttackResult`.
+
+    Raises:
+        InputError: If the attack returns anything else than finite tensors like the inputs.
     """
     check_model(model)
     if isinstance(attack, type) or not callable(attack):
-        raise InputError(f"an attack is a callable of model, x and y, such as whence.attacks.PGD(0.2), not {attack!r}")
+        raise InputError(f"attack must be a callable of model, x and y, such as whence.attacks.PGD(0.2), got {attack!r}")
     inputs = single_input(inputs)
     if isinstance(attack, FGSM | PGD | MIFGSM | DeepFool):  # which is to know of both
         attack = attack if box is None else replace(attack, box=box)
         if target_classes is not None:
             if isinstance(attack, DeepFool):
-                raise RuleError("DeepFool goes to the nearest class, whichever that is; with targets choose whence.attacks.PGD")
+                raise RuleError("DeepFool is untargeted; for target_classes use whence.attacks.PGD")
             attack = replace(attack, target_classes=target_classes)
     aim = getattr(attack, "target_classes", None) if target_classes is None else target_classes
     bounds: Box = getattr(attack, "box", UNIT_PIXELS) if box is None else box

@@ -37,17 +37,40 @@ def fgsm(
     target_classes: Index = None,
     box: Box = UNIT_PIXELS,
 ) -> Tensor:
-    """Adversarial examples by one step along the sign of the loss's gradient: `FGSM(epsilon)(model, x, y)`.
+    """Return adversarial examples by one step along the sign of the loss's gradient: `FGSM(epsilon)(model, x, y)`.
 
     >>> x_adv = whence.attacks.fgsm(model, x, y, epsilon=0.15)
+
+    Args:
+        model: Any callable from inputs to logits.
+        inputs: Samples `[N, …]`.
+        labels: True classes; the predicted ones if not given.
+        epsilon: Radius of the ball, in units of the pixels.
+        norm: "linf" or "l2".
+        target_classes: Classes that the samples should be taken for.
+        box: Bounds and normalisation of the pixels.
+
+    Returns:
+        Tensor like the inputs.
     """
     return FGSM(epsilon, norm, target_classes, box)(model, inputs, labels)
 
 
 def pgd(model: Model, inputs: Tensor, labels: Index = None, *, epsilon: float, n_steps: int = 20, **settings: Any) -> Tensor:
-    """Adversarial examples by projected gradient ascent: `PGD(epsilon, steps, **settings)(model, x, y)`.
+    """Return adversarial examples by projected gradient ascent: `PGD(epsilon, n_steps, **settings)(model, x, y)`.
 
     >>> x_adv = whence.attacks.pgd(model, x, y, epsilon=0.2, n_steps=40, restarts=5)
+
+    Args:
+        model: Any callable from inputs to logits.
+        inputs: Samples `[N, …]`.
+        labels: True classes; the predicted ones if not given.
+        epsilon: Radius of the ball, in units of the pixels.
+        n_steps: Number of steps.
+        settings: Further fields of `PGD`.
+
+    Returns:
+        Tensor like the inputs.
     """
     return PGD(epsilon, n_steps, **settings)(model, inputs, labels)
 
@@ -56,12 +79,12 @@ def pgd(model: Model, inputs: Tensor, labels: Index = None, *, epsilon: float, n
 class PGD:
     """Projected gradient ascent on the cross-entropy: x ← Π(x + α sign ∇L), or α ∇L/‖∇L‖₂ in the ℓ2 ball (Madry et al. 2018).
 
-    >>> x_adv = whence.attacks.PGD(epsilon=0.2, n_steps=40)(model, x, y)          # [N, …] like x, within ε of it and within the box
+    >>> x_adv = whence.attacks.PGD(epsilon=0.2, n_steps=40)(model, x, y)  # [N, …] like x, within ε of it and within the box
 
     `epsilon` is in units of the pixels, before the normalisation that `box` states, and holds up to the rounding of the type;
-    `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `target_classes` the loss
-    towards them is minimised instead. `restarts` after the first are of the samples that still withstand, and the run of
-    largest loss is kept. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not
+    `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `target_classes`
+    the loss towards them is minimised instead. `restarts` after the first are of the samples that still withstand, and the run
+    of largest loss is kept. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not
     for the largest loss. `momentum` is that of `MIFGSM`.
     """
 
@@ -84,7 +107,9 @@ class PGD:
         _require_count("steps", self.n_steps)
         _require_count("restarts", self.restarts)
         if self.restarts > 1 and not self.random_start:
-            raise RuleError(f"restarts={self.restarts} without random_start would all be the same")
+            raise RuleError(
+                f"restarts={self.restarts} without random_start would repeat the same attack; set random_start=True"
+            )
 
     @torch.inference_mode(False)
     def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
@@ -259,7 +284,7 @@ def _norms(x: Tensor, order: float) -> Tensor:
 
 
 def _unit(gradient: Tensor, order: float) -> Tensor:
-    """Of norm 1 for each sample, however small: the loss of a sure network has a gradient of 1e-30, and its direction."""
+    """Scale the gradient of each sample to norm 1, however small: a confident network's loss can have a gradient of 1e-30."""
     largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
     scaled = gradient / _column(largest, gradient)
     return scaled / _norms(scaled, order)
@@ -290,7 +315,7 @@ def default_step_size(epsilon: float, n_steps: int) -> float:
 
 
 def project(start: Tensor, moved: Tensor, epsilon: float, norm: Norm, box: Box) -> Tensor:
-    """What was moved, led back into the ball around where it started, and into the box."""
+    """Project the moved pixels onto the ε-ball around the start, and clip them to the box."""
     return box.clipped(start + PROJECTIONS[norm](moved - start, epsilon))
 
 
@@ -298,8 +323,8 @@ def warn_about_masking(gradient: Tensor) -> None:
     blind = int((gradient.flatten(1) == 0).all(1).sum())
     if blind:
         warnings.warn(
-            f"the gradient is zero at {blind} of {len(gradient)} samples (masked gradients): the attack sees no direction "
-            "there, and that it fails says nothing of robustness; try DeepFool, model.double(), or an attack without gradients",
+            f"the gradient is zero at {blind} of {len(gradient)} samples (masked gradients): a failed "
+            "attack there is no evidence of robustness; try DeepFool, model.double(), or an attack without gradients",
             MaskedGradientWarning,
             stacklevel=2,
         )
@@ -307,12 +332,12 @@ def warn_about_masking(gradient: Tensor) -> None:
 
 def require_non_negative(name: str, value: float) -> None:
     if not isinstance(value, Real) or not 0 <= value < inf:
-        raise RuleError(f"{name}={value!r}: a finite number that is not negative is needed")
+        raise RuleError(f"{name}={value!r}: expected a finite number of at least 0")
 
 
 def _require_count(name: str, value: int, least: int = 1) -> None:
     if not isinstance(value, int) or value < least:
-        raise RuleError(f"{name}={value!r}: a whole number of at least {least} is needed")
+        raise RuleError(f"{name}={value!r}: expected an int of at least {least}")
 
 
 def _require_norm(norm: str) -> None:

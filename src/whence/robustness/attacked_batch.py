@@ -1,4 +1,4 @@
-"""What is attacked: samples and their labels, checked, and what a network says to them."""
+"""Batches under attack: checked samples and labels, and the logits and gradients of a network for them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class AttackBatch:
         return predicted != self.labels if self.target_classes is None else predicted == self.target_classes
 
     def losses(self, logits: Tensor) -> tuple[Tensor]:
-        """What the attack makes large: the loss of the label, or less that of the target, `[N]`."""
+        """Return what the attack maximises: the loss of the label, or minus that of the target class, `[N]`."""
         if self.target_classes is None:
             return (F.cross_entropy(logits, self.labels, reduction="none"),)
         return (-F.cross_entropy(logits, self.target_classes, reduction="none"),)
@@ -57,7 +57,8 @@ class AttackBatch:
             logits = self._logits(leaf)
             if not logits.requires_grad:
                 raise ModelError(
-                    "the model's output does not depend on the input; a detach, an integer or a no_grad cuts it off"
+                    "the model's output does not depend on the input; a detach(), an integer conversion or "
+                    "torch.no_grad() blocks the gradient"
                 )
             values = objectives(logits)
         last = len(values) - 1
@@ -78,9 +79,9 @@ def class_logits(reader: LayerReader, x: Tensor) -> Tensor:
     """The logits `[N, classes]` of a model."""
     logits = extract_logits(reader(x).output, len(x).__eq__, len(x), "wrap it, as in lambda x: model(x)[0]")
     if logits.dim() != 2 or logits.shape[1] < 2:
-        raise ModelError(f"an attack needs logits [N, classes] of two classes or more, not {tuple(logits.shape)}")
+        raise ModelError(f"an attack needs logits [N, classes] of at least two classes, got {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
-        raise ModelError("the model's output is NaN or infinite; there is nothing to attack")
+        raise ModelError("the model's output is NaN or infinite and cannot be attacked")
     return logits
 
 
@@ -114,7 +115,7 @@ def attack_batches(model: Model, inputs: Tensor, labels: Index, target_classes: 
             part, goal = box.clipped(pixels[rows]), None if goals is None else goals[rows]
             own = predicted(model, box.inputs(part)) if labels is None else labels[rows]
             if goal is not None and (same := goal == own).any():
-                raise TargetError(f"the target of sample {int(rows[same][0])} is its label; choose another class")
+                raise TargetError(f"the target class of sample {int(rows[same][0])} is its label; choose another class")
             yield AttackBatch(reader, box, part, own, goal)
             advance(len(rows))
 
@@ -122,7 +123,7 @@ def attack_batches(model: Model, inputs: Tensor, labels: Index, target_classes: 
 def single_input(x: Tensor) -> Tensor:
     """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
     if isinstance(x, np.ndarray):
-        raise InputError(f"the inputs must be a tensor, not {type(x).__name__}")
+        raise InputError(f"inputs must be a tensor, got {type(x).__name__}")
     inputs = Inputs.of(x).detached()
     if not inputs.single or not inputs.explained:
         raise InputError("an attack changes one floating-point tensor [N, …]; pass that, and a model that takes it alone")

@@ -64,7 +64,7 @@ class AttackExplanation(Result):
         return [row | {"relevance_moved": share} for row, share in zip(self.result.table, self.moved.tolist(), strict=True)]
 
     def with_class_names(self, class_names: Sequence[str]) -> "AttackExplanation":
-        """The same with names of the classes, for pictures."""
+        """Return the result with names of the classes, for figures."""
         explained = (self.before, self.after, self.same, self.flip)
         before, after, same, flip = (replace(e, class_names=tuple(class_names)) for e in explained)
         return replace(self, before=before, after=after, same=same, flip=flip)
@@ -90,12 +90,24 @@ def explain_attack(
     target_classes: Index = None,
     box: Box | None = None,
 ) -> AttackExplanation:
-    """Attack samples, and explain what the network says to them and to their adversarial twins.
+    """Attack samples, and explain the predictions for the samples and for their adversarial examples.
 
     >>> whence.explain_attack(model, x, y, whence.attacks.PGD(0.15), method="lrp")
 
     Which features carried the flip is told by integrated gradients from the sample to its twin, of the logit that came out on
     top rather than the one that was: their sum is what the margin changed by. `target_classes` and `box` are as for `attack`.
+
+    Args:
+        model: Any callable from inputs to logits `[N, classes]`.
+        inputs: Samples `[N, …]`.
+        labels: True classes, one for each sample or one for all; None for the predicted ones.
+        attack: An attack, as for `whence.attack`.
+        method: A method or its short name; LRP with its default rules if not given.
+        target_classes: Classes that the samples should be taken for; None for any other class.
+        box: Bounds and normalisation of the pixels; those of the attack by default.
+
+    Returns:
+        An `AttackExplanation`.
     """
     found = run_attack(model, inputs, labels, attack, target_classes=target_classes, box=box)
     before = explain(model, found.originals, found.before, method=method)
@@ -162,7 +174,7 @@ def attack_explanation(
     seed: int = 0,
     progress: Progress = True,
 ) -> ExplanationAttackResult:
-    """The same output, another heatmap: a check of a method (Ghorbani et al. 2019).
+    """Search for inputs with the same output and another heatmap, as a check of a method (Ghorbani et al. 2019).
 
     >>> whence.attack_explanation(model, x, epsilon=0.05, method="lrp")
     LRP(rules=presets.attn_lrp()): 21% of the relevance moved, by noise alone 11%; the output by 4.5%
@@ -171,6 +183,21 @@ def attack_explanation(
     while relevance moves as far as can be. It needs no gradients of the method, hence takes any: from random signs on, patches
     of ±ε are kept where they help, as in the Square attack (Andriushchenko et al. 2020), one explanation of all samples a
     query. What it finds is a lower bound of how far relevance can be moved.
+
+    Args:
+        model: Any callable from inputs to logits `[N, classes]`.
+        inputs: Samples `[N, …]`.
+        target: Classes that are explained; the predicted ones by default.
+        epsilon: Largest change of each pixel (ℓ∞), in units of the pixels.
+        method: A method or its short name; LRP with its default rules if not given.
+        n_queries: Number of explanations to compute.
+        tolerance: Largest relative change of the explained output.
+        box: Bounds and normalisation of the pixels.
+        seed: Random seed.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        An `ExplanationAttackResult`.
     """
     for name, value in (("epsilon", epsilon), ("queries", n_queries), ("tolerance", tolerance)):
         require_non_negative(name, value)
@@ -200,7 +227,7 @@ def attack_explanation(
 
 @dataclass(frozen=True)
 class _ExplanationAttack:
-    """What candidates are held against: the explanation of the samples, and what the network says to them."""
+    """The reference that candidates are compared with: the explanation of the samples, and the predictions for them."""
 
     model: Model
     before: Explanation

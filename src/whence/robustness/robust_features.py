@@ -50,7 +50,7 @@ class RobustFeatures:
     >>> data = whence.experiments.RobustFeatures(d=400)
     >>> data.accuracy("weak"), data.accuracy("weak", epsilon=0.15)          # 0.9987, and about one half
     >>> x, y = data.sample(1000)                                            # [1000, 401], classes 0 (y = −1) and 1
-    >>> fgsm = whence.attacks.FGSM(0.15, box=whence.attacks.Box.unbounded())                # the best attack on a linear classifier
+    >>> fgsm = whence.attacks.FGSM(0.15, box=whence.attacks.Box.unbounded())  # the best attack on a linear classifier
     >>> whence.attack(data.classifier("weak"), x, y, fgsm).robust_accuracy
 
     The "weak" classifier takes the sign of the mean of x_2 … x_{d+1}, the "strong" one that of x_1. `eta` is 3/√d if not given:
@@ -63,7 +63,7 @@ class RobustFeatures:
 
     def __post_init__(self):
         if not isinstance(self.d, int) or self.d < 1 or not 0 <= self.p <= 1:
-            raise RuleError(f"RobustFeatures(d={self.d}, p={self.p}): d must be a whole number from 1, p a probability")
+            raise RuleError(f"RobustFeatures(d={self.d}, p={self.p}): expected an int d of at least 1 and a probability p")
 
     @property
     def mean(self) -> float:
@@ -103,7 +103,7 @@ class RobustFeatures:
         return self.p if epsilon < 1 else self.p / 2 if epsilon == 1 else 0.0
 
     def standard_error(self, kind: Kind, epsilon: float, n_samples: int) -> float:
-        """Of the accuracy on `n_samples` samples."""
+        """Return the standard error of the accuracy on `n_samples` samples."""
         p = self.accuracy(kind, epsilon)
         return sqrt(p * (1 - p) / n_samples)
 
@@ -172,7 +172,7 @@ class RobustFeaturesExperiment(Result):
 def robust_features_experiment(
     epsilon: float = 0.15, n_samples: int = 10_000, base: RobustFeatures | None = None, seed: int = 0, progress: Progress = True
 ) -> RobustFeaturesExperiment:
-    """Accuracy and accuracy under attack of both classifiers, over d, η, p and ε (course exercise I).
+    """Compute the accuracy and robust accuracy of both classifiers over d, η, p and ε (course exercise I).
 
     >>> whence.experiments.robust_features_experiment()
     Robust and non-robust features, RobustFeatures(d=400, p=0.9975, eta=None)
@@ -180,6 +180,16 @@ def robust_features_experiment(
       …
 
     `n_samples` samples are drawn for each point.
+
+    Args:
+        epsilon: Perturbation of the attacks on all plots but the one over ε.
+        n_samples: Number of simulated samples for each point.
+        base: The distribution that each plot varies; the default one if not given.
+        seed: Random seed.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        A `RobustFeaturesExperiment`.
     """
     base = base or RobustFeatures()
     experiment, rows = RobustFeaturesExperiment(base, epsilon), []
@@ -268,7 +278,7 @@ def feature_scores(
     box: Box = UNIT_PIXELS,
     progress: Progress = True,
 ) -> FeatureScores:
-    """Usefulness and robust usefulness of every input feature, or of every channel of a layer (Ilyas et al. 2019).
+    """Compute the usefulness and the robust usefulness of input features or channels of a layer (Ilyas et al. 2019).
 
     >>> whence.attacks.feature_scores(digits(), *digit_samples(), epsilon=0.1, layer="3")
     32 channels of '3', usefulness up to 1.10: 1 stay useful within ε = 0.1
@@ -277,13 +287,26 @@ def feature_scores(
     from the others: E[y f] where classes are balanced. Its robustness is the same under the worst perturbation within ε (ℓ∞,
     within the `box`), taken for each sample and feature by itself. For input features that is exact; for channels, averaged
     over places, it is what PGD of `n_steps` finds: an upper bound.
+
+    Args:
+        model: Any callable from inputs to logits `[N, classes]`.
+        inputs: Samples `[N, …]`.
+        labels: True classes `[N]`.
+        epsilon: Largest change of each pixel (ℓ∞), in units of the pixels.
+        layer: Module path whose channels are scored; the input features if not given.
+        n_steps: Number of PGD steps for channels.
+        box: Bounds and normalisation of the pixels.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        A `FeatureScores` result.
     """
     check_model(model)
     inputs = single_input(inputs)
     labels = class_indices(labels, len(inputs), "label", inputs.device)
     require_non_negative("epsilon", epsilon)
     if len(known := labels.unique()) < 2:
-        raise InputError("the labels are all the same; features cannot tell them apart")
+        raise InputError("all labels are equal; expected two classes")
     pixels = checked_pixels(box, inputs)
     read = _FeatureExtractor(model, layer, box)
     values = read(pixels)
@@ -359,4 +382,4 @@ def _class_gap(values: Tensor, chosen: Tensor) -> Tensor:
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise RuleError(f"no classifier {kind!r}; choose 'weak' or 'strong'")
+        raise RuleError(f"kind={kind!r}; choose 'weak' or 'strong'")

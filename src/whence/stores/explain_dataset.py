@@ -41,7 +41,7 @@ def explain_dataset(
     address: str | None = None,
     progress: Progress = True,
 ) -> Store:
-    """Explanations of a whole data set in a store, a folder of shards; a run that was killed goes on where it was.
+    """Explain a whole dataset into a store, a folder of shards; a run that was interrupted resumes where it stopped.
 
     >>> store = whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])
     >>> whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])       # nothing left to do
@@ -56,16 +56,41 @@ def explain_dataset(
     and refuses a store of another model, method, data or setting, naming which. Samples that cannot be read or explained are in
     `store.failures`. `shard="i/n"` does every n-th shard, for array jobs and `torchrun`, with no coordinator; `engine="ray"`
     shares the shards among the workers of a Ray cluster at `address`.
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: A map-style dataset (of PyTorch, of Hugging Face, or `(x, y)`) whose rows are inputs or pairs of input and
+            label.
+        store: Folder of the store, new or unfinished.
+        method: A method or its short name; LRP with its default rules if not given.
+        target: What is explained: "predicted", "label", or a target as for `explain`.
+        layers: Module paths whose channel relevance is stored.
+        batch_size: Number of samples explained at once; chosen by their size if not given.
+        shard_size: Number of samples in a file.
+        reduce: "channels" for maps summed over channels in half precision, "none" for the relevance as it is.
+        read: Function that makes an input, or a pair of input and label, of a row.
+        class_names: Names of the classes.
+        pictures: Whether to store small images of the inputs, for reports.
+        shard: "i/n" to compute every n-th shard from the i-th on, or "env" under torchrun.
+        engine: "local" or "ray".
+        address: Address of a Ray cluster, host:port.
+        progress: False for no progress bar, or a function that is called with (done, total).
+
+    Returns:
+        The `Store`.
+
+    Raises:
+        StoreError: If the folder holds explanations of other settings.
     """
     if reduce not in REDUCTIONS:
         raise RuleError(f"reduce={reduce!r}; choose from {', '.join(REDUCTIONS)}")
     if isinstance(target, str) and target not in ("predicted", "label"):
         raise RuleError(f"target={target!r}; choose 'predicted', 'label', or what explain() takes")
     if not isinstance(shard_size, int) or shard_size < 1:
-        raise InputError(f"shard_size={shard_size!r}; give the number of samples in a file")
+        raise InputError(f"shard_size={shard_size!r}; expected the number of samples in a file")
     rows = DatasetRows.of(inputs, read)
     if not rows.count:
-        raise InputError("the data set is empty; there is nothing to explain")
+        raise InputError("the dataset is empty")
     wanted = torch.as_tensor(target) if isinstance(target, list | tuple | np.ndarray) else target
     if isinstance(wanted, Tensor) and wanted.dim() and len(wanted) != rows.count:
         raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one, or one each")
@@ -84,7 +109,7 @@ def explain_dataset(
 
 
 def pending_shards(store: Store, numbers: Sequence[int]) -> list[int]:
-    """Those of the shards that are missing, or damaged and to be computed again."""
+    """Return the shards that are missing, or damaged and to be computed again."""
     found = []
     for number in numbers:
         try:
@@ -113,7 +138,7 @@ def _try_first_sample(job: StoreJob) -> None:
 def run_locally(job: StoreJob, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
     """One shard after the other in this process."""
     if address is not None:
-        raise RuleError("address is that of a Ray cluster; give engine='ray' too")
+        raise RuleError("address= is the address of a Ray cluster; pass engine='ray' too")
     _track(map(shard_writer(job, store.folder), todo), store, todo, shown)
 
 
@@ -124,7 +149,7 @@ def run_on_cluster(job: StoreJob, store: Store, todo: Sequence[int], shown: Prog
 
 
 def shard_writer(job: StoreJob, folder: Path) -> Callable[[int], int]:
-    """What explains and writes the shard of a number, and says which it was."""
+    """Return a function that explains and writes a shard by number, and returns the number."""
     worker, store = ShardWorker(job), open_store(folder)
 
     def write(number: int) -> int:

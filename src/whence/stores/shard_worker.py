@@ -28,7 +28,7 @@ THUMBNAIL_SIDE = 64  # pixels a side, of the pictures that are kept for looking 
 
 @dataclass(frozen=True)
 class StoreJob:
-    """What is computed for every shard; it can be sent to other machines."""
+    """The computation of every shard; it can be sent to other machines."""
 
     model: Callable[..., Any]
     rows: DatasetRows
@@ -44,7 +44,8 @@ class StoreJob:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
             method_words=short_repr(self.method), data=self._data(), target=_target_name(self.target), layers=self.layers,
-            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", class_names=list(map(str, classes)),
+            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", class_names=list(map(str,
+            classes)),
         )  # fmt: skip
 
     def _data(self) -> str:
@@ -170,13 +171,13 @@ def _logits_of_inputs(shown: list[Tensor], e: Explanation) -> Tensor:
     for logits in shown:
         if len(logits) == len(e) and torch.allclose(logits.gather(1, e.target.index[:, None])[:, 0], e.output, rtol=1e-4):
             return logits
-    raise StoreError("the method explains other outputs than the model gives; store it with a target function")
+    raise StoreError("the method explains other outputs than the model's; pass a target function")
 
 
 def _single_input(e: Explanation) -> Tensor:
     found = named_leaves(e.relevance)
     if len(found) != 1:
-        raise InputError(f"a store holds the relevance of one input, not of {', '.join(found)}; wrap the model")
+        raise InputError(f"a store holds the relevance of one input, got {', '.join(found)}; wrap the model")
     return next(iter(found.values()))
 
 

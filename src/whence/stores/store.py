@@ -25,7 +25,7 @@ SCALE_COLUMN = "relevance_scale"  # what half-precision maps are to be multiplie
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store is of. Two runs whose manifests differ do not belong into one store."""
+    """The settings of a store. Runs whose manifests differ cannot share a store."""
 
     count: int  # samples
     shard_size: int
@@ -78,7 +78,7 @@ class Manifest:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            raise LoadError(f"{folder} is no store: it has no {MANIFEST}") from error
+            raise LoadError(f"{folder} is not a store: it has no {MANIFEST}") from error
         except (OSError, ValueError, TypeError) as error:
             raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
 
@@ -113,7 +113,7 @@ class Shard:
         if about.get("settings") != settings:
             raise StoreError(f"{path} belongs to another store; delete it and run again")
         if about.get("checksum") != _checksum(tensors):
-            raise StoreError(f"{path} is damaged: its checksum does not hold; delete it and run again")
+            raise StoreError(f"{path} is damaged: its checksum does not match; delete it and run again")
         return cls(tensors, about["failures"])
 
 
@@ -166,7 +166,7 @@ class Store:
 
     @property
     def names(self) -> list[str]:
-        """Of all columns."""
+        """The names of all columns."""
         return sorted(self._filled[0].tensors) if self._filled else []
 
     @property
@@ -180,7 +180,7 @@ class Store:
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         """All columns of one row."""
         if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of a store of {len(self)}")
+            raise IndexError(f"row {row} is out of range for a store of {len(self)} rows")
         number = int(self.index[row])
         shard = self.shard(number // self.manifest.shard_size)
         at = int((shard.tensors["index"] == number).nonzero()[0])
@@ -201,7 +201,7 @@ class Store:
     def column(self, name: str) -> Tensor:
         """One value or vector of every row, `[n, …]`."""
         if not self.present:
-            raise StoreError(f"{self.folder} has no shards yet; nothing was computed")
+            raise StoreError(f"{self.folder} contains no shards yet")
         if name not in self.names:
             raise StoreError(f"the store has no {name!r}; it has {', '.join(self.names)}")
         parts = [self.shard(shard).tensors for shard in self.present]
@@ -259,14 +259,23 @@ class StoreColumn:
 
 @check_arguments
 def open_store(path: str | Path) -> Store:
-    """The store in a folder, finished or not.
+    """Open the store in a folder, finished or not.
 
     >>> whence.open_store("explanations")
     Store of 10000 of 10000 samples by LRP() in explanations
+
+    Args:
+        path: Folder of the store.
+
+    Returns:
+        The `Store`.
+
+    Raises:
+        StoreError: If the folder holds no store.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise LoadError(f"no folder {folder} with a store")
+        raise LoadError(f"folder {folder} does not exist")
     return Store(folder, Manifest.read(folder))
 
 
@@ -279,7 +288,9 @@ def claim_store(folder: Path, manifest: Manifest) -> Store:
         manifest.write(folder)
     there = Manifest.read(folder)
     if differences := manifest.differs(there):
-        raise StoreError(f"{folder} was made with other settings: {'; '.join(differences)}; choose another folder or delete it")
+        raise StoreError(
+            f"{folder} was written with other settings: {'; '.join(differences)}; choose another folder or delete it"
+        )
     return Store(folder, there)
 
 

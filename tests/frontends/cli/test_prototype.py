@@ -46,7 +46,7 @@ def test_the_command_draws_ten_digits(tmp_path):
         (("--target", "3", "--layer", "5"), "not both"),
         (("--n-steps", "0"), "at least 1"),
         (("--out", "p.html"), "cannot save"),
-        (("--target", "3", "--channels", "0-3"), "--channels goes with --layer"),
+        (("--target", "3", "--channels", "0-3"), "--channels needs --layer"),
         (("--prior", "none", "--strength", "2"), "--strength is that of a prior"),
     ],
 )

@@ -191,7 +191,7 @@ def test_pictures_downloads_and_permalinks(page, address, tmp_path):
     assert page.locator("#picture").is_visible()
     (tmp_path / "none.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "none.png")
-    expect(page.locator("#error")).to_have_text(re.compile("no picture that can be read"))
+    expect(page.locator("#error")).to_have_text(re.compile("not a readable image"))
     page.select_option("#model", "digits")
     page.select_option("#sample", "7")
     expect(page.locator("#account")).to_have_text(re.compile("output"))

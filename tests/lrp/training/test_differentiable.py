@@ -217,3 +217,14 @@ def test_attributes_training_mode_and_copies():
         pytest.raises(errors.ModelError, match="training mode"),
     ):
         model(x)
+
+
+def test_graphs_of_many_shapes_are_bounded():
+    from whence.lrp.training.relevance_rules import GRAPHS, MAX_GRAPHS
+
+    model = nn.Linear(3, 2).eval()
+    for rows in range(1, MAX_GRAPHS + 3):
+        x = torch.rand(rows, 3, requires_grad=True)
+        with whence.relevance_rules(model, {nn.Linear: whence.Epsilon(0.01)}, differentiable=True):
+            model(x)
+    assert len(GRAPHS[model]) == MAX_GRAPHS

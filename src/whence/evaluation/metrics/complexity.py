@@ -1,4 +1,4 @@
-"""Of how many parts an explanation is, and whether it adds up."""
+"""Metrics of complexity (sparseness, entropy) and of completeness."""
 
 from dataclasses import dataclass
 from typing import ClassVar

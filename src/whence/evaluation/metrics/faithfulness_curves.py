@@ -26,8 +26,8 @@ class FlippingCurves:
 
 @dataclass(frozen=True)
 class RegionFlipping:
-    """Takes regions away in the order of their mean relevance, in `n_steps` equal steps; ties in random order. What is not varied
-    is computed once: both ends belong to both orders.
+    """Takes regions away in the order of their mean relevance, in `n_steps` equal steps; ties in random order. What is not
+    varied is computed once: both ends belong to both orders.
 
     >>> flipping = whence.metrics.RegionFlipping(whence.metrics.Removal(regions=8))
     >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.SRG(flipping)])
@@ -41,7 +41,7 @@ class RegionFlipping:
             raise RuleError(f"n_steps={self.n_steps}; give at least 1")
 
     def curves(self, case: ExplainedBatch) -> FlippingCurves:
-        """Of all samples; computed once a case."""
+        """Return the curves of all samples, computed once for each explained batch."""
         key = cache_key(self)
         if key not in case.curves:
             case.curves[key] = self._curves(case)

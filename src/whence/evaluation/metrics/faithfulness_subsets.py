@@ -18,8 +18,9 @@ ZERO_REMOVAL = Removal(imputer=0.0)
 @dataclass(frozen=True)
 class SensitivityN:
     """Pearson's correlation, over random subsets S of n regions, of Σ_{i∈S} R_i and f(x) − f(x without S); the mean over sizes
-    n (Ancona et al. 2018). `sizes` are fractions of the regions; `n_samples` of each are drawn, the same for all methods. What is
-    taken away becomes 0. NaN where nothing varies."""
+    n (Ancona et al. 2018). `sizes` are fractions of the regions; `n_samples` of each are drawn, the same for all methods. What
+    is taken away becomes 0. NaN where nothing varies.
+    """
 
     removal: Removal = ZERO_REMOVAL
     sizes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.4, MAX_REMOVED)
@@ -39,7 +40,7 @@ class SensitivityN:
         return pearson(*by_size, dim=1).nanmean(0)
 
     def _lost(self, batch: EvaluationBatch) -> tuple[Regions, Tensor, Tensor]:
-        """What the output loses without each subset, `[sizes · subsets, N]`; nothing of it depends on the method."""
+        """Return the loss of output without each subset, `[sizes · subsets, N]`; it does not depend on the method."""
         regions = self.removal.regions_of(batch)
         counts = regions.counts
         of_samples = []
@@ -83,7 +84,7 @@ class Infidelity:
 
 
 def output_losses(removal: Removal, batch: EvaluationBatch, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """What the output loses without each of the subsets `[rounds, N, regions]`, `[rounds, N]`; and the subsets."""
+    """Return the loss of output without each of the subsets `[rounds, N, regions]`, `[rounds, N]`; and the subsets."""
     left = removal.scores(batch, len(chosen), lambda rounds: chosen[rounds])
     return (removal.whole(batch) - left).double().cpu(), chosen
 

@@ -63,12 +63,12 @@ def reduce_to_masks(case: ExplainedBatch) -> tuple[Tensor, Tensor]:
     """Relevance summed over what the masks do not tell apart, and the masks, `[N, …]` both."""
     masks = case.batch.masks
     if masks is None:
-        raise InputError("localisation needs masks=, a mask of each sample: [N, H, W] of pictures, [N, T] of texts")
+        raise InputError("localization needs masks=, one mask per sample: [N, H, W] for images, [N, T] for texts")
     fitting = [r for r in case.relevance.values() if r.shape[-(masks.dim() - 1) :] == masks.shape[1:]]
     if not fitting:
         shapes = ", ".join(str(tuple(r.shape)) for r in case.relevance.values())
         raise InputError(
-            f"masks of {tuple(masks.shape)} for relevance of {shapes}; give [N, H, W] of pictures, [N, T] of texts"
+            f"masks of {tuple(masks.shape)} for relevance of {shapes}; expected [N, H, W] for images, [N, T] for texts"
         )
     heat = fitting[0].double().cpu()
     return heat.flatten(1, -masks.dim()).sum(1) if heat.dim() > masks.dim() else heat, masks.bool().cpu()

@@ -42,7 +42,7 @@ class MPRT:
 
 @dataclass(frozen=True)
 class SmoothMPRT:
-    """As `MPRT`, each map the mean over `n_samples` inputs with noise of `noise` times their spread (Hedström et al. 2023)."""
+    """`MPRT` of maps averaged over `n_samples` inputs with noise of `noise` times their spread (Hedström et al. 2023)."""
 
     n_samples: int = 10
     noise: float = 0.1
@@ -98,10 +98,10 @@ class RandomLogit:
     def __call__(self, case: ExplainedBatch) -> Tensor:
         batch = case.batch
         if not isinstance(batch.target, Tensor):
-            raise TargetError(f"random_logit needs a class as target; {batch.target!r} is none")
+            raise TargetError(f"random_logit needs a class as target, got {batch.target!r}")
         classes = batch.logits.shape[1]
         if classes < 2:
-            raise RuleError("random_logit needs two classes or more")
+            raise RuleError("random_logit needs at least two classes")
         steps = torch.stack([torch.randint(1, classes, (), generator=r) for r in batch.random(f"logit {self.seed}")])
         other = (batch.target + steps.to(batch.target.device)) % classes
         return spearman(case.flat(), case.flat(case.way.relevance(batch.inputs, other)))
@@ -116,7 +116,7 @@ def randomized_models(case: ExplainedBatch, seed: int, only_all: bool = False) -
         torch.manual_seed(seed)
         layers = [module for module in copy.modules() if next(module.parameters(recurse=False), None) is not None]
         if not layers:
-            raise ModelError("the model has no weights that could be made random")
+            raise ModelError("the model has no weights to randomize")
         for i, layer in enumerate(reversed(layers)):
             _reinitialize(layer)
             if not only_all or i == len(layers) - 1:
@@ -130,7 +130,7 @@ def _with_model(case: ExplainedBatch, model: Any) -> Any:
 
 
 def _reinitialize(layer: nn.Module) -> None:
-    """As the layer is made, or else normal with the spread that the weights have."""
+    """Reinitialise the layer by its own method, or else from a normal distribution with the spread of its weights."""
     if callable(getattr(layer, "reset_parameters", None)):
         layer.reset_parameters()  # type: ignore
         return
@@ -151,7 +151,7 @@ def _ranks(a: Tensor) -> Tensor:
 
 
 def histogram_entropy(maps: Tensor) -> Tensor:
-    """Of a histogram of a hundred bins from the least value to the largest, `[N]`."""
+    """Return the entropy of a histogram of 100 bins from the smallest to the largest value of each map, `[N]`."""
     low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
     bins = ((maps - low) / (high - low).clamp(min=1e-300) * BINS).long().clamp(max=BINS - 1)
     counts = torch.zeros(len(maps), BINS, dtype=torch.float64).scatter_add_(1, bins, torch.ones_like(maps))

@@ -72,9 +72,11 @@ def make_metrics(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
     found = [_by_name(metric, removal) if isinstance(metric, str) else metric for metric in wanted]
     for metric in found:
         if isinstance(metric, type) or not callable(metric) or not hasattr(metric, "name"):
-            raise RuleError(f"{metric!r} is no metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}")
+            raise RuleError(
+                f"{metric!r} is not a metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}"
+            )
     if removal and not any(isinstance(metric, str) and removes_regions(METRICS[metric]()) for metric in wanted):
-        raise RuleError(f"{', '.join(removal)} given, but no metric by name takes anything away")
+        raise RuleError(f"{', '.join(removal)} given, but none of the named metrics removes features")
     twice = next((metric.name for i, metric in enumerate(found) if metric.name in [m.name for m in found[:i]]), None)
     if twice:
         raise RuleError(f"two metrics are called {twice!r}; evaluate them one after the other")

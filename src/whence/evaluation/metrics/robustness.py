@@ -33,7 +33,7 @@ class Continuity:
 
     def __post_init__(self):
         if self.reach < 1 or self.n_samples < 1:
-            raise RuleError(f"{self!r}: give a reach and draws of at least 1")
+            raise RuleError(f"{self!r}: expected a shift and n_samples of at least 1")
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         batch, here = case.batch, case.flat()
@@ -68,7 +68,8 @@ class Continuity:
 
 @dataclass(frozen=True)
 class MaxSensitivity:
-    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `n_samples` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2)."""
+    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `n_samples` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2).
+    """
 
     radius: float = 0.02
     n_samples: int = 10
@@ -78,7 +79,7 @@ class MaxSensitivity:
 
     def __post_init__(self):
         if self.radius <= 0 or self.n_samples < 1:
-            raise RuleError(f"{self!r}: give a radius above 0 and at least one draw")
+            raise RuleError(f"{self!r}: expected a positive radius and n_samples of at least 1")
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         batch, here = case.batch, case.flat()
@@ -94,7 +95,9 @@ class MaxSensitivity:
 def float_inputs(batch: EvaluationBatch) -> dict[int, Tensor]:
     """The parts that can be moved a little."""
     if not batch.inputs.explained:
-        raise InputError("ids have nothing between them; continuity and max_sensitivity need floating-point inputs")
+        raise InputError(
+            "token ids cannot be perturbed continuously; continuity and max_sensitivity need floating-point inputs"
+        )
     return {i: batch.inputs.parts[i] for i in batch.inputs.explained}
 
 
@@ -114,15 +117,26 @@ def shift(x: Tensor, d: int, step: int) -> Tensor:
 def translation_figure(
     model: Any, inputs: Tensor, methods: Any, target: Any = None, *, n_steps: int = 10, grid: int = 3
 ) -> "Figure":
-    """One picture `[1, C, H, W]` moved to and fro, and the relevance in each cell of a grid over the shift, by each method:
+    """Draw the relevance in each cell of a grid while an image `[1, C, H, W]` is shifted, for each method:
     smooth lines belong to a continuous method (Montavon, Samek and Müller 2018, figure 13).
 
     >>> whence.evaluation.metrics.robustness.translation_figure(digits(), x, ["lrp", "sensitivity"]).savefig("translation.png")
+
+    Args:
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        inputs: One image `[1, C, H, W]`.
+        methods: Methods, as for `evaluate`.
+        target: What is explained, as for `explain`; the predicted class by default.
+        n_steps: Largest shift in pixels, to either side.
+        grid: Number of cells of the grid along each side.
+
+    Returns:
+        A figure of matplotlib.
     """
     from whence.plotting.line_plots import Line, LinePlot, line_plots
 
     if inputs.dim() != 4 or len(inputs) != 1:
-        raise InputError(f"one picture [1, C, H, W] is moved, not {tuple(inputs.shape)}")
+        raise InputError(f"expected one image [1, C, H, W], got {tuple(inputs.shape)}")
     shifts = list(range(-n_steps, n_steps + 1))
     moved = torch.cat([shift(inputs, 3, step) for step in shifts])
     here = EvaluationBatch.of(PreparedModel(model), Inputs.of(inputs), target)

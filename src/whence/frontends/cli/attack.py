@@ -102,7 +102,7 @@ def _make_attack(
     if name == "deepfool":
         if target is not None or epsilon is not None:
             option = "--epsilon" if target is None else "--target"
-            raise RuleError(f"{option}: DeepFool goes to the nearest class, however far; choose --attack pgd")
+            raise RuleError(f"{option}: DeepFool is untargeted and unbounded; choose --attack pgd")
         return DeepFool(box=box, **given)
     epsilon = usual if epsilon is None else epsilon
     if name == "fgsm":
@@ -158,7 +158,7 @@ def _check_experiment(name: str, given: list[str]) -> None:
     if name not in EXPERIMENTS:
         raise RuleError(f"no experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
     if given:
-        raise RuleError(f"--experiment {name} makes its own data and networks; leave {', '.join(given)} out")
+        raise RuleError(f"--experiment {name} trains its own networks on its own data; remove {', '.join(given)}")
 
 
 def _run_experiment(name: str, epsilon: float, seed: int, out: Path, as_json: bool) -> None:

@@ -63,5 +63,5 @@ def _mask(given: str) -> tuple[str, "Tensor"]:
 
     name, equals, path = given.partition("=")
     if not equals:
-        raise InputError(f"--mask {given}; give NAME=PICTURE, as in --mask ruler=ruler.png")
+        raise InputError(f"--mask {given}; expected NAME=IMAGE, as in --mask ruler=ruler.png")
     return name, torch.from_numpy(np.asarray(read_image(path).convert("L")) >= 128)

@@ -32,14 +32,14 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("compared.png"),
     as_json: Json = False,
 ) -> None:
-    """What do several methods say? Draws their heatmaps side by side."""
+    """Explain one input by several methods and draw their heatmaps side by side."""
     from whence.models.registry import load_model
 
     check_writable(out, PICTURE_SUFFIXES)
     check_names(split_names(methods or ""), ALL_NAMES, "method")
     loaded = load_model(model, weights, size=size)
     if loaded.vision_language is not None:
-        raise InputError(f"{loaded.name} reads pictures and texts together; use whence explain")
+        raise InputError(f"{loaded.name} takes an image and a text; use whence explain")
     x = read_input(input, loaded, sample, "compare")
     pictures = isinstance(x, torch.Tensor) and x.dim() == 4
     wanted = split_names(methods) if methods is not None else [name for name in USUAL if pictures or name != "grad_cam"]

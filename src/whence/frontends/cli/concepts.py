@@ -47,7 +47,7 @@ def concepts(
     out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("concepts.png"),
     as_json: Json = False,
 ) -> None:
-    """What carried this output, in the network's own terms? Channels, where they are relevant, and what they stand for."""
+    """Show which channels of a layer an output relies on, where in the image, and what they respond to."""
     from whence.models.registry import BUNDLED, load_model
 
     check_writable(out, PICTURE_SUFFIXES)
@@ -88,7 +88,9 @@ def concepts(
 def _channels(given: str) -> int | list[int]:
     parts = [part.strip() for part in given.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
-        raise InputError(f"--channels {given}; give how many, or which with commas: 3,17,230 (one alone: 17,)")
+        raise InputError(
+            f"--channels {given}; expected a number, or channel indices separated by commas: 3,17,230 (one alone: 17,)"
+        )
     return int(parts[0]) if len(parts) == 1 and "," not in given else list(map(int, parts))
 
 

@@ -71,11 +71,11 @@ def evaluate(
     by_name = {name: method_or_preset(name, loaded, first, bounded) for name in wanted}
     taken_away = removal_settings(regions, imputer, score, loaded, measured)
     if shard is not None and cache_dir is None:
-        raise InputError("--shard leaves its part in a folder that all jobs see; give it: --cache-dir FOLDER")
+        raise InputError("--shard needs --cache-dir FOLDER, a folder shared by all jobs")
     aside = out.with_name(CACHE_NAME.format(out.name))
     found = run(
-        loaded.model, samples, by_name, measured, target=_parse_target(target), seed=seed, cache_dir=cache_dir or aside, shard=shard,
-        engine=engine, address=address, **taken_away,
+        loaded.model, samples, by_name, measured, target=_parse_target(target), seed=seed, cache_dir=cache_dir or aside,
+        shard=shard, engine=engine, address=address, **taken_away,
     )  # fmt: skip
     found.save(out)
     _delete_cache(aside)

@@ -67,14 +67,14 @@ def explain(
         else loaded.vision_language.read(_require_image(input, loaded), text or [])
     )
     if text and loaded.vision_language is None:
-        raise InputError(f"--text: {loaded.name} does not read a picture and a text together")
+        raise InputError(f"--text: {loaded.name} does not take an image and a text")
     chosen = make_method(method, rules, loaded, x, is_picture=not is_array_file(input))
     if loaded.vision_language is not None and loaded.vision_language.compares:
         explained: Any = _text_target(loaded.model, x, text or [], target, rather_than)
     else:
         explained = Logit(loaded.class_index(target), loaded.class_index(rather_than), position)
     if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
-        raise TargetError(f"--target and --rather-than are both {target}; there is no difference to explain")
+        raise TargetError(f"--target and --rather-than are both {target}; expected two different classes")
     explanation = replace(run(loaded.model, x, explained, method=chosen), class_names=tuple(loaded.class_names))
     if loaded.text is not None:
         explanation = explanation.with_tokens(loaded.text.tokenizer)
@@ -119,13 +119,13 @@ def _number(text: str | None, texts: list[str]) -> int | None:
 
 
 def _check(method: str, rules: str | None, out: Path) -> None:
-    """What can be refused before the model is loaded."""
+    """Check the options that can be checked before the model is loaded."""
     check_rules(method, rules)
     check_writable(out, SUFFIXES)
 
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
-    """What is to be explained: a picture, an array, a text, or a bundled digit."""
+    """Return the input to explain: an image, an array, a text, or a bundled digit."""
     from whence.models.image_files import read_image, to_8bit
     from whence.models.registry import BUNDLED
 

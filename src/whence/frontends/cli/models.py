@@ -57,7 +57,7 @@ def _list_layers(name: str, contains: str, side: int | None) -> None:
     size = loaded.preprocessing.size
     if loaded.text is not None or size is None:
         raise InputError(
-            f"{name} does not say how large its pictures are; give their --size, or use whence.layers.layer_shapes(model, x)"
+            f"{name} does not state its input size; give their --size, or use whence.layers.layer_shapes(model, x)"
         )
     rows = [
         (layer, " × ".join(map(str, shape[1:])))

@@ -26,4 +26,4 @@ Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, host:port; 
 def check_device(device: str | None, engine: str) -> None:
     """Raise where the model would be sent to machines that may not have the device."""
     if device is not None and engine != "local":
-        raise InputError(f"--device {device} is one of this machine; leave it out with --engine {engine}")
+        raise InputError(f"--device {device} is one of this machine; remove it with --engine {engine}")

@@ -44,9 +44,9 @@ def prototype(
     out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .npz or .safetensors.")] = Path("prototypes.png"),
     as_json: Json = False,
 ) -> None:
-    """What does the network take a concept to be? Draws the input that excites it most.
+    """Draw the input that maximises a class, a channel or a neuron (activation maximisation).
 
-    With no argument: the ten digits by l2, expert and decoder, side by side.
+    Without arguments: the ten digits under the priors l2, expert and decoder, side by side.
     """
     from whence.models.registry import load_model
 
@@ -82,9 +82,9 @@ def _check(
     prior: str | None, strength: float | None, image: str | None, size: int | None, layer: str | None, channels: str | None
 ) -> None:
     if channels is not None and layer is None:
-        raise RuleError("--channels goes with --layer")
+        raise RuleError("--channels needs --layer")
     if strength is not None and prior == "none":
-        raise RuleError("--strength is that of a prior; choose one by --prior")
+        raise RuleError("--strength is the strength of a prior; choose one by --prior")
     if prior not in (None, *PRIORS):
         raise RuleError(f"no prior {prior!r}; choose from {', '.join(PRIORS)}")
     if image not in (None, *PARAMETERIZATIONS):
@@ -95,14 +95,14 @@ def _check(
 
 def _parse_concepts(target: str | None, layer: str | None, channels: str | None, loaded: "LoadedModel") -> list[Any]:
     if layer is not None and target is not None:
-        raise RuleError("give --target or --layer, not both")
+        raise RuleError("--target and --layer are mutually exclusive")
     if layer is not None:
         return [f"{layer}:{part.strip()}" for part in (channels or "0-15").split(",")]
     if target is not None and ":" in target:
         return [part.strip() for part in target.split(",")]
     if target is None:
         if not loaded.class_names:
-            raise RuleError("give --target, a class, or --layer and --channels")
+            raise RuleError("expected --target, or --layer and --channels")
         return list(range(min(10, len(loaded.class_names))))
     classes: list[Any] = []
     for part in target.split(","):

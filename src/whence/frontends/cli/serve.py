@@ -52,7 +52,7 @@ def _pair_weights(models: list[str], weights: list[str]) -> list[tuple[str, str 
 
     twice = next((name for name in models if models.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"--model {twice} is given twice; models are asked by their names")
+        raise InputError(f"--model {twice} is given twice; models need different names")
     if len(weights) > len(models):
         raise InputError(f"{len(weights)} --weights for {len(models)} --model; give one each, - for none")
     found = [

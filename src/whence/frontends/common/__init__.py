@@ -1,1 +1,1 @@
-"""What the command line and the browser page share."""
+"""Helpers that the command line and the browser page share."""

@@ -1,4 +1,4 @@
-"""What commands that read many samples are given: a folder of pictures, a file of arrays or texts, or the bundled digits."""
+"""Data of commands that read many samples: a folder of images, a file of arrays or texts, or the bundled digits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,14 +35,14 @@ def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int
         found = ImageFolder.of(path, loaded.preprocessing, loaded.class_names)
         return found if limit is None else found.first(limit)
     if not path.is_file():
-        raise LoadError(f"no folder or file {given}")
+        raise LoadError(f"{given} does not exist")
     if loaded.text is not None:
         return _read_texts(path, loaded, limit)
     if is_array_file(given):
         return _limit((read_array(path), None), limit)
     if path.suffix == ".npz":
         return _limit(read_arrays(path, loaded.preprocessing), limit)
-    raise LoadError(f"{given} is no folder of pictures, .npz or .npy")
+    raise LoadError(f"{given} is not a folder of images, an .npz or an .npy file")
 
 
 def sample_name(samples: Any, number: int) -> str:
@@ -67,9 +67,9 @@ def read_images(samples: Any) -> Tensor:
     for failure in failed:
         warn(f"{sample_name(samples, failure.index)}: {failure.message}")
     if found is None or failed:
-        raise InputError("reference samples are told by their numbers; leave out the pictures that cannot be read")
+        raise InputError("reference samples are addressed by index; remove the images that cannot be read")
     if not isinstance(found.inputs.nest, torch.Tensor):
-        raise InputError("reference samples are pictures")
+        raise InputError("reference samples must be images")
     return found.inputs.nest
 
 
@@ -93,7 +93,7 @@ def read_array(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, ValueError, TypeError, EOFError) as error:
-        raise LoadError(f"{path} is no readable .npy array") from error
+        raise LoadError(f"{path} is not a readable .npy file") from error
 
 
 def _bundled_digits(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ def search_prototypes(
     """Prototypes of pictures as the model says that it takes them."""
     preprocessing = loaded.preprocessing
     if preprocessing.size is None and size is None:
-        raise InputError(f"{loaded.name} does not say how large its pictures are; pass --size")
+        raise InputError(f"{loaded.name} does not state its input size; pass --size")
     height, width = (size, size) if size is not None else preprocessing.size or (0, 0)
     shape = (preprocessing.channels, height, width)
     bounds = preprocessing.bounds
@@ -64,7 +64,8 @@ def _prior(name: str, loaded: "LoadedModel", strength: float | None) -> Any:
         return L2(STRENGTHS["l2"] if strength is None else strength)
     if loaded.name != "digits":
         raise RuleError(
-            f"--prior {name} is bundled for digits alone; fit one in Python: whence.priors.GaussianRBM, whence.priors.VAE"
+            f"--prior {name} is only bundled for the digits model; fit one in Python: "
+            "whence.priors.GaussianRBM, whence.priors.VAE"
         )
     from whence.models.digits import digit_decoder, digit_expert
 

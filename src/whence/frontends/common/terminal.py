@@ -1,4 +1,4 @@
-"""What commands print: warnings, notes, tables."""
+"""Terminal output of commands: warnings, notes, tables."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ def note(text: str) -> None:
 
 
 def warn_about_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
-    """Of one that nobody has trained, or of which nobody says so, or how its pictures are to be scaled."""
+    """Warn about a model with random weights, of unknown training, or without known image normalisation."""
     name = escape(loaded.name)
     if loaded.trained is False:
         warn(f"{name} has random weights; pass --weights FILE, or --weights DEFAULT to download")

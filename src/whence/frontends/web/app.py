@@ -133,7 +133,7 @@ def _serve_text(text: str) -> Callable[[], HTMLResponse]:
 
 
 def _make_endpoint(form: type[BaseModel], answer: Callable[[Any], Any]) -> Callable[..., Any]:
-    """What an address does, its question of a form that FastAPI reads from the annotation."""
+    """Return an endpoint whose request schema FastAPI reads from the annotation."""
 
     async def answering(question: Any, request: Request) -> Any:
         return await _compute(request, answer, question)
@@ -143,7 +143,7 @@ def _make_endpoint(form: type[BaseModel], answer: Callable[[Any], Any]) -> Calla
 
 
 def stylesheet() -> FileResponse:
-    """What the page and the reports have in common."""
+    """Return the style sheet that the page and the reports share."""
     return FileResponse(str(resources.files("whence.plotting") / "templates" / "look.css"), media_type="text/css")
 
 

@@ -1,4 +1,4 @@
-"""What the page is answered, computed in a process of its own."""
+"""Handlers of the page's requests, run in worker processes."""
 
 from base64 import b64encode
 from pathlib import Path
@@ -33,7 +33,7 @@ CHANNELS_SHOWN = 12
 
 
 def initialize_worker(served: ServerConfig) -> None:
-    """What a process does first."""
+    """Prepare a worker process: load the models and trace the graphs of the bundled ones."""
     torch.set_num_threads(1)
     models.served = served
     for name, _ in served.models:
@@ -43,7 +43,7 @@ def initialize_worker(served: ServerConfig) -> None:
 
 
 def describe_models(_: None) -> list[dict[str, Any]]:
-    """What there is to ask."""
+    """Return the models with their kinds of input, classes and methods."""
     return [
         {
             "name": name,
@@ -88,10 +88,10 @@ def layers_handler(question: ExplainRequest) -> dict[str, Any]:
 
 
 def channel_handler(question: ChannelRequest) -> dict[str, Any]:
-    """What flows through one channel, as a heatmap of the input."""
+    """Return the heatmap of the relevance that flows through one channel."""
     loaded, x = read_question(question)
     if question.channel is None:
-        raise InputError("which channel?")
+        raise InputError("missing channel; expected channel=INDEX")
     e = explain(loaded.model, x, make_target(question, loaded), method=make_question_method(question, loaded, x),
                 through={question.layer: question.channel}, progress=False)  # fmt: skip
     return {

@@ -23,7 +23,7 @@ def decode_base64(encoded: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
-        raise InputError("the picture did not arrive whole; send it again") from error
+        raise InputError("the image upload is incomplete; send it again") from error
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -41,7 +41,7 @@ def open_image(data: bytes) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # whatever decoders raise on what is no picture
-        raise InputError(f"no picture that can be read ({', '.join(FORMATS)}): {first_line(error)}") from error
+        raise InputError(f"not a readable image ({', '.join(FORMATS)}): {first_line(error)}") from error
 
 
 def drawing_to_tensor(encoded: str) -> Tensor:
@@ -53,7 +53,7 @@ def drawing_to_tensor(encoded: str) -> Tensor:
 
 
 def tensor_to_png(x: Tensor, preprocessing: Preprocessing) -> str:
-    """What the model is given of a picture `[C, H, W]`, as a PNG in base64."""
+    """Return an input image `[C, H, W]` as a PNG in base64."""
     low, high = (bound.to(x) for bound in preprocessing.bounds)
     pixels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     written = io.BytesIO()

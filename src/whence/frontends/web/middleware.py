@@ -99,7 +99,7 @@ def _is_address(name: str) -> bool:
 
 
 def _parse_cookies(given: Mapping[str, str]) -> SimpleCookie:
-    """Those of other servers on this machine are sent too, and may be none that Python reads."""
+    """Parse cookies; those of other servers on this machine are sent too, and may be malformed."""
     try:
         return SimpleCookie(given.get("cookie", ""))
     except CookieError:

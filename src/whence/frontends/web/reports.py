@@ -15,7 +15,7 @@ from whence.frontends.web.served_models import models
 
 
 def available_metrics() -> dict[str, list[str]]:
-    """What may be evaluated, and by what; those that are evaluated if nothing is chosen first."""
+    """Return the methods and metrics that can be chosen, the default ones first."""
     return {
         "methods": [*USUAL, *(name for name in ALL_NAMES if name not in USUAL)],
         "metrics": [*USUAL_METRICS, *(name for name in METRICS if name not in USUAL_METRICS)],

@@ -1,4 +1,4 @@
-"""What a question means to the model that it asks."""
+"""Resolve a request: the model, its input, the target and the method."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -40,7 +40,7 @@ def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
 def make_target(question: ExplainRequest, loaded: LoadedModel) -> Logit:
     target, other = loaded.class_index(question.target), loaded.class_index(question.rather_than)
     if target is not None and target == other:
-        raise TargetError("the class is the same as the one it is compared with; there is no difference to explain")
+        raise TargetError("the class is the same as the one it is compared with; expected two different classes")
     return Logit(target, other, question.position)
 
 

@@ -1,4 +1,4 @@
-"""What the page asks, checked before anything is computed."""
+"""Schemas of the page's requests, validated before anything is computed."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ Base64Bytes = Annotated[str, Field(max_length=12 * 2**20)]  # in base64
 
 
 class RuleSettings(BaseModel):
-    """Of LRP, where its rules are set by hand."""
+    """Settings of LRP rules that the user sets by hand."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -51,21 +51,21 @@ class DownloadRequest(ExplainRequest):
 
 
 class ChannelRequest(ExplainRequest):
-    """What flows through a layer, or through one channel of it."""
+    """Request for the relevance that flows through a layer, or through one of its channels."""
 
     layer: LongName
     channel: Annotated[int, Field(ge=0)] | None = None
 
 
 class AttackRequest(ExplainRequest):
-    """What it says if every pixel may move so far."""
+    """Request for an adversarial example within ε of every pixel."""
 
     epsilon: Annotated[float, Field(gt=0, le=1)]  # of a range of 1
     attack: Literal["fgsm", "pgd"] = "pgd"
 
 
 class PrototypeRequest(ModelRequest):
-    """What does it take classes to be?"""
+    """Request for prototypes of classes."""
 
     classes: Annotated[list[int | Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=10)]
     prior: Literal["none", "l2", "expert", "decoder"] = "none"

@@ -1,4 +1,4 @@
-"""What takes a search: pictures that excite a class or a channel most, and pictures that fool the model."""
+"""Handlers of requests that run an optimisation: prototypes, concepts of channels, adversarial examples."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ STEPS, REFERENCES = 128, 6
 
 
 def prototypes_handler(question: PrototypeRequest) -> dict[str, Any]:
-    """What does the model take classes to be?"""
+    """Return prototypes of classes."""
     loaded = models[question.model]
     loaded.check_reads_images("prototypes are pictures")
     chosen = [index for given in question.classes if (index := loaded.class_index(given)) is not None]
@@ -53,10 +53,10 @@ def prototypes_handler(question: PrototypeRequest) -> dict[str, Any]:
 
 
 def concept_handler(question: ChannelRequest) -> dict[str, Any]:
-    """What a channel stands for: a picture that excites it most, and parts of the data where it mattered most."""
+    """Return the prototype of a channel, and the parts of the data where it was most relevant."""
     loaded, x = read_question(question)
     if question.channel is None:
-        raise InputError("which channel?")
+        raise InputError("missing channel; expected channel=INDEX")
     data = read_images(models.data_of(question.model)) if models.has_data(question.model) else None
     settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "n_steps": STEPS}
     found = concepts(

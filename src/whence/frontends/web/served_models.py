@@ -13,7 +13,7 @@ MAX_SAMPLES = 50  # samples of the data
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What `whence serve` was told to show: models with their weights, data for those that have none bundled, stores."""
+    """Configuration of the server: models with their weights, data for models without bundled samples, stores."""
 
     models: Sequence[tuple[str, str | None]] = (("digits", None),)
     data: str | None = None
@@ -22,7 +22,7 @@ class ServerConfig:
 
 @dataclass
 class ServedModels:
-    """Those, by name, each loaded once."""
+    """The served models by name, each loaded once."""
 
     served: ServerConfig
     _loaded: dict[str, LoadedModel] = field(default_factory=dict)
@@ -50,6 +50,6 @@ models = ServedModels(ServerConfig())
 
 
 def input_shape(loaded: LoadedModel) -> tuple[int, ...]:
-    """Of one picture."""
+    """Return the shape of one input image."""
     size = loaded.preprocessing.size or (28, 28)
     return (loaded.preprocessing.channels, *size)

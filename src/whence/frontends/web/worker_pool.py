@@ -26,7 +26,7 @@ class WorkerPool:
     async def ask(self, answer: Callable[..., Any], question: Any) -> Any:
         """`answer(question)` in another process; what goes wrong is a `WhenceError`."""
         if self._waiting >= MAX_QUEUE:
-            raise InputError("too many questions are waiting; ask again in a moment")
+            raise InputError("too many requests are queued; try again in a moment")
         self._waiting += 1
         try:
             future = self._pool.schedule(answer, args=(question,), timeout=self._seconds)
@@ -34,12 +34,14 @@ class WorkerPool:
         except WhenceError:
             raise
         except TimeoutError as error:
-            raise ModelError(f"that took longer than {self._seconds:.0f} s and was stopped; ask for a faster method") from error
+            raise ModelError(
+                f"the computation exceeded {self._seconds:.0f} s and was stopped; choose a faster method"
+            ) from error
         except ProcessExpired as error:
-            raise ModelError("the process that computed this ended; another has taken its place") from error
+            raise ModelError("the worker process died and was restarted; try again") from error
         except Exception as error:
             what = "memory ran out" if is_out_of_memory(error) else first_line(error)
-            raise ModelError(f"that cannot be answered: {what}") from error
+            raise ModelError(f"the request failed: {what}") from error
         finally:
             self._waiting -= 1
 

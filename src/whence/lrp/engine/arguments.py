@@ -47,7 +47,7 @@ class ArgumentReader:
         return Call(function, facts, args, kwargs, data, constants, overwrites(facts, kwargs))
 
     def of_own_graph(self, out: Any) -> None:
-        """What was made of the network's own leaves."""
+        """Record the results of functions of the network's own leaves."""
         for t in iter_tensors(out):
             if t.requires_grad:
                 self._of_own_graphs[t] = True

@@ -40,7 +40,7 @@ class Call:
         return self.function(*self.args, **self.kwargs)
 
     def out_of_place(self) -> "Call":
-        """The same call, its result in a tensor of its own."""
+        """Return the out-of-place form of the call."""
         function = self.function
 
         def on_a_copy(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -69,7 +69,7 @@ class Call:
         return replace(self, args=args, kwargs=kwargs, data=[replacement.get(id(t), t) for t in self.data])
 
     def run_with(self, replacement: dict[int, Tensor]) -> Any:
-        """The same call with tensors replaced by identity: {id(old): new}."""
+        """Run the call with tensors replaced by identity: {id(old): new}."""
         args, kwargs = self._replaced(replacement)
         return self.function(*args, **kwargs)
 

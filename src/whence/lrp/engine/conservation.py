@@ -24,8 +24,8 @@ class Conservation:
     `absorbed` is summed up on the way back from what each layer kept; it is None where the method cannot measure it, and
     `by_layer` is then empty. `baseline` is the output that was there without the features, for methods that compare with a
     baseline. Where `through` was given, `conditional_output` is what of the output flows through the condition, and the parts
-    add up to that instead. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|; `adds_up` says whether the method
-    means them to vanish. A gap that rounding cannot have made is a `ConservationWarning`.
+    add up to that instead. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|; `adds_up` says whether
+    the method means them to vanish. A gap that rounding cannot have made is a `ConservationWarning`.
     """
 
     output: Tensor  # [N]
@@ -43,7 +43,7 @@ class Conservation:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What should add up to the output, as far as the method measures it."""
+        """The parts that should add up to the output, as far as the method measures them."""
         parts = {"relevance": self.relevance, "absorbed": self.absorbed, "baseline": self.baseline}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -126,7 +126,7 @@ class ConservationMeter:
             self._absorbed[path].append(batch_sum(amount.detach()))
 
     def forget(self) -> None:
-        """What was absorbed since the last reading."""
+        """Forget what was absorbed since the last reading."""
         self._absorbed.clear()
 
     def read(self, output: Tensor, relevance: Tensor, conditional_output: Tensor | None = None) -> Conservation:
@@ -149,7 +149,7 @@ class ConservationMeter:
 
 
 def _sum(amounts: list[Tensor], like: Tensor) -> Tensor:
-    """Of each sample, as far as the rows tell."""
+    """Return the sum of amounts for each sample, as far as the rows tell samples apart."""
     amounts = [sum_by_sample(amount.to(like), like.shape[0]) for amount in amounts]
     return amounts[0] if len(amounts) == 1 else torch.stack(amounts).sum(0)
 

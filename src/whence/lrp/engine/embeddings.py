@@ -42,9 +42,13 @@ class EmbeddingLookups:
     def __init__(self, ids: Mapping[int, Tensor], alter: AlterLookup | None = None):
         self._alter = alter
         self.found: list[Lookup] = []
-        self.given = {i: t.clone() for i, t in ids.items()}  # one tensor may be passed twice, and a network may modify it in place
+        self.given = {
+            i: t.clone() for i, t in ids.items()
+        }  # one tensor may be passed twice, and a network may modify it in place
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._classes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # class indices that the positions of one-hot vectors stand for
+        self._classes: WeakTensorKeyDictionary = (
+            WeakTensorKeyDictionary()
+        )  # class indices that the positions of one-hot vectors stand for
         start = 0
         for t in self.given.values():
             self._places[t] = torch.arange(start, start + t.numel(), device=t.device).view(t.shape)
@@ -132,7 +136,9 @@ class EmbeddingLookups:
             return None
         if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-            raise InputError(f"token id {wrong} is out of range for a vocabulary of size {len(table)}; use the model's own tokenizer")
+            raise InputError(
+                f"token id {wrong} is out of range for a vocabulary of size {len(table)}; use the model's own tokenizer"
+            )
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
         if call.name == "embedding_bag":
@@ -189,7 +195,8 @@ class EmbeddingLookups:
             and call.name not in QUERIES
         ):
             raise InputError(
-                f"'{call.name}' got integer one-hot vectors of token ids, which relevance cannot be propagated through; cast them "
+                f"'{call.name}' got integer one-hot vectors of token ids, which relevance cannot be propagated through; "
+                "cast them "
                 "to floating point first: F.one_hot(ids, n).float()"
             )
 

@@ -86,7 +86,8 @@ class GradientMode(TorchFunctionMode):
         """Raise `ModelError` if a mode is active in this thread."""
         if cls.under_way() is not None:
             raise ModelError(
-                "another explanation or relevance_rules block is already active in this thread; leave it before starting this one"
+                "another explanation or relevance_rules block is already active in this thread; leave it before starting "
+                "this one"
             )
 
     def __exit__(self, *exception):
@@ -178,8 +179,12 @@ class RelevanceMode(GradientMode):
         self._rules_at_input = any(is_input_rule(rule) for _, rule in Composite.of(rules).entries)
         self._explains = explains
         self.saturated = ""  # note for the explanation where the logits are explained instead of the probabilities
-        self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # values that an opaque module modified in place
-        self._looked_at: list[object] = []  # outputs of modules with backward hooks: keep them alive, since facts are held by weak references
+        self._before_module: WeakTensorKeyDictionary = (
+            WeakTensorKeyDictionary()
+        )  # values that an opaque module modified in place
+        self._looked_at: list[
+            object
+        ] = []  # outputs of modules with backward hooks: keep them alive, since facts are held by weak references
         self._reader = ArgumentReader(self.bench.known, all_known=self._explains)
         # tensors that native functions save for their gradients go through the cells as well
         guard = saved_tensors_hooks(self.bench.cells.save, SavedTensor.value.fget)  # type: ignore[attr-defined]
@@ -221,10 +226,13 @@ class RelevanceMode(GradientMode):
         if self.bench.last_constant is None:
             return "; look for a .detach(), a cast to integers or a torch.no_grad() block in the forward pass"
         held = f"{self.bench.last_constant} is held constant as a gate or statistic, so no relevance passes through it"
-        return f"; {held}. Explain the value before it (the logits), as in target=whence.objectives.Neuron('head', 3), or give it a rule"
+        explain = "explain the value before it (the logits), as in target=whence.objectives.Neuron('head', 3)"
+        return f"; {held}. Either {explain}, or give it a rule"
 
     def before_saturation(self, outputs: Any) -> Any:
-        """Return the logits if the outputs are their sigmoid or softmax, else the outputs; relevance passes through neither function."""
+        """Return the logits if the outputs are their sigmoid or softmax, else the outputs; relevance passes through neither
+        function.
+        """
         logits = logits_of(outputs)
         before = self.bench.saturation(logits) if isinstance(logits, Tensor) else None
         if before is None:
@@ -238,7 +246,9 @@ class RelevanceMode(GradientMode):
 
     @contextmanager
     def from_the_middle(self) -> Iterator[None]:
-        """Start a backward pass at an intermediate layer: with a new conservation account and the layer numbers of the last pass."""
+        """Start a backward pass at an intermediate layer: with a new conservation account and the layer numbers of the last
+        pass.
+        """
         self.meter.forget()
         with self.bench.descent.as_before():
             yield
@@ -246,7 +256,8 @@ class RelevanceMode(GradientMode):
     # reading arguments
 
     def _unremarkable(self, args: tuple, kwargs: dict[str, Any] | None) -> bool:
-        """Return whether the first argument depends on the input without facts that matter, and no other argument is a tensor."""
+        """Return whether the first argument depends on the input without facts that matter, and no other argument is a tensor.
+        """
         if not args or not self.bench.known.plain(args[0]) or not args[0].requires_grad:
             return False
         for value in args[1:]:
@@ -255,7 +266,9 @@ class RelevanceMode(GradientMode):
         return not kwargs or (INERT_TYPES.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
 
     def _meet(self, strangers: Sequence[Tensor], call: Call) -> Call:
-        """Register tensors seen for the first time: leaves, aliases by a module's backward hook, or outputs of opaque functions."""
+        """Register tensors seen for the first time: leaves, aliases by a module's backward hook, or outputs of opaque
+        functions.
+        """
         replaced = {}
         for t in strangers:
             original = self.bench.known.looked_at(t) if t.grad_fn is not None else None
@@ -278,7 +291,8 @@ class RelevanceMode(GradientMode):
         if maker.startswith("FlexAttention"):
             return OpaqueError(f"{here}: {FLEX_ATTENTION}")
         return OpaqueError(
-            f"{here} reads a tensor made by {maker}, which whence cannot intercept: an autograd.Function, a compiled extension, or "
+            f"{here} reads a tensor made by {maker}, which whence cannot intercept: an autograd.Function, a compiled "
+            "extension, or "
             "code that ran outside the rules; give the module that makes it a rule, such as "
             "LRP({'path.of.module': whence.Identity()}), detach it, or write it with torch functions"
         )
@@ -299,7 +313,8 @@ class RelevanceMode(GradientMode):
         return undetached(out, given, (call.args, call.kwargs))
 
     def _see_looked_up(self, t: Tensor) -> None:
-        """Register looked-up vectors as the input, for rules of the input layer, unless they were pooled by the look-up itself."""
+        """Register looked-up vectors as the input, for rules of the input layer, unless they were pooled by the look-up itself.
+        """
         lookup = self.lookups.found[-1]
         if not self._rules_at_input or self.recomputing or t.numel() != lookup.vectors.numel():
             self.bench.see(t)
@@ -323,7 +338,8 @@ class RelevanceMode(GradientMode):
                 self._before_module[target] = target.detach().clone()
         elif target.requires_grad and name not in LEAVES_VALUES:
             raise ModelError(
-                f"'{name}' in '{self.scope.path}' modifies a tensor that depends on the input in place under torch.no_grad(), which "
+                f"'{name}' in '{self.scope.path}' modifies a tensor that depends on the input in place under "
+                "torch.no_grad(), which "
                 "relevance cannot be propagated through; run it outside no_grad or make it out-of-place"
             )
         self.bench.before_overwriting(target)

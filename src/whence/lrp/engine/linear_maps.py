@@ -33,7 +33,9 @@ class LinearMap(Protocol):
         ...
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Self | None":
-        """Return this map followed by `scale · z + shift` along dimension `dim` of an output of `rank`, or None if it cannot be folded."""
+        """Return this map followed by `scale · z + shift` along dimension `dim` of an output of `rank`, or None if it cannot be
+        folded.
+        """
         ...
 
     @property
@@ -267,7 +269,8 @@ class Bilinear:
 
 
 def contributions_by_size(linear: LinearMap, weights: RuleWeights, z: Tensor, a: Tensor) -> Tensor:
-    """Return P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass for inputs of any sign, but a small P is rounded like a large one."""
+    """Return P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass for inputs of any sign, but a small P is rounded like a large one.
+    """
     return linear.apply(a.abs(), weights.modified(torch.abs), weights.modified_bias(torch.abs)).add_(z).mul_(0.5)
 
 

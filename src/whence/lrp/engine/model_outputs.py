@@ -20,7 +20,7 @@ def first_tensor(output: object) -> Tensor | None:
 
 
 def with_first_tensor(output: Any, t: Tensor, path: str) -> Any:
-    """The same output with another tensor where `first_tensor` looks."""
+    """Return the output with another tensor in place of the one that `first_tensor` returns."""
     if isinstance(output, Tensor):
         return t
     if isinstance(output, dict):

@@ -47,7 +47,9 @@ class SaturatedValue(NamedTuple):
 
 
 class UnguardedOverwrite(BaseException):
-    """Signal that the model modifies a tensor in place while saved tensors are not guarded; the forward pass is repeated with guards."""
+    """Signal that the model modifies a tensor in place while saved tensors are not guarded; the forward pass is repeated with
+    guards.
+    """
 
 
 class OpContext:
@@ -201,7 +203,8 @@ class OpContext:
         return self.own_gradient(call)
 
     def refused(self, call: Call, error: WhenceError) -> Any:
-        """Return the call's value; raise `error` only if relevance is propagated through it, so that side outputs may use it."""
+        """Return the call's value; raise `error` only if relevance is propagated through it, so that side outputs may use it.
+        """
         return call.run_with({id(t): self.impassable(t, error) for t in call.data})
 
     def impassable(self, t: Tensor, error: WhenceError) -> Tensor:
@@ -222,7 +225,9 @@ class OpContext:
         """
         companion, path, a = self.companion(source), self.path, source.detach()
         if companion is None and source.is_leaf:  # within relevance_rules
-            raise RuleError(f"'{path}' touches the input, where its relevance is not of the form x * gradient; use whence.explain")
+            raise RuleError(
+                f"'{path}' touches the input, where its relevance is not of the form x * gradient; use whence.explain"
+            )
         meter, present = self.meter, 1 if companion is None or companion.present is None else companion.present
 
         def back(g: Tensor, a: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:

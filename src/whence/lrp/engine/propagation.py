@@ -36,7 +36,8 @@ from whence.lrp.torch_compat.saved_tensors import version_of
 
 @dataclass(slots=True, eq=False)
 class InputCompanion:
-    """Zeros attached to a tensor that holds the rearranged input; rules of the input layer write relevance to their gradient."""
+    """Zeros attached to a tensor that holds the rearranged input; rules of the input layer write relevance to their gradient.
+    """
 
     zeros: Tensor
     present: Tensor | None = None  # 1 where a value comes from the input, 0 where it is padding; None: no padding
@@ -127,7 +128,9 @@ class LinearBackward:
         self._factors_of: Gamma | None = None
 
     def reads(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that the backward pass reads: output and input, the output alone, or none if the rule is the gradient."""
+        """Return the tensors that the backward pass reads: output and input, the output alone, or none if the rule is the
+        gradient.
+        """
         rule = self.step.rule
         if not isinstance(rule, Epsilon) or is_split_rule(rule):
             return z, a
@@ -136,7 +139,10 @@ class LinearBackward:
     def __call__(self, g: Tensor, *read: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rule, linear = self._rule(), self.step.linear
         if version_of(linear.weight) != self._weight_version:
-            raise ModelError(f"the weight of '{self.step.path}' was modified in place after its use in the forward pass; make that operation out-of-place")
+            raise ModelError(
+                f"the weight of '{self.step.path}' was modified in place after its use in the forward pass; make that "
+                "operation out-of-place"
+            )
         weights = self._kept((linear.layout, g.dtype), linear.constants, lambda: RuleWeights(linear, g.dtype))
         read = tuple([t.to(g.dtype) for t in read])  # under autocast the map is computed in another dtype than its input has
         if is_input_rule(rule):
@@ -200,7 +206,7 @@ class LinearBackward:
                 return rule.factors(z, contributions_by_size(linear, weights, z, a), z)
             positive = positive_contributions(linear, weights, a, nonnegative, bias)
             found = rule.factors(z, positive, z if bias or weights.bias is None else z - self._bias_alone(weights, a))
-            return found if _is_own(rule) else check_factors(rule, found, z)
+            return found if _is_own(rule) else check_factors(rule, found, z, self.step.rectified)
 
         whole, positive = self._shares(g, factors)
         if positive is None:

@@ -1,4 +1,4 @@
-"""What is known of the tensors that depend on the input, and what the result of a call inherits of it from its arguments."""
+"""Facts about tensors that depend on the input, and how results of calls inherit them from the arguments."""
 
 from collections.abc import Sequence
 from numbers import Number
@@ -15,7 +15,7 @@ from whence.lrp.torch_compat.deferred_checks import known_true
 
 
 class Facts:
-    """What the results of a call are known by."""
+    """Facts about the results of a call."""
 
     __slots__ = ("companion", "made_of", "nonnegative", "plain", "proportional")
 
@@ -37,7 +37,7 @@ BACKWARD_HOOK = "BackwardHookFunctionBackward"  # torch's name for the node
 
 
 class TensorRecord(ref):
-    """What is known of a tensor as long as nobody overwrites it, on a weak reference to the tensor."""
+    """The facts about one tensor, valid until it is modified in place, on a weak reference to the tensor."""
 
     __slots__ = ("inherited", "key", "link", "version")
 
@@ -77,7 +77,7 @@ class TensorFacts:
             self.by_id[id(t)] = ref(t)
 
     def of(self, t: Tensor) -> TensorRecord | None:
-        """What holds of it now, if there is anything."""
+        """Return the record that holds for the tensor now, or None."""
         known = self.by_id.get(id(t))
         return known if type(known) is TensorRecord and known() is t and known.version == t._version else None
 
@@ -96,12 +96,12 @@ class TensorFacts:
         return next((s for s in living if s is not None and _made_by(s, node) and s.output_nr == place), None)
 
     def stands_for(self, t: Tensor, original: Tensor) -> None:
-        """What is known of the original is known of `t`."""
+        """Let `t` have the facts of the original."""
         known = self.of(original)
         self.see(t) if known is None else self.note(t, known.inherited, known.link)
 
     def note(self, t: Tensor, inherited: Facts = NO_FACTS, link: LinearLink | None = None) -> TensorRecord:
-        """What is known of it from now on."""
+        """Record facts about the tensor from now on."""
         key = id(t)
         known = TensorRecord(t) if link is None and inherited.companion is None else TensorRecord(t, self._forget)
         known.key, known.version, known.inherited, known.link = key, t._version, inherited, link
@@ -132,7 +132,7 @@ def _made_by(t: Tensor, node: Any) -> bool:
 
 
 def propagate_facts(call: Call, table: TensorFacts) -> Facts:
-    """What the results will be known by, from what is known of the arguments."""
+    """Return the facts about the results of a call, given those about its arguments."""
     facts, data = call.facts, call.data
     made_of = table.now(data) if facts.pointwise else ()
     first = made_of[0].inherited if made_of else table.inherited(data[0])
@@ -151,7 +151,7 @@ def is_proportional(name: str, data: Sequence[Tensor]) -> bool:
 
 
 def gate_factor(call: Call, table: TensorFacts) -> Tensor | None:
-    """Of a product x · h(x) of a value (or a multiple of it) and a function of the same value, the second factor."""
+    """Return the gate h(x) of a product x · h(x) of a value (or a multiple of it) and a function of it, or None."""
     if len(call.data) != 2 or call.data[0] is call.data[1]:
         return None
     first, second = table.now(call.data)
@@ -197,7 +197,7 @@ def _keeps_sign(call: Call, table: TensorFacts) -> bool:
 
 
 def _propagate_companion(call: Call, table: TensorFacts) -> InputCompanion | None:
-    """What goes beside the result, if the result is the input moved about, padded, shifted or scaled value by value."""
+    """Return the companion of the result, if the result is the input rearranged, padded, shifted or scaled elementwise."""
     beside = {id(t): c for t in call.data if (c := table.inherited(t).companion) is not None}
     if len(beside) != len({id(t) for t in call.data}):
         return None

@@ -141,7 +141,7 @@ def power(bench: OpContext, call: Call) -> Any:
 
 
 def divide_gradient(out: Tensor, divisor: float) -> Tensor:
-    """The same with its gradient divided."""
+    """Return the tensor with its gradient divided."""
     return with_gradient_hook(out, lambda g: g / divisor)
 
 

@@ -28,7 +28,7 @@ SYNONYMS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "idi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FunctionFacts:
-    """What is known of a torch function whatever it is called with."""
+    """Facts about a torch function that do not depend on its arguments."""
 
     name: str  # the same for all spellings
     asks: bool  # no more than for an attribute of a tensor, other than its values moved about (x.mT), or for its likeness

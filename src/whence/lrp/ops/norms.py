@@ -79,13 +79,15 @@ def distance(bench: OpContext, call: Call) -> Tensor:
 
 
 def group_norm(bench: OpContext, call: Call) -> Tensor:
-    """The same by groups of channels."""
+    """(x − mean) / deviation · weight + bias by groups of channels, the deviation constant."""
     x, groups, weight, bias, eps = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (x.shape[0], groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
 
 
 def instance_norm(bench: OpContext, call: Call) -> Tensor:
-    """The same by channels; by running statistics a diagonal linear map."""
+    """(x − mean) / deviation · weight + bias by channels, the deviation constant; a diagonal linear map with running
+    statistics.
+    """
     x, mean, var, weight, bias, own_statistics, momentum, eps = call.bind(
         "input running_mean running_var weight bias use_input_stats momentum eps",
         running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5,

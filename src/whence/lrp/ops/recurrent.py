@@ -23,7 +23,7 @@ State = tuple[Tensor, ...]  # (h,) or (h, c), each [N, H]
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Of one layer in one direction: gates along the first dimension."""
+    """The weights of one layer in one direction, gates along the first dimension."""
 
     of_input: Tensor  # [gates · H, D]
     of_state: Tensor  # [gates · H, H]
@@ -87,7 +87,7 @@ def recurrent(bench: OpContext, call: Call) -> tuple[Tensor, ...]:
     sizes, rest = (rest[0], rest[1:]) if packed else (None, rest)
     initial, flat, biases, layers, dropout, training, bidirectional, *batch_first = rest
     if training and dropout:
-        raise TrainingModeError(f"'{bench.path}' drops out; call model.eval() before explaining")
+        raise TrainingModeError(f"'{bench.path}' applies dropout; call model.eval() before explaining")
     first = any(batch_first)
     with bench.within():
         x = x.transpose(0, 1) if first else x

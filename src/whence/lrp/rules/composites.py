@@ -60,7 +60,7 @@ class Composite:
 
 
 class SelectorMatch:
-    """What one selector picks: calls that come from certain places, or of certain functions, or all."""
+    """The calls that one selector matches: by module, by function, or all."""
 
     def __init__(self, selector: Selector):
         atoms = list(_flatten_selector(selector))
@@ -166,7 +166,7 @@ def _check_selector(selector: Selector) -> None:
             _check_selector(one)
     elif isinstance(selector, type) and not issubclass(selector, nn.Module):
         raise SelectorError(
-            f"selector {selector.__name__} is no torch.nn.Module class; give a path, a module class or a torch function"
+            f"selector {selector.__name__} is not a torch.nn.Module class; pass a path, a module class or a torch function"
         )
     elif not (isinstance(selector, str | InputLayer) or callable(selector)):
         raise SelectorError(f"selector {selector!r} is neither a module path, a module class nor a torch function")

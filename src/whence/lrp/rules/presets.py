@@ -53,38 +53,98 @@ def _named_preset(preset: Callable[P, Composite]) -> Callable[P, Composite]:
 
 @_named_preset
 def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
-    """γ on convolutions, ε on dense layers, right for inputs of any range."""
+    """γ on convolutions, ε on dense layers, right for inputs of any range.
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_gamma()))
+
+    Args:
+        epsilon: ε of dense layers.
+        gamma: γ of convolutions.
+
+    Returns:
+        A `Composite`.
+    """
     return _composite((CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
 
 
 @_named_preset
 def epsilon_plus(epsilon: float = 1e-6) -> Composite:
-    """z⁺ on convolutions, ε on dense layers (Kohlbrenner et al. 2020)."""
+    """z⁺ on convolutions, ε on dense layers (Kohlbrenner et al. 2020).
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_plus()))
+
+    Args:
+        epsilon: ε of dense layers.
+
+    Returns:
+        A `Composite`.
+    """
     return _composite((CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
 
 
 @_named_preset
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
-    """As `epsilon_plus`, flat at the layer that touches the input."""
+    """`epsilon_plus` with the flat rule at the layer that touches the input.
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_plus_flat()))
+
+    Args:
+        epsilon: ε of dense layers.
+
+    Returns:
+        A `Composite`.
+    """
     return _composite((input_layer, Flat()), (CONVOLUTIONS, ZPlus()), (DENSE, Epsilon(epsilon)))
 
 
 @_named_preset
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
-    """αβ with (2, 1) on convolutions, ε on dense layers (Lapuschkin et al. 2017)."""
+    """αβ with (2, 1) on convolutions, ε on dense layers (Lapuschkin et al. 2017).
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_alpha2_beta1()))
+
+    Args:
+        epsilon: ε of dense layers.
+
+    Returns:
+        A `Composite`.
+    """
     return _composite((CONVOLUTIONS, AlphaBeta(2, 1)), (DENSE, Epsilon(epsilon)))
 
 
 @_named_preset
 def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
-    """z^B between the pixel bounds at the input, γ on convolutions, ε on dense layers (Montavon et al. 2019)."""
+    """z^B between the pixel bounds at the input, γ on convolutions, ε on dense layers (Montavon et al. 2019).
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_gamma_box(low, high)))
+
+    Args:
+        low: Lowest value of the inputs, a number or a tensor that broadcasts against them.
+        high: Highest value of the inputs.
+        epsilon: ε of dense layers.
+        gamma: γ of convolutions.
+
+    Returns:
+        A `Composite`.
+    """
     return _composite((input_layer, ZBox(low, high)), (CONVOLUTIONS, Gamma(gamma)), (DENSE, Epsilon(epsilon)))
 
 
 @_named_preset
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ in every ReLU layer, at the input z^B between bounds if there
-    are any, else w² for unbounded real input."""
+    are any, else w² for unbounded real input.
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.deep_taylor()))
+
+    Args:
+        low: Lowest value of the inputs, a number or a tensor that broadcasts against them; None for the w² rule at the
+            input.
+        high: Highest value of the inputs.
+
+    Returns:
+        A `Composite`.
+    """
     if (low is None) != (high is None):
         raise RuleError("deep_taylor(low, high) needs both bounds or neither")
     first = WSquare() if low is None or high is None else ZBox(low, high)
@@ -93,7 +153,17 @@ def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None =
 
 @_named_preset
 def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Composite:
-    """The course sheet's rules for torchvision's VGG-16: z^B at the pixels, γ from 1 down to 0.01 with depth, LRP-0 on top."""
+    """The course sheet's rules for torchvision's VGG-16: z^B at the pixels, γ from 1 down to 0.01 with depth, LRP-0 on top.
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.vgg16_falling_gamma()))
+
+    Args:
+        mean: Mean of each channel that images were normalised by.
+        std: Standard deviation of each channel.
+
+    Returns:
+        A `Composite`.
+    """
     centre, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
     falling = {(2,): 1.0, (5, 7): 10**-0.5, (10, 12, 14): 0.1, (17, 19, 21): 10**-1.5, (24, 26, 28): 0.01}
     middle = [(tuple(f"features.{i}" for i in layers), Gamma(gamma)) for layers, gamma in falling.items()]
@@ -113,6 +183,16 @@ def falling_gamma(
 
     >>> layers = [name for name in whence.layers.layer_shapes(model, x) if isinstance(modules[name], (nn.Conv2d, nn.Linear))]
     >>> whence.LRP(whence.presets.falling_gamma(layers, 1.0, 0.01))
+
+    Args:
+        layers: Module paths of the linear layers, in order.
+        first: γ of the first layer.
+        last: γ of the last layer.
+        low: Lowest value of the inputs, for z^B at the first layer.
+        high: Highest value of the inputs.
+
+    Returns:
+        A `Composite`.
     """
     if not layers or not (first > 0 and last > 0):
         raise RuleError(f"falling_gamma needs layers, and γ above 0 at both ends, not {first} and {last}")
@@ -131,6 +211,15 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     the dense layers too (0.01 to 1) makes heatmaps calmer.
 
     In state-space models step sizes, B and C are constant (MambaLRP, Rezaei Jafari et al. 2024).
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.attn_lrp()))
+
+    Args:
+        gamma: γ of dense layers; 0 is LRP-0.
+        conv_gamma: γ of convolutions; increasing with depth (`RisingGamma`) if None.
+
+    Returns:
+        A `Composite`.
     """
     return _composite(
         (STATE_SPACE_GATES, Constant()),
@@ -144,7 +233,17 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
 @_named_preset
 def cp_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
-    and none is lost in a softmax: without biases, ΣR is the output."""
+    and none is lost in a softmax: without biases, ΣR is the output.
+
+    >>> whence.explain(model, x, method=whence.LRP(whence.presets.cp_lrp()))
+
+    Args:
+        gamma: γ of dense layers; 0 is LRP-0.
+        conv_gamma: γ of convolutions; increasing with depth (`RisingGamma`) if None.
+
+    Returns:
+        A `Composite`.
+    """
     return _composite((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries)
 
 

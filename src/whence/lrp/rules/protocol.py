@@ -100,8 +100,8 @@ def can_merge(rule: Any, nonnegative: bool, rectified: bool) -> bool:
     return own and rule.merges(nonnegative, rectified)
 
 
-def check_factors(rule: object, factors: Any, z: Tensor) -> Factors:
-    """Return the factors of a user's rule in tensors of their own, which may be overwritten."""
+def check_factors(rule: object, factors: Any, z: Tensor, rectified: bool) -> Factors:
+    """Return the factors of a user's rule in tensors of their own; 0 where a ReLU follows that let nothing through."""
     if not isinstance(factors, tuple) or len(factors) != 2 or not all(isinstance(f, Tensor | None) for f in factors):
         raise RuleError(f"{type(rule).__name__}.factors must return (whole, positive), tensors like z or None each")
     try:
@@ -109,18 +109,23 @@ def check_factors(rule: object, factors: Any, z: Tensor) -> Factors:
     except RuntimeError:
         shapes = " and ".join(str(tuple(f.shape)) for f in factors if f is not None)
         raise RuleError(f"{type(rule).__name__}.factors returned {shapes} for an output of {tuple(z.shape)}") from None
+    if rectified:  # R = 0 there, whatever g is
+        whole, positive = (None if f is None else f.masked_fill_(z == 0, 0) for f in (whole, positive))
     return whole, positive
 
 
 def check_rule(rule: object, selector: str, own: tuple[type, ...]) -> None:
     """Raise for what is no rule: neither one of the `own` classes, nor a frozen dataclass that follows the protocol."""
     if isinstance(rule, type):
-        raise RuleError(f"the rule of selector {selector} is the class {rule.__name__}; write it with parentheses")
+        raise RuleError(
+            f"the rule of selector {selector} is the class {rule.__name__}, not an instance; pass {rule.__name__}()"
+        )
     if isinstance(rule, own):
         return
     if not any(is_kind(rule) for is_kind in (is_split_rule, is_input_rule, is_depth_rule)):
         raise RuleError(
-            f"the rule of selector {selector} is {rule!r}, not a rule; give one of whence, or a frozen dataclass with a method "
+            f"the rule of selector {selector} is {rule!r}, not a rule; pass one of whence.Epsilon(), "
+            "whence.ZPlus(), …, or a frozen dataclass with a method "
             "factors(z, positive, contributions)"
         )
     if not is_dataclass(rule) or not type(rule).__dataclass_params__.frozen:  # type: ignore[attr-defined]

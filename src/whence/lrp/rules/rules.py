@@ -15,7 +15,7 @@ Elementwise passes cost as much as convolutions in a network such as ResNet-50, 
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import isfinite
 from typing import ClassVar, Literal
 
@@ -163,7 +163,7 @@ class ZBox:
             below = bool((low < high).all())
         except RuntimeError:
             shapes = f"{tuple(low.shape)} and {tuple(high.shape)}"
-            raise RuleError(f"ZBox(low, high): bounds of shape {shapes} do not go together") from None
+            raise RuleError(f"ZBox(low, high): bounds of shapes {shapes} do not broadcast") from None
         _require(below, "ZBox(low, high): every low must be below its high")
 
     def denominator(self, linear: LinearMap, weights: RuleWeights, a: Tensor, present: Tensor | None) -> Tensor:
@@ -231,7 +231,7 @@ class RisingGamma:
         return _gamma(self.step * number)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _gamma(gamma: float) -> Gamma:
     """One rule for one γ: weights that it modified are known by it."""
     return Gamma(gamma)

@@ -1,4 +1,4 @@
-"""What a model keeps beside its weights: memories (`self.memory = …`) are left as they were, settings can be compared."""
+"""The state of a model beside its weights: attributes set by a forward pass are restored, settings can be compared."""
 
 import threading
 from collections.abc import Collection, Hashable, Iterator
@@ -86,8 +86,8 @@ class ModuleState:
                 with torch.no_grad():
                     t.detach_().copy_(values)
                 raise ModelError(
-                    f"the model writes what depends on the input into its tensor '{name}', which would hold the explanation's "
-                    f"graph; let it make a new one (self.{name} = …) as it runs"
+                    f"the model modifies its buffer '{name}' in place with values that depend on the input; "
+                    f"assign a new tensor (self.{name} = …) instead"
                 )
 
 
@@ -107,7 +107,7 @@ def _unchanged(a: Any, b: Any) -> bool:
 
 
 def model_settings(model: object, without: Collection[str] = ()) -> Hashable:
-    """What else than its inputs and weights a network may decide by, as far as it can be compared: its modules, their own
+    """Return the settings that a forward pass may depend on beside inputs and weights, in comparable form: modules, their
     attributes, mode and hooks, autocast."""
     casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
     modules = model.modules() if isinstance(model, nn.Module) else ()
@@ -120,7 +120,7 @@ def model_settings(model: object, without: Collection[str] = ()) -> Hashable:
 
 
 def _comparable(value: Any) -> Hashable:
-    """What tells whether an attribute is as it was: plain values and what is made of them, tensors by where they lie, functions
+    """Return a comparable form of an attribute: plain values and containers of them, tensors by their memory, other objects
     by which they are."""
     if isinstance(value, int | float | str | None):
         return value

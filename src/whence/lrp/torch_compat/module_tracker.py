@@ -150,7 +150,9 @@ class ModuleTracker:
 
     def _read_input(self, args: tuple, taps: list[Tap]) -> tuple | None:
         if not args or not isinstance(args[0], Tensor):
-            raise SelectorError(f"'{INPUT_OF}{self.path}' is no tensor passed by place; name a layer before it")
+            raise SelectorError(
+                f"'{INPUT_OF}{self.path}' is not a tensor passed as a positional argument; name a layer before it"
+            )
         read = args[0]
         if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
             read = with_gradient_hook(read, lambda g: g)
@@ -189,7 +191,7 @@ class ModuleTracker:
         """The tensor to read off: the output, or the first of a tuple or of named outputs (hidden states come first)."""
         first = first_tensor(output)
         if first is None:
-            raise SelectorError(f"layer '{self.names(module)[0]}' gives no tensor but {type(output).__name__}")
+            raise SelectorError(f"layer '{self.names(module)[0]}' returns {type(output).__name__}, expected a tensor")
         return first
 
 
@@ -216,7 +218,7 @@ def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name in (layers,) if isinstance(layers, str) else layers:
         if not isinstance(name, str):
-            raise SelectorError(f"a layer is named by its module path, as in 'features.28', not {name!r}")
+            raise SelectorError(f"a layer must be a module path, such as 'features.28', got {name!r}")
         among = inputs if name.startswith(INPUT_OF) else modules
         matching = {path: module for path, module in among.items() if path == name or (path and _matches(path, name))}
         if not matching:
@@ -237,10 +239,10 @@ def reject_opaque_module(module: nn.Module, path: str) -> None:
     """Raise for modules that run without calling torch functions, or call others than were written."""
     changed = "quantised" if is_quantized(module) else "in the layout of MKL-DNN" if type(module).__module__ == MKLDNN else None
     if changed:
-        raise OpaqueError(f"module '{path}' is {changed} and has no gradients; explain the floating-point model it was made of")
+        raise OpaqueError(f"module '{path}' is {changed} and has no gradients; explain the original floating-point model")
     made = "scripted or traced" if isinstance(module, torch.jit.ScriptModule) else "exported" if is_exported(module) else None
     if made:
-        raise OpaqueError(f"module '{path}' is {made} and hides its functions; explain the original nn.Module")
+        raise OpaqueError(f"module '{path}' is {made} and its operations cannot be intercepted; explain the original nn.Module")
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -31,7 +31,9 @@ class SavedTensor:
     @property
     def value(self) -> Tensor:
         if self._value._version != self._version:
-            raise ModelError("a hidden activation was overwritten where whence could not see it; run that part out of place")
+            raise ModelError(
+                "an in-place operation overwrote an activation where whence cannot intercept it; make it out-of-place"
+            )
         return self._value
 
     @property
@@ -105,12 +107,12 @@ class ModifiedBackward(torch.autograd.Function):
 
 
 def with_backward_of(value: Callable[[], Tensor], written_out: Tensor) -> Tensor:
-    """What `value()` gives, to the last bit, with the way back of what it was written out as."""
+    """Return the exact value of `value()` with the backward pass of its decomposition `written_out`."""
     return ModifiedBackward.apply(value, lambda g: (g,), lambda value: (), written_out)  # type: ignore[return-value]
 
 
 class JointBackward(torch.autograd.Function):
-    """The same tensors, and `back(gradients, tensors)` for their gradients. `copied`: the tensors are kept as copies."""
+    """Identity whose gradients are `back(gradients, tensors)`; with `copied`, copies of the tensors are saved."""
 
     @staticmethod
     def forward(ctx, back: Callable[..., Sequence[Tensor]], copied: bool, *sources: Tensor):
@@ -125,7 +127,7 @@ class JointBackward(torch.autograd.Function):
 
 
 class InPlaceBackward(torch.autograd.Function):
-    """As `Node`, where the value has to end up in `target` itself, whose own history was cut before."""
+    """`ModifiedBackward` that writes the value into `target` itself, whose own history was cut before."""
 
     @staticmethod
     def forward(

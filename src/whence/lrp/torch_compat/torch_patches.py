@@ -1,4 +1,4 @@
-"""What has to be arranged around a forward pass for the mode to see all of it: compiled parts run eagerly, vmapped parts sample
+"""Patches of torch around a forward pass, so that the mode sees all functions: compiled parts run eagerly, vmapped parts sample
 by sample, and checkpointed parts are seen again when they are computed again.
 
 All are process-wide in torch: the first who needs them makes the change, the last undoes it.
@@ -99,7 +99,7 @@ def _checkpoints_carried() -> Iterator[None]:
 
 @contextmanager
 def _vmaps_looped() -> Iterator[None]:
-    """What is vmapped over data runs as a loop, whose functions can be seen: values of single samples, equal to rounding."""
+    """Run functions vmapped over data as a loop, whose functions can be seen: values of single samples, equal to rounding."""
     original = getattr(apis, VMAP_IMPL, None)
     if original is None:  # a torch that has moved it: what it makes is then refused as unseen
         yield

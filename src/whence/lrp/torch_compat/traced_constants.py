@@ -1,4 +1,4 @@
-"""What a network decides by while a graph of it is written: the values of constants, which are the same for every input."""
+"""Values of constants that control flow may depend on while a graph is traced: they are the same for every input."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def _evaluate(node: Node, values: Mapping[Node, Any], root: Any) -> Any:
     if isinstance(like, SYMBOLS):
         return like.node.hint
     if node.op == "placeholder":
-        raise ModelError(f"the model decides by the values of tensors, in {user_code_line()}: there is no one graph of it")
+        raise ModelError(f"data-dependent control flow at {user_code_line()}; cannot capture as one graph")
     target: Any = node.target
     if node.op == "get_attr":
         return getattr(root, target)

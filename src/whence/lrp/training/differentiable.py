@@ -86,12 +86,12 @@ def _make_quotients_safe(graph: GraphModule) -> GraphModule:
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """What `target.copy_(source)` leaves in it; torch has no derivative for the function without side effects."""
+    """Return the value that `target.copy_(source)` leaves in it; torch has no derivative for its functional form."""
     return source.to(target.dtype).expand(target.shape)
 
 
 def _remove_aliases(graph: GraphModule) -> GraphModule:
-    """What was detached on the way is the same value here, and its derivative counts."""
+    """Remove detach and alias nodes, whose derivative counts here."""
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target in ALIASES:
             node.replace_all_uses_with(node.args[0])

@@ -1,5 +1,6 @@
 """relevance_rules(): modified gradients for one's own loops, and for losses made of relevance."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,15 +30,15 @@ def relevance_rules(
     unknown: Unknown = "error",
     differentiable: bool = False,
 ) -> Iterator[RelevanceMode | None]:
-    """Plain PyTorch with modified gradients, for one's own loops: afterwards the relevance of x is `x * grad`.
+    """Modify gradients by LRP rules in plain PyTorch code: afterwards the relevance of x is `x * grad`.
 
     >>> with whence.relevance_rules(model, {torch.nn.Linear: whence.Gamma(0.1)}):
     ...     logits = model(x)
     >>> (g,) = torch.autograd.grad(logits[0, 483], x)
     >>> relevance = x * g
 
-    `model` may be None where no selector is a module path. Rules of the input layer (ZBox, WSquare, Flat), and distances at the input, are not
-    of the form x · g and are refused here; use `explain`.
+    `model` may be None where no selector is a module path. Rules of the input layer (ZBox, WSquare, Flat), and distances at the
+    input, are not of the form x · g and are refused here; use `explain`.
 
     With `differentiable`, relevance itself has derivatives with respect to inputs and parameters, for losses made of it:
 
@@ -52,15 +53,21 @@ def relevance_rules(
     The calls of `model` are then under the rules, and nothing else. Forward and way back are written down as one graph the
     first time inputs of some shape come by (which takes seconds) and kept as long as the model; parameters and buffers are read
     anew at each call.
+
+    Args:
+        model: The model; None if no selector is a module path and `differentiable` is False.
+        rules: A dict from selectors to rules, or a preset.
+        unknown: What to do with functions without a rule: "error", "warn" or "gradient".
+        differentiable: Whether relevance itself can be differentiated.
     """
     if isinstance(model, Mapping | Composite):
-        raise RuleError("relevance_rules takes the model first: relevance_rules(model, rules)")
+        raise RuleError("the first argument of relevance_rules must be the model: relevance_rules(model, rules)")
     if not differentiable:
         with modified_gradients(rules, model, unknown) as mode:
             yield mode
         return
     if not isinstance(model, nn.Module):
-        raise RuleError("differentiable=True follows the calls of a model; give it: relevance_rules(model, rules, …)")
+        raise RuleError("differentiable=True needs the model: relevance_rules(model, rules, …)")
     calls = _DifferentiableForward(model, Composite.of(rules), unknown)
     before = model.__dict__.get("forward")
     model.__dict__["forward"] = calls
@@ -73,7 +80,8 @@ def relevance_rules(
             model.__dict__["forward"] = before
 
 
-GRAPHS: "WeakKeyDictionary[nn.Module, dict[Any, GraphModule]]" = WeakKeyDictionary()
+MAX_GRAPHS = 16  # of one model, one for each kind of call
+GRAPHS: "WeakKeyDictionary[nn.Module, OrderedDict[Any, GraphModule]]" = WeakKeyDictionary()
 
 
 class _DifferentiableForward:
@@ -91,7 +99,7 @@ class _DifferentiableForward:
         if self._writing or not sources or not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
         if self._model.training:
-            raise ModelError("the model is in training mode, where each pass is another; call model.eval() before")
+            raise ModelError("the model is in training mode, where every forward pass differs; call model.eval() first")
         RelevanceMode.refuse_another()
         graph = self._graph(leaves, structure, sources)
         state = state_tensors(self._model)
@@ -112,7 +120,7 @@ class _DifferentiableForward:
 
     def _graph(self, leaves: list[Any], structure: TreeSpec, sources: list[int]) -> GraphModule:
         """Written down once for each kind of call."""
-        known = GRAPHS.setdefault(self._model, {})
+        known = GRAPHS.setdefault(self._model, OrderedDict())
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
         kinds += tuple((t.shape, t.dtype, t.device) for t in state_tensors(self._model).values())
         key = (
@@ -132,6 +140,9 @@ class _DifferentiableForward:
                 )  # fmt: skip
             finally:
                 self._writing = False
+        known.move_to_end(key)
+        while len(known) > MAX_GRAPHS:
+            known.popitem(last=False)
         return known[key]
 
 
