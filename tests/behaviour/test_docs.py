@@ -21,6 +21,7 @@ NOTEBOOKS = sorted(page for page in (ROOT / "docs" / "tutorials").glob("*.md") i
 
 
 SUPPORT = str(Path(__file__).parents[1])
+FIRST = f"import sys; sys.path.insert(0, {SUPPORT!r}); import support.torchvision_operators; sys.path.pop(0)\n"
 
 
 PEERS = {"coming_from.md": ("captum", "zennit", "shap", "quantus", "lucent", "lxt")}

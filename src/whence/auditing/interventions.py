@@ -49,8 +49,7 @@ class ArtifactPatch:
         return twins
 
     def cut(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
-        """Return images with the rectangle cut out and inpainted from its surroundings, shifted by `down` and `right` pixels.
-        """
+        """Return images with the rectangle cut out and inpainted from its surroundings, shifted by `down` and `right` pixels."""
         hidden = torch.zeros(1, 1, 1, *x.shape[2:], dtype=torch.bool, device=x.device)
         rows, columns = self._place(down, right)
         hidden[..., rows, columns] = True

@@ -78,8 +78,7 @@ class AttackResult(Result):
             "after": self.after,
             "success": self.success,
             "distance": self.distances(),
-            "distance": self.distances(),
-        }  # fmt: skip
+        }
         return [{"sample": i} | {name: column[i].item() for name, column in columns.items()} for i in range(len(self))]
 
     def figure(self) -> "Figure":

@@ -68,8 +68,7 @@ class Continuity:
 
 @dataclass(frozen=True)
 class MaxSensitivity:
-    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `n_samples` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2).
-    """
+    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `n_samples` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2)."""
 
     radius: float = 0.02
     n_samples: int = 10
