@@ -130,5 +130,5 @@ def test_scattered_places_are_no_mark(audited, poisoned, samples):
     scattered[2, 2] = scattered[25, 25] = True
     with pytest.raises(errors.InputError, match="scattered"):
         whence.prove(replace(audited.clusters[0], mask=scattered), poisoned, (x, y))
-    with pytest.raises(errors.InputError, match="no other place"):
+    with pytest.raises(errors.InputError, match="the image has no other position of its size for the control"):
         whence.prove(replace(audited.clusters[0], mask=torch.ones(SIDE, SIDE, dtype=torch.bool)), poisoned, (x, y))

@@ -126,7 +126,7 @@ def test_one_baseline_is_that_of_the_text_not_of_its_mask():
         assert e.relevance["attention_mask"] is None
         assert e.relevance["input_ids"].abs().sum() > 0
     two = {"input_ids": inputs["input_ids"], "segments": inputs["input_ids"]}
-    with pytest.raises(errors.InputError, match="for which of input_ids, segments"):
+    with pytest.raises(errors.InputError, match="ids, segments; pass a dict or tuple structured like the inpu"):
         whence.explain(lambda input_ids, segments: input_ids, two, 0, method=whence.FeatureAblation(0))
 
 

@@ -100,7 +100,7 @@ def test_preprocessing_says_what_does_not_fit():
     for given, message in (
         ({"size": 64}, "give height and width"),
         ({"size": (0, 4)}, "give height and width"),
-        ({"size": (4, 4), "channels": 4}, "with 3, or with 1 in grey"),
+        ({"size": (4, 4), "channels": 4}, "expected 3"),
         ({"size": (4, 4), "channels": 1, "mean": (0.5,) * 3, "std": (0.5,) * 3}, "3 numbers for 1 channels"),
         ({"size": (4, 4), "crop": False, "resize": 8}, "resize=8 is for pictures that are cropped"),
     ):
@@ -192,7 +192,7 @@ def test_output_that_is_not_classes():
 
 def test_models_and_methods_that_are_none():
     refused(errors.ModelError, "must be callable, not int", 3, X)
-    refused(errors.RuleError, "no method 'lrb'", net(), X, method="lrb")
+    refused(errors.RuleError, "unknown method", net(), X, method="lrb")
     refused(errors.RuleError, r"write LRP\(\)", net(), X, method=LRP)
     refused(errors.RuleError, "is no method", net(), X, method=3)
 
@@ -208,7 +208,12 @@ def test_a_lazy_model():
 
 @pytest.mark.parametrize(
     ("rules", "message"),
-    [([1], "mapping"), ({"0": Epsilon}, "with parentheses"), ({"0": 0.25}, "not a rule"), ({"0": None}, "not a rule")],
+    [
+        ([1], "mapping"),
+        ({"0": Epsilon}, "is the class Epsilon, not an instance; pass Epsilon"),
+        ({"0": 0.25}, "not a rule"),
+        ({"0": None}, "not a rule"),
+    ],
 )
 def test_rules_of_the_wrong_form(rules, message):
     with pytest.raises(errors.RuleError, match=message):
@@ -222,7 +227,7 @@ def test_rules_with_no_number(make):
 
 
 def test_bounds_that_do_not_go_together():
-    with pytest.raises(errors.RuleError, match="do not go together"):
+    with pytest.raises(errors.RuleError, match="bounds of shapes"):
         whence.ZBox(torch.zeros(3), torch.ones(4))
 
 

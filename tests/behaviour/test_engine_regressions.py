@@ -99,7 +99,7 @@ def test_a_gate_written_into_a_part_of_a_tensor_is_refused():
         y[:, :2].sigmoid_()
         return y * x
 
-    with pytest.raises(whence.errors.ModelError, match=r"sigmoid .* overwrites a part"):
+    with pytest.raises(whence.errors.ModelError, match="is written into a part of a tensor in place, but is held con"):
         whence.explain(model, torch.randn(2, 4), first)
 
 
@@ -120,7 +120,7 @@ def test_overwriting_under_no_grad_is_refused():
             y.mul_(3)
         return y
 
-    with pytest.raises(whence.errors.ModelError, match="under no_grad"):
+    with pytest.raises(whence.errors.ModelError, match="modifies a tensor that depends on the input in place under t"):
         whence.explain(model, torch.randn(2, 3), first)
 
 
@@ -163,7 +163,7 @@ def test_constants_overwritten_later_count_as_they_were():
 
     x = torch.randn(2, 4)
     assert torch.equal(whence.explain(weight, x, first).relevance[:, 0], x[:, 0])
-    with pytest.raises(whence.errors.ModelError, match="was overwritten after its use"):
+    with pytest.raises(whence.errors.ModelError, match="was modified in place after its use in the forward pass; mak"):
         whence.explain(weight, torch.randn(2, 4), first, method=LRP({F.linear: Epsilon()}))
 
 
@@ -203,7 +203,10 @@ def test_half_precision_is_near_the_exact_answer(rule):
 
 def test_one_explanation_at_a_time():
     model, x = net(), torch.randn(1, 1, 6, 6)
-    with whence.relevance_rules(None, {}), pytest.raises(whence.errors.ModelError, match="already under way"):
+    with (
+        whence.relevance_rules(None, {}),
+        pytest.raises(whence.errors.ModelError, match="rules block is already active in this thread; leave it befor"),
+    ):
         whence.explain(model, x, method="gradient_times_input")
     whence.explain(model, x)
 
@@ -270,7 +273,7 @@ def test_single_samples_of_sequences_held_first():
     e = whence.explain(lambda x: layer(x.transpose(0, 1)).sum(0), torch.randn(3, 5, 4), 1)
     assert len(e[0]) == 1
     assert all(len(amount) == 3 for amount in e.conservation.by_layer.values())
-    with pytest.raises(IndexError, match="steps of -1"):
+    with pytest.raises(IndexError, match="samples cannot be sliced with step"):
         e[::-1]
 
 

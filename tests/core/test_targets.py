@@ -58,5 +58,5 @@ def test_a_neuron_that_is_not_there():
         whence.explain(net, x, whence.objectives.Neuron("three", 2))
     with pytest.raises(whence.errors.TargetError, match="channel 9 is out of range"):
         whence.explain(net, x, whence.objectives.Neuron("3", 9))
-    with pytest.raises(whence.errors.TargetError, match="compares with a photo"):
+    with pytest.raises(whence.errors.TargetError, match="Caricature needs the activations of its photo, which only pr"):
         whence.explain(net, x, whence.objectives.Caricature("0", x[:1]))

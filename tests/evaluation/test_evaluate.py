@@ -67,7 +67,7 @@ def test_a_moved_digit_is_drawn_for_each_method(tmp_path):
     cells = nn.functional.adaptive_avg_pool2d(here, 3).flatten()
     unmoved = torch.tensor([float(line.get_ydata()[10]) for line in lines], dtype=cells.dtype)
     torch.testing.assert_close(unmoved / unmoved.abs().max(), cells / cells.abs().max(), rtol=1e-3, atol=1e-4)
-    with pytest.raises(errors.InputError, match="one picture"):
+    with pytest.raises(errors.InputError, match="expected one image"):
         translation_figure(digits(), x[:2], ["lrp"])
 
 

@@ -52,7 +52,7 @@ def test_regions():
     cut = whence.superpixels(x, 20)
     found = Regions.of(lambda x: whence.superpixels(x, 20), Inputs.of(x), [0])
     assert found.counts.tolist() == [int(cut[0].max()) + 1, int(cut[1].max()) + 1]
-    with pytest.raises(errors.InputError, match="no regions 'tiles'"):
+    with pytest.raises(errors.InputError, match="the side length of square patches, or a mask"):
         Regions.of("tiles", Inputs.of(x), [0])
     with pytest.raises(errors.InputError, match="whole numbers"):
         Regions.of(torch.zeros(1, 1, 5, 5).long(), Inputs.of(x), [0])
@@ -84,5 +84,5 @@ def test_tokens_are_taken_away_and_padding_never():
     assert 0 <= float(mass.values["lrp"]["relevance_mass"].nanmean()) <= 1
     with pytest.raises(errors.InputError, match="ids have no mean"):
         whence.evaluate(model, (text, None), ["lrp"], ["srg"], progress=False)
-    with pytest.raises(errors.InputError, match="ids have nothing between them"):
+    with pytest.raises(errors.InputError, match="token ids cannot be perturbed continuously; continuity and m"):
         whence.evaluate(model, (text, None), ["lrp"], ["max_sensitivity"], progress=False)

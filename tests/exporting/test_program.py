@@ -244,7 +244,7 @@ def test_a_model_that_changed_since_is_told(tmp_path):
     with pytest.raises(errors.ModelError, match="changed since"):
         whence.check_exported(path, model)
     path.write_bytes(b"no program")
-    with pytest.raises(errors.LoadError, match=r"no \.pt2 that whence exported"):
+    with pytest.raises(errors.LoadError, match="file exported by whence"):
         whence.check_exported(path, model)
     torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.rand(1, 2),)), path)
     with pytest.raises(errors.LoadError, match=r"no item named 'whence\.json'"):
@@ -270,12 +270,12 @@ class Masked(nn.Linear):
     (ByValue(4, 3), {}, errors.ModelError, r"data-dependent control flow at .*test_program.py"),
     (ByLength(4, 3), {}, errors.ModelError, r"dimension 0 of 'x' cannot be dynamic.* number 2 at .*test_program.py"),
     (Masked(4, 3), {}, errors.ModelError, r"data-dependent shape or control flow \(such as x\[mask\], nonzero, unique\)"),
-    (nn.Linear(4, 3), {"method": whence.SmoothGrad()}, errors.RuleError, "SmoothGrad asks the model many times"),
-    (nn.Linear(4, 3), {"method": "shapley"}, errors.RuleError, "Shapley asks the model many times"),
-    (nn.Linear(4, 3), {"method": "integrated_gradients"}, errors.RuleError, "IntegratedGradients asks the model many times"),
-    (nn.Linear(4, 3), {"target": [0, 1]}, errors.RuleError, "leave it out to give a class for each sample at each call"),
+    (nn.Linear(4, 3), {"method": whence.SmoothGrad()}, errors.RuleError, "SmoothGrad calls the model several times and cannot be captu"),
+    (nn.Linear(4, 3), {"method": "shapley"}, errors.RuleError, "Shapley calls the model several times and cannot be captured"),
+    (nn.Linear(4, 3), {"method": "integrated_gradients"}, errors.RuleError, "IntegratedGradients calls the model several times and cannot"),
+    (nn.Linear(4, 3), {"target": [0, 1]}, errors.RuleError, "a target that is fixed is one for all samples; remove it to"),
     (nn.Linear(4, 3), {"target": 7}, errors.TargetError, "target 7 is out of range"),
-    (nn.Linear(4, 3), {"dynamic_shapes": {"y": {1: "n"}}}, errors.InputError, "none of the inputs x, target"),
+    (nn.Linear(4, 3), {"dynamic_shapes": {"y": {1: "n"}}}, errors.InputError, "which is not an input; the inputs are x, target"),
     (nn.Linear(4, 3), {"dynamic_shapes": {"x": {2: "n"}}}, errors.InputError, "dimension 2 of 'x', which has 2"),
     (nn.Linear(4, 3), {"out": "explainer.h5"}, errors.InputError, "written to .pt2 or .onnx"),
     (nn.Linear(4, 3).train(), {}, errors.TrainingModeError, "training mode"),
@@ -364,6 +364,6 @@ def test_an_operator_without_a_form_in_onnx_is_named(tmp_path):
         def forward(self, x):
             return super().forward(torch.lgamma(x))
 
-    with pytest.raises(errors.ModelError, match=r"no form for the operator prims\.lgamma"):
+    with pytest.raises(errors.ModelError, match="ONNX does not support the operator prims"):
         whence.export(Gamma(4, 3).eval(), torch.rand(2, 4), method="gradient_times_input", out=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

@@ -154,7 +154,7 @@ def test_replays_warn_and_raise_as_explanations_do():
         explainer(x, torch.tensor([1, 7]))
     with pytest.raises(errors.ModelError, match=r"data-dependent control flow at line \d+ of"):
         whence.Explainer(ByValue(4, 3).eval(), capture=True)(torch.rand(2, 4))
-    with pytest.raises(errors.RuleError, match="SmoothGrad asks the model many times"):
+    with pytest.raises(errors.RuleError, match="SmoothGrad calls the model several times and cannot be captu"):
         whence.Explainer(model, whence.SmoothGrad(), capture=True)
     assert explainer(x, 1, through={"2": 0}).relevance.shape == x.shape
     named = whence.Explainer(model, class_names=list("abcdefg"), capture=True)

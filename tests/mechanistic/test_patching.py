@@ -95,7 +95,7 @@ def test_relevance_patching_by_default_on_a_llama(data, tmp_path):
 
 def test_wrong_patching_is_named():
     model, (clean, corrupted) = Mixer().eval(), tokens()
-    with pytest.raises(errors.InputError, match="texts of as many tokens"):
+    with pytest.raises(errors.InputError, match="components are compared position by position; pass inputs of"):
         whence.patching(model, clean, corrupted[:, :3], components=["layers.0"])
     with pytest.raises(errors.SelectorError, match=r"no layer 'layer\.0'"):
         whence.patching(model, clean, corrupted, components=["layer.0"])

@@ -91,7 +91,7 @@ def test_weights_of_other_branches_are_none_of_an_edge(tmp_path):
 def test_what_has_no_flow_says_so(inputs, options, error, message):
     with pytest.raises(error, match=message):
         whence.flow(tiny_network("max, symmetric"), inputs, **options)
-    with pytest.raises(errors.SelectorError, match="calls no layer by name"):
+    with pytest.raises(errors.SelectorError, match="the model has no named modules"):
         whence.flow(torch.sum, torch.rand(1, 2))
 
 

@@ -151,7 +151,7 @@ def test_captum_agrees_on_guided_backprop_and_deconvnet():
         (lambda: IntegratedGradients(method="simpson"), "choose from gausslegendre"),
         (lambda: IntegratedGradients(n_steps=0), "too few"),
         (lambda: ExpectedGradients(torch.zeros(3, 4), n_samples=1), "at least 2"),
-        (lambda: SmoothGrad(Sensitivity), "is no method"),
+        (lambda: SmoothGrad(Sensitivity), "is not a method; pass an instance such as whence"),
         (lambda: SmoothGrad(kind="mean"), "choose from smoothgrad"),
         (lambda: SmoothGrad(stdevs=-1.0), "negative"),
         (lambda: Sensitivity("squared"), "choose 'square'"),
@@ -169,13 +169,13 @@ def test_methods_refuse_wrong_settings(method, message):
         (IntegratedGradients(torch.zeros(3, 3, 12, 12)), errors.InputError, "baselines of shape"),
         (IntegratedGradients(batch_size=0), errors.InputError, "batch_size=0"),
         (IntegratedGradients((0.0, 1.0)), errors.InputError, "2 baselines for 1 inputs"),
-        (IntegratedGradients({"x": 0.0}), errors.InputError, "is no input"),
+        (IntegratedGradients({"x": 0.0}), errors.InputError, "which is not an input; the inputs are no names"),
         (IntegratedGradients(float("nan")), errors.InputError, "NaN"),
         (ExpectedGradients(torch.zeros(5, 3, 8, 8)), errors.InputError, "give \\[B, 3, 12, 12\\]"),
-        (GradCAM("5"), errors.SelectorError, "no picture"),
+        (GradCAM("5"), errors.SelectorError, "which is not a feature map of the input"),
         (GradCAM("7"), errors.SelectorError, "no layer '7'"),
-        (GradCAM("*"), errors.SelectorError, "stands for 7 layers"),
-        (GuidedBackprop(), errors.ModelError, "defined by ReLUs"),
+        (GradCAM("*"), errors.SelectorError, "layers; name one of them"),
+        (GuidedBackprop(), errors.ModelError, "GuidedBackprop needs a model with ReLUs, and this one has no"),
     ],
 )
 def test_methods_refuse_what_does_not_fit(method, error, message):
@@ -190,7 +190,7 @@ def test_inner_layers_are_refused_where_they_would_be_ignored():
 
 
 def test_class_activation_maps_need_pictures():
-    with pytest.raises(errors.InputError, match="one picture"):
+    with pytest.raises(errors.InputError, match="class activation maps need exactly one image input"):
         whence.explain(nn.Linear(4, 2).eval(), torch.randn(1, 4), 0, method=GradCAM())
     with pytest.raises(errors.ModelError, match="reads a layer of"):
         whence.explain(lambda x: x.flatten(1), torch.randn(1, 3, 4, 4), 0, method=GradCAM())

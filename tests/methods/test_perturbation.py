@@ -280,13 +280,16 @@ def test_a_long_run_shows_a_bar(capsys, monkeypatch):
         (Occlusion((3, 13, 2)), "larger than the input"),
         (Occlusion((3, 4)), "along each dimension"),
         (Occlusion((3, 0, 2)), "along each dimension"),
-        (Occlusion((3, 4, 4), strides=(3, 5, 5)), "would be lost"),
+        (Occlusion((3, 4, 4), strides=(3, 5, 5)), "expected strides of at most the window"),
         (Occlusion((3, 4, 4), baselines=torch.zeros(3)), "baselines of shape"),
         (FeatureAblation(feature_mask=torch.tensor([[[[0]], [[2]], [[3]]]])), "skips 1"),
         (FeatureAblation(feature_mask=torch.tensor([[[[1]], [[2]], [[3]]]])), "skips 0"),
         (FeatureAblation(feature_mask=torch.tensor([[[[-1]], [[0]], [[1]]]])), "from -1"),
         (FeatureAblation(feature_mask=torch.zeros(12, 12).long()), "feature_mask of shape"),
-        (FeatureAblation(feature_mask=torch.zeros(1, 3, 12, 12)), "tensor of feature numbers"),
+        (
+            FeatureAblation(feature_mask=torch.zeros(1, 3, 12, 12)),
+            "mask must be an integer tensor for every explained input, go",
+        ),
         (FeatureAblation(batch_size=-1), "batch_size=-1"),
     ],
     ids=str,
@@ -299,7 +302,7 @@ def test_what_does_not_fit_is_refused(method, message):
 def test_rise_refuses():
     with pytest.raises(errors.RuleError, match="at least 2 masks"):
         RISE(n_samples=1)
-    with pytest.raises(errors.InputError, match="RISE masks one picture"):
+    with pytest.raises(errors.InputError, match="use FeatureAblation, Occlusion or Shapley for other inputs"):
         whence.explain(nn.Linear(4, 2).eval(), torch.randn(1, 4), 0, method=RISE())
     with pytest.raises(errors.InputError, match="patches need pictures"):
         patches(torch.zeros(3, 4), 2)

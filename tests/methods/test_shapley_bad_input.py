@@ -24,14 +24,14 @@ def net():
         ({"players": 30, "budget": 100, "interactions": "stii"}, "30 features and their pairs take 932 coalitions"),
         ({"players": 200, "interactions": "sii"}, "too many interactions to be sampled"),
         ({"players": 12, "budget": 500, "estimator": "exact"}, "all coalitions of 12 features are 4096"),
-        ({"players": 30, "budget": 1e3}, "whole numbers"),
-        ({"players": 30, "seed": None}, "whole numbers"),
+        ({"players": 30, "budget": 1e3}, "expected two ints"),
+        ({"players": 30, "seed": None}, "expected two ints"),
         ({"players": 30, "budget": 100, "estimator": "permutation"}, "take 118 coalitions"),
         ({"players": 150_528}, r"too many for Shapley values; group them by a feature_mask, such as whence.patches\(x, 16\)"),
         ({"players": 3, "estimator": "kernel"}, "choose 'exact'"),
         ({"players": 3, "interactions": "banzhaf"}, "choose 'sii'"),
-        ({"players": 3, "estimator": "permutation", "interactions": "sii"}, "orders give no interactions"),
-        ({"players": 0}, "at least one"),
+        ({"players": 3, "estimator": "permutation", "interactions": "sii"}, "permutations give no interactions; use estimator"),
+        ({"players": 0}, "expected at least"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(settings, message):
@@ -43,9 +43,9 @@ def test_what_cannot_be_estimated_is_refused(settings, message):
     ("value", "message"),
     [
         (lambda m: m.double(), None),
-        (lambda m: m.double()[:-1], r"gave \(7, 3\) for 8 coalitions, not \[8\] or \[8, N\]"),
-        (lambda m: 3.0, "gave float for 8 coalitions"),
-        (lambda m: m.double().sum(), r"gave \(\) for 8"),
+        (lambda m: m.double()[:-1], "the value function returned"),
+        (lambda m: 3.0, "the value function returned float for"),
+        (lambda m: m.double().sum(), "the value function returned"),
         (lambda m: m.double()[:, 0] / 0, "NaN"),
     ],
 )
@@ -62,7 +62,7 @@ def test_models_are_refused_like_games():
         errors.RuleError, match="budget=60: 12 features take 24 coalitions at 5 model evaluations each, so at least 120"
     ):
         whence.explain(net(), torch.randn(1, 12), 0, method=Shapley(background=torch.randn(5, 12), budget=60))
-    with pytest.raises(errors.RuleError, match="not both"):
+    with pytest.raises(errors.RuleError, match="got both baselines and background; give only one of them to"):
         Shapley(baselines=0.0, background=torch.zeros(1, 12))
     with pytest.raises(errors.RuleError, match="group them by a feature_mask"):
         whence.explain(lambda x: x.flatten(1), torch.ones(1, 3, 64, 64), 0, method=Shapley())

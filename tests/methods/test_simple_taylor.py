@@ -163,13 +163,13 @@ def test_digits_show_counter_relevance():
     ("method", "error", "message"),
     [
         (lambda: SimpleTaylor("closest"), errors.RuleError, "choose 'nearest'"),
-        (lambda: NearestRoot(tolerance=0.0), errors.RuleError, "share of the output"),
+        (lambda: NearestRoot(tolerance=0.0), errors.RuleError, "expected a fraction of the output between"),
         (lambda: NearestRoot(n_steps=0), errors.RuleError, "at least 1"),
         (lambda: SimpleTaylor(torch.zeros(1, 4)), errors.InputError, "baselines of shape"),
         (lambda: SimpleTaylor(NearestRoot(low=0.9)), errors.InputError, "lies outside"),
         (lambda: SimpleTaylor(RootTowards(torch.zeros(3, 4))), errors.InputError, "give \\[B, 5\\]"),
         (lambda: SimpleTaylor(RootOnManifold(lambda z: z, torch.zeros(3, 4))), errors.InputError, "codes of shape"),
-        (lambda: SimpleTaylor(RootOnManifold(lambda z: z, torch.zeros(2, 4))), errors.InputError, "decoder makes"),
+        (lambda: SimpleTaylor(RootOnManifold(lambda z: z, torch.zeros(2, 4))), errors.InputError, "the decoder returned"),
     ],
 )
 def test_taylor_refuses(method, error, message):

@@ -255,7 +255,7 @@ def test_a_photo_and_a_question(llava_folder, photo, tmp_path, capsys):
     [
         ((), "nothing to explain: pass a photo"),
         (("photo",), "pass --text"),
-        (("photo", "--text", "a", "--text", "b"), "goes on writing one text, not 2"),
+        (("photo", "--text", "a", "--text", "b"), "the model continues one text, got"),
     ],
 )
 def test_what_is_missing_is_said(llava_folder, photo, arguments, message):
@@ -268,7 +268,7 @@ def test_what_is_missing_is_said(llava_folder, photo, arguments, message):
 
 @pytest.mark.parametrize("method", ["shapley", whence.FeatureAblation(), "integrated_gradients"], ids=str)
 def test_methods_that_take_features_away_refuse_what_several_samples_share(method):
-    with pytest.raises(errors.InputError, match="one at a time"):
+    with pytest.raises(errors.InputError, match="samples; a method that takes features away explains one samp"):
         whence.explain(lambda x, t: (x.sum(1) * t.sum())[:, None], (torch.rand(4, 6), torch.rand(7, 3)), 0, method=method)
 
 

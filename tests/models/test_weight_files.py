@@ -40,8 +40,8 @@ class Sneaky:
     [
         ("w.pt", pickle.dumps(Sneaky()), "not a weights-only file|no readable"),
         ("w.pt", b"nonsense", "not a weights-only file|no readable"),
-        ("w.npz", b"nonsense", "no readable .npz"),
-        ("w.safetensors", b"nonsense", "no readable safetensors"),
+        ("w.npz", b"nonsense", "is not a readable .npz file"),
+        ("w.safetensors", b"nonsense", "safetensors is not a readable safetensors file"),
         ("w.h5", b"", "must be .safetensors"),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_pickled_module_is_refused_and_a_list_is_no_state(tmp_path):
     with pytest.raises(errors.LoadError, match="could run code"):
         load_weights(net(), tmp_path / "module.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(errors.LoadError, match="no state dict"):
+    with pytest.raises(errors.LoadError, match="pt does not hold a state dict; save model"):
         load_weights(net(), tmp_path / "list.pt")
     with pytest.raises(errors.LoadError, match="no weights file"):
         load_weights(net(), tmp_path / "none.pt")

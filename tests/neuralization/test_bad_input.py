@@ -62,7 +62,7 @@ def test_sparse_fits_and_inputs_are_refused(blobs):
     refused(OneClassSVM().fit(csr_matrix(x)), r"sparse data; fit it on X.toarray\(\)")
     net = whence.neuralize(OneClassSVM().fit(x))
     for unfit in (torch.as_tensor(x).to_sparse(), csr_matrix(x), x):
-        with pytest.raises(whence.errors.InputError, match="sparse or no tensor"):
+        with pytest.raises(whence.errors.InputError, match="the input is sparse or not a tensor; pass a dense tensor"):
             net(unfit)
     assert net(torch.as_tensor(x[:0])).shape == (0, 1)
 
@@ -104,7 +104,7 @@ def test_inputs_of_another_width_are_refused(blobs):
         whence.explain(net, torch.rand(2, 7))
     with pytest.raises(whence.errors.InputError, match="fitted on 6 features"):
         net(torch.rand(6))
-    with pytest.raises(whence.errors.InputError, match=r"Distance of 3 features.*pass \[N, 3\]"):
+    with pytest.raises(whence.errors.InputError, match="features got an input of shape"):
         whence.layers.Distance(torch.rand(2, 3))(torch.rand(2, 4))
     with pytest.raises(whence.errors.InputError, match="one cluster has no rival"):
         whence.layers.Contrast()(torch.rand(2, 1))

@@ -68,7 +68,7 @@ def test_what_still_rises_is_said(linear):
         def log_prob(self, x):
             return -(x.flatten(1).square() * self.widths).sum(1)
 
-    with pytest.warns(UserWarning, match="0 still rose when the 64 steps ended; take more"):
+    with pytest.warns(UserWarning, match="0 had not converged after 64 steps; increase n_steps"):
         p = whence.prototype(linear, 0, prior=Narrow(), shape=(1, 8, 8), n_steps=64, lr=1e-3)
     assert "still rose" in p.note
 

@@ -29,45 +29,50 @@ def deep():
         ("7:0", {}, errors.SelectorError, "no layer '7'"),
         ("3:8", {}, errors.TargetError, "channels 0 to 7"),
         (9, {}, errors.TargetError, "classes 0 to 3"),
-        (Neuron("3", 0, (99, 0)), {}, errors.TargetError, "not among the"),
+        (Neuron("3", 0, (99, 0)), {}, errors.TargetError, "is out of range"),
         (Direction("3", torch.zeros(5)), {}, errors.TargetError, "of 8 channels"),
         (0, {"n_steps": 0}, errors.RuleError, "at least 1"),
-        (0, {"prior": GaussianExpert(torch.zeros(4), torch.eye(4))}, errors.InputError, "the prior is of inputs of \\(4,\\)"),
+        (0, {"prior": GaussianExpert(torch.zeros(4), torch.eye(4))}, errors.InputError, "the prior expects inputs of shape"),
         (0, {"prior": L2(1.0, torch.zeros(5))}, errors.InputError, "center of shape"),
         (0, {"shape": None}, errors.InputError, "pass shape="),
         (0, {"shape": (3, -1, 2)}, errors.InputError, "positive sizes"),
-        (0, {"image": Fourier(), "shape": (5,)}, errors.InputError, "pictures have a shape"),
-        (0, {"transforms": "jitter"}, errors.RuleError, "give whence.images.Jiggle"),
+        (0, {"image": Fourier(), "shape": (5,)}, errors.InputError, "expected an image shape"),
+        (0, {"transforms": "jitter"}, errors.RuleError, "a callable of images and generators, or None, got"),
         (0, {"start": torch.zeros(1, 3, 3, 3)}, errors.InputError, "start of shape"),
         (0, {"start": torch.zeros(3, 3, 34, 34)}, errors.InputError, "3 inputs for 1 targets"),
         (0, {"image": MACO(), "start": torch.zeros(1, 3, 34, 34)}, errors.RuleError, "cannot start from an input"),
-        (0, {"image": MACO(spectrum=torch.ones(3, 4, 4))}, errors.InputError, "a spectrum of shape"),
+        (0, {"image": MACO(spectrum=torch.ones(3, 4, 4))}, errors.InputError, "spectrum has shape"),
         (0, {"image": Pixels(), "prior": CodeSpace(lambda z: z, size=3)}, errors.RuleError, "leave image out"),
-        ("*:0", {}, errors.SelectorError, "stands for several"),
-        (0, {"image": "fourier"}, errors.RuleError, "is no image"),
-        (0, {"prior": L2}, errors.RuleError, "is no prior"),
-        (0, {"strength": -1.0}, errors.RuleError, "neither may be negative"),
-        (0, {"lr": 0.0}, errors.RuleError, "neither may be negative"),
-        (0, {"seed": 1.5}, errors.RuleError, "whole number"),
+        ("*:0", {}, errors.SelectorError, "matches several layers; name one of them"),
+        (0, {"image": "fourier"}, errors.RuleError, "expected an image parameterization such as whence"),
+        (0, {"prior": L2}, errors.RuleError, "expected a prior such as whence"),
+        (0, {"strength": -1.0}, errors.RuleError, "strength must not be negative and lr must be positive, got s"),
+        (0, {"lr": 0.0}, errors.RuleError, "strength must not be negative and lr must be positive, got s"),
+        (0, {"seed": 1.5}, errors.RuleError, "seed must be a non-negative int, got"),
         (0, {"shape": 5}, errors.InputError, "positive sizes"),
         (0, {"start": torch.zeros(1, 3, 34, 34).int()}, errors.InputError, "floating-point"),
-        (0, {"transforms": lambda x, randoms: None}, errors.InputError, "as many pictures"),
-        (0, {"start": torch.full((1, 3, 34, 34), 9.0), "image": Fourier()}, errors.InputError, "beyond the image's bounds"),
-        (Direction("3", torch.zeros(8), position=(99, 0)), {}, errors.TargetError, "not among"),
+        (0, {"transforms": lambda x, randoms: None}, errors.InputError, "the transforms returned NoneType for images"),
+        (
+            0,
+            {"start": torch.full((1, 3, 34, 34), 9.0), "image": Fourier()},
+            errors.InputError,
+            "outside the bounds of the image; pass bounds that include th",
+        ),
+        (Direction("3", torch.zeros(8), position=(99, 0)), {}, errors.TargetError, "is out of range"),
         ({"a": 1}, {}, errors.TargetError, "as a dict"),
         (
             0,
             {"prior": CodeSpace(lambda z: z @ torch.ones(2, 4).to(z), size=2)},
             errors.InputError,
-            "the decoder makes inputs of",
+            "the decoder returned inputs of shape",
         ),
         (
             0,
             {"prior": CodeSpace(lambda z: z @ torch.ones(3, 4).to(z), size=2)},
             errors.InputError,
-            "cannot make inputs of codes",
+            "the decoder failed on codes of shape",
         ),
-        (Inversion("3", torch.ones(1, 3, 20, 20, dtype=torch.float64)), {}, errors.RuleError, "give shape=photo.shape"),
+        (Inversion("3", torch.ones(1, 3, 20, 20, dtype=torch.float64)), {}, errors.RuleError, "on the photo; pass shape"),
     ],
 )
 def test_what_cannot_be_is_refused(target, settings, error, message):
@@ -83,7 +88,7 @@ def test_models_and_priors_are_checked():
         L2(-1.0)
     with pytest.raises(errors.InputError, match="not positive definite"):
         GaussianExpert(torch.zeros(2), torch.zeros(2, 2))
-    with pytest.raises(errors.InputError, match="a covariance of shape"):
+    with pytest.raises(errors.InputError, match="covariance has shape"):
         GaussianExpert(torch.zeros(2), torch.eye(3))
     with pytest.raises(errors.InputError, match="how long its codes are"):
         prototype(nn.Linear(3, 1).eval(), 0, prior=CodeSpace(lambda z: z), shape=(3,))
@@ -139,5 +144,5 @@ def test_an_objective_that_explodes_gives_the_last_good_input():
 
 
 def test_what_grows_without_end_is_told():
-    with pytest.warns(UserWarning, match="may not have arrived"):
+    with pytest.warns(UserWarning, match="may not have converged"):
         prototype(nn.Linear(3, 1).eval(), 0, n_steps=80)

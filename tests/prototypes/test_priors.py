@@ -59,10 +59,10 @@ def test_the_rbm_learns_and_travels(tmp_path):
     assert expert.log_prob(data[:200].float()).median() > expert.log_prob(others).quantile(0.9)
     loaded = GaussianRBM.load(expert.save(tmp_path / "expert.safetensors"))
     close(loaded.log_prob(data[:5].float()), expert.log_prob(data[:5].float()))
-    with pytest.raises(errors.LoadError, match="no Gaussian RBM"):
+    with pytest.raises(errors.LoadError, match="safetensors is not a saved Gaussian RBM"):
         GaussianRBM.load(VAE((4,), 2, 3).save(tmp_path / "vae.safetensors"))
     (tmp_path / "broken.safetensors").write_bytes(b"no such thing")
-    with pytest.raises(errors.LoadError, match="no Gaussian RBM"):
+    with pytest.raises(errors.LoadError, match="safetensors is not a saved Gaussian RBM"):
         GaussianRBM.load(tmp_path / "broken.safetensors")
     with pytest.raises(errors.WhenceError, match="no folder"):
         expert.save(tmp_path / "nowhere" / "expert.safetensors")

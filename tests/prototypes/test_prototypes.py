@@ -47,7 +47,7 @@ def test_concepts_are_read():
     assert str(Channel("a", 1) - 2 * Neuron("b", 3)) == "a:1 − 2 b:3 in the middle"
     assert [str(o) for o in parse_objectives(range(2))] == ["0", "1"]
     for wrong in ("a:b", ":3", "a:1-x"):
-        with pytest.raises(errors.SelectorError, match="no concept"):
+        with pytest.raises(errors.SelectorError, match="invalid target"):
             parse_objectives(wrong)
     for wrong in (3.5, True, [None], []):
         with pytest.raises(errors.TargetError):

@@ -35,7 +35,7 @@ def test_top_samples_by_activation_and_relevance():
     close(relevant.values[0], e.layers["3"][:, 2].sum((1, 2)).topk(3).values)
     p = prototype(model, "3:2", shape=(3, 34, 34), n_steps=2).beside(data[top.indices[:1]])
     assert p.samples.shape == (1, 4, 3, 34, 34)
-    with pytest.raises(errors.RuleError, match="that of channels"):
+    with pytest.raises(errors.RuleError, match="needs channels, written"):
         whence.top_samples(model, 1, data, ranking="relevance")
     with pytest.raises(errors.InputError, match="sample 3 gives NaN"):
         whence.top_samples(model, "3:2", data.index_fill(0, torch.tensor([3]), math.nan))

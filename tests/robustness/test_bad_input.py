@@ -35,7 +35,7 @@ def test_bad_settings_are_refused():
         (lambda: whence.attacks.DeepFool(candidates=1), "candidates=1"),
         (lambda: whence.attacks.Box(1, 0), "low must be below high"),
         (lambda: whence.attacks.Box(mean=(0.5,), std=(0.0,)), "positive std"),
-        (lambda: whence.experiments.RobustFeatures(p=2), "p a probability"),
+        (lambda: whence.experiments.RobustFeatures(p=2), "expected an int d of at least"),
         (lambda: whence.experiments.RobustFeatures().accuracy("f1"), "no classifier 'f1'"),
         (lambda: whence.attack_explanation(small(), torch.rand(1, 6), epsilon=-1), "epsilon=-1"),
         (lambda: whence.attacks.feature_scores(small(), torch.rand(2, 6), [0, 1], epsilon="a"), "epsilon='a'"),
@@ -64,7 +64,7 @@ def test_bad_inputs_and_labels_are_refused(bundled):
         (
             lambda: whence.attacks.PGD(0.1, target_classes=3)(model, x, y),
             whence.errors.TargetError,
-            "target of sample 3 is its label",
+            "is its label; choose another class",
         ),
         (
             lambda: whence.attacks.PGD(0.1, target_classes=12)(model, x, y),
@@ -151,7 +151,7 @@ def test_targets_given_to_attack_are_those_of_the_attack():
 
 def test_deepfool_has_no_targets():
     x, y = digit_samples()
-    with pytest.raises(whence.errors.RuleError, match="DeepFool goes to the nearest class"):
+    with pytest.raises(whence.errors.RuleError, match="DeepFool is untargeted; for target"):
         whence.attack(digits(), x[:3], y[:3], whence.attacks.DeepFool(), target_classes=5)
 
 

@@ -137,7 +137,7 @@ def test_foreign_and_damaged_shards_are_found(data, tmp_path):
     with pytest.raises(errors.StoreError, match="checksum"):
         whence.open_store(tmp_path / "a").column("output")
     assert pending_shards(whence.open_store(tmp_path / "a"), range(3)) == [1]
-    with pytest.raises(errors.LoadError, match="no folder"):
+    with pytest.raises(errors.LoadError, match="nowhere does not exist"):
         whence.open_store(tmp_path / "nowhere")
     with pytest.raises(errors.LoadError, match="is no store"):
         whence.open_store(tmp_path)
@@ -255,7 +255,7 @@ def test_shards_say_what_they_are(tmp_path):
 
 def test_a_cluster_that_does_not_answer(data, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(errors.WhenceError, match="nothing answers at 127"):
+    with pytest.raises(errors.WhenceError, match="no answer from 127"):
         whence.explain_dataset(cnn(), data, tmp_path / "s", engine="ray", address="127.0.0.1:9", progress=False)
 
 

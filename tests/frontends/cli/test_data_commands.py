@@ -58,7 +58,7 @@ def test_explain_a_folder_and_look_for_a_clever_hans(run, photos, tmp_path):
     assert "broken.png" in found["failures"][0]["sample"]
     code, _, err = run("explain-dataset", "store", "--data", photos)
     assert code == 2
-    assert "targets (label there, predicted now)" in err
+    assert "target (label there, predicted now)" in err
     code, _, err = run("audit", "store")
     assert code == 2
     assert "12 samples or more" in err
@@ -88,7 +88,7 @@ def test_compare(run, tmp_path):
         (("evaluate", "--data", "nowhere"), "no folder or file nowhere"),
         (("evaluate", "--imputer", "much"), "give a number or one of"),
         (("evaluate", "--limit", "0"), "give at least 1"),
-        (("evaluate", "--out", "report.doc"), "choose .png"),
+        (("evaluate", "--out", "report.doc"), "must be one of .png"),
         (("compare", "--methods", "gxi"), "no method 'gxi'"),
         (("explain-dataset", "s", "--target", "all"), "choose 'predicted'"),
         (("explain-dataset", "s", "--engine", "spark"), "choose from local, ray"),

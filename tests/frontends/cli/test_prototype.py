@@ -43,11 +43,11 @@ def test_the_command_draws_ten_digits(tmp_path):
         (("--prior", "vae"), "no prior 'vae'"),
         (("--image", "gan"), "no image 'gan'"),
         (("--target", "ten"), "no class 'ten'"),
-        (("--target", "3", "--layer", "5"), "not both"),
+        (("--target", "3", "--layer", "5"), "mutually exclusive"),
         (("--n-steps", "0"), "at least 1"),
         (("--out", "p.html"), "cannot save"),
         (("--target", "3", "--channels", "0-3"), "--channels needs --layer"),
-        (("--prior", "none", "--strength", "2"), "--strength is that of a prior"),
+        (("--prior", "none", "--strength", "2"), "--strength is the strength of a prior"),
     ],
 )
 def test_the_command_refuses_in_one_line(options, message, tmp_path):

@@ -70,7 +70,7 @@ def test_pictures_are_bounded_in_bytes_pixels_and_kinds():
         open_image(bomb())
     with pytest.raises(InputError, match="not a readable image"):
         open_image(base64.b64decode(picture("red", kind="TIFF")))
-    with pytest.raises(InputError, match="did not arrive whole"):
+    with pytest.raises(InputError, match="the image upload is incomplete; send it again"):
         decode_base64("%%%")
 
 

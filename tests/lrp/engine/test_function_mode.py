@@ -132,7 +132,7 @@ def test_what_was_overwritten_unseen_is_not_copied_as_if_it_were_right():
     saved = cells.save(t)
     t.zero_()  # unseen
     cells.before_overwriting(t)
-    with pytest.raises(whence.errors.ModelError, match="overwritten where whence could not see"):
+    with pytest.raises(whence.errors.ModelError, match="an in-place operation overwrote an activation where whence c"):
         saved.value  # noqa: B018
 
 

@@ -56,7 +56,7 @@ def test_a_path_selects_everything_inside():
         ({F.conv1d: Gamma()}, "conv1d matched no"),
         ({"*": Gamma(), "0": Epsilon()}, r"'0' matched no linear map of the model that no earlier selector took"),
         ({"0": Identity()}, "matched no nonlinear function"),
-        ({int: Gamma()}, "int is no torch.nn.Module class"),
+        ({int: Gamma()}, "Module class; pass a path, a module class or a torch functio"),
         ({3: Gamma()}, "3 is neither"),
     ],
 )

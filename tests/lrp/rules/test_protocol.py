@@ -148,7 +148,7 @@ def test_what_is_no_rule_is_refused():
     net, x = network(True), torch.rand(1, 1, 8, 8)
     for rule, message in (
         (Loose(), "frozen dataclass"),
-        (Alone, "parentheses"),
+        (Alone, "d is the class Alone, not an instance; pass Alone"),
         (3, "factors"),
         (Wrong(), "Wrong.factors must return"),
         (Misshapen(), "Misshapen.factors returned"),
