@@ -1,4 +1,4 @@
-"""Samples beside their twins, each with its heatmap."""
+"""Figures of samples next to their adversarial examples, each with its heatmap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairMember:
-    """One of the two: what it looks like, and why the network says what it says of it."""
+    """A sample or its adversarial example, with its heatmap and their titles."""
 
     x: Tensor
     title: str
@@ -23,6 +23,7 @@ class PairMember:
     reason: str
 
     def draw(self, axes: "Sequence[Axes]") -> None:
+        """Draw the image and its heatmap into two axes."""
         heat = sum_channels(self.relevance)
         limit = color_limit(heat)
         axes[0].imshow(to_picture(self.x).numpy(), cmap="gray")
@@ -32,7 +33,7 @@ class PairMember:
 
 
 def pairs_figure(pairs: Sequence[tuple[PairMember, PairMember]], notes: Sequence[str]) -> Figure:
-    """A row for each pair: a sample, its heatmap, its twin, the twin's heatmap; a note below."""
+    """Return a figure with a row for each pair: sample, heatmap, adversarial example, heatmap; a note below."""
     drawn = Figure(figsize=(10.4, 3.0 * len(pairs)), dpi=120, layout="constrained")
     for (before, after), note, axes in zip(pairs, notes, drawn.subplots(len(pairs), 4, squeeze=False), strict=True):
         before.draw(axes[:2])

@@ -1,4 +1,4 @@
-"""Relevance of the features of a plain vector, as bars."""
+"""Bar charts of the relevance of the features of a vector."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ MAX_NAME_LENGTH = 32
 
 
 def colors_by_sign(values: Iterable[float]) -> list[Sequence[float]]:
-    """Red for relevance, blue for counter-relevance."""
+    """Return red for each positive value, blue for the others, or the colors of the current palette."""
     pair = current_palette()
     return [[c / 255 for c in (pair.positive if value > 0 else pair.negative)] for value in values]
 
 
 @dataclass(frozen=True)
 class Bars:
-    """A bar for each feature in order; where they have names the largest, the sum of the others below them."""
+    """A bar for each feature in order; with names, the features of largest magnitude and the sum of the others."""
 
     values: Tensor  # [features]
     title: str

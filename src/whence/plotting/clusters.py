@@ -1,4 +1,4 @@
-"""Clusters of explanations: their mean heatmap beside their samples, and where they lie in two dimensions."""
+"""Figures of clusters of explanations: mean heatmaps next to samples, and two-dimensional embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MAX_COLUMNS = 16
 
 @dataclass(frozen=True)
 class ClusterRow:
-    """A mean of |R|, the places that are suspicious, and samples: a small picture where there is one, and a heatmap."""
+    """The mean of |R|, the mask of suspicious positions, and samples with their image, if there is one, and heatmap."""
 
     title: str
     mean: Tensor
@@ -25,7 +25,7 @@ class ClusterRow:
 
 
 def cluster_rows(rows: Sequence[ClusterRow]) -> Figure:
-    """A row each: the mean, framed where it is suspicious, then samples under their heatmaps."""
+    """Return a figure with a row for each cluster: the mean, suspicious positions outlined, then samples with heatmaps."""
     columns = 1 + min(MAX_COLUMNS, max(len(row.samples) for row in rows))
     drawn = Figure(figsize=(1.05 * columns + 0.8, 1.35 * len(rows) + 0.1), dpi=110, layout="constrained")
     axes = drawn.subplots(len(rows), columns, squeeze=False)
@@ -39,7 +39,7 @@ def cluster_rows(rows: Sequence[ClusterRow]) -> Figure:
 
 
 def embedding_scatter(flat: Tensor, labels: Tensor, eigenvalues: Tensor) -> Figure:
-    """Samples in two dimensions, coloured by cluster, and the eigenvalues beside."""
+    """Return a scatter plot of the embedding, colored by cluster, next to the eigenvalues."""
     drawn = Figure(figsize=(6.4, 2.6), dpi=110, layout="constrained")
     left, right = drawn.subplots(1, 2)
     palette = colormaps["tab10"]

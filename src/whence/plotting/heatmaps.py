@@ -1,4 +1,4 @@
-"""Pictures of relevance: red for relevance, blue for counter-relevance, white for none, on a symmetric scale."""
+"""Heatmaps of relevance on a symmetric scale: red for relevance, blue for counter-relevance, white for zero."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """One input of one sample, its relevance, and one over the other."""
+    """A panel of one input of one sample, its heatmap, and their overlay."""
 
     x: Tensor
     relevance: Tensor
@@ -37,7 +37,7 @@ class Heatmap:
 
 
 def draw_map(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
-    """A map in the colours of relevance; what a colour bar is made of."""
+    """Draw a heatmap and return the matplotlib image, from which a color bar can be made."""
     return axis.imshow(heat.numpy(), cmap=current_palette().map, vmin=-limit, vmax=limit, interpolation="nearest", **more)
 
 
@@ -49,24 +49,24 @@ def draw_color_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 
 
 
 def hide_ticks(axis: "Axes", heading: str) -> None:
-    """A picture under its heading, without ticks."""
+    """Set the title of axes and remove their ticks."""
     axis.set_title(escape_mathtext(heading), fontsize=9)
     axis.set_xticks([])
     axis.set_yticks([])
 
 
 def sum_channels(relevance: Tensor) -> Tensor:
-    """Relevance of one sample as a map [H, W], channels summed: relevance adds up over what is not shown."""
+    """Return the relevance of one sample as a map [H, W], summed over channels."""
     relevance = relevance.detach().float().cpu()
     if relevance.dim() == 3:
         return relevance.sum(0)
     if relevance.dim() <= 2:
         return torch.atleast_2d(relevance)
-    raise WhenceError(f"cannot draw relevance of shape {tuple(relevance.shape)} a sample; save it as .npz or .safetensors")
+    raise WhenceError(f"cannot draw relevance of shape {tuple(relevance.shape)}; save it as .npz or .safetensors")
 
 
 def to_picture(x: Tensor) -> Tensor:
-    """One input as a picture in [0, 1]: [H, W], or [H, W, 3] where it has three channels."""
+    """Return one input as an image in [0, 1]: [H, W], or [H, W, 3] if it has three channels."""
     x = x.detach().float().cpu()
     x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
     if x.dim() == 3 and len(x) == 3:
@@ -75,14 +75,14 @@ def to_picture(x: Tensor) -> Tensor:
 
 
 def color_limit(heat: Tensor) -> float:
-    """The symmetric limit of the colours. On photos the largest thousandth of pixels may saturate, or the rest pales."""
+    """Return the symmetric limit of the color scale, for photos the 99.9 % quantile, so that outliers do not dominate."""
     magnitude = heat.abs().flatten()
     limit = torch.quantile(magnitude, 0.999) if 4096 <= len(magnitude) <= 2**24 else magnitude.max()
     return float(limit) or float(magnitude.max()) or 1.0
 
 
 def draw_overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
-    """The heatmap over a pale grey input, as opaque as it is relevant."""
+    """Draw a heatmap over a pale grey input, with an opacity that grows with |relevance|."""
     grey = picture.mean(2) if picture.dim() == 3 else picture
     axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
     opacity = (heat.abs() / limit).clamp(max=1).sqrt()

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def render_page(template: str, package: str = "whence.plotting", **values: Any) -> str:
-    """The template of that name, filled in."""
+    """Return a rendered template of a package."""
     templates = Environment(loader=PackageLoader(package), autoescape=select_autoescape(), trim_blocks=True)
     return templates.get_template(template).render(**values)
 
 
 def embed_figure(drawn: "Figure") -> list[str]:
-    """A figure as text for a page's `data:image/png;base64,`."""
+    """Return a figure as a list of one base64 string, for `data:image/png;base64,` in a page."""
     return [b64encode(figure_to_png(drawn)).decode()]
 
 
 def embed_in_each_palette(draw: "Callable[[], Figure]") -> list[str]:
-    """A figure of relevance, drawn in one palette after the other."""
+    """Return a figure of relevance as base64 strings, drawn once in each palette."""
     found = []
     for name in PALETTES:
         with palette(name):

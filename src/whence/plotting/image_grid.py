@@ -1,4 +1,4 @@
-"""Many small pictures in a figure."""
+"""Figures of many small images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ MAX_COLUMNS = 8  # in a row
 
 @dataclass(frozen=True)
 class ImageTile:
-    """One input as a picture, or as bars if it is a plain vector. `bounds` are what is black and what is white."""
+    """One input as an image, or as bars if it is a vector; `bounds` are the values of black and white."""
 
     x: Tensor
     title: str = ""
@@ -35,7 +35,7 @@ class ImageTile:
             axis.bar(range(len(x)), x.numpy(), color=colors_by_sign(x.tolist()))
             return
         picture = x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
-        if self.bounds is None and len(picture) != 3 and bool((picture.min() < 0) & (picture.max() > 0)):  # 0 in the middle
+        if self.bounds is None and len(picture) != 3 and bool((picture.min() < 0) & (picture.max() > 0)):  # 0 is mid-grey
             limit = float(picture.abs().max())
             axis.imshow(picture.mean(0).numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
             return
@@ -47,7 +47,7 @@ class ImageTile:
 
 
 def image_grid(tiles: Sequence[ImageTile]) -> Figure:
-    """All of them, each under its title."""
+    """Return a figure of all tiles in a grid, with titles."""
     count = len(tiles)
     columns = min(count, MAX_COLUMNS if count % 5 or count > 10 else 5)
     rows = math.ceil(count / columns)
@@ -57,7 +57,7 @@ def image_grid(tiles: Sequence[ImageTile]) -> Figure:
 
 
 def mosaic(tiles: Sequence[ImageTile], columns: int) -> Figure:
-    """All of them without a gap."""
+    """Return a figure of all tiles in a grid without gaps."""
     rows = math.ceil(len(tiles) / columns)
     drawn = Figure(figsize=(1.1 * columns, 1.1 * rows), dpi=120)
     drawn.subplots_adjust(0, 0, 1, 1, wspace=0, hspace=0)
@@ -66,7 +66,7 @@ def mosaic(tiles: Sequence[ImageTile], columns: int) -> Figure:
 
 
 def image_rows(lines: Sequence[Sequence[ImageTile]]) -> Figure:
-    """A line below the other, all of one length."""
+    """Return a figure with one row for each sequence of tiles, all of the same length."""
     drawn = Figure(figsize=(1.5 * len(lines[0]), 1.7 * len(lines)), dpi=120, layout="constrained")
     for axes, line in zip(drawn.subplots(len(lines), len(lines[0]), squeeze=False), lines, strict=True):
         for axis, tile in zip(axes, line, strict=True):
@@ -75,7 +75,7 @@ def image_rows(lines: Sequence[Sequence[ImageTile]]) -> Figure:
 
 
 def image_table(lines: Mapping[str, Sequence[ImageTile]]) -> Figure:
-    """A line for each name, under the titles of the first."""
+    """Return a figure with one row for each name, and the titles of the first row."""
     count = max(map(len, lines.values()))
     drawn = Figure(figsize=(0.95 * count + 1.2, 1.05 * len(lines) + 0.3), dpi=120, layout="constrained")
     axes = drawn.subplots(len(lines), count, squeeze=False)

@@ -1,4 +1,4 @@
-"""The interactions of features as a matrix."""
+"""Figures of the interactions of features as a matrix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ MAX_NAMES = 40
 
 @dataclass(frozen=True)
 class InteractionMatrix:
-    """Red where two features raise the output together, blue where they lower it; what each does alone on the diagonal."""
+    """A matrix of interactions: red if two features jointly raise the output, blue if they lower it."""
 
-    values: Tensor  # [features, features]
+    values: Tensor  # [features, features], the effect of single features on the diagonal
     title: str
     names: Sequence[str] = ()
     width: float = 6.0

@@ -1,4 +1,4 @@
-"""Means with their intervals, beside curves."""
+"""Figures of means with their intervals, next to perturbation curves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 3
-MAX_NAMES = 6  # methods in the legend of their curves; the colours are told beside as well
+MAX_NAMES = 6  # methods in the legend of the curves; the panels of means name the colors as well
 
 
 @dataclass(frozen=True)
 class MetricMeans:
-    """A metric: a mean for each name, with what it lies between."""
+    """A metric: for each name a mean and its interval."""
 
     title: str
     names: Sequence[str]
@@ -42,7 +42,7 @@ class MetricMeans:
 
 @dataclass(frozen=True)
 class ScoreCurve:
-    """A score over the fraction taken away."""
+    """The score as a function of the fraction removed."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -50,7 +50,7 @@ class ScoreCurve:
 
 
 def interval_figure(means: Sequence[MetricMeans], curves: Mapping[str, Sequence[ScoreCurve]]) -> Figure:
-    """A panel for each metric, and one of the curves."""
+    """Return a figure with a panel for each metric, and one of the curves."""
     names = list(means[0].names)
     palette = colormaps["tab20" if len(names) > 10 else "tab10"]
     colours = [palette(i % palette.N) for i in range(len(names))]
@@ -77,7 +77,7 @@ def _draw_curves(axis: "Axes", curves: Mapping[str, Sequence[ScoreCurve]], colou
     axis.plot([], [], "-", color="grey", label="most relevant first")
     axis.plot([], [], "--", color="grey", label="least relevant first")
     axis.legend(fontsize=7, frameon=False)
-    axis.set_xlabel("fraction taken away", fontsize=8)
+    axis.set_xlabel("fraction removed", fontsize=8)
     axis.set_ylabel("score", fontsize=8)
-    axis.set_title("score, regions taken away", fontsize=9)
+    axis.set_title("score as regions are removed", fontsize=9)
     axis.tick_params(labelsize=8)

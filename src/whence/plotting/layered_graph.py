@@ -1,4 +1,4 @@
-"""A graph in layers: nodes side by side, lines as thick as what flows."""
+"""Figures of layered graphs, with lines whose width shows the relevance that flows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,15 +6,17 @@ from matplotlib.figure import Figure
 
 POSITIVE_COLOR, NEGATIVE_COLOR = "#c00000", "#0040c0"
 MAX_LINE_WIDTH = 7.0  # points
-MIN_SHARE = 0.02  # of the thickest: what is less is not drawn
+MIN_SHARE = 0.02  # of the strongest link; weaker links are not drawn
 Node = tuple[str, int]
 
 
 def layered_graph_figure(
     nodes: Mapping[str, Mapping[int, float]], links: Sequence[tuple[Node, Node, float]], top: str
 ) -> Figure:
-    """Layers from the bottom up, the one named "" a single node that is titled `top`; lines are as thick as they are
-    strong among those between the same two layers."""
+    """Return a figure of layers from the bottom up, with line widths relative to the strongest link between two layers.
+
+    The layer named "" is a single node with the title `top`.
+    """
     widest = max(map(len, nodes.values()))
     drawn = Figure(figsize=(1.15 * widest + 1.6, 1.25 * len(nodes) + 0.2), dpi=120, layout="constrained")
     axis = drawn.subplots()

@@ -1,4 +1,4 @@
-"""Values over values: lines, points with their errors, and clouds of points."""
+"""Line plots, error bars and scatter plots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LOGIT_TICKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 
 @dataclass(frozen=True)
 class Line:
-    """A line; with errors, points."""
+    """A line, or points with error bars if `errors` are given."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class LinePlot:
-    """Several series over the same values. `mark` is a value to be marked."""
+    """Several series over the same variable; `mark` is a value that a vertical line marks."""
 
     over: str
     series: Sequence[Line]
@@ -49,7 +49,7 @@ def line_plots(
     limits: tuple[float, float] = (-0.04, 1.04),
     scale: str = "linear",
 ) -> Figure:
-    """A plot beside the other, with one legend. The scale "logit" spreads what is near 0 and near 1."""
+    """Return a figure of several plots with one legend; the scale "logit" spreads values near 0 and 1."""
     rows = -(-len(plots) // columns)
     drawn = Figure(figsize=(5.2 * columns, 3.1 * rows), dpi=120, layout="constrained")
     for axis, plot in zip(drawn.subplots(rows, columns, squeeze=False).flat, plots, strict=False):
@@ -72,7 +72,7 @@ def line_plots(
 
 
 def scatter(x: Sequence[float], y: Sequence[float], colours: Sequence[str], names: tuple[str, str], title: str) -> Figure:
-    """A point for each pair of values, with the diagonal and the line at 0."""
+    """Return a scatter plot with the diagonal and the line at 0."""
     drawn = Figure(figsize=(5.6, 4.8), dpi=120, layout="constrained")
     axis = drawn.subplots()
     axis.scatter(x, y, s=12, c=colours, alpha=0.7)

@@ -1,4 +1,4 @@
-"""The colours of relevance: red and blue, or a pair that all eyes tell apart."""
+"""Color palettes of relevance: red and blue, or a pair that is safe for color-blind readers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,16 +30,18 @@ _in_use: ContextVar[Palette] = ContextVar("palette", default=PALETTES["red-blue"
 @check_arguments
 @contextmanager
 def palette(name: str) -> Iterator[None]:
-    """Draw pictures of relevance in other colours: "red-blue", as all do if nothing is said, or "orange-purple", which
-    colour-blind people tell apart. (Pages, `.html`, have both, to be switched by their readers.)
+    """Draw figures of relevance in another color palette within a `with` block.
 
     >>> with whence.palette("orange-purple"):
     ...     e.save("heatmap.png")
 
-    Raises `RuleError` for other names.
+    HTML pages contain both palettes, and readers can switch between them.
 
     Args:
-        name: "red-blue" or "orange-purple".
+        name: "red-blue", the default of all figures, or "orange-purple", which is safe for colour-blind readers.
+
+    Raises:
+        RuleError: There is no palette of this name.
     """
     if name not in PALETTES:
         raise RuleError(f"no palette {name!r}; choose from {', '.join(PALETTES)}{suggest(name, PALETTES)}")

@@ -1,4 +1,4 @@
-"""Panels of a figure, one below the other: each says how large it is and draws itself into its part."""
+"""Figures of stacked panels; each panel has a size and draws itself into a subfigure."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -12,9 +12,11 @@ MIN_WIDTH = 4.0  # inches
 
 
 class Panel(Protocol):
+    """A part of a figure."""
+
     @property
     def width(self) -> float:
-        """Inches that it likes to have; it gets those of the widest."""
+        """The preferred width in inches; all panels get the width of the widest."""
         ...
 
     @property
@@ -23,7 +25,10 @@ class Panel(Protocol):
 
 
 def stack_panels(panels: Sequence[Panel]) -> Figure:
-    """>>> stacked([Heatmap(x, relevance, "a seven"), Words(["not", " bad"], scores, "positive")])"""
+    """Return a figure of panels, one below the other.
+
+    >>> stack_panels([Heatmap(x, relevance, "a seven"), TokenText(["not", " bad"], scores, "positive")])
+    """
     heights, width = [panel.height for panel in panels], max(MIN_WIDTH, *(panel.width for panel in panels))
     drawn = Figure(figsize=(width, sum(heights)), dpi=120, layout="constrained")
     parts = drawn.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

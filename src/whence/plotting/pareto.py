@@ -1,4 +1,4 @@
-"""Points of two qualities, and the front of those that none surpasses."""
+"""Figures of Pareto fronts of two metrics."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,6 +9,8 @@ from whence.plotting.text_escape import escape_mathtext
 
 
 class ParetoPoint(NamedTuple):
+    """A candidate with its two scores."""
+
     name: str
     x: float
     y: float
@@ -17,7 +19,7 @@ class ParetoPoint(NamedTuple):
 
 
 def pareto_figure(points: Sequence[ParetoPoint], axes: tuple[str, str]) -> Figure:
-    """All points numbered, the best in red, their names beside."""
+    """Return a scatter plot of numbered points with a legend of their names, the best in red."""
     drawn = Figure(figsize=(8.4, max(4.0, 0.19 * len(points) + 0.9)), dpi=120, layout="constrained")
     axis, legend = drawn.subplots(1, 2, width_ratios=[2, 1])
     line = sorted((p for p in points if p.on_front), key=lambda p: p.x)

@@ -1,4 +1,4 @@
-"""Two pictures, and lines between parts of them that belong together."""
+"""Figures of two images with lines between related patches."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ PatchPair = tuple[tuple[int, ...], tuple[int, ...], float]
 def pair_lines(
     x1: Tensor, x2: Tensor, places: tuple[tuple[int, ...], tuple[int, ...]], pairs: Sequence[PatchPair], title: str
 ) -> Figure:
-    """Side by side, the strongest pairs joined by lines as opaque as they are strong."""
+    """Return a figure of two images, with pairs of patches joined by lines whose opacity shows their relevance."""
     drawn = Figure(figsize=(7.2, 3.6), dpi=120, layout="constrained")
     axes = drawn.subplots(1, 2)
     for axis, x, heading in zip(axes, (x1, x2), (title, ""), strict=True):

@@ -1,4 +1,4 @@
-"""Relevance on its way: a small network unit by unit, a larger one by a heatmap at every layer."""
+"""Figures of relevance flow: small networks unit by unit, larger ones as a heatmap of each layer."""
 
 from collections.abc import Sequence
 from math import ceil, log10
@@ -15,14 +15,14 @@ from whence.plotting.text_escape import escape_mathtext
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ACROSS, DOWN = 2.6, 1.15  # inches a column and a unit
+ACROSS, DOWN = 2.6, 1.15  # inches for each column and unit
 MOST_LABELLED = 30  # edges between two columns
 COLUMNS = 5  # of heatmaps in a row
-SHORT = 32  # of a vector that is drawn as one row
+SHORT = 32  # largest vector that is drawn as one row
 
 
 class DrawnLayer(Protocol):
-    """The input, or what a layer gives for it."""
+    """The input, or the output of a layer, with its relevance."""
 
     @property
     def name(self) -> str: ...
@@ -33,7 +33,7 @@ class DrawnLayer(Protocol):
 
 
 class DrawnEdges(Protocol):
-    """Between a column and the next, `[above, below]`."""
+    """The edges between a column and the next, `[above, below]`."""
 
     @property
     def messages(self) -> Tensor: ...
@@ -42,7 +42,7 @@ class DrawnEdges(Protocol):
 
 
 def network_figure(columns: Sequence[DrawnLayer], edges: Sequence[DrawnEdges], title: str) -> Figure:
-    """Circles with activations, coloured by relevance; lines as thick and coloured as what they hand down."""
+    """Return a figure of units as circles colored by relevance, and edges whose width and color show their messages."""
     tallest = max(len(column.activations) for column in columns)
     drawn = Figure(figsize=(ACROSS * len(columns), DOWN * tallest + 1.3), dpi=120, layout="constrained")
     axis = drawn.subplots()
@@ -60,7 +60,7 @@ def network_figure(columns: Sequence[DrawnLayer], edges: Sequence[DrawnEdges], t
 
 
 def heatmap_figure(columns: Sequence[DrawnLayer], title: str) -> Figure:
-    """One map a column, channels summed; vectors as a row of pixels."""
+    """Return a figure with one heatmap for each column, summed over channels; vectors are rows of pixels."""
     rows = ceil(len(columns) / COLUMNS)
     drawn = Figure(figsize=(2.1 * min(COLUMNS, len(columns)), 2.5 * rows + 0.4), dpi=120, layout="constrained")
     drawn.suptitle(escape_mathtext(title), fontsize=10)
@@ -89,7 +89,7 @@ def _draw_edges(axis: "Axes", k: int, edges: DrawnEdges, limit: float) -> None:
             colour = _color(r, limit, faintest=0.35) if r else "0.8"
             axis.plot([k, k + 1], [start, end], color=colour, linewidth=0.8 + 4 * strength, zorder=1)
             if labelled:
-                t = 0.3 + 0.36 * (j % 3) / 2 if above > 1 else 0.45  # where lines to several units lie apart
+                t = 0.3 + 0.36 * (j % 3) / 2 if above > 1 else 0.45  # where lines to several units are apart
                 words = f"R {format_number(r)}" if weight is None else f"w {format_number(weight)}   R {format_number(r)}"
                 axis.text(k + t, start + t * (end - start), words, fontsize=6.5, ha="center", va="center", zorder=2,
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
@@ -116,7 +116,7 @@ def _color(r: float, limit: float, faintest: float = 0.0) -> tuple[float, float,
 
 
 def _as_square(relevance: Tensor) -> Tensor:
-    """A long vector as a square of pixels, row by row."""
+    """Return a long vector as a square of pixels, row by row."""
     if relevance.dim() > 1 or len(relevance) <= SHORT:
         return sum_channels(relevance)
     values = relevance.detach().float().cpu()
@@ -129,7 +129,7 @@ def _array(values: Tensor) -> Tensor:
 
 
 def format_number(value: float) -> str:
-    """Three digits, as one writes by hand."""
+    """Format a number with three significant digits."""
     if not value or not -3 < log10(abs(value)) < 5:
         return "0" if not value else f"{value:.1e}"
     return f"{value:.3g}".replace("-", "−")

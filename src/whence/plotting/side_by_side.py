@@ -1,4 +1,4 @@
-"""One picture and its heatmaps by several methods in a row."""
+"""Figures of one image and its heatmaps by several methods in a row."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from whence.plotting.heatmaps import color_limit, draw_map, hide_ticks, sum_channels, to_picture
 
 MAX_COLUMNS = 7  # in a row
-MethodRow = tuple[Tensor, str, Sequence[tuple[str, Tensor]]]  # input, its title, heatmaps under theirs
+MethodRow = tuple[Tensor, str, Sequence[tuple[str, Tensor]]]  # input, its title, titles and heatmaps
 
 
 def method_rows_figure(rows: Sequence[MethodRow], common_scale: bool) -> Figure:
-    """Each row begins with the input; long ones go on below."""
+    """Return a figure with a row for each input, followed by its heatmaps; long rows are wrapped."""
     count = len(rows[0][2]) + 1
     columns = min(count, MAX_COLUMNS)
     lines = -(-count // columns)

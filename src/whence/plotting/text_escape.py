@@ -1,4 +1,4 @@
-"""Words in pictures."""
+"""Escaping of text in figures."""
 
 
 def escape_mathtext(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Time series as lines, coloured by relevance."""
+"""Figures of time series on a background colored by relevance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ MAX_CHANNELS = 16
 
 
 def is_series(x: Tensor) -> bool:
-    """Whether `[C, T]` is read as C lines over time rather than as a picture."""
+    """Return whether `[C, T]` is drawn as C lines over time rather than as an image."""
     return x.dim() == 2 and len(x) <= MAX_CHANNELS and x.shape[1] >= 3 * len(x)
 
 
 @dataclass(frozen=True)
 class TimeSeries:
-    """A line for each channel of one sample, on a background as red or blue as it is relevant."""
+    """A line for each channel of one sample, on a background colored by relevance."""
 
     x: Tensor  # [C, T]
     relevance: Tensor  # [C, T]

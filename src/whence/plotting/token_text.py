@@ -1,4 +1,4 @@
-"""Texts with relevance: each token on red for relevance, blue for counter-relevance, as strong as it is relevant."""
+"""Texts with relevance: tokens on a background of red for relevance, blue for counter-relevance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from rich.text import Text
 
-MIN_RUN = 6  # of the same token
-CHARACTERS = 92  # in a line of a picture
+MIN_RUN = 6  # equal tokens that are merged
+CHARACTERS = 92  # in a line of a figure
 CHARACTER, LINE = 9.6 / CHARACTERS, 0.3  # inches
 Line = list[tuple[int, int]]  # (token, column)
 
 
 def token_color(value: float, limit: float) -> Color:
-    """White for no relevance, full red or blue at the limit; by the root, or the last token would outshine all others."""
+    """Return the color between white at 0 and full red or blue at the limit, scaled by the square root."""
     strength, pair = _strength(value, limit), current_palette()
     full = pair.positive if value > 0 else pair.negative
     return tuple(round(255 + (c - 255) * strength) for c in full)  # type: ignore[return-value]
 
 
 def text_color(value: float, limit: float) -> str:
+    """Return "white" or "black", whichever is readable on the background."""
     return "white" if _strength(value, limit) > 0.6 else "black"
 
 
@@ -39,11 +40,12 @@ def _strength(value: float, limit: float) -> float:
 
 
 def max_abs(relevance: Tensor) -> float:
+    """Return the largest magnitude."""
     return float(relevance.abs().max())
 
 
 def styled_tokens(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, Sequence[str], str, float]]:
-    """Each token as (text, its background in each palette, ink, relevance), for a page."""
+    """Return each token as (text, background in each palette, text color, relevance), for HTML pages."""
     top, values = max_abs(relevance), relevance.tolist()
     backgrounds = []
     for name in PALETTES:
@@ -56,9 +58,9 @@ def styled_tokens(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, S
 
 
 def merge_runs(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
-    """Long runs of one token, such as those that stand for a photo, as one with their sum.
+    """Merge long runs of one token, such as the placeholders of a photo, and sum their relevance.
 
-    >>> gathered(["<image>"] * 576 + [" cat"], relevance)[0]
+    >>> merge_runs(["<image>"] * 576 + [" cat"], relevance)[0]
     ['<image>×576', ' cat']
     """
     runs = [(word, len(list(run))) for word, run in groupby(labels)]
@@ -69,7 +71,7 @@ def merge_runs(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Ten
 
 
 def terminal_text(labels: Sequence[str], relevance: Tensor) -> "Text":
-    """The text as a line of the terminal."""
+    """Return the colored text for the terminal."""
     from rich.text import Text
 
     line, top = Text(), max_abs(relevance)
@@ -80,7 +82,7 @@ def terminal_text(labels: Sequence[str], relevance: Tensor) -> "Text":
 
 
 def wrap_lines(labels: Sequence[str]) -> list[Line]:
-    """Where each token stands when the text is broken into lines of a picture."""
+    """Return the tokens of each line with their columns, after wrapping."""
     found: list[Line] = [[]]
     column = 0
     for i, word in enumerate(map(printable, labels)):
@@ -96,12 +98,13 @@ def wrap_lines(labels: Sequence[str]) -> list[Line]:
 
 
 def printable(word: str) -> str:
+    """Return a token with visible whitespace."""
     return word.replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
 @dataclass(frozen=True)
 class TokenText:
-    """One text of one sample."""
+    """A panel of one text of one sample."""
 
     labels: Sequence[str]
     relevance: Tensor  # [tokens]
@@ -133,7 +136,7 @@ class TokenText:
 
 
 def token_grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title: str) -> Figure:
-    """A row for each token written, a column for each token given; what is NaN is not drawn. Roots of shares of each row."""
+    """Return a heatmap of generated tokens (rows) by context tokens (columns), scaled by row and square root; NaN is blank."""
     shares = relevance / relevance.nan_to_num().abs().amax(1, keepdim=True).clamp(min=1e-30)
     scaled = shares.sign() * shares.abs().sqrt()
     drawn = Figure(figsize=(1.6 + 0.26 * len(given), 1.2 + 0.26 * len(written)), dpi=120, layout="constrained")

@@ -1,4 +1,4 @@
-"""The command line, `whence explain` and its like: one file a command."""
+"""The command line (`whence explain` etc.), with one module for each command."""
 
 import sys
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from whence.frontends.cli.prototype import prototype
 from whence.frontends.cli.serve import serve
 
 app = typer.Typer(
-    help="Open trained networks: why this output, and what do they take a concept to be?",
+    help="Explain the predictions of trained PyTorch networks, and find prototypes of what they have learned.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,13 +52,13 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Open trained networks: why this output, and what do they take a concept to be?"""
+    """Explain the predictions of trained PyTorch networks, and find prototypes of what they have learned."""
 
 
 def main() -> None:
-    """Run the command line; the library's errors end it with one line and exit code 2."""
+    """Run the command line; errors of the library are printed in one line, with exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal of ASCII shows a ? for what it has no letter for
+        if isinstance(stream, TextIOWrapper):  # terminals that cannot encode a character print ?
             stream.reconfigure(errors="replace")
     try:
         app()

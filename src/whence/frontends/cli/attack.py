@@ -1,4 +1,4 @@
-"""`whence attack`: a picture and its adversarial twin, each with its heatmap; or the experiment of robust features."""
+"""`whence attack`: an image and an adversarial example, each with its heatmap; or the robust features experiment."""
 
 import json
 import warnings
@@ -30,7 +30,7 @@ EPSILON = 0.15
 
 
 def attack(
-    input: Annotated[str | None, typer.Argument(help="An image or a .npy batch; a bundled digit if not given.")] = None,
+    input: Annotated[str | None, typer.Argument(help="An image or a .npy batch. Default: a bundled digit.")] = None,
     model: Annotated[
         str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME or FILE.py:FACTORY.")
     ] = "digits",
@@ -39,23 +39,21 @@ def attack(
     attack_name: Annotated[str, typer.Option("--attack", help=f"The attack: {', '.join(ATTACKS)}.")] = "pgd",
     epsilon: Annotated[
         float | None,
-        typer.Option(help="How far each pixel may move, of a range of 1; 0.15, or 8/255 for photos, if not given."),
+        typer.Option(help="Largest change of a pixel, for pixels in [0, 1]. Default: 0.15, or 8/255 for photos."),
     ] = None,
-    n_steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="The true class, by number or name; what the model says if not given.")
-    ] = None,
+    n_steps: Annotated[int | None, typer.Option(help="Number of steps of the attack.")] = None,
+    label: Annotated[str | None, typer.Option(help="The true class, by index or name. Default: the prediction.")] = None,
     target: Annotated[
-        str | None, typer.Option(help="The class to be taken for, by number or name; any other if not given.")
+        str | None, typer.Option(help="The class to be predicted, by index or name. Default: any other class.")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"Of the heatmaps: {', '.join(METHODS)}.")] = "lrp",
+    method: Annotated[str, typer.Option(help=f"Method of the heatmaps: {', '.join(METHODS)}.")] = "lrp",
     sample: Sample = 0,
-    experiment: Annotated[str | None, typer.Option(help=f"Instead of all that: {', '.join(EXPERIMENTS)}.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random start and of the experiment.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("attack.png"),
+    experiment: Annotated[str | None, typer.Option(help=f"Run an experiment instead: {', '.join(EXPERIMENTS)}.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the start and of the experiment.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output file: .png, .jpg, .pdf or .svg.")] = Path("attack.png"),
     as_json: Json = False,
 ) -> None:
-    """How easily is it fooled? Writes a picture, its heatmap, its adversarial twin, and the twin's heatmap."""
+    """Search for an adversarial example, and draw it next to the input, each with its heatmap."""
     from whence.models.registry import load_model
 
     check_writable(out, PICTURE_SUFFIXES)
@@ -69,7 +67,7 @@ def attack(
         raise RuleError(f"no attack {attack_name!r}; choose from {', '.join(ATTACKS)}")
     check_method_name(method)
     loaded = load_model(model, weights, size=size)
-    loaded.check_reads_images("attacks are on pictures")
+    loaded.check_reads_images("attacks need a model of images")
     x = read_input(input, loaded, sample, "attack")
     is_picture = not is_array_file(input)
     box = loaded.preprocessing.box if is_picture or loaded.preprocessing.bounds_known else Box.unbounded()
@@ -107,7 +105,7 @@ def _make_attack(
     epsilon = usual if epsilon is None else epsilon
     if name == "fgsm":
         if steps is not None:
-            raise RuleError("--n-steps: FGSM takes one; choose --attack pgd")
+            raise RuleError("--n-steps: FGSM takes one step; choose --attack pgd")
         return FGSM(epsilon, target_classes=target, box=box)
     if name == "mi-fgsm":
         return MIFGSM(epsilon, target_classes=target, box=box, **given)
@@ -142,16 +140,16 @@ def _report(pair: AttackExplanation, loaded: "LoadedModel", input: str | None, s
 def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not all(report["right_before"]):
-        warn("the model says another class than --label from the start")
+        warn("the prediction differs from --label even without an attack")
     elif not any(report["success"]):
-        warn(f"{report['attack']} found no adversarial example here; that does not prove that there is none")
+        warn(f"{report['attack']} found no adversarial example; this does not prove that none exists")
     title = f"{report['model']} on {report['input']}, attacked by {report['attack']}"
     rows = [
         (row["before"], row["after"], f"{row['largest_change']:.4g}", f"{row['relevance_moved']:.0%}")
         for row in report["samples"]
     ]
     print_table(console, ("before", "after", "largest change", "relevance moved"), rows, title, words=2)
-    console.print(f"the pictures lie in {report['picture']}", markup=False)
+    console.print(f"saved {report['picture']}", markup=False)
 
 
 def _check_experiment(name: str, given: list[str]) -> None:
@@ -176,4 +174,4 @@ def _run_experiment(name: str, epsilon: float, seed: int, out: Path, as_json: bo
             rows.append((f"{row['kind']} features", f"{row['value']:g}", f"{row['exact']:.2%}", simulated))
     title = f"d = {data.d} weak features of mean {data.mean:.3g}, one strong feature right with p = {data.p}"
     print_table(console, ("classifier", "ε", "accuracy, exact", "simulated"), rows, title)
-    console.print(f"the plot lies in {out}", markup=False)
+    console.print(f"saved {out}", markup=False)

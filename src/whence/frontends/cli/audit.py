@@ -1,4 +1,4 @@
-"""`whence audit STORE`: a page of the strategies among many explanations, the suspicious first."""
+"""`whence audit STORE`: a report of clusters of explanations, suspicious clusters first."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,19 +19,23 @@ MOST_LISTED = 8
 
 
 def audit(
-    store: Annotated[Path, typer.Argument(help="The folder that `whence explain-dataset` made.")],
-    layer: Annotated[str | None, typer.Option(help="Look at the relevance of this layer's channels, not of the input.")] = None,
-    group_by: Annotated[str, typer.Option(help=f"What a class is: {', '.join(GROUP_COLUMNS)}.")] = "prediction",
-    clusters: Annotated[int | None, typer.Option(help="Of each class; as many as eigenvalues suggest if not given.")] = None,
+    store: Annotated[Path, typer.Argument(help="A store, the folder that `whence explain-dataset` wrote.")],
+    layer: Annotated[
+        str | None, typer.Option(help="Audit the relevance of this layer's channels instead of the input.")
+    ] = None,
+    group_by: Annotated[
+        str, typer.Option(help=f"How samples are grouped into classes: {', '.join(GROUP_COLUMNS)}.")
+    ] = "prediction",
+    clusters: Annotated[int | None, typer.Option(help="Clusters of each class. Default: by the eigengap.")] = None,
     mask: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PICTURE: places (bright pixels) whose share of relevance is reported; several times."),
+        typer.Option(help="NAME=IMAGE: report the share of relevance on the bright pixels of IMAGE; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the clustering.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where to write: .html, .json, .png, .pdf or .svg.")] = Path("report.html"),
+    seed: Annotated[int, typer.Option(help="Random seed of the clustering.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output file: .html, .json, .png, .pdf or .svg.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")] = False,
 ) -> None:
-    """Is the model right for the wrong reason? Clusters the explanations of a store, the suspicious first."""
+    """Cluster the explanations of a store, and report clusters that suggest that the model relies on an artifact."""
     check_writable(out, SUFFIXES)
     found = run(store, layer=layer, group_by=group_by, n_clusters=clusters, masks=dict(map(_mask, mask or [])), seed=seed)
     found.save(out)
@@ -49,14 +53,14 @@ def audit(
     for c in found.suspicious:
         console.print(f"class {found.name(c.group)}, cluster {c.number}: {c.reason(found.name(c.group))}", markup=False)
     if not found.suspicious:
-        console.print("nothing suspicious")
+        console.print("no suspicious clusters")
     for group in found.skipped:
         console.print(f"not clustered: {group}", markup=False)
-    console.print(f"the report lies in {out}", markup=False)
+    console.print(f"saved {out}", markup=False)
 
 
 def _mask(given: str) -> tuple[str, "Tensor"]:
-    """A picture's bright half as a mask, by the name before the equals sign."""
+    """Return the name and the mask of the bright pixels of an image, from NAME=IMAGE."""
     import torch
 
     from whence.models.image_files import read_image

@@ -24,12 +24,10 @@ def compare(
     weights: Weights = None,
     size: Size = None,
     methods: Annotated[str | None, typer.Option(help=METHODS_HELP)] = None,
-    target: Annotated[
-        str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
-    ] = None,
-    common_scale: Annotated[bool, typer.Option("--common-scale", help="All heatmaps in the colours of the strongest.")] = False,
+    target: Annotated[str | None, typer.Option(help="The class to explain, by index or name. Default: the top class.")] = None,
+    common_scale: Annotated[bool, typer.Option("--common-scale", help="Use the same colour scale for all heatmaps.")] = False,
     sample: Sample = 0,
-    out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("compared.png"),
+    out: Annotated[Path, typer.Option(help="Output file: .png, .jpg, .pdf or .svg.")] = Path("compared.png"),
     as_json: Json = False,
 ) -> None:
     """Explain one input by several methods and draw their heatmaps side by side."""
@@ -60,4 +58,4 @@ def compare(
     print_table(
         console, ["method", "target", "output", "relevance", "against"], rows, f"{loaded.name} by {len(found)} methods", words=2
     )
-    console.print(f"the picture lies in {out}", markup=False)
+    console.print(f"saved {out}", markup=False)

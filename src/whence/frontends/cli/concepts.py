@@ -1,4 +1,4 @@
-"""`whence concepts`: which channels of a layer carried the output, where in the picture, and what they stand for."""
+"""`whence concepts`: the channels of a layer that are most relevant for an output, and what they respond to."""
 
 import json
 import warnings
@@ -31,20 +31,19 @@ def concepts(
     weights: Weights = None,
     size: Size = None,
     layer: Annotated[
-        str | None, typer.Option(help="Whose channels (`whence models --layers NAME` lists them); the last convolution.")
+        str | None,
+        typer.Option(help="Layer of the channels (`whence models --layers NAME` lists layers). Default: the last convolution."),
     ] = None,
-    channels: Annotated[str, typer.Option(help="How many, the most relevant; or which, with commas: 3,17,230.")] = str(
+    channels: Annotated[str, typer.Option(help="Number of channels, the most relevant; or their indices: 3,17,230.")] = str(
         N_CHANNELS
     ),
-    target: Annotated[
-        str | None, typer.Option(help="The class to explain, by number or name; the likeliest if not given.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help=f"Where reference samples come from. {DATA_HELP}")] = None,
-    references: Annotated[int, typer.Option(help="Reference samples a channel.")] = N_REFERENCES,
-    prototypes: Annotated[bool, typer.Option("--prototypes", help="Draw what excites each channel most, too.")] = False,
-    limit: Annotated[int, typer.Option(help="Of the data, the first so many.")] = MAX_SAMPLES,
+    target: Annotated[str | None, typer.Option(help="The class to explain, by index or name. Default: the top class.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Source of reference samples. {DATA_HELP}")] = None,
+    references: Annotated[int, typer.Option(help="Reference samples for each channel.")] = N_REFERENCES,
+    prototypes: Annotated[bool, typer.Option("--prototypes", help="Draw a prototype of each channel as well.")] = False,
+    limit: Annotated[int, typer.Option(help="Use only the first N samples of the data.")] = MAX_SAMPLES,
     sample: Sample = 0,
-    out: Annotated[Path, typer.Option(help="Where to write: .png, .jpg, .pdf or .svg.")] = Path("concepts.png"),
+    out: Annotated[Path, typer.Option(help="Output file: .png, .jpg, .pdf or .svg.")] = Path("concepts.png"),
     as_json: Json = False,
 ) -> None:
     """Show which channels of a layer an output relies on, where in the image, and what they respond to."""
@@ -52,11 +51,11 @@ def concepts(
 
     check_writable(out, PICTURE_SUFFIXES)
     loaded = load_model(model, weights, size=size)
-    loaded.check_reads_images("concepts are shown in pictures. Use whence.channel_relevance from Python")
+    loaded.check_reads_images("concepts need a model of images. Use whence.channel_relevance in Python")
     x = read_input(input, loaded, sample, "concepts")
     samples = read_data(data, loaded, "concepts", limit) if data is not None or loaded.name in BUNDLED else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of prototypes: told from their notes
+        warnings.simplefilter("ignore", UserWarning)  # of prototypes, whose notes report them
         found = run(
             loaded.model, x, layer, loaded.class_index(target), channels=_channels(channels), n_references=references,
             reference_inputs=None if samples is None else read_images(samples), class_names=loaded.class_names,
@@ -81,8 +80,8 @@ def concepts(
     title = f"channels of {found.layer} in {name} ({float(found.explanation.output):.4g}) by {loaded.name}"
     print_table(console, heads, table, title)
     if samples is None:
-        note("--data FOLDER shows the samples that each channel is most relevant in")
-    console.print(f"the picture lies in {out}", markup=False)
+        note("pass --data FOLDER to show the samples in which each channel is most relevant")
+    console.print(f"saved {out}", markup=False)
 
 
 def _channels(given: str) -> int | list[int]:

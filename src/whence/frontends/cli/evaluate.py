@@ -1,4 +1,4 @@
-"""`whence evaluate`: which of several methods can be trusted on one's own model and data."""
+"""`whence evaluate`: metrics of several explanation methods on a model and data."""
 
 import json
 from pathlib import Path
@@ -38,26 +38,28 @@ def evaluate(
     device: Device = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     methods: Annotated[str, typer.Option(help=METHODS_HELP)] = ",".join(USUAL),
-    metrics: Annotated[str, typer.Option(help=f"Names with commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
-    target: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
+    metrics: Annotated[str, typer.Option(help=f"Names separated by commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
+    target: Annotated[str, typer.Option(help="Class to explain: predicted, label, or an index.")] = "predicted",
     regions: Annotated[
         str | None,
-        typer.Option(help="What is taken away at once: pixels, or the side of square patches; some 14 a side if not given."),
+        typer.Option(
+            help="Regions that are removed: pixels, or the side of square patches. Default: about 14 patches per side."
+        ),
     ] = None,
     imputer: Annotated[
-        str | None, typer.Option(help=f"What stands in its place: a number or id, {', '.join(IMPUTERS)}.")
+        str | None, typer.Option(help=f"Replacement of removed regions: a number or token id, {', '.join(IMPUTERS)}.")
     ] = None,
-    score: Annotated[str | None, typer.Option(help="logit, logit_difference or probability.")] = None,
+    score: Annotated[str | None, typer.Option(help="Score that is measured: logit, logit_difference or probability.")] = None,
     limit: Limit = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="A folder for what is finished, which --shard jobs share.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="A folder for finished batches, which --shard jobs share.")] = None,
     shard: Shard = None,
     engine: Engine = "local",
     address: Address = None,
-    seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where to write: .html, .png, .pdf, .svg, .csv or .json.")] = Path("report.html"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output file: .html, .png, .pdf, .svg, .csv or .json.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
 ) -> None:
-    """Which explanation can be trusted? Scores methods on data; a run that was killed goes on where it was."""
+    """Score explanation methods on data. An interrupted run resumes where it stopped."""
     from whence.models.registry import load_model
 
     check_writable(out, SUFFIXES)
@@ -103,4 +105,4 @@ def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
     heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
     print_table(console, heads, found.words, f"explanations of {loaded.name}")
     console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)
-    console.print(f"the report lies in {out}", markup=False)
+    console.print(f"saved {out}", markup=False)

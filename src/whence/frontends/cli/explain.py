@@ -1,4 +1,4 @@
-"""`whence explain`: a picture, a text or a bundled digit, a model, a heatmap."""
+"""`whence explain`: the heatmap of a model's prediction for an image, a text or a bundled digit."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 20  # classes
 PART_LABELS = {
     "relevance": "relevance",
-    "absorbed": "absorbed (by biases, ε, shifts, softmaxes or terms of second order)",
+    "absorbed": "absorbed (the share of biases, ε, shifts, softmaxes and second-order terms)",
     "baseline": "baseline (the output at the baseline or root)",
 }
 
@@ -41,22 +41,20 @@ def explain(
     weights: Weights = None,
     size: Size = None,
     target: Annotated[
-        str | None, typer.Option(help="The class or token to explain, by number or name; the likeliest if not given.")
+        str | None, typer.Option(help="The class or token to explain, by index or name. Default: the top class.")
     ] = None,
-    rather_than: Annotated[str | None, typer.Option(help="Explain why the target rather than this class or token.")] = None,
-    position: Annotated[int, typer.Option(help="The token after which a language model predicts; -1 is the last.")] = -1,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
-    rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
+    rather_than: Annotated[str | None, typer.Option(help="Explain the difference to this class or token.")] = None,
+    position: Annotated[
+        int, typer.Option(help="Position of the token after which a language model predicts; -1 is the last.")
+    ] = -1,
+    method: Annotated[str, typer.Option(help=f"Explanation method: {', '.join(METHODS)}.")] = "lrp",
+    rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
     sample: Sample = 0,
-    text: Annotated[
-        list[str] | None, typer.Option(help="Beside a photo, for models that read both; several for CLIP to choose from.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path(
-        "heat.png"
-    ),
+    text: Annotated[list[str] | None, typer.Option(help="Text of vision-language models; repeatable for CLIP.")] = None,
+    out: Annotated[Path, typer.Option(help="Output file: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path("heat.png"),
     as_json: Json = False,
 ) -> None:
-    """Why this output? Writes a heatmap that adds up to the prediction."""
+    """Explain a prediction by a heatmap of relevance."""
     from whence.models.registry import load_model
 
     _check(method, rules, out)
@@ -89,14 +87,12 @@ def explain(
 
 def _require_image(input: str | None, loaded: "LoadedModel") -> str:
     if input is None:
-        raise InputError(
-            f"nothing to explain: pass a photo, as in `whence explain photo.jpg --text 'a cat' --model {loaded.name}`"
-        )
+        raise InputError(f"missing input: pass a photo, as in `whence explain photo.jpg --text 'a cat' --model {loaded.name}`")
     return input
 
 
 def _text_target(model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None) -> Callable[[Any], Tensor]:
-    """The score of one text for the picture, by its number or as it was given; of the likeliest if none is named."""
+    """Return a target function, the score of one text for the image; the text of the highest score if none is named."""
     chosen, other = (_number(text, texts) for text in (target, rather_than))
     if chosen is None:
         with torch.no_grad():
@@ -115,7 +111,7 @@ def _number(text: str | None, texts: list[str]) -> int | None:
         return None if text is None else texts.index(text)
     if text.isdecimal() and int(text) < len(texts):
         return int(text)
-    raise TargetError(f"no --text is {text!r}; choose one of them, or its number from 0 to {len(texts) - 1}")
+    raise TargetError(f"{text!r} is not one of the --text options; pass one of them, or an index from 0 to {len(texts) - 1}")
 
 
 def _check(method: str, rules: str | None, out: Path) -> None:
@@ -148,12 +144,12 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
         return _to_model_dtype(read_array(Path(given)), loaded.model)
     image = to_8bit(read_image(given), given)
     if loaded.name in BUNDLED and image.size != loaded.preprocessing.size:
-        warn(f"{loaded.name} reads digits, white on black, 28 × 28; another picture needs a model of its own: --model")
+        warn(f"{loaded.name} expects digits, white on black, 28 × 28; pass another model for other images: --model")
     return loaded.preprocessing.of_image(image)
 
 
 def _to_model_dtype(x: Tensor, model: Any) -> Tensor:
-    """Floating-point numbers in the precision of the model."""
+    """Return floating-point inputs in the dtype of the model."""
     weight = first_weight(model)
     return x if weight is None or not x.is_floating_point() else x.to(weight.dtype)
 
@@ -184,7 +180,7 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
 
 
 def _text(explanation: Explanation) -> dict[str, Any]:
-    """The tokens of the first text and their relevance; of several beside one picture, the text that has most."""
+    """Return the tokens and relevance of the first text, or of the most relevant of several texts for one image."""
     name, rows = next(iter(explanation.tokens.items()))
     relevance = named_leaves(explanation.relevance)[name]
     row = 0 if len(rows) == len(explanation) else int(relevance.abs().sum(1).argmax())
@@ -209,9 +205,9 @@ def _print(report: dict[str, Any]) -> None:
         rows.append((name, *amounts))
     print_table(console, headings, rows, f"{report['model']} on {named}, explained by {report['method']}")
     if report["note"]:
-        console.print(f"explained is the output {report['note']}")
+        console.print(f"the explained output: {report['note']}")
     if report["caution"]:
         warn(report["caution"])
     if len(parts) > 1:
         console.print(f"output = {' + '.join(PART_LABELS[part] for part in parts)}")
-    console.print(f"the picture lies in {report['picture']}", markup=False)
+    console.print(f"saved {report['picture']}", markup=False)

@@ -1,4 +1,4 @@
-"""`whence explain-dataset`: a folder of pictures, all explained, in a store that survives being killed."""
+"""`whence explain-dataset`: explanations of a dataset in a store; interrupted runs can be resumed."""
 
 import json
 from pathlib import Path
@@ -18,36 +18,36 @@ from whence.stores.explain_dataset import SHARD_SIZE, explain_dataset as run
 
 
 def explain_dataset(
-    store: Annotated[Path, typer.Argument(help="The folder of the store, new or begun.")],
+    store: Annotated[Path, typer.Argument(help="The folder of the store, new or unfinished.")],
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     model: Model = "digits",
     weights: Weights = None,
     size: Size = None,
     device: Device = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lrp",
-    rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
-    target: Annotated[str, typer.Option(help="What is explained: predicted, label, or a class by number.")] = "predicted",
+    method: Annotated[str, typer.Option(help=f"Explanation method: {', '.join(METHODS)}.")] = "lrp",
+    rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
+    target: Annotated[str, typer.Option(help="Class to explain: predicted, label, or an index.")] = "predicted",
     layer: Annotated[
-        list[str] | None, typer.Option(help="Keep the relevance of every channel of this layer; several times.")
+        list[str] | None, typer.Option(help="Store the relevance of every channel of this layer; repeatable.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Keep relevance as it is, not summed over channels in half precision.")
+        bool, typer.Option("--full", help="Store relevance in full, instead of summed over channels in half precision.")
     ] = False,
     shard: Shard = None,
-    shard_size: Annotated[int, typer.Option(help="Samples a file.")] = SHARD_SIZE,
-    batch_size: Annotated[int | None, typer.Option(help="Samples at once; by their size if not given.")] = None,
+    shard_size: Annotated[int, typer.Option(help="Samples in each file.")] = SHARD_SIZE,
+    batch_size: Annotated[int | None, typer.Option(help="Batch size. Default: by the size of a sample.")] = None,
     engine: Engine = "local",
     address: Address = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a whole data set, into a store. A run that was killed goes on where it was."""
+    """Explain a dataset and save the explanations in a store. An interrupted run resumes where it stopped."""
     from whence.models.registry import load_model
 
     check_method_name(method)
     check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
-    loaded.check_reads_images("a store of those is made from Python: whence.explain_dataset")
+    loaded.check_reads_images("create the store in Python with whence.explain_dataset")
     samples = read_data(data, loaded, "explain-dataset", limit)
     bounded = loaded.preprocessing.bounds_known
     first = torch.zeros(1, loaded.preprocessing.channels, *(loaded.preprocessing.size or (1, 1)))
@@ -65,8 +65,8 @@ def explain_dataset(
     warn_about_model(loaded)
     warn_about_failures([f"{failure['sample']}: {failure['message']}" for failure in failures])
     console = Console(highlight=False, soft_wrap=True)
-    rest = f", {len(found.missing)} shards are left to other jobs" if found.missing else ""
+    rest = f", {len(found.missing)} shards remain for other jobs" if found.missing else ""
     console.print(
         f"{len(found)} of {count_noun(found.manifest.count, 'sample')} of {loaded.name} explained{rest}", markup=False
     )
-    console.print(f"the store lies in {store}; whence audit {store}", markup=False)
+    console.print(f"saved {store}; to audit it: whence audit {store}", markup=False)

@@ -1,4 +1,4 @@
-"""`whence export`: an explainer as a file that runs without this library."""
+"""`whence export`: an explainer as a file that runs without whence."""
 
 import json
 from pathlib import Path
@@ -24,20 +24,22 @@ def export(
     weights: Weights = None,
     size: Size = None,
     target: Annotated[
-        str | None, typer.Option(help="The one class to explain, by number or name; if not given, asked for at each call.")
+        str | None, typer.Option(help="A fixed class to explain, by index or name. Default: an input of each call.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="lrp, or another that is one graph: gradient_times_input, sensitivity, …")
+        str, typer.Option(help="lrp, or another method of a single graph: gradient_times_input, sensitivity, …")
     ] = "lrp",
-    rules: Annotated[str | None, typer.Option(help=f"Rules of lrp: {', '.join(PRESETS)}.")] = None,
+    rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
     sample: Sample = 0,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Compile it for this machine (AOT Inductor), for C++.")] = False,
-    out: Annotated[Path, typer.Option(help="Where to write: .pt2 or .onnx.")] = Path("explainer.pt2"),
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Compile for this machine (AOT Inductor), for use in C++.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Output file: .pt2 or .onnx.")] = Path("explainer.pt2"),
     as_json: Json = False,
 ) -> None:
-    """An explainer as a file: inputs and class indices in; output, relevance and the account out, without this library.
+    """Export an explainer that maps inputs and class indices to outputs and relevance, without whence.
 
-    The input is an example of what it will explain; it may explain any number of them at once.
+    The input is an example; the exported explainer accepts any batch size.
     """
     from whence.models.registry import load_model
 
@@ -55,7 +57,7 @@ def export(
     warn_about_model(loaded, not is_array_file(input))
     console = Console(highlight=False, soft_wrap=True)
     rows = [
-        [side, name, str(shape)] for side, tensors in (("takes", takes), ("gives", gives)) for name, shape in tensors.items()
+        [side, name, str(shape)] for side, tensors in (("input", takes), ("output", gives)) for name, shape in tensors.items()
     ]
     print_table(console, ["", "tensor", "shape"], rows, f"{short_repr(chosen)} of {loaded.name}")
-    console.print(f"the explainer lies in {out} ({out.stat().st_size / 2**20:.1f} MiB)", markup=False)
+    console.print(f"saved {out} ({out.stat().st_size / 2**20:.1f} MiB)", markup=False)

@@ -1,4 +1,4 @@
-"""`whence models`: what can be named after --model."""
+"""`whence models`: the names that --model accepts."""
 
 from typing import Annotated
 
@@ -11,24 +11,22 @@ from whence.errors import InputError
 from whence.frontends.cli.options import Size
 from whence.frontends.common.terminal import print_table
 
-MAX_NAMES = 100  # names of one source that are listed without being asked for
+MAX_NAMES = 100  # names of one source that are listed without a filter
 
 
 def models(
-    contains: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
-    layers: Annotated[
-        str | None, typer.Option(help="List the layers of this model instead, with the shapes they give.")
-    ] = None,
+    contains: Annotated[str, typer.Argument(help="List only names that contain this.")] = "",
+    layers: Annotated[str | None, typer.Option(help="List the layers of this model and their output shapes instead.")] = None,
     size: Size = None,
 ) -> None:
-    """List the models that --model takes by name, or the layers of one."""
+    """List the names that --model accepts, or the layers of a model."""
     if layers is not None:
         _list_layers(layers, contains, size)
         return
     from whence.models.registry import available_models
 
     if ".py:" in contains:
-        raise InputError(f"{contains} is one model; whence models --layers {contains} lists its layers")
+        raise InputError(f"{contains} is a model; to list its layers: whence models --layers {contains}")
     console = Console(highlight=False)
     for source, names in available_models().items():
         if isinstance(names, str):
@@ -42,7 +40,7 @@ def models(
             prefix = "" if source == "bundled" else f"{source}:"
             console.print(Columns([prefix + name for name in shown], padding=(0, 2)))
     console.print(
-        "\nAny other: [bold]hf:NAME_OR_FOLDER[/] of Hugging Face's library, or [bold]FILE.py:FACTORY[/], a function in a "
+        "\nOther models: [bold]hf:NAME_OR_FOLDER[/] for Hugging Face, or [bold]FILE.py:FACTORY[/], a function in a "
         "Python file that returns the model."
     )
 
@@ -56,12 +54,10 @@ def _list_layers(name: str, contains: str, side: int | None) -> None:
     loaded = load_model(name, size=side)
     size = loaded.preprocessing.size
     if loaded.text is not None or size is None:
-        raise InputError(
-            f"{name} does not state its input size; give their --size, or use whence.layers.layer_shapes(model, x)"
-        )
+        raise InputError(f"{name} does not state its input size; pass --size, or use whence.layers.layer_shapes(model, x)")
     rows = [
         (layer, " × ".join(map(str, shape[1:])))
         for layer, shape in layer_shapes(loaded.model, torch.zeros(1, loaded.preprocessing.channels, *size)).items()
         if contains.lower() in layer.lower()
     ]
-    print_table(Console(highlight=False, soft_wrap=True), ("layer", "gives, for one picture"), rows, words=2)
+    print_table(Console(highlight=False, soft_wrap=True), ("layer", "output shape for one image"), rows, words=2)

@@ -1,4 +1,4 @@
-"""`whence prototype`: what a class or a channel stands for, as a picture."""
+"""`whence prototype`: images that maximise classes or channels."""
 
 import json
 from pathlib import Path
@@ -26,22 +26,20 @@ def prototype(
     weights: Weights = None,
     device: Device = None,
     target: Annotated[
-        str | None, typer.Option(help="Classes by number or name, as in 3 or 0-9 or cat,dog; or layer:channel.")
+        str | None, typer.Option(help="Classes by index or name, such as 3, 0-9 or cat,dog; or layer:channel.")
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="A layer by name (`whence models --layers NAME` lists them).")] = None,
-    channels: Annotated[
-        str | None, typer.Option(help="Channels of --layer, as in 3 or 0-15; the first sixteen if not given.")
-    ] = None,
+    layer: Annotated[str | None, typer.Option(help="A layer by name (`whence models --layers NAME` lists layers).")] = None,
+    channels: Annotated[str | None, typer.Option(help="Channels of --layer, such as 3 or 0-15. Default: 0-15.")] = None,
     beside: Annotated[
-        Path | None, typer.Option(help="A .npy batch of data: its nine samples of most activation are drawn beside.")
+        Path | None, typer.Option(help="A .npy batch of data: draw its nine samples with the highest activation as well.")
     ] = None,
-    prior: Annotated[str | None, typer.Option(help="none, l2, and for digits expert or decoder.")] = None,
-    strength: Annotated[float | None, typer.Option(help="Of the prior.")] = None,
-    image: Annotated[str | None, typer.Option(help=f"How the picture is written down: {', '.join(PARAMETERIZATIONS)}.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the picture; what the model takes if not given.")] = None,
-    n_steps: Annotated[int, typer.Option(help="Of the search.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the start and the changes between steps.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where to write: .png, .pdf, .svg, .npz or .safetensors.")] = Path("prototypes.png"),
+    prior: Annotated[str | None, typer.Option(help="none or l2; for digits also expert or decoder.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Strength of the prior.")] = None,
+    image: Annotated[str | None, typer.Option(help=f"Parameterization of the image: {', '.join(PARAMETERIZATIONS)}.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the image. Default: the input size of the model.")] = None,
+    n_steps: Annotated[int, typer.Option(help="Number of steps of the search.")] = 512,
+    seed: Annotated[int, typer.Option(help="Random seed of the start and of the transforms.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output file: .png, .pdf, .svg, .npz or .safetensors.")] = Path("prototypes.png"),
     as_json: Json = False,
 ) -> None:
     """Draw the input that maximises a class, a channel or a neuron (activation maximisation).
@@ -53,7 +51,7 @@ def prototype(
     check_writable(out, (*PICTURE_SUFFIXES, ".npz", ".safetensors"))
     _check(prior, strength, image, size, layer, channels)
     loaded = load_model(model, weights, device=device)
-    loaded.check_reads_images("prototypes are pictures")
+    loaded.check_reads_images("prototypes need a model of images")
     concepts = _parse_concepts(target, layer, channels, loaded)
     settings: dict[str, Any] = {"n_steps": n_steps, "seed": seed}
     if loaded.name == "digits" and (prior, layer, image, beside) == (None,) * 4 and out.suffix in PICTURE_SUFFIXES:
@@ -90,7 +88,7 @@ def _check(
     if image not in (None, *PARAMETERIZATIONS):
         raise RuleError(f"no image {image!r}; choose from {', '.join(PARAMETERIZATIONS)}")
     if size is not None and size < 1:
-        raise InputError(f"--size {size}; give at least 1")
+        raise InputError(f"--size {size}; expected at least 1")
 
 
 def _parse_concepts(target: str | None, layer: str | None, channels: str | None, loaded: "LoadedModel") -> list[Any]:
@@ -144,4 +142,4 @@ def _print(report: dict[str, Any]) -> None:
         rows.append((row["prior"], row["concept"], f"{row['activation']:.4g}", *([log_prob] if likely else [])))
     heads = ("prior", "concept", "activation", *(["log p(x)"] if likely else []))
     print_table(console, heads, rows, f"prototypes of {report['model']}", words=2)
-    console.print(f"the picture lies in {report['picture']}", markup=False)
+    console.print(f"saved {report['picture']}", markup=False)

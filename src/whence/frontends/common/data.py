@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 10
 DATA_HELP = (
-    "A folder of pictures (in folders named by class, if their labels are known), an .npz with images and labels, "
-    "an .npy batch, or a .txt with a text a line for hf: models; the 50 bundled digits if not given."
+    "A folder of images (in subfolders named by class, if labels are known), an .npz with images and labels, "
+    "an .npy batch, or a .txt with one text per line for hf: models. Default: the 50 bundled digits."
 )
 
 
 def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int | None = None) -> Any:
-    """Samples, with their labels where they are known: a data set or `(x, y)`."""
+    """Return samples, with labels if they are known: a dataset or `(x, y)`."""
     from whence.models.image_folders import ImageFolder, read_arrays
 
     if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}; give at least 1")
+        raise InputError(f"--limit {limit}; expected at least 1")
     if given is None:
         return _limit(_bundled_digits(loaded, command), limit)
     path = Path(given)
@@ -46,22 +46,22 @@ def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int
 
 
 def sample_name(samples: Any, number: int) -> str:
-    """The file of a sample, or its number where it has none."""
+    """Return the file name of a sample, or its index if it has none."""
     from whence.models.image_folders import ImageFolder
 
     return samples.name(number) if isinstance(samples, ImageFolder) else str(number)
 
 
 def warn_about_failures(failures: Sequence[str]) -> None:
-    """The first few, and how many more."""
+    """Print the first failures as warnings, and the number of further ones."""
     for failure in failures[:MOST_NAMED]:
         warn(failure)
     if len(failures) > MOST_NAMED:
-        warn(f"and {len(failures) - MOST_NAMED} more that failed")
+        warn(f"{len(failures) - MOST_NAMED} more samples failed")
 
 
 def read_images(samples: Any) -> Tensor:
-    """All of them, since references are told by their numbers; those that cannot be read are named."""
+    """Return all images as one tensor, or raise `InputError` after naming those that cannot be read."""
     rows = DatasetRows.of(samples)
     found, failed = rows.read(range(rows.count), rows.shape)
     for failure in failed:
@@ -74,18 +74,19 @@ def read_images(samples: Any) -> Tensor:
 
 
 def first_sample(samples: Any) -> Any:
-    """One sample as a batch, by which methods are fitted to the kind of input."""
+    """Return the first sample as a batch, from which methods infer the kind of input."""
     if isinstance(samples, tuple):
         return map_leaves(lambda t: t[:1], samples[0])
     return DatasetRows.of(samples).first.inputs.nest
 
 
 def is_array_file(given: str | None) -> bool:
-    """Whether the input is a file of numbers, not a picture."""
+    """Return whether the input is a .npy file rather than an image."""
     return given is not None and given.endswith(".npy")
 
 
 def read_array(path: Path) -> Tensor:
+    """Return the tensor in a .npy file, or raise `LoadError`."""
     import numpy as np
 
     if not path.is_file():
@@ -106,13 +107,13 @@ def _bundled_digits(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor
 
 
 def _read_texts(path: Path, loaded: "LoadedModel", limit: int | None) -> Any:
-    """Texts of a file, a line each, padded to the longest."""
+    """Return the texts of a file, one per line, padded to the longest."""
     import torch
 
     assert loaded.text is not None
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:limit]
     if not lines:
-        raise LoadError(f"{path} has no text")
+        raise LoadError(f"{path} contains no text")
     read = [loaded.text.read(line) for line in lines]
     longest = max(text["input_ids"].shape[1] for text in read)
     for text in read:

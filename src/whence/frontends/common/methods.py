@@ -1,4 +1,4 @@
-"""Methods by the names that the command line knows, as fits a model and its input."""
+"""Explanation methods by their command-line names, configured for a model and its input."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -22,31 +22,33 @@ if TYPE_CHECKING:
 PRESETS = ("attn_lrp", "cp_lrp", "epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat",
            "epsilon_alpha2_beta1", "deep_taylor")  # fmt: skip
 BOX_PRESETS = ("epsilon_gamma_box", "deep_taylor")
-ALL_NAMES = [*METHODS, Random.name, *PRESETS]  # what may be compared
-METHODS_HELP = f"Names with commas: {', '.join([*METHODS, Random.name])}; or presets of lrp: {', '.join(PRESETS)}."
+ALL_NAMES = [*METHODS, Random.name, *PRESETS]  # of all methods that can be compared
+METHODS_HELP = (
+    f"Names separated by commas: {', '.join([*METHODS, Random.name])}; or presets of LRP rules: {', '.join(PRESETS)}."
+)
 
 
 def split_names(names: str) -> list[str]:
-    """The names between commas."""
+    """Return the names in a comma-separated list."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def check_names(given: Sequence[str], known: Sequence[str], what: str) -> None:
-    """Raise for the first name that is none of those known."""
+    """Raise `RuleError` for the first unknown name."""
     for name in given:
         if name not in known:
-            raise RuleError(f"no {what} {name!r}{suggest_or_list(name, known)}")
+            raise RuleError(f"unknown {what} {name!r}{suggest_or_list(name, known)}")
 
 
 def check_rules(method: str, rules: str | None) -> None:
-    """Raise for a method or rules of it that there are none of."""
+    """Raise `RuleError` for an unknown method or preset of rules."""
     check_method_name(method)
     if rules is not None and (method != "lrp" or rules not in PRESETS):
         raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
 
 
 def method_or_preset(name: str, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
-    """A method, a preset of LRP, or chance."""
+    """Return a method, LRP with a preset of rules, or the random baseline."""
     if name == Random.name:
         return Random()
     return (
@@ -55,22 +57,22 @@ def method_or_preset(name: str, loaded: "LoadedModel", x: Any, is_picture: bool)
 
 
 def make_method(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
-    """The method of that name as fits the model and its input."""
+    """Return the method of this name, configured for the model and its input."""
     return LRP(_rules(rules, loaded, is_picture)) if name == "lrp" else _method(name, loaded, x)
 
 
 def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
-    """The preset of that name; that of `LRP()` if none is given."""
+    """Return the preset of this name; that of `LRP()` if none is given."""
     name = name or "attn_lrp"
     if name not in BOX_PRESETS:
         return getattr(presets, name)()
     if not (is_picture and loaded.preprocessing.bounds_known):
-        raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose another")
+        raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose other rules")
     return getattr(presets, name)(*loaded.preprocessing.bounds)
 
 
 def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:
-    """The method of that name, with features fit for looking at: patches of a picture, tokens of a text."""
+    """Return the method of this name, with features that can be displayed: patches of an image, tokens of a text."""
     method = METHODS[name]
     given: dict[str, Any] = {}
     takes = {f.name for f in fields(cast(Any, method))}
@@ -84,7 +86,7 @@ def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:
 def removal_settings(
     regions: str | None, imputer: str | None, score: str | None, loaded: "LoadedModel", metrics: list[str]
 ) -> dict[str, Any]:
-    """How parts are taken away, as the metrics by name do; of texts, what stands in their place."""
+    """Return the keyword arguments of metrics that remove regions; for texts the replacement is the blank token."""
     given: dict[str, Any] = {}
     if regions is not None:
         given["regions"] = int(regions) if regions.isdecimal() else regions
@@ -101,4 +103,4 @@ def _parse_number(given: str) -> float | int:
     try:
         return int(given) if given.lstrip("-").isdecimal() else float(given)
     except ValueError as error:
-        raise InputError(f"--imputer {given}: give a number or one of {', '.join(IMPUTERS)}") from error
+        raise InputError(f"--imputer {given}: expected a number or one of {', '.join(IMPUTERS)}") from error

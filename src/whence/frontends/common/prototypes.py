@@ -1,4 +1,4 @@
-"""Prototypes of a loaded model by the names of priors and image parameterizations."""
+"""Prototypes of a loaded model, with priors and image parameterizations by name."""
 
 import warnings
 from dataclasses import replace
@@ -27,7 +27,7 @@ def search_prototypes(
     size: int | None,
     settings: dict[str, Any],
 ) -> "Prototypes":
-    """Prototypes of pictures as the model says that it takes them."""
+    """Search prototypes as images of the model's input size and pixel bounds."""
     preprocessing = loaded.preprocessing
     if preprocessing.size is None and size is None:
         raise InputError(f"{loaded.name} does not state its input size; pass --size")
@@ -36,7 +36,7 @@ def search_prototypes(
     bounds = preprocessing.bounds
     written = PARAMETERIZATIONS[image](*bounds) if image else default_image(prior, shape, bounds)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # told from the note
+        warnings.simplefilter("ignore", UserWarning)  # the note reports them
         found = prototype(
             loaded.model,
             concepts,
@@ -51,7 +51,7 @@ def search_prototypes(
 
 
 def default_image(prior: str, shape: tuple[int, ...], bounds: tuple[Any, Any]) -> Any:
-    """Photos as Fourier coefficients; without a prior nothing else keeps pixels between their bounds."""
+    """Return bounded Fourier coefficients for photos, or bounded pixels; None with a prior, which bounds pixels itself."""
     if prior != "none":
         return None
     return Fourier(*bounds) if min(shape[1:]) > 64 else Pixels(*bounds)

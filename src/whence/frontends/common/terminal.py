@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def warn(text: str) -> None:
-    """One line on stderr."""
+    """Print a warning in one line on stderr."""
     Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {text}")
 
 
 def note(text: str) -> None:
-    """One line beside the results."""
+    """Print a note in one line on stderr."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"note: {text}")
 
 
@@ -28,15 +28,15 @@ def warn_about_model(loaded: "LoadedModel", of_pictures: bool = True) -> None:
     if loaded.trained is False:
         warn(f"{name} has random weights; pass --weights FILE, or --weights DEFAULT to download")
     if loaded.trained is None:
-        note(f"the weights are those that {name} gives; --weights FILE loads others")
+        note(f"using the weights that {name} sets; pass --weights FILE to load others")
     if of_pictures and not loaded.preprocessing.bounds_known and loaded.text is None:
-        note(f"{name} does not say how pictures are normalised: they lie from 0 to 1; a whence.LoadedModel says it")
+        note(f"{name} does not state its image normalisation; using pixels in [0, 1]; return a whence.LoadedModel to set it")
 
 
 def print_table(
     console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, words: int = 1
 ) -> None:
-    """The first `words` columns are words, the others numbers."""
+    """Print a table whose first `words` columns are text, the others numbers; as a list if the terminal is too narrow."""
     table = Table(box=None, pad_edge=False, title=None if title is None else Text(title), title_justify="left")
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i < words else "right", no_wrap=True)

@@ -1,1 +1,1 @@
-"""The page that `whence serve` opens: models explained in the browser, on this machine."""
+"""The web server of `whence serve`, which explains models in the browser."""

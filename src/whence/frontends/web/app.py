@@ -1,4 +1,4 @@
-"""The server: which address gives what."""
+"""The ASGI application and its routes."""
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -31,10 +31,10 @@ from whence.frontends.web.worker_pool import WorkerPool
 from whence.plotting.html_pages import render_page
 
 PAGES = {"/": "index.html"} | {f"/{name}.html": f"{name}.html" for name in ("index", "flow", "prototypes", "reports")}
-MAX_REPORTS = 16  # kept for the page to show
+MAX_REPORTS = 16  # stored in memory
 REPORT_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
 MEDIA_TYPES = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
-HANDLERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each computed in a process of its own
+HANDLERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each runs in a worker process
     "explain": (ExplainRequest, handlers.explain_handler),
     "layers": (ExplainRequest, handlers.layers_handler),
     "through": (ChannelRequest, handlers.channel_handler),
@@ -54,9 +54,9 @@ def create_app(
     workers: int = 2,
     seconds: float = 60.0,
 ) -> Any:
-    """The page and what it asks, as an ASGI application.
+    """Return the ASGI application of the pages and their API.
 
-    >>> uvicorn.run(create_app(Served([("digits", None)])), host="127.0.0.1", port=8000)
+    >>> uvicorn.run(create_app(ServerConfig([("digits", None)])), host="127.0.0.1", port=8000)
     """
 
     @asynccontextmanager
@@ -75,7 +75,7 @@ def create_app(
         app.api_route(address, methods=["GET", "HEAD"])(_serve_text(render_page(name, "whence.frontends.web")))
     app.mount("/", StaticFiles(directory=str(resources.files("whence.frontends.web") / "static")))
     names = LOOPBACK if host in LOOPBACK else (*LOOPBACK, host)
-    hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())  # which browsers leave out
+    hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())  # browsers omit port 80
     return SecurityMiddleware(app, frozenset(hosts), token)
 
 
@@ -118,7 +118,7 @@ async def audit(question: AuditRequest, request: Request) -> dict[str, str]:
 def report(number: str, request: Request) -> Response:
     found = request.app.state.reports.get(number)
     if found is None:
-        return JSONResponse({"error": "that report is no longer kept; make it again"}, status_code=404)
+        return JSONResponse({"error": "this report is no longer stored; create it again"}, status_code=404)
     return HTMLResponse(found, headers={"content-security-policy": REPORT_CSP})
 
 
@@ -148,7 +148,7 @@ def stylesheet() -> FileResponse:
 
 
 def _store_report(request: Request, text: str) -> dict[str, str]:
-    """Where a report can be opened, and saved from: the last few are kept in memory."""
+    """Store a report in memory, drop the oldest, and return the address of the new one."""
     reports, number = request.app.state.reports, token_hex(8)
     reports[number] = text
     while len(reports) > MAX_REPORTS:
@@ -165,8 +165,8 @@ async def _error_response(request: Request, error: WhenceError) -> JSONResponse:
 
 
 async def _validation_response(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Which part of the question is wrong; the question itself, which may be large, does not come back."""
-    wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'question'}: {one['msg']}" for one in error.errors()]
+    """Return which fields of a request are invalid, without the request itself, which may be large."""
+    wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'request'}: {one['msg']}" for one in error.errors()]
     return JSONResponse({"error": "; ".join(wrong[:5])}, status_code=422)
 
 

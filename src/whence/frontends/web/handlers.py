@@ -38,7 +38,7 @@ def initialize_worker(served: ServerConfig) -> None:
     models.served = served
     for name, _ in served.models:
         loaded = models[name]
-        if loaded.name in BUNDLED:  # the first explanation writes the graph that the others replay
+        if loaded.name in BUNDLED:  # the first explanation traces the graph that the others replay
             replaying_explainer(name, "lrp", RuleSettings().model_dump_json())(torch.zeros(1, *input_shape(loaded)) + 0.5)
 
 
@@ -59,7 +59,7 @@ def describe_models(_: None) -> list[dict[str, Any]]:
 
 
 def explain_handler(question: ExplainRequest) -> dict[str, Any]:
-    """Why this output?"""
+    """Return the explanation of a prediction."""
     loaded, x = read_question(question)
     e = explain_question(question, loaded, x)
     found = describe_prediction(loaded, x, e)
@@ -73,7 +73,7 @@ def explain_handler(question: ExplainRequest) -> dict[str, Any]:
 
 
 def layers_handler(question: ExplainRequest) -> dict[str, Any]:
-    """Where relevance is, layer by layer, from the input up."""
+    """Return the relevance of each layer, from the input up."""
     loaded, x = read_question(question)
     shapes = {name: shape for name, shape in layer_shapes(loaded.model, x).items() if len(shape) == 4 and shape[0] == 1}
     names = leaf_layers(shapes)
@@ -102,7 +102,7 @@ def channel_handler(question: ChannelRequest) -> dict[str, Any]:
 
 
 def download_handler(question: DownloadRequest) -> bytes:
-    """The explanation as a file's bytes."""
+    """Return the explanation as the bytes of a file."""
     loaded, x = read_question(question)
     e = explain_question(question, loaded, x)
     e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
@@ -111,7 +111,7 @@ def download_handler(question: DownloadRequest) -> bytes:
 
 
 def digits_handler() -> list[dict[str, Any]]:
-    """Some to begin with."""
+    """Return the bundled digits."""
     x, y = digit_samples()
     pixels = (x * 255).round().byte().flatten(1)
     return [

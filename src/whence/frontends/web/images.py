@@ -1,4 +1,4 @@
-"""Pictures from outside: bounded in bytes, pixels and kinds, never written to disk."""
+"""Uploaded images: limited in bytes, pixels and formats, and never written to disk."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ MAX_PIXELS = 40_000_000
 
 
 def decode_base64(encoded: str) -> bytes:
-    """The bytes that were sent."""
+    """Return the decoded bytes, or raise `InputError`."""
     try:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
@@ -27,28 +27,28 @@ def decode_base64(encoded: str) -> bytes:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """A picture of a kind that is known, as its maker meant it to be seen."""
+    """Return an image of a known format, rotated as its EXIF data says."""
     if len(data) > MAX_BYTES:
-        raise InputError(f"the picture has {len(data) / 2**20:.0f} MiB; send one of at most {MAX_BYTES // 2**20} MiB")
+        raise InputError(f"the image has {len(data) / 2**20:.0f} MiB; send one of at most {MAX_BYTES // 2**20} MiB")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"the picture has {image.width} × {image.height} pixels; send a smaller one")
+                    raise InputError(f"the image has {image.width} × {image.height} pixels; send a smaller one")
                 image.load()
                 return ImageOps.exif_transpose(image)
     except InputError:
         raise
-    except Exception as error:  # whatever decoders raise on what is no picture
+    except Exception as error:  # decoders raise many kinds of errors
         raise InputError(f"not a readable image ({', '.join(FORMATS)}): {first_line(error)}") from error
 
 
 def drawing_to_tensor(encoded: str) -> Tensor:
-    """A drawing of 28 × 28 bytes as a digit, `[1, 1, 28, 28]` in [0, 1]."""
+    """Return a drawing of 28 × 28 bytes as a digit, `[1, 1, 28, 28]` in [0, 1]."""
     data = decode_base64(encoded)
     if len(data) != 28 * 28:
-        raise InputError(f"a drawing has {28 * 28} bytes, not {len(data)}")
+        raise InputError(f"expected a drawing of {28 * 28} bytes, got {len(data)}")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, 1, 28, 28) / 255
 
 
@@ -62,6 +62,6 @@ def tensor_to_png(x: Tensor, preprocessing: Preprocessing) -> str:
 
 
 def pack_tensor(t: Tensor) -> dict:
-    """Numbers as they travel: the shape, and float32 in base64."""
+    """Return the shape, and the values as float32 in base64."""
     array = t.detach().float().cpu().contiguous().numpy().astype("<f4")
     return {"shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}

@@ -1,4 +1,4 @@
-"""Who may ask: this machine's browser, on the page that we served, with the token where the server is open to others."""
+"""Access control: requests from the served page only, with a token if the server listens on other hosts."""
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +14,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "whence_token"
-MAX_BODY_BYTES = 13 * 2**20  # of a request: a picture in base64, and what is asked of it
+MAX_BODY_BYTES = 13 * 2**20  # of a request: an image in base64, and settings
 HEADERS = [
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -25,7 +25,7 @@ HEADERS = [
 
 
 class RequestRefused(Exception):
-    """A request that is not answered."""
+    """A request that is rejected, with its HTTP status."""
 
     def __init__(self, status: int, why: str):
         super().__init__(why)
@@ -34,8 +34,11 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True)
 class SecurityMiddleware:
-    """ASGI middleware in front of everything. Other hosts' names (DNS rebinding), other origins' requests (CSRF), and bodies
-    larger than a picture are refused; `token` is asked for where the server listens to others than this machine."""
+    """ASGI middleware in front of all routes.
+
+    It rejects unknown host names (DNS rebinding), requests from other origins (CSRF) and large bodies, and requires `token`
+    if the server listens on other hosts than this machine.
+    """
 
     app: Any
     hosts: frozenset[str]  # with their ports
@@ -60,20 +63,20 @@ class SecurityMiddleware:
 
     def _check_origin(self, scope: Scope, given: Mapping[str, str]) -> None:
         if not self._is_own(given.get("host", "")):
-            raise RequestRefused(421, "this server does not go by that name")
+            raise RequestRefused(421, "unknown host name")
         origin = given.get("origin")
         if origin is not None and origin.split("://", 1)[-1] != given.get("host"):
-            raise RequestRefused(403, "requests of other pages are not answered")
+            raise RequestRefused(403, "requests from other origins are rejected")
         followed = (
             scope["method"] == "GET" and given.get("sec-fetch-mode") == "navigate" and not scope["path"].startswith("/api")
         )
-        if given.get("sec-fetch-site", "none") not in ("same-origin", "none") and not followed:  # a link to a page is one
-            raise RequestRefused(403, "requests of other pages are not answered")
+        if given.get("sec-fetch-site", "none") not in ("same-origin", "none") and not followed:  # links to a page are allowed
+            raise RequestRefused(403, "requests from other origins are rejected")
         if scope["method"] not in ("GET", "HEAD") and given.get("content-type", "").split(";")[0] != "application/json":
-            raise RequestRefused(415, "questions are sent as application/json")
+            raise RequestRefused(415, "expected content type application/json")
 
     def _is_own(self, name: str) -> bool:
-        """A name of ours; where a token is asked for, an address too: whom DNS is turned against asks by a name."""
+        """Return whether a host is known; with a token also if it is an IP address, since DNS rebinding uses names."""
         return name in self.hosts or (self.token is not None and _is_address(name))
 
     def _knows_token(self, given: Mapping[str, str]) -> bool:
@@ -109,7 +112,7 @@ def _parse_cookies(given: Mapping[str, str]) -> SimpleCookie:
 def _with_headers(send: Send) -> Send:
     async def with_headers(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            own = {name.lower() for name, _ in message["headers"]}  # a report has a policy of its own
+            own = {name.lower() for name, _ in message["headers"]}  # reports set their own policy
             message = message | {"headers": [*message["headers"], *((k, v) for k, v in HEADERS if k not in own)]}
         await send(message)
 
@@ -117,7 +120,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _limit_body(receive: Receive, given: Mapping[str, str]) -> Receive:
-    """Not more than a picture, whatever the length that was announced."""
+    """Limit the body of a request, whatever length its header states."""
     if given.get("content-length", "0").isdecimal() and int(given.get("content-length", "0")) > MAX_BODY_BYTES:
         raise RequestRefused(413, f"send at most {MAX_BODY_BYTES // 2**20} MiB")
     came = 0

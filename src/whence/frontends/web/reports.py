@@ -1,4 +1,4 @@
-"""Reports as pages: which method can be trusted, and whether there is a Clever Hans."""
+"""Evaluations and audits as HTML pages."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ def available_metrics() -> dict[str, list[str]]:
 
 
 def evaluation_report(question: EvaluationRequest) -> str:
-    """The page of an evaluation on the model's data."""
+    """Return the page of an evaluation on the model's data."""
     check_names(question.methods, ALL_NAMES, "method")
     check_names(question.metrics, list(METRICS), "metric")
     loaded = models[question.model]
@@ -36,9 +36,12 @@ def evaluation_report(question: EvaluationRequest) -> str:
 
 
 def audit_report(question: AuditRequest) -> str:
-    """The page of an audit of one of the stores."""
+    """Return the page of an audit of one of the stores."""
     if question.store not in models.served.stores:
-        raise InputError(f"no store {question.store!r} was named at the start{suggest(question.store, models.served.stores)}")
+        raise InputError(
+            f"unknown store {question.store!r}; pass it as --store when starting the "
+            f"server{suggest(question.store, models.served.stores)}"
+        )
     return _render(audit(question.store, layer=question.layer, group_by=question.group_by, progress=False))
 
 

@@ -26,7 +26,7 @@ CLASSES_SHOWN = 10
 
 
 def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
-    """The model, and what it is given."""
+    """Return the model and its input."""
     loaded = models[question.model]
     if question.drawing is not None and loaded.text is None:
         return loaded, drawing_to_tensor(question.drawing)
@@ -34,10 +34,11 @@ def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
         return loaded, loaded.preprocessing.of_image(open_image(decode_base64(question.picture)))
     if question.text is not None and loaded.text is not None:
         return loaded, loaded.text.read(question.text)
-    raise InputError(f"{loaded.name} reads {'a text' if loaded.text is not None else 'a picture'}, and none was sent")
+    raise InputError(f"{loaded.name} needs {'a text' if loaded.text is not None else 'an image'}, but the request has none")
 
 
 def make_target(question: ExplainRequest, loaded: LoadedModel) -> Logit:
+    """Return the target of a request."""
     target, other = loaded.class_index(question.target), loaded.class_index(question.rather_than)
     if target is not None and target == other:
         raise TargetError("the class is the same as the one it is compared with; expected two different classes")
@@ -45,11 +46,12 @@ def make_target(question: ExplainRequest, loaded: LoadedModel) -> Logit:
 
 
 def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) -> Any:
+    """Return the method of a request, configured for the model and its input."""
     settings = question.settings
     if question.method in PRESETS:
         return make_method("lrp", question.method, loaded, x, is_picture=loaded.text is None)
     if question.method not in METHODS:
-        raise RuleError(f"no method {question.method!r}{suggest(question.method, METHODS)}")
+        raise RuleError(f"unknown method {question.method!r}{suggest(question.method, METHODS)}")
     if question.method != "lrp" or settings.rule == "default":
         return make_method(question.method, None, loaded, x, is_picture=loaded.text is None)
     dense, rule = Epsilon(settings.epsilon), make_rule(settings)
@@ -60,7 +62,7 @@ def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) 
 
 
 def explain_question(question: ExplainRequest, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
-    """Why this output?"""
+    """Return the explanation that a request describes."""
     target, method = make_target(question, loaded), make_question_method(question, loaded, x)
     if loaded.name in BUNDLED and isinstance(method, SINGLE_GRAPH_METHODS):
         replaying = replaying_explainer(question.model, question.method, question.settings.model_dump_json())
@@ -69,7 +71,7 @@ def explain_question(question: ExplainRequest, loaded: LoadedModel, x: Any, laye
 
 
 def make_rule(settings: RuleSettings) -> LinearRule:
-    """The one that is set by hand."""
+    """Return the rule that the user sets by hand."""
     rules = {
         "gamma": Gamma(settings.gamma),
         "alpha_beta": AlphaBeta(settings.alpha, settings.alpha - 1, part=settings.part),
@@ -81,7 +83,7 @@ def make_rule(settings: RuleSettings) -> LinearRule:
 
 @lru_cache(maxsize=64)
 def replaying_explainer(model: str, method: str, settings: str) -> Explainer:
-    """One that replays, for what is asked at every stroke."""
+    """Return a cached explainer that replays a captured graph, fast enough for every stroke of a drawing."""
     loaded = models[model]
     question = ExplainRequest(model=model, method=method, settings=RuleSettings.model_validate_json(settings))
     x = torch.zeros(1, *input_shape(loaded))
@@ -89,7 +91,7 @@ def replaying_explainer(model: str, method: str, settings: str) -> Explainer:
 
 
 def class_probabilities(loaded: LoadedModel, x: Any) -> Tensor:
-    """The probability of each class, or next token, `[N, C]`."""
+    """Return the probability of each class, or next token, `[N, C]`."""
     with torch.no_grad():
         outputs = loaded.model(**x) if isinstance(x, dict) else loaded.model(x)
     logits = logits_of(outputs)
@@ -97,7 +99,7 @@ def class_probabilities(loaded: LoadedModel, x: Any) -> Tensor:
 
 
 def describe_prediction(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
-    """The prediction and the account."""
+    """Return the prediction, its top classes, and the conservation of relevance."""
     account, shares = e.conservation, class_probabilities(loaded, x)[0]
     likeliest = shares.topk(min(CLASSES_SHOWN, len(shares)))
     (target,) = e.target_names()

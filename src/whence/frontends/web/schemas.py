@@ -24,7 +24,7 @@ class RuleSettings(BaseModel):
 
 
 class ModelRequest(BaseModel):
-    """Something of one of the models."""
+    """Request to one of the models."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -32,7 +32,7 @@ class ModelRequest(BaseModel):
 
 
 class ExplainRequest(ModelRequest):
-    """Why this output? Of one model, for a drawing, a picture or a text."""
+    """Request for an explanation of a drawing, an image or a text."""
 
     drawing: Annotated[str, Field(max_length=4096)] | None = None  # 28 × 28 bytes in base64
     picture: Base64Bytes | None = None  # a file
@@ -45,7 +45,7 @@ class ExplainRequest(ModelRequest):
 
 
 class DownloadRequest(ExplainRequest):
-    """The explanation as a file."""
+    """Request for an explanation as a file."""
 
     format: Literal["png", "npz", "html"]
 
@@ -60,7 +60,7 @@ class ChannelRequest(ExplainRequest):
 class AttackRequest(ExplainRequest):
     """Request for an adversarial example within ε of every pixel."""
 
-    epsilon: Annotated[float, Field(gt=0, le=1)]  # of a range of 1
+    epsilon: Annotated[float, Field(gt=0, le=1)]  # for pixels in [0, 1]
     attack: Literal["fgsm", "pgd"] = "pgd"
 
 
@@ -74,7 +74,7 @@ class PrototypeRequest(ModelRequest):
 
 
 class EvaluationRequest(ModelRequest):
-    """Which method can be trusted?"""
+    """Request for an evaluation of methods."""
 
     methods: Annotated[list[ShortName], Field(min_length=1, max_length=10)]
     metrics: Annotated[list[ShortName], Field(min_length=1, max_length=10)]
@@ -82,7 +82,7 @@ class EvaluationRequest(ModelRequest):
 
 
 class AuditRequest(BaseModel):
-    """Is there a Clever Hans in a store?"""
+    """Request for an audit of a store."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -92,7 +92,7 @@ class AuditRequest(BaseModel):
 
 
 class StepRequest(BaseModel):
-    """Relevance on every edge of a network that one can work out by hand."""
+    """Request for the relevance on every edge of a tiny network."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

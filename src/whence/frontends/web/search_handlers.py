@@ -26,7 +26,7 @@ STEPS, REFERENCES = 128, 6
 def prototypes_handler(question: PrototypeRequest) -> dict[str, Any]:
     """Return prototypes of classes."""
     loaded = models[question.model]
-    loaded.check_reads_images("prototypes are pictures")
+    loaded.check_reads_images("prototypes need a model of images")
     chosen = [index for given in question.classes if (index := loaded.class_index(given)) is not None]
     found = search_prototypes(
         loaded,
@@ -79,9 +79,9 @@ def concept_handler(question: ChannelRequest) -> dict[str, Any]:
 
 
 def attack_handler(question: AttackRequest) -> dict[str, Any]:
-    """A picture a little way off that the model says something else of, and why."""
+    """Return an adversarial example and its explanation."""
     loaded, x = read_question(question)
-    loaded.check_reads_images("attacks are on pictures")
+    loaded.check_reads_images("attacks need a model of images")
     kind = FGSM if question.attack == "fgsm" else PGD
     found = attack(loaded.model, x, None, kind(question.epsilon, box=loaded.preprocessing.box))
     free = question.model_copy(update={"target": None, "rather_than": None})

@@ -1,4 +1,4 @@
-"""The models that the server was started with, loaded in each process that computes answers."""
+"""The models that the server was started with, loaded in each worker process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,19 +30,20 @@ class ServedModels:
     def __getitem__(self, name: str) -> LoadedModel:
         weights = dict(self.served.models)
         if name not in weights:
-            raise InputError(f"no model {name!r} was started here{suggest(name, weights)}")
+            raise InputError(f"the server has no model {name!r}{suggest(name, weights)}")
         if name not in self._loaded:
             self._loaded[name] = load_model(name, weights[name])
         return self._loaded[name]
 
     def data_of(self, name: str, limit: int = MAX_SAMPLES) -> Any:
-        """The first samples of the data, or of the bundled digits, with their labels where these are known."""
+        """Return the first samples of the data, or of the bundled digits, with labels if they are known."""
         loaded = self[name]
         if not self.has_data(name):
-            raise InputError(f"no data for {name}; start the server with it: whence serve --model {name} --data FOLDER")
+            raise InputError(f"no data for {name}; start the server with data: whence serve --model {name} --data FOLDER")
         return read_data(None if loaded.name in BUNDLED else self.served.data, loaded, "serve", limit)
 
     def has_data(self, name: str) -> bool:
+        """Return whether there are samples for a model."""
         return self[name].name in BUNDLED or self.served.data is not None
 
 

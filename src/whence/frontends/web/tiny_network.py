@@ -1,4 +1,4 @@
-"""A tiny network, step by step."""
+"""Relevance flow in a tiny network, step by step."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from whence.models.tiny_networks import CONSTRUCTIONS, INPUT_NAMES, tiny_network
 
 
 def constructions() -> list[str]:
-    """The networks that there are."""
+    """Return the names of the networks."""
     return list(CONSTRUCTIONS)
 
 
 def steps_handler(question: StepRequest) -> dict[str, Any]:
-    """Activations, weights and messages, from the input up; by α1β0, as on the course sheet, where no rule is chosen."""
+    """Return activations, weights and messages from the input up, by α1β0 if no rule is chosen."""
     if question.way not in CONSTRUCTIONS:
-        raise InputError(f"no network {question.way!r}{suggest(question.way, CONSTRUCTIONS)}")
+        raise InputError(f"unknown network {question.way!r}{suggest(question.way, CONSTRUCTIONS)}")
     rule = AlphaBeta(1, 0) if question.settings.rule == "default" else make_rule(question.settings)
     x = torch.tensor([question.inputs], dtype=torch.double)
     found = flow(tiny_network(question.way).double(), x, method=LRP({nn.Linear: rule}))

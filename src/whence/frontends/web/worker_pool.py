@@ -1,4 +1,4 @@
-"""Processes that compute answers: a crash or a runaway question ends one of them, and another takes its place."""
+"""Worker processes; one that crashes or exceeds the timeout is replaced by another."""
 
 import asyncio
 import multiprocessing
@@ -12,11 +12,11 @@ from whence.frontends.web import handlers
 from whence.frontends.web.served_models import ServerConfig
 
 TIMEOUT = 60.0
-MAX_QUEUE = 64  # questions that may wait for a process
+MAX_QUEUE = 64  # requests that may wait for a process
 
 
 class WorkerPool:
-    """Asked from the server's one thread."""
+    """A pool of worker processes, used from the event loop of the server."""
 
     def __init__(self, served: ServerConfig, count: int = 2, seconds: float = TIMEOUT):
         context = multiprocessing.get_context("spawn")
@@ -24,7 +24,7 @@ class WorkerPool:
         self._seconds, self._waiting = seconds, 0
 
     async def ask(self, answer: Callable[..., Any], question: Any) -> Any:
-        """`answer(question)` in another process; what goes wrong is a `WhenceError`."""
+        """Return `answer(question)`, computed in a worker process; all failures raise `WhenceError`."""
         if self._waiting >= MAX_QUEUE:
             raise InputError("too many requests are queued; try again in a moment")
         self._waiting += 1
@@ -46,5 +46,6 @@ class WorkerPool:
             self._waiting -= 1
 
     def close(self) -> None:
+        """Stop all processes."""
         self._pool.stop()
         self._pool.join()
