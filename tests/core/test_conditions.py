@@ -171,7 +171,7 @@ def test_what_lets_nothing_through_says_so(cnn):
         cnn[2].weight[1], cnn[2].bias[1] = 0, 0
     e = whence.explain(cnn, pictures(), 1, through={"2": 1})
     assert not e.relevance.any()
-    assert "through 2: 1, where nothing flows (the relevance of the layer is" in repr(e)
+    assert "through 2: 1, through which no relevance flows (the layer's total relevance is" in repr(e)
     assert "through 2: 0" in repr(whence.explain(cnn, pictures(), 1, through={"2": 0}))
 
 

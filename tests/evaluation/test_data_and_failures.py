@@ -74,7 +74,7 @@ def test_wrong_names_say_what_is_meant():
     for settings, message in [
         ({"methods": ["lpr"]}, "did you mean 'lrp'"),
         ({"metrics": ["sgr"]}, "did you mean 'srg'"),
-        ({"metrics": ["sparseness"], "regions": 4}, "regions given, but none of the named metrics removes feature"),
+        ({"metrics": ["sparseness"], "regions": 4}, "regions given, but no metric given by name removes region"),
         ({"metrics": ["srg", "srg"]}, "two metrics are called"),
         ({"methods": []}, "no methods"),
         ({"methods": [lambda m, x, t: x]}, "has no name"),
@@ -140,7 +140,7 @@ def test_rows_that_cannot_be_read_are_named():
     for method in ("lrp", "random"):
         assert found.values[method]["srg"].isnan().nonzero().flatten().tolist() == [2, 6]
         torch.testing.assert_close(found.values[method]["srg"][good], whole.values[method]["srg"][good], rtol=1e-4, atol=1e-5)
-    assert "every method failed on 1: 2 (OSError: no picture); every method failed on 1: 6 (a sample of (2, 4, 6)" in repr(
+    assert "every method failed on 1: 2 (OSError: no picture); every method failed on 1: 6 (sample of shape (2, 4, 6)" in repr(
         found
     )
     with pytest.raises(errors.InputError, match="sample 2 cannot be read"):

@@ -54,7 +54,7 @@ def test_regions():
     assert found.counts.tolist() == [int(cut[0].max()) + 1, int(cut[1].max()) + 1]
     with pytest.raises(errors.InputError, match="the side length of square patches, or a mask"):
         Regions.of("tiles", Inputs.of(x), [0])
-    with pytest.raises(errors.InputError, match="whole numbers"):
+    with pytest.raises(errors.InputError, match="expected an integer tensor"):
         Regions.of(torch.zeros(1, 1, 5, 5).long(), Inputs.of(x), [0])
 
 

@@ -150,11 +150,11 @@ def test_nodes_are_nodes_in_a_batch_of_one_too():
 
 def test_wrong_walks_are_named():
     model, x = GraphNetwork().eval(), torch.rand(4, 3)
-    with pytest.raises(errors.RuleError, match="give 3 of the nodes 0 to 3"):
+    with pytest.raises(errors.RuleError, match="expected 3 nodes from 0 to 3"):
         whence.walks(model, x, ["interaction.0", "interaction.1"], 1, walks=[(0, 1)], fixed=(torch.eye(4),))
     with pytest.raises(errors.InputError, match="one graph"):
         whence.walks(model, torch.rand(2, 4, 3), ["interaction.0"], fixed=(torch.eye(4),))
-    with pytest.raises(errors.RuleError, match="give some"):
+    with pytest.raises(errors.RuleError, match="pass some of them"):
         whence.walks(model, torch.rand(400, 3), ["interaction.0", "interaction.1"], fixed=(torch.eye(400),))
     with pytest.raises(errors.RuleError, match=r"walks=\[\]"):
         whence.walks(model, x, ["interaction.0"], 1, walks=[], fixed=(torch.eye(4),))

@@ -90,7 +90,7 @@ def test_models_and_priors_are_checked():
         GaussianExpert(torch.zeros(2), torch.zeros(2, 2))
     with pytest.raises(errors.InputError, match="covariance has shape"):
         GaussianExpert(torch.zeros(2), torch.eye(3))
-    with pytest.raises(errors.InputError, match="how long its codes are"):
+    with pytest.raises(errors.InputError, match="cannot infer the code size"):
         prototype(nn.Linear(3, 1).eval(), 0, prior=CodeSpace(lambda z: z), shape=(3,))
     with pytest.raises(errors.InputError, match="must lie in"):
         VAE((4,), 2, 3).fit(torch.full((5, 4), 2.0))
@@ -101,7 +101,7 @@ def test_models_and_priors_are_checked():
         def log_prob(self, x):
             return x
 
-    with pytest.raises(errors.InputError, match="log_prob gave"):
+    with pytest.raises(errors.InputError, match="log_prob returned"):
         prototype(nn.Linear(3, 1).eval(), 0, prior=Wrong(), n_steps=2)
 
 

@@ -41,5 +41,5 @@ def test_top_samples_by_activation_and_relevance():
         whence.top_samples(model, "3:2", data.index_fill(0, torch.tensor([3]), math.nan))
     with pytest.raises(errors.InputError, match="batch_size=-1"):
         whence.top_samples(model, "3:2", data, batch_size=-1)
-    with pytest.raises(errors.InputError, match="n_samples=31 of 30"):
+    with pytest.raises(errors.InputError, match="n_samples must be from 1 to 30"):
         whence.top_samples(model, 1, data, n_samples=31)

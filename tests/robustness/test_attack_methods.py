@@ -239,7 +239,7 @@ def test_other_libraries_attacks_are_told_bounds_and_targets_here(bundled):
     found = whence.attack(net, z, y[:5], wrapped, box=box, target_classes=targets)
     assert found.distances().max().item() == pytest.approx(0.3, abs=1e-5)
     assert torch.equal(found.success, found.after == targets)
-    assert "taken for their targets" in repr(found)
+    assert "classified as their targets" in repr(found)
     assert whence.explain_attack(net, z, y[:5], wrapped, box=box, target_classes=targets).result.distances().max() <= 0.3 + 1e-5
 
 

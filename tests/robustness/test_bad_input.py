@@ -36,12 +36,12 @@ def test_bad_settings_are_refused():
         (lambda: whence.attacks.Box(1, 0), "low must be below high"),
         (lambda: whence.attacks.Box(mean=(0.5,), std=(0.0,)), "positive std"),
         (lambda: whence.experiments.RobustFeatures(p=2), "expected an int d of at least"),
-        (lambda: whence.experiments.RobustFeatures().accuracy("f1"), "no classifier 'f1'"),
+        (lambda: whence.experiments.RobustFeatures().accuracy("f1"), "kind='f1'"),
         (lambda: whence.attack_explanation(small(), torch.rand(1, 6), epsilon=-1), "epsilon=-1"),
         (lambda: whence.attacks.feature_scores(small(), torch.rand(2, 6), [0, 1], epsilon="a"), "epsilon='a'"),
         (lambda: whence.attacks.PGD(math.inf), "epsilon=inf"),
         (lambda: whence.attacks.PGD(0.1, n_steps=2.0), "steps=2.0"),
-        (lambda: whence.experiments.RobustFeatures(d=2.5), "d must be a whole number"),
+        (lambda: whence.experiments.RobustFeatures(d=2.5), "an int d of at least 1"),
         (lambda: whence.experiments.RobustFeatures().accuracy("weak", -1), "epsilon=-1"),
     ):
         with pytest.raises(whence.errors.RuleError, match=message):
@@ -84,7 +84,11 @@ def test_bad_inputs_and_labels_are_refused(bundled):
         ),
         (lambda: whence.attack(model, x.numpy(), y, attack), whence.errors.InputError, "inputs must be a tensor, not ndarray"),
         (lambda: whence.attack(model, x, y + 20, attack), whence.errors.TargetError, "out of range"),
-        (lambda: whence.attack(model, x, y, lambda m, x, y: x * math.nan), whence.errors.InputError, "finite twins"),
+        (
+            lambda: whence.attack(model, x, y, lambda m, x, y: x * math.nan),
+            whence.errors.InputError,
+            "finite adversarial examples",
+        ),
         (lambda: whence.attack(model, x, y, lambda m, x, y: x + 2), whence.errors.InputError, "outside its bounds"),
         (lambda: attack(lambda x: model(x) + math.nan, x, y), whence.errors.ModelError, "output is NaN or infinite"),
         (
@@ -93,7 +97,11 @@ def test_bad_inputs_and_labels_are_refused(bundled):
             "gradient of the loss is NaN",
         ),
         (lambda: attack(lambda x: (model(x),), x, y), whence.errors.TargetError, r"wrap it, as in lambda x: model\(x\)\[0\]"),
-        (lambda: whence.attack(model, x, y, lambda m, x, y: x[:1]), whence.errors.InputError, "twins like the inputs"),
+        (
+            lambda: whence.attack(model, x, y, lambda m, x, y: x[:1]),
+            whence.errors.InputError,
+            "adversarial examples like the inputs",
+        ),
         (lambda: whence.attacks.feature_scores(model, x, 1, epsilon=0.1), whence.errors.InputError, "all the same"),
         (
             lambda: whence.attacks.PGD(0.1, box=whence.attacks.Box(mean=(0, 0), std=(1, 1)))(model, x, y),

@@ -139,7 +139,7 @@ def test_foreign_and_damaged_shards_are_found(data, tmp_path):
     assert pending_shards(whence.open_store(tmp_path / "a"), range(3)) == [1]
     with pytest.raises(errors.LoadError, match="nowhere does not exist"):
         whence.open_store(tmp_path / "nowhere")
-    with pytest.raises(errors.LoadError, match="is no store"):
+    with pytest.raises(errors.LoadError, match="is not a store"):
         whence.open_store(tmp_path)
     with pytest.raises(errors.StoreError, match="no relevance of layer 'x'"):
         whence.explain_dataset(model, data, tmp_path / "d", progress=False).channels("x")
@@ -174,7 +174,7 @@ def test_samples_that_fail_are_named(data, tmp_path):
     store = whence.explain_dataset(cnn(), Torn(), tmp_path / "s", shard_size=5, batch_size=5, progress=False)
     assert [f["index"] for f in store.failures] == [4, 7, 9]
     assert "truncated" in store.failures[0]["message"]
-    assert "resize them alike" in store.failures[1]["message"]
+    assert "resize them to one shape" in store.failures[1]["message"]
     assert "NaN" in store.failures[2]["message"]
     assert store.index.tolist() == [0, 1, 2, 3, 5, 6, 8, 10, 11]
     assert "3 failed" in repr(store)

@@ -69,8 +69,10 @@ def cure(model: nn.Module, layer: str, with_mark: Tensor, without: Tensor) -> Pr
         layer: Name of the layer to correct.
         with_mark: Tensor `[N, …]`, samples with the mark.
         without: Tensor `[M, …]`, samples without the mark, of the same shape per sample.
+
     Returns:
         The wrapped model, a `ProjectedModel`.
+
     Raises:
         ModelError: If the model is not an `nn.Module`, or the layer does not return a tensor.
         SelectorError: If the model has no such layer.

@@ -166,8 +166,10 @@ def audit(
             the dataset.
         seed: Random seed of the clustering and of the samples shown.
         progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
+
     Returns:
         The clusters, the most suspicious first, with a report.
+
     Raises:
         StoreError: If the store is empty, or has no column `group_by` or no relevance of `layer`.
         RuleError: If `n_clusters` or `group_by` is invalid.

@@ -49,7 +49,7 @@ class ArtifactPatch:
         return twins
 
     def cut(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
-        """Return images with the rectangle cut out and inpainted from its surroundings, shifted by `down` and `right` pixels."""
+        """Return images with the rectangle, shifted by `down` and `right` pixels, inpainted from around it."""
         hidden = torch.zeros(1, 1, 1, *x.shape[2:], dtype=torch.bool, device=x.device)
         rows, columns = self._place(down, right)
         hidden[..., rows, columns] = True
@@ -151,8 +151,10 @@ def prove(
         read: Function from a row of the dataset to an input, or to a pair of input and label; not for tensors.
         n_samples: Number of samples of the cluster, and of other classes, at most.
         seed: Random seed of the samples and of the control position.
+
     Returns:
         The mean changes of the class's probability, with their controls.
+
     Raises:
         InputError: If the cluster is of channels, which have no position in the image; its mask is scattered or too large; or
             the dataset is not the one of the store, has no images, or has no samples of other classes.

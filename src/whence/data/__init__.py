@@ -1,1 +1,1 @@
-"""Rows and batches of data sets, what fails among them, and how they are shared among machines."""
+"""Rows and batches of datasets, partial failures, and distribution among machines."""

@@ -1,4 +1,4 @@
-"""Whatever samples come in: tensors, with labels or without, data sets, loaders; a batch at a time."""
+"""Batches of samples from tensors, pairs of inputs and labels, datasets and loaders."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -15,20 +15,22 @@ from whence.errors import InputError, TargetError
 from whence.methods.batching import automatic_batch_size
 
 MAX_BATCH_SIZE = 64
-ReadFunction = Callable[[Any], Any]  # makes an input, or a pair of input and label, of a row
+ReadFunction = Callable[[Any], Any]  # row -> input, or pair of input and label
 
 
 def batches(
     data: Any, batch_size: int | None = None, read: ReadFunction | None = None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[SampleBatch | UnreadableRow]:
-    """`(x, y)`, `x` (a tensor, array, frame, or dict of them), a data set of pairs or inputs, or a loader of their batches; and
-    the rows that cannot be read. Of a `share` (i, n) every n-th batch from the i-th on.
+    """Yield batches of samples, and the rows that cannot be read.
 
     >>> [len(samples) for samples in batches((torch.rand(100, 3), torch.zeros(100).long()), 64)]
     [64, 36]
+
+    `data` is `(x, y)`, `x` (a tensor, an array, a data frame, or a dict of them), a dataset of inputs or of pairs of input and
+    label, or a loader of batches of them. With `share` (i, n), yields every n-th batch, starting at the i-th.
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size={batch_size!r}; give the number of samples that are explained at once, or None")
+        raise InputError(f"batch_size={batch_size!r}; expected the number of samples that are explained at once, or None")
     if isinstance(data, IterableDataset):
         raise InputError("an IterableDataset yields single samples; wrap it in a DataLoader, which batches them")
     if is_map_style(data):
@@ -43,12 +45,12 @@ def batches(
 
 
 def is_map_style(data: Any) -> bool:
-    """Whether its rows are read by number."""
+    """Return whether the rows of the data are read by index."""
     return not is_in_memory(data) and hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def batch_ranges(rows: DatasetRows, batch_size: int | None = None) -> list[range]:
-    """The numbers of the rows that are read at once."""
+    """Return the indices of the rows of each batch."""
     size = batch_size or min(MAX_BATCH_SIZE, automatic_batch_size(rows.first.inputs))
     return [range(start, min(start + size, rows.count)) for start in range(0, rows.count, size)]
 
@@ -62,7 +64,7 @@ def read_batch(rows: DatasetRows, numbers: range, usual: Any) -> Iterator[Sample
 
 
 def require_all(found: Iterable[SampleBatch | UnreadableRow]) -> list[SampleBatch]:
-    """All of them, where none may be missing."""
+    """Return all batches; raise `InputError` if a row cannot be read or the data is empty."""
     samples = []
     for piece in found:
         if isinstance(piece, UnreadableRow):
@@ -74,12 +76,12 @@ def require_all(found: Iterable[SampleBatch | UnreadableRow]) -> list[SampleBatc
 
 
 def dataset_size(data: Any) -> int | None:
-    """Samples in all, where that is known before they are read."""
+    """Return the number of samples, or None if it is not known before they are read."""
     if is_in_memory(data):
         return Inputs.of(split_labels(data)[0]).batch_size
     try:
         if hasattr(data, "batch_size") and hasattr(data, "sampler"):  # a loader
-            if data.batch_size is None:  # its batches are made elsewhere
+            if data.batch_size is None:  # the loader gets ready-made batches
                 return None
             count = len(data.sampler)
             return count - count % data.batch_size if data.drop_last else count
@@ -89,7 +91,7 @@ def dataset_size(data: Any) -> int | None:
 
 
 def is_shuffled(data: Any) -> bool:
-    """Whether it is a loader that gives samples in another order than they have in the data."""
+    """Return whether the data is a loader that yields samples in another order than that of its dataset."""
     return hasattr(data, "sampler") and not isinstance(data.sampler, SequentialSampler)
 
 
@@ -107,7 +109,7 @@ def _iterate_pairs(data: Any, batch_size: int | None) -> Iterator[tuple[Tree, An
         return _slices(*split_labels(data), batch_size)
     if hasattr(data, "__iter__"):
         return map(split_labels, data)
-    raise InputError(f"data must be x, (x, y), a data set or a loader, not {type(data).__name__}")
+    raise InputError(f"expected x, (x, y), a dataset or a loader, got {type(data).__name__}")
 
 
 def _slices(inputs: Tree, labels: Any, batch_size: int | None) -> Iterator[tuple[Tree, Any]]:
@@ -129,5 +131,5 @@ def _labels(labels: Any, n: int) -> Tensor | None:
         return None
     found = torch.as_tensor(as_tensor(labels)).reshape(-1)
     if len(found) != n:
-        raise TargetError(f"{len(found)} labels for {n} samples; give one each")
+        raise TargetError(f"{len(found)} labels for {n} samples; give one per sample")
     return found

@@ -1,4 +1,4 @@
-"""Whatever a data set is, as numbered rows: an input, and a label where there is one."""
+"""Datasets of any kind as numbered rows: an input, and a label if there is one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,12 +14,12 @@ from whence.core.trees import Tree, map_leaves, short_repr
 from whence.errors import InputError, first_line
 
 Row = tuple[Tree, int | None]
-LABELS = ("label", "labels")  # what Hugging Face calls them
+LABELS = ("label", "labels")  # column names used by Hugging Face
 
 
 @dataclass(frozen=True)
 class UnreadableRow:
-    """A row that could not be read or does not fit the others."""
+    """A row that cannot be read, or whose shape differs from the others."""
 
     index: int
     message: str
@@ -27,7 +27,7 @@ class UnreadableRow:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Some of the data: inputs, their labels if there are any, and their numbers among all."""
+    """A batch of samples: inputs, labels if there are any, and the indices of the samples in the dataset."""
 
     inputs: Inputs
     labels: Tensor | None
@@ -37,6 +37,7 @@ class SampleBatch:
         return len(self.numbers)
 
     def one_by_one(self) -> "Iterator[SampleBatch]":
+        """Yield each sample as a batch of one."""
         for i, number in enumerate(self.numbers):
             labels = None if self.labels is None else self.labels[i : i + 1]
             yield SampleBatch(self.inputs.of_samples(torch.tensor([i])), labels, [number])
@@ -44,9 +45,9 @@ class SampleBatch:
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """Rows of a data set, read when they are asked for.
+    """The rows of a dataset, read on demand.
 
-    >>> rows = Rows.of((x, y))
+    >>> rows = DatasetRows.of((x, y))
     >>> rows.read(range(10, 20))
     """
 
@@ -55,8 +56,10 @@ class DatasetRows:
 
     @classmethod
     def of(cls, data: Any, read: Callable[[Any], Any] | None = None) -> "DatasetRows":
-        """`(x, y)` or `x` of tensors, or a map-style data set (PyTorch's, Hugging Face's, a folder of pictures) whose rows are
-        inputs or pairs of input and label, or are made so by `read`."""
+        """Wrap `(x, y)` or `x` of tensors, or a map-style dataset (of PyTorch, of Hugging Face, a folder of images).
+
+        The rows of a dataset are inputs or pairs of input and label; `read` converts other rows to these.
+        """
         if is_in_memory(data) and read is not None:
             raise InputError("read= applies to the rows of a dataset; got tensors")
         if is_in_memory(data):
@@ -75,7 +78,7 @@ class DatasetRows:
         nest, count = inputs.nest, inputs.batch_size
         labels = None if y is None else torch.as_tensor(as_tensor(y)).reshape(-1)
         if labels is not None and len(labels) != count:
-            raise InputError(f"{len(labels)} labels for {count} samples; give one each")
+            raise InputError(f"{len(labels)} labels for {count} samples; give one per sample")
         return cls(count, lambda i: (map_leaves(lambda t: t[i], nest), None if labels is None else int(labels[i])))
 
     @property
@@ -96,12 +99,15 @@ class DatasetRows:
             if one is not None:
                 return one
         if not self.count:
-            raise InputError("the data is empty; its activations cannot be read")
+            raise InputError("the data is empty; there are no rows to read")
         raise InputError(f"none of {self.count} samples can be read{f': {failed[0].message}' if failed else ''}")
 
     def read(self, numbers: Sequence[int], usual: Any = None) -> tuple[SampleBatch | None, list[UnreadableRow]]:
-        """The rows of those numbers, None of them left being no samples; and those that cannot be read, or are not of the
-        `usual` shape, that of the first if not given."""
+        """Read rows by index.
+
+        Returns the samples, or None if there are none, and the rows that cannot be read or that differ from the `usual` shape,
+        by default that of the first of these rows.
+        """
         found: list[tuple[int, Row]] = []
         failed: list[UnreadableRow] = []
         for i in numbers:
@@ -115,10 +121,12 @@ class DatasetRows:
             if (shape := _shape(x)) == usual:
                 alike.append((i, (x, label)))
             else:
-                failed.append(UnreadableRow(i, f"a sample of {shape} among others of {usual}; resize them alike"))
+                failed.append(
+                    UnreadableRow(i, f"sample of shape {shape} among samples of shape {usual}; resize them to one shape")
+                )
         try:
             return _make_batch(alike) if alike else None, failed
-        except InputError:  # numbers of some that are none, say
+        except InputError:  # for example NaN in some of the samples
             flaws = {row[0]: flaw for row in alike if (flaw := _row_error(row)) is not None}
             sound = [row for row in alike if row[0] not in flaws]
             return _make_batch(sound) if sound else None, [*failed, *flaws.values()]
@@ -139,12 +147,12 @@ def _row_error(row: tuple[int, Row]) -> UnreadableRow | None:
 
 
 def is_in_memory(data: Any) -> bool:
-    """Whether it is the samples themselves."""
+    """Return whether the data consists of the samples themselves, rather than a dataset or loader."""
     return isinstance(data, Tensor | Mapping | tuple) or hasattr(data, "dtype") or hasattr(data, "columns")
 
 
 def split_labels(data: Any) -> tuple[Tree, Any]:
-    """Inputs and labels, of what may be inputs alone."""
+    """Split data into inputs and labels; labels are None for inputs alone."""
     if isinstance(data, Mapping) and (name := next((name for name in LABELS if name in data), None)) is not None:
         return {key: value for key, value in data.items() if key != name}, data[name]
     if isinstance(data, list | tuple) and len(data) == 2 and is_label_like(data[1]):
@@ -153,7 +161,7 @@ def split_labels(data: Any) -> tuple[Tree, Any]:
 
 
 def is_label_like(thing: Any) -> bool:
-    """Whether the second of a pair may be the labels of the first: none, a list, numbers in a row, or one number."""
+    """Return whether the second element of a pair can be labels: None, a list, a vector of numbers, or a number."""
     shape = getattr(thing, "shape", None)
     column = shape is not None and (len(shape) <= 1 or (len(shape) == 2 and shape[1] == 1 and "int" in str(thing.dtype)))
     return thing is None or isinstance(thing, list | int) or column
@@ -163,7 +171,7 @@ def _length(data: Any) -> int:
     try:
         return len(data)
     except TypeError as error:
-        raise InputError(f"the length of this {type(data).__name__} is unknown; give a map-style data set") from error
+        raise InputError(f"the length of this {type(data).__name__} is unknown; pass a map-style dataset") from error
 
 
 def _split_row(row: Any) -> Row:

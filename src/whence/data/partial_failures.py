@@ -1,4 +1,4 @@
-"""Run a computation on a batch of which some samples fail."""
+"""Computations on batches in which some samples fail."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -12,9 +12,11 @@ T = TypeVar("T")
 def run_with_fallback(
     work: Callable[[S], T], samples: S, one_by_one: Callable[[S], Iterable[S]]
 ) -> list[tuple[S, T | Exception]]:
-    """Return what `work` returns for the samples; where it fails, run each alone and return its result or its error.
+    """Run a function on samples; if it fails, run it on each sample alone.
 
-    Raises errors that no single sample causes: a wrong rule, out of memory, one and the same error for all samples."""
+    Returns pairs of samples and their result, or the error of a sample that fails. Raises errors that no single sample causes:
+    a `RuleError`, out of memory, or the same error for all of several samples.
+    """
     found: list[tuple[S, T | Exception]] = []
     try:
         return [(samples, work(samples))]

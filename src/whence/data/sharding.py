@@ -1,4 +1,4 @@
-"""Work in numbered pieces, shared among machines: every n-th piece, or the workers of a Ray cluster."""
+"""Work in numbered pieces, distributed among array jobs (every n-th piece) or the workers of a Ray cluster."""
 
 import logging
 import os
@@ -13,15 +13,18 @@ from whence.errors import MissingPackageError, RuleError, WhenceError, first_lin
 
 CONNECT_TIMEOUT = 10.0  # seconds
 
-PieceWork = Callable[[int], Any]  # the number of a piece -> what is found
+PieceWork = Callable[[int], Any]  # number of a piece -> result
 
 
 class ClusterError(WhenceError):
-    """A cluster that cannot be reached, or fails."""
+    """A Ray cluster cannot be reached, or fails."""
 
 
 def parse_shard(shard: str | tuple[int, int] | None) -> tuple[int, int]:
-    """`(i, n)` of "i/n": this job does every n-th piece from the i-th on; "env" as torchrun says; None all of them."""
+    """Parse "i/n" to `(i, n)`: this job does every n-th piece, starting at the i-th.
+
+    "env" reads both from the environment variables that torchrun sets; None is `(0, 1)`, all pieces.
+    """
     if shard is None:
         return 0, 1
     if shard == "env":
@@ -31,12 +34,12 @@ def parse_shard(shard: str | tuple[int, int] | None) -> tuple[int, int]:
     except (ValueError, TypeError) as error:
         raise RuleError(f"shard={shard!r}; give 'i/n', as in '0/8', or 'env' under torchrun") from error
     if not 0 <= i < n:
-        raise RuleError(f"shard={shard!r}; expected an index from 0 to n − 1")
+        raise RuleError(f"shard={shard!r}; i in 'i/n' must be from 0 to n − 1")
     return i, n
 
 
 class RayWorker:
-    """Lives on a machine of the cluster, with its work made ready once."""
+    """An actor on a machine of the cluster, which prepares its work once."""
 
     def __init__(self, make: Callable[..., PieceWork], given: Any):
         import ray
@@ -51,7 +54,7 @@ class RayWorker:
 def run_on_ray(
     make: Callable[..., PieceWork], given: tuple, numbers: Sequence[int], address: str | None
 ) -> Iterator[tuple[int, Any]]:
-    """Each number and what `make(*given)(number)` found, as they are finished, by Ray Data."""
+    """Yield each number with the result of `make(*given)(number)`, in the order of completion, by Ray Data."""
     if not numbers:
         return
     ray = _connect(address)
@@ -94,7 +97,7 @@ def _check_reachable(address: str) -> None:
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no answer from {address} within {CONNECT_TIMEOUT:.0f} s ({first_line(error)}); start a cluster by "
-            "`ray start --head` and give its address, host:port"
+            "`ray start --head` and pass its address, host:port"
         ) from error
 
 

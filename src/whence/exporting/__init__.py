@@ -1,1 +1,1 @@
-"""Explainers as files: programs of plain operators that run without this library."""
+"""Export of explainers to files: programs of plain operators that run without this library."""

@@ -1,4 +1,4 @@
-"""Ways back through linear functions, written in functions that compilers and ONNX have a form for."""
+"""Backward passes of linear functions, written in functions that compilers and ONNX support."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -15,15 +15,18 @@ def convolution_backward(
     g: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:  # fmt: skip
-    """The gradient at the input of a convolution: a convolution the other way."""
+    """Compute the gradient of a convolution with respect to its input, as a convolution with `transposed` inverted."""
     beyond = _overhang(x.shape, g.shape, weight.shape, stride, padding, dilation, transposed)
     back = aten.convolution(g, weight, None, stride, padding, dilation, not transposed, beyond, groups)
     return back, None, None
 
 
 def replace_convolution_backward(graph: GraphModule) -> GraphModule:
-    """The graph with convolutions the other way for ways back through convolutions, as far as their sizes are fixed. Compiled,
-    these take half the time and are right to rounding; torch's own are laid out anew and off by 1e-3."""
+    """Replace the backward passes of convolutions in a graph by convolutions with `transposed` inverted, if sizes are fixed.
+
+    Compiled, these take half the time and are exact to rounding; those of torch have another memory layout and an error of
+    1e-3.
+    """
     for node in graph.graph.find_nodes(op="call_function", target=aten.convolution_backward.default):
         given: Any = node.args
         g, x, weight, _, stride, padding, dilation, transposed, _, groups, _ = given
@@ -34,7 +37,7 @@ def replace_convolution_backward(graph: GraphModule) -> GraphModule:
         args = (g, weight, None, stride, padding, dilation, not transposed, beyond, groups)
         with graph.graph.inserting_before(node):
             back = graph.graph.call_function(aten.convolution.default, args)
-        for user in list(node.users):  # getitem: of the three gradients the first
+        for user in list(node.users):  # getitem: the first of the three gradients
             user.replace_all_uses_with(back)
             graph.graph.erase_node(user)
         graph.graph.erase_node(node)
@@ -43,7 +46,7 @@ def replace_convolution_backward(graph: GraphModule) -> GraphModule:
 
 
 def adaptive_avg_pool_backward(g: Tensor, x: Tensor) -> Tensor:
-    """The gradient at the input of adaptive average pooling, along one dimension after the other."""
+    """Compute the gradient of adaptive average pooling with respect to its input, one dimension at a time."""
     for d in range(-(x.dim() - 2), 0):
         number, size, bins = torch.arange(g.shape[d], device=g.device), x.shape[d], g.shape[d]
         start, stop = number * size // bins, ((number + 1) * size + bins - 1) // bins
@@ -55,7 +58,7 @@ def avg_pool_backward(
     g: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
     count_include_pad: bool, divisor: int | None,
 ) -> Tensor:  # fmt: skip
-    """The gradient at the input of average pooling."""
+    """Compute the gradient of average pooling with respect to its input."""
     spatial = len(kernel)
     stride = stride or kernel
     for i, d in enumerate(range(-spatial, 0)):
@@ -70,7 +73,7 @@ def avg_pool_backward(
 
 
 def max_pool_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
-    """The gradient at the input of max pooling: all of it where the winner is."""
+    """Compute the gradient of max pooling with respect to its input: all of it goes to the maximum."""
     *_, indices = rest
     spatial = x.dim() - 2 if x.dim() > 3 else 2
     flat = torch.zeros_like(x).flatten(-spatial)
@@ -81,7 +84,7 @@ def _overhang(
     x: torch.Size, g: torch.Size, weight: torch.Size, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     transposed: bool,
 ) -> list[int]:  # fmt: skip
-    """How far the input of a convolution reaches beyond what its output leads back to."""
+    """Return the output padding with which the inverted convolution has the size of the input."""
     if transposed:
         return [0] * len(stride)
     sizes = zip(x[2:], g[2:], weight[2:], stride, padding, dilation, strict=True)
@@ -93,7 +96,7 @@ def _at(sizes: Sequence[int], i: int) -> int:
 
 
 def _distribute(g: Tensor, dim: int, start: Tensor, stop: Tensor, size: int, count: Tensor) -> Tensor:
-    """The count-th part of each value to all places from start to stop along a dimension."""
+    """Distribute each value, divided by its count, to the positions from start to stop along a dimension."""
     place = torch.arange(size, device=g.device)
     shares = ((place >= start[:, None]) & (place < stop[:, None])).to(g.dtype)
     shares = shares / count[:, None].to(g.dtype)
@@ -104,7 +107,7 @@ def avg_pool(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
     count_include_pad: bool = True, divisor: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Average pooling by a divisor of its own, which torch's exporter forgets."""
+    """Compute average pooling with an explicit divisor, which torch's exporter ignores."""
     if divisor is None:
         return NotImplemented
     spatial = x.dim() - 2

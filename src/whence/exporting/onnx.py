@@ -1,4 +1,4 @@
-"""Exported programs in ONNX, with a form for what torch's exporter has none for: the ways back through linear functions."""
+"""Exported programs in ONNX, with decompositions of the backward passes that torch's exporter does not support."""
 
 import re
 import warnings
@@ -16,9 +16,9 @@ from whence.exporting.signature import signature_names
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
-    """Write `.onnx`, its inputs and outputs named as the program's are.
+    """Write a program as `.onnx`, with the names of its inputs and outputs.
 
-    Raises `ModelError` for an operator that has no form in ONNX, by its name.
+    Raises `ModelError`, with the name of the operator, if ONNX does not support one.
     """
     try:
         import onnxscript  # noqa: F401
@@ -35,7 +35,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     except Exception as error:
         missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
         if missing is None:
-            raise ModelError(f"torch cannot write the program in ONNX: {first_line(error)}") from error
+            raise ModelError(f"torch cannot export the program to ONNX: {first_line(error)}") from error
         raise ModelError(
             f"ONNX does not support the operator {missing[1]}; deploy the .pt2, or replace that operator"
         ) from None
@@ -44,9 +44,9 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 def run_with_onnxruntime(program: ExportedProgram, path: Path) -> Callable[..., dict[str, Tensor]] | None:
-    """The file as a function, where ONNX Runtime is installed.
+    """Return an ONNX file as a function, or None if ONNX Runtime is not installed.
 
-    Raises `ModelError` for a file that it cannot run.
+    The function raises `ModelError` if ONNX Runtime cannot run the file.
     """
     try:
         import onnxruntime
@@ -60,7 +60,7 @@ def run_with_onnxruntime(program: ExportedProgram, path: Path) -> Callable[..., 
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             found: Any = session.run(None, {name: t.detach().cpu().numpy() for name, t in given.items()})
         except Exception as error:
-            if "NOT_IMPLEMENTED" in str(error):  # here, on the CPU: the file may be right for where it goes
+            if "NOT_IMPLEMENTED" in str(error):  # on this CPU: the file may be valid on other devices
                 raise NotImplementedError(first_line(error)) from error
             raise ModelError(f"ONNX Runtime cannot run the exported program: {first_line(error)}") from error
         return {name: torch.as_tensor(t) for name, t in zip(outputs, found, strict=True)}

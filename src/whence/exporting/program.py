@@ -1,4 +1,4 @@
-"""export(): an explainer as one exported program of plain operators."""
+"""`export`: an explainer as one exported program of plain operators."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ BATCH_DIM = "batch"
 
 @dataclass(frozen=True)
 class RequestedClass(Logit):
-    """The class that is asked for at each call, −1 for the likeliest."""
+    """The class that is given at each call; −1 is the class with the largest logit."""
 
     def select(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Logit]:
         rows, index = self._rows(logits, inputs).detach(), self.index
@@ -54,39 +54,44 @@ def export(
     out: str | Path | None = None,
     compiled: bool = False,
 ) -> ExportedProgram:
-    """Export the explainer of a model as a `torch.export.ExportedProgram`, which runs without this library and can be saved,
-    loaded, compiled, and turned into ONNX.
+    """Export the explainer of a model as a `torch.export.ExportedProgram`.
+
+    The program runs without this library; it can be saved, loaded, compiled, and converted to ONNX.
 
     >>> program = whence.export(model, x, method=whence.LRP(rules), out="explainer.pt2")
-    >>> found = program.module()(x, torch.tensor([483]))           # −1: the likeliest class
+    >>> found = program.module()(x, torch.tensor([483]))           # −1: the class with the largest logit
     >>> found["relevance"], found["output"], found["holds"]
 
-    It takes the inputs as `inputs` has them (`x`; `x0`, `x1`, … of a tuple; those of a dict by name), and class indices
-    `target` `[N]`, unless a `target` is given here, which then is fixed. It gives a dict: `output` `[N]` and `explained` `[N]`,
-    the classes; `relevance` like the input (`relevance.NAME` of several); `relevance_sum` and `absorbed` `[N]`, which add up to
-    the output; `layers.NAME`; and `holds`: False where `explain` would raise or warn (numbers not finite, sums that miss the
-    output).
+    The program takes the inputs in the structure of `inputs` (`x`; `x0`, `x1`, … for a tuple; by name for a dict) and, unless
+    `target` is fixed, class indices `target` `[N]`. It returns a dict of
 
-    The number of samples may vary; of other sizes those that `dynamic_shapes` names, as torch.export does:
-    `{"x": {2: "height", 3: "width"}}`. Weights that rules modify are made once, and kept in the file. `out` is where to write
-    it: `.pt2`, or `.onnx` (`pip install whence[onnx]`), whose numbers are equal to rounding; `compiled`, the `.pt2` is what
-    AOT Inductor makes of it for this machine and device, to be run from C++ or by `torch._inductor.aoti_load_package`.
+    - `output` `[N]` and `explained` `[N]`, the explained classes;
+    - `relevance`, shaped like the input (`relevance.NAME` for several inputs);
+    - `relevance_sum` and `absorbed` `[N]`, which add up to the output;
+    - `layers.NAME`, the relevance of layers;
+    - `holds`, False if `explain` would raise or warn (values that are not finite, sums that differ from the output).
 
-    Raises `RuleError` for methods that sample or search, `ModelError` where the model decides by values, for a part of it that
-    has no graph, and where the program does not give what `explain` gives.
+    Weights that rules modify are computed once and stored in the program. The exported program is run and compared with
+    `explain` before it is returned.
 
     Args:
-        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
-        inputs: An example of the inputs; the batch size may vary later.
-        target: The target to fix; if None, the program takes class indices `[N]`.
-        method: A method of one graph, such as LRP or gradient_times_input.
-        layers: Module paths whose relevance the program returns too.
-        dynamic_shapes: Further sizes that may vary, as for torch.export.
-        out: File to write: `.pt2` or `.onnx`.
-        compiled: Whether to compile the `.pt2` by AOT Inductor for this machine.
-
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is not modified.
+        inputs: Example inputs: tensor `[N, …]`, or a tuple or dict of tensors. The number of samples may vary at later calls.
+        target: A target that is the same for all samples, which the program then has fixed; None makes the class an input of
+            the program.
+        method: A method that is a single graph, or its short name, such as `LRP` or "gradient_times_input".
+        layers: Names of modules whose relevance the program returns too.
+        dynamic_shapes: Other dimensions whose size may vary, as for `torch.export`: `{"x": {2: "height", 3: "width"}}`.
+        out: A file to write: `.pt2`, or `.onnx` (`pip install whence[onnx]`), whose values agree to rounding.
+        compiled: Whether to compile the `.pt2` with AOT Inductor for this machine and device; the package is run from C++ or
+            loaded by `torch._inductor.aoti_load_package`.
     Returns:
         The `ExportedProgram`.
+    Raises:
+        RuleError: The method samples or searches, so that it is not a single graph.
+        ModelError: The model has data-dependent control flow, a part of it cannot be captured as a graph, or the program does
+            not reproduce the results of `explain`.
+        InputError: `out` or `dynamic_shapes` is invalid, or some inputs are shared by all samples.
     """
     check_model(model)
     if out is not None:
@@ -106,7 +111,7 @@ def export(
     def explained(nest: Tree, target: Target) -> Explanation:
         return next(explanations(PreparedModel(model), way, nest, [target], layers, False, DisplayNames()))
 
-    explained(several.nest, target)  # which raises what there is to raise
+    explained(several.nest, target)  # raises the errors of the explainer, if any
     shapes = _dynamic_dims(several, asked, dynamic_shapes or {})
     written = trace(explained, several, asked, {name: list(sizes) for name, sizes in shapes.items()})
     whole = replace_convolution_backward(written.graph) if compiled else written.graph
@@ -133,7 +138,7 @@ def export(
 def _check_matches(
     program: Callable[..., dict[str, Tensor]], seen: Sequence[tuple[Inputs, Explanation]], target: Target
 ) -> None:
-    """Raise where it does not give what was seen."""
+    """Raise `ModelError` unless the program reproduces the explanations."""
     for inputs, e in seen:
         given = input_tensors(inputs, e.target if target is None else None)  # type: ignore[arg-type]
         found = program(*given.values()) if inputs.names is None else program(**given)
@@ -143,7 +148,9 @@ def _check_matches(
 def _check_static_target(target: Target) -> None:
     indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
     if any(isinstance(index, Tensor | list | tuple | np.ndarray) for index in indices) or isinstance(target, Span):
-        raise RuleError("a target that is fixed is one for all samples; remove it to give a class for each sample at each call")
+        raise RuleError(
+            "a fixed target= must be the same for all samples; leave it out to pass a class for each sample at each call"
+        )
 
 
 def _dynamic_dims(inputs: Inputs, target: Target, others: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
@@ -157,26 +164,26 @@ def _dynamic_dims(inputs: Inputs, target: Target, others: Mapping[str, Mapping[i
         sizes = {d: Dim(size) if isinstance(size, str) else size for d, size in others.get(name, {}).items()}
         outside = next((d for d in sizes if not 0 <= d < t.dim()), None)
         if outside is not None:
-            raise InputError(f"dynamic_shapes of dimension {outside} of {name!r}, which has {t.dim()}")
+            raise InputError(f"dynamic_shapes names dimension {outside} of {name!r}, which has {t.dim()} dimensions")
         found[name] = ({0: batch} if t.shape[0] == inputs.batch_size else {}) | sizes
     return found
 
 
 def _keep_outputs(graph: GraphModule) -> GraphModule:
-    """With the outputs alone that are promised."""
+    """Remove all outputs from the graph except those of the documented program."""
     (output,) = graph.graph.find_nodes(op="output")
     (found,) = output.args
-    found = {"explained" if name == "target" else name: t for name, t in found.items()}  # an input is named target
+    found = {"explained" if name == "target" else name: t for name, t in found.items()}  # an input already has the name target
     output.args = ({name: t for kind in OUTPUT_NAMES for name, t in found.items() if name.split(".")[0] == kind},)
     for view in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        view.target = torch.ops.aten.reshape.default  # compilers lay tensors out in other ways
+        view.target = torch.ops.aten.reshape.default  # compilers may choose other memory layouts
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
 
 
 def _with_model_names(graph: GraphModule, model: Any) -> GraphModule:
-    """With weights under the names that they have in the model."""
+    """Rename the weights of the graph to their names in the model."""
     state = state_tensors(model) if isinstance(model, nn.Module) else {}
     names = {_storage_key(t): name.replace(".", "_") for name, t in state.items()}
     taken = dict(graph.named_buffers())
@@ -196,7 +203,7 @@ def _storage_key(t: Tensor) -> tuple:
 
 
 class _NamedProgram(nn.Module):
-    """A graph that is called by the names of what it is given, and gives a plain dict."""
+    """A graph that is called by the names of its inputs and returns a plain dict."""
 
     def __init__(self, graph: GraphModule, names: Sequence[str]):
         super().__init__()

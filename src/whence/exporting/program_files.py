@@ -1,4 +1,4 @@
-"""Exported programs as files."""
+"""Files of exported programs."""
 
 import json
 import shutil
@@ -22,12 +22,12 @@ SUFFIXES = (".pt2", ".onnx")
 
 
 def check_writable(path: Path, compiled: bool) -> None:
-    """Raise for files that no program is written to."""
+    """Raise `InputError` if a program cannot be written to this path."""
     suffixes = SUFFIXES[:1] if compiled else SUFFIXES
     if path.suffix not in suffixes:
         raise InputError(f"{path}: {'a compiled program' if compiled else 'a program'} is written to {' or '.join(suffixes)}")
     if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent}")
+        raise InputError(f"no folder {path.parent}; create it before writing {path.name}")
 
 
 def write_program(program: ExportedProgram, path: Path, model: Any, method: Any, compiled: bool) -> None:
@@ -41,7 +41,7 @@ def write_program(program: ExportedProgram, path: Path, model: Any, method: Any,
         _write_compiled(program, path)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of weights that share memory
+            warnings.simplefilter("ignore")  # warnings about weights that share memory
             torch.export.save(program, path)
     with zipfile.ZipFile(path, "a") as package:
         folder = package.namelist()[0].split("/")[0]
@@ -61,15 +61,16 @@ def load_translated(program: ExportedProgram, path: Path, compiled: bool) -> Cal
 
 @check_arguments
 def check_exported(path: str | Path, model: Any) -> None:
-    """Raise if the model is not the one that a `.pt2` was exported from: its weights, structure or settings changed.
+    """Raise if the model is not the one that a `.pt2` was exported from: its weights, structure or settings have changed.
 
     >>> whence.check_exported("explainer.pt2", model)
 
-    Raises `ModelError` then, `LoadError` for what is no `.pt2` of `whence.export`.
-
     Args:
-        path: A `.pt2` file that `whence.export` wrote.
+        path: A `.pt2` file written by `whence.export`.
         model: The model to compare with.
+    Raises:
+        ModelError: The model has changed since the export.
+        LoadError: The file is not a `.pt2` written by `whence.export`.
     """
     try:
         with zipfile.ZipFile(path) as package:
@@ -83,7 +84,7 @@ def check_exported(path: str | Path, model: Any) -> None:
 
 def _write_compiled(program: ExportedProgram, path: Path) -> None:
     if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise InputError("AOT Inductor needs a C++ compiler on this machine; install one, or leave compiled out")
+        raise InputError("AOT Inductor needs a C++ compiler on this machine; install one, or pass compiled=False")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,1 +1,1 @@
-"""Which parts of a network carried the output, what they stand for, and how they work together."""
+"""Mechanistic analysis: the parts of a network that an output relies on, and how they work together."""

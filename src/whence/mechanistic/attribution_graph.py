@@ -1,4 +1,4 @@
-"""attribution_graph(): which channels of a layer speak to which of the next, for one input."""
+"""`attribution_graph`: the relevance that flows between channels of successive layers, for one input."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,15 @@ N_CHANNELS = 5
 
 @dataclass(frozen=True)
 class GraphEdge:
-    """The relevance of a channel that came by a channel of the next layer."""
+    """The relevance of a channel that it receives through a channel of the next layer.
+
+    Args:
+        layer: The lower layer.
+        channel: Channel of the lower layer.
+        above: The next layer.
+        channel_above: Channel of the next layer.
+        relevance: Relevance that flows from the channel above to the channel.
+    """
 
     layer: str
     channel: int
@@ -33,12 +41,18 @@ class GraphEdge:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AttributionGraph(Result):
-    """Channels of layers, from the input up, and what flowed from each to those of the layer before.
+    """The most relevant channels of several layers and the relevance that flows between them.
 
     >>> graph = whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"])
     >>> graph.nodes["features.12"]                 # {channel: relevance}, the most relevant first
     >>> graph.edges                                # (layer, channel, above, channel_above, relevance)
     >>> graph.save("graph.png")
+
+    Args:
+        output: The explained output.
+        target: Name of the explained class.
+        nodes: The relevance of the channels by layer, from the input up, the most relevant first.
+        edges: The relevance between channels of successive layers.
     """
 
     output: float
@@ -55,11 +69,11 @@ class AttributionGraph(Result):
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each edge: a channel, the channel of the next layer that it speaks to, and the relevance between them."""
+        """A row for each edge: a channel, a channel of the next layer, and the relevance that flows between them."""
         return [vars(edge) for edge in self.edges]
 
     def figure(self) -> "Figure":
-        """Layers below each other, the output on top; lines as thick as what flowed, red for and blue against."""
+        """Return a figure with layers below each other, the output on top; line widths show |relevance|, red for positive."""
         from whence.plotting.layered_graph import layered_graph_figure
 
         links = [((e.above, e.channel_above), (e.layer, e.channel), e.relevance) for e in self.edges]
@@ -83,14 +97,13 @@ def attribution_graph(
 
     >>> whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"], target=483).save("graph.png")
 
-    `layers` from the input up; of each the `n_channels` most relevant. An edge is the relevance of a channel under the
-    condition that it comes by one of the next layer: over all channels of that layer they add up to the channel's relevance,
-    where nothing goes round it.
+    An edge is the relevance of a channel under the condition that it flows through one channel of the next layer. Over all
+    channels of the next layer, the edges add up to the channel's relevance, unless a connection bypasses that layer.
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
         inputs: One sample `[1, …]`.
-        layers: Module paths, from the input up.
+        layers: Module paths of at least two layers, from the input up.
         target: What is explained, as for `explain`; the predicted class by default.
         n_channels: Number of most relevant channels of each layer.
         method: A method or its short name; LRP with its default rules if not given.
@@ -98,6 +111,11 @@ def attribution_graph(
 
     Returns:
         An `AttributionGraph`.
+
+    Raises:
+        RuleError: If `layers` are fewer than two, or not distinct.
+        InputError: If there is not exactly one sample.
+        SelectorError: If the model has no such layer.
     """
     layers = [resolve_layer(model, layer) for layer in layers]
     if len(layers) < 2 or len(set(layers)) != len(layers):

@@ -1,4 +1,4 @@
-"""The relevance of the channels of a layer, and the part of a picture that a place in it sees."""
+"""The relevance of the channels of a layer, and the receptive field of a position in it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,8 @@ def channel_relevance(
         Tensor `[N, C]`.
 
     Raises:
-        SelectorError: If there is no such layer.
+        SelectorError: If the model has no such layer, or a pattern matches several.
+        ModelError: If the layer runs more than once.
     """
     layer = resolve_layer(model, layer)
     e = explain(model, inputs, target, method=method, layers=[layer], progress=False)
@@ -50,15 +51,15 @@ def channel_relevance(
 
 
 def resolve_layer(model: Callable[..., Any], layer: str) -> str:
-    """The name of the layer that is meant, where a pattern fits one alone."""
+    """Return the full name of the one layer that a name or pattern matches."""
     names = list(named_layers(model, [layer]))
     if len(names) > 1:
-        raise SelectorError(f"'{layer}' stands for {len(names)} layers, '{names[0]}' the first of them; name one")
+        raise SelectorError(f"'{layer}' matches {len(names)} layers, '{names[0]}' the first of them; name one")
     return names[0]
 
 
 def top_channels(relevance: Tensor, count: int, output: float) -> list[int]:
-    """The channels of most relevance `[C]` towards an output, the first so many."""
+    """Return the `count` channels of most relevance `[C]` with the sign of the output."""
     if isinstance(count, bool) or count < 1:
         raise RuleError(f"channels={count}; expected a number of at least 1, or the channel indices")
     towards = relevance if output >= 0 else -relevance
@@ -66,7 +67,7 @@ def top_channels(relevance: Tensor, count: int, output: float) -> list[int]:
 
 
 def unravel(number: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """Where an entry is whose number, row by row, is given."""
+    """Return the index of an entry, given its row-major number."""
     return tuple(int(p) for p in torch.unravel_index(torch.tensor(number), tuple(shape)))
 
 
@@ -77,7 +78,7 @@ def sum_by_channel(model: Callable[..., Any], e: Explanation, layer: str) -> Ten
 
 
 def relevance_channels_last(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
-    """The relevance at a layer, `[N, …, C]`."""
+    """Return the relevance at a layer with its channels last, `[N, …, C]`."""
     relevance = e.layers[layer]
     if isinstance(relevance, tuple):
         raise ModelError(f"layer '{layer}' ran {len(relevance)} times; name one that runs once")
@@ -85,7 +86,7 @@ def relevance_channels_last(model: Callable[..., Any], e: Explanation, layer: st
 
 
 def channel_dim(model: Callable[..., Any], layer: str, inputs: Inputs, a: Tensor) -> int:
-    """The dimension of a layer's channels in its activation."""
+    """Return the dimension of the channels in a layer's activation."""
     x = inputs.parts[min((*inputs.explained, *inputs.ids))]
     reading = ForwardRecord.of_layers(x, named_layers(model, [layer]), model)
     reading.layers[layer] = a
@@ -94,19 +95,22 @@ def channel_dim(model: Callable[..., Any], layer: str, inputs: Inputs, a: Tensor
 
 @dataclass(frozen=True)
 class CropWindow:
-    """A rectangle of a picture, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     rows: slice
     columns: slice
 
     def of(self, picture: Tensor) -> Tensor:
+        """Return the rectangle of an image `[…, H, W]`."""
         return picture[..., self.rows, self.columns]
 
 
 def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: int, position: tuple[int, ...]) -> CropWindow:
-    """The part of the picture `[1, C, H, W]` that a place of a layer's channel answers to: where its gradient is not zero.
+    """Return the rectangle of the image `[1, C, H, W]` where the gradient of one position of a channel is not zero.
 
     >>> whence.mechanistic.channel_relevance.receptive_field(model, x, "features.10", 3, (5, 7)).of(x)
+
+    It is the whole image if the gradient is zero everywhere.
     """
     if x.dim() != 4 or len(x) != 1:
         raise InputError(f"a receptive field needs one image [1, C, H, W], got {tuple(x.shape)}")
@@ -122,14 +126,14 @@ def receptive_field(model: Callable[..., Any], x: Tensor, layer: str, channel: i
             raise SelectorError(f"position {position} is out of range for the output {tuple(a.shape)} of layer '{layer}'")
         (g,) = torch.autograd.grad(a[position], given)
     seen = (g[0] != 0).any(0)
-    if not seen.any():  # a unit that is off
+    if not seen.any():  # an inactive unit
         return CropWindow(slice(0, x.shape[2]), slice(0, x.shape[3]))
     rows, columns = (seen.any(dim).nonzero().flatten() for dim in (1, 0))
     return CropWindow(slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
 
 
 def last_conv_layer(model: Callable[..., Any], inputs: Tensor) -> str:
-    """The last convolution of the model whose channels are no classes yet: what is looked at if no layer is named."""
+    """Return the last convolution of the model whose channels are not the classes: the default layer."""
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     with torch.no_grad():
         outputs = Inputs.of(inputs).call(model, (inputs.clone(),))

@@ -1,4 +1,4 @@
-"""concepts(): the channels of a layer that carried an output, where in the picture, and what they stand for."""
+"""`concepts`: the channels of a layer that an output relies on, where they are relevant, and what they represent."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,38 +40,54 @@ N_REFERENCES = 4
 
 @dataclass(frozen=True)
 class ReferenceSample:
-    """A sample of the data in which a channel has much relevance: the part that its most relevant place sees."""
+    """A sample of the dataset where a channel is most relevant, cropped to the receptive field of its most relevant position.
+
+    Args:
+        index: Number of the sample in the dataset.
+        crop: The crop of the image, `[C, h, w]`.
+        relevance: The relevance that flows through the channel, like the crop.
+    """
 
     index: int
-    crop: Tensor  # [C, h, w]
-    relevance: Tensor  # of the channel there, like the crop
+    crop: Tensor
+    relevance: Tensor
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Concepts(Result):
-    """The channels of a layer that carried an output, the most relevant first.
+    """The channels of a layer that an output relies on, the most relevant first.
 
     >>> found = whence.concepts(model, photo, "features.12", reference_inputs=x_train)
     >>> found.channels, found.shares               # [k], of the output
-    >>> found.explanations[0].relevance            # what flows through the first channel
+    >>> found.explanations[0].relevance            # the relevance that flows through the first channel
     >>> found.save("concepts.png")
+
+    Args:
+        layer: The layer.
+        channels: The chosen channels, the most relevant first.
+        relevance: The relevance of every channel of the layer, `[C]`.
+        explanation: The explanation of the output.
+        explanations: The explanation through each of the chosen channels.
+        references: The reference samples of each chosen channel; empty without reference inputs.
+        prototypes: The prototype of each chosen channel, `[k, C, H, W]`, if requested.
     """
 
     layer: str
     channels: list[int]
-    relevance: Tensor  # [C], of every channel of the layer
+    relevance: Tensor
     explanation: Explanation
-    explanations: Sequence[Explanation]  # through each of the channels
+    explanations: Sequence[Explanation]
     references: Sequence[Sequence[ReferenceSample]] = ()
-    prototypes: Tensor | None = None  # [k, C, H, W]
+    prototypes: Tensor | None = None
 
     @property
     def shares(self) -> Tensor:
-        """The relevance of each channel in shares of the output, `[k]`."""
+        """The relevance of each chosen channel as a share of the output, `[k]`."""
         return self.relevance[self.channels] / self.explanation.output[0]
 
     @property
     def table(self) -> list[dict[str, Any]]:
+        """A row for each chosen channel: its relevance, its share of the output, and its reference samples."""
         rows = zip(self.channels, self.relevance[self.channels].tolist(), self.shares.tolist(), strict=True)
         references = [[reference.index for reference in of_channel] for of_channel in self.references] or [[]] * len(
             self.channels
@@ -88,7 +104,7 @@ class Concepts(Result):
         return "\n".join([head, *lines])
 
     def figure(self) -> "Figure":
-        """The picture and its heatmap; below, a row a channel: where it is relevant, its references, its prototype."""
+        """Return a figure of the image and its heatmap, with a row per channel: heatmap, reference samples, prototype."""
         from whence.plotting.concepts import ConceptRow, concept_figure
 
         x, output = self.explanation.inputs[0], float(self.explanation.output)
@@ -124,20 +140,16 @@ def concepts(
     Concepts of 207 golden retriever (14.2) in features.12
       channel 85: 12.3%
 
-    `inputs` is one picture `[1, C, H, W]`; `layer` the last convolution if not given; `channels` how many, the most relevant,
-    or which. With `reference_inputs` `[M, C, H, W]` each channel has reference samples, those for whose predictions it is most
-    relevant (RelMax), cropped to what its most relevant place sees; with `prototypes` (True, or settings of `whence.prototype`)
-    a picture that excites it most.
-
-    Raises `InputError`, `SelectorError` for what is not there.
+    The reference samples of a channel are those for whose predictions it is most relevant (RelMax), cropped to the receptive
+    field of its most relevant position. A prototype is an image that maximises the activation of the channel.
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
         inputs: One image `[1, C, H, W]`.
-        layer: Module path; the last convolution by default.
+        layer: Module path; by default the last convolution whose channels are not the classes.
         target: What is explained, as for `explain`; the predicted class by default.
-        channels: Number of most relevant channels, or their indices.
-        reference_inputs: Data `[M, C, H, W]` in which reference samples of each channel are looked for.
+        channels: Number of most relevant channels, or the indices of channels.
+        reference_inputs: Images `[M, C, H, W]` from which the reference samples of each channel are selected.
         n_references: Number of reference samples of each channel.
         prototypes: True to add a prototype of each channel, or keyword arguments of `whence.prototype`.
         method: A method or its short name; LRP with its default rules if not given.
@@ -146,6 +158,11 @@ def concepts(
 
     Returns:
         A `Concepts` result.
+
+    Raises:
+        InputError: If `inputs` is not one image.
+        SelectorError: If the model has no such layer or channel.
+        RuleError: If `channels` or `n_references` is invalid.
     """
     check_model(model)
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or len(inputs) != 1:

@@ -1,4 +1,4 @@
-"""patching(): which components of a network carry the difference between two inputs."""
+"""`patching`: the effect of each component of a network on the difference between two inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,23 +31,27 @@ if TYPE_CHECKING:
 Estimator = Literal["relevance", "gradient", "exact"]
 ESTIMATORS = ("relevance", "gradient", "exact")
 ComponentParts = str | Heads  # "places", "channels", or heads
-PATCHES_PER_PASS = 64  # patched copies
-DEFAULT_COMPONENTS = ("*.layers.*", "*.h.*", "layers.*", "h.*", "blocks.*")  # what transformers call the layers of their stream
+PATCHES_PER_PASS = 64  # patched copies of the inputs in one forward pass
+DEFAULT_COMPONENTS = ("*.layers.*", "*.h.*", "layers.*", "h.*", "blocks.*")  # common names of transformer layers
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Patching(Result):
-    """How much each component changes a metric, were it as it is for the corrupted input.
+    """The change of a metric when the activation of each component is replaced by that for the corrupted input.
 
     >>> found = whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), estimator=["relevance", "exact"])
     >>> found.effects["relevance"]["model.layers.3"]            # [N, T], or [N, T, heads], [N, T, channels]
     >>> found.correlation("relevance", "exact")
-    >>> found.top(10)                                           # (layer, place, …, effect), the strongest first
+    >>> found.top(10)                                           # (layer, position, …, effect), the strongest first
 
-    `clean` and `corrupted` are the metric on both, `[N]`.
+    Args:
+        effects: The effects by estimator and layer: `[N, T]` for positions, `[N, T, heads]` or `[N, T, channels]`.
+        clean: The metric on the clean inputs, `[N]`.
+        corrupted: The metric on the corrupted inputs, `[N]`.
+        target: The target that defines the metric, with its indices filled in.
     """
 
-    effects: Mapping[str, Mapping[str, Tensor]]  # by -> layer -> [N, places, …]
+    effects: Mapping[str, Mapping[str, Tensor]]  # estimator -> layer -> [N, T, …]
     clean: Tensor
     corrupted: Tensor
     target: Any = None
@@ -61,19 +65,19 @@ class Patching(Result):
         return "\n".join(lines)
 
     def flat(self, estimator: str, layers: Sequence[str] | None = None) -> Tensor:
-        """All effects in a row, of some layers or all."""
+        """Return the effects by an estimator as a vector, of some layers or all."""
         if estimator not in self.effects:
             raise RuleError(f"no effects were estimated by {estimator!r}{suggest_or_list(estimator, self.effects)}")
         found = self.effects[estimator]
         return torch.cat([found[layer].flatten() for layer in layers or found])
 
     def correlation(self, estimator: str, other: str, layers: Sequence[str] | None = None) -> float:
-        """Pearson's, over all components, or those of some layers."""
+        """Return the Pearson correlation of two estimators over all components, or those of some layers."""
         both = torch.stack([self.flat(estimator, layers), self.flat(other, layers)]).double()
         return float(torch.corrcoef(both)[0, 1])
 
     def top(self, count: int = 10, estimator: str | None = None) -> list[tuple]:
-        """The strongest components in the mean over samples: layer, place, head or channel, effect."""
+        """Return the components of largest mean |effect| as (layer, position, [head or channel], mean effect)."""
         rows = []
         for layer, effect in self.effects[estimator or next(iter(self.effects))].items():
             mean = effect.mean(0)
@@ -93,14 +97,14 @@ class Patching(Result):
         return rows
 
     def figure(self) -> "Figure":
-        """A map a way: layers by places, in the mean over samples; heads and channels summed up."""
+        """Return a figure with a map per estimator: layers by positions, averaged over samples, summed over channels."""
         from whence.plotting.matrices import matrix_figure
 
         drawn = {}
         for by, found in self.effects.items():
             lines = [effect.mean(0).flatten(1).sum(1) if effect.dim() > 2 else effect.mean(0) for effect in found.values()]
             drawn[by] = torch.stack(lines)
-        return matrix_figure(drawn, list(next(iter(self.effects.values()))), "place")
+        return matrix_figure(drawn, list(next(iter(self.effects.values()))), "position")
 
 
 @check_arguments
@@ -115,32 +119,41 @@ def patching(
     method: LRP | None = None,
     progress: Progress = True,
 ) -> Patching:
-    """Estimate which components of a network carry the difference between two inputs: the effect of giving a component the
-    activation a' it has on the corrupted input, in the run on the clean one, on the metric that `target` is.
+    """Estimate which components of a network carry the difference between two inputs.
 
     >>> whence.patching(model, clean, corrupted, whence.Logit(mary, rather_than=john), ["model.layers.*", "model.layers.*.mlp"])
     >>> heads = {"input of model.layers.*.self_attn.o_proj": whence.Heads((), of=8)}
     >>> whence.patching(model, clean, corrupted, target, heads, estimator=["relevance", "gradient", "exact"])
 
-    `estimator` "relevance" is relevance patching (RelP, arXiv 2508.21258): (a' − a) · R/a with the rules of `method`, CP-LRP if
-    not given, in two forward passes and one backward pass for all components; "gradient" attribution patching, (a' − a) ·
-    ∂m/∂a, at the same cost; "exact" the truth, a forward pass a component. `components` are layers ("input of " a layer is what
-    goes into it), by their places (tokens) or, in a dict, by "channels" (neurons) or `Heads((), of=n)` at each place.
+    The effect of a component is the change of the metric m if its activation a on the clean input is replaced by its activation
+    a' on the corrupted input. The estimators are:
 
-    Raises `InputError` for inputs of unequal shape, `SelectorError` for layers the model does not have.
+    * "relevance": relevance patching (RelP, arXiv 2508.21258), (a' − a) · R/a with the rules of `method`, in two forward passes
+      and one backward pass for all components;
+    * "gradient": attribution patching, (a' − a) · ∂m/∂a, at the same cost;
+    * "exact": the true effect, by one patched forward pass per component (64 patched copies at once).
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
         inputs: The clean inputs.
         corrupted: The corrupted inputs, of the same structure and shapes.
-        target: The metric, as for `explain`.
-        components: Module paths, or a dict from path to "places", "channels" or `whence.Heads((), of=n)`.
+        target: The metric m, as the target of `explain`; the logit of the predicted class by default.
+        components: Module paths, with * for any one part of a path; "input of PATH" is the input of that module. Components are
+            the positions (tokens) of these layers or, with a dict from path to kind, the "places" (positions), "channels"
+            (neurons at each position) or attention heads at each position, `whence.Heads((), of=n)`. By default the usual
+            names of transformer layers.
         estimator: "relevance", "gradient", "exact", or several of them.
         method: The `LRP` of the relevance estimator; CP-LRP if not given.
         progress: False for no progress bar, or a function that is called with (done, total).
 
     Returns:
         A `Patching` result.
+
+    Raises:
+        InputError: If the clean and the corrupted inputs differ in structure or shapes.
+        SelectorError: If the model has no such layers, or a layer's output is not `[N, T, C]` or `[N, C]`.
+        RuleError: If `estimator` or `components` is invalid.
+        ModelError: If a layer is not called, or called more than once.
     """
     check_model(model)
     ways = [estimator] if isinstance(estimator, str) else list(estimator)
@@ -170,13 +183,13 @@ def _check_same_structure(clean: Inputs, corrupted: Inputs) -> None:
     shapes = [[tuple(getattr(part, "shape", ())) for part in inputs.parts] for inputs in (clean, corrupted)]
     if clean.names != corrupted.names or shapes[0] != shapes[1]:
         raise InputError(
-            f"clean inputs of {shapes[0]} and corrupted ones of {shapes[1]}: components are compared "
+            f"clean inputs have shapes {shapes[0]}, corrupted inputs {shapes[1]}; components are compared "
             "position by position; pass inputs of the same shape"
         )
 
 
 def _component_parts(model: Any, components: Sequence[str] | Mapping[str, ComponentParts]) -> dict[str, ComponentParts]:
-    """How each layer falls into components."""
+    """Return the kind of components of each layer, by its full name."""
     if isinstance(components, str):
         components = [components]
     given = components if isinstance(components, Mapping) else dict.fromkeys(components, "places")
@@ -198,7 +211,7 @@ def _component_parts(model: Any, components: Sequence[str] | Mapping[str, Compon
 
 
 def _record(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-    """The metric for the task's inputs, and what the layers give for them, from one forward pass."""
+    """Return the metric and the outputs of the layers for the task's inputs, from one forward pass."""
     found: dict[str, Tensor] = {}
     scope = task.scope
 
@@ -238,7 +251,7 @@ def _reduce_effect(effect: Tensor, parts: ComponentParts) -> Tensor:
     """Sum the effects `[N, T, C]` over each component of a layer."""
     if effect.dim() not in (2, 3):
         raise SelectorError(
-            f"a layer that gives {tuple(effect.shape)} has no tokens to patch; patching takes [N, T, C] or [N, C]"
+            f"a layer output of shape {tuple(effect.shape)} has no tokens to patch; expected [N, T, C] or [N, C]"
         )
     effect = effect[:, None] if effect.dim() == 2 else effect
     if isinstance(parts, Heads):
@@ -249,7 +262,7 @@ def _reduce_effect(effect: Tensor, parts: ComponentParts) -> Tensor:
 def _exact_effects(
     task: Task, output: Tensor, there: Mapping[str, Tensor], parts: Mapping[str, ComponentParts], shown: Progress
 ) -> dict[str, Tensor]:
-    """The metric with one component patched at a time, less the metric."""
+    """Compute the change of the metric when one component at a time is patched."""
     n = task.inputs.batch_size
     shapes = {layer: _reduce_effect(there[layer], parts[layer]).shape[1:] for layer in parts}
     found = {layer: output.new_zeros(n, shape.numel()) for layer, shape in shapes.items()}
@@ -266,7 +279,7 @@ def _exact_effects(
 
 
 def _masks(like: Tensor, parts: ComponentParts, numbers: Tensor, n: int) -> Tensor:
-    """Which numbers of the layer belong to each of some components, `[components · n, T, C]`."""
+    """Return boolean masks of the entries of a layer that belong to each component, `[components · n, T, C]`."""
     places, channels = like.shape[1:-1], like.shape[-1]
     sizes = {"places": 1, "channels": channels}
     count = parts.of if isinstance(parts, Heads) else sizes[parts]
@@ -278,7 +291,7 @@ def _masks(like: Tensor, parts: ComponentParts, numbers: Tensor, n: int) -> Tens
 
 @contextmanager
 def _patch_layer(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterator[None]:
-    """The model with other activations where the mask is, while entered."""
+    """Replace activations of a layer where the mask is true, as a context manager."""
     module: nn.Module = named_layers(model, [layer])[layer]
 
     def of_input(module: nn.Module, args: tuple) -> tuple:
@@ -286,7 +299,7 @@ def _patch_layer(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterat
 
     def of_output(module: nn.Module, args: tuple, out: Any) -> Any:
         here = first_tensor(out)
-        assert here is not None  # it was read before
+        assert here is not None  # `_record` has read it
         return with_first_tensor(out, torch.where(masks, there, here), layer)
 
     if layer.startswith(INPUT_OF):

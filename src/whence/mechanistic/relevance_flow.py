@@ -1,4 +1,4 @@
-"""flow(): an explanation layer by layer, and in a small network on every edge."""
+"""`flow`: relevance at every layer, and on every edge of a small network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from whence.methods.registry import Method
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_UNITS = 16  # units of a layer that is drawn unit by unit
-SUM_CHANGE_REASON = "the layers between absorbed some, or some goes around them"
-SKIP_TOLERANCE = 1e-3  # of the largest relevance: more than rounding
+MAX_UNITS = 16  # largest layer that is drawn unit by unit
+SUM_CHANGE_REASON = "the layers between absorbed some of it (mostly biases), or some bypasses them"
+SKIP_TOLERANCE = 1e-3  # share of the largest relevance: a larger difference is not rounding
 
 
 @dataclass(frozen=True, eq=False)
 class FlowLayer:
-    """The input, or what a layer gives for it, and the relevance there."""
+    """The activations and the relevance at the input or at a layer's output, for one sample."""
 
     name: str
     activations: Tensor
@@ -42,24 +42,29 @@ class FlowLayer:
 class FlowEdges:
     """The relevance that each unit of a layer passes to each unit of the layer below: R_i←j."""
 
-    layer: str  # through which it goes
+    layer: str  # the layer above
     messages: Tensor  # [above, below]
-    weight: Tensor | None  # [above, below]; None of what is no linear layer
+    weight: Tensor | None  # [above, below]; None unless a single linear layer connects them
     bias: Tensor | None  # [above]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class RelevanceFlow(Result):
-    """Relevance on its way from the output down to the input.
+    """The relevance at the layers of a network, from the output down to the input.
 
     >>> found = whence.flow(model, x)
-    >>> found.columns[1].relevance                 # at the first hidden layer, as its activation
+    >>> found.columns[1].relevance                 # at the first hidden layer, like its activation
     >>> found.edges[0].messages                    # [hidden, inputs]: R_i←j; their sums over j are the input's relevance
     >>> found.save("flow.png")
+
+    Args:
+        columns: The activations and the relevance at the input and at each layer, from the input up.
+        edges: The relevance between each column and the next; empty if a column has more than 16 units or is not a vector.
+        explanation: The explanation of the sample.
     """
 
-    columns: Sequence[FlowLayer]  # from the input up
-    edges: Sequence[FlowEdges]  # between each and the next; none where a column has more than `SMALL` units
+    columns: Sequence[FlowLayer]
+    edges: Sequence[FlowEdges]
     explanation: Explanation
 
     def __repr__(self) -> str:
@@ -74,7 +79,7 @@ class RelevanceFlow(Result):
 
     @property
     def changes(self) -> bool:
-        """Whether the sum of relevance is another at some layers, by more than rounding."""
+        """Whether the sum of relevance differs between layers by more than rounding."""
         if not self.explanation.conservation.adds_up:
             return False
         sums = torch.stack([column.relevance.sum() for column in self.columns])
@@ -82,7 +87,7 @@ class RelevanceFlow(Result):
 
     @property
     def has_ways_around(self) -> bool:
-        """Whether units receive relevance by other ways than these edges, such as a residual connection."""
+        """Whether units receive relevance other than by these edges, such as through a residual connection."""
         received = [edges.messages.sum(0) - lower.relevance for edges, lower in zip(self.edges, self.columns, strict=False)]
         largest = max(float(column.relevance.abs().max()) for column in self.columns)
         return any(float(missing.abs().max()) > SKIP_TOLERANCE * largest for missing in received)
@@ -95,12 +100,12 @@ class RelevanceFlow(Result):
         ]
 
     def figure(self) -> "Figure":
-        """A small network unit by unit, with weights and relevance on every edge; of a larger one a heatmap a layer."""
+        """Return a figure of a small network with weights and relevance on every edge, or of a heatmap per layer."""
         from whence.plotting.relevance_flow import heatmap_figure, network_figure
 
         what = "" if self.columns[-1].activations.numel() == 1 else f"{self.explanation.heading()}: "
         title = f"{what}output {float(self.explanation.output):.4g} by {short_repr(self.explanation.method)}"
-        title += "; part of it goes around these layers" if self.has_ways_around else ""
+        title += "; part of it bypasses these layers" if self.has_ways_around else ""
         title += f"\nwhere ΣR changes, {SUM_CHANGE_REASON}" if self.changes and not self.edges else ""
         return network_figure(self.columns, self.edges, title) if self.edges else heatmap_figure(self.columns, title)
 
@@ -115,40 +120,42 @@ def flow(
     method: Method | str | None = None,
     class_names: Any = (),
 ) -> RelevanceFlow:
-    """An explanation layer by layer: of a network with at most 16 units a layer the relevance on every edge, R_i←j, with
-    Σ_j R_i←j = R_i and Σ_i R_i←j = R_j but for what is absorbed; of a larger one a heatmap at every layer.
+    """Compute the relevance at every layer of a network, and on every edge if no layer has more than 16 units.
 
     >>> whence.flow(model, torch.tensor([[2.0, 1.0]]), method=whence.LRP({nn.Linear: whence.AlphaBeta(1, 0)})).save("flow.png")
 
-    `inputs` is one sample, `[1, …]`; `layers` those that are shown, in the order of the network: if not given, what every
-    linear layer or pooling gives, after its activation function. The edges into a unit are what flows `through` it; what goes
-    around these layers, by a residual connection, is in no edge (`has_ways_around`).
-
-    Raises `InputError` for several samples, `SelectorError` for layers that are not there.
+    The relevance R_i←j on the edges satisfies Σ_j R_i←j = R_i and Σ_i R_i←j = R_j, except for the absorbed relevance. The edges
+    into a unit are the relevance that flows `through` it (see `explain`); relevance that bypasses the layers, as by a residual
+    connection, is in no edge (`has_ways_around`).
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
         inputs: One sample `[1, …]`.
         target: What is explained, as for `explain`; the predicted class by default.
-        layers: Module paths in the order of the network; chosen automatically if not given.
+        layers: Module paths in the order of the network; by default the outputs of every linear, convolution or pooling layer,
+            after its activation function.
         method: A method or its short name; LRP with its default rules if not given.
         class_names: Names of the classes, for the figure.
 
     Returns:
         A `RelevanceFlow`.
+
+    Raises:
+        InputError: If there is not exactly one sample.
+        SelectorError: If the model has no such layer, or a layer runs several times.
     """
     check_model(model)
     if not isinstance(inputs, Tensor) or inputs.dim() < 2 or len(inputs) != 1:
-        raise InputError(f"relevance_flow needs one sample [1, …], got {getattr(inputs, 'shape', type(inputs))}")
+        raise InputError(f"flow needs one sample [1, …], got {getattr(inputs, 'shape', type(inputs))}")
     shapes = layer_shapes(model, inputs)
     chosen = [layers] if isinstance(layers, str) else layers
     names = _layers_shown(model, shapes) if chosen is None else [resolve_layer(model, layer) for layer in chosen]
     if not names:
-        raise SelectorError("the model has no named modules" if chosen is None else "layers=[]; name some")
+        raise SelectorError("the model has no named modules" if chosen is None else "layers=[]; name at least one layer")
     e = explain(model, inputs, target, method=method, layers=names, class_names=class_names, progress=False)
     repeated = next((name for name in names if isinstance(e.layers[name], tuple)), None)
     if repeated is not None:
-        raise SelectorError(f"layer '{repeated}' runs several times; name those that run once: layers=[…]")
+        raise SelectorError(f"layer '{repeated}' runs several times; pass layers that run once: layers=[…]")
     activations = LayerReader(model, names, output=True)(inputs).layers
     columns = [FlowLayer("input", inputs[0], e.relevance[0])]
     columns += [FlowLayer(name, activations[name][0].detach(), e.layers[name][0]) for name in names]
@@ -169,7 +176,7 @@ def _layers_shown(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str
 
 
 def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[FlowLayer], called: Sequence[str]) -> list[FlowEdges]:
-    """Relevance at the layer below of what flows through each unit above."""
+    """Compute the relevance at each lower layer that flows through each unit of the next, with the weights between."""
     linear = [name for name in called if isinstance(model.get_submodule(name), nn.Linear)]
     given = LayerReader(model, linear)(inputs).layers if linear else {}
     found = []
@@ -189,7 +196,7 @@ def _edges(model: Any, inputs: Tensor, e: Explanation, columns: Sequence[FlowLay
 
 
 def _connects(linear: nn.Linear, lower: FlowLayer, given: Tensor, messages: Tensor) -> bool:
-    """Whether a linear layer is what lies between: one of a branch beside may be called in between, too."""
+    """Return whether a linear layer maps the lower layer to the upper one; a parallel branch may be called in between, too."""
     if linear.weight.shape != messages.shape:
         return False
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""explain_similarity(): which pairs of parts make two inputs alike to a network (BiLRP)."""
+"""`explain_similarity`: the relevance of pairs of input parts for the similarity of two embeddings (BiLRP)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,14 +31,18 @@ class SimilarityExplanation(Result):
     """The relevance of pairs of parts for the dot product of two embeddings.
 
     >>> s = whence.explain_similarity(model, x1, x2)
-    >>> s.relevance                                # [N, P1, P2]: Σ = s.output, where the rules conserve
+    >>> s.relevance                                # [N, P1, P2]: sums to s.output for conservative rules
     >>> s.top(10), s.save("pairs.png")
 
-    `places` are how the parts of both lie: `(rows, columns)` of patches, or `(tokens,)`.
+    Args:
+        relevance: The relevance of each pair of parts, `[N, P1, P2]`.
+        output: The dot product of the embeddings, or its estimate by random projections, `[N]`.
+        places: The grid of the parts of both inputs: `(rows, columns)` of patches, or `(tokens,)`.
+        inputs: Both inputs.
     """
 
-    relevance: Tensor  # [N, P1, P2]
-    output: Tensor  # [N], the dot product, or its estimate by random projections
+    relevance: Tensor
+    output: Tensor
     places: tuple[tuple[int, ...], tuple[int, ...]]
     inputs: tuple[Tree, Tree] = (None, None)
 
@@ -49,7 +53,7 @@ class SimilarityExplanation(Result):
         return "\n  ".join([f"Similarity of {shape} parts", *lines])
 
     def top(self, count: int = 10, sample: int = 0) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
-        """The strongest pairs: where in the first, where in the second, relevance."""
+        """Return the pairs of largest |relevance|: position in the first input, position in the second, relevance."""
         r = self.relevance[sample]
         found = []
         for index in r.flatten().abs().topk(min(count, r.numel())).indices.tolist():
@@ -69,7 +73,7 @@ class SimilarityExplanation(Result):
         ]
 
     def figure(self) -> "Figure":
-        """Both pictures with the strongest pairs joined, red for and blue against; of others a map of all pairs."""
+        """Return a figure of both images with lines between the strongest pairs, or a map of all pairs for other inputs."""
         from whence.plotting.matrices import matrix_figure
         from whence.plotting.patch_pairs import pair_lines
 
@@ -92,17 +96,14 @@ def explain_similarity(
     seed: int = 0,
     progress: Progress = True,
 ) -> SimilarityExplanation:
-    """Explain why two inputs are similar, by BiLRP (Eberle et al. 2020): R_ii' = Σ_m R_i(φ_m, x) · R_i'(φ_m, x') of y = ⟨φ(x),
-    φ(x')⟩.
+    """Explain why two inputs are similar to a network, by BiLRP (Eberle et al. 2020).
 
     >>> whence.explain_similarity(embedder, x1, x2).save("pairs.png")
 
-    `model` gives embeddings `[N, D]`; samples are compared pair by pair. Pictures are pooled to patches of `patch` pixels a
-    side (some 14 a side if not given) before the product, texts are taken token by token: memory is patches², not pixels². It
-    takes D ways back from one forward pass; with `n_projections`, that many random ones of the dimensions, whose mean is the
-    product.
-
-    Raises `InputError` for embeddings that are none, or of unequal size.
+    BiLRP explains y = ⟨φ(x), φ(x')⟩ by pairs of input parts: R_ii' = Σ_m R_i(φ_m, x) · R_i'(φ_m, x'). Relevance of images is
+    pooled to patches before the product and texts are taken token by token, so that memory grows with patches² instead of
+    pixels². It takes D backward passes from one forward pass of each input; with `n_projections`, as many random projections
+    replace the D dimensions, and estimate the product without bias.
 
     Args:
         model: Any callable from inputs to embeddings `[N, D]`.
@@ -116,6 +117,10 @@ def explain_similarity(
 
     Returns:
         A `SimilarityExplanation`.
+
+    Raises:
+        InputError: If the model does not return embeddings `[N, D]`, their shapes differ, or a side has several inputs.
+        RuleError: If `patch` or `n_projections` is invalid.
     """
     check_model(model)
     inputs = [Inputs.of(x).detached() for x in (inputs, other_inputs)]
@@ -170,7 +175,7 @@ def _embedding_targets(embeddings: Sequence[Tensor], projections: int | None, se
 
 
 def _pool_relevance(relevance: Tree, patch: int | None) -> Tensor:
-    """By patch `[N, rows, columns]`, token `[N, T]` or feature; of one input."""
+    """Return the relevance of one input summed over patches `[N, rows, columns]`, or by token or feature `[N, T]`."""
     found = named_leaves(relevance)
     if len(found) != 1:
         raise InputError(f"explain_similarity needs one input on each side, got {', '.join(found)}; wrap the model")
@@ -180,8 +185,6 @@ def _pool_relevance(relevance: Tree, patch: int | None) -> Tensor:
     r = r.sum(1, keepdim=True)
     side = patch or max(1, -(-max(r.shape[2:]) // PATCHES_PER_SIDE))
     if side < 1 or prod(-(-n // side) for n in r.shape[2:]) > 4096:
-        raise RuleError(
-            f"patch={side} for pictures of {tuple(r.shape[2:])}: expected a size that makes at most 64 × 64 patches"
-        )
+        raise RuleError(f"patch={side} for images of {tuple(r.shape[2:])}; expected a size that gives at most 64 × 64 patches")
     padded = F.pad(r, (0, -r.shape[3] % side, 0, -r.shape[2] % side))
     return F.avg_pool2d(padded, side)[:, 0] * side**2

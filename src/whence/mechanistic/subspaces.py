@@ -1,4 +1,4 @@
-"""subspaces(): the directions of a layer that carry relevance (PRCA), and parts of it that carry different relevance (DRSA)."""
+"""`subspaces`: directions of a layer that carry relevance (PRCA), and subspaces with distinct relevance (DRSA)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from whence.methods.lrp import LRP
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLACES_PER_SAMPLE = 20  # of a sample that are looked at, at random
+PLACES_PER_SAMPLE = 20  # random positions used of each sample
 N_STEPS = 500
 
 
@@ -32,14 +32,20 @@ class Subspaces(Result):
     """Orthogonal subspaces of a layer's activations.
 
     >>> found = whence.subspaces(model, (x, y), "features.10", target=3, algorithm="drsa", n_subspaces=4, n_dimensions=2)
-    >>> whence.explain(model, x, 3, through=found.through(0))           # what flows through the first
+    >>> whence.explain(model, x, 3, through=found.through(0))           # the relevance through the first
     >>> whence.prototype(model, whence.objectives.Direction("features.10", found.direction(0)), shape=(3, 224, 224))
+
+    Args:
+        layer: The layer.
+        bases: Orthonormal bases of the subspaces, `[n_subspaces, C, n_dimensions]`, the most relevant subspace first.
+        relevance: The mean relevance that each subspace carries, `[n_subspaces]`.
+        total: The mean relevance of the layer at a position.
     """
 
     layer: str
-    bases: Tensor  # [parts, C, dimensions], orthonormal
-    relevance: Tensor  # [parts], the mean relevance that each carries
-    total: float  # the mean relevance of the layer at a place
+    bases: Tensor
+    relevance: Tensor
+    total: float
 
     def __repr__(self) -> str:
         carry = f"Subspaces of {self.layer}: {len(self.bases)} of {self.bases.shape[2]} dimensions carry"
@@ -52,7 +58,7 @@ class Subspaces(Result):
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each subspace: its mean relevance, and the share of the layer's."""
+        """A row for each subspace: its mean relevance, and its share of the layer's mean relevance."""
         return [
             {"subspace": i, "relevance": r, "share": r / self.total if self.total else None}
             for i, r in enumerate(self.relevance.tolist())
@@ -67,11 +73,11 @@ class Subspaces(Result):
         return stack_panels([Bars(self.relevance, f"relevance of subspaces of {self.layer}, {self.total:.4g} in all", names)])
 
     def through(self, part: int) -> dict[str, Directions]:
-        """The condition that relevance takes this subspace, for `explain`."""
+        """Return the condition that relevance flows through this subspace, as the argument `through` of `explain`."""
         return {self.layer: Directions(self.bases[part])}
 
     def direction(self, part: int, number: int = 0) -> Tensor:
-        """One of the basis vectors, `[C]`."""
+        """Return one of the basis vectors of a subspace, `[C]`."""
         return self.bases[part, :, number]
 
 
@@ -91,22 +97,22 @@ def subspaces(
     seed: int = 0,
     progress: Progress = True,
 ) -> Subspaces:
-    """Find directions of a layer that carry relevance (Chormai et al. 2024). With activations a and R = aᵀc over the data:
-
-    "prca" takes the first `n_dimensions` eigenvectors of E[a cᵀ + c aᵀ], which maximise E[(Uᵀa)ᵀ(Uᵀc)]; "drsa" divides the
-    space into `n_subspaces` subspaces of that many dimensions whose relevances are large, each for samples of its own: it
-    maximises the power mean M_½ over parts of M₂ over samples of ReLU(R_k).
+    """Find directions of a layer that carry relevance (PRCA and DRSA, Chormai et al. 2024).
 
     >>> whence.subspaces(model, (x, y), "features.10", target=3, n_dimensions=4)
     Subspaces of features.10: 1 of 4 dimensions carry 71.3% of the relevance
 
-    `inputs` is `x`, `(x, y)` or a loader of such batches; `target` what is explained of each sample.
+    With activations a and relevance R = aᵀc over the dataset, "prca" returns the first `n_dimensions` eigenvectors of
+    E[a cᵀ + c aᵀ], which maximise E[(Uᵀa)ᵀ(Uᵀc)]. "drsa" divides the space into `n_subspaces` subspaces of `n_dimensions`
+    dimensions that are each relevant for different samples: it maximises the power mean M_½ over subspaces of the power mean M₂
+    over samples of ReLU(R_k).
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
-        inputs: Data `[M, …]`, `(x, y)`, a dataset or a loader.
+        inputs: The dataset: `x` of shape `[M, …]`, `(x, y)`, or a loader of such batches.
         layer: Module path of the layer.
-        target: What is explained, as for `explain`; the predicted class by default.
+        target: What is explained, as for `explain`; the predicted class by default. One target per sample needs a loader that
+            does not shuffle.
         algorithm: "prca" or "drsa".
         n_subspaces: Number of subspaces, for "drsa".
         n_dimensions: Number of dimensions of each subspace.
@@ -118,6 +124,13 @@ def subspaces(
 
     Returns:
         A `Subspaces` result.
+
+    Raises:
+        RuleError: If `algorithm` is unknown, or the number of subspaces or dimensions is invalid for the layer.
+        SelectorError: If the model has no such layer.
+        ModelError: If the layer runs more than once.
+        TargetError: If there is one target per sample and the loader shuffles.
+        InputError: If no relevance reaches the layer.
     """
     check_model(model)
     layer = resolve_layer(model, layer)
@@ -129,7 +142,9 @@ def subspaces(
         )
     a, c = _collect(model, inputs, layer, target, method or LRP(), batch_size, seed, progress)
     if n_subspaces * n_dimensions > a.shape[1]:
-        raise RuleError(f"{n_subspaces} subspaces of {n_dimensions} dimensions in a layer of {a.shape[1]} channels; give fewer")
+        raise RuleError(
+            f"{n_subspaces} subspaces of {n_dimensions} dimensions exceed the {a.shape[1]} channels of the layer; give fewer"
+        )
     bases = _prca(a, c, n_dimensions)[None] if algorithm == "prca" else _drsa(a, c, n_subspaces, n_dimensions, n_steps, seed)
     carried = subspace_relevance(bases, a, c).mean(0)
     order = carried.argsort(descending=True)
@@ -137,20 +152,20 @@ def subspaces(
 
 
 def subspace_relevance(bases: Tensor, a: Tensor, c: Tensor) -> Tensor:
-    """(U_kᵀa)ᵀ(U_kᵀc) of rows, `[rows, parts]`."""
+    """Return (U_kᵀa)ᵀ(U_kᵀc) for each row, `[rows, n_subspaces]`."""
     along = [torch.einsum("kcd,nc->nkd", bases, t) for t in (a, c)]
     return (along[0] * along[1]).sum(2)
 
 
 def _prca(a: Tensor, c: Tensor, dimensions: int) -> Tensor:
-    """[C, dimensions]"""
+    """Return the basis found by PRCA, `[C, dimensions]`."""
     cross = a.double().T @ c.double() / len(a)
     _, vectors = torch.linalg.eigh(cross + cross.T)
     return vectors[:, -dimensions:].flip(1).to(a)
 
 
 def _drsa(a: Tensor, c: Tensor, parts: int, dimensions: int, steps: int, seed: int) -> Tensor:
-    """[parts, C, dimensions]"""
+    """Return the bases found by DRSA, `[parts, C, dimensions]`."""
     channels = a.shape[1]
     start = torch.randn(channels, parts * dimensions, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode(False), torch.enable_grad():
@@ -173,7 +188,7 @@ def _split(basis: Tensor, parts: int) -> Tensor:
 def _collect(
     model: Callable[..., Any], data: Any, layer: str, target: Target, rules: LRP, size: int, seed: int, shown: Progress
 ) -> tuple[Tensor, Tensor]:
-    """Activations and contexts at some places of every sample, `[rows, C]` each."""
+    """Return activations and context vectors at some positions of every sample, `[rows, C]` each."""
     prepared, found = PreparedModel(model, lasting=True), []
     random = torch.Generator().manual_seed(seed)
     targets = torch.as_tensor(target) if isinstance(target, list | tuple) else target

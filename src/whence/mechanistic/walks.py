@@ -1,4 +1,4 @@
-"""walks(): which walks through a graph carried an output of a graph network (GNN-LRP), and what a part of the graph did."""
+"""`walks` and `subgraph_relevance`: the relevance of walks and subgraphs for graph networks (GNN-LRP)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -23,7 +23,7 @@ from whence.methods.registry import Method
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_WALKS = 100_000  # walks that are gone through unasked
+MAX_WALKS = 100_000  # limit on the walks computed by default
 
 Walk = tuple[int, ...]  # nodes, from the input up
 
@@ -34,7 +34,12 @@ class WalkRelevance(Result):
 
     >>> found = whence.walks(model, x, ["interaction.0", "interaction.1"], fixed=(adjacency,))
     >>> found.top(5)                               # [((0, 1, 1), 2.3), …]
-    >>> sum(found.relevance)                       # the output, where all of it takes the layers
+    >>> sum(found.relevance)                       # the output, if no connection bypasses the layers
+
+    Args:
+        walks: The walks, each a tuple of nodes from the input up.
+        relevance: The relevance of each walk, `[walks]`.
+        output: The explained output.
     """
 
     walks: Sequence[Walk]
@@ -59,12 +64,12 @@ class WalkRelevance(Result):
         return stack_panels([Bars(self.relevance, f"relevance of walks of an output of {self.output:.4g}", names)])
 
     def top(self, count: int = 10) -> list[tuple[Walk, float]]:
-        """The strongest, with their relevance."""
+        """Return the walks of largest |relevance|, with their relevance."""
         order = self.relevance.abs().argsort(descending=True)[:count]
         return [(self.walks[int(i)], float(self.relevance[i])) for i in order]
 
     def within(self, nodes: Sequence[int]) -> float:
-        """The sum over those that stay among some nodes."""
+        """Return the relevance of all walks that visit only the given nodes."""
         inside = set(nodes)
         return float(sum(r for walk, r in zip(self.walks, self.relevance.tolist(), strict=True) if inside.issuperset(walk)))
 
@@ -80,27 +85,31 @@ def walks(
     fixed: Tensor | tuple | Mapping[str, Any] = (),
     method: Method | str | None = None,
 ) -> WalkRelevance:
-    """Compute the relevance of walks through a graph network (GNN-LRP, Schnake et al. 2021): the relevance that takes node W₀
-    at the input, W₁ after the first layer, and so on, for any network whose layers give a row for each node.
+    """Compute the relevance of walks through a graph network (GNN-LRP, Schnake et al. 2021).
 
     >>> whence.walks(model, x, ["interaction.0", "interaction.1"], target=1, fixed=(adjacency,))
 
-    `inputs` are the features of one graph, `[nodes, C]` or `[1, nodes, C]`; `layers` those of interaction, from the input up;
-    `fixed` what else the model is given, constant: the adjacency. `walks` are some walks, all if not given. In a network where
-    all relevance takes the layers, the walks add up to the output; those within some nodes are the relevance of that subgraph,
-    which `whence.subgraph_relevance` gets in one way back.
+    The relevance of a walk (W₀, W₁, …) is the part that flows through node W₀ at the input, W₁ after the first layer, and so
+    on, for any network whose layers return a row for each node. If all relevance flows through the layers, the walks add up to
+    the output. The sum over the walks within some nodes is the relevance of that subgraph, which `whence.subgraph_relevance`
+    computes in one backward pass.
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
         inputs: Features of one graph, `[nodes, C]` or `[1, nodes, C]`.
         layers: Module paths of the interaction layers, from the input up.
         target: What is explained, as for `explain`; the predicted class by default.
-        walks: Walks to compute, each a tuple of nodes; all if not given.
+        walks: Walks to compute, each a tuple of one node at the input and one per layer; all, at most 100,000, if not given.
         fixed: Further arguments of the model that are constant, such as the adjacency matrix.
         method: A method or its short name; LRP with its default rules if not given.
 
     Returns:
         A `WalkRelevance` result.
+
+    Raises:
+        InputError: If `inputs` is not one graph.
+        RuleError: If `layers` are empty or in another order than they run, or a walk is invalid.
+        SelectorError: If the model is not an `nn.Module`, or has no such layer.
     """
     model, layers = _bind(model, layers, fixed)
     count = _node_count(inputs)
@@ -128,10 +137,11 @@ def subgraph_relevance(
     fixed: Tensor | tuple | Mapping[str, Any] = (),
     method: Method | str | None = None,
 ) -> float:
-    """Return the relevance of all walks within some nodes, in one backward pass: g masked to them at every layer and at the
-    input (sGNN-LRP, Xiong et al. 2022).
+    """Return the relevance of all walks within some nodes, in one backward pass (sGNN-LRP, Xiong et al. 2022).
 
     >>> whence.subgraph_relevance(model, x, ["interaction.0", "interaction.1"], [0, 3, 4], fixed=(adjacency,))
+
+    The gradient g = R/a is masked to the nodes at every layer and at the input.
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
@@ -143,7 +153,12 @@ def subgraph_relevance(
         method: A method or its short name; LRP with its default rules if not given.
 
     Returns:
-        The relevance, a number.
+        The relevance of the subgraph.
+
+    Raises:
+        InputError: If `inputs` is not one graph.
+        RuleError: If `layers` are empty.
+        SelectorError: If the model is not an `nn.Module`, or has no such layer or node.
     """
     model, layers = _bind(model, layers, fixed)
     count = _node_count(inputs)
@@ -160,7 +175,7 @@ def _bind(model: Any, layers: Sequence[str], fixed: Tensor | tuple | Mapping[str
         raise RuleError("layers=[]; expected the interaction layers, ordered from the input to the output")
     args = (fixed,) if isinstance(fixed, Tensor) else () if isinstance(fixed, Mapping) else tuple(fixed)
     kwargs = dict(fixed) if isinstance(fixed, Mapping) else {}
-    with_fixed, forward = copy(model), model.forward  # the same parts under the same names
+    with_fixed, forward = copy(model), model.forward  # shares the submodules and their names
     with_fixed.__dict__["forward"] = lambda x: forward(x, *args, **kwargs)
     return with_fixed, layers
 
@@ -174,20 +189,24 @@ def _node_count(x: Tensor) -> int:
 def _check_order(model: Any, layers: Sequence[str], x: Tensor) -> None:
     order = [name for name in layer_shapes(model, x) if name in layers]
     if order != [name for name in layers if name in order]:
-        raise RuleError(f"layers={list(layers)} run in the order {order}; give them from the input up")
+        raise RuleError(f"layers={list(layers)} run in the order {order}; pass them in that order, from the input up")
 
 
 def _group_walks(walks: Sequence[Walk] | None, nodes: int, depth: int) -> dict[Walk, list[int]]:
-    """The nodes at the input, by the rest of the walk."""
+    """Group the input nodes of the walks by the rest of the walk."""
     if walks is not None and not len(walks):
         raise RuleError("walks=[]; expected some walks, or None for all")
     if walks is None:
         if nodes ** (depth + 1) > MAX_WALKS:
-            raise RuleError(f"there are {nodes ** (depth + 1):,} walks of {nodes} nodes through {depth} layers; give some")
+            raise RuleError(
+                f"{nodes} nodes and {depth} layers have {nodes ** (depth + 1):,} walks; pass some of them: walks=[…]"
+            )
         return {tuple(reversed(above)): list(range(nodes)) for above in product(range(nodes), repeat=depth)}
     found: dict[Walk, list[int]] = {}
     for walk in walks:
         if len(walk) != depth + 1 or not all(0 <= node < nodes for node in walk):
-            raise RuleError(f"walk {walk}: give {depth + 1} of the nodes 0 to {nodes - 1}, one at the input and one a layer")
+            raise RuleError(
+                f"walk {walk}: expected {depth + 1} nodes from 0 to {nodes - 1}, one at the input and one per layer"
+            )
         found.setdefault(tuple(walk[1:]), []).append(walk[0])
     return found

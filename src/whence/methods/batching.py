@@ -1,4 +1,4 @@
-"""Long runs in batches as large as memory takes, with progress."""
+"""Batched evaluation of many rounds, with batches as large as memory allows and a progress bar."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -14,19 +14,19 @@ from whence.methods.forward_backward import Task
 
 T = TypeVar("T")
 
-ENTRIES_PER_BATCH = {"cpu": 2**17, "cuda": 2**25}  # of the input; what a cache and a card are filled by
-FEW_SAMPLES, ENTRIES_FOR_FEW = 4, 2**21  # pictures so large that no cache holds what becomes of one
-ENTRIES_PER_ID = 512  # an id stands for a vector
+ENTRIES_PER_BATCH = {"cpu": 2**17, "cuda": 2**25}  # entries of the input that fill a CPU cache and a GPU
+FEW_SAMPLES, ENTRIES_FOR_FEW = 4, 2**21  # for images so large that the activations of one exceed any cache
+ENTRIES_PER_ID = 512  # a token id is counted as an embedding of this size
 MAX_ROUNDS = 2**14
 
 
 def run_batched(
     method: object, task: Task, count: int, evaluate: Callable[[slice], T], batch_size: int | None = None
 ) -> Iterator[T]:
-    """`evaluate(rounds)` for all of `count` rounds, each of which runs all samples, several rounds at once.
+    """Yield `evaluate(rounds)` for all `count` rounds, each of which runs all samples, with several rounds at once.
 
-    `batch_size` is how many samples the model runs at once; chosen by the size of the input if not given. Where memory runs
-    out, half as many are tried.
+    `batch_size` is the number of samples that the model runs at once; chosen by the size of the input if not given. It is
+    halved when memory runs out.
     """
     reject_shared_parts(task.inputs, type(method).__name__)
     at_once = 1 if task.inputs.whole else max(1, resolve_batch_size(batch_size, task.inputs) // task.inputs.batch_size)
@@ -45,14 +45,14 @@ def run_batched(
 
 
 def resolve_batch_size(given: int | None, inputs: Inputs) -> int:
-    """How many samples to run at once: as given, or by their size."""
+    """Return the number of samples to run at once: `given`, or chosen by their size if None."""
     if given is not None and (not isinstance(given, int) or given < 1):
-        raise InputError(f"batch_size={given!r}; give the number of samples that run at once, or None")
+        raise InputError(f"batch_size={given!r}; expected a positive int, the number of samples that run at once, or None")
     return given or automatic_batch_size(inputs)
 
 
 def automatic_batch_size(inputs: Inputs) -> int:
-    """How many samples to run at once, by their size."""
+    """Return the number of samples to run at once, chosen by their size."""
     tensors = [part for part in inputs.parts if isinstance(part, Tensor) and part.dim()]
     numbers = sum(t[0].numel() * (1 if t.is_floating_point() else ENTRIES_PER_ID) for t in tensors if len(t))
     budget = ENTRIES_PER_BATCH["cuda" if any(t.is_cuda for t in tensors) else "cpu"]

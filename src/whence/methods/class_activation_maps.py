@@ -1,4 +1,4 @@
-"""Class activation maps: what channels of a spatial layer say, weighted by their gradients."""
+"""Class activation maps: channels of a spatial layer, weighted by their gradients."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,14 +17,18 @@ from whence.methods.gradients import input_gradients
 
 @dataclass(frozen=True)
 class GradCAM:
-    """max(0, Σ_c w_c a_c) at a layer, w_c the mean gradient of channel c (Selvaraju et al. 2017, eq. 1 and 2).
+    """Grad-CAM, max(0, Σ_c w_c a_c) at a layer, w_c the mean gradient of channel c (Selvaraju et al. 2017, eq. 1 and 2).
 
     >>> e = whence.explain(model, x, target=3, method=whence.GradCAM("layer4"))
     >>> e.layers["layer4"]          # the map itself, [N, 1, h, w]
-    >>> e.relevance                 # the same brought to the size of x, shared out evenly among its channels
+    >>> e.relevance                 # the map resized to x and divided evenly among its channels
 
-    `layer` is a module that gives `[N, channels, …]`; the last one of as many dimensions as the input if not given.
-    `relu=False` keeps what speaks against the target. It does not add up to the output.
+    The scores do not add up to the output.
+
+    Args:
+        layer: Path of a module whose output is `[N, channels, …]`; by default the last layer whose output has as many
+            dimensions as the input.
+        relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
     layer: str | None = None
@@ -38,12 +42,17 @@ class GradCAM:
 
 @dataclass(frozen=True)
 class LayerCAM:
-    """max(0, Σ_c max(0, g_c) · a_c) at a layer, each place by its own gradient (Jiang et al. 2021, eq. 5 and 6): finer than
-    GradCAM at early layers.
+    """LayerCAM, max(0, Σ_c max(0, g_c) · a_c) at a layer (Jiang et al. 2021, eq. 5 and 6).
 
     >>> whence.explain(model, x, target=3, method=whence.LayerCAM("layer2")).relevance
 
-    `layer` and `relu` as in `GradCAM`.
+    Each position is weighted by its own gradient, so that maps at early layers are finer than those of `GradCAM`. The scores do
+    not add up to the output.
+
+    Args:
+        layer: Path of a module whose output is `[N, channels, …]`; by default the last layer whose output has as many
+            dimensions as the input.
+        relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
     layer: str | None = None
@@ -56,7 +65,7 @@ class LayerCAM:
 
 
 class LastSpatialLayer(LayerTaps):
-    """Reads off the last module without modules of its own that gives a picture of several places."""
+    """Tap at the last leaf module whose output is a feature map with more than one position."""
 
     def __init__(self, model: object, dims: int):
         super().__init__(())
@@ -79,7 +88,9 @@ def _cam_explanations(
 ) -> Iterator[Explanation]:
     reject_layers(method, task)
     if not isinstance(task.model, nn.Module):
-        raise ModelError(f"{type(method).__name__} reads a layer of an nn.Module, not of {type(task.model).__name__}")
+        raise ModelError(
+            f"{type(method).__name__} reads a layer of a torch.nn.Module, but the model is of type {type(task.model).__name__}"
+        )
     i, picture = _picture_input(task)
     for found in input_gradients(task, _taps(method.layer, task.model, picture.dim())):
         if not found.layers:

@@ -1,4 +1,4 @@
-"""One forward pass and a backward pass for each target, or values alone: what every method stands on."""
+"""One forward pass and one backward pass for each target, or output values alone: the basis of all methods."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,15 +31,15 @@ from whence.lrp.torch_compat.torch_patches import enter_all
 
 @dataclass(frozen=True)
 class Task:
-    """A checked question: model, inputs, targets and layers, ready for any method."""
+    """A validated request for explanations: model, inputs, targets and layers, ready for any method."""
 
     prepared: PreparedModel
     inputs: Inputs
     targets: Sequence[Target]
     layers: tuple[str, ...] = ()
-    through: tuple[Condition, ...] = ()  # for each target, an explanation under each of these; none: the plain one
+    through: tuple[Condition, ...] = ()  # one explanation for each target and condition; empty: unconditional
     progress: Progress = True
-    alter: AlterLookup | None = None  # what is looked up for ids
+    alter: AlterLookup | None = None  # modifies the embeddings looked up for token ids
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -59,7 +59,7 @@ class Task:
     ) -> "Task":
         """Return the task for the samples repeated `times` times at other points, without progress or inner layers.
 
-        `targets` are those of one round, their indices filled in.
+        `targets` are those of one round, with their indices resolved.
         """
         if self.alter is not None and (alter is not None or times > 1):
             raise RuleError("two methods that perturb token embeddings cannot be nested; use one of them")
@@ -68,12 +68,12 @@ class Task:
         return replace(self, inputs=inputs, targets=asked, layers=(), through=(), progress=False, alter=alter or self.alter)
 
 
-ValueAndGradient = tuple[Tensor, Tensor]  # a value and the gradient there
+ValueAndGradient = tuple[Tensor, Tensor]  # a value and the gradient at that value
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The result of one backward pass: explained values, and value and gradient at inputs, look-ups and layers."""
+    """The result of one backward pass: the explained output, and values and gradients at inputs, embeddings and layers."""
 
     output: Tensor  # [N]
     target: Any
@@ -82,7 +82,7 @@ class Gradients:
     looked_up: list[ValueAndGradient]
     layers: dict[str, list[ValueAndGradient]]
     extras: list[Tensor]
-    flow: "ConditionalFlow | None" = None  # under a condition, what it lets through
+    flow: "ConditionalFlow | None" = None  # the relevance that passes the condition, if there is one
 
     @property
     def conditional_output(self) -> Tensor | None:
@@ -94,18 +94,20 @@ class Gradients:
         return ", ".join(filter(None, [note, "" if self.flow is None else f"through {self.flow.condition}{self.flow.note}"]))
 
     def scores(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
-        """The relevance of every explained input: like it, or one score an id."""
+        """Return the relevance of every explained input: shaped like the input, or one score for each token id."""
         return self.at_inputs(relevance) | self.lookups.scores(self.at_lookups(relevance))
 
     def at_inputs(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[int, Tensor]:
-        """The relevance of the explained numbers, and what was written beside them."""
+        """Return the relevance of the explained floating-point inputs, including what is stored in `extras`."""
         found = {i: relevance(*pair) for i, pair in self.inputs.items()}
         beside = zip(found, self.extras, strict=False)
         return found | {i: found[i] + written for i, written in beside}
 
     def at_lookups(self, relevance: Callable[[Tensor, Tensor], Tensor], beside: Sequence[int] = ()) -> list[Tensor]:
-        """The relevance of the vectors found, and what was written beside those that `beside` numbers; in a precision in which
-        the sum over a vector keeps what cancels in it."""
+        """Return the relevance of the embeddings, in at least float32 so that sums over an embedding do not lose digits.
+
+        `beside` numbers the embeddings to which the remaining `extras` are added.
+        """
         wide = [(v.float(), g.float()) if v.dtype.itemsize < 4 else (v, g) for v, g in self.looked_up]
         found = [relevance(*pair) for pair in wide]
         for number, written in zip(beside, self.extras[len(self.inputs) :], strict=True):
@@ -113,33 +115,33 @@ class Gradients:
         return found
 
     def at_layers(self, relevance: Callable[[Tensor, Tensor], Tensor]) -> dict[str, list[Tensor]]:
-        """The relevance at every call of the layers read off."""
+        """Return the relevance at every call of the tapped layers."""
         return {name: [relevance(*pair) for pair in calls] for name, calls in self.layers.items()}
 
 
 @dataclass(frozen=True)
 class ConditionalFlow:
-    """The relevance that flows through given parts of layers."""
+    """The relevance that flows through the units of layers that a condition selects."""
 
     condition: Condition
     amount: Tensor  # [N]
-    layers: frozenset[str]  # at which its relevance is known: those that are run before the parts
+    layers: frozenset[str]  # layers at which conditional relevance is defined: those that run before the units
     note: str = ""
 
 
 @dataclass
 class LayerTaps:
-    """Reads values and gradients off at named layers."""
+    """Hooks that record values and gradients at named layers."""
 
     names: tuple[str, ...]
-    reading: ForwardRecord | None = None  # which tells where layers have their channels
+    reading: ForwardRecord | None = None  # knows the channel dimension of the layers
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
-    edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # where ways back can end, or begin
+    edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # where a backward pass can end or start
 
     @classmethod
     def of(cls, task: Task) -> "LayerTaps":
-        """At all that the task asks for."""
+        """Return taps at all layers that the task requests or conditions on."""
         conditional = {layer: None for condition in task.through for layer in condition.layers}
         some = task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))]
         reading = (
@@ -162,10 +164,10 @@ class LayerTaps:
         out.register_hook(lambda g: gradients.__setitem__(position, g.detach()))
 
     def read(self, only: Sequence[str] | None = None) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Value and gradient of each call of each layer, or only of some, since the last reading."""
+        """Return value and gradient of each call of each layer, or of the layers `only`, and reset the gradients."""
         missing = [name for name in self.names if name not in self.values]
         if missing:
-            raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; no relevance can be read there")
+            raise ModelError(f"layer '{missing[0]}' was not called in the forward pass, so it has no relevance")
         names = [name for name in self.values if only is None or name in only]
         result = {name: list(zip(self.values[name], self.gradients[name], strict=True)) for name in names}
         for name, gradients in self.gradients.items():
@@ -173,23 +175,23 @@ class LayerTaps:
         return result
 
     def channels_at(self, name: str) -> int:
-        """The dimension of a layer's channels."""
+        """Return the channel dimension of a layer."""
         assert self.reading is not None
         return replace(self.reading, layers={name: self.values[name][0]}).channels_at(name)
 
     def before(self, name: str) -> frozenset[str]:
-        """The layers that ended before this one did, and itself."""
+        """Return this layer and all layers that finished before it."""
         order = list(self.values)
         return frozenset(order[: order.index(name) + 1])
 
 
 def input_leaves(inputs: Inputs) -> list[Tensor]:
-    """The explained inputs as leaves of their own graph; the user's tensors stay as they are."""
+    """Return the explained inputs as leaves of a new autograd graph, without modifying the user's tensors."""
     return [inputs.parts[i].detach().requires_grad_() for i in inputs.explained]
 
 
 def target_values(task: Task) -> list[tuple[Tensor, Any]]:
-    """The explained values `[N]` for each target, and the target with its indices filled in, without gradients."""
+    """Compute the explained output `[N]` of each target without gradients, and the target with its indices resolved."""
     lookups, scope = task.lookups, None
     contexts: list[AbstractContextManager] = []
     if task.alter is not None or any(isinstance(target, InternalTarget) for target in task.targets):
@@ -212,7 +214,7 @@ def record_internals(task: Task, scope: ModuleTracker, see: Callable[[Tensor], N
     reading = ForwardRecord.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers, task.model)
 
     def tap(name: str, out: Tensor) -> None:
-        reading.layers[name] = kept = out.clone()  # a later layer may overwrite it in place
+        reading.layers[name] = kept = out.clone()  # a later layer may modify it in place
         see(kept)
 
     scope.tap({name: partial(tap, name) for name in layers})
@@ -231,17 +233,19 @@ def target_gradients(
     shown: Callable[[Any], Any] = lambda outputs: outputs,
     from_the_middle: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[Gradients]:
-    """One forward within `contexts`, then for each target the gradients at `sources`, at what was looked up and at `extras`.
+    """Run one forward pass within `contexts` and yield each target's gradients at `sources`, embeddings and `extras`.
 
-    Under conditions, those of what flows through them, for each. `blocked` says, for the error message, what may have cut the
-    path from input to output; `shown` which outputs classes are picked from; `from_the_middle` is entered for ways back that
-    begin there.
+    With conditions, yield the gradients of the conditional flow for each target and condition. `blocked` returns the part of
+    the error message that names the likely break in the path from input to output; `shown` maps the outputs to those that
+    classes are selected from; `from_the_middle` is entered for backward passes that start at an intermediate layer.
     """
     inputs = task.inputs
     if inputs.arrays:
         if isinstance(task.model, nn.Module):
             raise InputError(f"the input is a NumPy array; {AS_TENSOR}")
-        raise RuleError("NumPy functions have no gradients; use whence.Shapley(), Occlusion or FeatureAblation")
+        raise RuleError(
+            "NumPy functions have no gradients; use whence.Shapley(), whence.Occlusion() or whence.FeatureAblation()"
+        )
     with enter_all(gradients_enabled(), *contexts):
         copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
         given = inputs.copied() | copies | lookups.given
@@ -269,7 +273,7 @@ def target_gradients(
 
 @dataclass(frozen=True)
 class BackwardTargets:
-    """Where ways back end: at the explained inputs, by number, at what was looked up, and beside them."""
+    """The tensors at which a backward pass ends: the explained inputs by number, the embeddings, and extra tensors."""
 
     inputs: dict[int, Tensor]
     vectors: list[Tensor]
@@ -297,14 +301,16 @@ class BackwardTargets:
 
 @contextmanager
 def gradients_enabled() -> Iterator[None]:
-    """Gradients on, also within the caller's `no_grad` or `inference_mode`."""
+    """Enable gradients, even within the caller's `no_grad` or `inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 class ConditionalBackward:
-    """Ways back under one condition after the other, from the same whole way back; what the last had in common with the next,
-    from the top, is not computed again."""
+    """Backward passes under one condition after another, all starting from the same unconditional backward pass.
+
+    The steps from the top that a condition shares with the previous one are not computed again.
+    """
 
     def __init__(
         self,
@@ -316,11 +322,14 @@ class ConditionalBackward:
     ):
         self._whole, self._taps, self._ends, self._count = whole, taps, ends, count
         self._from_the_middle = from_the_middle
-        self._steps: list[tuple[str, Any, Tensor]] = []  # layers from the top, what of them is kept, and its gradient
+        self._steps: list[tuple[str, Any, Tensor]] = []  # layers from the top, their selected units, and the gradient there
 
     def through(self, condition: Condition) -> tuple[list[Tensor], ConditionalFlow]:
-        """Gradients at the ends of what flows through the parts of layers, the last that was run first: of its whole gradient,
-        what is of its parts, goes on to the layer before, and of that what is of its parts goes on."""
+        """Return the gradients at the ends for the relevance that flows through the selected units of all layers.
+
+        It starts at the layer that ran last: its gradient, restricted to its units, is propagated to the layer before, then
+        restricted to the units of that layer, and so on.
+        """
         order = [name for name in reversed(self._taps.values) if name in condition.layers]
         wanted = [(name, condition.units[name]) for name in order]
         shared = 0
@@ -335,7 +344,7 @@ class ConditionalBackward:
         (a, whole) = self._whole[name][0]
         amount = sum_by_sample(batch_dot(a, g), self._count)
         there = float(batch_dot(a, whole).sum())
-        note = "" if amount.any() else f", where nothing flows (the relevance of the layer is {there:.4g} in all)"
+        note = "" if amount.any() else f", through which no relevance flows (the layer's total relevance is {there:.4g})"
         with self._from_the_middle():
             found = backward(self._edge(name), self._ends, True, g, like=self._ends)
         return found, ConditionalFlow(condition, amount, self._taps.before(name), note)
@@ -352,7 +361,7 @@ class ConditionalBackward:
     def _edge(self, name: str) -> GradientEdge:
         edges = self._taps.edges[name]
         if len(edges) > 1:
-            raise ModelError(f"layer '{name}' ran {len(edges)} times; name one that runs once")
+            raise ModelError(f"layer '{name}' ran {len(edges)} times; choose a layer that runs once")
         return edges[0]
 
 
@@ -371,20 +380,20 @@ def backward(
     gradient: Tensor | None = None,
     like: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """Gradients of Σ values, or of ⟨gradient, values⟩, at the sources; zeros (`like` them) where a source plays no part."""
+    """Compute gradients of Σ values, or of ⟨gradient, values⟩, at the sources; zeros (`like`) for sources not in the graph."""
     given = torch.ones_like(values) if gradient is None else gradient  # type: ignore[arg-type]
     try:
         with gradients_enabled():
             found = torch.autograd.grad([values], sources, [given], retain_graph=keep_graph, allow_unused=True)  # type: ignore[arg-type]
     except CheckpointError as error:
         raise ModelError(f"a checkpointed module gave other values when it was recomputed: {first_line(error)}") from error
-    except AssertionError as error:  # of an autograd.Function of its own
+    except AssertionError as error:  # raised by an autograd.Function of the model
         raise ModelError(f"the backward pass of the model failed: {first_line(error)}") from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
         raise ModelError(
-            "an in-place operation overwrote a tensor needed for the backward pass; make it out-of-place, or use LRP"
+            "an in-place operation overwrote a tensor needed for the backward pass; make it out-of-place, or use whence.LRP()"
         ) from error
     return [torch.zeros_like(s) if g is None else g for s, g in zip(like or sources, found, strict=True)]  # type: ignore
 
@@ -397,9 +406,9 @@ def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
 
 def _check_finite(values: Tensor) -> None:
     if not check_holds(torch.isfinite(values)):
-        raise ModelError("the model's output is NaN or infinite and cannot be explained")
+        raise ModelError("the model's output is NaN or infinite and cannot be explained; check the input and the weights")
     if not values.is_floating_point():
-        raise RuleError(f"the explained value has dtype {values.dtype}; it must be floating point")
+        raise RuleError(f"the explained output has dtype {values.dtype}; expected a floating-point dtype")
 
 
 def _mark_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
@@ -408,7 +417,7 @@ def _mark_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
 
 
 def sum_relevance(scores: dict[int, Tensor], count: int) -> Tensor:
-    """Σ R of each of `count` samples over all of its inputs, `[N]`."""
+    """Return the sum of relevance over all inputs for each of `count` samples, `[N]`."""
     first, *others = (sum_by_sample(batch_sum(score), count) for score in scores.values())
     return reduce(lambda a, b: a + b.to(a), others, first)
 
@@ -423,7 +432,7 @@ def make_explanation(
     layers: dict[str, list[Tensor]] | None = None,
     **more: Any,
 ) -> Explanation:
-    """The explanation in the structure of the inputs; a layer called more than once gives a tuple."""
+    """Return the explanation in the structure of the inputs; a layer called more than once gives a tuple."""
     return Explanation(
         relevance=task.inputs.together(scores),
         output=output,
@@ -438,7 +447,9 @@ def make_explanation(
 
 
 def reject_layers(method: object, task: Task) -> None:
-    """For methods that give relevance to inputs alone."""
+    """Raise `RuleError` if layers or conditions are requested of a method that computes relevance of inputs only."""
     for what, given in (("layers", task.layers), ("through", task.through)):
         if given:
-            raise RuleError(f"{type(method).__name__} gives no relevance to inner layers; leave {what}= out, or use LRP")
+            raise RuleError(
+                f"{type(method).__name__} gives no relevance to inner layers; leave {what}= out, or use whence.LRP()"
+            )

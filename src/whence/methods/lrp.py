@@ -68,7 +68,7 @@ class LRP:
             at_lookups = found.at_lookups(torch.mul, mode.beside_lookups)
             scores = found.at_inputs(torch.mul) | mode.lookups.scores(at_lookups)
             for amount in mode.lookups.elsewhere(at_lookups):
-                mode.meter.add("ids that the model put in", amount)
+                mode.meter.add("ids created inside the model", amount)
             conservation = mode.meter.read(found.output, sum_relevance(scores, found.output.shape[0]), found.conditional_output)
             _warn_if_unbalanced(conservation)
             layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")

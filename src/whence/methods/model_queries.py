@@ -10,14 +10,14 @@ from whence.core.targets import select_target_samples
 from whence.errors import ModelError
 from whence.methods.forward_backward import Task, target_values
 
-# where convolutions of pictures are faster with channels last, by 1.3 to 2.4 times on CPUs
+# convolutions of images are faster in the channels-last memory format, by 1.3 to 2.4 times on CPUs
 CHANNELS_LAST_FORMATS = {(4, torch.float32): torch.channels_last, (5, torch.float32): torch.channels_last_3d}
 
 
 class ModelQueries:
-    """Asks for the outputs of altered inputs, their targets those of the inputs themselves.
+    """Evaluator of the model's outputs for altered inputs, with the targets of the original inputs.
 
-    Copies of pictures lie in memory with their channels last, unless the model cannot read them so: `view` may refuse.
+    Altered images are in the channels-last memory format, unless the model fails on it, as `view` may.
     """
 
     def __init__(self, task: Task):
@@ -36,7 +36,7 @@ class ModelQueries:
         return some
 
     def __call__(self, altered: dict[int, Tensor]) -> Tensor:
-        """The outputs [targets, rounds, N] of altered inputs [rounds · N, …]."""
+        """Return the outputs `[targets, rounds, N]` of altered inputs `[rounds · N, …]`."""
         rounds = len(next(iter(altered.values()))) // self._task.inputs.batch_size
         if not self._as_given:
             try:

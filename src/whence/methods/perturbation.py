@@ -24,15 +24,21 @@ MASKS_PER_BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class FeatureAblation:
-    """R_i = f(x) − f(x without feature i): one feature at a time is replaced by its baseline.
+    """Feature ablation, R_i = f(x) − f(x without feature i): one feature at a time is replaced by its baseline.
 
     >>> whence.explain(model, x, target=3, method=whence.FeatureAblation(feature_mask=whence.patches(x, 16)))
     >>> masked = whence.FeatureAblation(baselines={"input_ids": tokenizer.mask_token_id})
     >>> whence.explain(model, {"input_ids": ids, "attention_mask": mask}, target=0, method=masked)
 
-    `feature_mask` numbers the feature of every entry (superpixels, words, columns), from 0 on, `[1, …]` or `[N, …]`, through
-    all inputs; every entry is a feature of its own if not given. Each entry gets the score of its feature. `baselines` as in
-    `IntegratedGradients`; ids are features where an id is given to put in their place. `batch_size` samples run at once.
+    Each entry of an input gets the score of its feature.
+
+    Args:
+        baselines: Values that replace absent features, as in `IntegratedGradients`; 0 by default. Token ids are features only
+            if an id is given to replace them.
+        feature_mask: Integer tensor `[1, …]` or `[N, …]` with the feature number of every entry (superpixels, words, columns),
+            or a tuple or dict of them structured like the inputs. Features are numbered from 0 across all inputs. By default
+            every entry is a feature.
+        batch_size: Number of samples that the model evaluates at once; chosen by the size of the input by default.
     """
 
     baselines: feature_masks.Baselines = None
@@ -62,13 +68,19 @@ class FeatureAblation:
 
 @dataclass(frozen=True, eq=False)
 class Occlusion:
-    """R_i = the mean, over all windows that cover i, of f(x) − f(x with the window at the baseline) (Zeiler and Fergus 2014).
+    """Occlusion: the loss of output when a sliding window over the input is set to the baseline (Zeiler and Fergus 2014).
 
     >>> whence.explain(model, x, target=3, method=whence.Occlusion((3, 16, 16), strides=(3, 8, 8)))
 
-    `sliding_window_shapes` is the size along every dimension of a sample, or a tuple or dict of sizes like the inputs; an
-    eighth of a picture's sides through all channels if not given, one number of a vector. `strides` likewise, or one number
-    for all dimensions; half the window if not given. `baselines` as in `IntegratedGradients`, `batch_size` samples at once.
+    R_i is the mean of f(x) − f(x with the window at the baseline) over all windows that cover entry i.
+
+    Args:
+        sliding_window_shapes: Size of the window along every dimension of a sample, or a tuple or dict of sizes structured like
+            the inputs. By default an eighth of an image's sides through all channels, or one entry of a vector.
+        strides: Step of the window along every dimension, structured like `sliding_window_shapes`, or one number for all
+            dimensions. Half the window by default.
+        baselines: Values that replace occluded entries, as in `IntegratedGradients`; 0 by default.
+        batch_size: Number of samples that the model evaluates at once; chosen by the size of the input by default.
     """
 
     sliding_window_shapes: Any = None
@@ -93,7 +105,7 @@ class Occlusion:
             yield make_explanation(self, task, output, target, feature_masks.cast_like(task.inputs, part))
 
     def _relevance(self, task: Task, ask: ModelQueries, i: int, baseline: Tensor, shape: Any, strides: Any) -> Tensor:
-        """Relevance of one part, [targets, N, …]."""
+        """Compute the relevance of one part of the inputs, `[targets, N, …]`."""
         given, outputs = task.inputs.parts[i], ask.outputs[:, None]
         x, baseline = (t[:, None] if t.dim() == 1 else t for t in (given, baseline))
         windows = SlidingWindows.of(x, shape, strides)
@@ -111,15 +123,25 @@ class Occlusion:
 
 @dataclass(frozen=True, eq=False)
 class RISE:
-    """R = E[(f(x ⊙ m) − f̄) m] / E[m] over random smooth masks m, f̄ the mean output (Petsiuk et al. 2018, eq. 6).
+    """RISE, R = E[(f(x ⊙ m) − f̄) m] / E[m] over random smooth masks m, f̄ the mean output (Petsiuk et al. 2018, eq. 6).
 
     >>> e = whence.explain(model, x, target=3, method=whence.RISE(n_samples=4000))
     >>> e.standard_errors
 
-    Masks are coarse grids of `cells` along each side, each cell kept with probability `probability`, enlarged smoothly and
-    shifted at random; they hide all channels and are the same for every sample, set by `seed`. What is hidden is replaced by
-    `baselines`. For pictures `[N, C, …]`; relevance is shared out evenly among channels. It does not add up to the output.
-    `centred=False` leaves f̄ in, as the paper does: the same amount everywhere, beside which differences pale.
+    For images `[N, C, …]`. A mask is a coarse random grid, upsampled smoothly and shifted at random; it masks all channels and
+    is the same for every sample. Relevance is divided evenly among the channels. The scores do not add up to the output.
+
+    Args:
+        n_samples: Number of masks, at least 2.
+        cells: Number of grid cells along each side.
+        probability: Probability that a cell is left visible.
+        centred: Whether to subtract the mean output f̄. The paper does not: f̄ then adds the same amount to every entry, which is
+            large compared with the differences between entries.
+        baselines: Values that replace masked entries, as in `IntegratedGradients`; 0 by default.
+        seed: Random seed of the masks.
+        batch_size: Number of masked samples that the model evaluates at once; chosen by the size of the input by default.
+    Raises:
+        RuleError: Fewer than 2 masks or 1 cell, or a probability outside of (0, 1).
     """
 
     n_samples: int = 2000
@@ -163,7 +185,7 @@ class RISE:
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """The places of a sliding window over a sample; the last along each dimension ends where the sample does."""
+    """The positions of a sliding window over a sample; the last one along each dimension is clipped at the end of the sample."""
 
     lengths: tuple[int, ...]
     shape: tuple[int, ...]
@@ -175,44 +197,44 @@ class SlidingWindows:
         shape = _default_window(lengths) if shape is None else _check_sizes(shape, lengths, "a sliding window")
         strides = tuple(-(-s // 2) for s in shape) if strides is None else _check_sizes(strides, lengths, "strides")
         if any(s > length for s, length in zip(shape, lengths, strict=True)):
-            raise InputError(f"a window of {shape} is larger than the input of {lengths} a sample")
+            raise InputError(f"a window of {shape} is larger than a sample of {lengths}; pass smaller sliding_window_shapes")
         if any(s < stride and s < length for stride, s, length in zip(strides, shape, lengths, strict=True)):
             raise InputError(f"strides {strides} leave gaps between windows of {shape}; expected strides of at most the window")
         return cls(lengths, shape, strides)
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many places there are along each dimension."""
+        """The number of window positions along each dimension."""
         sizes = zip(self.lengths, self.shape, self.strides, strict=True)
         return tuple(-(-(length - size) // stride) + 1 for length, size, stride in sizes)
 
     def that_hold(self, entries: Tensor) -> Tensor:
-        """The numbers of the windows that hold any of `entries`, a mask `[…]` of a sample."""
+        """Return the numbers of the windows that cover any of `entries`, a mask `[…]` of a sample."""
         held = entries.float()
         for d in range(len(self.counts)):
             held = torch.tensordot(self._all_along(d, entries.device).float(), held.movedim(d, 0), 1).movedim(0, d)
         return held.flatten().nonzero()[:, 0]
 
     def at(self, numbers: Tensor) -> Tensor:
-        """Where windows lie, by their numbers, [rounds, …]."""
+        """Return masks `[rounds, …]` of the windows with the given numbers."""
         along = self._along(numbers)
         placed = [a.view(len(a), *[1] * d, -1, *[1] * (len(along) - d - 1)) for d, a in enumerate(along)]
         return reduce(torch.logical_and, placed)
 
     def spread(self, scores: Tensor, numbers: Tensor) -> Tensor:
-        """Scores [targets, rounds, N] of windows, summed over the windows that cover an entry: [targets, N, …]."""
+        """Sum the scores `[targets, rounds, N]` of windows over the windows that cover an entry, `[targets, N, …]`."""
         along = [a.to(scores) for a in self._along(numbers)]
         letters = "abcdefghijklm"[: len(along)]
         windows = ",".join(f"r{letter}" for letter in letters)
         return torch.einsum(f"trn,{windows}->tn{letters}", scores, *along)
 
     def covering(self, device: torch.device) -> Tensor:
-        """How many windows cover each entry."""
+        """Return the number of windows that cover each entry."""
         everywhere = [self._all_along(d, device).sum(0) for d in range(len(self.counts))]
         return reduce(lambda a, b: a[..., None] * b, everywhere, torch.ones((), device=device))
 
     def _along(self, numbers: Tensor) -> list[Tensor]:
-        """Where windows lie along each dimension, [rounds, length]."""
+        """Return masks of the windows along each dimension, `[rounds, length]`."""
         return [self._inside(d, place) for d, place in enumerate(torch.unravel_index(numbers, self.counts))]
 
     def _all_along(self, d: int, device: torch.device) -> Tensor:
@@ -225,7 +247,7 @@ class SlidingWindows:
 
 @dataclass(frozen=True)
 class SmoothMasks:
-    """Random grids, enlarged by a cell more than the picture and shifted by less than a cell."""
+    """Random grids, upsampled to one cell more than the image and shifted by less than a cell."""
 
     grids: Tensor  # [masks, 1, …]
     shifts: Tensor  # [masks, dims]
@@ -240,7 +262,7 @@ class SmoothMasks:
         return cls(grids.to(x.device, torch.float32), (shifts * cell).long(), lengths)
 
     def at(self, rounds: slice) -> Tensor:
-        """Some of the masks, [rounds, 1, …]."""
+        """Return the masks of some rounds, `[rounds, 1, …]`."""
         grids, cells = self.grids[rounds], self.grids.shape[2] - 1
         size = [length + -(-length // cells) for length in self.lengths]
         large = F.interpolate(grids, size, mode=UPSAMPLING[grids.dim()], align_corners=False)
@@ -252,7 +274,7 @@ class SmoothMasks:
 
 
 def _sizes_by_part(given: Any, task: Task, absent: dict[int, Tensor], what: str) -> dict[int, Any]:
-    """Sizes for each part; a plain tuple of numbers, or one number, is that of a single part."""
+    """Return the sizes for each part of the inputs; a plain tuple of numbers, or one number, holds for every part."""
     if (
         given is None
         or isinstance(given, dict)
@@ -265,7 +287,7 @@ def _sizes_by_part(given: Any, task: Task, absent: dict[int, Tensor], what: str)
 def _check_sizes(given: Any, lengths: tuple[int, ...], what: str) -> tuple[int, ...]:
     sizes = tuple(given) if isinstance(given, list | tuple) else (given,) * len(lengths)
     if len(sizes) != len(lengths) or not all(isinstance(s, int) and s > 0 for s in sizes):
-        raise InputError(f"{what} of {given} for samples of {lengths}; give a positive number along each dimension")
+        raise InputError(f"{what} of {given} for samples of {lengths}; expected a positive int along each dimension")
     return sizes
 
 

@@ -65,7 +65,7 @@ class Shapley:
     def __post_init__(self):
         shapley_values.check_settings(self.estimator, self.interactions, self.budget, self.seed)
         if self.baselines is not None and self.background is not None:
-            raise RuleError("got both baselines and background; give only one of them to replace absent features")
+            raise RuleError("give baselines or a background to replace absent features, not both")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)

@@ -1,10 +1,10 @@
-"""Shapley values from a sample of coalitions: regression on paired complements, with higher orders as a Gaussian prior.
+"""Shapley values from a sample of coalitions: regression on paired complements, with a Gaussian prior over higher orders.
 
 Write a game in the basis χ_T(S) = Π_{i∈T} ±1, + where i is in S. A Shapley value is then 2 Σ_{T∋i} β_T / |T| over the odd
-orders |T|, and v(S) − v(S^c) has odd orders alone, v(S) + v(S^c) even ones. So each half is regressed on its own orders, order
-k with prior variance a_k / C(n, k): the regression of KernelSHAP (Lundberg and Lee 2017) is what is left when all but a_1 are
-zero. What is asked for is a linear functional of β and has a closed form under the posterior: a weight for each order, no
-table of 2^n values.
+orders |T|. v(S) − v(S^c) contains only odd orders, v(S) + v(S^c) only even ones. Each half is therefore regressed on its own
+orders, order k with prior variance a_k / C(n, k); the regression of KernelSHAP (Lundberg and Lee 2017) is the special case in
+which all but a_1 are zero. Shapley values and interactions are linear functionals of β and have a closed form under the
+posterior: a weight for each order, without a table of 2^n values.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from whence.methods import coalitions
 
-MAX_PAIRS = 4096  # in one regression; more are parted, and the results averaged
-PAIRS_FOR_SELECTION = 512  # at least; the prior is chosen by the likelihood of these
-FIRST_ORDER_SHARES = (3.0, 30.0, 300.0, 1e4, 1e7)  # of the lowest order, the next one being 1
-DECAYS = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # of the share from one order to the next of its parity
+MAX_PAIRS = 4096  # in one regression; more are split into several regressions, whose results are averaged
+PAIRS_FOR_SELECTION = 512  # minimum number of pairs whose likelihood selects the prior
+FIRST_ORDER_SHARES = (3.0, 30.0, 300.0, 1e4, 1e7)  # prior variance of the lowest order, relative to the next one
+DECAYS = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # ratio of prior variances from one order to the next of its parity
 MAX_ORDER = 24
 JITTER = 1e-10
 
@@ -26,28 +26,28 @@ Moment = Callable[[int], float]  # E[(2t − 1)^j] over the share t of others pr
 
 
 def shapley_moment(j: int) -> float:
-    """Others join in a random order: t is uniform. Also of the Shapley interaction index."""
+    """Return the moment of the Shapley value and the Shapley interaction index: t is uniform, as in a random order."""
     return 1 / (j + 1) if j % 2 == 0 else 0.0
 
 
 def taylor_moment(j: int) -> float:
-    """Moment of the Shapley–Taylor index: t has density 2 (1 − t)."""
+    """Return the moment of the Shapley–Taylor index: t has density 2 (1 − t)."""
     return 1 / (j + 1) if j % 2 == 0 else -1 / (j + 2)
 
 
 @dataclass(frozen=True)
 class GaussianRegression:
-    """The posterior of one half of a game, of odd or of even orders, given its values at some coalitions."""
+    """The posterior of one half of a game, its odd or its even orders, given its values at some coalitions."""
 
     coalitions: Tensor  # [M, n]
-    shares: dict[int, float]  # a_k by order
+    shares: dict[int, float]  # relative prior variance a_k by order
     factor: Tensor  # Cholesky factor of the kernel, [M, M]
     alpha: Tensor  # kernel⁻¹ values, [N, M]
-    scale: Tensor  # [N], the variance that the shares are shares of
+    scale: Tensor  # [N], the variance that multiplies the shares
 
     @classmethod
     def of(cls, members: Tensor, values: Tensor, shares: dict[int, float]) -> "GaussianRegression":
-        """Given values `[N, M]` at coalitions `[M, n]`."""
+        """Fit the posterior to values `[N, M]` at coalitions `[M, n]`."""
         players = members.shape[1]
         signs = 2 * members.to(values) - 1
         distances = ((players - signs @ signs.T) / 2).round().long()
@@ -59,16 +59,16 @@ class GaussianRegression:
 
     @property
     def likelihood(self) -> Tensor:
-        """The log-likelihood of each game's values but for a constant, their scale at its best, `[N]`."""
+        """The log-likelihood of each game's values at the best scale, up to a constant, `[N]`."""
         tiny = torch.finfo(self.scale.dtype).tiny
         return -len(self.coalitions) / 2 * self.scale.clamp(min=tiny).log() - self.factor.diagonal().log().sum()
 
     def singles(self, moment: Moment) -> Tensor:
-        """Expected differences that a player makes, `[N, n]`."""
+        """Return the posterior means of each player's marginal contribution, `[N, n]`."""
         return coalitions.weighted_single_effects(self.coalitions, self.alpha, *self._single_weights(moment))
 
     def doubles(self, moment: Moment) -> Tensor:
-        """Expected interactions of two players, `[N, n, n]`."""
+        """Return the posterior means of the interactions of two players, `[N, n, n]`."""
         players = self.coalitions.shape[1]
         weights = {k: 4 * k * (k - 1) / (players * (players - 1)) * a * moment(k - 2) for k, a in self.shares.items() if k > 1}
         table = _krawtchouk_kernel(players - 2, {k - 2: w for k, w in weights.items()})
@@ -77,7 +77,7 @@ class GaussianRegression:
         return coalitions.weighted_pair_effects(self.coalitions, self.alpha, both, one, none)
 
     def variances(self, moment: Moment) -> Tensor:
-        """Posterior variances of `singles`, `[N, n]`."""
+        """Return the posterior variances of `singles`, `[N, n]`."""
         players = self.coalitions.shape[1]
         within, without = self._single_weights(moment)
         inside = self.coalitions.to(self.alpha)
@@ -87,7 +87,7 @@ class GaussianRegression:
         return self.scale[:, None] * (prior - known).clamp(min=0)
 
     def _single_weights(self, moment: Moment) -> tuple[Tensor, Tensor]:
-        """Covariance of each value with a player's difference, the player within the coalition or (negatively) without."""
+        """Return each value's covariance with a player's contribution, if in the coalition, and the negative, if not."""
         players = self.coalitions.shape[1]
         table = _krawtchouk_kernel(
             players - 1, {k - 1: 2 * k / players * a * moment(k - 1) for k, a in self.shares.items() if k}
@@ -101,8 +101,8 @@ def regression_estimates(
 ) -> tuple[list[Tensor], int]:
     """Return estimates from regressions of games with `values` `[N, M]`, each under its most likely prior.
 
-    A large sample is parted into regressions of at most `MOST_PAIRS`, the first coalition in each; the means over the parts are
-    given, and how many parts there were.
+    `asked` are functions from a regression to estimates. A large sample is split into regressions of at most `MAX_PAIRS` pairs,
+    each of which includes the first coalition. Returns the means over these regressions, and their number.
     """
     count = -(-(len(members) - 1) // MAX_PAIRS) or 1
     parts = [torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1 + i, len(members), count)]) for i in range(count)]
@@ -135,7 +135,10 @@ def _order_shares(orders: Sequence[int], first: float, decay: float) -> dict[int
 
 
 def _krawtchouk_kernel(players: int, weights: dict[int, float]) -> Tensor:
-    """Σ_k w_k K_k(d) / C(n, k) for d = 0 … n; Krawtchouk's K_k is the sum of χ_T over all sets of k players, d of them −1."""
+    """Return Σ_k w_k K_k(d) / C(n, k) for d = 0 … n, with K_k the Krawtchouk polynomials.
+
+    K_k(d) is the sum of χ_T over all sets T of k players, where d of the n players have the sign −1.
+    """
     d = torch.arange(players + 1, dtype=torch.float64)
     total, before, now = torch.zeros_like(d), torch.zeros_like(d), torch.ones_like(d)
     for k in range(max(weights, default=-1) + 1):
@@ -145,5 +148,5 @@ def _krawtchouk_kernel(players: int, weights: dict[int, float]) -> Tensor:
 
 
 def _lookup(table: Tensor, index: Tensor) -> Tensor:
-    """Entries of the table; what lies beyond it belongs to no coalition and is multiplied by zero."""
+    """Return entries of the table; indices outside of it belong to no coalition, and their entries are multiplied by zero."""
     return table[index.cpu().clamp(0, max(len(table) - 1, 0))]

@@ -44,9 +44,8 @@ class SimpleTaylor:
     def __post_init__(self):
         if isinstance(self.root, str) and self.root not in ("nearest", "origin"):
             raise RuleError(
-                f"root={self.root!r}; choose 'nearest', 'origin', a number, a tensor, or a whence.roots.NearestRoot, "
-                "RootTowards "
-                "or RootOnManifold"
+                f"root={self.root!r}; choose 'nearest', 'origin', a number, a tensor, whence.roots.NearestRoot, RootTowards or "
+                "RootOnManifold"
             )
 
     def explanations(self, task: Task) -> Iterator[Explanation]:

@@ -19,7 +19,7 @@ MAX_NAME_LENGTH = 32
 
 
 def colors_by_sign(values: Iterable[float]) -> list[Sequence[float]]:
-    """Return red for each positive value, blue for the others, or the colors of the current palette."""
+    """Return red for each positive value, blue for the others, or the colours of the current palette."""
     pair = current_palette()
     return [[c / 255 for c in (pair.positive if value > 0 else pair.negative)] for value in values]
 

@@ -39,7 +39,7 @@ def cluster_rows(rows: Sequence[ClusterRow]) -> Figure:
 
 
 def embedding_scatter(flat: Tensor, labels: Tensor, eigenvalues: Tensor) -> Figure:
-    """Return a scatter plot of the embedding, colored by cluster, next to the eigenvalues."""
+    """Return a scatter plot of the embedding, coloured by cluster, next to the eigenvalues."""
     drawn = Figure(figsize=(6.4, 2.6), dpi=110, layout="constrained")
     left, right = drawn.subplots(1, 2)
     palette = colormaps["tab10"]

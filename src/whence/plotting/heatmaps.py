@@ -37,7 +37,7 @@ class Heatmap:
 
 
 def draw_map(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
-    """Draw a heatmap and return the matplotlib image, from which a color bar can be made."""
+    """Draw a heatmap and return the matplotlib image, from which a colour bar can be made."""
     return axis.imshow(heat.numpy(), cmap=current_palette().map, vmin=-limit, vmax=limit, interpolation="nearest", **more)
 
 
@@ -75,7 +75,7 @@ def to_picture(x: Tensor) -> Tensor:
 
 
 def color_limit(heat: Tensor) -> float:
-    """Return the symmetric limit of the color scale, for photos the 99.9 % quantile, so that outliers do not dominate."""
+    """Return the symmetric limit of the colour scale, for photos the 99.9 % quantile, so that outliers do not dominate."""
     magnitude = heat.abs().flatten()
     limit = torch.quantile(magnitude, 0.999) if 4096 <= len(magnitude) <= 2**24 else magnitude.max()
     return float(limit) or float(magnitude.max()) or 1.0

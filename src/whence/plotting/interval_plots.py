@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 3
-MAX_NAMES = 6  # methods in the legend of the curves; the panels of means name the colors as well
+MAX_NAMES = 6  # methods in the legend of the curves; the panels of means name the colours as well
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from whence.plotting.palettes import current_palette
 
 
 def matrix_figure(drawn: Mapping[str, Tensor], rows: Sequence[str], columns: str) -> Figure:
-    """Return a figure of matrices side by side, each with its own color scale."""
+    """Return a figure of matrices side by side, each with its own colour scale."""
     height, width = next(iter(drawn.values())).shape
     size = (1.6 + (1.2 + 0.16 * width) * len(drawn), 0.9 + 0.24 * height)
     figure = Figure(figsize=size, dpi=120, layout="constrained")

@@ -1,4 +1,4 @@
-"""Color palettes of relevance: red and blue, or a pair that is safe for color-blind readers."""
+"""Colour palettes of relevance: red and blue, or a pair that is safe for colour-blind readers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ _in_use: ContextVar[Palette] = ContextVar("palette", default=PALETTES["red-blue"
 @check_arguments
 @contextmanager
 def palette(name: str) -> Iterator[None]:
-    """Draw figures of relevance in another color palette within a `with` block.
+    """Draw figures of relevance in another colour palette within a `with` block.
 
     >>> with whence.palette("orange-purple"):
     ...     e.save("heatmap.png")

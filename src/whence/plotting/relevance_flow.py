@@ -42,7 +42,7 @@ class DrawnEdges(Protocol):
 
 
 def network_figure(columns: Sequence[DrawnLayer], edges: Sequence[DrawnEdges], title: str) -> Figure:
-    """Return a figure of units as circles colored by relevance, and edges whose width and color show their messages."""
+    """Return a figure of units as circles coloured by relevance, and edges whose width and colour show their messages."""
     tallest = max(len(column.activations) for column in columns)
     drawn = Figure(figsize=(ACROSS * len(columns), DOWN * tallest + 1.3), dpi=120, layout="constrained")
     axis = drawn.subplots()

@@ -1,4 +1,4 @@
-"""Figures of time series on a background colored by relevance."""
+"""Figures of time series on a background coloured by relevance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def is_series(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class TimeSeries:
-    """A line for each channel of one sample, on a background colored by relevance."""
+    """A line for each channel of one sample, on a background coloured by relevance."""
 
     x: Tensor  # [C, T]
     relevance: Tensor  # [C, T]

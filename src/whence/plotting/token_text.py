@@ -24,7 +24,7 @@ Line = list[tuple[int, int]]  # (token, column)
 
 
 def token_color(value: float, limit: float) -> Color:
-    """Return the color between white at 0 and full red or blue at the limit, scaled by the square root."""
+    """Return the colour between white at 0 and full red or blue at the limit, scaled by the square root."""
     strength, pair = _strength(value, limit), current_palette()
     full = pair.positive if value > 0 else pair.negative
     return tuple(round(255 + (c - 255) * strength) for c in full)  # type: ignore[return-value]
@@ -45,7 +45,7 @@ def max_abs(relevance: Tensor) -> float:
 
 
 def styled_tokens(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, Sequence[str], str, float]]:
-    """Return each token as (text, background in each palette, text color, relevance), for HTML pages."""
+    """Return each token as (text, background in each palette, text colour, relevance), for HTML pages."""
     top, values = max_abs(relevance), relevance.tolist()
     backgrounds = []
     for name in PALETTES:
@@ -71,7 +71,7 @@ def merge_runs(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Ten
 
 
 def terminal_text(labels: Sequence[str], relevance: Tensor) -> "Text":
-    """Return the colored text for the terminal."""
+    """Return the coloured text for the terminal."""
     from rich.text import Text
 
     line, top = Text(), max_abs(relevance)

@@ -1,4 +1,4 @@
-"""`prototype()`: activation maximization of classes, channels and other objectives under a prior."""
+"""`prototype()`: activation maximisation of classes, channels and other objectives under a prior."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -41,7 +41,7 @@ def prototype(
     diversity: float = 0.0,
     progress: Progress = True,
 ) -> Prototypes:
-    """Find the input that maximizes each of K concepts (activation maximization), all at once.
+    """Find the input that maximises each of K concepts (activation maximisation), all at once.
 
     >>> p = whence.prototype(model, range(10), prior=whence.priors.L2(0.3), shape=(1, 28, 28))       # ten classes
     >>> p.images, p.activation, p.log_prob                                                     # [10, 1, 28, 28], [10], [10]
@@ -49,9 +49,9 @@ def prototype(
     >>> difference = whence.objectives.Channel("features.10", 3) - whence.objectives.Channel("features.10", 5)
     >>> whence.prototype(model, difference, shape=(3, 224, 224))
 
-    The search maximizes objective(x) + `strength` · log p(x) (Montavon et al. 2018, section 3) by Adam with a cosine learning
+    The search maximises objective(x) + `strength` · log p(x) (Montavon et al. 2018, section 3) by Adam with a cosine learning
     rate schedule that ends at 0. It starts from noise, around the mean if the prior is a Gaussian or an RBM, or from `start`.
-    A class is maximized as its logit; `whence.objectives.LogProbability` maximizes log p(ω|x) instead, which saturates, so that
+    A class is maximised as its logit; `whence.objectives.LogProbability` maximises log p(ω|x) instead, which saturates, so that
     the prior decides in the end, while a logit keeps growing against the prior. Random numbers depend on `seed` and the concept
     alone, so that K concepts at once give the same prototypes as K single runs.
 

@@ -28,7 +28,7 @@ STRAIGHT_PATH = 0.95  # share of the largest distance that Adam can move in thes
 
 @dataclass(frozen=True)
 class PrototypeSearch:
-    """The objectives and the prior to maximize, and the parameterization of the inputs."""
+    """The objectives and the prior to maximise, and the parameterization of the inputs."""
 
     reader: LayerReader
     concepts: list[Objective]
@@ -70,7 +70,7 @@ class PrototypeSearch:
     def run(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator], shown: Progress
     ) -> Prototypes:
-        """Maximize by Adam, then by L-BFGS if nothing is random; non-finite prototypes keep their last finite value."""
+        """Maximise by Adam, then by L-BFGS if nothing is random; non-finite prototypes keep their last finite value."""
         course = self._climbed(parameters, steps, lr, randoms, shown)
         found = [p.detach() for p in parameters]
         rising = torch.zeros_like(course.alive)
@@ -81,7 +81,7 @@ class PrototypeSearch:
     def scouted(
         self, parameters: list[Tensor], steps: int, lr: float, randoms: Sequence[torch.Generator]
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the parameters after a short search, and the maximized value `[K]`."""
+        """Return the parameters after a short search, and the maximised value `[K]`."""
         parameters = [p.detach().requires_grad_() for p in parameters]
         self._climbed(parameters, steps, lr, randoms, shown=False)
         with torch.no_grad():
@@ -89,7 +89,7 @@ class PrototypeSearch:
         return [p.detach() for p in parameters], height.nan_to_num(nan=-torch.inf)
 
     def _height(self, parameters: list[Tensor]) -> Tensor:
-        """Return the maximized value `[K]` of the inputs without transforms."""
+        """Return the maximised value `[K]` of the inputs without transforms."""
         x = self._rendered(parameters)
         activation, log_prob = self._terms(parameters, x, x, redirected=False)
         return activation + self.strength * log_prob
@@ -129,7 +129,7 @@ class PrototypeSearch:
 
     @property
     def _smooth(self) -> bool:
-        """Whether the maximized function is deterministic and bounded, so that a maximum can be reached."""
+        """Whether the maximised function is deterministic and bounded, so that a maximum can be reached."""
         bounded = self.prior is not None and self.strength > 0  # a sigmoid is bounded as well, but has no maximum
         return self.transform is None and not self.diversity and bounded
 

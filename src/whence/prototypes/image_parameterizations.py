@@ -1,8 +1,8 @@
-"""Parameterizations of an input that is optimized: pixels, Fourier coefficients, phases, codes, or a small network.
+"""Parameterizations of an input that is optimised: pixels, Fourier coefficients, phases, codes, or a small network.
 
 Each is a frozen dataclass with `start(shape, randoms)`, which draws the parameters of K inputs from one generator each, and
 `render(parameters, shape)`, which returns the inputs `[K, …]`. Bounded parameterizations end in a sigmoid between `low` and
-`high`, the values of black and white pixels after normalization: (0 − mean) / std and (1 − mean) / std by channel.
+`high`, the values of black and white pixels after normalisation: (0 − mean) / std and (1 − mean) / std by channel.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from whence.prototypes.priors import CodeSpace
 Shape = tuple[int, ...]  # of one input
 Bound = float | Tensor
 
-# columns: the decorrelated color axes of ImageNet photos, by decreasing variance (Olah et al. 2017)
+# columns: the decorrelated colour axes of ImageNet photos, by decreasing variance (Olah et al. 2017)
 COLOR_CORRELATION = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype=torch.float64)
 COLOR_CORRELATION = COLOR_CORRELATION / COLOR_CORRELATION.norm(dim=0).max()
 
@@ -73,12 +73,12 @@ class Pixels:
 
 @dataclass(frozen=True, eq=False)
 class Fourier:
-    """Fourier coefficients, scaled down with frequency as in photos, in decorrelated colors (Olah et al. 2017).
+    """Fourier coefficients, scaled down with frequency as in photos, in decorrelated colours (Olah et al. 2017).
 
     >>> low, high = (0 - mean) / std, (1 - mean) / std
     >>> whence.prototype(model, "features.10:3", image=whence.images.Fourier(low, high), shape=(3, 224, 224))
 
-    Images may have any size and number of channels; colors are decorrelated if there are three channels.
+    Images may have any size and number of channels; colours are decorrelated if there are three channels.
 
     Args:
         low: Value of a black pixel, a number or a tensor `[C]`.
@@ -135,7 +135,7 @@ class MACO:
 
     @staticmethod
     def spectrum_of(samples: Tensor) -> Tensor:
-        """Return the mean magnitudes `[C, H, W // 2 + 1]` of images `[N, C, H, W]` in decorrelated colors."""
+        """Return the mean magnitudes `[C, H, W // 2 + 1]` of images `[N, C, H, W]` in decorrelated colours."""
         return torch.fft.rfft2(decorrelate(samples), norm="ortho").abs().mean(0)
 
     def start(self, shape: Shape, randoms: Sequence[torch.Generator]) -> list[Tensor]:
@@ -159,7 +159,7 @@ class MACO:
 
 @dataclass(frozen=True, eq=False)
 class CPPN:
-    """A compositional pattern-producing network from pixel position to color (Mordvintsev et al. 2018): smooth at any size.
+    """A compositional pattern-producing network from pixel position to colour (Mordvintsev et al. 2018): smooth at any size.
 
     >>> whence.prototype(model, "features.10:3", image=whence.images.CPPN(low, high), shape=(3, 224, 224))
 
@@ -240,12 +240,12 @@ def make_odd(phases: Tensor, width: int) -> Tensor:
 
 
 def to_rgb(picture: Tensor) -> Tensor:
-    """Convert decorrelated colors to RGB."""
+    """Convert decorrelated colours to RGB."""
     return torch.einsum("kchw,dc->kdhw", picture, COLOR_CORRELATION.to(picture)) if picture.shape[1] == 3 else picture
 
 
 def decorrelate(picture: Tensor) -> Tensor:
-    """Convert RGB to decorrelated colors, the inverse of `to_rgb`."""
+    """Convert RGB to decorrelated colours, the inverse of `to_rgb`."""
     return (
         torch.einsum("kchw,dc->kdhw", picture, torch.linalg.inv(COLOR_CORRELATION).to(picture))
         if picture.shape[1] == 3

@@ -1,4 +1,4 @@
-"""Objectives that prototypes maximize: an output, a channel, a neuron, a direction, or sums of them."""
+"""Objectives that prototypes maximise: an output, a channel, a neuron, a direction, or sums of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ MIN_COSINE = 0.1  # lower bound of the cosine, so that the gradient does not van
 
 
 class Objective:
-    """A value of a model to maximize; objectives can be added and weighted, as in `a - b` or `0.5 * a + b`.
+    """A value of a model to maximise; objectives can be added and weighted, as in `a - b` or `0.5 * a + b`.
 
     >>> class Logit(whence.objectives.Objective):
     ...     output = True

@@ -18,7 +18,7 @@ from whence.prototypes import prior_files
 
 
 class Prior(Protocol):
-    """A log-density that `prototype` maximizes together with the concept."""
+    """A log-density that `prototype` maximises together with the concept."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) `[K]` of inputs `[K, …]`, up to a constant."""

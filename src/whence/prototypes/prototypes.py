@@ -24,7 +24,7 @@ class Prototypes(Result):
 
     >>> p = whence.prototype(model, range(10), prior=expert)
     >>> p.images, p.names                           # [10, …]
-    >>> p.activation, p.log_prob                    # both terms of the maximized function, [10]
+    >>> p.activation, p.log_prob                    # both terms of the maximised function, [10]
     >>> p.history["activation"]                     # [steps, 10]
     >>> p.save("grid.png")                          # or .pdf, .svg, .npz, .safetensors
 

@@ -26,7 +26,7 @@ class Jiggle:
         shift: Largest translation in either direction, in pixels.
         scale: Largest relative change of size, below 1.
         turn: Largest rotation in either direction, in degrees.
-        crops: Number of transformed copies in each step, whose mean objective is maximized.
+        crops: Number of transformed copies in each step, whose mean objective is maximised.
 
     Raises:
         RuleError: A setting is out of range.

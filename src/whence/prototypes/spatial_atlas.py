@@ -23,7 +23,7 @@ def spatial_atlas(
 
     >>> whence.images.spatial_atlas(model, "features.10", photo, image=whence.images.Fourier(low, high)).save("atlas.png")
 
-    The layer's activations are averaged to `cells` × `cells` vectors, whose `Direction` objectives are maximized.
+    The layer's activations are averaged to `cells` × `cells` vectors, whose `Direction` objectives are maximised.
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode.

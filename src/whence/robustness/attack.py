@@ -1,4 +1,4 @@
-"""attack(): what an attack achieves against a network."""
+"""`attack`: the success of an adversarial attack on a network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,38 +26,49 @@ MAX_SAMPLES = 8  # in a figure
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AttackResult(Result):
-    """Samples, their adversarial twins, and what the network says to both.
+    """Samples, their adversarial examples, and the predictions for both.
 
     >>> found = whence.attack(model, x, y, whence.attacks.PGD(0.1))
     Attacked by PGD(epsilon=0.1): accuracy 99.8%, under attack at most 5.8% (an upper bound: a stronger attack may find more, …)
     >>> found.inputs[found.success]                 # the adversarial examples
 
-    Accuracy under an attack bounds the robust accuracy from above: what this attack did not find, another may.
+    Accuracy under an attack is an upper bound of the robust accuracy: another attack may succeed where this one fails.
+
+    Args:
+        attack: The attack.
+        originals: The samples, `[N, …]`.
+        inputs: The adversarial examples, `[N, …]`.
+        labels: The true classes, `[N]`.
+        before: The predicted classes of the samples, `[N]`.
+        after: The predicted classes of the adversarial examples, `[N]`.
+        target_classes: The target classes of the attack, `[N]`; None if it is untargeted.
+        box: Bounds and normalisation of the pixels.
     """
 
     attack: Attack
-    originals: Tensor  # [N, …]
-    inputs: Tensor  # [N, …], the twins
-    labels: Tensor  # [N]
-    before: Tensor  # [N], predicted classes
-    after: Tensor  # [N]
-    target_classes: Tensor | None = None  # [N], the classes to be taken for, if it matters
+    originals: Tensor
+    inputs: Tensor
+    labels: Tensor
+    before: Tensor
+    after: Tensor
+    target_classes: Tensor | None = None
     box: Box = UNIT_PIXELS
 
     @property
     def success(self) -> Tensor:
-        """Which samples were right before and are no longer, `[N]`; with targets, which were not taken for them and are."""
+        """Whether each attack succeeded, `[N]`: a correct prediction became wrong, or another one the target class."""
         if self.target_classes is not None:
             return (self.before != self.target_classes) & (self.after == self.target_classes)
         return (self.before == self.labels) & (self.after != self.labels)
 
     @property
     def accuracy(self) -> float:
+        """The share of samples that are classified correctly before the attack."""
         return _fraction(self.before == self.labels)
 
     @property
     def robust_accuracy(self) -> float:
-        """The share right before and after the attack: an upper bound of the robust accuracy."""
+        """The share of samples classified correctly before and after the attack: an upper bound of the robust accuracy."""
         return _fraction((self.before == self.labels) & (self.after == self.labels))
 
     @property
@@ -66,7 +77,7 @@ class AttackResult(Result):
         return self.box.pixels(self.inputs) - self.box.pixels(self.originals)
 
     def distances(self, order: float = torch.inf) -> Tensor:
-        """The norm of each perturbation, `[N]`, in units of the pixels."""
+        """Return the norm of each perturbation, `[N]`, in units of the pixels."""
         return self.perturbations.flatten(1).norm(order, dim=1)
 
     @property
@@ -103,7 +114,7 @@ class AttackResult(Result):
 
     def __repr__(self) -> str:
         name = getattr(self.attack, "__name__", None) or short_repr(self.attack)
-        reached = "" if self.target_classes is None else f", {_fraction(self.success):.1%} taken for their targets"
+        reached = "" if self.target_classes is None else f", {_fraction(self.success):.1%} classified as their targets"
         return (
             f"Attacked by {name}: accuracy {self.accuracy:.1%}, under attack at most {self.robust_accuracy:.1%}{reached} "
             "(an upper bound: a stronger attack may find more, for example AutoAttack)"
@@ -119,31 +130,31 @@ def attack(
     >>> whence.attack(model, x, y, whence.attacks.PGD(0.2, n_steps=40, restarts=5))
     >>> whence.attack(model, x, y, lambda model, x, y: torchattacks.CW(model)(x, y))      # any callable attack
 
-    `labels` are the true classes of the samples, one each or one for all, None for what the model says. `attack` is an attack
-    of whence or any callable of model, `inputs` and `labels` `[N]` that returns twins like `inputs`. `target_classes` and `box`
-    may be the attack's own, or are given here. The model is left as it was, also by attacks of other libraries that leave
-    gradients on its weights.
-
     Args:
-        model: Any callable from inputs to logits `[N, classes]`.
+        model: Any callable from inputs to logits `[N, classes]`; an `nn.Module` must be in eval mode. It is left unchanged:
+            gradients of its parameters that an attack of another library modifies are restored.
         inputs: Samples `[N, …]`, as the model takes them.
-        labels: True classes, one for each sample or one for all; None for the predicted ones.
+        labels: True classes, one for each sample or one for all; None for the predicted classes.
         attack: An attack of `whence.attacks`, or any callable of model, inputs and labels `[N]` that returns adversarial
             examples like the inputs.
-        target_classes: Classes that the samples should be taken for; None for any other class.
+        target_classes: Classes that the samples should be classified as; by default those of the attack, or any other class.
         box: Bounds and normalisation of the pixels; those of the attack by default.
 
     Returns:
         An `AttackResult`.
 
     Raises:
-        InputError: If the attack returns anything else than finite tensors like the inputs.
+        InputError: If `attack` is not callable, the inputs are not one tensor within the bounds, or the attack returns anything
+            else than a finite tensor like the inputs within the bounds.
+        TargetError: If a label or target class is out of range.
+        RuleError: If target classes are given for `DeepFool`, which is untargeted.
+        ModelError: If the model does not return finite logits of at least two classes.
     """
     check_model(model)
     if isinstance(attack, type) or not callable(attack):
         raise InputError(f"attack must be a callable of model, x and y, such as whence.attacks.PGD(0.2), got {attack!r}")
     inputs = single_input(inputs)
-    if isinstance(attack, FGSM | PGD | MIFGSM | DeepFool):  # which is to know of both
+    if isinstance(attack, FGSM | PGD | MIFGSM | DeepFool):  # these take both as fields
         attack = attack if box is None else replace(attack, box=box)
         if target_classes is not None:
             if isinstance(attack, DeepFool):
@@ -160,7 +171,7 @@ def attack(
         twins = attack(model, inputs.clone(), labels.clone())
     if not isinstance(twins, Tensor) or twins.shape != inputs.shape or not torch.isfinite(twins).all():
         given = f"{tuple(twins.shape)}, {twins.dtype}" if isinstance(twins, Tensor) else type(twins).__name__
-        wanted = f"finite twins like the inputs {tuple(inputs.shape)}, {inputs.dtype}"
+        wanted = f"finite adversarial examples like the inputs {tuple(inputs.shape)}, {inputs.dtype}"
         raise InputError(f"the attack returned {given}; it must return {wanted}")
     twins = twins.detach().to(inputs)
     checked_pixels(bounds, twins)
@@ -169,6 +180,7 @@ def attack(
 
 @contextmanager
 def _keep_gradients(model: Model) -> Iterator[None]:
+    """Restore the gradients of the parameters on exit."""
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     before = [p.grad if p.grad is None else p.grad.clone() for p in parameters]
     try:

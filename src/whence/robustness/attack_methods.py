@@ -1,7 +1,7 @@
-"""Adversarial examples: inputs as near as one wishes that a network takes for something else.
+"""Adversarial attacks: search for inputs within a small distance that a network misclassifies.
 
-An attack is any callable `attack(model, x, y) -> x_adv`. Those here are frozen dataclasses; those of other libraries fit
-wherever an attack is asked for.
+An attack is any callable `attack(model, x, y) -> x_adv`. The attacks here are frozen dataclasses; attacks of other libraries
+can be used wherever an attack is expected.
 """
 
 import warnings
@@ -24,7 +24,7 @@ Attack = Callable[[Model, Tensor, Tensor], Tensor]
 Norm = Literal["linf", "l2"]
 
 TINY = 1e-12
-BOUNDARY_MARGIN = 1e-4  # how far beyond it DeepFool steps, where the overshoot of a small step would round away
+BOUNDARY_MARGIN = 1e-4  # DeepFool steps this far beyond the boundary; the overshoot of a small step would round to zero
 
 
 def fgsm(
@@ -42,12 +42,12 @@ def fgsm(
     >>> x_adv = whence.attacks.fgsm(model, x, y, epsilon=0.15)
 
     Args:
-        model: Any callable from inputs to logits.
+        model: Any callable from inputs to logits `[N, classes]`.
         inputs: Samples `[N, …]`.
-        labels: True classes; the predicted ones if not given.
+        labels: True classes, one for each sample or one for all; the predicted classes if not given.
         epsilon: Radius of the ball, in units of the pixels.
         norm: "linf" or "l2".
-        target_classes: Classes that the samples should be taken for.
+        target_classes: Classes that the samples should be classified as; any other class than `labels` if not given.
         box: Bounds and normalisation of the pixels.
 
     Returns:
@@ -62,9 +62,9 @@ def pgd(model: Model, inputs: Tensor, labels: Index = None, *, epsilon: float, n
     >>> x_adv = whence.attacks.pgd(model, x, y, epsilon=0.2, n_steps=40, restarts=5)
 
     Args:
-        model: Any callable from inputs to logits.
+        model: Any callable from inputs to logits `[N, classes]`.
         inputs: Samples `[N, …]`.
-        labels: True classes; the predicted ones if not given.
+        labels: True classes, one for each sample or one for all; the predicted classes if not given.
         epsilon: Radius of the ball, in units of the pixels.
         n_steps: Number of steps.
         settings: Further fields of `PGD`.
@@ -81,11 +81,26 @@ class PGD:
 
     >>> x_adv = whence.attacks.PGD(epsilon=0.2, n_steps=40)(model, x, y)  # [N, …] like x, within ε of it and within the box
 
-    `epsilon` is in units of the pixels, before the normalisation that `box` states, and holds up to the rounding of the type;
-    `step_size` α is 2.5 ε / steps if not given. `y` are the true classes, None for what the model says. With `target_classes`
-    the loss towards them is minimised instead. `restarts` after the first are of the samples that still withstand, and the run
-    of largest loss is kept. `stop_early` leaves a sample where it first is misclassified, which spares passes: for success, not
-    for the largest loss. `momentum` is that of `MIFGSM`.
+    It is called with a model, inputs `[N, …]` and their true classes; without them, or with None, the predicted classes are
+    used.
+
+    Args:
+        epsilon: Radius ε of the ball in units of the pixels, before the normalisation that `box` states. It holds up to
+            rounding of the dtype.
+        n_steps: Number of steps.
+        step_size: Step size α; 2.5 ε / `n_steps` if None.
+        norm: "linf" or "l2".
+        target_classes: Classes whose loss is minimised instead, one for each sample or one for all.
+        random_start: Whether to start at a random point of the ball.
+        restarts: Number of runs. Later runs attack only the samples that are still classified correctly; the run of largest
+            loss is returned. More than one needs `random_start`.
+        momentum: Momentum μ of the gradient, as in `MIFGSM`.
+        stop_early: Whether to stop at the first misclassification of a sample. It saves passes; the loss is then not maximal.
+        box: Bounds and normalisation of the pixels.
+        seed: Random seed of the starts.
+
+    Raises:
+        RuleError: If an argument is invalid.
     """
 
     epsilon: float
@@ -104,7 +119,7 @@ class PGD:
         require_non_negative("epsilon", self.epsilon)
         require_non_negative("step_size", 0.0 if self.step_size is None else self.step_size)
         _require_norm(self.norm)
-        _require_count("steps", self.n_steps)
+        _require_count("n_steps", self.n_steps)
         _require_count("restarts", self.restarts)
         if self.restarts > 1 and not self.random_start:
             raise RuleError(
@@ -113,7 +128,8 @@ class PGD:
 
     @torch.inference_mode(False)
     def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
-        # restarts of one part draw no numbers of the next
+        """Return adversarial examples like the inputs."""
+        # one generator per batch, so that restarts of one batch do not change the random numbers of the next
         parts = enumerate(attack_batches(model, inputs, labels, self.target_classes, self.box))
         sources = ((case, torch.Generator().manual_seed(self.seed + 1_000_003 * number)) for number, case in parts)
         return torch.cat([self._attacked(case, generator) for case, generator in sources])
@@ -135,12 +151,12 @@ class PGD:
         return self.box.inputs(pixels)
 
     def _ascended(self, case: AttackBatch, generator: torch.Generator, first: bool) -> Tensor:
-        """The pixels that one run ends at, from a start of its own."""
+        """Return the pixels at the end of one run from a new start."""
         size = default_step_size(self.epsilon, self.n_steps) if self.step_size is None else self.step_size
         pixels, accumulated = case.pixels.clone(), torch.zeros_like(case.pixels)
         if self.random_start:
             pixels = self.box.clipped(pixels + self.epsilon * RANDOM_STARTS[self.norm](pixels, generator))
-        left = torch.arange(len(pixels), device=pixels.device)  # samples still on their way
+        left = torch.arange(len(pixels), device=pixels.device)  # samples still under attack
         for step in range(self.n_steps):
             here = case[left]
             logits, (gradient,) = here.gradients(pixels[left], here.losses)
@@ -164,6 +180,15 @@ class FGSM:
     """The fast gradient sign method: x + ε sign ∇L (Goodfellow et al. 2015), one step of PGD from x itself.
 
     >>> x_adv = whence.attacks.FGSM(epsilon=0.15)(model, x, y)
+
+    Args:
+        epsilon: Radius ε of the ball in units of the pixels.
+        norm: "linf" or "l2".
+        target_classes: Classes whose loss is minimised instead, one for each sample or one for all.
+        box: Bounds and normalisation of the pixels.
+
+    Raises:
+        RuleError: If an argument is invalid.
     """
 
     epsilon: float
@@ -172,21 +197,34 @@ class FGSM:
     box: Box = UNIT_PIXELS
 
     def __post_init__(self):
-        self.as_pgd()  # which checks the settings
+        self.as_pgd()  # checks the arguments
 
     def as_pgd(self) -> PGD:
+        """Return the same attack as a `PGD`."""
         return PGD(self.epsilon, 1, self.epsilon, self.norm, self.target_classes, random_start=False, box=self.box)
 
     def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
+        """Return adversarial examples like the inputs."""
         return self.as_pgd()(model, inputs, labels)
 
 
 @dataclass(frozen=True)
 class MIFGSM:
-    """The momentum iterative method: g ← μ g + ∇L/‖∇L‖₁, x ← x + (ε/T) sign g (Dong et al. 2018). Its examples carry over to
-    other networks better than those of PGD.
+    """The momentum iterative method: g ← μ g + ∇L/‖∇L‖₁, x ← x + (ε/T) sign g (Dong et al. 2018).
 
     >>> x_adv = whence.attacks.MIFGSM(epsilon=0.1, n_steps=10)(model, x, y)
+
+    Its adversarial examples transfer to other networks better than those of PGD.
+
+    Args:
+        epsilon: Radius ε of the ℓ∞ ball in units of the pixels.
+        n_steps: Number of steps T.
+        momentum: Momentum μ.
+        target_classes: Classes whose loss is minimised instead, one for each sample or one for all.
+        box: Bounds and normalisation of the pixels.
+
+    Raises:
+        RuleError: If an argument is invalid.
     """
 
     epsilon: float
@@ -196,9 +234,10 @@ class MIFGSM:
     box: Box = UNIT_PIXELS
 
     def __post_init__(self):
-        self.as_pgd()  # which checks the settings
+        self.as_pgd()  # checks the arguments
 
     def as_pgd(self) -> PGD:
+        """Return the same attack as a `PGD` with momentum."""
         size = self.epsilon / max(self.n_steps, 1)
         return PGD(
             self.epsilon,
@@ -211,19 +250,29 @@ class MIFGSM:
         )
 
     def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
+        """Return adversarial examples like the inputs."""
         return self.as_pgd()(model, inputs, labels)
 
 
 @dataclass(frozen=True)
 class DeepFool:
-    """The smallest perturbation, step by step to the nearest class boundary of the linearised network (Moosavi-Dezfooli et al.
-    2016): the class k with least |f_k − f_y| / ‖∇(f_k − f_y)‖, and that far along its gradient.
+    """DeepFool: a small perturbation to the nearest class boundary of the linearised network (Moosavi-Dezfooli et al. 2016).
 
     >>> x_adv = whence.attacks.DeepFool()(model, x, y)
-    >>> (x_adv - x).flatten(1).norm(dim=1)                    # how far each sample is from being taken for another class
+    >>> (x_adv - x).flatten(1).norm(dim=1)                    # the distance of each sample to a misclassification
 
-    `candidates` is how many of the likeliest classes are tried, `overshoot` the share by which the boundary is passed. Where
-    `n_steps` do not suffice, the last point comes back.
+    Each step goes to the class k with the smallest |f_k − f_y| / ‖∇(f_k − f_y)‖, by that distance along its gradient. If
+    `n_steps` do not suffice, the last point is returned.
+
+    Args:
+        n_steps: Largest number of steps.
+        candidates: Number of the most likely classes that are considered, including the true class; at least 2.
+        overshoot: Share of the distance by which the boundary is passed.
+        norm: "linf" or "l2".
+        box: Bounds and normalisation of the pixels.
+
+    Raises:
+        RuleError: If an argument is invalid.
     """
 
     n_steps: int = 50
@@ -234,11 +283,12 @@ class DeepFool:
 
     def __post_init__(self):
         _require_norm(self.norm)
-        _require_count("steps", self.n_steps)
+        _require_count("n_steps", self.n_steps)
         _require_count("candidates", self.candidates, least=2)
 
     @torch.inference_mode(False)
     def __call__(self, model: Model, inputs: Tensor, labels: Index = None) -> Tensor:
+        """Return adversarial examples like the inputs."""
         return torch.cat([self._attacked(case) for case in attack_batches(model, inputs, labels, None, self.box)])
 
     def _attacked(self, case: AttackBatch) -> Tensor:
@@ -259,13 +309,13 @@ class DeepFool:
         return self.box.inputs(pixels)
 
     def _margins(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """f_k − f_y of the likeliest other classes, each `[n]`."""
+        """Return f_k − f_y of the most likely other classes, each `[n]`."""
         own = logits.gather(1, labels[:, None])
         others = logits.scatter(1, labels[:, None], -torch.inf)
         return (others.topk(min(self.candidates, logits.shape[1]) - 1).values - own).unbind(1)
 
     def _to_the_nearest(self, margins: Tensor, slopes: Tensor) -> Tensor:
-        """The step to the nearest of the boundaries where the margins [n, k] vanish, their slopes being [n, k, …]."""
+        """Return the step to the nearest boundary, given the margins `[n, k]` and their gradients `[n, k, …]`."""
         dual = slopes.flatten(2).norm(1 if self.norm == "linf" else 2, dim=2) + TINY
         distances = margins.abs() / dual
         nearest = distances.argmin(1)
@@ -275,7 +325,7 @@ class DeepFool:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """One number a sample, to be multiplied by something like `like`."""
+    """Reshape one value per sample so that it broadcasts with `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -295,7 +345,7 @@ def _uniform_in_cube(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _uniform_in_ball(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform directions at radii of u^(1/d)."""
+    """Draw points uniformly in the unit ball: uniform directions with radii u^(1/d)."""
     directions = torch.randn(like.shape, generator=generator).to(like)
     radii = torch.rand(len(like), generator=generator).to(like) ** (1 / like[0].numel())
     return directions / _norms(directions, 2) * _column(radii, like)
@@ -310,7 +360,7 @@ RANDOM_STARTS = {"linf": _uniform_in_cube, "l2": _uniform_in_ball}
 
 
 def default_step_size(epsilon: float, n_steps: int) -> float:
-    """α = 2.5 ε / steps: enough to cross the ball and come back (Madry et al. 2018)."""
+    """Return α = 2.5 ε / steps, enough to cross the ball and return (Madry et al. 2018)."""
     return 2.5 * epsilon / n_steps
 
 
@@ -320,6 +370,7 @@ def project(start: Tensor, moved: Tensor, epsilon: float, norm: Norm, box: Box) 
 
 
 def warn_about_masking(gradient: Tensor) -> None:
+    """Warn if the gradients `[n, …]` of some samples are zero everywhere."""
     blind = int((gradient.flatten(1) == 0).all(1).sum())
     if blind:
         warnings.warn(
@@ -331,6 +382,7 @@ def warn_about_masking(gradient: Tensor) -> None:
 
 
 def require_non_negative(name: str, value: float) -> None:
+    """Raise a `RuleError` unless the value is a finite number of at least 0."""
     if not isinstance(value, Real) or not 0 <= value < inf:
         raise RuleError(f"{name}={value!r}: expected a finite number of at least 0")
 

@@ -23,7 +23,7 @@ Model = Callable[..., Any]
 
 @dataclass(frozen=True)
 class AttackBatch:
-    """Samples under attack: where they start, what they are, and which class they shall be taken for, if it matters which."""
+    """A batch of samples under attack: their pixels, labels, and target classes if the attack is targeted."""
 
     reader: LayerReader
     box: Box
@@ -36,7 +36,7 @@ class AttackBatch:
         return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], target_classes=targets)
 
     def fooled(self, logits: Tensor) -> Tensor:
-        """Which samples the attack has succeeded with, `[N]`."""
+        """Return whether the attack has succeeded for each sample, `[N]`."""
         predicted = logits.argmax(1)
         return predicted != self.labels if self.target_classes is None else predicted == self.target_classes
 
@@ -47,11 +47,12 @@ class AttackBatch:
         return (-F.cross_entropy(logits, self.target_classes, reduction="none"),)
 
     def logits(self, pixels: Tensor) -> Tensor:
+        """Return the logits `[N, classes]` at the pixels."""
         with torch.no_grad():
             return self._logits(pixels)
 
     def gradients(self, pixels: Tensor, objectives: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """The logits at the pixels, and the gradient of each of the objectives `[N]` of them: one forward pass."""
+        """Return the logits at the pixels and the gradient of each objective `[N]` of them, from one forward pass."""
         with gradients_enabled():
             leaf = pixels.detach().requires_grad_()
             logits = self._logits(leaf)
@@ -64,7 +65,7 @@ class AttackBatch:
         last = len(values) - 1
         found = [backward(value, [leaf], keep_graph=k < last)[0] for k, value in enumerate(values)]
         if not all(torch.isfinite(gradient).all() for gradient in found):
-            raise ModelError("the gradient of the loss is NaN or infinite; an attack cannot follow it")
+            raise ModelError("the gradient of the loss is NaN or infinite; try model.double(), or an attack without gradients")
         return logits.detach(), found
 
     def _logits(self, pixels: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class AttackBatch:
 
 
 def class_logits(reader: LayerReader, x: Tensor) -> Tensor:
-    """The logits `[N, classes]` of a model."""
+    """Return the logits `[N, classes]` of a model, checked."""
     logits = extract_logits(reader(x).output, len(x).__eq__, len(x), "wrap it, as in lambda x: model(x)[0]")
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ModelError(f"an attack needs logits [N, classes] of at least two classes, got {tuple(logits.shape)}")
@@ -86,24 +87,24 @@ def class_logits(reader: LayerReader, x: Tensor) -> Tensor:
 
 
 def predicted(model: Model, x: Tensor) -> Tensor:
-    """The classes that a model says, `[N]`."""
+    """Return the predicted classes, `[N]`."""
     return batched_logits(model, x).argmax(1)
 
 
 @torch.no_grad()
 def batched_logits(model: Model, x: Tensor) -> Tensor:
-    """`[N, classes]`, in parts that fit into memory."""
+    """Return the logits `[N, classes]`, computed in batches that fit into memory."""
     reader = LayerReader(model, (), output=True)
     return torch.cat([class_logits(reader, part) for part in x.detach().split(max_batch_size(x))])
 
 
 def max_batch_size(x: Tensor) -> int:
-    """How many samples like these fit into memory."""
+    """Return the number of samples like these that fit into memory."""
     return automatic_batch_size(Inputs((x,), single=True))
 
 
 def attack_batches(model: Model, inputs: Tensor, labels: Index, target_classes: Index, box: Box) -> Iterator[AttackBatch]:
-    """The samples checked, in parts that fit into memory."""
+    """Yield the checked samples in batches that fit into memory."""
     check_model(model)
     inputs = single_input(inputs)
     pixels = checked_pixels(box, inputs)
@@ -121,10 +122,12 @@ def attack_batches(model: Model, inputs: Tensor, labels: Index, target_classes: 
 
 
 def single_input(x: Tensor) -> Tensor:
-    """The one floating-point tensor `[N, …]` that is attacked, checked, without its graph."""
+    """Return the one floating-point tensor `[N, …]` to attack, checked and detached."""
     if isinstance(x, np.ndarray):
         raise InputError(f"inputs must be a tensor, got {type(x).__name__}")
     inputs = Inputs.of(x).detached()
     if not inputs.single or not inputs.explained:
-        raise InputError("an attack changes one floating-point tensor [N, …]; pass that, and a model that takes it alone")
+        raise InputError(
+            "an attack expects one floating-point tensor [N, …]; wrap a model of several inputs as a function of one"
+        )
     return inputs.parts[0]

@@ -1,4 +1,4 @@
-"""Explanations under attack: how relevance moves when a network is fooled, and whether it moves when nothing else does."""
+"""Explanations under attack: the change of relevance if the prediction changes, and if only the explanation is attacked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,30 +24,37 @@ from whence.robustness.attacked_batch import Model, predicted, single_input
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-N_HALVINGS = 6  # of the noise that the search starts from
+N_HALVINGS = 6  # halvings of the noise that the search starts from
 MAX_SAMPLES = 16  # in a figure
-MAX_PATCH_SHARE = 0.3  # of a picture; later ones are down to 1/64 of that
+MAX_PATCH_SHARE = 0.3  # of an image; the patch size decreases to 1/64 of that
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AttackExplanation(Result):
-    """Samples and their adversarial twins, with heatmaps of what the network says to each.
+    """Samples and their adversarial examples, with explanations of the predictions for both.
 
     >>> pair = whence.explain_attack(model, x, y, whence.attacks.PGD(0.15))
-    >>> pair.save("attack.png")                     # the four pictures of each sample
-    >>> pair.moved                                  # [N], the share of relevance that lies elsewhere
-    >>> pair.flip.relevance                         # what each feature's change did to the decision; adds up to it
+    >>> pair.save("attack.png")                     # the four images of each sample
+    >>> pair.moved                                  # [N], the share of relevance that moved
+    >>> pair.flip.relevance                         # the contribution of each feature's change; adds up to the margin's change
+
+    Args:
+        result: The result of the attack.
+        before: Explanation of the sample for its predicted class.
+        after: Explanation of the adversarial example for its predicted class.
+        same: Explanation of the adversarial example for the predicted class of the sample.
+        flip: Integrated gradients of f_after − f_before from the sample to the adversarial example.
     """
 
     result: AttackResult
-    before: Explanation  # of what the network says to the sample
-    after: Explanation  # of what it says to the twin
-    same: Explanation  # of the twin, for what it says to the sample
-    flip: Explanation  # from the sample to the twin: f_after − f_before
+    before: Explanation
+    after: Explanation
+    same: Explanation
+    flip: Explanation
 
     @property
     def moved(self) -> Tensor:
-        """How far relevance for the same class moved, `[N]`: 0 not at all, 1 all of it (total variation of |R| = 1)."""
+        """The share of relevance for the same class that moved, `[N]`, from 0 to 1 (total variation, Σ|R| scaled to 1)."""
         return relevance_shift(self.before.relevance, self.same.relevance)
 
     def __len__(self) -> int:
@@ -70,8 +77,8 @@ class AttackExplanation(Result):
         return replace(self, before=before, after=after, same=same, flip=flip)
 
     def figure(self) -> "Figure":
-        """Each sample, its heatmap, its twin, the twin's heatmap."""
-        names = {True: "adversarial twin", False: "twin that does not fool it"}
+        """Return a figure with each sample, its heatmap, its adversarial example, and the heatmap of that."""
+        names = {True: "adversarial example", False: "attack without success"}
         order = 2 if getattr(self.result.attack, "norm", "linf") == "l2" else torch.inf
         norm = "ℓ2" if order == 2 else "ℓ∞"
         found = zip(self.result.success.tolist(), self.result.distances(order).tolist(), strict=True)
@@ -94,20 +101,23 @@ def explain_attack(
 
     >>> whence.explain_attack(model, x, y, whence.attacks.PGD(0.15), method="lrp")
 
-    Which features carried the flip is told by integrated gradients from the sample to its twin, of the logit that came out on
-    top rather than the one that was: their sum is what the margin changed by. `target_classes` and `box` are as for `attack`.
+    The features that caused the change of the prediction are explained by integrated gradients from the sample to its
+    adversarial example, of the logit of the new class minus that of the old one: they sum to the change of this margin.
 
     Args:
         model: Any callable from inputs to logits `[N, classes]`.
         inputs: Samples `[N, …]`.
-        labels: True classes, one for each sample or one for all; None for the predicted ones.
+        labels: True classes, one for each sample or one for all; None for the predicted classes.
         attack: An attack, as for `whence.attack`.
         method: A method or its short name; LRP with its default rules if not given.
-        target_classes: Classes that the samples should be taken for; None for any other class.
+        target_classes: Classes that the samples should be classified as; by default those of the attack, or any other class.
         box: Bounds and normalisation of the pixels; those of the attack by default.
 
     Returns:
         An `AttackExplanation`.
+
+    Raises:
+        WhenceError: As `whence.attack` and `whence.explain` do.
     """
     found = run_attack(model, inputs, labels, attack, target_classes=target_classes, box=box)
     before = explain(model, found.originals, found.before, method=method)
@@ -119,19 +129,24 @@ def explain_attack(
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ExplanationAttackResult(Result):
-    """Samples and twins that a network says the same to, whose explanations differ.
+    """Samples and modified samples with the same prediction but different explanations.
 
     >>> found = whence.attack_explanation(model, x, epsilon=0.05, method="gradient_times_input")
     >>> found.moved, found.moved_by_noise           # [N] each
+
+    Args:
+        before: Explanation of the samples.
+        after: Explanation of the modified samples, for the same target.
+        moved_by_noise: The share of relevance that moved by random signs as large as the tolerance of the output allows, `[N]`.
     """
 
     before: Explanation
     after: Explanation
-    moved_by_noise: Tensor  # [N], by random signs as large as lets the output stay
+    moved_by_noise: Tensor
 
     @property
     def moved(self) -> Tensor:
-        """How far relevance moved, `[N]`, from 0 to 1."""
+        """The share of relevance that moved, `[N]`, from 0 to 1."""
         return relevance_shift(self.before.relevance, self.after.relevance)
 
     def __repr__(self) -> str:
@@ -156,8 +171,8 @@ class ExplanationAttackResult(Result):
         return [{"sample": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(columns)]
 
     def figure(self) -> "Figure":
-        """Each sample, its heatmap, its twin, the twin's heatmap."""
-        return _pairs_figure(self.before, self.after, ["twin of the same output"] * len(self.after), self.moved)
+        """Return a figure with each sample, its heatmap, its modified sample, and the heatmap of that."""
+        return _pairs_figure(self.before, self.after, ["modified, same output"] * len(self.after), self.moved)
 
 
 @check_arguments
@@ -179,18 +194,18 @@ def attack_explanation(
     >>> whence.attack_explanation(model, x, epsilon=0.05, method="lrp")
     LRP(rules=presets.attn_lrp()): 21% of the relevance moved, by noise alone 11%; the output by 4.5%
 
-    Looks for an `inputs` within ε whose predicted class is the same and whose output differs by no more than `tolerance` of it,
-    while relevance moves as far as can be. It needs no gradients of the method, hence takes any: from random signs on, patches
-    of ±ε are kept where they help, as in the Square attack (Andriushchenko et al. 2020), one explanation of all samples a
-    query. What it finds is a lower bound of how far relevance can be moved.
+    The search maximises the share of relevance that moves, over inputs within ε that have the same predicted class and an
+    output that differs by at most the `tolerance`. It needs no gradients of the method, so that any method can be attacked:
+    starting from random signs, it accepts patches of ±ε that increase the share, as the Square attack does (Andriushchenko et
+    al. 2020), with one explanation of all samples per query. The result is a lower bound of how far relevance can be moved.
 
     Args:
         model: Any callable from inputs to logits `[N, classes]`.
         inputs: Samples `[N, …]`.
-        target: Classes that are explained; the predicted ones by default.
+        target: Classes that are explained, one for each sample or one for all; the predicted classes by default.
         epsilon: Largest change of each pixel (ℓ∞), in units of the pixels.
         method: A method or its short name; LRP with its default rules if not given.
-        n_queries: Number of explanations to compute.
+        n_queries: Number of queries, each one explanation of all samples.
         tolerance: Largest relative change of the explained output.
         box: Bounds and normalisation of the pixels.
         seed: Random seed.
@@ -198,8 +213,12 @@ def attack_explanation(
 
     Returns:
         An `ExplanationAttackResult`.
+
+    Raises:
+        RuleError: If `epsilon`, `n_queries` or `tolerance` is negative or not finite.
+        InputError: If the inputs are not one tensor within the bounds.
     """
-    for name, value in (("epsilon", epsilon), ("queries", n_queries), ("tolerance", tolerance)):
+    for name, value in (("epsilon", epsilon), ("n_queries", n_queries), ("tolerance", tolerance)):
         require_non_negative(name, value)
     inputs = single_input(inputs)
     method, generator = resolve_method(method), torch.Generator().manual_seed(seed)
@@ -209,7 +228,7 @@ def attack_explanation(
     )
     best, furthest = torch.zeros_like(pixels), torch.zeros_like(search.before.output)
     noise = epsilon * _signs(pixels.shape, generator).to(pixels)
-    for _ in range(N_HALVINGS):  # as large as lets the output stay
+    for _ in range(N_HALVINGS):  # the largest noise within the tolerance of the output
         reached, better = search.further(pixels + noise, furthest)
         better &= furthest == 0
         best[better], furthest[better] = noise[better], reached[better]
@@ -236,21 +255,22 @@ class _ExplanationAttack:
     box: Box
 
     def explained(self, candidates: Tensor) -> Explanation:
+        """Return the explanation of candidates for the target of the samples."""
         inputs = self.box.inputs(self.box.clipped(candidates))
         return explain(self.model, inputs, self.before.target, method=self.before.method, progress=False)
 
     def further(self, candidates: Tensor, furthest: Tensor) -> tuple[Tensor, Tensor]:
-        """How far relevance moved, and where that is further than before and the output stayed, `[N]` each."""
+        """Return the share of relevance that moved, and whether it increased within the tolerance of the output, `[N]` each."""
         e, before = self.explained(candidates), self.before
         reached = relevance_shift(before.relevance, e.relevance)
         better = (reached > furthest) & ((e.output - before.output).abs() <= self.tolerance * before.output.abs())
-        if better.any():  # a forward pass of those alone
+        if better.any():  # a forward pass of these samples only
             better[better.clone()] = predicted(self.model, e.inputs[better]) == self.said[better]
         return reached, better
 
 
 def _random_patches(pixels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A square of each picture, or random features of each row, that make up `share` of it; and signs, one a channel there."""
+    """Draw a square of each image, or features of each row, that cover `share` of it, and one random sign per channel."""
     count = len(pixels)
     if pixels.dim() < 3:
         chosen = torch.rand(pixels.shape, generator=generator) < max(share, 1 / pixels[0].numel())
@@ -271,7 +291,7 @@ def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def relevance_shift(before: Tensor, after: Tensor) -> Tensor:
-    """Half the ℓ1 distance of relevance, each scaled to Σ|R| = 1, `[N]`: the share of it that lies elsewhere."""
+    """Return the share of relevance that moved, `[N]`: half the ℓ1 distance, each explanation scaled to Σ|R| = 1."""
     first, second = (_normalize(relevance.detach().flatten(1)) for relevance in (before, after))
     return (first - second).abs().sum(1) / 2
 
@@ -281,7 +301,7 @@ def _normalize(relevance: Tensor) -> Tensor:
 
 
 def _pairs_figure(before: Explanation, after: Explanation, titles: Sequence[str], moved: Tensor) -> "Figure":
-    """The first samples and their twins, each with its heatmap."""
+    """Return a figure of the first samples and their modified versions, each with its heatmap."""
     from whence.plotting.adversarial_pairs import PairMember, pairs_figure
 
     def twin(e: Explanation, i: int, title: str) -> PairMember:
@@ -289,4 +309,4 @@ def _pairs_figure(before: Explanation, after: Explanation, titles: Sequence[str]
 
     drawn = range(min(len(before), MAX_SAMPLES))
     pairs = [(twin(before, i, "input"), twin(after, i, titles[i])) for i in drawn]
-    return pairs_figure(pairs, [f"{moved[i]:.0%} of this lies elsewhere for the twin" for i in drawn])
+    return pairs_figure(pairs, [f"{moved[i]:.0%} of the relevance moved" for i in drawn])

@@ -1,4 +1,4 @@
-"""Robust and non-robust features: the experiment of Tsipras et al. 2019, and scores for the features of any network.
+"""Robust and non-robust features: the experiment of Tsipras et al. 2019, and scores of the features of any network.
 
 Robustness may be at odds with accuracy (arXiv 1805.12152, section 2); adversarial examples are not bugs, they are features
 (Ilyas et al. 2019, arXiv 1905.02175, section 2).
@@ -44,8 +44,7 @@ AXIS_LABELS = {
 
 @dataclass(frozen=True)
 class RobustFeatures:
-    """One strong, robust feature and d weak ones: y uniform on {−1, 1}, x_1 = y with probability p and −y otherwise,
-    x_2 … x_{d+1} ~ N(ηy, 1).
+    """Synthetic data with one strong, robust feature and d weak ones (Tsipras et al. 2019).
 
     >>> data = whence.experiments.RobustFeatures(d=400)
     >>> data.accuracy("weak"), data.accuracy("weak", epsilon=0.15)          # 0.9987, and about one half
@@ -53,8 +52,16 @@ class RobustFeatures:
     >>> fgsm = whence.attacks.FGSM(0.15, box=whence.attacks.Box.unbounded())  # the best attack on a linear classifier
     >>> whence.attack(data.classifier("weak"), x, y, fgsm).robust_accuracy
 
-    The "weak" classifier takes the sign of the mean of x_2 … x_{d+1}, the "strong" one that of x_1. `eta` is 3/√d if not given:
-    then the weak one is right with probability Φ(3) for every d.
+    y is uniform on {−1, 1}, x_1 = y with probability p and −y otherwise, x_2 … x_{d+1} ~ N(ηy, 1). The "weak" classifier
+    predicts the sign of the mean of x_2 … x_{d+1}, the "strong" one that of x_1.
+
+    Args:
+        d: Number of weak features.
+        p: Probability that the strong feature agrees with the label.
+        eta: Mean η of the weak features; 3/√d if None, so that the accuracy of the weak classifier is Φ(3) for every d.
+
+    Raises:
+        RuleError: If `d` is not an int of at least 1, or `p` not a probability.
     """
 
     d: int = 400
@@ -67,11 +74,11 @@ class RobustFeatures:
 
     @property
     def mean(self) -> float:
-        """η."""
+        """The mean η of the weak features."""
         return 3 / sqrt(self.d) if self.eta is None else self.eta
 
     def sample(self, n_samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """`n_samples` samples `[count, d + 1]` and their classes `[count]`, 1 for y = 1 and 0 for y = −1."""
+        """Draw samples `[n_samples, d + 1]` and their classes `[n_samples]`, 1 for y = 1 and 0 for y = −1."""
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(2, (n_samples,), generator=generator)
         y = 2.0 * labels.double() - 1
@@ -80,7 +87,7 @@ class RobustFeatures:
         return torch.cat([torch.where(agrees, y, -y)[:, None], weak], 1), labels
 
     def classifier(self, kind: Kind) -> nn.Linear:
-        """The linear classifier `[N, d + 1]` to logits `[N, 2]`, in eval mode."""
+        """Return the "weak" or "strong" linear classifier from `[N, d + 1]` to logits `[N, 2]`, in eval mode."""
         _check_kind(kind)
         weight = torch.zeros(2, self.d + 1, dtype=torch.float64)
         if kind == "strong":
@@ -92,9 +99,9 @@ class RobustFeatures:
         return network
 
     def accuracy(self, kind: Kind, epsilon: float = 0.0) -> float:
-        """The probability of being right when every feature may move by ε, in closed form.
+        """Return the accuracy under the worst perturbation of every feature by at most ε, in closed form.
 
-        Weak: Φ(√d (η − ε)). Strong: p as long as ε < 1, for x_1 is ±1; at ε = 1 logits are equal, and one class is given.
+        Weak: Φ(√d (η − ε)). Strong: p for ε < 1, because x_1 is ±1; at ε = 1 the logits are equal, and one class is predicted.
         """
         _check_kind(kind)
         require_non_negative("epsilon", epsilon)
@@ -110,10 +117,15 @@ class RobustFeatures:
 
 @dataclass(frozen=True, repr=False)
 class RobustFeaturesExperiment(Result):
-    """The experiment of robust and non-robust features: closed forms beside what is simulated.
+    """The experiment of robust and non-robust features: accuracies in closed form and by simulation.
 
     >>> experiment = whence.experiments.robust_features_experiment()
     >>> experiment.save("robust_features.png")
+
+    Args:
+        base: The distribution that is varied.
+        epsilon: The perturbation of the attacks.
+        rows: The rows of the table.
     """
 
     base: RobustFeatures
@@ -126,13 +138,13 @@ class RobustFeaturesExperiment(Result):
         return self.rows
 
     def at(self, name: str, value: float) -> tuple[RobustFeatures, tuple[float, ...]]:
-        """The distribution where the quantity of that name has that value, and the ε of the attacks on it."""
+        """Return the distribution with one parameter set to a value, and the ε of the attacks on it."""
         if name == "epsilon":
             return self.base, (value,)
         return replace(self.base, **{name: round(value) if name == "d" else value}), (0.0, self.epsilon)
 
     def figure(self) -> "Figure":
-        """Accuracy and robust accuracy over d, η, p and ε: closed forms as lines, simulations as points with their errors."""
+        """Return a figure of the (robust) accuracy over d, η, p and ε: lines in closed form, simulated points with errors."""
         from whence.plotting.line_plots import LinePlot, line_plots
 
         shown = [
@@ -179,10 +191,8 @@ def robust_features_experiment(
       weak features, ε = 0.0: 99.87% exactly, 99.93% ± 0.04% simulated
       …
 
-    `n_samples` samples are drawn for each point.
-
     Args:
-        epsilon: Perturbation of the attacks on all plots but the one over ε.
+        epsilon: Perturbation of the attacks in all plots except the one over ε.
         n_samples: Number of simulated samples for each point.
         base: The distribution that each plot varies; the default one if not given.
         seed: Random seed.
@@ -210,7 +220,7 @@ def robust_features_experiment(
 
 
 def _sweeps(base: RobustFeatures, epsilon: float) -> dict[str, list[float]]:
-    """The values that each quantity takes."""
+    """Return the values of each parameter."""
     return {
         "d": [9, 25, 100, 400, 900],
         "eta": [factor * base.mean for factor in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)],
@@ -221,16 +231,23 @@ def _sweeps(base: RobustFeatures, epsilon: float) -> dict[str, list[float]]:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class FeatureScores(Result):
-    """How useful features are, and how useful they stay under attack.
+    """The usefulness of features, and their usefulness under attack.
 
     >>> scores = whence.attacks.feature_scores(model, x, y, epsilon=0.1, layer="features.3")
     >>> scores.usefulness, scores.robustness          # [F] each
-    >>> scores.robust                                 # [F], features that still speak for their class
+    >>> scores.robust                                 # [F], features that are useful under attack
+
+    Args:
+        usefulness: The usefulness of each feature, `[F]`.
+        robustness: The usefulness under attack, `[F]`; negative if the attack reverses the feature.
+        classes: The class that each feature is evidence for, or against, `[F]`.
+        epsilon: Largest change of each pixel (ℓ∞).
+        layer: The layer whose channels are scored; None for the input features.
     """
 
-    usefulness: Tensor  # [F]
-    robustness: Tensor  # [F], the usefulness that the attack leaves; less than nothing where it turns the feature round
-    classes: Tensor  # [F], the class that each speaks for, or against
+    usefulness: Tensor
+    robustness: Tensor
+    classes: Tensor
     epsilon: float
     layer: str | None = None
 
@@ -243,7 +260,7 @@ class FeatureScores(Result):
 
     @property
     def robust(self) -> Tensor:
-        """Which features still are useful under the attack, `[F]`."""
+        """Whether each feature is useful under the attack, `[F]`."""
         return self.robustness > 0
 
     def __len__(self) -> int:
@@ -253,11 +270,11 @@ class FeatureScores(Result):
         where = "inputs" if self.layer is None else f"channels of '{self.layer}'"
         return (
             f"{len(self)} {where}, usefulness up to {self.usefulness.max():.2f}: "
-            f"{int(self.robust.sum())} stay useful within ε = {self.epsilon}"
+            f"{int(self.robust.sum())} remain useful within ε = {self.epsilon}"
         )
 
     def figure(self) -> "Figure":
-        """Each feature by its usefulness, before and under the attack."""
+        """Return a figure of the features by their usefulness before and under the attack."""
         from whence.plotting.line_plots import scatter
 
         colours = [COLORS["weak" if kept else "strong"] for kept in self.robust.tolist()]
@@ -281,17 +298,17 @@ def feature_scores(
     """Compute the usefulness and the robust usefulness of input features or channels of a layer (Ilyas et al. 2019).
 
     >>> whence.attacks.feature_scores(digits(), *digit_samples(), epsilon=0.1, layer="3")
-    32 channels of '3', usefulness up to 1.10: 1 stay useful within ε = 0.1
+    32 channels of '3', usefulness up to 1.10: 1 remain useful within ε = 0.1
 
-    A feature f, standardised over the samples, is useful by u = ½ |E[f | y = c] − E[f | y ≠ c]| for the class c it tells best
-    from the others: E[y f] where classes are balanced. Its robustness is the same under the worst perturbation within ε (ℓ∞,
-    within the `box`), taken for each sample and feature by itself. For input features that is exact; for channels, averaged
-    over places, it is what PGD of `n_steps` finds: an upper bound.
+    The usefulness of a feature f, standardised over the samples, is u = ½ |E[f | y = c] − E[f | y ≠ c]| for the class c that it
+    separates best from the others; it is E[y f] for two balanced classes. Its robustness is the same quantity under the worst
+    perturbation within ε (ℓ∞, within the `box`) of each sample, separately for each feature. It is exact for input features.
+    For channels, averaged over positions, it is computed by PGD and is an upper bound.
 
     Args:
         model: Any callable from inputs to logits `[N, classes]`.
         inputs: Samples `[N, …]`.
-        labels: True classes `[N]`.
+        labels: True classes `[N]`, at least two different ones.
         epsilon: Largest change of each pixel (ℓ∞), in units of the pixels.
         layer: Module path whose channels are scored; the input features if not given.
         n_steps: Number of PGD steps for channels.
@@ -300,23 +317,28 @@ def feature_scores(
 
     Returns:
         A `FeatureScores` result.
+
+    Raises:
+        InputError: If all labels are equal, or the inputs are not one tensor within the bounds.
+        RuleError: If `epsilon` is negative or not finite.
+        SelectorError: If the model has no such layer.
     """
     check_model(model)
     inputs = single_input(inputs)
     labels = class_indices(labels, len(inputs), "label", inputs.device)
     require_non_negative("epsilon", epsilon)
     if len(known := labels.unique()) < 2:
-        raise InputError("all labels are equal; expected two classes")
+        raise InputError("all labels are equal; expected samples of at least two classes")
     pixels = checked_pixels(box, inputs)
     read = _FeatureExtractor(model, layer, box)
     values = read(pixels)
     mean, spread = values.mean(0), values.std(0, correction=0)
-    spread = torch.where(spread > 1e-6 * spread.max(), spread, torch.inf)  # what never varies tells nothing
+    spread = torch.where(spread > 1e-6 * spread.max(), spread, torch.inf)  # constant features are not useful
     gaps = torch.stack([_class_gap((values - mean) / spread, labels == c) for c in known])  # [K, F]
     best = gaps.abs().argmax(0)
     signs = gaps.gather(0, best[None])[0].sign()
     classes = known[best]
-    against = torch.where(labels[:, None] == classes, -signs, signs)  # [N, F], where the attack moves each
+    against = torch.where(labels[:, None] == classes, -signs, signs)  # [N, F], the direction of the attack
     attacked = read.moved(pixels, against, epsilon, n_steps, progress)
     scaled = (attacked - mean) / spread
     robust = torch.stack([signs[f] * _class_gap(scaled[:, f], labels == classes[f]) for f in range(len(classes))])
@@ -325,19 +347,19 @@ def feature_scores(
 
 @dataclass(frozen=True)
 class _FeatureExtractor:
-    """Features of samples: the inputs, or the channels of a layer in the mean over places."""
+    """Reader of features: the inputs, or the channels of a layer averaged over positions."""
 
     model: Model
     layer: str | None
     box: Box
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """`[N, F]`."""
+        """Return the features `[N, F]`."""
         with torch.no_grad():
             return torch.cat([self._read(part) for part in pixels.split(max_batch_size(pixels))])
 
     def moved(self, pixels: Tensor, towards: Tensor, epsilon: float, steps: int, progress: Progress) -> Tensor:
-        """The features where each, by itself, is moved in the direction `towards` [N, F] as far as ε lets it."""
+        """Return the features, each separately moved in its direction `towards` `[N, F]` as far as ε allows."""
         if self.layer is None:
             shifts = epsilon * towards.view_as(pixels)
             return self(self.box.clipped(pixels + shifts))
@@ -351,7 +373,7 @@ class _FeatureExtractor:
         return torch.stack(columns, 1)
 
     def _climbed(self, pixels: Tensor, signs: Tensor, f: int, epsilon: float, steps: int) -> Tensor:
-        """PGD on one feature, `[n]`: the furthest it got. A unit that is off gets its gradient round the ReLU that stops it."""
+        """Return the extreme value of one feature by PGD, `[n]`. The gradient of inactive units bypasses their ReLU."""
         moved = pixels
         furthest = self._read(pixels)[:, f].detach() * signs
         for _ in range(steps):
@@ -376,7 +398,7 @@ class _FeatureExtractor:
 
 
 def _class_gap(values: Tensor, chosen: Tensor) -> Tensor:
-    """½ (E[f | chosen] − E[f | not])."""
+    """Return ½ (E[f | chosen] − E[f | not chosen])."""
     return (values[chosen].mean(0) - values[~chosen].mean(0)) / 2
 
 

@@ -1,4 +1,4 @@
-"""explain_dataset(): explanations of a whole data set, on one machine or many, that survive being killed."""
+"""`explain_dataset`: explanations of a whole dataset, on one machine or several, resumable after interruption."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -47,45 +47,40 @@ def explain_dataset(
     >>> whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])       # nothing left to do
     >>> whence.explain_dataset(model, dataset, "explanations", shard="3/8")                  # the fourth of eight array jobs
 
-    `inputs` is map-style (PyTorch's, Hugging Face's, `(x, y)`), its rows inputs or pairs of input and label; `read` makes them
-    of other rows. `target` is "predicted", "label", or a target as for `explain` (`[n]`: one each). `reduce` "channels" keeps
-    maps summed over channels in half precision, "none" relevance as it is. `layers` keeps the relevance of every channel of
-    named layers, `pictures` small pictures of the inputs for looking at.
-
-    Each shard of `shard_size` samples is written aside and renamed, with a checksum; a rerun computes the missing ones alone
-    and refuses a store of another model, method, data or setting, naming which. Samples that cannot be read or explained are in
-    `store.failures`. `shard="i/n"` does every n-th shard, for array jobs and `torchrun`, with no coordinator; `engine="ray"`
-    shares the shards among the workers of a Ray cluster at `address`.
+    Each shard is written to a temporary file with a checksum, then renamed. A rerun computes only the missing shards; it
+    refuses a store that was made with another model, method, dataset or setting. Samples that cannot be read or explained are
+    listed in `store.failures`.
 
     Args:
-        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
-        inputs: A map-style dataset (of PyTorch, of Hugging Face, or `(x, y)`) whose rows are inputs or pairs of input and
-            label.
-        store: Folder of the store, new or unfinished.
-        method: A method or its short name; LRP with its default rules if not given.
-        target: What is explained: "predicted", "label", or a target as for `explain`.
-        layers: Module paths whose channel relevance is stored.
-        batch_size: Number of samples explained at once; chosen by their size if not given.
-        shard_size: Number of samples in a file.
-        reduce: "channels" for maps summed over channels in half precision, "none" for the relevance as it is.
-        read: Function that makes an input, or a pair of input and label, of a row.
-        class_names: Names of the classes.
-        pictures: Whether to store small images of the inputs, for reports.
-        shard: "i/n" to compute every n-th shard from the i-th on, or "env" under torchrun.
-        engine: "local" or "ray".
-        address: Address of a Ray cluster, host:port.
-        progress: False for no progress bar, or a function that is called with (done, total).
-
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is not modified.
+        inputs: A map-style dataset (of PyTorch or Hugging Face) or `(x, y)`; its rows are inputs, or pairs of input and label.
+        store: The folder of the store, new or unfinished.
+        method: A method or its short name; defaults to LRP with rules that suit most networks.
+        target: "predicted", "label", or any target that `explain` takes; a tensor `[n]` is one target per sample.
+        layers: Names of modules for which the relevance of every channel is stored.
+        batch_size: The number of samples explained at once; None chooses it by the size of the samples.
+        shard_size: The number of samples per shard.
+        reduce: "channels" stores relevance summed over channels in half precision, "none" stores it as it is.
+        read: A function from a row of the dataset to an input, or to a pair of input and label.
+        class_names: Names of the classes, for reports.
+        pictures: Whether to store thumbnails of the inputs.
+        shard: "i/n" or `(i, n)` computes every n-th shard, starting at i, for array jobs; "env" reads i and n from the
+            environment variables that torchrun sets. The jobs need no coordinator.
+        engine: "local", or "ray" to distribute the shards among the workers of a Ray cluster.
+        address: The address of the Ray cluster, host:port.
+        progress: Whether to show a progress bar, or a function that is called with (done, total).
     Returns:
         The `Store`.
-
     Raises:
-        StoreError: If the folder holds explanations of other settings.
+        InputError: The dataset is empty, or cannot be read by index.
+        RuleError: A setting is invalid.
+        TargetError: The targets do not match the samples.
+        StoreError: The folder holds other files, or a store of other settings; or a shard cannot be written.
     """
     if reduce not in REDUCTIONS:
         raise RuleError(f"reduce={reduce!r}; choose from {', '.join(REDUCTIONS)}")
     if isinstance(target, str) and target not in ("predicted", "label"):
-        raise RuleError(f"target={target!r}; choose 'predicted', 'label', or what explain() takes")
+        raise RuleError(f"target={target!r}; choose 'predicted', 'label', or any target that explain() takes")
     if not isinstance(shard_size, int) or shard_size < 1:
         raise InputError(f"shard_size={shard_size!r}; expected the number of samples in a file")
     rows = DatasetRows.of(inputs, read)
@@ -93,7 +88,7 @@ def explain_dataset(
         raise InputError("the dataset is empty")
     wanted = torch.as_tensor(target) if isinstance(target, list | tuple | np.ndarray) else target
     if isinstance(wanted, Tensor) and wanted.dim() and len(wanted) != rows.count:
-        raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one, or one each")
+        raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one for all, or one per sample")
     job = StoreJob(model, rows, resolve_method(method), wanted, tuple(layers), batch_size, reduce, pictures, rows.shape)
     folder = Path(store)
     if not (folder / MANIFEST).is_file():
@@ -109,7 +104,7 @@ def explain_dataset(
 
 
 def pending_shards(store: Store, numbers: Sequence[int]) -> list[int]:
-    """Return the shards that are missing, or damaged and to be computed again."""
+    """Return the shards that are missing or damaged; damaged files are deleted."""
     found = []
     for number in numbers:
         try:
@@ -121,7 +116,7 @@ def pending_shards(store: Store, numbers: Sequence[int]) -> list[int]:
 
 
 def _try_first_sample(job: StoreJob) -> None:
-    """A sample, before a folder is claimed for settings that cannot work."""
+    """Explain one sample, so that invalid settings raise an error before the folder is created."""
     worker, failed = ShardWorker(job), None
     for i in range(min(job.rows.count, SAMPLED_ROWS)):
         sample, _ = job.rows.read([i], job.shape)
@@ -129,21 +124,21 @@ def _try_first_sample(job: StoreJob) -> None:
             if sample is not None:
                 worker.explained(sample)
                 return
-        except WhenceError as error:  # perhaps of this sample alone
+        except WhenceError as error:  # the error may concern this sample only
             failed = failed or error
     if failed is not None:
         raise failed
 
 
 def run_locally(job: StoreJob, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
-    """One shard after the other in this process."""
+    """Compute one shard after the other in this process."""
     if address is not None:
         raise RuleError("address= is the address of a Ray cluster; pass engine='ray' too")
     _track(map(shard_writer(job, store.folder), todo), store, todo, shown)
 
 
 def run_on_cluster(job: StoreJob, store: Store, todo: Sequence[int], shown: Progress, address: str | None) -> None:
-    """Every machine of the cluster must see the store's folder under the same path."""
+    """Compute the shards on a Ray cluster, all machines of which must see the folder of the store at the same path."""
     done = run_on_ray(shard_writer, (job, Path(store.folder).resolve()), todo, address)
     _track((number for number, _ in done), store, todo, shown)
 

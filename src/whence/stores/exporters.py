@@ -1,4 +1,4 @@
-"""Stores in the formats of others: HDF5 as ViRelAy and CoRelAy read it, Parquet for tables."""
+"""Conversion of stores to other formats: HDF5 as ViRelAy and CoRelAy read it, Parquet for tables."""
 
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ STORE_SUFFIXES = (".h5", ".parquet")
 
 
 def export_store(store: Store, path: str | Path) -> list[Path]:
-    """Write a store as `.h5` (ViRelAy's and CoRelAy's) or `.parquet`; returns the files.
+    """Write a store as `.h5` (for ViRelAy and CoRelAy) or `.parquet`, and return the paths of the files.
 
     >>> export_store(whence.open_store("explanations"), "explanations.h5")
 
-    HDF5 is two files: `NAME.h5` with `attribution` [n, C, H, W], `prediction`, `label`, `index`, and `NAME-input.h5` with the
-    small pictures as `data` and `label`. Parquet has a row a sample, maps as lists.
+    HDF5 is written to two files: `NAME.h5` with `attribution` [n, C, H, W], `prediction`, `label`, `index`, and `NAME-input.h5`
+    with the thumbnails as `data`, and `label`. Parquet has one row per sample, with maps as lists.
     """
     path = Path(path)
     if path.suffix not in STORE_SUFFIXES:
-        raise StoreError(f"cannot export to {path.name!r}: choose {', '.join(STORE_SUFFIXES)}")
+        raise StoreError(f"cannot export to {path.name!r}; choose a suffix from {', '.join(STORE_SUFFIXES)}")
     if not len(store):
         raise StoreError(f"{store.folder} holds no explanations yet")
     return _hdf5(store, path) if path.suffix == ".h5" else _parquet(store, path)
@@ -32,7 +32,7 @@ def _hdf5(store: Store, path: Path) -> list[Path]:
     try:
         import h5py
     except ImportError as error:
-        raise MissingPackageError("HDF5 is written by h5py; pip install h5py") from error
+        raise MissingPackageError("writing .h5 files needs h5py; pip install h5py") from error
     labels = store.column("label").numpy()
     with h5py.File(path, "w") as file:
         shape = store.relevance.shape
@@ -57,7 +57,7 @@ def _parquet(store: Store, path: Path) -> list[Path]:
         import pyarrow
         from pyarrow.parquet import ParquetWriter
     except ImportError as error:
-        raise MissingPackageError("Parquet is written by pyarrow; pip install pyarrow") from error
+        raise MissingPackageError("writing .parquet files needs pyarrow; pip install pyarrow") from error
     writer: Any = None
     try:
         for number in store.present:

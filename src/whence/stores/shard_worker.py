@@ -1,4 +1,4 @@
-"""The work on one shard: what a job is, and who does it."""
+"""Computation of the shards of a store."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,13 +22,13 @@ from whence.methods.batching import automatic_batch_size
 from whence.methods.registry import Method
 from whence.stores.store import Manifest, Shard, Store, to_half_precision
 
-SAMPLED_ROWS = 8  # rows by which data sets are told apart
-THUMBNAIL_SIDE = 64  # pixels a side, of the pictures that are kept for looking at
+SAMPLED_ROWS = 8  # number of rows by which datasets are distinguished
+THUMBNAIL_SIDE = 64  # largest side of stored thumbnails in pixels
 
 
 @dataclass(frozen=True)
 class StoreJob:
-    """The computation of every shard; it can be sent to other machines."""
+    """The model, data and settings from which all shards are computed; it can be sent to other machines."""
 
     model: Callable[..., Any]
     rows: DatasetRows
@@ -38,7 +38,7 @@ class StoreJob:
     batch_size: int | None
     reduce: str
     pictures: bool
-    shape: Any = None  # of the samples; others fail
+    shape: Any = None  # of the samples; those of other shapes fail
 
     def manifest(self, shard_size: int, classes: Sequence[str]) -> Manifest:
         return Manifest(
@@ -49,7 +49,7 @@ class StoreJob:
         )  # fmt: skip
 
     def _data(self) -> str:
-        """By its length and a few of its rows: reading all would take as long as explaining them."""
+        """Return a fingerprint of the dataset by its length and a few rows; reading all would take as long as explaining."""
         count = self.rows.count
         looked_at = sorted({round(i * (count - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)}) if count else []
         found = []
@@ -62,14 +62,14 @@ class StoreJob:
 
 
 class ShardWorker:
-    """Explains shards, on the prepared explainer; the next batch is read while one is explained."""
+    """Computes shards with a prepared explainer; the next batch is read while the current one is explained."""
 
     def __init__(self, job: StoreJob):
         self.job = job
         self._explainer = Explainer(job.model, job.method)
 
     def shard(self, numbers: range) -> Shard:
-        """All samples of these numbers, and those that failed."""
+        """Explain the samples with these indices; return them and those that failed."""
         parts: list[dict[str, Tensor]] = []
         failures: list[UnreadableRow] = []
         for samples, unreadable in self._read(numbers):
@@ -110,7 +110,7 @@ class ShardWorker:
         return 1
 
     def explained(self, samples: SampleBatch) -> dict[str, Tensor]:
-        """The columns of one batch."""
+        """Explain a batch and return the columns of the store."""
         job, shown = self.job, []
         e = self._explainer(
             samples.inputs.beside(job.model).nest, self._target(samples, shown), layers=job.layers, progress=False
@@ -139,7 +139,7 @@ class ShardWorker:
             if wanted == "predicted":
                 return LogitRecorder(None, shown=shown)
             if labels is None:
-                raise RuleError("target='label' needs labels; the data set has none")
+                raise RuleError("target='label' needs labels, but the dataset has none")
             return LogitRecorder(labels, shown=shown)
         if isinstance(wanted, Logit):
             here = wanted.mapped(lambda index: index[numbers])
@@ -150,24 +150,24 @@ class ShardWorker:
 
 
 def write_shard(worker: ShardWorker, store: Store, number: int) -> None:
-    """One shard, explained and written."""
+    """Explain one shard and write it."""
     found = worker.shard(store.manifest.rows(number))
     try:
         found.write(store.path(number), store.manifest.settings)
-    except Exception as error:  # safetensors' own, for a full disk too
+    except Exception as error:  # safetensors raises its own error type, for a full disk too
         if isinstance(error, WhenceError):
             raise
         raise StoreError(f"{store.path(number)} cannot be written: {first_line(error)}") from error
 
 
 def reduce_relevance(e: Explanation) -> Tensor:
-    """Relevance summed over channels: `[n, H, W]` of pictures, `[n, T]` of series and texts, as it is of vectors."""
+    """Sum relevance over channels: `[n, H, W]` for images, `[n, T]` for series and texts; vectors are unchanged."""
     relevance = _single_input(e)
     return relevance.sum(1) if relevance.dim() > 2 else relevance
 
 
 def _logits_of_inputs(shown: list[Tensor], e: Explanation) -> Tensor:
-    """The logits that gave the explained outputs: many methods ask for altered inputs too."""
+    """Return the recorded logits that belong to the explained outputs; many methods run the model on other inputs too."""
     for logits in shown:
         if len(logits) == len(e) and torch.allclose(logits.gather(1, e.target.index[:, None])[:, 0], e.output, rtol=1e-4):
             return logits
@@ -182,20 +182,20 @@ def _single_input(e: Explanation) -> Tensor:
 
 
 def _channel_relevance(relevance: Any, channels_first: bool) -> Tensor:
-    """Σ over space, `[n, C]`, of all calls of the layer; of texts and patches `[n, T, C]` over tokens."""
+    """Sum relevance over space and calls of the layer, `[n, C]`; over tokens for texts and patches `[n, T, C]`."""
     calls = relevance if isinstance(relevance, tuple) else (relevance,)
     found = [r if r.dim() < 3 else r.flatten(2).sum(2) if r.dim() > 3 or channels_first else r.sum(1) for r in calls]
     return torch.stack(found).sum(0).float()
 
 
 def _channels_first(model: Any, layer: str) -> bool:
-    """Whether `[n, …, …]` of this layer is a series `[n, C, T]`, not tokens `[n, T, C]`."""
+    """Return whether `[n, …, …]` of this layer is a series `[n, C, T]` rather than tokens `[n, T, C]`."""
     kinds = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
     return isinstance(model, nn.Module) and isinstance(dict(model.named_modules()).get(layer), kinds)
 
 
 def _thumbnails(e: Explanation) -> Tensor | None:
-    """The inputs as bytes, `[n, C, h, w]`, at most so many pixels a side; None of what is no picture."""
+    """Return images as bytes `[n, C, h, w]`, scaled down to `THUMBNAIL_SIDE`; None for other inputs."""
     x = next(iter(named_leaves(e.inputs).values()))
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         return None

@@ -1,4 +1,4 @@
-"""A store of explanations: a folder of shards, each written aside and renamed, and a manifest of what made them."""
+"""A store of explanations: a folder of shards and a manifest of the settings they were computed with."""
 
 import json
 import operator
@@ -20,16 +20,16 @@ from whence.errors import LoadError, StoreError, count_noun, first_line
 FORMAT = 1
 MANIFEST = "manifest.json"
 ALL = slice(None)
-SCALE_COLUMN = "relevance_scale"  # what half-precision maps are to be multiplied by
+SCALE_COLUMN = "relevance_scale"  # factor by which half-precision maps are multiplied
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The settings of a store. Runs whose manifests differ cannot share a store."""
+    """The settings of a store; runs whose manifests differ cannot share a store."""
 
     count: int  # samples
     shard_size: int
-    model: str  # fingerprints, and words for people
+    model: str  # fingerprints; `method_words` is the readable form
     method: str
     method_words: str
     data: str
@@ -47,25 +47,26 @@ class Manifest:
 
     @property
     def settings(self) -> str:
-        """One word for all of it."""
+        """The fingerprint of all settings."""
         return fingerprint(self._plain)
 
     def class_name(self, number: int) -> str:
+        """Return the name of a class, or its number if it has no name."""
         return self.class_names[number] if number < len(self.class_names) else str(number)
 
     def rows(self, shard: int) -> range:
-        """The numbers of the samples in a shard."""
+        """Return the indices of the samples in a shard."""
         return range(shard * self.shard_size, min(self.count, (shard + 1) * self.shard_size))
 
     def differs(self, other: "Manifest") -> list[str]:
-        """In words, where two are not alike."""
+        """Return descriptions of the settings in which two manifests differ."""
         mine, its = self._plain, other._plain
         return [f"{name} ({_shorten(its[name])} there, {_shorten(mine[name])} now)" for name in mine if mine[name] != its[name]]
 
     @property
     def _plain(self) -> dict[str, Any]:
         plain = json.loads(json.dumps(asdict(self)))
-        del plain["class_names"]  # names change no number
+        del plain["class_names"]  # names do not change any value
         return plain
 
     def write(self, folder: Path) -> None:
@@ -85,23 +86,23 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some samples of a store: tensors by name, `[n, …]` each, and the samples that failed."""
+    """Some samples of a store: tensors `[n, …]` by name, and the samples that failed."""
 
     tensors: Mapping[str, Tensor]
     failures: Sequence[Mapping[str, Any]] = ()
 
     def write(self, path: Path, settings: str) -> None:
-        """Aside, then renamed: what is there is whole."""
+        """Write the shard to a temporary file and rename it, so that an existing file is always complete."""
         from safetensors.torch import save_file
 
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         about = {"settings": settings, "checksum": _checksum(tensors), "failures": list(self.failures)}
         with atomic_write(path) as beside:
-            save_file(tensors, beside, {"about": json.dumps(about)})  # several entries would come in any order
+            save_file(tensors, beside, {"about": json.dumps(about)})  # a single entry, because the order of several would vary
 
     @classmethod
     def read(cls, path: Path, settings: str) -> "Shard":
-        """Checked: of these settings, and as it was written."""
+        """Read a shard; raise `StoreError` if it is damaged or has other settings."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -119,16 +120,20 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Explanations of a data set, read as they are asked for.
+    """Explanations of a dataset, read from disk on demand.
 
     >>> store = whence.open_store("explanations")
     >>> len(store), store[17]["relevance"].shape
     >>> store.relevance[:100]                       # of the first hundred samples
     >>> store.column("prediction")                  # [n]; output, label, target, confidence, index, relevance_sum, …
-    >>> store.channels("features.10")               # [n, C], where the layer was asked for
+    >>> store.channels("features.10")               # [n, C], for the layers that were stored
     >>> store.failures, store.missing
 
-    Samples that failed are not among them; `index` says which sample of the data a row is.
+    Samples that failed have no row; `index` holds the dataset index of each row.
+
+    Args:
+        folder: The folder of the store.
+        manifest: The settings of the store.
     """
 
     folder: Path
@@ -142,16 +147,17 @@ class Store:
         return f"Store of {there} by {self.manifest.method_words} in {self.folder}{missing}{failed}"
 
     def path(self, shard: int) -> Path:
+        """Return the path of a shard."""
         return shard_path(self.folder, shard)
 
     @cached_property
     def present(self) -> list[int]:
-        """The shards that are there."""
+        """The shards that exist."""
         return [shard for shard in range(self.manifest.shards) if self.path(shard).is_file()]
 
     @property
     def missing(self) -> list[int]:
-        """The shards that are yet to be computed."""
+        """The shards that are not computed yet."""
         return sorted(set(range(self.manifest.shards)) - set(self.present))
 
     @cached_property
@@ -161,7 +167,7 @@ class Store:
 
     @cached_property
     def index(self) -> Tensor:
-        """The number in the data of each row, `[n]`."""
+        """The dataset index of each row, `[n]`."""
         return self.column("index")
 
     @property
@@ -171,14 +177,14 @@ class Store:
 
     @property
     def _filled(self) -> list[Shard]:
-        """The first shard in which not every sample failed."""
+        """The first shard with at least one explained sample, as a list."""
         return next(([found] for number in self.present if len((found := self.shard(number)).tensors["index"])), [])
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        """All columns of one row."""
+        """Return all columns of one row."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} is out of range for a store of {len(self)} rows")
         number = int(self.index[row])
@@ -191,7 +197,7 @@ class Store:
         return (self[i] for i in range(len(self)))
 
     def shard(self, number: int) -> Shard:
-        """Read and checked; the last few are kept."""
+        """Read and check a shard; the last few are cached."""
         if number not in self._shards:
             if len(self._shards) >= 4:
                 self._shards.pop(next(iter(self._shards)))
@@ -199,16 +205,28 @@ class Store:
         return self._shards[number]
 
     def column(self, name: str) -> Tensor:
-        """One value or vector of every row, `[n, …]`."""
+        """Return one column, `[n, …]`.
+
+        Args:
+            name: One of `names`.
+        Raises:
+            StoreError: There is no such column, or no shard yet.
+        """
         if not self.present:
             raise StoreError(f"{self.folder} contains no shards yet")
         if name not in self.names:
-            raise StoreError(f"the store has no {name!r}; it has {', '.join(self.names)}")
+            raise StoreError(f"the store has no column {name!r}; it has {', '.join(self.names)}")
         parts = [self.shard(shard).tensors for shard in self.present]
         return torch.cat([tensors[name] for tensors in parts if len(tensors["index"])])
 
     def channels(self, layer: str) -> Tensor:
-        """The relevance of every channel of a layer, `[n, C]`."""
+        """Return the relevance of every channel of a layer, `[n, C]`.
+
+        Args:
+            layer: The name of a layer that was stored.
+        Raises:
+            StoreError: The layer was not stored.
+        """
         known = [name.removeprefix("layers.") for name in self.names if name.startswith("layers.")]
         if layer not in known:
             raise StoreError(f"the store has no relevance of layer {layer!r}; it has {', '.join(known) or 'no layers'}")
@@ -216,13 +234,13 @@ class Store:
 
     @property
     def relevance(self) -> "StoreColumn":
-        """Maps by row, read as they are sliced: `store.relevance[100:200]`, `[100, …]`; `np.asarray(store.relevance)`."""
+        """Relevance by row, read on slicing: `store.relevance[100:200]`, `[100, …]`, or `np.asarray(store.relevance)`."""
         return StoreColumn(self, read_maps)
 
 
 @dataclass(frozen=True, eq=False)
 class StoreColumn:
-    """Rows of a store that may be too many for memory."""
+    """A column of a store, read on demand because it may not fit into memory."""
 
     store: Store
     of: Callable[[Shard], Tensor]
@@ -249,7 +267,7 @@ class StoreColumn:
         return torch.stack([found[number] for number in wanted.tolist()]) if len(wanted) else torch.zeros(0, *self.shape[1:])
 
     def batches(self) -> Iterator[Tensor]:
-        """A shard at a time."""
+        """Yield the rows of one shard at a time."""
         shards = (self.store.shard(shard) for shard in self.store.present)
         return (self.of(shard) for shard in shards if len(shard.tensors["index"]))
 
@@ -265,13 +283,11 @@ def open_store(path: str | Path) -> Store:
     Store of 10000 of 10000 samples by LRP() in explanations
 
     Args:
-        path: Folder of the store.
-
+        path: The folder of the store.
     Returns:
         The `Store`.
-
     Raises:
-        StoreError: If the folder holds no store.
+        LoadError: The folder does not exist or does not hold a store.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -280,7 +296,7 @@ def open_store(path: str | Path) -> Store:
 
 
 def claim_store(folder: Path, manifest: Manifest) -> Store:
-    """The store of this manifest in a folder, new or begun; one of other settings is refused."""
+    """Return the store with this manifest in a folder, new or existing; raise `StoreError` if its settings differ."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).is_file():
         if any(not path.name.startswith(".") for path in folder.iterdir()):  # another job may be writing its manifest
@@ -299,7 +315,7 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def to_half_precision(relevance: Tensor) -> dict[str, Tensor]:
-    """Maps in half precision, each in shares of its largest value, so that none is too large or too small for it."""
+    """Convert maps to half precision, each divided by its largest value, which prevents overflow and underflow."""
     scale = relevance.flatten(1).abs().amax(1).float()
     shares = relevance.float() / scale.clamp(min=1e-30).view(-1, *[1] * (relevance.dim() - 1))
     return {"relevance": shares.half(), SCALE_COLUMN: scale}
@@ -310,7 +326,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_maps(shard: Shard, rows: slice = ALL) -> Tensor:
-    """Relevance as it was, of some rows of a shard."""
+    """Return the relevance of some rows of a shard, with its scale restored."""
     maps = shard.tensors["relevance"][rows]
     if SCALE_COLUMN not in shard.tensors:
         return maps

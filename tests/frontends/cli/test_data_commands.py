@@ -83,17 +83,17 @@ def test_compare(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("evaluate", "--methods", "lpr"), "no method 'lpr'; did you mean 'lrp'"),
-        (("evaluate", "--metrics", "sgr"), "no metric 'sgr'; did you mean 'srg'"),
-        (("evaluate", "--data", "nowhere"), "no folder or file nowhere"),
-        (("evaluate", "--imputer", "much"), "give a number or one of"),
-        (("evaluate", "--limit", "0"), "give at least 1"),
+        (("evaluate", "--methods", "lpr"), "unknown method 'lpr'; did you mean 'lrp'"),
+        (("evaluate", "--metrics", "sgr"), "unknown metric 'sgr'; did you mean 'srg'"),
+        (("evaluate", "--data", "nowhere"), "nowhere does not exist"),
+        (("evaluate", "--imputer", "much"), "expected a number or one of"),
+        (("evaluate", "--limit", "0"), "expected at least 1"),
         (("evaluate", "--out", "report.doc"), "must be one of .png"),
-        (("compare", "--methods", "gxi"), "no method 'gxi'"),
+        (("compare", "--methods", "gxi"), "unknown method 'gxi'"),
         (("explain-dataset", "s", "--target", "all"), "choose 'predicted'"),
         (("explain-dataset", "s", "--engine", "spark"), "choose from local, ray"),
         (("explain-dataset", "s", "--shard", "4"), "give 'i/n'"),
-        (("audit", "nowhere"), "no folder nowhere"),
+        (("audit", "nowhere"), "folder nowhere does not exist"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run, words, said):
@@ -121,8 +121,8 @@ def test_export_the_bundled_network(run, tmp_path):
     assert code == 0
     assert "['batch', 1, 28, 28]" in out
     for words, message in [
-        (("--method", "shapley"), "asks the model many times"),
-        (("--method", "lpr"), "no method 'lpr'"),
+        (("--method", "shapley"), "cannot be captured as one graph"),
+        (("--method", "lpr"), "unknown method 'lpr'"),
         (("--out", "x.bin"), "written to .pt2 or .onnx"),
         (("--compiled", "--out", "x.onnx"), "compiled program is written to .pt2"),
         (("--out", "nowhere/x.pt2"), "no folder nowhere"),
@@ -143,8 +143,8 @@ def test_first_errors_with_a_network_of_ones_own(run, photos, tmp_path):
     assert "cannot run on an input of shape (1, 3, 30, 40)" in err
     code, out, err = run("explain", "photo.png", "--model", "nets.py:make", "--size", 28)
     assert code == 0
-    assert "the weights are those that nets.py:make gives" in err
-    assert "does not say how pictures are normalised" in err
+    assert "using the weights that nets.py:make sets" in err
+    assert "does not state its image normalisation" in err
     code, _, err = run("explain", "photo.png", "--model", "nets.py:make", "--size", 28, "--target", "robin")
     assert (code, "does not name its classes" in err) == (2, True)
     code, _, err = run("explain", "--target", "robin")
@@ -153,7 +153,7 @@ def test_first_errors_with_a_network_of_ones_own(run, photos, tmp_path):
     assert (code, "net.pt holds weights, not the network" in err) == (2, True)
     code, _, err = run("explain", "photo.png")
     assert code == 0
-    assert "digits reads digits, white on black, 28 × 28" in err
+    assert "digits expects digits, white on black, 28 × 28" in err
     code, _, err = run("models", "nets.py:make")
     assert code == 2
     assert "whence models --layers nets.py:make" in err

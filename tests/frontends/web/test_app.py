@@ -129,7 +129,7 @@ def test_prototypes_are_taken_for_their_classes(server):
     assert [one["name"] for one in found["prototypes"]] == ["3", "7"]
     assert all(one["share"] > 0.9 for one in found["prototypes"])
     wrong = server.post("/api/prototypes", json={"model": "tiny.py:net", "classes": [0], "prior": "expert"})
-    assert "bundled for digits alone" in wrong.json()["error"]
+    assert "only bundled for the digits model" in wrong.json()["error"]
 
 
 def test_attacks_go_as_far_as_they_may(server):
@@ -148,24 +148,24 @@ def test_a_tiny_network_is_what_it_computes(server, way):
     assert found["output"] == (3 if way.startswith("max") else 1)
     for edges, column in zip(found["edges"], found["columns"], strict=False):
         assert np.sum(edges["messages"], 0) == pytest.approx(column["relevance"])
-    assert "no network" in server.post("/api/steps", json={"way": "max", "inputs": [3, 1]}).json()["error"]
+    assert "unknown network" in server.post("/api/steps", json={"way": "max", "inputs": [3, 1]}).json()["error"]
 
 
 def test_reports_are_pages_that_run_nothing(server):
     asked = {"model": "digits", "methods": ["lrp", "random"], "metrics": ["sparseness"], "count": 5}
     address = server.post("/api/evaluation", json=asked).json()["address"]
     page = server.get(f"/{address}")
-    assert "Which explanation can be trusted?" in page.text
+    assert "Evaluation of explanation methods" in page.text
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
     assert "sandbox" in page.headers["content-security-policy"]
     assert "<script" not in page.text
     assert server.get("/api/reports/none").status_code == 404
     wrong = server.post("/api/evaluation", json=asked | {"methods": ["lrpp"]})
-    assert "no method 'lrpp'" in wrong.json()["error"]
+    assert "unknown method 'lrpp'" in wrong.json()["error"]
     without = server.post("/api/evaluation", json=asked | {"model": "tiny.py:net"})
-    assert "start the server with it: whence serve --model tiny.py:net --data FOLDER" in without.json()["error"]
+    assert "start the server with data: whence serve --model tiny.py:net --data FOLDER" in without.json()["error"]
     audit = server.post("/api/audit", json={"store": "/etc"})
-    assert "no store '/etc' was named at the start" in audit.json()["error"]
+    assert "unknown store '/etc'; pass it as --store" in audit.json()["error"]
 
 
 @pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("npz", b"PK"), ("html", b"<!doctype html>")])

@@ -180,7 +180,7 @@ def test_layers_and_channels(page):
     page.wait_for_selector("#channels button")
     page.locator("#channels button").first.click()
     page.wait_for_selector("#channels canvas")
-    assert "what flows through channel" in page.locator("#channels canvas").get_attribute("aria-label")
+    assert "relevance through channel" in page.locator("#channels canvas").get_attribute("aria-label")
 
 
 def test_pictures_downloads_and_permalinks(page, address, tmp_path):
@@ -212,7 +212,7 @@ def test_what_a_channel_stands_for(page):
     page.click("#show-layers")
     page.locator("#layers button").nth(3).click()
     page.locator("#channels button").first.click()
-    page.get_by_role("button", name="stand for").click()
+    page.get_by_role("button", name="responds to").click()
     expect(page.locator("#concept figure")).to_have_count(7)
     assert page.locator("#concept figcaption").first.inner_text() == "prototype"
 
@@ -235,14 +235,14 @@ def test_an_attack_grows_with_epsilon(page):
     expect(page.locator("#twin")).to_contain_text("still 7")
     page.locator("#distance").fill("0.25")
     expect(page.locator("#twin")).to_contain_text("was 7")
-    assert page.locator("#twin canvas").get_attribute("aria-label").startswith("heatmap of the twin for")
+    assert page.locator("#twin canvas").get_attribute("aria-label").startswith("heatmap of the adversarial example for")
 
 
 def test_one_steps_through_a_tiny_network(page, address):
     page.goto(address + "flow.html")
     expect(page.locator("#step")).to_have_text("Step 0 of 3: the forward pass gives y = 3.")
     assert page.locator("#back").is_disabled()
-    for said in ("what it gives", "from y down to h1, h2, h3", "from h1, h2, h3 down to a1, a2"):
+    for said in ("is its activation", "from y down to h1, h2, h3", "from h1, h2, h3 down to a1, a2"):
         page.click("#next")
         expect(page.locator("#step")).to_contain_text(said)
     assert page.locator("#next").is_disabled()
@@ -276,10 +276,10 @@ def test_evaluations_and_audits_are_shown_as_reports(page, address):
     page.locator("#count").fill("5")
     page.click("#evaluation button")
     report = page.frame_locator("#report")
-    expect(report.locator("h1")).to_have_text("Which explanation can be trusted?")
+    expect(report.locator("h1")).to_have_text("Evaluation of explanation methods")
     assert report.locator("tbody tr").count() == 3
     page.locator("#audit button").press("Enter")
-    expect(report.locator("h1")).to_have_text("Is the model right for the wrong reason?")
+    expect(report.locator("h1")).to_have_text("Audit of explanations")
     assert "Class 3" in report.locator("h2").first.inner_text()  # with the mark
     assert report.locator("img.usual").first.is_visible()
     report.locator("#safe").check()
@@ -302,7 +302,7 @@ def test_a_token_is_asked_by_a_click(page):
     expect(page.locator("#account")).not_to_have_text(said)
     assert "background: rgb(255, 255, 255)" in tokens.nth(8).get_attribute("style")  # what comes later has no part in it
     tokens.nth(0).click()
-    expect(page.locator("#error")).to_contain_text("nothing comes before the first token")
+    expect(page.locator("#error")).to_contain_text("the first token has no preceding context")
     assert page.locator("#flow").is_hidden()
 
 

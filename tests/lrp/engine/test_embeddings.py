@@ -108,7 +108,7 @@ def test_what_ids_of_the_networks_own_absorb_is_counted(ids):
     e = whence.explain(prompted, ids, 1, method=LRP({nn.Linear: Epsilon(0)}))
     assert e.conservation.error.max() < 1e-10
     own = layer(3 * table[7] + table[2])[1].detach()
-    assert torch.allclose(e.conservation.by_layer["ids that the model put in"], own.expand(2))
+    assert torch.allclose(e.conservation.by_layer["ids created inside the model"], own.expand(2))
 
 
 def test_deep_taylor_on_words_is_w_squared_by_hand():
@@ -184,5 +184,5 @@ def test_what_rules_of_the_input_layer_give_to_ids_of_the_networks_own_is_counte
     table, layer = torch.randn(9, 4), nn.Linear(4, 3)
     padded = lambda ids: layer(table[F.pad(ids, (0, 2), value=3)]).relu().sum(1)  # noqa: E731
     e = whence.explain(padded, ids, 1, method=LRP({whence.presets.input_layer: whence.WSquare()}))
-    assert e.conservation.by_layer["ids that the model put in"].abs().max() > 0
+    assert e.conservation.by_layer["ids created inside the model"].abs().max() > 0
     assert e.conservation.error.max() < 1e-10

@@ -11,7 +11,10 @@ from whence.evaluation.case import ExplainedBatch
 
 @dataclass(frozen=True)
 class Sparseness:
-    """Gini's coefficient of |R|: 0 where all is equally relevant, towards 1 where little is (Chalasani et al. 2020)."""
+    """Gini coefficient of |R|: 0 if relevance is distributed evenly, near 1 if it is concentrated (Chalasani et al. 2020).
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.Sparseness()])
+    """
 
     name: ClassVar[str] = "sparseness"
     better: ClassVar[str] = "neither"
@@ -25,7 +28,10 @@ class Sparseness:
 
 @dataclass(frozen=True)
 class Complexity:
-    """The entropy −Σ p ln p of p = |R| / Σ|R| (Bhatt et al. 2020)."""
+    """Entropy −Σ p ln p of p = |R| / Σ|R| (Bhatt et al. 2020).
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.Complexity()])
+    """
 
     name: ClassVar[str] = "complexity"
     better: ClassVar[str] = "neither"
@@ -37,8 +43,12 @@ class Complexity:
 
 @dataclass(frozen=True)
 class Completeness:
-    """|ΣR − (f(x) − f(x₀))| / |f(x) − f(x₀)| (Sundararajan et al. 2017): a gap, to be seen against a tolerance. x₀ is the
-    method's own baseline, where it has one, else 0 everywhere that something is explained, for ids f(x₀) = 0."""
+    """Completeness gap |ΣR − (f(x) − f(x₀))| / |f(x) − f(x₀)| (Sundararajan et al. 2017), to be compared with a tolerance.
+
+    x₀ is the baseline of the method, if it has one; otherwise x₀ = 0 for all explained inputs, and f(x₀) = 0 for token ids.
+
+    >>> whence.evaluate(model, x, ["integrated_gradients"], [whence.metrics.Completeness()])
+    """
 
     name: ClassVar[str] = "completeness"
     better: ClassVar[str] = "lower"
@@ -58,7 +68,12 @@ class Completeness:
 
 @dataclass(frozen=True)
 class ConservationGap:
-    """|f(x) − ΣR − what is known to have been absorbed| / |f(x)|: what nobody can account for."""
+    """Unexplained share of the output, |f(x) − ΣR − absorbed| / |f(x)|.
+
+    "Absorbed" is the share attributed to no input (mostly biases), as far as the method reports it.
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.ConservationGap()])
+    """
 
     name: ClassVar[str] = "conservation_gap"
     better: ClassVar[str] = "lower"
@@ -72,7 +87,10 @@ class ConservationGap:
 
 @dataclass(frozen=True)
 class RelevanceRatio:
-    """ΣR / f(x), the share of the output that reached the input: what is missing was absorbed by biases, ε and shifts."""
+    """Share of the output that is attributed to the input, ΣR / f(x); biases, ε and shifts absorb the rest.
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.RelevanceRatio()])
+    """
 
     name: ClassVar[str] = "relevance_ratio"
     better: ClassVar[str] = "neither"

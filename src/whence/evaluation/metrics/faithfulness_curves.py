@@ -1,5 +1,4 @@
-"""Region flipping: the most relevant regions are taken away first, and the least relevant first, in one pass; what is read of
-the two curves."""
+"""Region flipping: scores while regions are removed, the most or the least relevant first, and metrics of these curves."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -17,20 +16,25 @@ MEAN_REMOVAL = Removal()
 
 @dataclass(frozen=True)
 class FlippingCurves:
-    """The score over the fraction taken away, `[N, points]` each: from the whole input to nothing of it."""
+    """Scores over the fraction of regions removed, `[N, points]` each, from the whole input to the fully removed one."""
 
     fractions: Tensor
-    most_first: Tensor  # MIF, also called MoRF
-    least_first: Tensor  # LIF, LeRF
+    most_first: Tensor  # most influential first (MIF), also called MoRF
+    least_first: Tensor  # least influential first (LIF), also called LeRF
 
 
 @dataclass(frozen=True)
 class RegionFlipping:
-    """Takes regions away in the order of their mean relevance, in `n_steps` equal steps; ties in random order. What is not
-    varied is computed once: both ends belong to both orders.
+    """Removal of regions in the order of their mean relevance, in equal steps; ties are broken at random.
 
     >>> flipping = whence.metrics.RegionFlipping(whence.metrics.Removal(regions=8))
     >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.SRG(flipping)])
+
+    The curves with the most and the least relevant regions first share their end points, which are computed once.
+
+    Args:
+        removal: Which regions are removed, by which values they are replaced, and which score is computed.
+        n_steps: The number of steps, at least 1.
     """
 
     removal: Removal = MEAN_REMOVAL
@@ -38,10 +42,10 @@ class RegionFlipping:
 
     def __post_init__(self):
         if self.n_steps < 1:
-            raise RuleError(f"n_steps={self.n_steps}; give at least 1")
+            raise RuleError(f"n_steps={self.n_steps}; expected at least 1")
 
     def curves(self, case: ExplainedBatch) -> FlippingCurves:
-        """Return the curves of all samples, computed once for each explained batch."""
+        """Compute the curves of all samples, once per explained batch."""
         key = cache_key(self)
         if key not in case.curves:
             case.curves[key] = self._curves(case)
@@ -50,11 +54,11 @@ class RegionFlipping:
     def _curves(self, case: ExplainedBatch) -> FlippingCurves:
         batch, regions = case.batch, self.removal.regions_of(case.batch)
         ranks, counts = rank_regions(regions.means(case.relevance), regions.valid, batch.random("ties")), regions.counts
-        points = self.n_steps  # for samples of few regions too: their values must not depend on batch-mates that have more
+        points = self.n_steps  # also for samples with few regions: their values must not depend on other samples of the batch
         removed = (torch.linspace(0, 1, points + 1, dtype=torch.float64)[:, None] * counts).round().long()  # [points + 1, N]
 
         def chosen(rounds: slice) -> Tensor:
-            """All most-first rounds but the ends, all least-first ones, and the end."""
+            """Return the regions removed in the inner steps of both orders, and in the last step, which both share."""
             number = torch.arange(rounds.start, rounds.stop)
             how_many = removed[torch.where(number < 2 * (points - 1), number % max(points - 1, 1) + 1, points)][..., None]
             most = ranks < how_many
@@ -68,8 +72,10 @@ class RegionFlipping:
 
 
 def rank_regions(scores: Tensor, valid: Tensor, random: list[torch.Generator]) -> Tensor:
-    """The place of each region in the order of falling scores, `[N, regions]`, ties in random order, those that are not there
-    behind all others."""
+    """Return the rank of each region by decreasing score, `[N, regions]`.
+
+    Ties are broken at random; regions that a sample does not have are ranked last.
+    """
     noise = torch.full(scores.shape, 2.0)
     for row, there, generator in zip(noise, valid, random, strict=True):
         row[there] = torch.rand(int(there.sum()), generator=generator)
@@ -80,23 +86,25 @@ def rank_regions(scores: Tensor, valid: Tensor, random: list[torch.Generator]) -
 
 
 def area_under_curve(curve: Tensor, fractions: Tensor) -> Tensor:
-    """Under the curve, over fractions from 0 to 1, by trapezoids: `[N]`."""
+    """Compute the area under each curve over fractions from 0 to 1 by the trapezoidal rule, `[N]`."""
     return torch.trapezoid(curve, fractions, dim=1)
 
 
 class FlippingMetric(Protocol):
+    """Interface of metrics that are computed from flipping curves."""
+
     @property
     def flipping(self) -> RegionFlipping: ...
 
 
 def auc_most_first(metric: FlippingMetric, case: ExplainedBatch) -> Tensor:
-    """The area under the curve of the most relevant first."""
+    """Compute the area under the curve with the most relevant regions removed first, `[N]`."""
     curves = metric.flipping.curves(case)
     return area_under_curve(curves.most_first, curves.fractions)
 
 
 def auc_least_first(metric: FlippingMetric, case: ExplainedBatch) -> Tensor:
-    """The area under the curve of the least relevant first."""
+    """Compute the area under the curve with the least relevant regions removed first, `[N]`."""
     curves = metric.flipping.curves(case)
     return area_under_curve(curves.least_first, curves.fractions)
 
@@ -110,7 +118,14 @@ PROBABILITY_BLUR_FLIPPING = RegionFlipping(Removal(imputer=Blur(5.0), score="pro
 @dataclass(frozen=True)
 class SRG:
     """Symmetric relevance gain, AUC(LIF) − AUC(MIF) (Blücher et al. 2024): the area between both curves, in units of the score.
-    What the imputer does to a random order drops out, so that rankings hardly depend on it."""
+
+    The effect of the imputer on a random order cancels, so that rankings of methods hardly depend on the imputer.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.SRG()])
+
+    Args:
+        flipping: The removal of regions.
+    """
 
     flipping: RegionFlipping = MEAN_FLIPPING
 
@@ -124,7 +139,13 @@ class SRG:
 
 @dataclass(frozen=True)
 class MIF:
-    """Area under the curve with the most influential first (Bach et al. 2015): low where they matter."""
+    """Area under the curve with the most influential regions removed first (Bach et al. 2015); low for faithful explanations.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.MIF()])
+
+    Args:
+        flipping: The removal of regions.
+    """
 
     flipping: RegionFlipping = MEAN_FLIPPING
 
@@ -136,7 +157,13 @@ class MIF:
 
 @dataclass(frozen=True)
 class LIF:
-    """Area under the curve with the least influential first: high where they do not matter."""
+    """Area under the curve with the least influential regions removed first; high for faithful explanations.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.LIF()])
+
+    Args:
+        flipping: The removal of regions.
+    """
 
     flipping: RegionFlipping = MEAN_FLIPPING
 
@@ -148,7 +175,13 @@ class LIF:
 
 @dataclass(frozen=True)
 class AOPC:
-    """Area over the perturbation curve, mean over k = 0 … L of f(x) − f(x⁽ᵏ⁾) (Samek et al. 2017, eq. 12)."""
+    """Area over the perturbation curve: the mean over k = 0 … L of f(x) − f(x⁽ᵏ⁾) (Samek et al. 2017, eq. 12).
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.AOPC()])
+
+    Args:
+        flipping: The removal of regions, the most relevant first.
+    """
 
     flipping: RegionFlipping = MEAN_FLIPPING
 
@@ -162,7 +195,13 @@ class AOPC:
 
 @dataclass(frozen=True)
 class ABPC:
-    """Area between perturbation curves, AOPC of the most less that of the least relevant first (Samek et al. 2017)."""
+    """Area between perturbation curves: AOPC of the most minus that of the least relevant first (Samek et al. 2017).
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.ABPC()])
+
+    Args:
+        flipping: The removal of regions.
+    """
 
     flipping: RegionFlipping = MEAN_FLIPPING
 
@@ -176,7 +215,13 @@ class ABPC:
 
 @dataclass(frozen=True)
 class Deletion:
-    """Area under the probability while the most relevant become 0 (Petsiuk et al. 2018)."""
+    """Area under the probability while the most relevant regions are set to 0 (Petsiuk et al. 2018).
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.Deletion()])
+
+    Args:
+        flipping: The removal of regions.
+    """
 
     flipping: RegionFlipping = PROBABILITY_ZERO_FLIPPING
 
@@ -188,8 +233,15 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Insertion:
-    """Area under the probability while the most relevant appear out of a blur of 5 pixels (Petsiuk et al. 2018): the curve of
-    the least relevant taken away first, read backwards."""
+    """Area under the probability while the most relevant regions are inserted into a blurred image (Petsiuk et al. 2018).
+
+    The blur has a standard deviation of 5 pixels. The curve is that of removing the least relevant first, read backwards.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.Insertion()])
+
+    Args:
+        flipping: The removal of regions.
+    """
 
     flipping: RegionFlipping = PROBABILITY_BLUR_FLIPPING
 
@@ -201,8 +253,15 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Selectivity:
-    """How fast the output falls while the most relevant become 0: the area under f (Montavon, Samek and Müller 2018,
-    section 7)."""
+    """Area under f while the most relevant regions are set to 0 (Montavon, Samek and Müller 2018, section 7).
+
+    Low values mean that the output falls fast.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.Selectivity()])
+
+    Args:
+        flipping: The removal of regions.
+    """
 
     flipping: RegionFlipping = ZERO_FLIPPING
 

@@ -1,4 +1,4 @@
-"""Random subsets of regions taken away: does their summed relevance say what the output loses?"""
+"""Metrics that compare the summed relevance of random subsets of regions with the drop of the output without them."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,9 +17,17 @@ ZERO_REMOVAL = Removal(imputer=0.0)
 
 @dataclass(frozen=True)
 class SensitivityN:
-    """Pearson's correlation, over random subsets S of n regions, of Σ_{i∈S} R_i and f(x) − f(x without S); the mean over sizes
-    n (Ancona et al. 2018). `sizes` are fractions of the regions; `n_samples` of each are drawn, the same for all methods. What
-    is taken away becomes 0. NaN where nothing varies.
+    """Correlation between summed relevance and the drop of the output over random subsets of n regions (Ancona et al. 2018).
+
+    Pearson's correlation, over random subsets S of n regions, of Σ_{i∈S} R_i and f(x) − f(x without S), averaged over sizes n.
+    The subsets are the same for all methods. By default removed regions are set to 0. NaN if either quantity is constant.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.SensitivityN(n_samples=50)])
+
+    Args:
+        removal: Which regions are removed, by which values they are replaced, and which score is computed.
+        sizes: The sizes n of the subsets, as fractions of the regions, between 0 and 1.
+        n_samples: The number of subsets per size, at least 3.
     """
 
     removal: Removal = ZERO_REMOVAL
@@ -31,7 +39,7 @@ class SensitivityN:
 
     def __post_init__(self):
         if self.n_samples < 3 or not self.sizes or not all(0 < size < 1 for size in self.sizes):
-            raise RuleError(f"{self!r}: give sizes between 0 and 1, and at least 3 subsets")
+            raise RuleError(f"{self!r}: expected sizes between 0 and 1, and n_samples of at least 3")
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         regions, lost, chosen = case.batch.once(cache_key(self), lambda: self._lost(case.batch))
@@ -40,7 +48,7 @@ class SensitivityN:
         return pearson(*by_size, dim=1).nanmean(0)
 
     def _lost(self, batch: EvaluationBatch) -> tuple[Regions, Tensor, Tensor]:
-        """Return the loss of output without each subset, `[sizes · subsets, N]`; it does not depend on the method."""
+        """Compute the drop of the output without each subset, `[sizes · subsets, N]`; independent of the method."""
         regions = self.removal.regions_of(batch)
         counts = regions.counts
         of_samples = []
@@ -54,9 +62,18 @@ class SensitivityN:
 
 @dataclass(frozen=True)
 class Infidelity:
-    """E[(Σ_{i∈S} R_i − (f(x) − f(x without S)))²] over random subsets S, each region in it with probability ½ (Yeh et al. 2019,
-    with perturbations x ⊙ m: relevance is x ⊙ gradient already). `scaled` multiplies R by the one number that is best for
-    the sample (the authors' code), for methods that do not add up to anything; the result is then in shares of E[Δf²]."""
+    """Infidelity E[(Σ_{i∈S} R_i − (f(x) − f(x without S)))²] over random subsets S of regions (Yeh et al. 2019).
+
+    Each region is in S with probability ½. The perturbations are x ⊙ m: relevance corresponds to x ⊙ gradient already.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.Infidelity(n_samples=50)])
+
+    Args:
+        removal: Which regions are removed, by which values they are replaced, and which score is computed.
+        n_samples: The number of subsets.
+        scaled: Whether to multiply R by the factor that is optimal for the sample, as the authors' code does, for methods whose
+            relevance does not sum to the output; the result is then relative to E[Δf²].
+    """
 
     removal: Removal = ZERO_REMOVAL
     n_samples: int = 100
@@ -84,18 +101,18 @@ class Infidelity:
 
 
 def output_losses(removal: Removal, batch: EvaluationBatch, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of output without each of the subsets `[rounds, N, regions]`, `[rounds, N]`; and the subsets."""
+    """Return the drop of the output without each subset `[rounds, N, regions]`, as `[rounds, N]`, and the subsets."""
     left = removal.scores(batch, len(chosen), lambda rounds: chosen[rounds])
     return (removal.whole(batch) - left).double().cpu(), chosen
 
 
 def relevance_sums(case: ExplainedBatch, regions: Regions, chosen: Tensor) -> Tensor:
-    """Σ_{i∈S} R_i of each subset, `[rounds, N]`."""
+    """Compute Σ_{i∈S} R_i of each subset S, `[rounds, N]`."""
     return torch.einsum("rnf,nf->rn", chosen.double(), regions.sums(case.relevance))
 
 
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Pearson's, NaN where either is constant."""
+    """Compute Pearson's correlation along a dimension; NaN if either input is constant."""
     a, b = (t - t.mean(dim, keepdim=True) for t in (a, b))
     spread = (a.norm(dim=dim) * b.norm(dim=dim)).double()
     return torch.where(spread > 0, (a * b).sum(dim) / spread, torch.nan)

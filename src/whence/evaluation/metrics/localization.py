@@ -1,4 +1,4 @@
-"""Does relevance lie where it should? Masks mark the object in pictures, or the words of a text."""
+"""Localization metrics: whether relevance is inside masks of objects in images, or of words in texts."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,13 @@ from whence.evaluation.case import ExplainedBatch
 
 @dataclass(frozen=True)
 class PointingGame:
-    """Whether the largest relevance lies in the mask (Zhang et al. 2018), or within `tolerance` entries of it: 1 or 0."""
+    """Pointing game: 1 if the largest relevance is inside the mask, else 0 (Zhang et al. 2018).
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.PointingGame()], masks=masks)
+
+    Args:
+        tolerance: How many entries beyond the mask still count as inside.
+    """
 
     tolerance: int = 0
 
@@ -32,7 +38,10 @@ class PointingGame:
 
 @dataclass(frozen=True)
 class RelevanceMass:
-    """Σ_M R⁺ / Σ R⁺, the share of positive relevance in the mask (Kohlbrenner et al. 2020; Arras et al. 2022)."""
+    """Share of positive relevance inside the mask, Σ_M R⁺ / Σ R⁺ (Kohlbrenner et al. 2020; Arras et al. 2022).
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.RelevanceMass()], masks=masks)
+    """
 
     name: ClassVar[str] = "relevance_mass"
     better: ClassVar[str] = "higher"
@@ -46,7 +55,10 @@ class RelevanceMass:
 
 @dataclass(frozen=True)
 class RelevanceRank:
-    """The share of the mask among as many most relevant entries as it has (Arras et al. 2022)."""
+    """Share of the mask among the n most relevant entries, where n is the size of the mask (Arras et al. 2022).
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.RelevanceRank()], masks=masks)
+    """
 
     name: ClassVar[str] = "relevance_rank"
     better: ClassVar[str] = "higher"
@@ -60,7 +72,7 @@ class RelevanceRank:
 
 
 def reduce_to_masks(case: ExplainedBatch) -> tuple[Tensor, Tensor]:
-    """Relevance summed over what the masks do not tell apart, and the masks, `[N, …]` both."""
+    """Return relevance summed over the dimensions that masks do not have, and the masks, both `[N, …]`."""
     masks = case.batch.masks
     if masks is None:
         raise InputError("localization needs masks=, one mask per sample: [N, H, W] for images, [N, T] for texts")
@@ -75,7 +87,7 @@ def reduce_to_masks(case: ExplainedBatch) -> tuple[Tensor, Tensor]:
 
 
 def _nan_where_empty(values: Tensor, mask: Tensor) -> Tensor:
-    """NaN where a mask is empty: that is no hit, and no miss."""
+    """Replace the values of samples with an empty mask by NaN: they are neither hits nor misses."""
     return torch.where(mask.flatten(1).any(1), values, torch.nan)
 
 

@@ -1,4 +1,4 @@
-"""Sanity checks: an explanation of other weights, or of another class, must look different (Adebayo et al. 2018)."""
+"""Randomization metrics: explanations must change with the weights and with the class (Adebayo et al. 2018)."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -19,10 +19,18 @@ BINS = 100
 
 @dataclass(frozen=True)
 class MPRT:
-    """Model parameter randomisation (Adebayo et al. 2018): layers are given fresh random weights one after the other, from the
-    output down; Spearman's correlation of each map with the one of the trained model, `absolute` of |R|, the mean over all
-    stages (the intact model is none). Near 0 for explanations that read the weights; 1 for edge detectors. The model is
-    copied, never touched."""
+    """Model parameter randomization test (Adebayo et al. 2018): correlation with explanations of randomized models.
+
+    Layers are reinitialized one after the other, from the output down. The value is Spearman's correlation between each map and
+    that of the trained model, averaged over all stages (without the intact model). It is near 0 for explanations that depend
+    on the weights, and 1 for edge detectors. The model itself is not modified; a copy is.
+
+    >>> whence.evaluate(model, x, ["lrp", "gradient_times_input"], [whence.metrics.MPRT()])
+
+    Args:
+        absolute: Whether to correlate |R| rather than R.
+        seed: Random seed.
+    """
 
     absolute: bool = True
     seed: int = 0
@@ -42,7 +50,16 @@ class MPRT:
 
 @dataclass(frozen=True)
 class SmoothMPRT:
-    """`MPRT` of maps averaged over `n_samples` inputs with noise of `noise` times their spread (Hedström et al. 2023)."""
+    """`MPRT` with maps averaged over noisy inputs (Hedström et al. 2023).
+
+    >>> whence.evaluate(model, x, ["lrp", "gradient_times_input"], [whence.metrics.SmoothMPRT()])
+
+    Args:
+        n_samples: The number of noisy inputs.
+        noise: The standard deviation of the noise, relative to that of the input.
+        absolute: Whether to correlate |R| rather than R.
+        seed: Random seed.
+    """
 
     n_samples: int = 10
     noise: float = 0.1
@@ -71,8 +88,16 @@ class SmoothMPRT:
 
 @dataclass(frozen=True)
 class EfficientMPRT:
-    """(ξ(R′) − ξ(R)) / ξ(R), ξ the entropy of a map's histogram, R′ of a model with all weights random (Hedström et al. 2023,
-    eq. 6): positive where the trained model's explanation is the simpler one."""
+    """Relative increase (ξ(R′) − ξ(R)) / ξ(R) of the histogram entropy ξ by randomization (Hedström et al. 2023, eq. 6).
+
+    R′ is the explanation of a model whose weights are all random. Positive values mean that the explanation of the trained
+    model is less complex.
+
+    >>> whence.evaluate(model, x, ["lrp", "gradient_times_input"], [whence.metrics.EfficientMPRT()])
+
+    Args:
+        seed: Random seed.
+    """
 
     seed: int = 0
 
@@ -88,7 +113,13 @@ class EfficientMPRT:
 
 @dataclass(frozen=True)
 class RandomLogit:
-    """Spearman's correlation of the map with that of a random other class (Sixt et al. 2020)."""
+    """Spearman's correlation with the explanation of another class, drawn at random (Sixt et al. 2020).
+
+    >>> whence.evaluate(model, x, ["lrp", "gradient_times_input"], [whence.metrics.RandomLogit()])
+
+    Args:
+        seed: Random seed.
+    """
 
     seed: int = 0
 
@@ -108,7 +139,7 @@ class RandomLogit:
 
 
 def randomized_models(case: ExplainedBatch, seed: int, only_all: bool = False) -> Iterator[ExplainedBatch]:
-    """The case under a copy of the model whose layers become random one after the other, from the output down."""
+    """Yield the batch explained for copies of the model, with one more layer randomized each, from the output down."""
     model = case.way.prepared.model
     copy = deepcopy(model)
     assert isinstance(copy, nn.Module)
@@ -130,7 +161,7 @@ def _with_model(case: ExplainedBatch, model: Any) -> Any:
 
 
 def _reinitialize(layer: nn.Module) -> None:
-    """Reinitialise the layer by its own method, or else from a normal distribution with the spread of its weights."""
+    """Reinitialize a layer by `reset_parameters`, or else from a normal distribution with the spread of its weights."""
     if callable(getattr(layer, "reset_parameters", None)):
         layer.reset_parameters()  # type: ignore
         return
@@ -141,7 +172,7 @@ def _reinitialize(layer: nn.Module) -> None:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """The rank correlation of each row, `[N]`; equal values share the mean of their ranks."""
+    """Compute the rank correlation of each row, `[N]`; ties share the mean of their ranks."""
     return pearson(_ranks(a), _ranks(b), dim=1)
 
 
@@ -151,7 +182,7 @@ def _ranks(a: Tensor) -> Tensor:
 
 
 def histogram_entropy(maps: Tensor) -> Tensor:
-    """Return the entropy of a histogram of 100 bins from the smallest to the largest value of each map, `[N]`."""
+    """Compute the entropy of a histogram of 100 bins from the smallest to the largest value of each map, `[N]`."""
     low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
     bins = ((maps - low) / (high - low).clamp(min=1e-300) * BINS).long().clamp(max=BINS - 1)
     counts = torch.zeros(len(maps), BINS, dtype=torch.float64).scatter_add_(1, bins, torch.ones_like(maps))

@@ -1,4 +1,4 @@
-"""All metrics by their short names. A metric is a frozen dataclass that gives, for a batch under a method, one value a sample.
+"""All metrics by their short names; a metric is a frozen dataclass that computes one value per sample of an explained batch.
 
 >>> whence.evaluate(model, (x, y), ["lrp", "random"], ["srg", whence.metrics.MaxSensitivity(radius=0.1)])
 """
@@ -44,13 +44,16 @@ from whence.evaluation.metrics.robustness import Continuity, MaxSensitivity
 
 
 class Metric(Protocol):
-    """Gives each sample of a batch under a method a value, NaN where there is none."""
+    """Interface of metrics: computes one value per sample of an explained batch, NaN if there is none.
+
+    `name` is the short name; `better` says which values are better: "higher", "lower" or "neither".
+    """
 
     name: ClassVar[str]
     better: ClassVar[str]  # "higher", "lower" or "neither"
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
-        """`[N]`."""
+        """Compute the values `[N]`."""
         ...
 
 
@@ -65,10 +68,13 @@ Metrics = Sequence[Metric | str] | Metric | str
 
 
 def make_metrics(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
-    """The metrics themselves; those given by name take away what `removal` says, the rest of their settings their own."""
+    """Return the metrics themselves.
+
+    Metrics given by name that remove regions use the settings in `removal`, and their defaults for all others.
+    """
     wanted = [given] if isinstance(given, str) or callable(given) else list(given)
     if not wanted:
-        raise RuleError(f"no metrics; choose from {', '.join(METRICS)}")
+        raise RuleError(f"no metrics given; choose from {', '.join(METRICS)}")
     found = [_by_name(metric, removal) if isinstance(metric, str) else metric for metric in wanted]
     for metric in found:
         if isinstance(metric, type) or not callable(metric) or not hasattr(metric, "name"):
@@ -76,21 +82,21 @@ def make_metrics(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
                 f"{metric!r} is not a metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}"
             )
     if removal and not any(isinstance(metric, str) and removes_regions(METRICS[metric]()) for metric in wanted):
-        raise RuleError(f"{', '.join(removal)} given, but none of the named metrics removes features")
+        raise RuleError(f"{', '.join(removal)} given, but no metric given by name removes regions")
     twice = next((metric.name for i, metric in enumerate(found) if metric.name in [m.name for m in found[:i]]), None)
     if twice:
-        raise RuleError(f"two metrics are called {twice!r}; evaluate them one after the other")
+        raise RuleError(f"two metrics are named {twice!r}; evaluate them in separate calls")
     return found
 
 
 def removes_regions(metric: Any) -> bool:
-    """Whether the metric takes regions of the input away."""
+    """Return whether the metric removes regions of the input."""
     return bool({f.name for f in fields(metric)} & {"flipping", "removal"})
 
 
 def _by_name(name: str, removal: Mapping[str, Any]) -> Metric:
     if name not in METRICS:
-        raise RuleError(f"no metric {name!r}{suggest_or_list(name, METRICS)}")
+        raise RuleError(f"unknown metric {name!r}{suggest_or_list(name, METRICS)}")
     metric = METRICS[name]()
     if not removal or not removes_regions(metric):
         return metric

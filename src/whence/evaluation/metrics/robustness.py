@@ -1,4 +1,4 @@
-"""Do near inputs have near explanations? (Montavon, Samek and Müller 2018, section 7; Yeh et al. 2019)"""
+"""Robustness metrics: how much explanations differ between close inputs."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Continuity:
-    """max ‖R(x) − R(x′)‖₁ / ‖x − x′‖₂ over near x′: pictures and series shifted by up to `reach` entries along each dimension,
-    what comes in like the edge; vectors with `n_samples` times noise of `reach` hundredths of their norm. `relative` divides
-    relevance by ‖R(x)‖₁ and distances by ‖x‖₂, so that methods of different units compare; False is the formula as printed."""
+    """Largest change of an explanation relative to the change of its input (Montavon, Samek and Müller 2018, section 7).
+
+    The maximum of ‖R(x) − R(x′)‖₁ / ‖x − x′‖₂ over close inputs x′: images and series shifted along each dimension, with their
+    edges replicated, or vectors with random noise added.
+
+    >>> whence.evaluate(model, x, ["lrp", "sensitivity"], [whence.metrics.Continuity(reach=2)])
+
+    Args:
+        reach: The largest shift of images and series in entries; for vectors, the norm of the noise in percent of theirs.
+        n_samples: The number of noise samples for vectors.
+        relative: Whether to divide relevance by ‖R(x)‖₁ and distances by ‖x‖₂, so that methods with different units can be
+            compared; False is the formula as published.
+    """
 
     reach: int = 1
     n_samples: int = 10
@@ -33,7 +43,7 @@ class Continuity:
 
     def __post_init__(self):
         if self.reach < 1 or self.n_samples < 1:
-            raise RuleError(f"{self!r}: expected a shift and n_samples of at least 1")
+            raise RuleError(f"{self!r}: expected reach and n_samples of at least 1")
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         batch, here = case.batch, case.flat()
@@ -68,7 +78,16 @@ class Continuity:
 
 @dataclass(frozen=True)
 class MaxSensitivity:
-    """max ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over `n_samples` random δ of at most `radius` in every entry (Yeh et al. 2019, def. 2)."""
+    """Largest relative change of an explanation under small random perturbations (Yeh et al. 2019, def. 2).
+
+    The maximum of ‖R(x + δ) − R(x)‖₂ / ‖R(x)‖₂ over random δ.
+
+    >>> whence.evaluate(model, x, ["lrp", "sensitivity"], [whence.metrics.MaxSensitivity(radius=0.1)])
+
+    Args:
+        radius: The largest perturbation of an entry.
+        n_samples: The number of random perturbations.
+    """
 
     radius: float = 0.02
     n_samples: int = 10
@@ -92,7 +111,7 @@ class MaxSensitivity:
 
 
 def float_inputs(batch: EvaluationBatch) -> dict[int, Tensor]:
-    """The parts that can be moved a little."""
+    """Return the floating-point parts of the inputs, which can be perturbed continuously."""
     if not batch.inputs.explained:
         raise InputError(
             "token ids cannot be perturbed continuously; continuity and max_sensitivity need floating-point inputs"
@@ -101,13 +120,13 @@ def float_inputs(batch: EvaluationBatch) -> dict[int, Tensor]:
 
 
 def uniform_noise(batch: EvaluationBatch, parts: dict[int, Tensor], draws: int, purpose: str) -> dict[int, Tensor]:
-    """Uniform in [0, 1), `[draws, N, …]`, the same for a sample whatever its batch-mates."""
+    """Draw uniform noise from [0, 1), `[draws, N, …]`, which for each sample is independent of its batch."""
     random = batch.random(purpose)
     return {i: torch.stack([torch.rand(draws, *x.shape[1:], generator=r) for r in random], 1).to(x) for i, x in parts.items()}
 
 
 def shift(x: Tensor, d: int, step: int) -> Tensor:
-    """Along one dimension, what comes in like the edge."""
+    """Shift a tensor along one dimension, with replicate padding."""
     places = (torch.arange(x.shape[d], device=x.device) - step).clamp(0, x.shape[d] - 1)
     return x.index_select(d, places)
 
@@ -116,21 +135,23 @@ def shift(x: Tensor, d: int, step: int) -> Tensor:
 def translation_figure(
     model: Any, inputs: Tensor, methods: Any, target: Any = None, *, n_steps: int = 10, grid: int = 3
 ) -> "Figure":
-    """Draw the relevance in each cell of a grid while an image `[1, C, H, W]` is shifted, for each method:
-    smooth lines belong to a continuous method (Montavon, Samek and Müller 2018, figure 13).
+    """Plot the relevance of an image in each cell of a grid while the image is shifted horizontally, for each method.
 
-    >>> whence.evaluation.metrics.robustness.translation_figure(digits(), x, ["lrp", "sensitivity"]).savefig("translation.png")
+    Smooth lines indicate a continuous method (Montavon, Samek and Müller 2018, figure 13).
+
+    >>> whence.experiments.translation_figure(model, x, ["lrp", "sensitivity"]).savefig("translation.png")
 
     Args:
-        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is left unchanged.
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode.
         inputs: One image `[1, C, H, W]`.
-        methods: Methods, as for `evaluate`.
-        target: What is explained, as for `explain`; the predicted class by default.
-        n_steps: Largest shift in pixels, to either side.
-        grid: Number of cells of the grid along each side.
-
+        methods: Methods or their names, as for `evaluate`.
+        target: None (the arg max for the unshifted image) or any other target that `explain` takes.
+        n_steps: The largest shift in pixels, to either side.
+        grid: The number of cells along each side of the grid.
     Returns:
-        A figure of matplotlib.
+        A matplotlib figure with one panel per method.
+    Raises:
+        InputError: `inputs` is not a single image.
     """
     from whence.plotting.line_plots import Line, LinePlot, line_plots
 

@@ -87,7 +87,9 @@ def explain(
 
 def _require_image(input: str | None, loaded: "LoadedModel") -> str:
     if input is None:
-        raise InputError(f"missing input: pass a photo, as in `whence explain photo.jpg --text 'a cat' --model {loaded.name}`")
+        raise InputError(
+            f"nothing to explain: pass a photo, as in `whence explain photo.jpg --text 'a cat' --model {loaded.name}`"
+        )
     return input
 
 

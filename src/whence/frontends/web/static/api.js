@@ -1,8 +1,8 @@
-// Questions to the server. Of questions of one kind only the last is of interest: earlier ones are dropped.
+// Requests to the server. A new request aborts an earlier one of the same kind.
 
 const underWay = new Map();
 
-// what is asked no longer: of one kind, or all
+// abort pending requests of one kind, or all
 export function drop(kind) {
   for (const [name, control] of underWay) if (kind === undefined || name === kind) control.abort();
 }

@@ -1,4 +1,4 @@
-// Small helpers of all pages.
+// Small DOM helpers of all pages.
 
 export const $ = id => document.getElementById(id);
 
@@ -12,7 +12,7 @@ export function options(select, values, chosen = values[0]) {
   select.replaceChildren(...values.map(value => made("option", { value, selected: value === chosen }, value.replaceAll("_", " "))));
 }
 
-// what goes wrong is said on the page; a question that a later one overtook is not
+// show errors on the page, except those of aborted requests
 export async function attempt(work) {
   try {
     $("error").hidden = true;
@@ -30,7 +30,7 @@ export function tile(canvasOrImage, ...lines) {
   return made("figure", {}, canvasOrImage, made("figcaption", {}, ...lines.map(line => made("span", {}, line))));
 }
 
-// a canvas says what it shows to those who hear the page
+// describe a canvas for screen readers
 export function says(canvas, words) {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", words);

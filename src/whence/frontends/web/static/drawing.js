@@ -1,4 +1,4 @@
-// A drawing of a digit, as wide a stroke as MNIST's, 28 × 28 for the network.
+// A canvas to draw digits, with strokes as wide as MNIST's, reduced to 28 × 28 for the network.
 
 import { base64 } from "./api.js";
 
@@ -32,7 +32,7 @@ export class Drawing {
   }
 
   get bytes() {
-    // the mean of every 10 × 10 pixels, so that what is put in comes out again as it was
+    // the mean of every 10 × 10 pixels, so that reading returns exactly the bytes that were set
     const { data } = this.pen.getImageData(0, 0, 280, 280), sums = new Float64Array(784);
     for (let i = 0; i < 280 * 280; i++) sums[28 * Math.floor(i / 2800) + Math.floor(i % 280 / 10)] += data[4 * i];
     return Uint8Array.from(sums, sum => Math.round(sum / 100));

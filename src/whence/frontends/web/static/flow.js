@@ -19,23 +19,23 @@ async function compute() {
   $("epsilon-value").textContent = $("epsilon").value;
   for (const label of document.querySelectorAll("[data-rule]")) label.hidden = label.dataset.rule !== $("rule").value;
   await attempt(async () => {
-    for (const id of ["a1", "a2"]) if (!$(id).value || !$(id).checkValidity()) throw new Error(`${id} is a number from 0 to 100`);
+    for (const id of ["a1", "a2"]) if (!$(id).value || !$(id).checkValidity()) throw new Error(`${id} must be a number from 0 to 100`);
     const settings = { rule: $("rule").value, alpha: +$("alpha").value, gamma: +$("gamma").value, epsilon: +$("epsilon").value };
     state.found = await ask("steps", { way: $("way").value, inputs: [+$("a1").value, +$("a2").value], settings });
     show();
   });
 }
 
-// step 0: forward; 1: relevance of the output; then through one layer after the other
+// step 0: forward pass; 1: relevance of the output; then one layer in each step
 function show() {
   const { columns, edges } = state.found, last = edges.length + 1;
   state.step = Math.min(state.step, last);
-  const through = last - state.step; // of the edges that are shown, the number from below
+  const through = last - state.step; // index of the current edges, counted from the input
   $("back").disabled = state.step === 0;
   $("next").disabled = state.step === last;
   const top = columns.length - 1, names = `${columns[top].names[0]} = ${digits(columns[top].activations[0])}`;
   $("step").textContent = state.step === 0 ? `Step 0 of ${last}: the forward pass gives ${names}.`
-    : state.step === 1 ? `Step 1 of ${last}: the relevance of ${columns[top].names[0]} is what it gives.`
+    : state.step === 1 ? `Step 1 of ${last}: the relevance of ${columns[top].names[0]} is its activation.`
       : `Step ${state.step} of ${last}: relevance goes from ${columns[through + 1].names.join(", ")} down to ${columns[through].names.join(", ")}.`;
   draw(columns, edges, through);
   const messages = state.step > 1 ? edges[through] : null;

@@ -1,4 +1,4 @@
-// Relevance as colour: white for none, on a scale that is the same for both signs.
+// Colours of relevance: white for zero, with the same scale for both signs.
 
 const PALETTES = {
   seismic: { positive: [[255, 0, 0], [128, 0, 0]], negative: [[0, 0, 255], [0, 0, 76]] },
@@ -7,7 +7,7 @@ const PALETTES = {
 };
 let palette = "seismic";
 
-// a select of palettes, remembered from page to page
+// a select of palettes, stored across pages
 export function chooser(select, changed) {
   const choose = name => { palette = name in PALETTES ? name : "seismic"; };
   choose(localStorage.getItem("palette"));
@@ -29,10 +29,10 @@ export function colour(share) {
 
 export const css = colour => `rgb(${colour.join(" ")})`;
 
-// what can be read on a colour
+// a text colour that is readable on a background
 export const ink = ([red, green, blue]) => 0.3 * red + 0.6 * green + 0.1 * blue > 140 ? "black" : "white";
 
-// a map [H, W] onto a canvas, faintly over a picture where there is one
+// draw a map [H, W] onto a canvas, translucent over an image if there is one
 export function paint(canvas, { shape, values }, limit = largest(values), under = null) {
   const [height, width] = shape.length > 1 ? shape.slice(-2) : [1, shape[0]];
   const pixels = new ImageData(width, height);

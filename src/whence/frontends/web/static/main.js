@@ -1,4 +1,4 @@
-// The page: what is asked, in one place; every change of it asks anew and shows the answer.
+// The main page: every change of the settings sends a new request and shows its result.
 
 import { ask, base64, drop, numbers } from "./api.js";
 import { $, attempt, digits, made, options, picture, says, tile } from "./dom.js";
@@ -6,7 +6,7 @@ import { Drawing } from "./drawing.js";
 import * as heat from "./heat.js";
 
 const state = { target: null, position: -1, picture: null, answer: null, layers: null };
-let runs = 0; // of methods side by side
+let runs = 0; // counts the comparisons of methods
 const drawing = new Drawing($("drawing"), () => { anew(); explain(); });
 let models = [];
 
@@ -28,7 +28,7 @@ function question(more = {}) {
 
 const asksSomething = () => ({ drawing: true, picture: state.picture, text: $("text").value.trim() })[model().takes];
 
-// another question: what was found out about the one before goes
+// explain the current input, and clear the results of the previous request
 async function explain() {
   runs += 1;
   state.layers = null;
@@ -46,7 +46,7 @@ async function refresh() {
   });
 }
 
-const anew = () => Object.assign(state, { target: null, position: -1 }); // the likeliest, at the last place
+const anew = () => Object.assign(state, { target: null, position: -1 }); // the top class, at the last position
 
 async function show(answer) {
   const relevance = numbers(answer.relevance), text = model().takes === "text";
@@ -55,8 +55,8 @@ async function show(answer) {
   if (text) showTokens(answer.tokens, relevance.values);
   else await paintOver(relevance, answer);
   const parts = [`relevance ${digits(answer.relevance_sum)}`];
-  if (Math.abs(answer.absorbed ?? 0) > 1e-5 * Math.abs(answer.output)) parts.push(`absorbed by biases and ε ${digits(answer.absorbed)}`);
-  $("account").textContent = `${answer.target.name}: output ${digits(answer.output)} ${answer.adds_up ? "=" : "; by this method no sum:"} `
+  if (Math.abs(answer.absorbed ?? 0) > 1e-5 * Math.abs(answer.output)) parts.push(`absorbed (by biases and ε) ${digits(answer.absorbed)}`);
+  $("account").textContent = `${answer.target.name}: output ${digits(answer.output)} ${answer.adds_up ? "=" : "; not conserved by this method:"} `
     + parts.join(" + ") + (answer.caution ? `. ${answer.caution}` : "") + (answer.note ? ` (${answer.note})` : "");
   $("classes").replaceChildren(...answer.classes.map(({ index, name, share }) => {
     const button = made("button", { type: "button" }, made("span", {}, name || "␣"), made("span", {}, `${(100 * share).toFixed(1)} %`));
@@ -74,7 +74,7 @@ async function paintOver(relevance, answer, canvas = $("heat")) {
     under = new Image();
     under.src = `data:image/png;base64,${answer.picture}`;
     await under.decode();
-    if (canvas === $("heat") && answer !== state.answer) return; // another came in between
+    if (canvas === $("heat") && answer !== state.answer) return; // a newer result has arrived
     if (!$("over").checked) under = null;
   }
   heat.paint(canvas, relevance, heat.largest(relevance.values), under);
@@ -89,9 +89,9 @@ const coloured = (tokens, values, tag) => tokens.map((token, i) => {
 function showTokens(tokens, values) {
   const buttons = coloured(tokens, values, "button");
   buttons.forEach((button, i) => {
-    Object.assign(button, { type: "button", title: `relevance ${digits(values[i])}; click to ask why this token` });
+    Object.assign(button, { type: "button", title: `relevance ${digits(values[i])}; click to explain this token` });
     button.addEventListener("click", () => attempt(async () => {
-      if (!i) throw new Error("nothing comes before the first token; choose another");
+      if (!i) throw new Error("the first token has no preceding context; choose another");
       Object.assign(state, { target: null, position: i - 1 });
       await explain();
     }));
@@ -99,14 +99,14 @@ function showTokens(tokens, values) {
   $("tokens").replaceChildren(...buttons);
 }
 
-// the same question by other methods, each as it comes
+// the same explanation by other methods, shown as they finish
 
 const BESIDE = ["lrp", "gradient_times_input", "integrated_gradients", "smooth_grad", "sensitivity", "guided_backprop", "grad_cam", "occlusion"];
 
 async function showBeside() {
   const run = runs += 1, names = BESIDE.filter(name => model().methods.includes(name)), text = model().takes === "text";
   $("methods").replaceChildren();
-  await refresh(); // the target is that of what is there now
+  await refresh(); // use the target of the current input
   if (!state.answer || run !== runs) return;
   const asked = question({ target: state.answer.target.index });
   for (const method of names) {
@@ -128,7 +128,7 @@ async function showBeside() {
   }
 }
 
-// a twin that is ε away
+// an adversarial example within ε
 
 async function showTwin() {
   const epsilon = +$("distance").value;
@@ -138,12 +138,12 @@ async function showTwin() {
   if (!epsilon || model().takes === "text" || !asksSomething()) return;
   await attempt(async () => {
     const answer = await ask("attack", question({ epsilon, attack: $("by").value }));
-    const canvas = says(made("canvas", {}), `heatmap of the twin for ${answer.target.name}`);
+    const canvas = says(made("canvas", {}), `heatmap of the adversarial example for ${answer.target.name}`);
     heat.paint(canvas, numbers(answer.relevance));
     const likeliest = answer.classes.slice(0, 3).map(({ name, share }) => `${name} ${(100 * share).toFixed(1)} %`).join(", ");
     $("twin").replaceChildren(
-      tile(picture(answer.picture, "the twin"), answer.success ? `taken for ${answer.target.name}, was ${answer.before}` : `still ${answer.before}`, likeliest),
-      tile(canvas, `why ${answer.target.name}`, `output ${digits(answer.output)}`),
+      tile(picture(answer.picture, "the adversarial example"), answer.success ? `predicted ${answer.target.name}, was ${answer.before}` : `still ${answer.before}`, likeliest),
+      tile(canvas, `relevance for ${answer.target.name}`, `output ${digits(answer.output)}`),
     );
   });
 }
@@ -174,14 +174,14 @@ function press(button, work) {
 
 function showChannels(i) {
   const layer = state.layers.layers[i];
-  $("channels").replaceChildren(made("p", {}, `The channels of ${layer.name} that carried most of ${state.layers.target.name}. `
-    + "Choose one to see what flows through it."), ...layer.channels.map(({ channel, share }) => {
+  $("channels").replaceChildren(made("p", {}, `The most relevant channels of ${layer.name} for ${state.layers.target.name}. `
+    + "Choose one to see the relevance that flows through it."), ...layer.channels.map(({ channel, share }) => {
     const button = made("button", { type: "button" }, `channel ${channel}`, made("small", {}, `${(100 * share).toFixed(1)} % of the output`));
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => press(button, () => attempt(async () => {
       const found = await ask("through", question({ target: state.layers.target.index, layer: layer.name, channel }));
       const canvas = button.querySelector("canvas") ?? button.insertBefore(made("canvas", {}), button.firstChild);
-      says(canvas, `what flows through channel ${channel}: ${found.amount.toPrecision(3)} of ${found.output.toPrecision(3)}`);
+      says(canvas, `relevance through channel ${channel}: ${found.amount.toPrecision(3)} of ${found.output.toPrecision(3)}`);
       await paintOver(numbers(found.relevance), null, canvas);
       showConcept(layer.name, channel);
     })));
@@ -189,11 +189,11 @@ function showChannels(i) {
   }));
 }
 
-// what a channel stands for: its prototype, and the parts of the data where it mattered most
+// the prototype of a channel, and the parts of the data where it is most relevant
 
 function showConcept(layer, channel) {
   $("concept")?.remove();
-  const search = made("button", { type: "button" }, `What does channel ${channel} stand for?`), found = made("div", { className: "tiles" });
+  const search = made("button", { type: "button" }, `Show what channel ${channel} responds to`), found = made("div", { className: "tiles" });
   $("channels").append(made("div", { id: "concept" }, search, found));
   search.addEventListener("click", () => attempt(async () => {
     search.disabled = true;
@@ -201,14 +201,14 @@ function showConcept(layer, channel) {
     try {
       const answer = await ask("channel", question({ target: state.layers.target.index, layer, channel }));
       found.replaceChildren(
-        tile(picture(answer.prototype, `what excites channel ${channel} most`), "prototype"),
+        tile(picture(answer.prototype, `prototype of channel ${channel}`), "prototype"),
         ...answer.references.map(({ index, picture: png }) => tile(picture(png, `a part of sample ${index}`), `sample ${index}`)),
       );
       search.remove();
-      if (!answer.references.length) found.append("Start the server with --data FOLDER to see samples where it mattered.");
+      if (!answer.references.length) found.append("Start the server with --data FOLDER to see samples where it is relevant.");
     } finally {
       search.disabled = false;
-      search.textContent = `What does channel ${channel} stand for?`;
+      search.textContent = `Show what channel ${channel} responds to`;
     }
   }));
 }
@@ -228,7 +228,7 @@ function changeModel() {
   $("heat").hidden = true;
   $("distance").value = 0;
   $("distance-value").textContent = "0";
-  $("account").textContent = trained ? "" : "This model has random weights: what it says means nothing.";
+  $("account").textContent = trained ? "" : "This model has random weights; its predictions are meaningless.";
   changeRules();
   explain();
 }
@@ -244,7 +244,7 @@ function changeRules() {
 async function readPicture(file) {
   if (!file) return;
   await attempt(async () => {
-    if (file.size > 8 * 2 ** 20) throw new Error("the picture is larger than 8 MiB; choose a smaller one");
+    if (file.size > 8 * 2 ** 20) throw new Error("the image is larger than 8 MiB; choose a smaller one");
     state.picture = base64(new Uint8Array(await file.arrayBuffer()));
     anew();
     await explain();
@@ -260,20 +260,20 @@ async function download(format) {
   });
 }
 
-// the address holds what was asked, but for pictures
+// the URL stores the settings, but no images
 
 function remember() {
   const asked = question();
   delete asked.picture;
   try {
     history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(asked))}`);
-  } catch { /* browsers allow so many a minute; the next one comes through */ }
+  } catch { /* browsers limit the rate; a later call succeeds */ }
 }
 
 function recall() {
   try {
     const asked = JSON.parse(decodeURIComponent(location.hash.slice(1)));
-    if (!models.some(({ name }) => name === asked.model)) return {}; // a link of another server
+    if (!models.some(({ name }) => name === asked.model)) return {}; // a link from another server
     $("model").value = asked.model;
     return asked;
   } catch {
@@ -311,7 +311,7 @@ $("model").addEventListener("change", changeModel);
 heat.chooser($("palette"), () => { if (state.answer) show(state.answer); if (state.layers) showLayers(); showTwin(); });
 $("show-beside").addEventListener("click", showBeside);
 $("distance").addEventListener("input", () => { $("distance-value").textContent = $("distance").value; });
-for (const id of ["distance", "by"]) $(id).addEventListener("change", showTwin); // a search: not at every step of the slider
+for (const id of ["distance", "by"]) $(id).addEventListener("change", showTwin); // an attack is slow, so not at every step of the slider
 $("clear").addEventListener("click", () => { drawing.clear(); anew(); explain(); });
 $("file").addEventListener("change", () => readPicture($("file").files[0]));
 for (const kind of ["dragover", "drop"]) $("drop").addEventListener(kind, event => { event.preventDefault(); if (kind === "drop") readPicture(event.dataTransfer.files[0]); });
@@ -321,7 +321,7 @@ $("over").addEventListener("change", () => state.answer && show(state.answer));
 $("likeliest").addEventListener("click", () => { anew(); explain(); });
 $("show-layers").addEventListener("click", showLayers);
 $("link").addEventListener("click", () => attempt(async () => {
-  if (!navigator.clipboard) throw new Error("this browser copies on https and on this machine alone; take the address from its bar");
+  if (!navigator.clipboard) throw new Error("the browser allows copying only on https or localhost; copy the URL from the address bar");
   await navigator.clipboard.writeText(location.href);
 }));
 for (const button of document.querySelectorAll(".download")) button.addEventListener("click", () => download(button.dataset.format));

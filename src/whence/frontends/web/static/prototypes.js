@@ -1,4 +1,4 @@
-// Prototypes of classes: what a model takes them to be.
+// Prototypes of classes.
 
 import { ask } from "./api.js";
 import { $, attempt, digits, made, picture, tile } from "./dom.js";
@@ -40,7 +40,7 @@ function changeModel() {
 
 await attempt(async () => {
   models = (await ask("models")).filter(({ takes }) => takes !== "text");
-  if (!models.length) throw new Error("prototypes are pictures; start the server with a model that takes pictures");
+  if (!models.length) throw new Error("prototypes need a model of images; start the server with one");
   $("model").replaceChildren(...models.map(({ name }) => made("option", { value: name }, name)));
   changeModel();
   $("model").addEventListener("change", changeModel);

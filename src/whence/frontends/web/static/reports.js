@@ -1,4 +1,4 @@
-// Evaluation and audit: reports as self-contained pages, shown in a frame without scripts.
+// Evaluations and audits as self-contained pages, shown in a frame without scripts.
 
 import { ask } from "./api.js";
 import { $, attempt, made } from "./dom.js";
@@ -30,8 +30,8 @@ async function make(path, question, busy) {
 
 function changeModel() {
   const { name, data } = models.find(one => one.name === $("model").value);
-  $("of-data").textContent = data ? `Methods that explain ${name}, scored on its data.`
-    : `To evaluate explanations of ${name}, start the server with its data: whence serve --model ${name} --data FOLDER.`;
+  $("of-data").textContent = data ? `Scores of methods that explain ${name}, on its data.`
+    : `To evaluate explanations of ${name}, start the server with data: whence serve --model ${name} --data FOLDER.`;
   $("evaluation").hidden = !data;
 }
 
@@ -43,8 +43,8 @@ await attempt(async () => {
   choices($("metrics"), metrics, usual);
   $("audit").hidden = !stores.length;
   $("store").replaceChildren(...stores.map(name => made("option", { value: name }, name)));
-  $("of-stores").textContent = stores.length ? "Clusters the explanations of a store, the suspicious first."
-    : "To audit explanations of many samples, start the server with them: whence explain-dataset … --out STORE, then whence serve --store STORE.";
+  $("of-stores").textContent = stores.length ? "Clusters of the explanations of a store, suspicious ones first."
+    : "To audit explanations of many samples, create a store and start the server with it: whence explain-dataset … --out STORE, then whence serve --store STORE.";
   changeModel();
   $("model").addEventListener("change", changeModel);
   $("count").addEventListener("input", () => { $("count-value").textContent = $("count").value; });
