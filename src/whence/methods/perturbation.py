@@ -185,7 +185,7 @@ class RISE:
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """The positions of a sliding window over a sample; the last one along each dimension is clipped at the end of the sample."""
+    """The positions of a sliding window over a sample; the last one along each dimension is clipped at the end."""
 
     lengths: tuple[int, ...]
     shape: tuple[int, ...]

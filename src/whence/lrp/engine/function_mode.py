@@ -256,7 +256,7 @@ class RelevanceMode(GradientMode):
     # reading arguments
 
     def _unremarkable(self, args: tuple, kwargs: dict[str, Any] | None) -> bool:
-        """Return whether the first argument depends on the input without facts that matter, and no other argument is a tensor."""
+        """Return whether the first argument depends on the input without relevant facts, and no other argument is a tensor."""
         if not args or not self.bench.known.plain(args[0]) or not args[0].requires_grad:
             return False
         for value in args[1:]:
@@ -312,7 +312,7 @@ class RelevanceMode(GradientMode):
         return undetached(out, given, (call.args, call.kwargs))
 
     def _see_looked_up(self, t: Tensor) -> None:
-        """Register looked-up vectors as the input, for rules of the input layer, unless they were pooled by the look-up itself."""
+        """Register looked-up vectors as the input, for rules of the input layer, unless the look-up pooled them itself."""
         lookup = self.lookups.found[-1]
         if not self._rules_at_input or self.recomputing or t.numel() != lookup.vectors.numel():
             self.bench.see(t)

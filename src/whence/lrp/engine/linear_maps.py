@@ -269,7 +269,7 @@ class Bilinear:
 
 
 def contributions_by_size(linear: LinearMap, weights: RuleWeights, z: Tensor, a: Tensor) -> Tensor:
-    """Return P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass for inputs of any sign, but a small P is rounded like a large one."""
+    """Return P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass for inputs of any sign; a small P is rounded like a large one."""
     return linear.apply(a.abs(), weights.modified(torch.abs), weights.modified_bias(torch.abs)).add_(z).mul_(0.5)
 
 

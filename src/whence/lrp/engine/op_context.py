@@ -203,7 +203,7 @@ class OpContext:
         return self.own_gradient(call)
 
     def refused(self, call: Call, error: WhenceError) -> Any:
-        """Return the call's value; raise `error` only if relevance is propagated through it, so that side outputs may use it."""
+        """Return the call's value; raise `error` only if relevance is propagated through it; side outputs may use it."""
         return call.run_with({id(t): self.impassable(t, error) for t in call.data})
 
     def impassable(self, t: Tensor, error: WhenceError) -> Tensor:

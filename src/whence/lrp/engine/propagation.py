@@ -36,7 +36,7 @@ from whence.lrp.torch_compat.saved_tensors import version_of
 
 @dataclass(slots=True, eq=False)
 class InputCompanion:
-    """Zeros attached to a tensor that holds the rearranged input; rules of the input layer write relevance to their gradient."""
+    """Zeros added to a tensor that holds the rearranged input; rules of the input layer write relevance to their gradient."""
 
     zeros: Tensor
     present: Tensor | None = None  # 1 where a value comes from the input, 0 where it is padding; None: no padding
