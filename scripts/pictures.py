@@ -14,8 +14,9 @@ import torch
 import whence
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import conftest  # noqa: F401  # which declares what a CUDA build of torchvision asks of CPU torch
 from stories import story_model, story_tokenizer
+
+import conftest  # noqa: F401  # which declares what a CUDA build of torchvision asks of CPU torch
 from whence.evaluation.metrics.robustness import translation_figure
 from whence.models.digits import digit_samples, digits
 from whence.models.registry import load_model

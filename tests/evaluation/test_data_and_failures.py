@@ -75,10 +75,10 @@ def test_wrong_names_say_what_is_meant():
         ({"methods": ["lpr"]}, "did you mean 'lrp'"),
         ({"metrics": ["sgr"]}, "did you mean 'srg'"),
         ({"metrics": ["sparseness"], "regions": 4}, "regions given, but no metric given by name removes region"),
-        ({"metrics": ["srg", "srg"]}, "two metrics are called"),
+        ({"metrics": ["srg", "srg"]}, "two metrics are named"),
         ({"methods": []}, "no methods"),
         ({"methods": [lambda m, x, t: x]}, "has no name"),
-        ({"metrics": [metrics.SRG]}, "is no metric"),
+        ({"metrics": [metrics.SRG]}, "is not a metric"),
         ({"imputer": "mena"}, "did you mean 'mean'"),
         ({"score": "logits"}, "choose from logit"),
     ]:

@@ -54,7 +54,7 @@ def test_tuning_varies_fields_and_writes(tmp_path):
         ({"fields": {"n_steps": [1]}}, "varies a single method; pass one, as in tune"),
         ({"metric": "sparseness"}, "neither higher nor lower values of sparseness are better"),
         ({"held_out": 1.0}, "between 0 and 1"),
-        ({"candidates": {"a": whence.LRP()}, "bounds": (0, 1)}, "bounds are for"),
+        ({"candidates": {"a": whence.LRP()}, "bounds": (0, 1)}, "bounds= applies to the default candidates"),
     ]:
         with pytest.raises(errors.RuleError, match=message):
             whence.tune(model, x, **settings)

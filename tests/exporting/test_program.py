@@ -273,7 +273,7 @@ class Masked(nn.Linear):
     (nn.Linear(4, 3), {"method": whence.SmoothGrad()}, errors.RuleError, "SmoothGrad calls the model several times"),
     (nn.Linear(4, 3), {"method": "shapley"}, errors.RuleError, "Shapley calls the model several"),
     (nn.Linear(4, 3), {"method": "integrated_gradients"}, errors.RuleError, "IntegratedGradients calls the model"),
-    (nn.Linear(4, 3), {"target": [0, 1]}, errors.RuleError, "fixed is one for all samples"),
+    (nn.Linear(4, 3), {"target": [0, 1]}, errors.RuleError, "must be the same for all samples"),
     (nn.Linear(4, 3), {"target": 7}, errors.TargetError, "target 7 is out of range"),
     (nn.Linear(4, 3), {"dynamic_shapes": {"y": {1: "n"}}}, errors.InputError, "the inputs are x, target"),
     (nn.Linear(4, 3), {"dynamic_shapes": {"x": {2: "n"}}}, errors.InputError, "dimension 2 of 'x', which has 2"),

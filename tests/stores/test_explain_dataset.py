@@ -143,7 +143,7 @@ def test_foreign_and_damaged_shards_are_found(data, tmp_path):
         whence.open_store(tmp_path)
     with pytest.raises(errors.StoreError, match="no relevance of layer 'x'"):
         whence.explain_dataset(model, data, tmp_path / "d", progress=False).channels("x")
-    with pytest.raises(errors.StoreError, match="no 'colour'; it has confidence"):
+    with pytest.raises(errors.StoreError, match="no column 'colour'; it has confidence"):
         whence.explain_dataset(model, data, tmp_path / "c", progress=False).column("colour")
 
 

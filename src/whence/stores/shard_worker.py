@@ -44,8 +44,8 @@ class StoreJob:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
             method_words=short_repr(self.method), data=self._data(), target=_target_name(self.target), layers=self.layers,
-            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}", class_names=list(map(str,
-            classes)),
+            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}",
+            class_names=list(map(str, classes)),
         )  # fmt: skip
 
     def _data(self) -> str:

@@ -1,4 +1,4 @@
-"""Reading the arguments of a call: parameters as constants, and what depends on the input apart from what does not."""
+"""Classification of a call's arguments: parameters are constants, and data are the tensors that depend on the input."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,23 +15,27 @@ from whence.lrp.ops.function_facts import FunctionFacts
 
 @lru_cache(maxsize=4096)
 def _tensor_positions(kinds: tuple[type, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where tensors stand among arguments of these types, and where else some may be found."""
+    """Return the positions of tensors among arguments of these types, and of others that may contain tensors."""
     others = tuple([i for i, kind in enumerate(kinds) if kind not in INERT_TYPES and kind is not Tensor])
     return tuple([i for i, kind in enumerate(kinds) if kind is Tensor]), others
 
 
 class ArgumentReader:
-    """Makes calls of torch functions and their arguments.
+    """Factory of `Call` objects from torch functions and their arguments.
 
-    `all_known`: the inputs are, so that any other leaf is the network's own; else a leaf that was not seen is an input. Of
-    its own leaves a network makes graphs of its own, to differentiate as it runs, and weights may have been made of parameters
-    beforehand: they are constants where they meet data.
+    A model that differentiates in its forward pass builds graphs from leaves that it creates itself, and weights may have been
+    computed from parameters beforehand: both are constants where they are combined with data.
+
+    Args:
+        known: Registry of the tensors that depend on the input.
+        all_known: Whether all inputs are registered, so that any other leaf was created by the model; else an unregistered
+            leaf is an input.
     """
 
     def __init__(self, known: TensorFacts, all_known: bool):
         self._by_id, self._all_known = known.by_id, all_known
-        self.strangers: list[Tensor] = []  # depend on something and were not seen, in the call read last
-        self.met_own_graph = False  # in the call read last
+        self.strangers: list[Tensor] = []  # require gradients but were not registered, in the last call
+        self.met_own_graph = False  # whether the last call read a graph of the model's own leaves
         self._of_own_graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def call(self, function: Callable[..., Any], facts: FunctionFacts, args: tuple, kwargs: dict[str, Any]) -> Call:
@@ -47,7 +51,7 @@ class ArgumentReader:
         return Call(function, facts, args, kwargs, data, constants, overwrites(facts, kwargs))
 
     def of_own_graph(self, out: Any) -> None:
-        """Record the results of functions of the network's own leaves."""
+        """Record the results of functions of leaves that the model created."""
         for t in iter_tensors(out):
             if t.requires_grad:
                 self._of_own_graphs[t] = True
@@ -86,7 +90,7 @@ class ArgumentReader:
         return value
 
     def _is_own(self, t: Tensor) -> bool:
-        """Whether it requires a gradient, but of a graph that is no part of the explanation."""
+        """Return whether the tensor requires a gradient by a graph that is not a part of the explanation."""
         if not self._all_known or not t.requires_grad or self._seen(t):
             return False
         own = t.grad_fn is None or t in self._of_own_graphs or not self._of_the_inputs(t)
@@ -94,11 +98,11 @@ class ArgumentReader:
         return own
 
     def _of_the_inputs(self, t: Tensor) -> bool:
-        """Whether its graph leads to anything that was seen; that of a weight made beforehand of parameters does not."""
+        """Return whether the tensor's graph leads to a registered leaf; that of a weight computed from parameters does not."""
         seen = {id(leaf) for known in self._by_id.values() if (leaf := known()) is not None and leaf.is_leaf}
         open_ends: list[Any] = [t.grad_fn]
         met: set[Any] = set()
-        for node in open_ends:  # grows as it is read
+        for node in open_ends:  # extended in the loop
             if id(getattr(node, "variable", None)) in seen:
                 return True
             new = [following for following, _ in node.next_functions if following is not None and following not in met]

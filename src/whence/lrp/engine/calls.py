@@ -1,4 +1,4 @@
-"""One call of a torch function: what it reads and writes, and the same call with other arguments."""
+"""A call of a torch function: the tensors it reads and writes, and copies of the call with other arguments."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ INERT_TYPES = frozenset({
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of a torch function. Parameters among the arguments are already read as constants."""
+    """A call of a torch function, with parameters among the arguments already replaced by constants."""
 
     function: Callable[..., Any]
     facts: FunctionFacts
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     data: Sequence[Tensor] = ()  # the tensors that depend on the input
-    constants: Sequence[Tensor] = ()  # the others
-    overwrites: bool = False  # the first argument
+    constants: Sequence[Tensor] = ()  # the other tensors
+    overwrites: bool = False  # whether it modifies its first argument in place
 
     @classmethod
     def of(cls, function: Callable[..., Any], args: tuple, kwargs: dict, data: tuple[Tensor, ...] = ()) -> "Call":
@@ -52,7 +52,7 @@ class Call:
         return replace(self, function=on_a_copy, overwrites=False)
 
     def bind(self, names: str, **defaults: Any) -> Sequence[Any]:
-        """The arguments in the order of `names`, by position, keyword (`self` for `input`) or default."""
+        """Return the arguments in the order of `names`, by position, keyword (`self` for `input`) or default."""
         if not self.kwargs and len(self.args) == names.count(" ") + 1:
             return self.args
         keys = names.split()
@@ -64,7 +64,7 @@ class Call:
         return [found[key] if key in found else defaults[key] for key in keys]
 
     def with_replaced(self, replacement: dict[int, Tensor]) -> "Call":
-        """The call with tensors replaced by identity, to be treated so."""
+        """Return the call with tensors replaced by identity, `data` included."""
         args, kwargs = self._replaced(replacement)
         return replace(self, args=args, kwargs=kwargs, data=[replacement.get(id(t), t) for t in self.data])
 
@@ -74,7 +74,7 @@ class Call:
         return self.function(*args, **kwargs)
 
     def held_constant(self) -> Any:
-        """The call's value with no way back."""
+        """Return the call's value without a gradient."""
         return self.run_with({id(t): t.detach() for t in self.data})
 
     def _replaced(self, replacement: dict[int, Tensor]) -> tuple[tuple, dict]:
@@ -82,22 +82,24 @@ class Call:
 
 
 def overwrites(facts: FunctionFacts, kwargs: dict[str, Any]) -> bool:
-    """Whether the call writes its result into its first argument."""
+    """Return whether the call writes its result into its first argument."""
     return facts.overwrites or ("inplace" in kwargs and bool(kwargs["inplace"]))
 
 
 def constant_parameters(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Arguments with every `nn.Parameter` read as a constant: nothing on the user's model has to be frozen and restored."""
+    """Return the arguments with every `nn.Parameter` detached, so that the model need not be frozen and restored."""
     if not kwargs and all(type(a) is Tensor or type(a) in INERT_TYPES for a in args):
         return args, kwargs
     return map_tensors(lambda t: t.detach() if isinstance(t, nn.Parameter) else t, args, kwargs)
 
 
 def undetached(out: Any, given: Any, read: Any) -> Any:
-    """`parameter.to(device)` returns the parameter itself where nothing moves: return it rather than its detached alias,
-    because some models assign the result back."""
+    """Return the parameter itself where a call such as `parameter.to(device)` returned its detached alias unchanged.
+
+    Some models assign the result back.
+    """
     untouched = given[0] is read[0] and given[1] is read[1]
-    if untouched or not isinstance(out, Tensor) or out.requires_grad:  # a constant does not
+    if untouched or not isinstance(out, Tensor) or out.requires_grad:  # then not a constant
         return out
     return next((t for t, constant in zip(iter_tensors(given), iter_tensors(read), strict=True) if constant is out), out)
 
@@ -118,7 +120,7 @@ def _map_value(change: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def iter_tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in a nest of lists, tuples and dicts."""
+    """Yield all tensors in a tree of lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -132,5 +134,5 @@ def iter_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def input_dependent(args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
-    """The tensors among the arguments that depend on the explained input."""
+    """Return the tensors among the arguments that depend on the explained input."""
     return tuple(t for t in iter_tensors((args, kwargs)) if t.requires_grad)

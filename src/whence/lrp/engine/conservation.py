@@ -1,4 +1,4 @@
-"""Where relevance went: what reached the input, and what biases, ε and shifts absorbed, layer by layer."""
+"""The conservation account: the relevance that reached the input, and that absorbed by biases, ε and shifts in each layer."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -9,23 +9,31 @@ from torch import Tensor
 from whence.lrp.torch_compat.deferred_checks import check_holds
 
 LOW_SHARE = 0.01  # of the output
-MAX_LINES = 8  # of samples, in print
+MAX_LINES = 8  # samples shown by repr
 
 
 @dataclass(frozen=True)
 class Conservation:
-    """`output = relevance + absorbed + baseline`, measured for each sample.
+    """The conservation account `output = relevance + absorbed + baseline`, measured for each sample.
 
     >>> whence.explain(model, x, method=whence.LRP()).conservation
     Conservation: output 9.41 = relevance 9.37 + absorbed 0.04 (error 2e-07)
     >>> whence.explain(model, x, method=whence.IntegratedGradients()).conservation
     Conservation: output 9.41 = relevance 9.32 + baseline 0.09 (error 4e-05)
 
-    `absorbed` is summed up on the way back from what each layer kept; it is None where the method cannot measure it, and
-    `by_layer` is then empty. `baseline` is the output that was there without the features, for methods that compare with a
-    baseline. Where `through` was given, `conditional_output` is what of the output flows through the condition, and the parts
-    add up to that instead. `gap` is output − relevance − absorbed − baseline, `error` |gap| / |output|; `adds_up` says whether
-    the method means them to vanish. A gap that rounding cannot have made is a `ConservationWarning`.
+    `gap` is output − relevance − absorbed − baseline, `error` is |gap| / |output|. A gap larger than rounding explains raises a
+    `ConservationWarning`.
+
+    Args:
+        output: The explained output, `[N]`.
+        relevance: Sum of the relevance of all input features, `[N]`.
+        absorbed: Share attributed to no input (mostly biases), `[N]`, summed over the layers in the backward pass; None if the
+            method cannot measure it.
+        by_layer: Absorbed amount `[N]` by module path; empty if `absorbed` is None.
+        baseline: Output without the features, `[N]`, for methods that compare with a baseline.
+        adds_up: Whether the method is meant to satisfy the equation, so that `gap` and `error` should vanish.
+        conditional_output: Part of the output that flows through the condition `through`, `[N]`, to which the parts then add up
+            instead; None without a condition.
     """
 
     output: Tensor  # [N]
@@ -34,11 +42,11 @@ class Conservation:
     by_layer: dict[str, Tensor] = field(default_factory=dict)  # module path -> [N]
     baseline: Tensor | None = None  # [N]
     adds_up: bool = True
-    conditional_output: Tensor | None = None  # [N], what of the output a condition lets through
+    conditional_output: Tensor | None = None  # [N]
 
     @property
     def explained(self) -> Tensor:
-        """The amount that the parts should add up to, `[N]`: the output, or what of it a condition lets through."""
+        """The amount that the parts should add up to, `[N]`: the output, or its part that flows through the condition."""
         return self.output if self.conditional_output is None else self.conditional_output
 
     @property
@@ -49,33 +57,33 @@ class Conservation:
 
     @property
     def gap(self) -> Tensor:
+        """The amount that the parts do not account for, `[N]`."""
         return self.explained - sum(self.parts.values())
 
     @property
     def error(self) -> Tensor:
+        """The gap relative to the output, `[N]`."""
         amounts = torch.stack([part.abs() for part in self.parts.values()])
         eps = torch.finfo(self.output.dtype).eps
         rounding = eps * (amounts.sum(0) + 1)
-        scale = torch.where(
-            self.explained == 0, amounts.sum(0) + 1e4 * eps, self.explained.abs()
-        )  # a ReLU at the end may give 0
+        scale = torch.where(self.explained == 0, amounts.sum(0) + 1e4 * eps, self.explained.abs())  # a final ReLU may output 0
         return self.gap.abs() / torch.maximum(scale, rounding)
 
     @property
     def tolerance(self) -> float:
-        """The error that is shown as none."""
+        """The error up to which the parts count as equal to the output."""
         return max(1e-3, 16 * torch.finfo(self.output.dtype).eps)
 
     @property
     def rounded(self) -> bool:
-        """Whether all gaps may be rounding: below a hundredth of the amounts that went about, or that of numbers around 1."""
+        """Whether all gaps may be rounding errors: below 1% of the amounts involved, or within rounding at a scale of 1."""
         parts = torch.stack([part.abs() for part in (self.explained, *self.parts.values(), *self.by_layer.values())]).sum(0)
         small = self.gap.abs() <= 10 * self.tolerance * parts + 500 * torch.finfo(parts.dtype).eps
         return check_holds(small | (self.error <= self.tolerance))
 
     @property
     def caution(self) -> str:
-        """A sentence where less than a hundredth of an output reached the input: the heatmap then shows next to none of it."""
+        """A warning if less than 1% of an output reached the input, so that the heatmap shows almost none of it; else empty."""
         if self.absorbed is None or not self.adds_up:
             return ""
         share = self.relevance.abs() / self.explained.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
@@ -88,7 +96,7 @@ class Conservation:
         return f"only {float(share[least]):.1%} of the output of sample {least} reached the input{took}; try other rules"
 
     def __getitem__(self, samples: slice) -> "Conservation":
-        """The account of some of the samples."""
+        """Return the account of a slice of the samples."""
         parts = {name: part[samples] for name, part in self.parts.items()}
         by_layer = {name: amount[samples] for name, amount in self.by_layer.items()}
         conditional = None if self.conditional_output is None else self.conditional_output[samples]
@@ -100,9 +108,7 @@ class Conservation:
         lines, shown = [], self.output[:MAX_LINES] if len(self.output) > MAX_LINES + 1 else self.output
         for i in range(len(shown)):
             if not self.adds_up:
-                lines.append(
-                    f"output {self.output[i]:.4g}; relevance {self.relevance[i]:.4g} does not add up to it by this method"
-                )
+                lines.append(f"output {self.output[i]:.4g}; relevance {self.relevance[i]:.4g} (not conserved by this method)")
                 continue
             equals = "=" if self.error[i] < self.tolerance else "≠"
             parts = " + ".join(f"{name} {part[i]:.4g}" for name, part in self.parts.items())
@@ -114,27 +120,27 @@ class Conservation:
 
 
 class ConservationMeter:
-    """Collects what each layer absorbs while relevance returns, unless nobody will read it."""
+    """Meter of the relevance that each layer absorbs in the backward pass; with `idle` it records nothing."""
 
     def __init__(self, idle: bool = False):
         self._idle = idle
         self._absorbed: defaultdict[str, list[Tensor]] = defaultdict(list)  # [rows] each
 
     def add(self, path: str, amount: Tensor) -> None:
-        """`amount` [rows, …] was absorbed at `path`."""
+        """Record that `amount` [rows, …] was absorbed at `path`."""
         if not self._idle:
             self._absorbed[path].append(batch_sum(amount.detach()))
 
     def forget(self) -> None:
-        """Forget what was absorbed since the last reading."""
+        """Discard the amounts recorded since the last reading."""
         self._absorbed.clear()
 
     def read(self, output: Tensor, relevance: Tensor, conditional_output: Tensor | None = None) -> Conservation:
-        """The account since the last reading.
+        """Return the account since the last reading.
 
-        A batch folded into the first dimension (windows) is unfolded. Where a network takes the samples of a batch apart,
-        mixes them, or holds them elsewhere than in the first dimension, what a layer absorbed is known only in sum. It is then
-        shared out so that the samples balance as far as the sum does.
+        A batch folded into the first dimension (windows) is unfolded. Where a model splits or mixes the samples of a batch, or
+        has them in another dimension than the first, only the sum of the amounts that a layer absorbed is known. It is then
+        distributed so that each sample balances as far as the sum does.
         """
         explained = output if conditional_output is None else conditional_output
         by_layer = {path: _sum(amounts, output) for path, amounts in self._absorbed.items()}
@@ -142,20 +148,20 @@ class ConservationMeter:
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
         gap = explained - relevance - absorbed
         flow = explained.abs() + relevance.abs() + absorbed.abs()
-        rounding = max(1000 * torch.finfo(output.dtype).eps, 1e-6) * flow  # float64 networks may compute in parts in float32
+        rounding = max(1000 * torch.finfo(output.dtype).eps, 1e-6) * flow  # float64 models may compute some parts in float32
         only_in_sum = (gap.sum().abs() <= rounding.sum()) & (gap.abs() > rounding).any()
         absorbed = torch.where(only_in_sum, absorbed + gap - gap.mean(), absorbed)
         return Conservation(output, relevance, absorbed, by_layer, conditional_output=conditional_output)
 
 
 def _sum(amounts: list[Tensor], like: Tensor) -> Tensor:
-    """Return the sum of amounts for each sample, as far as the rows tell samples apart."""
+    """Return the sum of the amounts of each sample."""
     amounts = [sum_by_sample(amount.to(like), like.shape[0]) for amount in amounts]
     return amounts[0] if len(amounts) == 1 else torch.stack(amounts).sum(0)
 
 
 def sum_by_sample(amount: Tensor, count: int) -> Tensor:
-    """Amounts `[rows, …]` of each of `count` samples, `[count]`; in equal shares where the rows do not tell them apart."""
+    """Return amounts `[rows, …]` summed by sample, `[count]`; in equal shares if rows cannot be assigned to samples."""
     if amount.dim() == 1 and amount.shape[0] == count:
         return amount
     if amount.dim() and amount.shape[0] % count == 0:
@@ -164,15 +170,15 @@ def sum_by_sample(amount: Tensor, count: int) -> Tensor:
 
 
 def batch_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a·b of each sample, `[batch]`, without a product in memory."""
+    """Return Σ a·b of each sample, `[batch]`, without the product in memory."""
     return torch.linalg.vecdot(_rows(a), _rows(b))
 
 
 def batch_sum(a: Tensor) -> Tensor:
-    """Σ a of each sample, `[batch]`."""
+    """Return Σ a of each sample, `[batch]`."""
     return a if a.dim() == 1 else _rows(a).sum(1)
 
 
 def _rows(a: Tensor) -> Tensor:
-    """`[batch, numbers]`, also of a batch of none."""
+    """Return `a` as `[batch, values]`, also for an empty batch."""
     return a.flatten(1) if a.dim() > 1 else a.reshape(-1, 1)

@@ -1,4 +1,4 @@
-"""`F.embedding_bag` as a function of the vectors that were looked up for it."""
+"""`F.embedding_bag` as a function of the looked-up vectors."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ ARGUMENT_NAMES = (
 
 
 def pool_bags(call: Call, vectors: Tensor) -> Tensor:
-    """Sums, means or maxima `[bags, d]` of the vectors `[…, d]` of the ids of each bag."""
+    """Return the sums, means or maxima `[bags, d]` of the vectors `[…, d]` of the ids of each bag."""
     ids, _, offsets, _, _, _, mode, _, weights, last, padding = call.bind(
         ARGUMENT_NAMES, offsets=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, mode="mean", sparse=False,
         per_sample_weights=None, include_last_offset=False, padding_idx=None,
@@ -29,7 +29,7 @@ def pool_bags(call: Call, vectors: Tensor) -> Tensor:
 
 
 def _bag_indices(ids: Tensor, offsets: Tensor | None, last: bool) -> tuple[Tensor, int]:
-    """The bag of each id, and how many bags there are."""
+    """Return the bag index of each id, and the number of bags."""
     if offsets is None:
         return torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1]), len(ids)
     starts = offsets[:-1] if last else offsets

@@ -42,13 +42,11 @@ class EmbeddingLookups:
     def __init__(self, ids: Mapping[int, Tensor], alter: AlterLookup | None = None):
         self._alter = alter
         self.found: list[Lookup] = []
-        self.given = {
-            i: t.clone() for i, t in ids.items()
-        }  # one tensor may be passed twice, and a network may modify it in place
+        # copies: one tensor may be passed twice, and a model may modify it in place
+        self.given = {i: t.clone() for i, t in ids.items()}
         self._places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._classes: WeakTensorKeyDictionary = (
-            WeakTensorKeyDictionary()
-        )  # class indices that the positions of one-hot vectors stand for
+        # class indices that the components of one-hot vectors stand for
+        self._classes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         start = 0
         for t in self.given.values():
             self._places[t] = torch.arange(start, start + t.numel(), device=t.device).view(t.shape)
@@ -196,8 +194,7 @@ class EmbeddingLookups:
         ):
             raise InputError(
                 f"'{call.name}' got integer one-hot vectors of token ids, which relevance cannot be propagated through; "
-                "cast them "
-                "to floating point first: F.one_hot(ids, n).float()"
+                "cast them to floating point first: F.one_hot(ids, n).float()"
             )
 
     @staticmethod

@@ -179,12 +179,10 @@ class RelevanceMode(GradientMode):
         self._rules_at_input = any(is_input_rule(rule) for _, rule in Composite.of(rules).entries)
         self._explains = explains
         self.saturated = ""  # note for the explanation where the logits are explained instead of the probabilities
-        self._before_module: WeakTensorKeyDictionary = (
-            WeakTensorKeyDictionary()
-        )  # values that an opaque module modified in place
-        self._looked_at: list[
-            object
-        ] = []  # outputs of modules with backward hooks: keep them alive, since facts are held by weak references
+        # values that an opaque module modified in place
+        self._before_module: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        # outputs of modules with backward hooks: keep them alive, since facts are held by weak references
+        self._looked_at: list[object] = []
         self._reader = ArgumentReader(self.bench.known, all_known=self._explains)
         # tensors that native functions save for their gradients go through the cells as well
         guard = saved_tensors_hooks(self.bench.cells.save, SavedTensor.value.fget)  # type: ignore[attr-defined]
@@ -230,9 +228,7 @@ class RelevanceMode(GradientMode):
         return f"; {held}. Either {explain}, or give it a rule"
 
     def before_saturation(self, outputs: Any) -> Any:
-        """Return the logits if the outputs are their sigmoid or softmax, else the outputs; relevance passes through neither
-        function.
-        """
+        """Return the logits if the outputs are a sigmoid or softmax, through which no relevance passes, else the outputs."""
         logits = logits_of(outputs)
         before = self.bench.saturation(logits) if isinstance(logits, Tensor) else None
         if before is None:
@@ -246,9 +242,7 @@ class RelevanceMode(GradientMode):
 
     @contextmanager
     def from_the_middle(self) -> Iterator[None]:
-        """Start a backward pass at an intermediate layer: with a new conservation account and the layer numbers of the last
-        pass.
-        """
+        """Prepare a backward pass from an intermediate layer: a new conservation account, the same layer numbers."""
         self.meter.forget()
         with self.bench.descent.as_before():
             yield
@@ -265,9 +259,7 @@ class RelevanceMode(GradientMode):
         return not kwargs or (INERT_TYPES.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
 
     def _meet(self, strangers: Sequence[Tensor], call: Call) -> Call:
-        """Register tensors seen for the first time: leaves, aliases by a module's backward hook, or outputs of opaque
-        functions.
-        """
+        """Register tensors seen for the first time: leaves, aliases by a module's backward hook, opaque functions' outputs."""
         replaced = {}
         for t in strangers:
             original = self.bench.known.looked_at(t) if t.grad_fn is not None else None
@@ -291,8 +283,7 @@ class RelevanceMode(GradientMode):
             return OpaqueError(f"{here}: {FLEX_ATTENTION}")
         return OpaqueError(
             f"{here} reads a tensor made by {maker}, which whence cannot intercept: an autograd.Function, a compiled "
-            "extension, or "
-            "code that ran outside the rules; give the module that makes it a rule, such as "
+            "extension, or code that ran outside the rules; give the module that makes it a rule, such as "
             "LRP({'path.of.module': whence.Identity()}), detach it, or write it with torch functions"
         )
 
@@ -337,8 +328,7 @@ class RelevanceMode(GradientMode):
         elif target.requires_grad and name not in LEAVES_VALUES:
             raise ModelError(
                 f"'{name}' in '{self.scope.path}' modifies a tensor that depends on the input in place under "
-                "torch.no_grad(), which "
-                "relevance cannot be propagated through; run it outside no_grad or make it out-of-place"
+                "torch.no_grad(), which relevance cannot be propagated through; run it outside no_grad or make it out-of-place"
             )
         self.bench.before_overwriting(target)
 

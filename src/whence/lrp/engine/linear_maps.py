@@ -33,9 +33,7 @@ class LinearMap(Protocol):
         ...
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Self | None":
-        """Return this map followed by `scale · z + shift` along dimension `dim` of an output of `rank`, or None if it cannot be
-        folded.
-        """
+        """Return this map followed by `scale · z + shift` along `dim` of an output of `rank`; None if not possible."""
         ...
 
     @property

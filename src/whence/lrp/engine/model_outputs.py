@@ -1,4 +1,4 @@
-"""The outputs of models and modules: which tensor stands for an output of several, and where its logits are."""
+"""Outputs of models and modules: the representative tensor of an output with several tensors, and its logits."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from whence.errors import SelectorError
 
 
 def logits_of(outputs: Any) -> Any:
-    """Return the `logits` of an output that has them, as those of transformers do; else the output itself."""
+    """Return the `logits` attribute of an output that has one, as those of transformers do, else the output itself."""
     return getattr(outputs, "logits", outputs)
 
 
 def first_tensor(output: object) -> Tensor | None:
-    """The tensor that stands for a module's output: itself, or the first of a tuple or of named outputs."""
+    """Return the representative tensor of a module's output: itself, or the first of a tuple or dict."""
     first = next(iter(output.values()), None) if isinstance(output, dict) else output
     first = first[0] if isinstance(first, list | tuple) and first else first
     return first if isinstance(first, Tensor) else None
@@ -32,5 +32,5 @@ def with_first_tensor(output: Any, t: Tensor, path: str) -> Any:
     if isinstance(output, tuple) and hasattr(output, "_replace"):
         return output._replace(**{output._fields[0]: with_first_tensor(output[0], t, path)})  # type: ignore[attr-defined]
     raise SelectorError(
-        f"layer '{path}' gives a view within a {type(output).__name__}, where nothing can be read; name one in it"
+        f"layer '{path}' returns a view within a {type(output).__name__}, whose gradient cannot be read; pass a layer inside it"
     )

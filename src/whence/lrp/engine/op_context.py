@@ -47,9 +47,7 @@ class SaturatedValue(NamedTuple):
 
 
 class UnguardedOverwrite(BaseException):
-    """Signal that the model modifies a tensor in place while saved tensors are not guarded; the forward pass is repeated with
-    guards.
-    """
+    """Signal that the model modifies a tensor in place while saved tensors are not guarded: run it again with guards."""
 
 
 class OpContext:

@@ -127,9 +127,7 @@ class LinearBackward:
         self._factors_of: Gamma | None = None
 
     def reads(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that the backward pass reads: output and input, the output alone, or none if the rule is the
-        gradient.
-        """
+        """Return the tensors that the backward pass reads: output and input, output alone, or none for the plain gradient."""
         rule = self.step.rule
         if not isinstance(rule, Epsilon) or is_split_rule(rule):
             return z, a

@@ -27,9 +27,9 @@ class Facts:
         proportional: bool = False,
     ):
         self.nonnegative, self.companion = nonnegative, companion
-        self.made_of = made_of  # what is known of the tensors that they are functions of, value by value
-        self.proportional = proportional  # to the one tensor that they are made of
-        self.plain = not nonnegative and companion is None  # arithmetic with them needs no thought
+        self.made_of = made_of  # records of the tensors that the results are elementwise functions of
+        self.proportional = proportional  # to the one tensor in `made_of`
+        self.plain = not nonnegative and companion is None  # no fact that arithmetic has to propagate
 
 
 NO_FACTS = Facts()
@@ -48,9 +48,9 @@ class TensorRecord(ref):
 
 
 class TensorFacts:
-    """The knowledge there is, by tensor; for most there is none, and a mere weak reference says that the tensor was seen.
+    """Registry of facts by tensor; most tensors have none, and a plain weak reference says that the tensor was registered.
 
-    Whatever holds other tensors is let go with the tensor it is known of.
+    Records that hold other tensors are removed when their tensor is freed.
     """
 
     def __init__(self):
@@ -59,19 +59,19 @@ class TensorFacts:
         self._forget = lambda dead: by_id.pop(dead.key, None)
 
     def seen(self, t: Tensor) -> bool:
-        """Whether anything was ever known of it."""
+        """Return whether the tensor was registered."""
         known = self.by_id.get(id(t))
         return known is not None and known() is t
 
     def plain(self, t: Tensor) -> bool:
-        """Whether it was seen and arithmetic with it needs no thought."""
+        """Return whether the tensor was registered and has no fact that arithmetic has to propagate."""
         known: Any = self.by_id.get(id(t))
         if known is None or known() is not t:
             return False
         return type(known) is ref or (known.link is None and known.inherited.plain)
 
     def see(self, t: Tensor) -> None:
-        """It was seen; what is known of it stays."""
+        """Register the tensor; facts about it stay."""
         known = self.by_id.get(id(t))
         if known is None or known() is not t:
             self.by_id[id(t)] = ref(t)
@@ -86,7 +86,7 @@ class TensorFacts:
         return NO_FACTS if known is None else known.inherited
 
     def looked_at(self, t: Tensor) -> Tensor | None:
-        """The tensor that `t` was for torch's backward hooks of modules, which pass the gradient on, if it was seen."""
+        """Return the registered tensor that `t` is an alias of by torch's backward hooks of modules, or None."""
         node, place = t.grad_fn, t.output_nr
         while node is not None and node.name() == BACKWARD_HOOK:
             node, place = node.next_functions[place]
@@ -109,11 +109,11 @@ class TensorFacts:
         return known
 
     def now(self, data: Sequence[Tensor]) -> list[TensorRecord]:
-        """The tensors as they are now."""
+        """Return the current records of the tensors."""
         return [self.of(t) or self.note(t) for t in data]
 
     def learn(self, t: Tensor, inherited: Facts) -> None:
-        """Note what was inherited, unless more is known already."""
+        """Record inherited facts, unless more is known already."""
         known = self.of(t)
         if known is None:
             self.note(t, inherited)
@@ -122,7 +122,7 @@ class TensorFacts:
             known.inherited = Facts(True, earlier.companion, earlier.made_of, earlier.proportional)
 
     def without_link(self, t: Tensor) -> None:
-        """Let nobody take over the map that made it, and nothing be a function of what it is a function of."""
+        """Remove the link to the linear map that made the tensor, and the tensors that it is a function of."""
         known = self.inherited(t)
         self.note(t, Facts(known.nonnegative, known.companion))
 
@@ -146,7 +146,7 @@ def propagate_facts(call: Call, table: TensorFacts) -> Facts:
 
 
 def is_proportional(name: str, data: Sequence[Tensor]) -> bool:
-    """Whether a result of that function grows in proportion with the one tensor among its arguments that is not constant."""
+    """Return whether the function's result is proportional to its only argument that is not constant."""
     return len(data) == 1 and (name == "mul" or name in PROPORTIONAL)
 
 
@@ -161,7 +161,7 @@ def gate_factor(call: Call, table: TensorFacts) -> Tensor | None:
 
 
 def _factors_of(known: TensorRecord) -> list[TensorRecord]:
-    """The tensor, and all that it is a multiple of."""
+    """Return the records of the tensor and of all tensors that it is a multiple of."""
     found = [known]
     while found[-1].inherited.proportional:
         found += found[-1].inherited.made_of
@@ -169,9 +169,9 @@ def _factors_of(known: TensorRecord) -> list[TensorRecord]:
 
 
 def _is_function_of(known: TensorRecord, roots: list[TensorRecord]) -> bool:
-    """Whether it is a function of these alone, value by value."""
+    """Return whether the tensor is an elementwise function of `roots` alone."""
     open_ends = [known]
-    for end in open_ends:  # grows as it is read
+    for end in open_ends:  # extended in the loop
         if any(end is root for root in roots):
             continue
         if not end.inherited.made_of:
@@ -186,7 +186,7 @@ def _clipped_above_zero(call: Call) -> bool:
 
 
 def _keeps_sign(call: Call, table: TensorFacts) -> bool:
-    """Whether nothing that goes into the result can be negative."""
+    """Return whether no argument that enters the result can be negative."""
     if call.kwargs.get("mode") == "bicubic":
         return False
     operands = iter_tensors((call.args, call.kwargs))

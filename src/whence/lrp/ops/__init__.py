@@ -1,1 +1,1 @@
-"""The treatment of each torch function under the rules."""
+"""The ops: how each torch function propagates relevance under the rules."""

@@ -1,4 +1,4 @@
-"""Functions of single values: ReLU, activations that keep relevance, gates and statistics that take none."""
+"""Ops of elementwise functions: ReLU, activations that relevance passes, gates and statistics that no relevance enters."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops.arithmetic import extremum
 from whence.lrp.torch_compat.saved_tensors import SaveFunction
 
-SLOPES: dict[tuple[str, str], float] = {}  # of activations at 0, by name and settings
+SLOPES: dict[tuple[str, str], float] = {}  # slopes of activations at 0, by name and settings
 
 
 def rectify(bench: OpContext, call: Call) -> Tensor:
-    """ReLU: its gradient is right; after a linear map it takes the map's node over, since R = 0 at z < 0 makes that cheaper."""
+    """Keep the gradient of a ReLU; merge it with a linear map before it, whose rule is cheaper with R = 0 at z < 0."""
     (x,) = call.data
     link = bench.link(x)
     if link is None or (call.overwrites and x._is_view()):
@@ -28,7 +28,7 @@ def rectify(bench: OpContext, call: Call) -> Tensor:
 
 
 def identity(bench: OpContext, call: Call) -> Tensor:
-    """An activation with f(0) = 0, as x · (f(x)/x) with the quotient constant: R passes unchanged (AttnLRP, eq. 9)."""
+    """Pass R unchanged through an activation with f(0) = 0, as x · (f(x)/x) with a constant quotient (AttnLRP, eq. 9)."""
     if len(call.data) != 1:
         return bench.unknown_function(call)
     (x,) = call.data
@@ -36,7 +36,7 @@ def identity(bench: OpContext, call: Call) -> Tensor:
 
 
 def clamp(bench: OpContext, call: Call) -> Any:
-    """An activation where 0 lies between the bounds, else a winner between data and constants."""
+    """Handle a clamp as an activation if 0 is within the bounds, else as an extremum of data and constants."""
     _, low, high = call.bind("input min max", min=None, max=None)
     if isinstance(low, Tensor) or isinstance(high, Tensor) or (low or 0) > 0 or (high is not None and high < 0):
         return extremum(bench, call)
@@ -44,7 +44,7 @@ def clamp(bench: OpContext, call: Call) -> Any:
 
 
 def glu(bench: OpContext, call: Call) -> Tensor:
-    """a · σ(b) of the two halves of the input, the gate constant."""
+    """Handle a · σ(b) of the two halves of the input, with a constant gate."""
     x, dim = call.bind("input dim", dim=-1)
     gate = x.detach().chunk(2, dim)[1].sigmoid()
 
@@ -56,28 +56,28 @@ def glu(bench: OpContext, call: Call) -> Tensor:
 
 
 def hold_constant(bench: OpContext, call: Call) -> Any:
-    """A gate or a statistic: constant."""
+    """Hold a gate or a statistic constant."""
     return bench.constant(call)
 
 
 def scale_gradient(g: Tensor, factor: Tensor) -> tuple[Tensor]:
-    """The way back through factor · x."""
+    """Return the gradient of factor · x."""
     return (g * factor,)
 
 
 def output_input_ratio(x: Tensor, at_zero: float) -> SaveFunction:
-    """Keeps f(x)/x, and its limit where x is 0."""
+    """Return a function that saves f(x)/x, and its limit where x is 0."""
     source = x.detach()
     return lambda value: (torch.div(value, source).nan_to_num_(at_zero, at_zero, at_zero),)
 
 
 def _slope_at_zero(call: Call) -> float:
-    """f'(0), the limit of f(x)/x; 0 for functions of whole rows, where a zero input has no relevance to pass."""
+    """Return f'(0), the limit of f(x)/x; 0 for functions of whole rows, where a zero input receives no relevance."""
     if call.name == "local_response_norm":
         return 0.0
     key = (call.name, repr([a for a in (*call.args, *call.kwargs.items()) if a is not call.data[0]]))
     if key not in SLOPES:
-        # of no concern to a checkpoint's count, nor to a graph that is being written
+        # hidden from the saved-tensor hooks of a checkpoint and from a graph that is being traced
         with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t), _disable_current_modes():
             zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
             out = call.run_with({id(t): zero.clone() for t in call.data})

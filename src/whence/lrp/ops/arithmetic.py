@@ -1,4 +1,4 @@
-"""Sums, products, quotients, powers and what only moves values about."""
+"""Ops of sums, products, quotients, powers, and functions that rearrange values."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,17 +13,17 @@ from whence.lrp.engine.op_context import OpContext
 from whence.lrp.engine.propagation import LinearLink
 from whence.lrp.torch_compat.saved_tensors import with_backward_of, with_gradient_hook
 
-# the factors of both arguments, by that of the one that has one
+# factors of both arguments, given `alpha`
 SUMS = {"add": lambda alpha: (1, alpha), "sub": lambda alpha: (1, -alpha), "rsub": lambda alpha: (-alpha, 1)}
 
 
 def plain_gradient(bench: OpContext, call: Call) -> Any:
-    """Linear or positively homogeneous in its data: by Euler, Σ x · ∂f = f, the gradient is right."""
+    """Keep the gradient of a function that is linear or positively homogeneous in its data: by Euler, Σ x · ∂f = f."""
     return call.run()
 
 
 def affine(bench: OpContext, call: Call) -> Any:
-    """Linear in its data up to an offset, f(x) = Lx + f(0): the gradient is right and the offset absorbs."""
+    """Keep the gradient of a function that is linear up to an offset, f(x) = Lx + f(0); the offset absorbs."""
     if no_constant_terms(bench, call):
         return call.run()
     if call.name == "add" and (link := _fold_into_linear(bench, call)) is not None:
@@ -40,7 +40,7 @@ def affine(bench: OpContext, call: Call) -> Any:
 
 
 def extremum(bench: OpContext, call: Call) -> Any:
-    """The larger or smaller of data and constants: relevance follows the winner, constants that win absorb."""
+    """Propagate relevance of a maximum or minimum to the selected argument; selected constants absorb."""
     if not call.constants and not call.name.startswith("clamp"):
         return call.run()
     data = [bench.save(t) for t in call.data]
@@ -55,8 +55,10 @@ def extremum(bench: OpContext, call: Call) -> Any:
 
 
 def scale(bench: OpContext, call: Call) -> Any:
-    """A product: halved where both factors depend on the input, else the gradient is right. The scaled output of a linear
-    map is that of a scaled map, should a shift or a ReLU follow (FrozenBatchNorm)."""
+    """Halve the gradient of a product if both factors depend on the input, else keep it.
+
+    The scaled output of a linear map is recorded as that of a scaled map, in case a shift or a ReLU follows (FrozenBatchNorm).
+    """
     if len(call.data) > 1:
         return product(bench, call)
     link = _fold_into_linear(bench, call)
@@ -67,15 +69,18 @@ def scale(bench: OpContext, call: Call) -> Any:
 
 
 def product(bench: OpContext, call: Call) -> Tensor:
-    """Each of n factors that depend on the input takes an equal part (AttnLRP, proposition 3.2). A value times a function
-    of itself, x · h(x), is an activation that the network writes out (GELU by tanh, x · sigmoid(x)): h(x) is constant."""
+    """Give each of the n factors that depend on the input an equal share (AttnLRP, proposition 3.2).
+
+    A value times a function of itself, x · h(x), is an activation that the model writes out (GELU by tanh, x · sigmoid(x)):
+    h(x) is constant.
+    """
     if call.name == "mul" and (gate := bench.gate(call)) is not None:
         return call.run_with({id(gate): gate.detach()})
     return divide_gradient(call.run(), len(call.data))
 
 
 def added_scaling(bench: OpContext, call: Call) -> Tensor:
-    """input + value · a · b."""
+    """Handle input + value · a · b."""
     offset, a, b, value = call.bind("input tensor1 tensor2 value", value=1)
     if not (a.requires_grad and b.requires_grad):
         return affine(bench, call)
@@ -83,7 +88,7 @@ def added_scaling(bench: OpContext, call: Call) -> Tensor:
 
 
 def added_quotient(bench: OpContext, call: Call) -> Tensor:
-    """input + value · a / b: the denominator is a statistic."""
+    """Handle input + value · a / b: the denominator is a statistic."""
     _, _, denominator, _ = call.bind("input tensor1 tensor2 value", value=1)
     data = [t for t in call.data if t is not denominator]
     if not data:
@@ -94,7 +99,7 @@ def added_quotient(bench: OpContext, call: Call) -> Tensor:
 
 
 def lerp(bench: OpContext, call: Call) -> Tensor:
-    """(1 − w) · start + w · end."""
+    """Handle (1 − w) · start + w · end."""
     start, end, weight = call.bind("input end weight")
     if not isinstance(weight, Tensor) or not weight.requires_grad:
         return affine(bench, call)
@@ -102,20 +107,20 @@ def lerp(bench: OpContext, call: Call) -> Tensor:
 
 
 def grid_sample(bench: OpContext, call: Call) -> Tensor:
-    """Values read off between the places of a picture: linear in the values, the places are a statistic."""
+    """Handle interpolation at the positions of a grid: linear in the values, the positions are a statistic."""
     keys = "input grid mode padding_mode align_corners"
     values, grid, *_ = call.bind(keys, mode=None, padding_mode=None, align_corners=None)
     return call.run_with({id(grid): grid.detach()}) if values.requires_grad else bench.constant(call)
 
 
 def scatter_reduce(bench: OpContext, call: Call) -> Tensor:
-    """Sums, means and winners of groups are homogeneous; of a product nothing is known."""
+    """Handle sums, means and extrema of groups, which are homogeneous; products are refused as unknown."""
     of_products = any(isinstance(given, str) and given == "prod" for given in (*call.args, *call.kwargs.values()))
     return bench.unknown_function(call) if of_products else bench.own_gradient(call)
 
 
 def quotient(bench: OpContext, call: Call) -> Any:
-    """a / b: the denominator is a statistic."""
+    """Handle a / b: the denominator is a statistic."""
     numerator, denominator, rounding = call.bind("input other rounding_mode", rounding_mode=None)
     if rounding is not None or not numerator.requires_grad:
         return bench.constant(call)
@@ -123,13 +128,13 @@ def quotient(bench: OpContext, call: Call) -> Any:
 
 
 def solution(bench: OpContext, call: Call) -> Any:
-    """A⁻¹ b, a quotient of matrices: A is a statistic."""
+    """Handle A⁻¹ b, a quotient of matrices: A is a statistic."""
     a, b = call.bind("A B")
     return bench.constant(call) if not b.requires_grad else call.run_with({id(a): a.detach()})
 
 
 def power(bench: OpContext, call: Call) -> Any:
-    """xⁿ is homogeneous of degree n: the gradient divided by n; a statistic where n ≤ 0."""
+    """Divide the gradient of xⁿ, which is homogeneous of degree n, by n; a statistic if n ≤ 0."""
     base, exponent = (call.data[0], 2) if call.name == "square" else call.bind("input exponent")
     if type(exponent) in (int, float) and exponent == 2 and base.is_floating_point():
         return base * base.detach()  # the value of base², its gradient halved
@@ -146,21 +151,22 @@ def divide_gradient(out: Tensor, divisor: float) -> Tensor:
 
 
 def without_mask_values(offset: Tensor) -> Tensor:
-    """Without −∞ or the least finite number: what is masked so has weight 0 in a softmax, or all of a row is masked alike."""
+    """Replace −∞ and the lowest finite number by 0: masked scores have weight 0 in a softmax, or a whole row is masked."""
     return offset.masked_fill(offset <= torch.finfo(offset.dtype).min / 2, 0) if offset.is_floating_point() else offset
 
 
 def always(bench: OpContext, call: Call) -> bool:
+    """Return True."""
     return True
 
 
 def single_data_factor(bench: OpContext, call: Call) -> bool:
-    """Whether all but one factor of a product are constant."""
+    """Return whether all but one factor of a product are constant."""
     return len(call.data) == 1
 
 
 def no_constant_terms(bench: OpContext, call: Call) -> bool:
-    """Whether an affine function has nothing but data to add: no constant tensor, no number, no padding value."""
+    """Return whether an affine function has no offset: no constant tensor, number or padding value."""
     if call.name in SUMS:
         return len(call.data) == 2
     if call.name == "pad":
@@ -170,7 +176,7 @@ def no_constant_terms(bench: OpContext, call: Call) -> bool:
 
 
 def _fold_into_linear(bench: OpContext, call: Call) -> LinearLink | None:
-    """`linear(x) · c` and `linear(x) + c` for c along the channels (FrozenBatchNorm) as one linear map."""
+    """Return `linear(x) · c` or `linear(x) + c`, for c along the channels (FrozenBatchNorm), as one linear map."""
     if call.kwargs or len(call.args) != 2 or len(call.data) != 1:
         return None
     (x,) = call.data
@@ -188,7 +194,7 @@ def _fold_into_linear(bench: OpContext, call: Call) -> LinearLink | None:
 
 
 def _added_constant(bench: OpContext, call: Call) -> Callable[[], Tensor | float]:
-    """The constant in a sum or difference, with its factor."""
+    """Return a function that computes the constant in a sum or difference, with its factor."""
     first, second, alpha = call.bind("input other alpha", alpha=1)
     of_first, of_second = SUMS[call.name](alpha)
     constant, factor = (second, of_second) if first is call.data[0] else (first, of_first)
@@ -199,8 +205,8 @@ def _added_constant(bench: OpContext, call: Call) -> Callable[[], Tensor | float
 
 
 def _value_at_zero(bench: OpContext, call: Call) -> Callable[[], Tensor]:
-    """The call's value with zeros for all data, its constants as they are now: the offset of an affine function."""
+    """Return a function that computes the offset of an affine call: its value at zero data and its current constants."""
     constants = {id(t): bench.save(t) for t in call.constants}
     zeros = {id(t): t.new_zeros(()).expand(t.shape) for t in call.data}
-    at_zero = replace(call.with_replaced(zeros), data=())  # holds no tensor of the graph that will hold it
+    at_zero = replace(call.with_replaced(zeros), data=())  # without tensors of the graph, which would make a reference cycle
     return lambda: without_mask_values(at_zero.run_with({key: cell.value for key, cell in constants.items()}))

@@ -1,4 +1,4 @@
-"""Attention: the softmax, the fused kernel with its gradients shared out, and the composite that hides its parts."""
+"""Ops of attention: the softmax, fused attention kernels, and composite functions run from their source."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ OPERANDS = ("query", "key", "value", "attn_mask")
 
 
 def softmax(bench: OpContext, call: Call) -> Tensor:
-    """The softmax's own gradient (AttnLRP, proposition 3.1): R_in = x (R − s ΣR) does not conserve, the rest is absorbed."""
+    """Keep the softmax's own gradient (AttnLRP, proposition 3.1): R_in = x (R − s ΣR), the rest is absorbed."""
     x, dim = call.bind("input dim", dim=None)
     if not isinstance(dim, int):
         return bench.own_gradient(call)
@@ -39,10 +39,10 @@ def softmax(bench: OpContext, call: Call) -> Tensor:
 
 
 def scaled_dot_product_attention(bench: OpContext, call: Call) -> Tensor:
-    """softmax(q kᵀ) v by the kernel the model chose (AttnLRP, propositions 3.1 and 3.3 in the gradient form).
+    """Propagate through softmax(q kᵀ) v with the kernel that the model uses (AttnLRP, propositions 3.1 and 3.3 as gradients).
 
-    Two products follow each other, the scores q kᵀ and their softmax times v, and each halves what it shares: a quarter of
-    the gradient goes to each of q and k, half of it to v. Where the softmax is constant (CP-LRP) all of it goes to v.
+    There are two products in sequence, the scores q kᵀ and their softmax times v, and each halves the gradient: a quarter goes
+    to each of q and k, half of it to v. If the softmax is constant (CP-LRP) all of it goes to v.
     """
     given: dict[str, Any] = dict(zip(OPERANDS, call.bind(" ".join(OPERANDS), attn_mask=None), strict=True))
     data = {name: t for name, t in given.items() if t is not None and t.requires_grad}
@@ -60,7 +60,7 @@ def scaled_dot_product_attention(bench: OpContext, call: Call) -> Tensor:
 
 
 def _shared(bench: OpContext, names: tuple[str, ...]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]:
-    """How many factors of each of the two products depend on the input: each takes an equal part of the gradient."""
+    """Return the backward function that gives an equal share to each factor of the two products that depends on the input."""
     factors, of_output = len({"query", "key"}.intersection(names)) or 1, 2 if "value" in names else 1
     divisors = {"query": factors * of_output, "key": factors * of_output, "value": of_output, "attn_mask": of_output}
     path, meter = bench.path, bench.meter
@@ -71,7 +71,7 @@ def _shared(bench: OpContext, names: tuple[str, ...]) -> Callable[[Sequence[Tens
         of_scores = next(name for name in ("query", "key", "attn_mask") if name in values)
         if of_scores != "attn_mask":  # the scores are linear in each: both have the same Σ t · g
             meter.add(path, -batch_dot(gradients[names.index(of_scores)], values[of_scores]) / of_output)
-        if "value" in values:  # as much went to the scores; what they do not pass on is absorbed
+        if "value" in values:  # the scores get as much; the part that they do not propagate is absorbed
             meter.add(path, batch_dot(returned["value"], values["value"]))
         if "attn_mask" in values:  # may be one for all samples
             meter.add(path, -(returned["attn_mask"] * without_mask_values(values["attn_mask"])).sum())
@@ -88,8 +88,10 @@ def _call_with(call: Call, tensors: dict[str, Any]) -> Tensor:
 
 
 def needs_math_kernel(call: Call) -> bool:
-    """Whether some row of an attention mask leaves nothing: torch's own backward on CPUs is wrong where the mask is the least
-    finite number all along it (TimesFM)."""
+    """Return whether an attention mask masks a whole row by the lowest finite number (TimesFM).
+
+    Torch's own backward pass on CPUs is wrong there.
+    """
     mask = call.bind(" ".join(OPERANDS), attn_mask=None)[3]
     if not isinstance(mask, Tensor) or not mask.is_floating_point() or not mask.is_cpu:
         return False
@@ -102,7 +104,7 @@ def math_kernel(call: Call) -> Tensor:
 
 
 def decompose(bench: OpContext, call: Call) -> Any:
-    """A composite of torch, run from its own source so that the mode sees the functions it is made of."""
+    """Run a composite torch function from its own source, so that the mode intercepts the functions in it."""
     function = call.function
     unchecked = {name: lambda *args: False for name in function.__globals__ if name.startswith("has_torch_function")}
     visible = FunctionType(

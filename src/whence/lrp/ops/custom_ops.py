@@ -1,4 +1,4 @@
-"""Functions of the library that bring their own rule along: relevance returns by it, any other gradient by autograd."""
+"""Library functions with a rule of their own, which propagates relevance; plain gradients are those of autograd."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -14,9 +14,9 @@ Distribute = Callable[..., Tensor]  # (relevance of the value, x, value, *consta
 
 
 def custom_op(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """A function of `(x, *constants)` that function modes see as one, as they see torch's, with its rule.
+    """Make a function of `(x, *constants)` one op with its own rule, which function modes intercept as they do torch functions.
 
-    >>> @with_rule(lambda relevance, x, value, weights: relevance * weights)
+    >>> @custom_op(lambda relevance, x, value, weights: relevance * weights)
     ... def weighted_sum(x, weights): ...
     """
 

@@ -1,4 +1,4 @@
-"""Torch functions as a function mode meets them: one name for all spellings, and what is known of each before it is called."""
+"""Facts about torch functions: one name for all spellings, and properties that do not depend on the arguments."""
 
 import sys
 from collections.abc import Callable
@@ -31,21 +31,21 @@ class FunctionFacts:
     """Facts about a torch function that do not depend on its arguments."""
 
     name: str  # the same for all spellings
-    asks: bool  # no more than for an attribute of a tensor, other than its values moved about (x.mT), or for its likeness
-    overwrites: bool  # its first argument, as its name says
-    moves: bool  # values about
+    asks: bool  # only reads an attribute of a tensor other than its rearranged values (x.mT), or makes a tensor like it
+    overwrites: bool  # modifies its first argument in place, as its name says
+    moves: bool  # only rearranges values
     pointwise: bool  # each value of the result is a function of one value of each argument
-    nonnegative: bool  # the result always is
-    keeps_sign: bool  # the result is not negative where no argument is
-    clips: bool  # to bounds that it is given
-    passes_on: bool  # its results may be known by something
+    nonnegative: bool  # the result always is nonnegative
+    keeps_sign: bool  # the result is nonnegative if all arguments are
+    clips: bool  # clips to bounds among its arguments
+    passes_on: bool  # its results may inherit facts
 
 
 @lru_cache(maxsize=4096)
 def function_facts(function: Callable[..., Any]) -> FunctionFacts:
-    """Looked up once for each function.
+    """Return the facts about a function, cached.
 
-    >>> facts_of(torch.Tensor.relu_).name, facts_of(torch.Tensor.relu_).overwrites
+    >>> function_facts(torch.Tensor.relu_).name, function_facts(torch.Tensor.relu_).overwrites
     ('relu', True)
     """
     name = function_name(function)
@@ -64,7 +64,7 @@ def function_facts(function: Callable[..., Any]) -> FunctionFacts:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """The one name of all spellings: `torch.add`, `Tensor.add_`, `+` and `+=` are "add". Operators of `torch.ops` keep theirs.
+    """Return the one name of all spellings: `torch.add`, `Tensor.add_`, `+` and `+=` are "add"; `torch.ops` keep their own.
 
     >>> function_name(torch.nn.functional.relu_)
     'relu'
@@ -81,7 +81,7 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 def selector_name(function: Callable[..., Any]) -> str | None:
-    """How a user can name the function as a selector, if it has a name."""
+    """Return the expression that names the function as a selector, or None if it has no public name."""
     name = getattr(function, "__name__", "")
     prefix, _, rest = name.partition("_")
     places = [("torch", torch), ("torch.nn.functional", torch.nn.functional), ("torch.Tensor", Tensor)]

@@ -1,5 +1,7 @@
-"""The words for torch functions, by what the functions do. A function goes by the one name that all its spellings share
-(`functions.function_name`); adding one is adding a word here, or its own line in `operations.py`.
+"""Names of torch functions, grouped by how they propagate relevance.
+
+A function is listed under the one name that all its spellings share (`function_facts.function_name`). To support another one,
+add its name here or an entry in `registry.py`.
 """
 
 
@@ -29,7 +31,7 @@ PLAIN = _words("""
 SIGNED = _words("""
     neg diff fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn
     fft_irfftn fft_fftshift fft_ifftshift affine_grid
-""")  # linear, and of either sign whatever the input's
+""")  # linear; the result may have either sign for any input
 
 AFFINE = _words("""
     add sub rsub cat stack hstack vstack dstack column_stack pad where masked_fill masked_scatter setitem copy fill zero
@@ -45,7 +47,7 @@ MATMULS = _words("""
 
 OWN_GRADIENT = _words("""
     log_softmax softmin logsumexp log log2 log10 atan2 arctan2 cdist
-""")  # neither linear nor of f(0) = 0: what their gradient does not conserve is measured
+""")  # neither linear nor with f(0) = 0: relevance that their gradient does not conserve is measured
 
 ACTIVATIONS = _words("""
     relu6 hardtanh silu gelu mish hardswish tanh elu celu selu softsign tanhshrink softshrink hardshrink sin tan asin
@@ -57,19 +59,19 @@ STATISTICS = _words("""
     floor ceil round trunc sign sgn inverse linalg_inv
 """)
 
-SATURATES = frozenset(_words("sigmoid softmax log_softmax log_sigmoid"))  # and keeps the order of values
+SATURATES = frozenset(_words("sigmoid softmax log_softmax log_sigmoid"))  # monotone
 
 FRESH = _words("""
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
     new_tensor new_empty_strided
-""")  # made in the likeness of a tensor, and of nothing else
+""")  # made with the shape or dtype of a tensor, not its values
 
-LEAVES_VALUES = frozenset(_words("requires_grad detach share_memory"))  # end in an underscore and overwrite nothing
+LEAVES_VALUES = frozenset(_words("requires_grad detach share_memory"))  # end in an underscore but modify no values
 
-# what the result of a function inherits
+# facts that the result of a function inherits
 
 NONNEGATIVE = frozenset(_words("relu relu6 sigmoid hardsigmoid softmax exp exp2 abs softplus square"))
-ARITHMETIC = frozenset(_words("add mul div maximum where masked_fill cat stack pad"))  # of what is not negative is not either
+ARITHMETIC = frozenset(_words("add mul div maximum where masked_fill cat stack pad"))  # nonnegative if all arguments are
 CLIPS = frozenset(_words("hardtanh clamp clamp_min"))
 KEEPS_SIGN = ARITHMETIC | frozenset(MOVES_VALUES + PLAIN)
 COMBINES = frozenset(_words("add sub rsub mul div"))

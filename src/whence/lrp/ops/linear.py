@@ -1,4 +1,4 @@
-"""Linear maps with a constant weight, which the rules act on: dense layers, convolutions, matrix products."""
+"""Ops of linear maps with a constant weight, which the rules act on: dense layers, convolutions, matrix products."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from whence.lrp.torch_compat.saved_tensors import with_gradient_hook
 
 
 def plain_dense(bench: OpContext, call: Call) -> bool:
-    """Whether a dense layer without bias has LRP-0 for its rule, so that there is nothing to do."""
+    """Return whether a dense layer has no bias and the rule LRP-0, so that its own gradient suffices."""
     args = call.args
     if len(args) != 3 or args[2] is not None or len(call.data) > 1 or call.data[0] is not args[0]:
         return False
@@ -26,7 +26,7 @@ def plain_dense(bench: OpContext, call: Call) -> bool:
 
 
 def dense(bench: OpContext, call: Call) -> Tensor:
-    """A dense layer: a linear map, by its rule."""
+    """Handle a dense layer as a linear map with its rule."""
     x, weight, bias = call.bind("input weight bias", bias=None)
     if len(call.data) > 1 or call.data[0] is not x:
         return _computed_weight(bench, call, bias, dim=-1)
@@ -38,7 +38,7 @@ def dense(bench: OpContext, call: Call) -> Tensor:
 
 
 def convolution(bench: OpContext, call: Call) -> Tensor:
-    """A convolution: a linear map, by its rule."""
+    """Handle a convolution as a linear map with its rule."""
     names = "input weight bias stride padding dilation groups"
     x, weight, bias, stride, padding, dilation, groups = call.bind(names, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -54,7 +54,7 @@ def convolution(bench: OpContext, call: Call) -> Tensor:
 
 
 def transposed_convolution(bench: OpContext, call: Call) -> Tensor:
-    """A transposed convolution: a linear map, by its rule."""
+    """Handle a transposed convolution as a linear map with its rule."""
     names = "input weight bias stride padding output_padding groups dilation"
     x, weight, bias, stride, padding, output_padding, groups, dilation = call.bind(
         names, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
@@ -72,7 +72,7 @@ def transposed_convolution(bench: OpContext, call: Call) -> Tensor:
 
 
 def bilinear(bench: OpContext, call: Call) -> Tensor:
-    """matmul and its kin: a linear map where one factor is constant, a product where both depend on the input."""
+    """Handle matmul and similar functions as a linear map if one factor is constant, else as a product."""
     factors = [t for t in iter_tensors((call.args, call.kwargs)) if t.is_floating_point()]
     if len(call.data) != 1 or len(factors) != 2:
         return product(bench, call)
@@ -90,7 +90,7 @@ def bilinear(bench: OpContext, call: Call) -> Tensor:
 
 
 def added_product(bench: OpContext, call: Call) -> Tensor:
-    """β · offset + α · a @ b: a dense layer where offset and b are constant, else a product and an offset that absorbs."""
+    """Handle β · offset + α · a @ b as a dense layer if offset and b are constant, else as a product whose offset absorbs."""
     offset, a, b, beta, alpha = call.bind("input batch1 batch2 beta alpha", beta=1, alpha=1)
     if call.name == "addmm" and len(call.data) == 1 and a.requires_grad and offset.dim() == 1:
         return bench.linear(call, a, Dense(b.mT * alpha, offset.expand(b.shape[1]) * beta), native=True)
@@ -101,12 +101,12 @@ def added_product(bench: OpContext, call: Call) -> Tensor:
 
 
 def embedding_bag(bench: OpContext, call: Call) -> Any:
-    """A bag of embeddings whose weights depend on the input."""
+    """Refuse an embedding bag whose weights depend on the input."""
     return bench.refused(
         call,
         UnknownFunctionError(
-            f"the per_sample_weights of an EmbeddingBag in '{bench.path}' depend on the input; hold them fixed in a function "
-            "of the ids alone, or look the ids up by F.embedding and multiply"
+            f"the per_sample_weights of an EmbeddingBag in '{bench.path}' depend on the input; explain a function of the ids "
+            "alone with fixed weights, or multiply the vectors of F.embedding by the weights"
         ),
     )
 
@@ -116,7 +116,7 @@ def _halve(g: Tensor, value: Tensor) -> tuple[Tensor]:
 
 
 def _computed_weight(bench: OpContext, call: Call, bias: Tensor | None, dim: int) -> Tensor:
-    """A layer whose weight the network computes itself: a product, and a constant bias absorbs."""
+    """Handle a layer whose weight depends on the input as a product whose constant bias absorbs."""
     if bias is None:
         return product(bench, call)
     if bias.requires_grad:
@@ -137,7 +137,7 @@ def _per_dimension(value: Any, rank: int) -> Sequence[int]:
 
 
 def _padding(weight: Tensor, padding: Any, dilation: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Padding in numbers: of both sides alike, and before that of single sides, where 'same' is uneven."""
+    """Return the symmetric padding, and the padding of single sides applied before it, where 'same' is uneven."""
     rank = weight.dim() - 2
     if not isinstance(padding, str):
         return _per_dimension(padding, rank), []
@@ -150,11 +150,11 @@ def _padding(weight: Tensor, padding: Any, dilation: Sequence[int]) -> tuple[Seq
 
 
 def _as_batch_of_one(bench: OpContext, call: Call, x: Tensor, treatment: Callable) -> Tensor:
-    """A single sample without a batch dimension, as a batch of one."""
+    """Handle a single sample without a batch dimension as a batch of one."""
     batch = bench.follow(torch.unsqueeze, x, 0)
     args = tuple(batch if a is x else a for a in call.args)
     kwargs = {k: batch if v is x else v for k, v in call.kwargs.items()}
-    function = lambda *args, **kwargs: call.run().unsqueeze(0)  # noqa: E731 - the very call, for a value equal to the bit
+    function = lambda *args, **kwargs: call.run().unsqueeze(0)  # noqa: E731 - runs the original call, so that the value is bit-identical
     one = treatment(bench, replace(call, function=function, args=args, kwargs=kwargs, data=(batch,)))
     bench.see(one)
     return bench.follow(torch.squeeze, one, 0)

@@ -1,4 +1,4 @@
-"""Normalisations: their statistics are constant; batch norm by stored statistics is a linear map."""
+"""Ops of normalisation layers: statistics are constant; batch norm with stored statistics is a linear map."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from whence.lrp.torch_compat.saved_tensors import with_backward_of
 
 
 def batch_norm(bench: OpContext, call: Call) -> Tensor:
-    """Folded into the linear map it follows; a diagonal map by itself. Batch statistics count as constants."""
+    """Fold batch norm into the linear map before it, or treat it as a diagonal map; batch statistics are constants."""
     x, mean, var, weight, bias, training, _, eps = call.bind(
         "input running_mean running_var weight bias training momentum eps",
         weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
@@ -33,17 +33,17 @@ def batch_norm(bench: OpContext, call: Call) -> Tensor:
     scale, shift = bench.made(("batch norm", eps), (mean, var, weight, bias), scale_and_shift)
     if (link := bench.link(x)) is not None and (step := link.step.folded(scale, shift, 1, x.dim())) is not None:
         return bench.step(link.followed(step), call.run)
-    return bench.linear(call, x, Diagonal(scale, shift), LRP_0)  # one input an output: only the shift absorbs
+    return bench.linear(call, x, Diagonal(scale, shift), LRP_0)  # one input per output: only the shift absorbs
 
 
 def layer_norm(bench: OpContext, call: Call) -> Tensor:
-    """(x − mean) / deviation · weight + bias, the deviation constant (AttnLRP, proposition 3.4)."""
+    """Handle (x − mean) / deviation · weight + bias with a constant deviation (AttnLRP, proposition 3.4)."""
     x, shape, weight, bias, eps = call.bind("input normalized_shape weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (*x.shape[: x.dim() - len(shape)], -1), weight, bias, eps)
 
 
 def rms_norm(bench: OpContext, call: Call) -> Tensor:
-    """x / rms(x) · weight, the root mean square constant (AttnLRP, proposition 3.4)."""
+    """Handle x / rms(x) · weight with a constant root mean square (AttnLRP, proposition 3.4)."""
     x, shape, weight, eps = call.bind("input normalized_shape weight eps", weight=None, eps=None)
     if _depends(weight):
         return bench.unknown_function(call)
@@ -55,14 +55,14 @@ def rms_norm(bench: OpContext, call: Call) -> Tensor:
 
 
 def normalize(bench: OpContext, call: Call) -> Tensor:
-    """x / ‖x‖, the norm constant."""
+    """Handle x / ‖x‖ with a constant norm."""
     x, p, dim, eps = call.bind("input p dim eps", p=2.0, dim=1, eps=1e-12)
     norm = torch.linalg.vector_norm(x.detach(), p, dim, keepdim=True).clamp_min(eps)
     return bench.node(x, call.run, lambda g, norm: (g / norm,), lambda value: (norm,))
 
 
 def cosine(bench: OpContext, call: Call) -> Tensor:
-    """a · b / (‖a‖ ‖b‖), the norms constant."""
+    """Handle a · b / (‖a‖ ‖b‖) with constant norms."""
     first, second, dim, eps = call.bind("x1 x2 dim eps", dim=1, eps=1e-8)
 
     def written_out() -> Tensor:
@@ -73,21 +73,19 @@ def cosine(bench: OpContext, call: Call) -> Tensor:
 
 
 def distance(bench: OpContext, call: Call) -> Tensor:
-    """‖a − b + ε‖"""
+    """Handle ‖a − b + ε‖."""
     first, second, p, eps, keepdim = call.bind("x1 x2 p eps keepdim", p=2.0, eps=1e-6, keepdim=False)
     return with_backward_of(call.run, bench.follow(lambda: torch.linalg.vector_norm(first - second + eps, p, -1, keepdim)))
 
 
 def group_norm(bench: OpContext, call: Call) -> Tensor:
-    """(x − mean) / deviation · weight + bias by groups of channels, the deviation constant."""
+    """Handle (x − mean) / deviation · weight + bias by groups of channels, with a constant deviation."""
     x, groups, weight, bias, eps = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     return _standardise(bench, call, x, (x.shape[0], groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
 
 
 def instance_norm(bench: OpContext, call: Call) -> Tensor:
-    """(x − mean) / deviation · weight + bias by channels, the deviation constant; a diagonal linear map with running
-    statistics.
-    """
+    """Handle (x − mean) / deviation · weight + bias by channels; a diagonal linear map with running statistics."""
     x, mean, var, weight, bias, own_statistics, momentum, eps = call.bind(
         "input running_mean running_var weight bias use_input_stats momentum eps",
         running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5,
@@ -107,7 +105,7 @@ def _standardise(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """(x − mean)/std · weight + bias over the last dimension of `grouped`, the standard deviation constant (AttnLRP, 3.4)."""
+    """Standardise over the last dimension of `grouped` with a constant standard deviation (AttnLRP, proposition 3.4)."""
     if _depends(weight) or _depends(bias):
         return bench.unknown_function(call)
 

@@ -1,4 +1,4 @@
-"""A module whose functions cannot be seen, by the rule there is for the module."""
+"""Modules whose functions cannot be intercepted, propagated by the rule of the module."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,23 @@ from whence.lrp.rules.rules import Constant, FunctionRule, Identity
 
 
 def opaque_module(bench: OpContext, call: Call, source: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
-    """The value of a module of hidden functions, one of whose arguments depends on the input, and was `source`."""
+    """Return the output of an opaque module, one of whose arguments depends on the input and had the value `source`."""
     (x,), path, meter = call.data, bench.path, bench.meter
     if isinstance(rule, Constant):
-        bench.hold("a hidden function")
+        bench.hold("an opaque module")
         return value
     if isinstance(rule, Identity):
         return bench.node(x, lambda: value, scale_gradient, output_input_ratio(source, 0.0))
-    place, function = torch.empty(0), call.function  # in the arguments stands for x: no tensor of the graph is held
+    place, function = (
+        torch.empty(0),
+        call.function,
+    )  # placeholder for x among the arguments, so that no tensor of the graph is held
     args, kwargs = map_tensors(lambda t: place if t is x else t, call.args, call.kwargs)
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         with torch.enable_grad():
             leaf = source.detach().requires_grad_()
-            given = leaf.clone()  # it may overwrite it
+            given = leaf.clone()  # the module may modify it in place
             filled, named = map_tensors(lambda t: given if t is place else t, args, kwargs)
             (returned,) = torch.autograd.grad(function(*filled, **named), leaf, g)
         meter.add(path, batch_dot(g, value))

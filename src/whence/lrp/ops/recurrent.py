@@ -1,7 +1,7 @@
-"""Recurrent layers, which torch runs as one hidden function: unrolled step by step from the same weights.
+"""Recurrent layers, which torch runs as one native function, unrolled step by step with the same weights.
 
-Gates are statistics, so the signal takes all the relevance (Arras et al. 2017); c = f ⊙ c' + i ⊙ g is a linear map of c' and g,
-split by its rule: LRP-0, or what is chosen for the layer, as in `{nn.LSTM: Epsilon(1e-3)}` (Arras et al. use ε = 1e-3).
+Gates are statistics, so the signal receives all the relevance (Arras et al. 2017); c = f ⊙ c' + i ⊙ g is a linear map of c' and
+g, with LRP-0 or the rule selected for the layer, as in `{nn.LSTM: Epsilon(1e-3)}` (Arras et al. use ε = 1e-3).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class LayerWeights:
     projection: Tensor | None = None
 
     def together(self, x: Tensor, h: Tensor) -> Tensor:
-        """Both products and biases as one dense layer, for rules that look at whole pre-activations."""
+        """Return both products and biases as one dense layer, for rules that need the whole pre-activation."""
         return F.linear(torch.cat([x, h], -1), *self._joined)
 
     @cached_property
@@ -73,7 +73,7 @@ STEPS: dict[str, Step] = {"lstm": lstm_step, "gru": gru_step, "rnn_tanh": tanh_s
 
 
 def cell(bench: OpContext, call: Call) -> Tensor | State:
-    """nn.LSTMCell, nn.GRUCell, nn.RNNCell: one step."""
+    """Handle one step of nn.LSTMCell, nn.GRUCell or nn.RNNCell."""
     x, state, *weights = call.args
     with bench.within():
         new = STEPS[call.name.removesuffix("_cell")](bench, x, _as_state(state), LayerWeights(*weights))
@@ -81,7 +81,7 @@ def cell(bench: OpContext, call: Call) -> Tensor | State:
 
 
 def recurrent(bench: OpContext, call: Call) -> tuple[Tensor, ...]:
-    """nn.LSTM, nn.GRU, nn.RNN: layers, directions, packed sequences."""
+    """Handle nn.LSTM, nn.GRU and nn.RNN with layers, directions and packed sequences."""
     packed = not isinstance(call.args[3], bool)  # fourth is has_biases, and the weights where sequences are packed
     x, *rest = call.args
     sizes, rest = (rest[0], rest[1:]) if packed else (None, rest)
@@ -103,7 +103,7 @@ def recurrent(bench: OpContext, call: Call) -> tuple[Tensor, ...]:
 def _layers(
     bench: OpContext, step: Step, steps: Sequence[Tensor], states: list[State], weights: list[list[LayerWeights]]
 ) -> tuple[list[Tensor], list[State]]:
-    """Layer on layer; the directions of one side by side."""
+    """Run all layers in order, with the outputs of both directions concatenated."""
     final, given = [], iter(states)
     for directions in weights:
         sides = []
@@ -118,7 +118,7 @@ def _layers(
 def _run_direction(
     bench: OpContext, step: Step, steps: Sequence[Tensor], initial: State, weights: LayerWeights, backwards: bool
 ) -> tuple[list[Tensor], State]:
-    """One direction of one layer. Sequences are sorted, longest first: shorter ones end, or begin, below the others."""
+    """Run one direction of one layer; packed sequences are sorted, longest first, so that later rows end or begin first."""
     outputs: list[Tensor] = []
     ended: list[State] = []
     order = list(reversed(steps)) if backwards else steps
@@ -142,7 +142,7 @@ def _as_state(given: Tensor | Sequence[Tensor]) -> State:
 
 
 def _gate(bench: OpContext, signals: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
-    """Σ gate ⊙ signal as a linear map of the signals, so that a rule can split it."""
+    """Return Σ gate ⊙ signal as a linear map of the signals, so that a rule applies to it."""
     together, weight = torch.stack(tuple(signals), -1), torch.stack(tuple(gates), -1)
     if not together.requires_grad:
         return gated_sum(together, weight)
@@ -155,7 +155,7 @@ def gated_sum(a: Tensor, weight: Tensor) -> Tensor:
 
 
 def _group_weights(flat: Sequence[Tensor], biases: bool, layers: int, directions: int) -> list[list[LayerWeights]]:
-    """LayerWeights by layer and direction, from torch's flat list of all of them."""
+    """Return `LayerWeights` by layer and direction, from torch's flat list of weights."""
     each = len(flat) // (layers * directions)
     projected = each > 2 + 2 * biases
     parts = [list(flat[start : start + each]) for start in range(0, len(flat), each)]

@@ -1,6 +1,6 @@
-"""The table: which torch function gets which treatment. What is not in it, and not linear, is refused.
+"""The registry of ops: how each torch function propagates relevance. Other functions are refused unless they have a rule.
 
-Functions go by the one name that all their spellings share; the words for those that are alike stand in `vocabulary.py`.
+Functions are listed under the one name that all their spellings share; groups of similar names are in `function_names.py`.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ from whence.lrp.ops.norms import batch_norm, cosine, distance, group_norm, insta
 from whence.lrp.ops.recurrent import cell, recurrent
 from whence.lrp.ops.state_spaces import split_parts
 
-Treatment = Callable[..., Any]  # (workbench, call) -> the call's value, with the right way back
+Treatment = Callable[..., Any]  # (context, call) -> the call's value, with the modified gradient
 
 TREATMENTS: dict[str, Treatment] = (
     dict.fromkeys(words.MOVES_VALUES + words.PLAIN + words.SIGNED, plain_gradient)
@@ -114,20 +114,20 @@ GRADIENT_SUFFICES: dict[Treatment | None, Callable[[OpContext, Call], bool]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
-    """A torch function, and what is done with it."""
+    """A torch function and how it is handled."""
 
     facts: FunctionFacts
-    asks: bool  # a tensor for an attribute: nothing is done
+    asks: bool  # only reads an attribute of a tensor: call it unchanged
     treatment: Treatment | None
-    by_rule: bool  # a user's rule comes before the treatment
-    alone: Callable[[OpContext, Call], bool] | None  # whether autograd's own gradient is all there is to a call
-    saturates: bool  # what it is made of says more than its result
-    passes_by: bool  # the treatment is to let it be, and its results have nothing to inherit
+    by_rule: bool  # a user's rule takes precedence over the treatment
+    alone: Callable[[OpContext, Call], bool] | None  # whether autograd's own gradient suffices for a call
+    saturates: bool  # its input explains more than its saturated result
+    passes_by: bool  # called unchanged, and its results inherit no facts
 
 
 @lru_cache(maxsize=4096)
 def find_op(function: Callable[..., Any]) -> Op:
-    """By the table, or as the function itself brings it along (`own_rules.py`); looked up once for each function."""
+    """Return the op of a function, from the registry or attached to the function by `custom_op`; cached."""
     facts = function_facts(function)
     treatment = getattr(function, "treatment", None) or TREATMENTS.get(facts.name)
     return Op(

@@ -1,4 +1,4 @@
-"""State spaces that cut what they need out of one tensor: Mamba-2 and its kin."""
+"""State-space models that split one tensor into values, B and C: Mamba-2 and similar models."""
 
 from typing import Any
 
@@ -8,21 +8,22 @@ from whence.lrp.engine.calls import Call
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.rules.rules import Constant
 
-PARAMETERS = ("A_log", "dt_bias", "D")  # as every Mamba-2 names them
+PARAMETERS = ("A_log", "dt_bias", "D")  # names in every Mamba-2 implementation
 
 
 def state_space_parts(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The selector of the cut into values, B and C: `Constant()` holds B and C, so that relevance takes the way of the values.
+    """Split a tensor into values, B and C; as a selector with `Constant()`, it holds B and C constant.
 
-    Both depend on the input, as a gate does. Were they data, the three factors of C · B · x would be halved in the order in
-    which chunks of the sequence are multiplied (MambaLRP, Rezaei Jafari et al. 2024).
+    Relevance is then propagated to the values alone. B and C depend on the input, as a gate does. If they were data, the three
+    factors of C · B · x would be halved in the order in which chunks of the sequence are multiplied (MambaLRP, Rezaei Jafari et
+    al. 2024).
     """
     values, b, c = x.split(sizes, dim)
     return values, b, c
 
 
 def split_parts(bench: OpContext, call: Call) -> Any:
-    """A cut into parts: the gradient is right; B and C of a state space are constant where a rule says so."""
+    """Keep the gradient of a split; hold B and C of a state-space model constant if a rule selects them."""
     out = call.run()
     if len(out) != 3 or not _in_state_space(bench) or out[1].shape != out[2].shape:
         return out

@@ -1,4 +1,4 @@
-"""Which rule where: an ordered list of selectors and rules, first match wins."""
+"""Composites: ordered lists of selectors and rules, of which the first match applies."""
 
 import fnmatch
 import re
@@ -18,7 +18,7 @@ GLOB_CHARACTERS = frozenset("*?[")  # of shell globs
 
 
 class InputLayer:
-    """The selector of every linear map that touches the explained input, wherever the network has them."""
+    """Selector of every linear map that touches the explained input, in any module."""
 
     def __repr__(self) -> str:
         return "input_layer"
@@ -31,14 +31,20 @@ Selector = str | type[nn.Module] | Callable[..., Any] | InputLayer | tuple[Any, 
 
 @dataclass(frozen=True, repr=False)
 class Composite:
-    """Selectors and rules in order. Entries of a user's own mapping must match something; those of a preset need not.
+    """An ordered list of selectors and rules. Entries of a user's mapping must match a call; those of a preset need not.
 
-    >>> {"features.0": whence.ZBox(0, 1)} | whence.presets.epsilon_plus()     # one's own rules in front of a preset
+    >>> {"features.0": whence.ZBox(0, 1)} | whence.presets.epsilon_plus()     # user-defined rules prepended to a preset
+
+    Args:
+        entries: Pairs of a selector and a rule; the first match applies. A selector is a module path or glob ("features.*"), a
+            module class, a torch function, `input_layer`, or a tuple of these.
+        required: Number of leading entries that must match a call.
+        label: Text shown by `repr`.
     """
 
     entries: tuple[tuple[Selector, Rule], ...] = ()
-    required: int = 0  # the first so many entries must match
-    label: str = field(default="", compare=False)  # how it was asked for
+    required: int = 0
+    label: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         return self.label or "{" + ", ".join(f"{selector_repr(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
@@ -48,7 +54,7 @@ class Composite:
         if isinstance(rules, Composite):
             return rules
         if not isinstance(rules, Mapping):
-            raise RuleError(f"rules must be a mapping of selectors to rules or a preset, not {type(rules).__name__}")
+            raise RuleError(f"rules must be a mapping of selectors to rules or a preset, got {type(rules).__name__}")
         for selector, rule in rules.items():
             check_rule(rule, selector_repr(selector), OWN_RULES)
             _check_selector(selector)
@@ -65,13 +71,13 @@ class SelectorMatch:
     def __init__(self, selector: Selector):
         atoms = list(_flatten_selector(selector))
         patterns = [atom for atom in atoms if isinstance(atom, str) and atom != "*"]
-        # as most are written: "*mixer.x_proj"
+        # the most common form: "*mixer.x_proj"
         self._ends = tuple(p[1:] for p in patterns if p.startswith("*") and not GLOB_CHARACTERS.intersection(p[1:]))
         others = [fnmatch.translate(p) for p in patterns if not (p.startswith("*") and p[1:] in self._ends)]
         self._paths = re.compile("|".join(others)) if others else None
         self._classes = tuple(atom for atom in atoms if isinstance(atom, type))
         self.modules = bool(patterns or self._classes)
-        self.everything = "*" in atoms  # also what runs in no module
+        self.everything = "*" in atoms  # including calls outside all modules
         self.at_input = any(isinstance(atom, InputLayer) for atom in atoms)
         self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type | InputLayer)}
 
@@ -83,7 +89,7 @@ class SelectorMatch:
 
 
 class Matcher:
-    """Finds the rule of each function at its place, once, and remembers which selectors ever matched."""
+    """Matcher of rules to function calls, which caches its decisions and records the selectors that matched."""
 
     def __init__(self, composite: Composite):
         self._composite = composite
@@ -105,13 +111,13 @@ class Matcher:
         return self._decided[key]
 
     def check_all_matched(self, paths: Iterable[str]) -> None:
-        """Raise for the first of the user's selectors that no function call met."""
+        """Raise `SelectorError` for the first user-defined selector that no function call matched."""
         for position, (selector, rule) in enumerate(self._composite.entries[: self._composite.required]):
             if position in self._matched:
                 continue
             kind = "nonlinear function" if isinstance(rule, FunctionRule) else "linear map"
             near = suggest(selector, paths) if isinstance(selector, str) else ""
-            earlier = " that no earlier selector took" if position else ""
+            earlier = " that an earlier selector did not match" if position else ""
             raise SelectorError(f"selector {selector_repr(selector)} matched no {kind} of the model{earlier}{near}")
 
     def _search(self, place: ModulePlace, function: str, touches_input: bool, kind: Any) -> Rule | None:
@@ -126,7 +132,7 @@ class Matcher:
         return None
 
     def _around(self, place: ModulePlace) -> frozenset[int]:
-        """The entries that pick the module here or one around it: a path or class selects everything that runs inside."""
+        """Return the entries that match this module or an enclosing one: a path or class selects all calls inside it."""
         around = place.decided.get(self)
         if around is None:
             here = frozenset([position for position, picks in self._by_module if picks.module(place)])
@@ -138,7 +144,7 @@ class Matcher:
 def _misplaced_error(rule: Rule, place: ModulePlace) -> RuleError:
     return RuleError(
         f"{type(rule).__name__} belongs to the layer that touches the input, but '{place.path}' reads hidden activations "
-        "(or the input reached it by way of relevance_rules, which explain() does not need)"
+        "(or it runs within relevance_rules; use whence.explain for rules of the input layer)"
     )
 
 
@@ -161,7 +167,7 @@ def selector_repr(selector: Selector) -> str:
 def _check_selector(selector: Selector) -> None:
     if isinstance(selector, tuple):
         if not selector:
-            raise SelectorError("an empty tuple selects nothing")
+            raise SelectorError("a selector is an empty tuple, which matches nothing; remove it or list selectors in it")
         for one in selector:
             _check_selector(one)
     elif isinstance(selector, type) and not issubclass(selector, nn.Module):
@@ -169,4 +175,4 @@ def _check_selector(selector: Selector) -> None:
             f"selector {selector.__name__} is not a torch.nn.Module class; pass a path, a module class or a torch function"
         )
     elif not (isinstance(selector, str | InputLayer) or callable(selector)):
-        raise SelectorError(f"selector {selector!r} is neither a module path, a module class nor a torch function")
+        raise SelectorError(f"selector {selector!r} is not valid; expected a module path, a module class or a torch function")

@@ -1,4 +1,4 @@
-"""Published rule sets. Each is a `Composite` that one's own rules can be put in front of:
+"""Published rule sets. Each is a `Composite` that user-defined rules can be prepended to:
 
 >>> whence.LRP({"features.0": whence.Flat()} | whence.presets.epsilon_plus())
 """
@@ -36,12 +36,12 @@ DENSE = (F.linear, torch.matmul, torch.addmm)
 DENSE_LAYERS = (F.linear, torch.addmm)
 STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj", state_space_parts)
 OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
-OTHERWISE = ("*", LRP_0)  # whatever other linear maps there are
+OTHERWISE = ("*", LRP_0)  # all other linear maps
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _named_preset(preset: Callable[P, Composite]) -> Callable[P, Composite]:
-    """A preset that says its name where the composite is shown."""
+    """Label the composites that a preset returns with its name and arguments."""
 
     @wraps(preset)
     def made(*args: P.args, **kwargs: P.kwargs) -> Composite:
@@ -53,7 +53,7 @@ def _named_preset(preset: Callable[P, Composite]) -> Callable[P, Composite]:
 
 @_named_preset
 def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
-    """γ on convolutions, ε on dense layers, right for inputs of any range.
+    """Return a composite of γ on convolutions and ε on dense layers, valid for inputs of any range.
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_gamma()))
 
@@ -69,7 +69,7 @@ def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
 
 @_named_preset
 def epsilon_plus(epsilon: float = 1e-6) -> Composite:
-    """z⁺ on convolutions, ε on dense layers (Kohlbrenner et al. 2020).
+    """Return a composite of z⁺ on convolutions and ε on dense layers (Kohlbrenner et al. 2020).
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_plus()))
 
@@ -84,7 +84,7 @@ def epsilon_plus(epsilon: float = 1e-6) -> Composite:
 
 @_named_preset
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
-    """`epsilon_plus` with the flat rule at the layer that touches the input.
+    """Return `epsilon_plus` with the flat rule at the layer that touches the input.
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_plus_flat()))
 
@@ -99,7 +99,7 @@ def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
 
 @_named_preset
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
-    """αβ with (2, 1) on convolutions, ε on dense layers (Lapuschkin et al. 2017).
+    """Return a composite of αβ with (2, 1) on convolutions and ε on dense layers (Lapuschkin et al. 2017).
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_alpha2_beta1()))
 
@@ -114,13 +114,13 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
 
 @_named_preset
 def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
-    """z^B between the pixel bounds at the input, γ on convolutions, ε on dense layers (Montavon et al. 2019).
+    """Return a composite of z^B at the input, γ on convolutions and ε on dense layers (Montavon et al. 2019).
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.epsilon_gamma_box(low, high)))
 
     Args:
-        low: Lowest value of the inputs, a number or a tensor that broadcasts against them.
-        high: Highest value of the inputs.
+        low: Lowest value of the inputs (the pixel bound of z^B), a number or a tensor that broadcasts against them.
+        high: Highest value of the inputs, likewise.
         epsilon: ε of dense layers.
         gamma: γ of convolutions.
 
@@ -132,18 +132,22 @@ def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float 
 
 @_named_preset
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
-    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ in every ReLU layer, at the input z^B between bounds if there
-    are any, else w² for unbounded real input.
+    """Return the composite of deep Taylor decomposition (Montavon et al. 2017).
+
+    z⁺ applies in every linear layer, at the input z^B between the bounds if they are given, else w² for unbounded real input.
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.deep_taylor()))
 
     Args:
         low: Lowest value of the inputs, a number or a tensor that broadcasts against them; None for the w² rule at the
             input.
-        high: Highest value of the inputs.
+        high: Highest value of the inputs, likewise.
 
     Returns:
         A `Composite`.
+
+    Raises:
+        RuleError: If only one of the bounds is given.
     """
     if (low is None) != (high is None):
         raise RuleError("deep_taylor(low, high) needs both bounds or neither")
@@ -153,13 +157,15 @@ def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None =
 
 @_named_preset
 def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Composite:
-    """The course sheet's rules for torchvision's VGG-16: z^B at the pixels, γ from 1 down to 0.01 with depth, LRP-0 on top.
+    """Return a composite for torchvision's VGG-16: z^B at the pixels, γ from 1 at the input to 0.01, LRP-0 in the classifier.
+
+    These are the rules of the course sheet.
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.vgg16_falling_gamma()))
 
     Args:
-        mean: Mean of each channel that images were normalised by.
-        std: Standard deviation of each channel.
+        mean: Mean of each channel, `[3]`, that images were normalised by.
+        std: Standard deviation of each channel, `[3]`.
 
     Returns:
         A `Composite`.
@@ -178,24 +184,29 @@ def falling_gamma(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
 ) -> Composite:
-    """γ from `first` down to `last` with depth, by equal ratios over the linear layers named in their order, LRP-0 elsewhere;
-    z^B at the pixels where their bounds are given (the course sheet's rules for VGG-16, for any network).
+    """Return a composite of γ from `first` down to `last` over the given layers, and LRP-0 elsewhere.
+
+    γ changes by equal ratios from layer to layer. With bounds, z^B applies at the input: the course sheet's rules for VGG-16,
+    for any network.
 
     >>> layers = [name for name in whence.layers.layer_shapes(model, x) if isinstance(modules[name], (nn.Conv2d, nn.Linear))]
     >>> whence.LRP(whence.presets.falling_gamma(layers, 1.0, 0.01))
 
     Args:
-        layers: Module paths of the linear layers, in order.
-        first: γ of the first layer.
-        last: γ of the last layer.
-        low: Lowest value of the inputs, for z^B at the first layer.
-        high: Highest value of the inputs.
+        layers: Module paths of the linear layers, in order from input to output.
+        first: γ of the first layer, > 0.
+        last: γ of the last layer, > 0.
+        low: Lowest value of the inputs, for z^B at the layer that touches the input; None for no z^B.
+        high: Highest value of the inputs, likewise.
 
     Returns:
         A `Composite`.
+
+    Raises:
+        RuleError: If `layers` is empty or a γ is not positive.
     """
     if not layers or not (first > 0 and last > 0):
-        raise RuleError(f"falling_gamma needs layers, and γ above 0 at both ends, not {first} and {last}")
+        raise RuleError(f"falling_gamma needs at least one layer and positive γ, got first={first} and last={last}")
     steps = max(len(layers) - 1, 1)
     gammas = [(name, Gamma(first * (last / first) ** (i / steps))) for i, name in enumerate(layers)]
     box = [(input_layer, ZBox(low, high))] if low is not None and high is not None else []
@@ -204,19 +215,17 @@ def falling_gamma(
 
 @_named_preset
 def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
-    """AttnLRP (Achtibat et al. 2024): softmax by its own gradient, products halved. The default, for networks of any kind.
-
-    γ of convolutions grows on the way down (`RisingGamma`) unless `conv_gamma` is given. γ of dense layers is 0:
-    LRP-0, the gradient, which costs no more than that. On language models leave it so; on vision transformers γ on
-    the dense layers too (0.01 to 1) makes heatmaps calmer.
-
-    In state-space models step sizes, B and C are constant (MambaLRP, Rezaei Jafari et al. 2024).
+    """Return the composite of AttnLRP (Achtibat et al. 2024), the default rules of `LRP`, for networks of any kind.
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.attn_lrp()))
 
+    The softmax keeps its own gradient, and products are halved. In state-space models step sizes, B and C are constant
+    (MambaLRP, Rezaei Jafari et al. 2024).
+
     Args:
-        gamma: γ of dense layers; 0 is LRP-0.
-        conv_gamma: γ of convolutions; increasing with depth (`RisingGamma`) if None.
+        gamma: γ of dense layers. 0 is LRP-0, the gradient, at no extra cost: keep it for language models. On vision
+            transformers values of 0.01 to 1 make heatmaps less noisy.
+        conv_gamma: γ of convolutions; if None, it grows from output to input (`RisingGamma`).
 
     Returns:
         A `Composite`.
@@ -232,14 +241,15 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
 
 @_named_preset
 def cp_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
-    """CP-LRP (Ali et al. 2022): as `attn_lrp` with attention weights constant, so that all relevance takes the values' way
-    and none is lost in a softmax: without biases, ΣR is the output.
+    """Return the composite of CP-LRP (Ali et al. 2022): `attn_lrp` with constant attention weights.
+
+    All relevance is propagated to the values and none is lost in a softmax: without biases, ΣR is the output.
 
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.cp_lrp()))
 
     Args:
         gamma: γ of dense layers; 0 is LRP-0.
-        conv_gamma: γ of convolutions; increasing with depth (`RisingGamma`) if None.
+        conv_gamma: γ of convolutions; if None, it grows from output to input (`RisingGamma`).
 
     Returns:
         A `Composite`.

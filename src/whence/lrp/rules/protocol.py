@@ -1,4 +1,4 @@
-"""The protocol of rules: what a class has to define to be one, and which form of it the engine may use.
+"""The protocol of rules: the methods that a rule class must define, and the checks that the engine makes.
 
 A rule is a frozen dataclass. It need not inherit from anything:
 
@@ -7,7 +7,7 @@ A rule is a frozen dataclass. It need not inherit from anything:
 * a rule that changes with depth defines `at(number)`, which returns the rule of the `number`-th layer from the output.
 
 `merged` and `merges` offer a faster form of `factors` where both shares are proportional. It is used only if the class that
-defines `factors` defines it too: a subclass with other factors inherits a form that is not its own.
+defines `factors` defines it too: a subclass that overrides `factors` would inherit a form that does not match.
 """
 
 from dataclasses import is_dataclass
@@ -27,16 +27,16 @@ Factors = tuple[Tensor | None, Tensor | None]  # (whole, positive)
 
 @runtime_checkable
 class SplitRule(Protocol):
-    """A rule of linear maps: which share of R returns along all contributions, and which along the positive ones alone.
+    """A rule of linear maps: the share of R that returns along all contributions, and that along the positive ones alone.
 
-    A field or class attribute `bias`, True if there is none, says whether `positive` includes b⁺.
+    A field or class attribute `bias`, by default True, says whether `positive` includes b⁺.
     """
 
     def factors(self, z: Tensor, positive: Tensor, contributions: Tensor) -> Factors:
         """Return (whole, positive), factors of g = R / z like `z`, either of them None for no share.
 
-        `z` is the output `[N, …]`, `positive` the sum of its positive contributions P (+ b⁺), which may be overwritten, and
-        `contributions` the sum of all of them: z, or z − b where `bias` is False.
+        `z` is the output `[N, …]`, `positive` the sum of its positive contributions P (+ b⁺), which may be modified in
+        place, and `contributions` the sum of all of them: z, or z − b where `bias` is False.
         """
         ...
 
@@ -46,11 +46,11 @@ class InputRule(Protocol):
     """A rule of the layer that touches the input: R_i = spread of R / denominator, not proportional to the input."""
 
     def denominator(self, linear: "LinearMap", weights: "RuleWeights", a: Tensor, present: Tensor | None) -> Tensor:
-        """Return what the relevance of each output is divided by, like the output, or with one row for all samples."""
+        """Return the divisor of the relevance of each output, shaped like the output or with one row for all samples."""
         ...
 
     def spread(self, linear: "LinearMap", weights: "RuleWeights", share: Tensor, a: Tensor, present: Tensor | None) -> Tensor:
-        """Return the relevance of each input, like `a`, given `share` = R / denominator."""
+        """Return the relevance of each input, shaped like `a`, given `share` = R / denominator."""
         ...
 
 
@@ -59,7 +59,7 @@ class DepthRule(Protocol):
     """A rule that changes with depth."""
 
     def at(self, number: int) -> Any:
-        """Return the rule of the layer that relevance reaches as the `number`-th, from 1 on."""
+        """Return the rule of the layer that relevance reaches as the `number`-th, counted from 1."""
         ...
 
 
@@ -69,53 +69,58 @@ def _definer(kind: type, name: str) -> type | None:
 
 
 def is_split_rule(rule: object) -> bool:
-    """Whether the rule has factors of its own."""
+    """Return whether the rule defines `factors`, as a rule of linear maps."""
     return _definer(type(rule), "factors") is not None
 
 
 def is_input_rule(rule: object) -> bool:
-    """Whether the rule belongs to the layer that touches the input."""
+    """Return whether the rule belongs to the layer that touches the input."""
     return _definer(type(rule), "spread") is not None
 
 
 def is_depth_rule(rule: object) -> bool:
-    """Whether the rule has to be asked for the one of a layer."""
+    """Return whether the rule changes with depth."""
     return _definer(type(rule), "at") is not None
 
 
 def includes_bias(rule: object) -> bool:
-    """Whether biases take part in the sums of contributions."""
+    """Return whether biases are included in the sums of contributions."""
     return bool(getattr(rule, "bias", True))
 
 
 def defines(rule: object, name: str, kind: type) -> bool:
-    """Whether the rule's method of that name is the one that `kind` defines, rather than a subclass."""
+    """Return whether the rule's method of that name is the one that `kind` defines, rather than a subclass."""
     return _definer(type(rule), name) is kind
 
 
 def can_merge(rule: Any, nonnegative: bool, rectified: bool) -> bool:
-    """Whether one modified weight can serve both ways: the class that defines `factors` says so itself."""
+    """Return whether one modified weight serves both passes, as declared by the class that defines `factors`."""
     owner = _definer(type(rule), "factors")
     own = all(_definer(type(rule), name) is owner for name in ("merged", "merges"))
     return own and rule.merges(nonnegative, rectified)
 
 
 def check_factors(rule: object, factors: Any, z: Tensor, rectified: bool) -> Factors:
-    """Return the factors of a user's rule in tensors of their own; 0 where a ReLU follows that let nothing through."""
+    """Return the factors of a user's rule as new tensors, with 0 where the ReLU that follows outputs 0."""
     if not isinstance(factors, tuple) or len(factors) != 2 or not all(isinstance(f, Tensor | None) for f in factors):
-        raise RuleError(f"{type(rule).__name__}.factors must return (whole, positive), tensors like z or None each")
+        raise RuleError(
+            f"{type(rule).__name__}.factors must return a tuple (whole, positive), each a tensor shaped like z or None"
+        )
     try:
         whole, positive = (None if f is None else torch.broadcast_to(f, z.shape).clone() for f in factors)
     except RuntimeError:
         shapes = " and ".join(str(tuple(f.shape)) for f in factors if f is not None)
-        raise RuleError(f"{type(rule).__name__}.factors returned {shapes} for an output of {tuple(z.shape)}") from None
+        raise RuleError(
+            f"{type(rule).__name__}.factors returned tensors of shapes {shapes}, which do not broadcast to the output's "
+            f"{tuple(z.shape)}"
+        ) from None
     if rectified:  # R = 0 there, whatever g is
         whole, positive = (None if f is None else f.masked_fill_(z == 0, 0) for f in (whole, positive))
     return whole, positive
 
 
 def check_rule(rule: object, selector: str, own: tuple[type, ...]) -> None:
-    """Raise for what is no rule: neither one of the `own` classes, nor a frozen dataclass that follows the protocol."""
+    """Raise `RuleError` unless the rule is of one of the `own` classes or a frozen dataclass that follows the protocol."""
     if isinstance(rule, type):
         raise RuleError(
             f"the rule of selector {selector} is the class {rule.__name__}, not an instance; pass {rule.__name__}()"
@@ -125,8 +130,7 @@ def check_rule(rule: object, selector: str, own: tuple[type, ...]) -> None:
     if not any(is_kind(rule) for is_kind in (is_split_rule, is_input_rule, is_depth_rule)):
         raise RuleError(
             f"the rule of selector {selector} is {rule!r}, not a rule; pass one of whence.Epsilon(), "
-            "whence.ZPlus(), …, or a frozen dataclass with a method "
-            "factors(z, positive, contributions)"
+            "whence.ZPlus(), …, or a frozen dataclass with a method factors(z, positive, contributions)"
         )
     if not is_dataclass(rule) or not type(rule).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise RuleError(f"{type(rule).__name__} must be a frozen dataclass; decorate it with @dataclass(frozen=True)")

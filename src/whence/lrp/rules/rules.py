@@ -1,17 +1,18 @@
-"""The rules of layer-wise relevance propagation, each as two shares.
+"""The rules of layer-wise relevance propagation, each defined by two shares.
 
 A linear map gives `z = L_w(a) + b`, with P the sum of its positive contributions and N that of its negative ones, so that
 z = P + N + b. A rule says how much of the relevance R = g · z of each output returns along all contributions (`whole`) and
-how much along the positive ones alone (`positive`), both as factors of g, which no target changes:
+how much along the positive ones alone (`positive`), both as factors of g, which do not depend on the target:
 
     R_in = a · L_wᵀ(g whole) + a⁺ · L_w⁺ᵀ(g positive) + a⁻ · L_w⁻ᵀ(g positive)
 
-and every rule here satisfies z = whole · z + positive · (P + b⁺), up to its ε: what does not reach the input is what the
-biases and ε absorb. The three rules at the end are not proportional to the input and belong to the layer that touches it.
+and every rule here satisfies z = whole · z + positive · (P + b⁺), up to its ε: the relevance that does not reach the
+input is absorbed by biases and ε. `ZBox`, `WSquare` and `Flat` are not proportional to the input and belong to the layer that
+touches it.
 
-Of the input, `present` is 1 where it is the user's and 0 where the network padded it before the map; None: all is the user's.
-Elementwise passes cost as much as convolutions in a network such as ResNet-50, so the rules count them: the arguments
-`positive` of `factors` and `denominator` of `ratio` are overwritten.
+The mask `present` is 1 where a value comes from the input and 0 where the network padded it before the map; None: no padding.
+Elementwise passes cost as much as convolutions in a network such as ResNet-50, so the rules avoid them: the arguments
+`positive` of `factors` and `denominator` of `safe_divide` are modified in place.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,11 @@ class Epsilon:
 
     >>> whence.LRP({torch.nn.Linear: whence.Epsilon(0.1)})
 
-    ε is in units of the layer's output z.
+    Args:
+        epsilon: ε ≥ 0, in units of the layer's output z.
+
+    Raises:
+        RuleError: If ε is negative or not a finite number.
     """
 
     epsilon: float = 1e-6
@@ -44,11 +49,11 @@ class Epsilon:
         _require(self.epsilon >= 0, f"Epsilon({self.epsilon}): ε must not be negative")
 
     def share(self, g: Tensor, z: Tensor, rectified: bool) -> Tensor:
-        """R / (z + ε sign z) = g |z| / (|z| + ε) = g − g ε / (|z| + ε), the whole share; the positive one is none."""
+        """Return R / (z + ε sign z) = g |z| / (|z| + ε) = g − g ε / (|z| + ε), the whole share; there is no positive one."""
         if self.epsilon == 0:
             return g.masked_fill(z == 0, 0) if rectified else g
         denominator = torch.add(z, self.epsilon) if rectified else z.abs().add_(self.epsilon)
-        if z.dtype.itemsize < 4:  # half precision rounds ε itself: what cancels below would not
+        if z.dtype.itemsize < 4:  # half precision rounds ε itself, so the difference below would not cancel
             return torch.div(z if rectified else z.abs(), denominator, out=denominator).nan_to_num_(nan=0.0).mul_(g)
         return torch.addcdiv(g, g, denominator, value=-self.epsilon, out=denominator)
 
@@ -60,7 +65,11 @@ class Gamma:
 
     >>> whence.LRP({"features.*": whence.Gamma(0.25)})
 
-    γ = 0 is LRP-0; γ → ∞ is the z⁺ rule where z > 0.
+    Args:
+        gamma: γ ≥ 0. 0 is LRP-0; γ → ∞ is the z⁺ rule where z > 0.
+
+    Raises:
+        RuleError: If γ is negative or not a finite number.
     """
 
     gamma: float = 0.25
@@ -89,10 +98,18 @@ class AlphaBeta:
 
     >>> whence.LRP({torch.nn.Conv2d: whence.AlphaBeta(2, 1)})
 
-    α R is relevance along the positive contributions, −β R counter-relevance along the negative ones. `part` "relevance" or
-    "counter-relevance" returns one of the two alone; they add up to "both". With `bias` False the sums Σ⁺ and Σ⁻ are of
-    contributions alone, as in lecture notes and by zennit's `zero_params="bias"`: biases absorb nothing, and conservation is
-    total wherever there are contributions of both signs. With it (Bach et al.; zennit, LRP toolbox), b⁺ and b⁻ take a share.
+    α R is relevance along the positive contributions, −β R counter-relevance along the negative ones.
+
+    Args:
+        alpha: Weight α of the positive contributions; α − β must be 1.
+        beta: Weight β ≥ 0 of the negative contributions.
+        bias: True (Bach et al.; zennit, LRP toolbox): b⁺ and b⁻ are included in the sums Σ⁺ and Σ⁻ and take a share. False, as
+            in lecture notes and by zennit's `zero_params="bias"`: the sums are of contributions alone, biases absorb nothing,
+            and relevance is fully conserved wherever there are contributions of both signs.
+        part: "relevance" or "counter-relevance" returns one of the two alone; they add up to "both".
+
+    Raises:
+        RuleError: If `part` is unknown, β is negative, or α − β is not 1.
     """
 
     alpha: float = 2.0
@@ -126,9 +143,12 @@ class AlphaBeta:
 @dataclass(frozen=True)
 class ZPlus:
     """The z⁺ rule: only positive contributions carry relevance; deep Taylor decomposition of a ReLU layer
-    (Montavon et al. 2017, eq. 11) and the same as `AlphaBeta(1, 0)`, of which it has the `bias`.
+    (Montavon et al. 2017, eq. 11) and the same as `AlphaBeta(1, 0)`.
 
     >>> whence.LRP({torch.nn.Conv2d: whence.ZPlus()})
+
+    Args:
+        bias: Whether b⁺ is included in the sum of positive contributions and takes a share, as in `AlphaBeta`.
     """
 
     bias: bool = True
@@ -146,12 +166,17 @@ class ZPlus:
 @dataclass(frozen=True)
 class ZBox:
     """The z^B rule for inputs between two bounds, such as pixels (Montavon et al. 2017, eq. 14):
-    R_i = Σ_j (x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻) / Σ_i(…) · R_j. The bias takes no part.
+    R_i = Σ_j (x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻) / Σ_i(…) · R_j. The bias is ignored.
 
     >>> low, high = (0 - mean) / std, (1 - mean) / std                     # [3, 1, 1]
     >>> whence.LRP({"features.0": whence.ZBox(low, high)})
 
-    Bounds are numbers or tensors that broadcast against the layer's input.
+    Args:
+        low: Lower bound l, a number or a tensor that broadcasts against the layer's input.
+        high: Upper bound h, likewise; every `low` must be below its `high`.
+
+    Raises:
+        RuleError: If the bounds do not broadcast against each other or are not ordered.
     """
 
     low: float | Tensor
@@ -164,7 +189,7 @@ class ZBox:
         except RuntimeError:
             shapes = f"{tuple(low.shape)} and {tuple(high.shape)}"
             raise RuleError(f"ZBox(low, high): bounds of shapes {shapes} do not broadcast") from None
-        _require(below, "ZBox(low, high): every low must be below its high")
+        _require(below, "ZBox(low, high): low must be below high everywhere")
 
     def denominator(self, linear: LinearMap, weights: RuleWeights, a: Tensor, present: Tensor | None) -> Tensor:
         low, high = self._bounds(a, present)
@@ -186,7 +211,7 @@ class WSquare:
 
     >>> whence.LRP({"0": whence.WSquare()})
 
-    The bias takes no part.
+    The bias is ignored.
     """
 
     def denominator(self, linear: LinearMap, weights: RuleWeights, a: Tensor, present: Tensor | None) -> Tensor:
@@ -212,28 +237,34 @@ class Flat:
 
 @dataclass(frozen=True)
 class RisingGamma:
-    """LRP-γ that grows on the way down: γ = `step` for the topmost layer under this rule, 2 `step` for the one below, and so
-    on. Near the output contributions are few and clear; the more layers relevance has come through, the more it is scattered.
+    """LRP-γ that grows from output to input: γ = `step` for the topmost layer under this rule, 2 `step` for the next, ….
 
     >>> whence.LRP({torch.nn.Conv2d: whence.RisingGamma(0.1)})
 
-    Layers are counted as relevance reaches them, so those of parallel branches one after the other.
+    Near the output contributions are few and clear; the more layers relevance has passed, the noisier it is. Layers are counted
+    in the order in which relevance reaches them, so layers of parallel branches are counted one after the other.
+
+    Args:
+        step: Increase of γ from each layer to the next, > 0.
+
+    Raises:
+        RuleError: If the step is not a positive finite number.
     """
 
     step: float = 0.1
 
     def __post_init__(self):
         _require_number("RisingGamma", self.step)
-        _require(self.step > 0, f"RisingGamma({self.step}): γ must grow")
+        _require(self.step > 0, f"RisingGamma({self.step}): the step of γ must be positive")
 
     def at(self, number: int) -> Gamma:
-        """The rule of the layer that relevance reaches as the `number`-th, from 1 on."""
+        """Return the rule of the layer that relevance reaches as the `number`-th, counted from 1."""
         return _gamma(self.step * number)
 
 
 @lru_cache(maxsize=4096)
 def _gamma(gamma: float) -> Gamma:
-    """One rule for one γ: weights that it modified are known by it."""
+    """Return one rule object per γ, since the cache of modified weights is keyed by it."""
     return Gamma(gamma)
 
 
@@ -242,17 +273,17 @@ LinearRule = Epsilon | SplitRule | DepthRule
 
 @dataclass(frozen=True)
 class Identity:
-    """For an activation with f(0) = 0: relevance passes unchanged, as through x · (f(x)/x) with the quotient constant."""
+    """Rule of an activation with f(0) = 0: relevance passes unchanged, as through x · (f(x)/x) with a constant quotient."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """For a gate or a statistic: its value counts, no relevance enters it."""
+    """Rule of a gate or a statistic: its value is held constant, and no relevance enters it."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The function's own gradient; what it fails to conserve is counted as absorbed."""
+    """Rule of a function that keeps its own gradient; relevance that it does not conserve is counted as absorbed."""
 
 
 FunctionRule = Identity | Constant | Gradient
@@ -261,10 +292,9 @@ OWN_RULES = (Epsilon, Gamma, AlphaBeta, ZPlus, RisingGamma, ZBox, WSquare, Flat,
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor, bounded: bool = False) -> Tensor:
-    """numerator / denominator, and 0 where nothing contributed: there is nobody to give it to. Overwrites `denominator`.
+    """Return numerator / denominator, and 0 where the denominator is 0. Modifies `denominator` in place.
 
-    Where the quotient is not bounded by itself, contributions so small that it could overflow count as none: SiLU leaves
-    values of 1e-300.
+    Unless the quotient is `bounded`, denominators so small that it could overflow count as 0: SiLU outputs values of 1e-300.
     """
     tiny = torch.finfo(denominator.dtype).tiny
     if not bounded:
@@ -273,14 +303,14 @@ def safe_divide(numerator: Tensor, denominator: Tensor, bounded: bool = False) -
 
 
 def negative_contributions(z: Tensor, positive: Tensor) -> Tensor:
-    """N + b⁻ = z − (P + b⁺), and 0 where the difference is only rounding: a filter with no negative contribution."""
+    """Return N + b⁻ = z − (P + b⁺), and 0 where the difference is a rounding error: a filter without negative contributions."""
     negative = z - positive
     rounding = min(100 * torch.finfo(z.dtype).eps, 0.02)  # the bound is for half precision
     return negative.masked_fill_(negative.abs() <= rounding * positive, 0.0)
 
 
 def _bound(bound: float | Tensor, a: Tensor, present: Tensor | None) -> Tensor:
-    """The bound for one sample of `a`, or for each; padding is no pixel and has none."""
+    """Return the bound expanded to one sample of `a`, or to all; it is 0 at padding, which is not a pixel."""
     bound = torch.as_tensor(bound).to(a)
     for samples in (a[:1], a):
         try:
@@ -296,7 +326,7 @@ def _presence(a: Tensor, present: Tensor | None) -> Tensor:
 
 def _require_number(rule: str, *values: float) -> None:
     for value in values:
-        _require(isinstance(value, int | float) and isfinite(value), f"{rule}({value!r}): a finite number is needed")
+        _require(isinstance(value, int | float) and isfinite(value), f"{rule}({value!r}): expected a finite number")
 
 
 def _require(holds: bool, message: str) -> None:

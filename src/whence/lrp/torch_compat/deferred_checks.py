@@ -1,4 +1,4 @@
-"""Values that nobody can look at yet: while an explanation is written down as a graph, its inputs are still to come."""
+"""Checks of values that are deferred while an explanation is traced as a graph, since its inputs are not known yet."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _under_way = threading.local()
 
 @contextmanager
 def defer_checks() -> Iterator[list[Tensor]]:
-    """While entered, nothing may be decided by values; what has to hold of them is listed."""
+    """Collect conditions on values instead of evaluating them while a graph is traced."""
     before, _under_way.conditions = _conditions(), []
     try:
         yield _under_way.conditions
@@ -20,7 +20,7 @@ def defer_checks() -> Iterator[list[Tensor]]:
 
 
 def check_holds(condition: Tensor) -> bool:
-    """Whether it holds everywhere. Of values to come that is noted, and taken to be so."""
+    """Return whether the condition holds everywhere; while a graph is traced, record it and return True."""
     noted = _conditions()
     if noted is None:
         return bool(condition.all())
@@ -29,7 +29,7 @@ def check_holds(condition: Tensor) -> bool:
 
 
 def known_true(condition: Tensor) -> bool:
-    """Whether it is known to hold everywhere, so that something may be spared."""
+    """Return whether the condition is known to hold everywhere, so that a step can be skipped; False while tracing."""
     return _conditions() is None and bool(condition.all())
 
 

@@ -1,4 +1,4 @@
-"""The state of a model beside its weights: attributes set by a forward pass are restored, settings can be compared."""
+"""The state of a model besides its weights: attributes set by a forward pass are restored, settings can be compared."""
 
 import threading
 from collections.abc import Collection, Hashable, Iterator
@@ -14,15 +14,17 @@ from whence.errors import ModelError
 from whence.lrp.torch_compat.module_tracker import all_modules
 from whence.lrp.torch_compat.saved_tensors import version_of
 
-MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"_buffers"}  # what every module has, and no forward pass changes
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"_buffers"}  # attributes of every module that no forward pass changes
 _running = threading.local()
 
 
 @contextmanager
 def preserve_state(model: object) -> Iterator[None]:
-    """A module that keeps tensors of a forward pass, as attributes, buffers or in lists and dicts, has its attributes of before
-    again: what it kept would hold the graph of an explanation, and change the next one. Of a module that keeps none, counts
-    and notes stay. One that writes what depends on the input into a tensor of its own is refused, and has the values of before.
+    """Restore the attributes of modules that store tensors of a forward pass in attributes, buffers, lists or dicts.
+
+    Stored tensors would keep the graph of an explanation alive and change the next one. Modules that store no tensors keep
+    their changes, such as counters. A module that modifies a tensor of its own in place with values that depend on the input is
+    refused, after its earlier values are restored.
     """
     memories = [
         ModuleState(module) for module in all_modules(model) if isinstance(module, nn.Module) and _may_hold_state(type(module))
@@ -40,12 +42,12 @@ def preserve_state(model: object) -> Iterator[None]:
 
 @lru_cache(maxsize=4096)
 def _may_hold_state(kind: type) -> bool:
-    """Torch's own modules keep no tensor of a forward pass; batch norm in training mode counts, and is in eval mode here."""
+    """Return whether modules of a class may store tensors; torch's own do not in eval mode."""
     return not kind.__module__.startswith("torch.nn.modules.")
 
 
 def save_before_overwrite(t: Tensor) -> None:
-    """Keep the values of a tensor that nothing is known of: it may be the model's own."""
+    """Save the values of a leaf tensor before an in-place operation: it may belong to the model."""
     overwritten = getattr(_running, "overwritten", None)
     owner = t if t._base is None else t._base
     if overwritten is not None and owner.is_leaf and id(owner) not in overwritten:
@@ -53,7 +55,7 @@ def save_before_overwrite(t: Tensor) -> None:
 
 
 class ModuleState:
-    """The attributes of a module, and what is in those that are lists or dicts."""
+    """A snapshot of the attributes of a module and of the contents of lists and dicts among them."""
 
     __slots__ = ("_attributes", "_inside", "_module")
 
@@ -107,8 +109,10 @@ def _unchanged(a: Any, b: Any) -> bool:
 
 
 def model_settings(model: object, without: Collection[str] = ()) -> Hashable:
-    """Return the settings that a forward pass may depend on beside inputs and weights, in comparable form: modules, their
-    attributes, mode and hooks, autocast."""
+    """Return the settings that a forward pass may depend on besides inputs and weights, in comparable form.
+
+    These are the modules, their attributes, mode and hooks, and autocast.
+    """
     casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
     modules = model.modules() if isinstance(model, nn.Module) else ()
     leave = {*MODULE_ATTRIBUTES, "_buffers", *without}
@@ -120,8 +124,7 @@ def model_settings(model: object, without: Collection[str] = ()) -> Hashable:
 
 
 def _comparable(value: Any) -> Hashable:
-    """Return a comparable form of an attribute: plain values and containers of them, tensors by their memory, other objects
-    by which they are."""
+    """Return a comparable form of an attribute: plain values and containers of them, tensors by memory, others by identity."""
     if isinstance(value, int | float | str | None):
         return value
     if isinstance(value, Tensor):

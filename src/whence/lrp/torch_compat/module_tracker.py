@@ -1,4 +1,4 @@
-"""Which module is running: the place of a call in the model, for selectors, error messages and inner layers."""
+"""Tracking of the running module: the position of a call in the model, for selectors, error messages and inner layers."""
 
 import fnmatch
 import re
@@ -17,8 +17,8 @@ from whence.errors import OpaqueError, SelectorError, suggest
 from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.torch_compat.saved_tensors import with_gradient_hook
 
-MAX_NAMES = 8  # layers, where one is not there
-INPUT_OF = "input of "  # before the path of a module: what goes into it, rather than what it gives
+MAX_NAMES = 8  # layers listed where one does not exist
+INPUT_OF = "input of "  # prefix of a module path: the module's input rather than its output
 MKLDNN = "torch.utils.mkldnn"
 QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)?modules")
 
@@ -27,28 +27,28 @@ Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, k
 
 
 class ModulePlace:
-    """A running module within those that run around it."""
+    """A running module and the modules that enclose its call."""
 
     def __init__(self, module: object = None, names: Sequence[str] = (), outer: "ModulePlace | None" = None):
         self.module, self.names, self.outer = module, names, outer
-        self.within: dict[int, ModulePlace] = {}  # by id of the inner module, which its place holds
-        self.decided: dict[Hashable, Any] = {}  # once for all calls from here
+        self.within: dict[int, ModulePlace] = {}  # by id of the inner module, which its `ModulePlace` keeps alive
+        self.decided: dict[Hashable, Any] = {}  # cached rules of calls from this module
 
     @cached_property
     def modules(self) -> "list[ModulePlace]":
-        """The places of the running modules, innermost first."""
+        """The running modules, innermost first."""
         return [self, *self.outer.modules] if self.outer is not None else []
 
     @cached_property
     def path(self) -> str:
-        """The path of the innermost running module, in words where it has none."""
+        """The path of the innermost running module; its class name, or "(model)", if it has none."""
         running = self.modules
         named = next((place.names[0] for place in running if place.names), None)
         return (type(self.module).__name__ if running else "(model)") if named is None else named or "(model)"
 
 
 class ModuleOutline:
-    """The modules of a model by path, and every place a call came from so far."""
+    """The modules of a model by path, and the tree of all module calls so far."""
 
     def __init__(self, model: object):
         self._model = model
@@ -62,16 +62,16 @@ class ModuleOutline:
 
     @property
     def outdated(self) -> bool:
-        """Whether a module was put in, taken out or exchanged."""
+        """Whether a module was added, removed or replaced."""
         now = all_modules(self._model)
         return len(now) != len(self._parts) or not all(map(is_, now, self._parts))
 
     def names(self, module: object) -> list[str]:
-        """All paths of a module; more than one where it is shared, none where it is not a part of the model."""
+        """Return all paths of a module: several if it is shared, none if it is not a part of the model."""
         return self._names.get(id(module), [])
 
     def within(self, outer: ModulePlace, module: nn.Module) -> ModulePlace:
-        """The place of a module that runs in another; remembered if it is a part of the model."""
+        """Return the `ModulePlace` of a module that runs in another, cached if it is a part of the model."""
         names = self._names.get(id(module), ())
         place = ModulePlace(module, names, outer)
         if names:
@@ -82,9 +82,9 @@ class ModuleOutline:
 
 
 class ModuleTracker:
-    """Follows the module calls of one thread while entered; nothing is attached to the model.
+    """Tracker of the module calls of one thread while it is entered, without hooks on the model itself.
 
-    Hooks on all modules of the process are registered on entering and removed on leaving; calls of other threads pass by.
+    Global module hooks are registered on entering and removed on leaving; calls of other threads are ignored.
     """
 
     def __init__(self, outline: ModuleOutline):
@@ -105,7 +105,7 @@ class ModuleTracker:
             undo.callback(global_hooks.register_module_forward_pre_hook(enter).remove)
             leave: Any = self._leave_module
             handle = global_hooks.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
-            undo.callback(global_hooks._global_forward_hooks_with_kwargs.pop, handle.id)  # torch 2.13 forgets to
+            undo.callback(global_hooks._global_forward_hooks_with_kwargs.pop, handle.id)  # torch 2.13 does not remove it
             undo.callback(handle.remove)
             self._undo = undo.pop_all()
         self._entered = True
@@ -117,19 +117,19 @@ class ModuleTracker:
 
     @contextmanager
     def resumed(self, place: ModulePlace, tap: Tap) -> Iterator[None]:
-        """At this place again, for a part that is computed again on the way back; `tap` stands in for all taps."""
+        """Resume in this module, for a part that is recomputed in the backward pass; `tap` replaces all taps."""
         taps, before, thread = (self._taps, self._taps_of_inputs), self.place, getattr(self, "_thread", None)
         with nullcontext() if self._entered else self:
             self.place = place
             self._taps, self._taps_of_inputs = ({module: [tap] for module in tapped} for tapped in taps)
-            self._thread = threading.get_ident()  # the way back may run in another
+            self._thread = threading.get_ident()  # the backward pass may run in another thread
             try:
                 yield
             finally:
                 self.place, self._thread, (self._taps, self._taps_of_inputs) = before, thread, taps
 
     def tap(self, taps: dict[str, Tap]) -> None:
-        """Call each tap with the output of the module it is named after, or with its input."""
+        """Register taps, each called with the output (or input) of the module that it is named after."""
         for name, tap in taps.items():
             tapped = self._taps_of_inputs if name.startswith(INPUT_OF) else self._taps
             tapped.setdefault(id(self._outline.modules[name.removeprefix(INPUT_OF)]), []).append(tap)
@@ -154,7 +154,7 @@ class ModuleTracker:
                 f"'{INPUT_OF}{self.path}' is not a tensor passed as a positional argument; name a layer before it"
             )
         read = args[0]
-        if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+        if read.requires_grad and read._is_view():  # the tap has to survive an in-place operation on the view
             read = with_gradient_hook(read, lambda g: g)
             self.replacing(read, args[0])
         with torch._C.DisableTorchFunction():
@@ -166,7 +166,7 @@ class ModuleTracker:
         place = self.place
         if threading.get_ident() != self._thread or place.module is not module or place.outer is None:
             return None
-        *kwargs, output = rest  # torch leaves the keywords out where the module failed
+        *kwargs, output = rest  # torch omits the keyword arguments if the module raised
         changed = None
         if output is not None and self.leaving is not None:
             changed = self.leaving(module, args, kwargs[0], output)
@@ -177,7 +177,7 @@ class ModuleTracker:
 
     def _read_off(self, module: nn.Module, taps: list[Tap], output: object, changed: object) -> object:
         read = self._single(module, output if changed is None else changed)
-        if read.requires_grad and read._is_view():  # the tap has to outlive its being overwritten
+        if read.requires_grad and read._is_view():  # the tap has to survive an in-place operation on the view
             held = with_gradient_hook(read, lambda g: g)
             self.replacing(held, read)
             changed = with_first_tensor(output if changed is None else changed, held, self.path)
@@ -188,7 +188,7 @@ class ModuleTracker:
         return changed
 
     def _single(self, module: nn.Module, output: object) -> Tensor:
-        """The tensor to read off: the output, or the first of a tuple or of named outputs (hidden states come first)."""
+        """Return the tensor to read: the output, or the first of a tuple or dict (hidden states come first)."""
         first = first_tensor(output)
         if first is None:
             raise SelectorError(f"layer '{self.names(module)[0]}' returns {type(output).__name__}, expected a tensor")
@@ -196,23 +196,24 @@ class ModuleTracker:
 
 
 def all_modules(model: object) -> list[object]:
-    """The model and all modules within it."""
+    """Return the model and all modules within it."""
     found = [model]
-    for part in found:  # grows as it is read
+    for part in found:  # extended in the loop
         if isinstance(part, nn.Module):
             found += [child for child in part._modules.values() if child is not None]
     return found
 
 
 def module_names(model: object) -> dict[str, nn.Module]:
-    """All modules by path, compiled ones by the path of the original."""
+    """Return all modules by path, compiled ones by the path of the original."""
     modules = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
     return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
 
 
 def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """The layers by path, or "input of " a path; in a pattern such as "model.layers.*" a * stands for one part between dots,
-    or for some of it."""
+    """Return the layers by path, or by "input of " and a path; in patterns such as "model.layers.*" a * matches within one part
+    between dots.
+    """
     modules = module_names(model)
     inputs = {f"{INPUT_OF}{path}": module for path, module in modules.items() if path}
     found: dict[str, nn.Module] = {}
@@ -224,7 +225,7 @@ def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
         if not matching:
             some = [path for path in among if path]
             shown = some if len(some) <= MAX_NAMES else [*some[: MAX_NAMES - 3], "…", *some[-3:]]
-            there = f"; it has {', '.join(shown)}" if some else ""
+            there = f"; available layers: {', '.join(shown)}" if some else ""
             raise SelectorError(f"no layer '{name}' in the model{suggest(name, among) or there}")
         found |= matching
     return found
@@ -236,7 +237,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def reject_opaque_module(module: nn.Module, path: str) -> None:
-    """Raise for modules that run without calling torch functions, or call others than were written."""
+    """Raise `OpaqueError` for modules that run without torch functions, or run other functions than their source."""
     changed = "quantised" if is_quantized(module) else "in the layout of MKL-DNN" if type(module).__module__ == MKLDNN else None
     if changed:
         raise OpaqueError(f"module '{path}' is {changed} and has no gradients; explain the original floating-point model")
@@ -246,14 +247,14 @@ def reject_opaque_module(module: nn.Module, path: str) -> None:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether it computes with integers, by torch's own kinds of modules. `FloatFunctional` waits to be, and is not yet."""
+    """Return whether the module is quantised, by torch's module classes; `FloatFunctional` is only prepared for it."""
     return type(module).__name__ != "FloatFunctional" and any(
         QUANTISED.search(kind.__module__) for kind in type(module).__mro__
     )
 
 
 def is_exported(module: nn.Module) -> bool:
-    """Whether torch.export made the module: its graph calls operators, with decompositions and constants of their own."""
+    """Return whether torch.export made the module: its graph calls operators, decomposed and with inlined constants."""
     if not isinstance(module, torch.fx.GraphModule):
         return False
     return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)

@@ -1,8 +1,8 @@
-"""Values kept for the way back, and the autograd nodes that use them.
+"""Tensors saved for the backward pass, and the autograd nodes that use them.
 
-Autograd's own saved tensors refuse a value that the network overwrites later (`out += identity`), and plain inference may
-overwrite freely. So what autograd saves is held in cells, by its hooks for saved tensors, and the mode asks the cells on a
-storage to copy themselves just before the network writes to it.
+Autograd raises an error if a saved tensor was modified in place (`out += identity`), which plain inference allows. So saved
+tensors are held in `SavedTensor` cells, by autograd's hooks for saved tensors, and the mode lets the cells of a storage copy
+their values just before the model writes to it.
 """
 
 from collections import defaultdict
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from whence.errors import ModelError
 
-BackwardFunction = Callable[..., tuple[Tensor | None, ...]]  # (g, *kept) -> gradients of the sources
-SaveFunction = Callable[[Tensor], tuple[Tensor, ...]]  # value -> kept
+BackwardFunction = Callable[..., tuple[Tensor | None, ...]]  # (g, *saved) -> gradients of the sources
+SaveFunction = Callable[[Tensor], tuple[Tensor, ...]]  # value -> tensors to save
 
 
 class SavedTensor:
-    """A tensor's value as it was when saved; copied only if the network overwrites it."""
+    """A tensor's value at the time of saving; copied only if the model modifies it in place."""
 
     __slots__ = ("__weakref__", "_value", "_version")
 
@@ -45,7 +45,7 @@ class SavedTensor:
         return _storage(self._value)
 
     def copy(self, copies: dict[tuple, Tensor]) -> None:
-        """Move out of the storage; cells of the same view share a copy."""
+        """Copy the value out of its storage; cells of the same view share a copy."""
         value = self._value
         view = (value.storage_offset(), value.shape, value.stride(), value.dtype)
         if view not in copies:
@@ -54,14 +54,14 @@ class SavedTensor:
 
 
 class SavedTensors:
-    """All values saved in one forward pass; sorted by the storage they lie in once the network overwrites something."""
+    """All tensors saved in one forward pass, indexed by storage once the model modifies a tensor in place."""
 
     def __init__(self):
         self._unsorted: list[ref[SavedTensor]] = []
         self._by_storage: defaultdict[int, list[ref[SavedTensor]]] = defaultdict(list)
 
     def __len__(self) -> int:
-        """How many are held."""
+        """Return the number of cells that are alive."""
         held = [*self._unsorted, *chain.from_iterable(self._by_storage.values())]
         return sum(cell() is not None for cell in held)
 
@@ -71,7 +71,7 @@ class SavedTensors:
         return cell
 
     def before_overwriting(self, tensor: Tensor) -> None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]  # of a vmap, without storage
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]  # within a vmap: has no storage
             return
         self._sort()
         copies: dict[tuple, Tensor] = {}
@@ -87,15 +87,15 @@ class SavedTensors:
 
 
 class ModifiedBackward(torch.autograd.Function):
-    """The value of `value()`, and `back(g, *kept)` in place of its gradient.
+    """Function with the value of `value()` and the gradient `back(g, *saved)`.
 
-    What `keep(value)` gives goes through autograd, which lets it go as soon as the way back is done with it.
+    The tensors returned by `keep(value)` are saved by autograd, which frees them as soon as the backward pass has used them.
     """
 
     @staticmethod
     def forward(ctx, value: Callable[[], Tensor], back: BackwardFunction, keep: SaveFunction, *sources: Tensor | None):
         out = value()
-        out = out.detach() if out._is_view() else out  # torch refuses to overwrite views that a Function made
+        out = out.detach() if out._is_view() else out  # torch refuses in-place operations on views made by a Function
         ctx.back = back
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*keep(out))
@@ -146,9 +146,9 @@ class InPlaceBackward(torch.autograd.Function):
 
 
 def with_gradient_hook(out: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
-    """`out` with `hook(g)` for its gradient, as the function that made it gets it: whoever reads the gradient at `out` reads g.
+    """Return `out` with `hook(g)` as the gradient passed to the function that made it; the gradient read at `out` is still g.
 
-    A view gets a node instead: once its storage is overwritten, torch goes round the hooks of views.
+    A view gets a node instead, since torch bypasses the hooks of views once their storage is modified in place.
     """
     if out._is_view():
         return ModifiedBackward.apply(out.detach, lambda g: (hook(g),), lambda value: (), out)  # type: ignore[return-value]
@@ -163,15 +163,15 @@ def with_gradient_hook(out: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _returned(ctx, g: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of the sources, which come last among the inputs."""
+    """Return the gradients of the sources, which are the last inputs."""
     returned = () if g is None else ctx.back(g, *ctx.saved_tensors)
     return (None,) * (len(ctx.needs_input_grad) - len(returned)) + returned
 
 
 def version_of(t: Tensor) -> int:
-    """How often the tensor was overwritten; nobody can overwrite what was made in inference mode."""
+    """Return how often the tensor was modified in place; 0 for inference tensors, which have no version counter."""
     return 0 if t.is_inference() else t._version
 
 
 def _storage(t: Tensor) -> int:
-    return t.untyped_storage()._cdata  # also of tensors without data, by which networks are traced
+    return t.untyped_storage()._cdata  # also defined for fake tensors without data, used in tracing

@@ -1,7 +1,8 @@
-"""Patches of torch around a forward pass, so that the mode sees all functions: compiled parts run eagerly, vmapped parts sample
-by sample, and checkpointed parts are seen again when they are computed again.
+"""Patches of torch around a forward pass, so that the mode intercepts all functions.
 
-All are process-wide in torch: the first who needs them makes the change, the last undoes it.
+Compiled parts run eagerly, vmapped parts sample by sample, and checkpointed parts are intercepted again when recomputed.
+
+All are process-wide in torch: the first user applies the patch, the last one reverts it.
 """
 
 import sys
@@ -18,12 +19,12 @@ from torch.utils._pytree import _broadcast_to_and_flatten, tree_leaves, tree_str
 
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 Recompute = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
-VMAP_IMPL = "vmap_impl"  # what a vmapped function looks up at each call
-CHECKPOINT_GENERATOR = "_checkpoint_without_reentrant_generator"  # what torch's checkpoint() looks up at each call
+VMAP_IMPL = "vmap_impl"  # looked up by a vmapped function at each call
+CHECKPOINT_GENERATOR = "_checkpoint_without_reentrant_generator"  # looked up by checkpoint() at each call
 
 
 class SharedPatch:
-    """A process-wide change that several threads may need at once."""
+    """A process-wide patch that several threads may need at once."""
 
     def __init__(self, change: Callable[[], AbstractContextManager]):
         self._change, self._lock, self._users, self._undo = change, threading.Lock(), 0, ExitStack()
@@ -42,7 +43,7 @@ class SharedPatch:
 
 
 class ReentrantContext:
-    """A context made anew each time it is entered: a checkpointed part is computed again for each backward pass."""
+    """A context manager that can be entered repeatedly: a checkpointed part is recomputed in each backward pass."""
 
     def __init__(self, make: Callable[[], AbstractContextManager]):
         self._make = make
@@ -62,7 +63,7 @@ _recompute = threading.local()
 
 @contextmanager
 def recompute_with(recompute: Recompute) -> Iterator[None]:
-    """`recompute(function, arguments)` says how a part that this thread checkpoints is to be computed on the way back."""
+    """Use `recompute(function, arguments)` to choose how parts checkpointed by this thread are recomputed."""
     before = getattr(_recompute, "value", None)
     _recompute.value = recompute
     try:
@@ -74,7 +75,7 @@ def recompute_with(recompute: Recompute) -> Iterator[None]:
 @contextmanager
 def _checkpoints_carried() -> Iterator[None]:
     original = getattr(checkpoint, CHECKPOINT_GENERATOR, None)
-    if original is None:  # a torch that has moved it: recomputation then fails with torch's own error
+    if original is None:  # renamed in this torch version: recomputation then fails with torch's own error
         yield
         return
 
@@ -99,9 +100,9 @@ def _checkpoints_carried() -> Iterator[None]:
 
 @contextmanager
 def _vmaps_looped() -> Iterator[None]:
-    """Run functions vmapped over data as a loop, whose functions can be seen: values of single samples, equal to rounding."""
+    """Run functions vmapped over data as a loop, which can be intercepted; values are equal up to rounding."""
     original = getattr(apis, VMAP_IMPL, None)
-    if original is None:  # a torch that has moved it: what it makes is then refused as unseen
+    if original is None:  # renamed in this torch version: vmapped results are then refused as opaque
         yield
         return
 
@@ -131,7 +132,7 @@ def _vmaps_looped() -> Iterator[None]:
 
 @contextmanager
 def enter_all(*contexts: AbstractContextManager) -> Iterator[None]:
-    """All of the contexts, one within the other."""
+    """Enter all contexts, each within the one before."""
     with ExitStack() as undo:
         for context in contexts:
             undo.enter_context(context)

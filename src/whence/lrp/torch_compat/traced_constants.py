@@ -14,12 +14,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 from whence.errors import ModelError
 
 SHAPE_ONLY = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"})
-INTERNAL_PATHS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))  # whose code is not the model's
+INTERNAL_PATHS = (
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parents[2]),
+)  # files of torch and whence, whose code is not the model's
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def _value(t: Tensor) -> Any:
-    """A tensor's value, where it comes of nothing that the graph is given but its sizes."""
+    """Return a tensor's value, if it depends on no graph input except by its sizes."""
     mode = proxy_tensor.get_innermost_proxy_mode()
     assert mode is not None
     node = proxy_tensor.get_proxy_slot(t, mode.tracer, None, lambda slot: slot.proxy.node)  # type: ignore[call-overload]
@@ -31,9 +34,9 @@ def _value(t: Tensor) -> Any:
 
 
 def _ancestors(node: Node) -> list[Node]:
-    """All that is needed to compute a node, in order, itself the last."""
+    """Return the nodes needed to compute a node, in order, with itself last."""
     needed, open_ends = {node}, [node]
-    for end in open_ends:  # grows as it is read
+    for end in open_ends:  # extended in the loop
         new = [before for before in _inputs_of(end) if before not in needed]
         needed.update(new)
         open_ends += new
@@ -41,7 +44,7 @@ def _ancestors(node: Node) -> list[Node]:
 
 
 def _inputs_of(node: Node) -> list[Node]:
-    """The nodes whose values a node reads."""
+    """Return the nodes whose values a node reads."""
     if isinstance(node.meta.get("val"), SYMBOLS):
         return []
     return [n for n in node.all_input_nodes if not (_depends_on_shape_only(node) and isinstance(n.meta.get("val"), Tensor))]
@@ -65,7 +68,7 @@ def _evaluate(node: Node, values: Mapping[Node, Any], root: Any) -> Any:
     def of(n: Node) -> Any:
         if n in values:
             return values[n]
-        like = n.meta["val"]  # of which the sizes alone are read
+        like = n.meta["val"]  # only its sizes are read
         return torch.empty(
             [d.node.hint if isinstance(d, SymInt) else d for d in like.shape], dtype=like.dtype, device=like.device
         )
@@ -74,11 +77,11 @@ def _evaluate(node: Node, values: Mapping[Node, Any], root: Any) -> Any:
 
 
 def user_code_line(frames: Sequence[traceback.FrameSummary] | None = None) -> str:
-    """The last line of code, of those under way if none are given, that is neither torch's nor ours."""
+    """Return FILE:LINE of the innermost frame outside torch and whence, by default of the current stack."""
     for frame in reversed(traceback.extract_stack() if frames is None else frames):
         if not frame.filename.startswith((*INTERNAL_PATHS, "<")):
-            return f"line {frame.lineno} of {frame.filename}"
-    return "a line of its own"
+            return f"{frame.filename}:{frame.lineno}"
+    return "an unknown line"
 
 
 CONSTANT_READS = {torch.ops.aten._local_scalar_dense.default: _value}  # for make_fx

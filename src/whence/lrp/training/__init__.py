@@ -1,1 +1,1 @@
-"""Modified gradients for training loops and differentiable relevance."""
+"""Modified gradients in training loops, and differentiable relevance."""

@@ -1,4 +1,4 @@
-"""Forward pass and way back as one graph of plain functions without side effects, in which everything can be differentiated."""
+"""Tracing of forward and backward pass as one graph of functions without side effects, which can be differentiated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from whence.lrp.torch_compat.traced_constants import CONSTANT_READS
 PASS_THROUGH = (torch.ops.aten.expand.default, torch.ops.aten._to_copy.default)
 ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
-Call = Callable[[Sequence[Any]], tuple[Any, Mapping[str, Any]]]  # the leaves of arguments -> arguments
+Call = Callable[[Sequence[Any]], tuple[Any, Mapping[str, Any]]]  # leaves of the arguments -> (args, kwargs)
 
 
 def trace_relevance(
@@ -30,8 +30,11 @@ def trace_relevance(
     arguments: Call,
     outputs: Callable[[Any], list[Tensor]],
 ) -> GraphModule:
-    """`graph(tensors, state, gradients)` gives the modified gradients at the `sources` among the leaves of the arguments, from
-    those at the outputs; `state` are the parameters and buffers by name."""
+    """Return `graph(tensors, state, gradients)`, which computes the modified gradients at the `sources`.
+
+    `sources` are indices of the leaves of the arguments, `gradients` those at the outputs, and `state` the parameters and
+    buffers by name.
+    """
     tensors = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     state = state_tensors(model, detached=True)
 
@@ -57,13 +60,13 @@ def trace_relevance(
 
 
 def state_tensors(model: nn.Module, detached: bool = False) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
+    """Return the parameters and buffers by name."""
     found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: t.detach() for name, t in found.items()} if detached else found
 
 
 def _make_quotients_safe(graph: GraphModule) -> GraphModule:
-    """n / d that is read as 0 where d is 0: the derivative of 0/0 would be NaN, though nothing comes of it."""
+    """Replace quotients n / d that are 0 where d is 0, so that their derivatives there are 0 rather than NaN."""
     aten = torch.ops.aten
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not aten.nan_to_num.default:

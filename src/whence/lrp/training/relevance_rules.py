@@ -1,4 +1,4 @@
-"""relevance_rules(): modified gradients for one's own loops, and for losses made of relevance."""
+"""`relevance_rules`: modified gradients in plain PyTorch code, and losses that depend on relevance."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -37,28 +37,37 @@ def relevance_rules(
     >>> (g,) = torch.autograd.grad(logits[0, 483], x)
     >>> relevance = x * g
 
-    `model` may be None where no selector is a module path. Rules of the input layer (ZBox, WSquare, Flat), and distances at the
-    input, are not of the form x · g and are refused here; use `explain`.
-
-    With `differentiable`, relevance itself has derivatives with respect to inputs and parameters, for losses made of it:
+    With `differentiable`, relevance itself has derivatives with respect to inputs and parameters, for losses that depend on it:
 
     >>> with whence.relevance_rules(model, rules, differentiable=True):
     ...     logits = model(x)                                          # x requires gradients
     >>> (g,) = torch.autograd.grad(logits[:, 3].sum(), x, create_graph=True)
     >>> ((x * g)[:, mask] ** 2).sum().backward()
 
-    `logits` then lead to relevance alone: their gradients are modified, and none of them is that of a parameter. A loss of the
-    output itself, such as the cross-entropy, is made of another call, outside. The model must be in eval mode.
+    `logits` then serve for relevance alone: their gradients are modified, and have no path to the parameters. A loss of the
+    output itself, such as the cross-entropy, needs another call of the model, outside of the block. The model must be in eval
+    mode.
 
-    The calls of `model` are then under the rules, and nothing else. Forward and way back are written down as one graph the
-    first time inputs of some shape come by (which takes seconds) and kept as long as the model; parameters and buffers are read
-    anew at each call.
+    Only the calls of `model` itself then follow the rules. Forward and backward pass are traced as one graph at the first call
+    with inputs of a new shape (which takes seconds) and cached with the model; parameters and buffers are read at each call.
+
+    Rules of the input layer (`ZBox`, `WSquare`, `Flat`), and distances at the input, are not of the form x · g and raise an
+    error; use `whence.explain`.
 
     Args:
         model: The model; None if no selector is a module path and `differentiable` is False.
         rules: A dict from selectors to rules, or a preset.
-        unknown: What to do with functions without a rule: "error", "warn" or "gradient".
+        unknown: Handling of functions that are not known to be linear and have no rule: "error", "warn" (and use their own
+            gradient) or "gradient" (silently).
         differentiable: Whether relevance itself can be differentiated.
+
+    Returns:
+        A context manager in which gradients are modified.
+
+    Raises:
+        RuleError: For rules of the input layer, or if the model is missing but needed.
+        SelectorError: If a selector matched no call in the block.
+        ModelError: If another explanation is active in this thread, or the model is in training mode with `differentiable`.
     """
     if isinstance(model, Mapping | Composite):
         raise RuleError("the first argument of relevance_rules must be the model: relevance_rules(model, rules)")
@@ -80,12 +89,12 @@ def relevance_rules(
             model.__dict__["forward"] = before
 
 
-MAX_GRAPHS = 16  # of one model, one for each kind of call
+MAX_GRAPHS = 16  # per model, one for each kind of call
 GRAPHS: "WeakKeyDictionary[nn.Module, OrderedDict[Any, GraphModule]]" = WeakKeyDictionary()
 
 
 class _DifferentiableForward:
-    """The model's forward while its relevance is to be differentiated."""
+    """The model's forward while its relevance can be differentiated."""
 
     def __init__(self, model: nn.Module, rules: Composite, unknown: Unknown):
         self._model, self._rules = model, rules
@@ -119,7 +128,7 @@ class _DifferentiableForward:
         return self._forward(*args, **kwargs)
 
     def _graph(self, leaves: list[Any], structure: TreeSpec, sources: list[int]) -> GraphModule:
-        """Written down once for each kind of call."""
+        """Return the graph of this kind of call, traced once."""
         known = GRAPHS.setdefault(self._model, OrderedDict())
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
         kinds += tuple((t.shape, t.dtype, t.device) for t in state_tensors(self._model).values())
@@ -147,7 +156,7 @@ class _DifferentiableForward:
 
 
 class _DifferentiableCall:
-    """One call: what it was given, and which graph leads back."""
+    """One call of the model: its arguments, and the graph of its backward pass."""
 
     def __init__(self, forward: Any, leaves: list[Any], structure: TreeSpec, tensors: list[int], sources: list[int],
                  names: list[str], graph: GraphModule):  # fmt: skip
@@ -157,13 +166,13 @@ class _DifferentiableCall:
 
 
 class _RelevanceFunction(torch.autograd.Function):
-    """The model's outputs, and on the way back the modified gradients, made by functions that have derivatives of their own."""
+    """Function with the model's outputs, whose backward pass computes the modified gradients by differentiable functions."""
 
     @staticmethod
     def forward(ctx, run: _DifferentiableCall, *given: Tensor):
         leaves = list(run.leaves)
         for place, t in zip(run.tensors, given, strict=False):
-            leaves[place] = t.clone() if place in run.sources else t  # a network may overwrite it
+            leaves[place] = t.clone() if place in run.sources else t  # a model may modify it in place
         args, kwargs = tree_unflatten(leaves, run.structure)
         found, places, kept, spec = _floating_outputs(run.forward(args, kwargs))
         run.outputs = kept, places, spec
@@ -183,7 +192,7 @@ class _RelevanceFunction(torch.autograd.Function):
 
 
 def _floating_outputs(found: Any) -> tuple[list[Tensor], list[int], list[Any], TreeSpec]:
-    """The outputs that may have gradients, their places among all, all, and how they are put together."""
+    """Return the floating-point outputs, their indices among all leaves, all leaves, and the tree structure."""
     leaves, spec = tree_flatten(found)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return [leaves[i] for i in places], places, leaves, spec
