@@ -142,7 +142,7 @@ def test_a_file_that_is_not_there_has_near_ones(tmp_path):
 
 
 def test_a_layer_that_is_not_there_among_few():
-    refused(errors.SelectorError, "it has 0, 1, 2, 3$", net(), X, layers=["conv9"])
+    refused(errors.SelectorError, "available layers: 0, 1, 2, 3$", net(), X, layers=["conv9"])
     many = nn.Sequential(*net(), *[nn.Identity() for _ in range(9)]).eval()
     refused(errors.SelectorError, "it has 0, 1, 2, 3, 4, …, 10, 11, 12$", many, X, layers=["conv9"])
 
@@ -193,8 +193,8 @@ def test_output_that_is_not_classes():
 def test_models_and_methods_that_are_none():
     refused(errors.ModelError, "must be callable, not int", 3, X)
     refused(errors.RuleError, "unknown method", net(), X, method="lrb")
-    refused(errors.RuleError, r"write LRP\(\)", net(), X, method=LRP)
-    refused(errors.RuleError, "is no method", net(), X, method=3)
+    refused(errors.RuleError, r"not an instance; pass LRP", net(), X, method=LRP)
+    refused(errors.RuleError, "is not a method", net(), X, method=3)
 
 
 def test_output_cut_off_from_the_input():

@@ -137,5 +137,5 @@ def test_edges_of_an_attribution_graph_add_up(cnn, tmp_path):
     assert graph.save(tmp_path / "g.png").is_file()
     with pytest.raises(errors.RuleError, match="expected at least two, ordered from the input to the output"):
         whence.attribution_graph(cnn, x, ["3"])
-    with pytest.raises(errors.InputError, match="one sample, not of 3"):
+    with pytest.raises(errors.InputError, match="needs one sample, got 3"):
         whence.attribution_graph(cnn, pictures(), ["0", "3"])

@@ -103,7 +103,7 @@ def test_wrong_patching_is_named():
         whence.patching(model, clean, corrupted, components={"layers.0": whence.Heads((), of=4)})
     with pytest.raises(errors.RuleError, match="estimator='relevence'"):
         whence.patching(model, clean, corrupted, components=["layers.0"], estimator="relevence")
-    with pytest.raises(errors.RuleError, match="all heads are patched"):
+    with pytest.raises(errors.RuleError, match="every head is patched"):
         whence.patching(model, clean, corrupted, components={"layers.0": whence.Heads([0], of=2)})
     x = pictures(1).float()
     with pytest.raises(errors.SelectorError, match="no tokens to patch"):

@@ -194,5 +194,5 @@ def test_class_activation_maps_need_pictures():
         whence.explain(nn.Linear(4, 2).eval(), torch.randn(1, 4), 0, method=GradCAM())
     with pytest.raises(errors.ModelError, match="reads a layer of"):
         whence.explain(lambda x: x.flatten(1), torch.randn(1, 3, 4, 4), 0, method=GradCAM())
-    with pytest.raises(errors.SelectorError, match="name one with layer="):
+    with pytest.raises(errors.SelectorError, match="choose one by layer="):
         whence.explain(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval(), torch.randn(1, 1, 4, 4), 0, method=GradCAM())

@@ -277,7 +277,7 @@ def test_a_long_run_shows_a_bar(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Occlusion((3, 13, 2)), "larger than the input"),
+        (Occlusion((3, 13, 2)), "larger than a sample"),
         (Occlusion((3, 4)), "along each dimension"),
         (Occlusion((3, 0, 2)), "along each dimension"),
         (Occlusion((3, 4, 4), strides=(3, 5, 5)), "expected strides of at most the window"),
@@ -304,7 +304,7 @@ def test_rise_refuses():
         RISE(n_samples=1)
     with pytest.raises(errors.InputError, match="use FeatureAblation, Occlusion or Shapley for other inputs"):
         whence.explain(nn.Linear(4, 2).eval(), torch.randn(1, 4), 0, method=RISE())
-    with pytest.raises(errors.InputError, match="patches need pictures"):
+    with pytest.raises(errors.InputError, match="patches needs images"):
         patches(torch.zeros(3, 4), 2)
     with pytest.raises(errors.ModelError, match="NaN"):
         whence.explain(lambda x: 1 / x, torch.ones(1, 3), 0, method=FeatureAblation())

@@ -62,7 +62,7 @@ def test_models_are_refused_like_games():
         errors.RuleError, match="budget=60: 12 features take 24 coalitions at 5 model evaluations each, so at least 120"
     ):
         whence.explain(net(), torch.randn(1, 12), 0, method=Shapley(background=torch.randn(5, 12), budget=60))
-    with pytest.raises(errors.RuleError, match="got both baselines and background; give only one of them to"):
+    with pytest.raises(errors.RuleError, match="give baselines or a background to replace absent features, not both"):
         Shapley(baselines=0.0, background=torch.zeros(1, 12))
     with pytest.raises(errors.RuleError, match="group them by a feature_mask"):
         whence.explain(lambda x: x.flatten(1), torch.ones(1, 3, 64, 64), 0, method=Shapley())

@@ -49,8 +49,8 @@ def test_what_cannot_be_a_network_is_refused(blobs):
     refused(DBSCAN().fit(x), "SupportSets")
     refused(BisectingKMeans(2).fit(x), "use KMeans")
     refused(KMeans, r"KMeans is a class; pass a fitted one: KMeans\(\).fit\(X\)")
-    refused(make_pipeline("passthrough"), "only passthrough")
-    refused("svm", "str has no exact network: choose OneClassSVM")
+    refused(make_pipeline("passthrough"), "no estimator as its last step")
+    refused("svm", "str cannot be written as an exact network: choose OneClassSVM")
     refused(make_pipeline(Normalizer(), KMeans(2, n_init=1)).fit(x), "Normalizer is not linear.*StandardScaler")
     refused(make_pipeline(MinMaxScaler(clip=True), KMeans(2, n_init=1)).fit(x), "clip=False")
 
@@ -85,7 +85,7 @@ def test_views_and_thresholds_that_cannot_be_had_are_refused(blobs):
     for background in (x[:, :1], x[0]):
         pipeline = make_pipeline(StandardScaler(), density).fit(x)
         refused(pipeline, r"give samples \[B, 6\]", whence.errors.InputError, view="inlierness", background=background)
-    refused(KMeans(1, n_init=1).fit(x), "one cluster.*view='outlierness'", whence.errors.RuleError)
+    refused(KMeans(1, n_init=1).fit(x), "a single cluster.*view='outlierness'", whence.errors.RuleError)
     net = whence.neuralize(density, view="inlierness", threshold=3.0)
     np.testing.assert_allclose(output(net, points), 3 - output(whence.neuralize(density), points))
     assert whence.neuralize(density).threshold is None
@@ -106,13 +106,13 @@ def test_inputs_of_another_width_are_refused(blobs):
         net(torch.rand(6))
     with pytest.raises(whence.errors.InputError, match="features got an input of shape"):
         whence.layers.Distance(torch.rand(2, 3))(torch.rand(2, 4))
-    with pytest.raises(whence.errors.InputError, match="one cluster has no rival"):
+    with pytest.raises(whence.errors.InputError, match="a single cluster has no competing cluster"):
         whence.layers.Contrast()(torch.rand(2, 1))
     with pytest.raises(whence.errors.InputError, match="factors of shape"):
         whence.layers.Mahalanobis(torch.rand(2, 3), torch.rand(4, 4))
     with pytest.raises(whence.errors.InputError, match="groups must number"):
         whence.layers.Contrast(groups=torch.tensor([0, 2]))
-    with pytest.raises(whence.errors.InputError, match="groups must be a tensor"):
+    with pytest.raises(whence.errors.InputError, match="groups must be an integer tensor"):
         whence.layers.Contrast(groups=[0, 1])
     with pytest.raises(whence.errors.InputError, match="groups of 2 distances got 3"):
         whence.layers.Contrast(groups=torch.tensor([0, 1]))(torch.rand(1, 3))

@@ -212,7 +212,7 @@ def test_inlierness_against_background_is_the_ratio_of_mean_similarities(blobs):
     hard = distances_to(points, x[:3]).min(1) - distances_to(points, centres).min(1)
     np.testing.assert_allclose(output(nearest, points)[:, 0], hard, rtol=1e-9, atol=1e-9)
     mixture = GaussianMixture(2, random_state=0).fit(x)
-    refused(mixture, "no distance to compare", whence.errors.RuleError, view="inlierness", background=x)
+    refused(mixture, "is not a distance", whence.errors.RuleError, view="inlierness", background=x)
 
 
 def test_king_man_queen_woman():
