@@ -144,7 +144,7 @@ def test_a_file_that_is_not_there_has_near_ones(tmp_path):
 def test_a_layer_that_is_not_there_among_few():
     refused(errors.SelectorError, "available layers: 0, 1, 2, 3$", net(), X, layers=["conv9"])
     many = nn.Sequential(*net(), *[nn.Identity() for _ in range(9)]).eval()
-    refused(errors.SelectorError, "it has 0, 1, 2, 3, 4, …, 10, 11, 12$", many, X, layers=["conv9"])
+    refused(errors.SelectorError, "available layers: 0, 1, 2, 3, 4, …, 10, 11, 12$", many, X, layers=["conv9"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

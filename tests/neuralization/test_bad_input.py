@@ -51,7 +51,7 @@ def test_what_cannot_be_a_network_is_refused(blobs):
     refused(KMeans, r"KMeans is a class; pass a fitted one: KMeans\(\).fit\(X\)")
     refused(make_pipeline("passthrough"), "no estimator as its last step")
     refused("svm", "str cannot be written as an exact network: choose OneClassSVM")
-    refused(make_pipeline(Normalizer(), KMeans(2, n_init=1)).fit(x), "Normalizer is not linear.*StandardScaler")
+    refused(make_pipeline(Normalizer(), KMeans(2, n_init=1)).fit(x), "Normalizer is not a known linear.*StandardScaler")
     refused(make_pipeline(MinMaxScaler(clip=True), KMeans(2, n_init=1)).fit(x), "clip=False")
 
 

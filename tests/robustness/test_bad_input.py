@@ -82,7 +82,7 @@ def test_bad_inputs_and_labels_are_refused(bundled):
             whence.errors.InputError,
             r"such as whence.attacks.PGD\(0.2\), got <class",
         ),
-        (lambda: whence.attack(model, x.numpy(), y, attack), whence.errors.InputError, "inputs must be a tensor, not ndarray"),
+        (lambda: whence.attack(model, x.numpy(), y, attack), whence.errors.InputError, "inputs must be a tensor, got ndarray"),
         (lambda: whence.attack(model, x, y + 20, attack), whence.errors.TargetError, "out of range"),
         (
             lambda: whence.attack(model, x, y, lambda m, x, y: x * math.nan),
@@ -102,11 +102,11 @@ def test_bad_inputs_and_labels_are_refused(bundled):
             whence.errors.InputError,
             "adversarial examples like the inputs",
         ),
-        (lambda: whence.attacks.feature_scores(model, x, 1, epsilon=0.1), whence.errors.InputError, "all the same"),
+        (lambda: whence.attacks.feature_scores(model, x, 1, epsilon=0.1), whence.errors.InputError, "all labels are equal"),
         (
             lambda: whence.attacks.PGD(0.1, box=whence.attacks.Box(mean=(0, 0), std=(1, 1)))(model, x, y),
             whence.errors.InputError,
-            "2 channels got an input of shape",
+            "the Box has 2 channels, the input has shape",
         ),
     ):
         with pytest.raises(error, match=message):
