@@ -16,6 +16,7 @@ WhenceError
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -105,6 +106,27 @@ def suggest_or_list(name: str, known: Iterable[str], otherwise: str = "choose fr
     return suggest(name, known) or f"; {otherwise} {', '.join(known)}"
 
 
+class _ValueRepr(reprlib.Repr):
+    """Short reprs for messages: a tensor as its shape, other values on one line and within some 200 characters."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = 200
+
+    def repr_instance(self, x: object, level: int) -> str:
+        shape = getattr(x, "shape", None)
+        if isinstance(shape, tuple) and shape:
+            return f"{type(x).__name__}{list(shape)}"
+        text = " ".join(super().repr_instance(x, level).split())
+        return text if len(text) < self.maxother else f"<{type(x).__name__}>"
+
+
+def value_repr(value: object) -> str:
+    """Return a value that a caller passed as messages show it; a tensor of 150,000 numbers is written as its shape."""
+    text = _ValueRepr().repr(value)
+    return text if len(text) <= 250 else text[:247] + "..."
+
+
 def count_noun(count: int, noun: str) -> str:
     """Return a count with its noun: "1 sample", "2 samples"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
@@ -118,5 +140,5 @@ def missing_path(path: Path, what: str = "file") -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a hint for the end of a message: the most similar known names, or an empty string."""
-    near = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, [k for k in known if k and k != name], n=3, cutoff=0.4)
     return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

@@ -34,6 +34,41 @@ def test_training_mode():
     refused(errors.TrainingModeError, "'1' is in training mode", model, X)
 
 
+LARGE = torch.rand(300, 300)
+
+
+@pytest.mark.parametrize("value", [LARGE, LARGE.numpy(), [LARGE] * 50, LARGE.tolist(), [net()] * 20])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: whence.explain_targets(net(), X, value),
+        lambda value: whence.explain(net(), X, 0, through=value),
+        lambda value: whence.explain(net(), X, 0, through={"0": value}),
+        lambda value: whence.explain(net(), X, 0, value),
+        lambda value: whence.explain(net(), X, whence.Logit(0, position=value)),
+        lambda value: whence.explain(net(), X, value),
+        lambda value: LRP({"0": value}),
+        lambda value: LRP(value),
+        lambda value: Epsilon(value),
+        lambda value: whence.IntegratedGradients(n_steps=value),
+        lambda value: whence.SmoothGrad(kind=value),
+        lambda value: whence.prototype(net(), value),
+        lambda value: whence.prototype(net(), 0, n_steps=value),
+        lambda value: whence.prototype(net(), 0, prior=value),
+        lambda value: whence.attacks.FGSM(0.1, box=value)(net(), X, [0, 1]),
+        lambda value: whence.attack(net(), X, [0, 1], attack=[value]),
+        lambda value: whence.evaluate(net(), X, methods=[value]),
+        lambda value: whence.metrics.PixelFlipping(imputer=[value]),
+    ],
+)
+def test_messages_show_no_tensors(call, value):
+    with pytest.raises((errors.WhenceError, TypeError, ValueError, AttributeError)) as caught:
+        call(value)
+    assert len(str(caught.value)) < 600, str(caught.value)
+    if isinstance(caught.value, errors.WhenceError):
+        assert "tensor([" not in str(caught.value)
+
+
 @pytest.mark.parametrize("target", [3, -1, [0, 5]])
 def test_target_out_of_range(target):
     refused(errors.TargetError, "classes 0 to 2", net(), X, target)

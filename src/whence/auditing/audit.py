@@ -17,7 +17,7 @@ from whence.core.argument_checks import check_arguments
 from whence.core.files import PICTURE_SUFFIXES, text_writer
 from whence.core.progress import Progress, progress
 from whence.core.result import Result
-from whence.errors import InputError, RuleError, StoreError
+from whence.errors import InputError, RuleError, StoreError, value_repr
 from whence.stores.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def audit(
             f"n_clusters={n_clusters}; give an integer from 1 to {MIN_SAMPLES}, or None to choose it by the eigenvalues"
         )
     if group_by not in GROUP_COLUMNS:
-        raise RuleError(f"group_by={group_by!r}; choose from {', '.join(GROUP_COLUMNS)}")
+        raise RuleError(f"group_by={value_repr(group_by)}; choose from {', '.join(GROUP_COLUMNS)}")
     if not store.present or not len(store):
         raise StoreError(f"{store.folder} contains no explanations yet; run whence.explain_dataset first")
     maps = torch.cat(list(store.relevance.batches())) if layer is None else store.channels(layer)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.errors import SelectorError
+from whence.errors import SelectorError, value_repr
 
 
 @runtime_checkable
@@ -213,7 +213,8 @@ class Condition:
     def of(cls, through: ThroughMapping) -> "Condition":
         if not isinstance(through, Mapping) or not through:
             raise SelectorError(
-                f"through={through!r}: expected a dict from layers to parts of them, as in through={{'features.28': [17, 230]}}"
+                f"through={value_repr(through)}: expected a dict from layers to parts of them, as in "
+                f"through={{'features.28': [17, 230]}}"
             )
         return cls({layer: _parse_parts(layer, chosen) for layer, chosen in through.items()})
 
@@ -244,7 +245,8 @@ def parse_conditions(through: ThroughMapping | Sequence[ThroughMapping] | None) 
     several = [through] if isinstance(through, Mapping) else through
     if not isinstance(several, Sequence) or isinstance(several, str) or not several:
         raise SelectorError(
-            f"through={through!r}: expected a dict from layers to parts of them, as in through={{'features.28': [17, 230]}}, "
+            f"through={value_repr(through)}: expected a dict from layers to parts of them, as in "
+            f"through={{'features.28': [17, 230]}}, "
             "or a list of such dicts"
         )
     return tuple(map(Condition.of, several))
@@ -264,7 +266,8 @@ def _parse_parts(layer: str, chosen: Any) -> tuple[LayerPart, ...]:
     numbers = [chosen] if isinstance(chosen, int) else chosen
     if isinstance(chosen, bool) or not isinstance(numbers, list | tuple) or not numbers or not _all_indices(numbers):
         raise SelectorError(
-            f"through={{{layer!r}: {chosen!r}}}: expected channel indices or Places, Nodes, Heads, Directions or Features"
+            f"through={{{layer!r}: {value_repr(chosen)}}}: expected channel indices or Places, Nodes, Heads, Directions or "
+            "Features"
         )
     return (Channels(tuple(numbers)),)
 

@@ -14,7 +14,7 @@ from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
 from whence.core.targets import Logit, Span, Target
 from whence.core.trees import Tree
-from whence.errors import InputError, SelectorError, TargetError, suggest
+from whence.errors import InputError, SelectorError, TargetError, suggest, value_repr
 from whence.graphs.replay import ReplayCache
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.torch_compat.module_tracker import named_layers
@@ -70,7 +70,7 @@ class Explainer:
         self._prepared, self._captures = PreparedModel(model, lasting=True), ReplayCache(model) if capture else None
 
     def __repr__(self) -> str:
-        return f"Explainer({type(self.model).__name__}, method={self.method!r})"
+        return f"Explainer({type(self.model).__name__}, method={value_repr(self.method)})"
 
     def __call__(
         self,
@@ -188,7 +188,7 @@ def explanations(
 ) -> Iterator[Explanation]:
     """Return an iterator of explanations by target, and for each target by condition, of a checked model."""
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
-        raise TargetError(f"targets must be a list of targets, each as for explain(), got {targets!r}")
+        raise TargetError(f"targets must be a list of targets, each as for explain(), got {value_repr(targets)}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
@@ -199,7 +199,8 @@ def check_single_condition(through: Any) -> None:
     """Raise `SelectorError` if `through` is not a single condition."""
     if through is not None and not isinstance(through, Mapping):
         raise SelectorError(
-            f"through={through!r}: expected one dict from layers to parts; explain_targets(…, through=[…]) takes several"
+            f"through={value_repr(through)}: expected one dict from layers to parts; explain_targets(…, through=[…]) takes "
+            "several"
         )
 
 

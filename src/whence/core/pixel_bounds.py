@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 
 ROUNDING = 1e-5  # tolerance relative to the box: the rounding error of normalising and back
 
@@ -80,7 +80,8 @@ def checked_pixels(box: Any, x: Tensor) -> Tensor:
     """Return a model's inputs before normalisation; raise `InputError` if they are outside of the bounds."""
     if not isinstance(box, Box):
         raise InputError(
-            f"box={box!r}: expected a Box; pass whence.attacks.Box(low, high), or whence.attacks.Box(mean=…, std=…) for "
+            f"box={value_repr(box)}: expected a Box; pass whence.attacks.Box(low, high), or whence.attacks.Box(mean=…, "
+            "std=…) for "
             "normalised inputs"
         )
     pixels = box.pixels(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.inputs import Inputs
-from whence.errors import ModelError, TargetError, WhenceError, first_line, is_out_of_memory
+from whence.errors import ModelError, TargetError, WhenceError, first_line, is_out_of_memory, value_repr
 from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.torch_compat.deferred_checks import check_holds
 
@@ -40,7 +40,7 @@ class Logit:
 
     def __post_init__(self):
         if not isinstance(self.position, int):
-            raise TargetError(f"position must be one int for all samples, got {self.position!r}")
+            raise TargetError(f"position must be one int for all samples, got {value_repr(self.position)}")
 
     def select(self, logits: Tensor, inputs: Inputs) -> "tuple[Tensor, Logit]":
         """Return the values `[N]` of logits `[N, classes]` or `[N, T, vocabulary]`, and the target with indices filled in."""
@@ -177,7 +177,7 @@ def class_indices(given: Any, count: int, kind: str = "target", device: torch.de
         indices = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         named = "; pass the index of the class" if isinstance(given, str) else ""
-        raise TargetError(f"invalid {kind} {given!r}: expected a class index, or one per sample{named}") from error
+        raise TargetError(f"invalid {kind} {value_repr(given)}: expected a class index, or one per sample{named}") from error
     indices = indices.clone() if indices.is_inference() else indices
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TargetError(f"a {kind} must be an integer class index, got {indices.dtype}")
@@ -192,7 +192,7 @@ def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:
     """Raise `TargetError` for indices out of range of the model's classes."""
     inside = (indices >= 0) & (indices < classes)
     if not check_holds(inside):
-        raise TargetError(f"{kind} {indices[~inside][0]} is out of range: the model has classes 0 to {classes - 1}")
+        raise TargetError(f"{kind} {int(indices[~inside][0])} is out of range: the model has classes 0 to {classes - 1}")
 
 
 def repeat_target(target: Target, times: int) -> Target:

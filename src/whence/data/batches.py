@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, SequentialSampler
 from whence.core.inputs import Inputs, as_tensor
 from whence.core.trees import Tree, map_leaves
 from whence.data.dataset_rows import DatasetRows, SampleBatch, UnreadableRow, is_in_memory, split_labels
-from whence.errors import InputError, TargetError
+from whence.errors import InputError, TargetError, value_repr
 from whence.methods.batching import automatic_batch_size
 
 MAX_BATCH_SIZE = 64
@@ -30,7 +30,9 @@ def batches(
     label, or a loader of batches of them. With `share` (i, n), yields every n-th batch, starting at the i-th.
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size={batch_size!r}; expected the number of samples that are explained at once, or None")
+        raise InputError(
+            f"batch_size={value_repr(batch_size)}; expected the number of samples that are explained at once, or None"
+        )
     if isinstance(data, IterableDataset):
         raise InputError("an IterableDataset yields single samples; wrap it in a DataLoader, which batches them")
     if is_map_style(data):

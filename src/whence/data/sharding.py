@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from whence.errors import MissingPackageError, RuleError, WhenceError, first_line
+from whence.errors import MissingPackageError, RuleError, WhenceError, first_line, value_repr
 
 CONNECT_TIMEOUT = 10.0  # seconds
 
@@ -32,9 +32,9 @@ def parse_shard(shard: str | tuple[int, int] | None) -> tuple[int, int]:
     try:
         i, n = map(int, shard.split("/") if isinstance(shard, str) else shard)
     except (ValueError, TypeError) as error:
-        raise RuleError(f"shard={shard!r}; give 'i/n', as in '0/8', or 'env' under torchrun") from error
+        raise RuleError(f"shard={value_repr(shard)}; give 'i/n', as in '0/8', or 'env' under torchrun") from error
     if not 0 <= i < n:
-        raise RuleError(f"shard={shard!r}; i in 'i/n' must be from 0 to n − 1")
+        raise RuleError(f"shard={value_repr(shard)}; i in 'i/n' must be from 0 to n − 1")
     return i, n
 
 

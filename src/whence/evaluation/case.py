@@ -11,7 +11,7 @@ from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target
 from whence.core.trees import Tree
-from whence.errors import InputError, RuleError, TargetError
+from whence.errors import InputError, RuleError, TargetError, value_repr
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.methods.forward_backward import Task, target_values
 from whence.methods.model_queries import ModelQueries
@@ -75,11 +75,13 @@ class EvaluationBatch:
 
     def _scored(self, score: Score) -> Target:
         if score not in SCORES:
-            raise RuleError(f"score={score!r}; choose from {', '.join(SCORES)}")
+            raise RuleError(f"score={value_repr(score)}; choose from {', '.join(SCORES)}")
         if score == "logit":
             return self.target
         if not isinstance(self.target, Tensor):
-            raise TargetError(f"score={score!r} requires a class as target, got {self.target!r}; use score='logit'")
+            raise TargetError(
+                f"score={value_repr(score)} requires a class as target, got {value_repr(self.target)}; use score='logit'"
+            )
         return ProbabilityTarget(self.target) if score == "probability" else Logit(self.target, rather_than=self._runner_up())
 
     @property

@@ -22,7 +22,7 @@ from whence.data.batches import ReadFunction, batch_ranges, batches, dataset_siz
 from whence.data.dataset_rows import DatasetRows, SampleBatch, UnreadableRow
 from whence.data.partial_failures import run_with_fallback
 from whence.data.sharding import parse_shard, run_on_ray
-from whence.errors import InputError, ModelError, RuleError, TargetError, first_line
+from whence.errors import InputError, ModelError, RuleError, TargetError, first_line, value_repr
 from whence.evaluation.case import EvaluationBatch, MethodAdapter
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.method_adapters import Methods, make_adapters
@@ -107,7 +107,7 @@ def evaluate(
     """
     check_model(model)
     if engine not in ENGINES:
-        raise RuleError(f"engine={engine!r}; choose from {', '.join(ENGINES)}")
+        raise RuleError(f"engine={value_repr(engine)}; choose from {', '.join(ENGINES)}")
     if shard is not None and cache_dir is None:
         raise RuleError("shard= requires cache_dir=, a folder shared by all jobs; give both")
     if address is not None and engine != "ray":
@@ -246,7 +246,9 @@ class EvaluationRun:
             if samples.labels is None:
                 raise TargetError("target='label' needs labels; pass inputs=(x, y)")
             return samples.labels
-        raise TargetError(f"target={self.target!r}; choose 'predicted', 'label', a class, or any target that explain() takes")
+        raise TargetError(
+            f"target={value_repr(self.target)}; choose 'predicted', 'label', a class, or any target that explain() takes"
+        )
 
     def _masks(self, samples: SampleBatch) -> Tensor | None:
         return None if self.masks is None else self.masks[torch.tensor(list(samples.numbers))]

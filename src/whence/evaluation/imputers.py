@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whence.errors import InputError, RuleError, suggest_or_list
+from whence.errors import InputError, RuleError, suggest_or_list, value_repr
 
 FillFunction = Callable[[Tensor], Tensor]  # mask of removed entries [rounds, N, …] -> modified inputs [rounds, N, …]
 
@@ -49,7 +49,7 @@ class ConstantValue:
         value = torch.as_tensor(self.value, device=x.device)
         if value.is_floating_point() and not x.is_floating_point():
             raise InputError(
-                f"the imputer of token ids must be a token id, such as tokenizer.mask_token_id; got {self.value!r}"
+                f"the imputer of token ids must be a token id, such as tokenizer.mask_token_id; got {value_repr(self.value)}"
             )
         try:
             return [_fill_from_copy(x, value.to(x.dtype).expand_as(x))]
@@ -157,13 +157,14 @@ def make_imputer(given: "Imputer | Tensor | float | str") -> Imputer:
     """Return the imputer of a name, a `ConstantValue` for a number or tensor, or the imputer itself."""
     if isinstance(given, str):
         if given not in IMPUTERS:
-            raise RuleError(f"unknown imputer {given!r}{suggest_or_list(given, IMPUTERS)}")
+            raise RuleError(f"unknown imputer {value_repr(given)}{suggest_or_list(given, IMPUTERS)}")
         return IMPUTERS[given]()
     if isinstance(given, Tensor | int | float):
         return ConstantValue(given)
     if not hasattr(given, "fills") or isinstance(given, type):
         raise RuleError(
-            f"{given!r} is not an imputer; pass a number, one of {', '.join(IMPUTERS)}, or e.g. whence.imputers.Blur(5)"
+            f"{value_repr(given)} is not an imputer; pass a number, one of {', '.join(IMPUTERS)}, or e.g. "
+            "whence.imputers.Blur(5)"
         )
     return given
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from whence.errors import RuleError
+from whence.errors import RuleError, value_repr
 from whence.evaluation.case import ExternalMethod, MethodAdapter
 from whence.evaluation.random_baseline import Random
 from whence.lrp.engine.prepared_model import PreparedModel
@@ -33,7 +33,9 @@ def _by_name(methods: Sequence[Any]) -> dict[str, Any]:
     for method in methods:
         name = method if isinstance(method, str) else getattr(method, "name", None)
         if name is None:
-            raise RuleError(f"{method!r} has no name; pass a dict from names to methods, as in methods={{'theirs': theirs}}")
+            raise RuleError(
+                f"{value_repr(method)} has no name; pass a dict from names to methods, as in methods={{'theirs': theirs}}"
+            )
         twin = 2
         unique = name
         while unique in found:

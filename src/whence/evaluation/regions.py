@@ -10,7 +10,7 @@ from torch import Tensor
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.core.trees import Tree
-from whence.errors import InputError, MissingPackageError
+from whence.errors import InputError, MissingPackageError, value_repr
 from whence.methods import feature_masks
 from whence.methods.feature_masks import PATCHES_PER_SIDE, patches
 
@@ -126,7 +126,8 @@ def _is_masks(spec: Any) -> bool:
 def _region_mask(spec: RegionSpec, x: Tensor) -> Tensor:
     if isinstance(spec, str) and spec != "pixels":
         raise InputError(
-            f"unknown regions {spec!r}; give 'pixels', the side length of square patches, or a mask: whence.superpixels(x, 100)"
+            f"unknown regions {value_repr(spec)}; give 'pixels', the side length of square patches, or a mask: "
+            "whence.superpixels(x, 100)"
         )
     if callable(spec):
         return torch.as_tensor(spec(x))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whence.core.files import PICTURE_SUFFIXES, text_writer, write_json
 from whence.core.result import Result
-from whence.errors import RuleError, count_noun, suggest_or_list
+from whence.errors import RuleError, count_noun, suggest_or_list, value_repr
 from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from whence.evaluation.metrics.faithfulness_curves import FlippingCurves
 
@@ -176,7 +176,9 @@ class Evaluation(Result):
 
     def _of(self, method: str) -> Mapping[str, Tensor]:
         if method not in self.values:
-            raise RuleError(f"no method {method!r} in this evaluation{suggest_or_list(method, self.values, 'there are')}")
+            raise RuleError(
+                f"no method {value_repr(method)} in this evaluation{suggest_or_list(method, self.values, 'there are')}"
+            )
         return self.values[method]
 
     def _metric(self, name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.trees import Tree
-from whence.errors import RuleError
+from whence.errors import RuleError, value_repr
 from whence.lrp.rules import presets
 from whence.lrp.rules.composites import input_layer
 from whence.lrp.rules.rules import Flat
@@ -69,7 +69,7 @@ def vary_fields(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, 
     ['n_steps=8', 'n_steps=32']
     """
     if not hasattr(method, "explanations") or isinstance(method, type):
-        raise RuleError(f"expected a method with fields, such as whence.IntegratedGradients(); got {method!r}")
+        raise RuleError(f"expected a method with fields, such as whence.IntegratedGradients(); got {value_repr(method)}")
     known = [f.name for f in fields(method)]
     unknown = [name for name in choices if name not in known]
     if unknown:

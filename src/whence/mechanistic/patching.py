@@ -15,7 +15,7 @@ from whence.core.progress import Progress, progress
 from whence.core.result import Result
 from whence.core.targets import Target, select
 from whence.core.trees import Tree
-from whence.errors import InputError, ModelError, RuleError, SelectorError, suggest_or_list
+from whence.errors import InputError, ModelError, RuleError, SelectorError, suggest_or_list, value_repr
 from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.rules import presets
@@ -67,7 +67,7 @@ class Patching(Result):
     def flat(self, estimator: str, layers: Sequence[str] | None = None) -> Tensor:
         """Return the effects by an estimator as a vector, of some layers or all."""
         if estimator not in self.effects:
-            raise RuleError(f"no effects were estimated by {estimator!r}{suggest_or_list(estimator, self.effects)}")
+            raise RuleError(f"no effects were estimated by {value_repr(estimator)}{suggest_or_list(estimator, self.effects)}")
         found = self.effects[estimator]
         return torch.cat([found[layer].flatten() for layer in layers or found])
 
@@ -161,7 +161,7 @@ def patching(
         raise RuleError(f"estimator=[]; choose among {', '.join(ESTIMATORS)}")
     for way in ways:
         if way not in ESTIMATORS:
-            raise RuleError(f"estimator={way!r}{suggest_or_list(way, ESTIMATORS)}")
+            raise RuleError(f"estimator={value_repr(way)}{suggest_or_list(way, ESTIMATORS)}")
     both = [Inputs.of(x).detached() for x in (inputs, corrupted)]
     _check_same_structure(*both)
     parts = _component_parts(model, components)
@@ -199,7 +199,9 @@ def _component_parts(model: Any, components: Sequence[str] | Mapping[str, Compon
         if isinstance(parts, Heads) and parts.numbers != ():
             raise RuleError("every head is patched on its own; pass whence.Heads((), of=n)")
         if not isinstance(parts, Heads) and parts not in ("places", "channels"):
-            raise RuleError(f"components={{{name!r}: {parts!r}}}; choose 'places', 'channels' or whence.Heads((), of=n)")
+            raise RuleError(
+                f"components={{{name!r}: {value_repr(parts)}}}; choose 'places', 'channels' or whence.Heads((), of=n)"
+            )
         try:
             found |= dict.fromkeys(named_layers(model, [name]), parts)
         except SelectorError:

@@ -15,7 +15,7 @@ from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
 from whence.core.result import Result
 from whence.core.trees import Tree, named_leaves
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.mechanistic.channel_relevance import unravel
 from whence.methods.feature_masks import PATCHES_PER_SIDE
 from whence.methods.registry import Method
@@ -167,7 +167,7 @@ def _embedding_targets(embeddings: Sequence[Tensor], projections: int | None, se
     if projections is None:
         return list(range(dimensions)), (one * other).sum(1)
     if not isinstance(projections, int) or projections < 1:
-        raise RuleError(f"n_projections={projections!r}; expected a number, or None for all dimensions")
+        raise RuleError(f"n_projections={value_repr(projections)}; expected a number, or None for all dimensions")
     signs = torch.randint(0, 2, (dimensions, projections), generator=torch.Generator().manual_seed(seed)) * 2 - 1
     signs = signs.to(one) / sqrt(projections)
     targets = [lambda outputs, v=v: outputs @ v.to(outputs) for v in signs.T]

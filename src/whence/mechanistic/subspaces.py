@@ -14,7 +14,7 @@ from whence.core.progress import Progress, progress
 from whence.core.result import Result
 from whence.core.targets import Target, select_target_samples
 from whence.data.batches import batches, is_shuffled, require_all
-from whence.errors import InputError, ModelError, RuleError, TargetError
+from whence.errors import InputError, ModelError, RuleError, TargetError, value_repr
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.mechanistic.channel_relevance import channel_dim, resolve_layer
 from whence.methods.forward_backward import Task
@@ -135,7 +135,7 @@ def subspaces(
     check_model(model)
     layer = resolve_layer(model, layer)
     if algorithm not in ("prca", "drsa"):
-        raise RuleError(f"algorithm={algorithm!r}; choose 'prca' or 'drsa'")
+        raise RuleError(f"algorithm={value_repr(algorithm)}; choose 'prca' or 'drsa'")
     if n_subspaces < 1 or n_dimensions < 1 or (algorithm == "prca" and n_subspaces != 1):
         raise RuleError(
             f"n_subspaces={n_subspaces}, n_dimensions={n_dimensions}; expected at least 1, and n_subspaces=1 for PRCA"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from whence.core.inputs import Inputs
 from whence.core.progress import progress
-from whence.errors import InputError, ModelError, is_out_of_memory
+from whence.errors import InputError, ModelError, is_out_of_memory, value_repr
 from whence.methods.feature_masks import reject_shared_parts
 from whence.methods.forward_backward import Task
 
@@ -47,7 +47,9 @@ def run_batched(
 def resolve_batch_size(given: int | None, inputs: Inputs) -> int:
     """Return the number of samples to run at once: `given`, or chosen by their size if None."""
     if given is not None and (not isinstance(given, int) or given < 1):
-        raise InputError(f"batch_size={given!r}; expected a positive int, the number of samples that run at once, or None")
+        raise InputError(
+            f"batch_size={value_repr(given)}; expected a positive int, the number of samples that run at once, or None"
+        )
     return given or automatic_batch_size(inputs)
 
 

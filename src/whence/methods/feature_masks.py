@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs, as_tensor
 from whence.core.trees import Tree
-from whence.errors import InputError
+from whence.errors import InputError, value_repr
 
 PATCHES_PER_SIDE = 14  # of a picture, where nothing else is said
 UPSAMPLING = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of pictures [N, C, …] by their dimensions
@@ -74,12 +74,12 @@ def required_baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
 
 def _baseline(value: Any, x: Any) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(value, Tensor | float | int):
-        raise InputError(f"a baseline must be a number or a tensor, got {value!r} for {type(x).__name__}")
+        raise InputError(f"a baseline must be a number or a tensor, got {value_repr(value)} for {type(x).__name__}")
     baseline = torch.as_tensor(
         value, device=x.device, dtype=x.dtype if isinstance(value, float) and x.is_floating_point() else None
     )
     if not x.is_floating_point() and baseline.is_floating_point():
-        raise InputError(f"a baseline for ids must be an id, such as tokenizer.mask_token_id, not {value!r}")
+        raise InputError(f"a baseline for ids must be an id, such as tokenizer.mask_token_id, not {value_repr(value)}")
     baseline = baseline.detach().to(x.dtype)
     if baseline.dim() == 0:
         baseline = baseline.expand(1, *x.shape[1:])
@@ -225,7 +225,9 @@ def patches(x: Tensor, size: int) -> Tensor:
         Integer tensor `[1, C, H, W]` of feature numbers.
     """
     if x.dim() < 3 or not isinstance(size, int) or size < 1:
-        raise InputError(f"patches needs images [N, C, …] and a size of at least 1, got {tuple(x.shape)} and {size!r}")
+        raise InputError(
+            f"patches needs images [N, C, …] and a size of at least 1, got {tuple(x.shape)} and {value_repr(size)}"
+        )
     mask = torch.zeros(1, dtype=torch.long)
     for length in x.shape[2:]:
         along = torch.arange(length) // size

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.core.explanation import Explanation
-from whence.errors import ModelError, RuleError
+from whence.errors import ModelError, RuleError, value_repr
 from whence.lrp.engine.calls import overwrites
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.embeddings import EmbeddingLookups
@@ -52,7 +52,7 @@ class Sensitivity:
 
     def __post_init__(self):
         if self.form not in SENSITIVITY_FORMS:
-            raise RuleError(f"form={self.form!r}; choose 'square', 'absolute' or 'signed'")
+            raise RuleError(f"form={value_repr(self.form)}; choose 'square', 'absolute' or 'signed'")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         return _gradient_explanations(self, task, lambda value, gradient: SENSITIVITY_FORMS[self.form](gradient))

@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
 from whence.core.trees import Tree
-from whence.errors import RuleError
+from whence.errors import RuleError, value_repr
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
 from whence.methods import feature_masks
@@ -50,10 +50,11 @@ class IntegratedGradients:
 
     def __post_init__(self):
         if self.method not in QUADRATURES:
-            raise RuleError(f"method={self.method!r}; choose from {', '.join(QUADRATURES)}")
+            raise RuleError(f"method={value_repr(self.method)}; choose from {', '.join(QUADRATURES)}")
         if not isinstance(self.n_steps, int) or self.n_steps < 1 + (self.method == "riemann_trapezoid"):
             raise RuleError(
-                f"n_steps={self.n_steps!r} is too few for method={self.method!r}; expected an int of at least "
+                f"n_steps={value_repr(self.n_steps)} is too few for method={value_repr(self.method)}; expected an int of at "
+                "least "
                 f"{1 + (self.method == 'riemann_trapezoid')}"
             )
 
@@ -93,7 +94,7 @@ class ExpectedGradients:
 
     def __post_init__(self):
         if not isinstance(self.n_samples, int) or self.n_samples < 2:
-            raise RuleError(f"n_samples={self.n_samples!r}; expected an int of at least 2")
+            raise RuleError(f"n_samples={value_repr(self.n_samples)}; expected an int of at least 2")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         starts = {i: b[:, None] for i, b in feature_masks.background(self.background, task.inputs).items()}

@@ -9,7 +9,7 @@ import torch
 
 from whence.core.explanation import Explanation
 from whence.core.targets import reads_outputs
-from whence.errors import ConservationWarning, ModelError, RuleError
+from whence.errors import ConservationWarning, ModelError, RuleError, value_repr
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.function_mode import RelevanceMode, Unknown
 from whence.lrp.engine.op_context import UnguardedOverwrite
@@ -59,7 +59,7 @@ class LRP:
     def __post_init__(self):
         Composite.of(self.rules)
         if self.unknown not in ("error", "warn", "gradient"):
-            raise RuleError(f"unknown={self.unknown!r}; choose 'error', 'warn' or 'gradient'")
+            raise RuleError(f"unknown={value_repr(self.unknown)}; choose 'error', 'warn' or 'gradient'")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         for found, mode in self.gradients(task):

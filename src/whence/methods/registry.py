@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol
 
 from whence.core.argument_checks import check_init
 from whence.core.explanation import Explanation
-from whence.errors import RuleError, suggest_or_list
+from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.rules.composites import Composite
 from whence.methods.class_activation_maps import GradCAM, LayerCAM
 from whence.methods.forward_backward import Task
@@ -58,7 +58,7 @@ def resolve_method(method: Method | str | None) -> Method:
     if isinstance(method, Composite | Mapping):
         raise RuleError("got rules where a method was expected; pass whence.LRP(rules)")
     if not hasattr(method, "explanations"):
-        raise RuleError(f"{method!r} is not a method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
+        raise RuleError(f"{value_repr(method)} is not a method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
     if isinstance(method, type):
         raise RuleError(f"{method.__name__} is a class, not an instance; pass {method.__name__}()")
     return method
@@ -78,5 +78,6 @@ def check_method_name(name: str) -> None:
     if name not in METHODS:
         by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
         raise RuleError(
-            f"unknown method {name!r}{f'; did you mean {by_class!r}?' if by_class else suggest_or_list(name, METHODS)}"
+            "unknown method "
+            f"{name!r}{f'; did you mean {value_repr(by_class)}?' if by_class else suggest_or_list(name, METHODS)}"
         )

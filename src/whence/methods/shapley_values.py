@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
 from whence.core.result import Result
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.methods import coalitions
 from whence.methods.coalitions import MAX_ENUMERATED, weights_by_size
 from whence.methods.shapley_regression import MAX_PAIRS, regression_estimates, shapley_moment, taylor_moment
@@ -113,7 +113,7 @@ def shapley_values(
     """
     check_settings(estimator, interactions, budget, seed)
     if not isinstance(players, int) or players < 1:
-        raise RuleError(f"players={players!r}; expected at least 1")
+        raise RuleError(f"players={value_repr(players)}; expected at least 1")
     single = False
 
     def checked(members: Tensor) -> Tensor:
@@ -140,13 +140,13 @@ class BudgetError(RuleError):
 
 def check_settings(estimator: Estimator | None, interactions: InteractionIndex | None, budget: int | None, seed: int) -> None:
     if estimator not in (None, "exact", "regression", "permutation"):
-        raise RuleError(f"estimator={estimator!r}; choose 'exact', 'regression', 'permutation' or None")
+        raise RuleError(f"estimator={value_repr(estimator)}; choose 'exact', 'regression', 'permutation' or None")
     if interactions is not None and interactions not in INDICES:
-        raise RuleError(f"interactions={interactions!r}; choose 'sii', 'stii' or None")
+        raise RuleError(f"interactions={value_repr(interactions)}; choose 'sii', 'stii' or None")
     if interactions is not None and estimator == "permutation":
         raise RuleError("permutations give no interactions; use estimator='regression' or 'exact'")
     if (budget is not None and not isinstance(budget, int)) or not isinstance(seed, int):
-        raise RuleError(f"budget={budget!r}, seed={seed!r}; expected two ints")
+        raise RuleError(f"budget={value_repr(budget)}, seed={value_repr(seed)}; expected two ints")
 
 
 def _evaluate_game(value: GameValue, members: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.core.explanation import Explanation
-from whence.errors import RuleError
+from whence.errors import RuleError, value_repr
 from whence.lrp.engine.conservation import Conservation
 from whence.methods import feature_masks
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
@@ -44,7 +44,8 @@ class SimpleTaylor:
     def __post_init__(self):
         if isinstance(self.root, str) and self.root not in ("nearest", "origin"):
             raise RuleError(
-                f"root={self.root!r}; choose 'nearest', 'origin', a number, a tensor, whence.roots.NearestRoot, RootTowards or "
+                f"root={value_repr(self.root)}; choose 'nearest', 'origin', a number, a tensor, whence.roots.NearestRoot, "
+                "RootTowards or "
                 "RootOnManifold"
             )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
 from whence.methods.batching import run_batched
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, target_values
@@ -59,16 +59,17 @@ class SmoothGrad:
 
     def __post_init__(self):
         if not hasattr(self.method, "explanations") or isinstance(self.method, type):
-            raise RuleError(f"{self.method!r} is not a method; pass an instance such as whence.GradientTimesInput()")
+            raise RuleError(f"{value_repr(self.method)} is not a method; pass an instance such as whence.GradientTimesInput()")
         if self.kind not in AGGREGATIONS:
-            raise RuleError(f"kind={self.kind!r}; choose from {', '.join(AGGREGATIONS)}")
+            raise RuleError(f"kind={value_repr(self.kind)}; choose from {', '.join(AGGREGATIONS)}")
         if not isinstance(self.n_samples, int) or self.n_samples < 1 + (self.kind == "vargrad"):
             raise RuleError(
-                f"n_samples={self.n_samples!r} is too few for kind={self.kind!r}; expected an int of at least "
+                f"n_samples={value_repr(self.n_samples)} is too few for kind={value_repr(self.kind)}; expected an int of at "
+                "least "
                 f"{1 + (self.kind == 'vargrad')}"
             )
         if self.stdevs is not None and self.stdevs < 0:
-            raise RuleError(f"stdevs={self.stdevs!r} is negative; expected a standard deviation of at least 0")
+            raise RuleError(f"stdevs={value_repr(self.stdevs)} is negative; expected a standard deviation of at least 0")
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.core.trees import Tree
-from whence.errors import InputError, ModelError, RuleError
+from whence.errors import InputError, ModelError, RuleError, value_repr
 from whence.methods import feature_masks
 from whence.methods.forward_backward import Task, gradients_enabled, target_values
 from whence.methods.gradients import input_gradients
@@ -80,7 +80,7 @@ class NearestRoot:
     def __post_init__(self):
         _check_tolerance(self.tolerance)
         if self.n_steps < 1:
-            raise RuleError(f"n_steps={self.n_steps!r}; give at least 1")
+            raise RuleError(f"n_steps={value_repr(self.n_steps)}; give at least 1")
 
     def near(self, function: ScalarFunction) -> Tensor:
         low, high = _bound(self.low, function, -torch.inf), _bound(self.high, function, torch.inf)
@@ -278,4 +278,4 @@ def _check_roots_found(found: Tensor, where: str) -> None:
 
 def _check_tolerance(tolerance: float) -> None:
     if not 0 < tolerance < 1:
-        raise RuleError(f"tolerance={tolerance!r}; expected a fraction of the output between 0 and 1")
+        raise RuleError(f"tolerance={value_repr(tolerance)}; expected a fraction of the output between 0 and 1")

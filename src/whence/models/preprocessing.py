@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.core.pixel_bounds import Box
-from whence.errors import InputError
+from whence.errors import InputError, value_repr
 from whence.lrp.rules.presets import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class Preprocessing:
             isinstance(size, tuple | list) and len(size) == 2 and all(int(side) >= 1 for side in size)
         ):
             raise InputError(
-                f"size={size!r}; give height and width in pixels, as in (224, 224), or None for pictures as they are"
+                f"size={value_repr(size)}; give height and width in pixels, as in (224, 224), or None for pictures as they are"
             )
         if self.channels not in (1, 3):
-            raise InputError(f"channels={self.channels!r}; expected 3 (RGB) or 1 (grey)")
+            raise InputError(f"channels={value_repr(self.channels)}; expected 3 (RGB) or 1 (grey)")
         for name in ("mean", "std"):  # lists, arrays and tensors too
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.box.mean) not in (0, self.channels):

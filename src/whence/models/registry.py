@@ -22,6 +22,7 @@ from whence.errors import (
     missing_path,
     suggest,
     suggest_or_list,
+    value_repr,
 )
 from whence.models import hugging_face
 from whence.models.digits import digits, robust_digits
@@ -231,7 +232,7 @@ def _factory(file: str, function: str) -> LoadedModel:
         factory = getattr(module, function, None)
         if not callable(factory):
             known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-            raise LoadError(f"{file} has no function {function!r}{suggest(function, known)}")
+            raise LoadError(f"{file} has no function {value_repr(function)}{suggest(function, known)}")
         try:
             model = factory if isinstance(factory, nn.Module) else factory()
         except (Exception, SystemExit) as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.argument_checks import check_arguments
-from whence.errors import InputError, ModelError, RuleError
+from whence.errors import InputError, ModelError, RuleError, value_repr
 from whence.neuralization.affine_preprocessing import Affine
 from whence.neuralization.distances import Distance, Mahalanobis
 from whence.neuralization.soft_pooling import Contrast, SoftMin
@@ -135,7 +135,7 @@ def neuralize(
 
 def _check_view(name: str, reading: "_EstimatorLayers", view: str, threshold: float | None, background: Array | None) -> None:
     if view not in ("outlierness", "inlierness", "assignment"):
-        raise RuleError(f"view={view!r}; choose 'outlierness', 'inlierness' or 'assignment'")
+        raise RuleError(f"view={value_repr(view)}; choose 'outlierness', 'inlierness' or 'assignment'")
     if view == "assignment" and reading.assignment is None:
         raise RuleError(f"{name} assigns no clusters; its views are 'outlierness' and 'inlierness'")
     if view == "assignment" and len(reading.class_names) < 2:
@@ -143,7 +143,7 @@ def _check_view(name: str, reading: "_EstimatorLayers", view: str, threshold: fl
     if threshold is not None and (view == "assignment" or background is not None or not isfinite(threshold)):
         raise RuleError(f"threshold={threshold}: a number for the views 'outlierness' and 'inlierness', without background")
     if background is not None and view != "inlierness":
-        raise RuleError(f"background samples are for view='inlierness', not {view!r}")
+        raise RuleError(f"background samples are for view='inlierness', not {value_repr(view)}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.lrp.ops.custom_ops import custom_op
 from whence.lrp.rules.rules import safe_divide
 from whence.neuralization.affine_preprocessing import register
@@ -191,5 +191,5 @@ def _biased(h: Tensor, biases: Tensor | None) -> Tensor:
 
 def _check_sharpness(sharpness: float) -> float:
     if not isinstance(sharpness, Real) or not sharpness > 0:
-        raise RuleError(f"sharpness must be a positive number, or math.inf for the hard pool, not {sharpness!r}")
+        raise RuleError(f"sharpness must be a positive number, or math.inf for the hard pool, not {value_repr(sharpness)}")
     return float(sharpness)

@@ -10,7 +10,7 @@ from whence.core.argument_checks import check_arguments
 from whence.core.devices import first_weight
 from whence.core.inputs import check_model
 from whence.core.progress import Progress
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.methods.forward_backward import gradients_enabled
 from whence.methods.layer_reader import LayerReader
 from whence.prototypes.gradient_ascent import PrototypeSearch, make_generators
@@ -106,15 +106,19 @@ def prototype(
 def _check(prior: Any, strength: float, image: Any, steps: int, lr: float | None, seed: int, start: Tensor | None) -> None:
     """Raise for invalid settings before anything is computed."""
     if not isinstance(steps, int) or steps < 1:
-        raise RuleError(f"n_steps must be an int of at least 1, got {steps!r}")
+        raise RuleError(f"n_steps must be an int of at least 1, got {value_repr(steps)}")
     if not isinstance(seed, int) or seed < 0:
-        raise RuleError(f"seed must be a non-negative int, got {seed!r}")
+        raise RuleError(f"seed must be a non-negative int, got {value_repr(seed)}")
     if not strength >= 0 or (lr is not None and not lr > 0):
-        raise RuleError(f"strength must not be negative and lr must be positive, got strength={strength!r}, lr={lr!r}")
+        raise RuleError(
+            f"strength must not be negative and lr must be positive, got strength={value_repr(strength)}, lr={value_repr(lr)}"
+        )
     if prior is not None and (isinstance(prior, type) or not hasattr(prior, "log_prob")):
-        raise RuleError(f"expected a prior such as whence.priors.L2(0.1), or any object with log_prob(x), got {prior!r}")
+        raise RuleError(
+            f"expected a prior such as whence.priors.L2(0.1), or any object with log_prob(x), got {value_repr(prior)}"
+        )
     if image is not None and (isinstance(image, type) or not hasattr(image, "render")):
-        raise RuleError(f"expected an image parameterization such as whence.images.Fourier(low, high), got {image!r}")
+        raise RuleError(f"expected an image parameterization such as whence.images.Fourier(low, high), got {value_repr(image)}")
     if start is not None and not (isinstance(start, Tensor) and start.is_floating_point() and start.dim() > 1):
         raise InputError("start must be a batch of floating-point inputs, [K, …] or [1, …]")
     if isinstance(prior, CodeSpace):
@@ -125,7 +129,7 @@ def _shape(model: Any, shape: Sequence[int] | None, prior: Any, start: Tensor | 
     """Return the shape of one input: as given, or inferred from the prior, the start or the model's first layer."""
     if shape is not None:
         if not isinstance(shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise InputError(f"shape must be the positive sizes of one input, such as (3, 224, 224), got {shape!r}")
+            raise InputError(f"shape must be the positive sizes of one input, such as (3, 224, 224), got {value_repr(shape)}")
         found = tuple(shape)
     elif isinstance(prior, CodeSpace):
         found = tuple(getattr(prior.decoder, "shape", ()))
@@ -170,7 +174,8 @@ def _transform(given: Any, image: Any, prior: Any, shape: tuple[int, ...]) -> An
         return Jiggle() if prior is None and _is_natural_image(shape) and not isinstance(image, Codes) else None
     if given is not None and not callable(given):
         raise RuleError(
-            f"transforms must be 'auto', whence.images.Jiggle(), a callable of images and generators, or None, got {given!r}"
+            "transforms must be 'auto', whence.images.Jiggle(), a callable of images and generators, or None, got "
+            f"{value_repr(given)}"
         )
     return given
 

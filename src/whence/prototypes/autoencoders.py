@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whence.core.devices import device_of
-from whence.errors import InputError, LoadError, RuleError, first_line
+from whence.errors import InputError, LoadError, RuleError, first_line, value_repr
 from whence.methods.forward_backward import gradients_enabled
 from whence.prototypes import prior_files
 
@@ -25,7 +25,9 @@ class Autoencoder(nn.Module):
     def __init__(self, shape: tuple[int, ...], code_size: int = 16, hidden: int = 300, seed: int = 0):
         super().__init__()
         if code_size < 1 or hidden < 1:
-            raise RuleError(f"code_size and hidden must be positive, got code_size={code_size!r}, hidden={hidden!r}")
+            raise RuleError(
+                f"code_size and hidden must be positive, got code_size={value_repr(code_size)}, hidden={value_repr(hidden)}"
+            )
         numbers = int(torch.Size(shape).numel())
         self.shape, self.code_size, self.hidden = tuple(shape), code_size, hidden
         with torch.random.fork_rng(devices=[]):

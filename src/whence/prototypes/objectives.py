@@ -13,7 +13,7 @@ from whence.core.forward_record import ForwardRecord
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Span, select
 from whence.core.trees import short_repr
-from whence.errors import InputError, RuleError, SelectorError, TargetError
+from whence.errors import InputError, RuleError, SelectorError, TargetError, value_repr
 
 MIN_COSINE = 0.1  # lower bound of the cosine, so that the gradient does not vanish (Olah et al. 2017)
 
@@ -352,7 +352,9 @@ def _parse_one(concept: Concept) -> list[Objective]:
         return _parse_name(concept)
     concept = int(concept) if isinstance(concept, Integral) and not isinstance(concept, bool) else concept
     if isinstance(concept, bool) or not (isinstance(concept, int | Logit) or callable(concept)) or isinstance(concept, Span):
-        raise TargetError(f"invalid target: expected a class, 'layer:channel', an objective or a callable, got {concept!r}")
+        raise TargetError(
+            f"invalid target: expected a class, 'layer:channel', an objective or a callable, got {value_repr(concept)}"
+        )
     return [Output(concept)]
 
 

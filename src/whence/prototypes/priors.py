@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.errors import InputError, LoadError, RuleError
+from whence.errors import InputError, LoadError, RuleError, value_repr
 from whence.prototypes import prior_files
 
 
@@ -150,7 +150,9 @@ class GaussianRBM:
 
     def __init__(self, shape: tuple[int, ...], hidden: int = 300, variance: float = 0.1, seed: int = 0):
         if hidden < 1 or variance <= 0:
-            raise RuleError(f"hidden and variance must be positive, got hidden={hidden!r}, variance={variance!r}")
+            raise RuleError(
+                f"hidden and variance must be positive, got hidden={value_repr(hidden)}, variance={value_repr(variance)}"
+            )
         numbers = int(torch.Size(shape).numel())
         self.shape = tuple(shape)
         self.variance = variance
@@ -328,4 +330,4 @@ def _centred(x: Tensor, center: float | Tensor) -> Tensor:
 
 def _check_strength(strength: float) -> None:
     if not strength >= 0:
-        raise RuleError(f"strength must not be negative, got {strength!r}")
+        raise RuleError(f"strength must not be negative, got {value_repr(strength)}")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import check_model
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.methods.layer_reader import LayerReader
 from whence.prototypes.activation_maximization import prototype
 from whence.prototypes.objectives import Direction
@@ -44,7 +44,7 @@ def spatial_atlas(
     if inputs.dim() != 4 or len(inputs) != 1:
         raise InputError(f"expected one photo [1, C, H, W], got shape {tuple(inputs.shape)}")
     if not isinstance(cells, int) or cells < 1:
-        raise RuleError(f"cells must be an int of at least 1, got {cells!r}")
+        raise RuleError(f"cells must be an int of at least 1, got {value_repr(cells)}")
     a = LayerReader(model, [layer])(inputs.clone()).layers[layer].detach()
     if a.dim() != 4:
         raise InputError(f"layer '{layer}' returns shape {tuple(a.shape)}, expected [1, C, H, W]")

@@ -13,7 +13,7 @@ from whence.core.explain import explain
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress as progressing
 from whence.core.result import Result
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.methods.batching import resolve_batch_size
 from whence.methods.layer_reader import LayerReader
 from whence.prototypes.objectives import Channel, Concept, Objective, channel_activation, parse_objectives
@@ -109,7 +109,7 @@ def top_samples(
     check_model(model)
     concepts = parse_objectives(concept)
     if ranking not in ("activation", "relevance"):
-        raise RuleError(f"ranking must be 'activation' or 'relevance', got {ranking!r}")
+        raise RuleError(f"ranking must be 'activation' or 'relevance', got {value_repr(ranking)}")
     if not 1 <= n_samples <= len(inputs):
         raise InputError(f"n_samples must be from 1 to {len(inputs)}, the number of samples, got {n_samples}")
     size = resolve_batch_size(batch_size, Inputs.of(inputs[:1]))

@@ -14,7 +14,7 @@ from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.result import Result
 from whence.core.targets import Index, check_classes, class_indices
 from whence.core.trees import short_repr
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool
 from whence.robustness.attacked_batch import Model, batched_logits, predicted, single_input
 
@@ -152,7 +152,9 @@ def attack(
     """
     check_model(model)
     if isinstance(attack, type) or not callable(attack):
-        raise InputError(f"attack must be a callable of model, x and y, such as whence.attacks.PGD(0.2), got {attack!r}")
+        raise InputError(
+            f"attack must be a callable of model, x and y, such as whence.attacks.PGD(0.2), got {value_repr(attack)}"
+        )
     inputs = single_input(inputs)
     if isinstance(attack, FGSM | PGD | MIFGSM | DeepFool):  # these take both as fields
         attack = attack if box is None else replace(attack, box=box)

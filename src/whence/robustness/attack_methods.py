@@ -17,7 +17,7 @@ from torch import Tensor
 
 from whence.core.pixel_bounds import UNIT_PIXELS, Box
 from whence.core.targets import Index
-from whence.errors import MaskedGradientWarning, RuleError
+from whence.errors import MaskedGradientWarning, RuleError, value_repr
 from whence.robustness.attacked_batch import AttackBatch, Model, attack_batches
 
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
@@ -384,14 +384,14 @@ def warn_about_masking(gradient: Tensor) -> None:
 def require_non_negative(name: str, value: float) -> None:
     """Raise a `RuleError` unless the value is a finite number of at least 0."""
     if not isinstance(value, Real) or not 0 <= value < inf:
-        raise RuleError(f"{name}={value!r}: expected a finite number of at least 0")
+        raise RuleError(f"{name}={value_repr(value)}: expected a finite number of at least 0")
 
 
 def _require_count(name: str, value: int, least: int = 1) -> None:
     if not isinstance(value, int) or value < least:
-        raise RuleError(f"{name}={value!r}: expected an int of at least {least}")
+        raise RuleError(f"{name}={value_repr(value)}: expected an int of at least {least}")
 
 
 def _require_norm(norm: str) -> None:
     if norm not in STEP_DIRECTIONS:
-        raise RuleError(f"norm={norm!r}; choose 'linf' or 'l2'")
+        raise RuleError(f"norm={value_repr(norm)}; choose 'linf' or 'l2'")

@@ -19,7 +19,7 @@ from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.progress import Progress, progress as progressing
 from whence.core.result import Result
 from whence.core.targets import Index, class_indices
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.methods.forward_backward import backward, gradients_enabled
 from whence.methods.layer_reader import LayerReader
 from whence.robustness.attack import attack
@@ -404,4 +404,4 @@ def _class_gap(values: Tensor, chosen: Tensor) -> Tensor:
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise RuleError(f"kind={kind!r}; choose 'weak' or 'strong'")
+        raise RuleError(f"kind={value_repr(kind)}; choose 'weak' or 'strong'")

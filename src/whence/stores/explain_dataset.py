@@ -12,7 +12,7 @@ from whence.core.argument_checks import check_arguments
 from whence.core.progress import Progress, progress
 from whence.data.dataset_rows import DatasetRows
 from whence.data.sharding import parse_shard, run_on_ray
-from whence.errors import InputError, RuleError, StoreError, TargetError, WhenceError
+from whence.errors import InputError, RuleError, StoreError, TargetError, WhenceError, value_repr
 from whence.methods.registry import Method, resolve_method
 from whence.stores.shard_worker import SAMPLED_ROWS, ShardWorker, StoreJob, write_shard
 from whence.stores.store import MANIFEST, Shard, Store, claim_store, open_store
@@ -78,11 +78,11 @@ def explain_dataset(
         StoreError: The folder holds other files, or a store of other settings; or a shard cannot be written.
     """
     if reduce not in REDUCTIONS:
-        raise RuleError(f"reduce={reduce!r}; choose from {', '.join(REDUCTIONS)}")
+        raise RuleError(f"reduce={value_repr(reduce)}; choose from {', '.join(REDUCTIONS)}")
     if isinstance(target, str) and target not in ("predicted", "label"):
-        raise RuleError(f"target={target!r}; choose 'predicted', 'label', or any target that explain() takes")
+        raise RuleError(f"target={value_repr(target)}; choose 'predicted', 'label', or any target that explain() takes")
     if not isinstance(shard_size, int) or shard_size < 1:
-        raise InputError(f"shard_size={shard_size!r}; expected the number of samples in a file")
+        raise InputError(f"shard_size={value_repr(shard_size)}; expected the number of samples in a file")
     rows = DatasetRows.of(inputs, read)
     if not rows.count:
         raise InputError("the dataset is empty")
@@ -98,7 +98,7 @@ def explain_dataset(
     todo = pending_shards(there, range(i, there.manifest.shards, n))
     engines = {"local": run_locally, "ray": run_on_cluster}
     if engine not in engines:
-        raise RuleError(f"engine={engine!r}; choose from {', '.join(engines)}")
+        raise RuleError(f"engine={value_repr(engine)}; choose from {', '.join(engines)}")
     engines[engine](job, there, todo, progress, address)
     return open_store(store)
 

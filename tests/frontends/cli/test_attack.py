@@ -1,6 +1,7 @@
 """Attacks by their papers and beside foolbox; robust features in closed form; explanations under attack."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -27,6 +28,17 @@ def test_attack_reports_to_scripts(tmp_path, by):
     report = json.loads(done.output)
     assert report["model"] == "digits-robust"
     assert report["success"] == [report["samples"][0]["before"] != report["samples"][0]["after"]]
+
+
+@pytest.mark.parametrize("attack", ["pgd", "mi-fgsm", "deepfool"])
+def test_the_number_of_steps_reaches_the_attack(tmp_path, attack, monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        sys.modules["whence.frontends.cli.attack"], "_report", lambda pair, *_: used.append(pair.result.attack.n_steps) or {}
+    )
+    done = invoke("--attack", attack, "--model", "digits-robust", "--json", "--out", tmp_path / "a.png", "--n-steps", 5)
+    assert done.exit_code == 0, done.output
+    assert used == [5]
 
 
 def test_a_label_that_the_model_never_said_is_told(tmp_path):

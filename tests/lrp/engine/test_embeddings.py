@@ -176,7 +176,7 @@ def test_long_vectors_of_a_bag_are_brought_down_first(ids):
 
 def test_weights_of_a_bag_that_are_explained_are_refused_by_what_can_be_done(ids):
     bag = nn.EmbeddingBag(9, 4, mode="sum")
-    with pytest.raises(whence.errors.UnknownFunctionError, match=r"F\.embedding and multiply"):
+    with pytest.raises(whence.errors.UnknownFunctionError, match=r"multiply the vectors of F\.embedding by the weights"):
         whence.explain(lambda ids, weights: bag(ids, per_sample_weights=weights), (ids, torch.rand(2, 5)), 0)
 
 

@@ -54,10 +54,10 @@ def test_a_path_selects_everything_inside():
         ({"feature.0": Gamma()}, r"'feature.0' matched no"),
         ({nn.Conv3d: Gamma()}, "Conv3d matched no"),
         ({F.conv1d: Gamma()}, "conv1d matched no"),
-        ({"*": Gamma(), "0": Epsilon()}, r"'0' matched no linear map of the model that no earlier selector took"),
+        ({"*": Gamma(), "0": Epsilon()}, r"'0' matched no linear map of the model that an earlier selector did not match$"),
         ({"0": Identity()}, "matched no nonlinear function"),
         ({int: Gamma()}, "Module class; pass a path, a module class or a torch functio"),
-        ({3: Gamma()}, "3 is neither"),
+        ({3: Gamma()}, "selector 3 is not valid"),
     ],
 )
 def test_a_selector_that_matches_nothing_is_an_error(rules, message):

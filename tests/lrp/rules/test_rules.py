@@ -148,8 +148,8 @@ def test_zero_input_has_zero_relevance_and_no_nan(rule):
         (lambda: AlphaBeta(0, -1), "must not be negative"),
         (lambda: Epsilon(-1), "must not be negative"),
         (lambda: Gamma(-0.1), "must not be negative"),
-        (lambda: ZBox(1, 0), "below its high"),
-        (lambda: ZBox(torch.zeros(3, 1, 1), torch.zeros(3, 1, 1)), "below its high"),
+        (lambda: ZBox(1, 0), "low must be below high"),
+        (lambda: ZBox(torch.zeros(3, 1, 1), torch.zeros(3, 1, 1)), "low must be below high"),
     ],
 )
 def test_rules_against_their_definition_are_refused(make_rule, message):
@@ -249,7 +249,7 @@ def test_rising_gamma_within_ones_own_loop():
 
 
 def test_rising_gamma_must_rise():
-    with pytest.raises(whence.errors.RuleError, match="must grow"):
+    with pytest.raises(whence.errors.RuleError, match="step of γ must be positive"):
         whence.RisingGamma(0)
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from whence.errors import ModelError, RuleError, TargetError
+from whence.errors import ModelError, RuleError, TargetError, value_repr
 from whence.evaluation.case import ExplainedBatch, MethodAdapter
 from whence.evaluation.metrics.faithfulness_subsets import pearson
 from whence.evaluation.metrics.robustness import float_inputs, uniform_noise
@@ -129,7 +129,7 @@ class RandomLogit:
     def __call__(self, case: ExplainedBatch) -> Tensor:
         batch = case.batch
         if not isinstance(batch.target, Tensor):
-            raise TargetError(f"random_logit needs a class as target, got {batch.target!r}")
+            raise TargetError(f"random_logit needs a class as target, got {value_repr(batch.target)}")
         classes = batch.logits.shape[1]
         if classes < 2:
             raise RuleError("random_logit needs at least two classes")

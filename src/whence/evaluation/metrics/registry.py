@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from whence.errors import RuleError, suggest_or_list
+from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.evaluation.case import ExplainedBatch
 from whence.evaluation.metrics.complexity import (
     Completeness,
@@ -79,7 +79,7 @@ def make_metrics(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
     for metric in found:
         if isinstance(metric, type) or not callable(metric) or not hasattr(metric, "name"):
             raise RuleError(
-                f"{metric!r} is not a metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}"
+                f"{value_repr(metric)} is not a metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}"
             )
     if removal and not any(isinstance(metric, str) and removes_regions(METRICS[metric]()) for metric in wanted):
         raise RuleError(f"{', '.join(removal)} given, but no metric given by name removes regions")

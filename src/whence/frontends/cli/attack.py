@@ -94,9 +94,9 @@ def _default_epsilon(x: Any) -> float:
 
 
 def _make_attack(
-    name: str, epsilon: float | None, usual: float, steps: int | None, target: int | None, box: Box, seed: int
+    name: str, epsilon: float | None, usual: float, n_steps: int | None, target: int | None, box: Box, seed: int
 ) -> Attack:
-    given: dict[str, Any] = {} if steps is None else {"steps": steps}
+    given: dict[str, Any] = {} if n_steps is None else {"n_steps": n_steps}
     if name == "deepfool":
         if target is not None or epsilon is not None:
             option = "--epsilon" if target is None else "--target"
@@ -104,7 +104,7 @@ def _make_attack(
         return DeepFool(box=box, **given)
     epsilon = usual if epsilon is None else epsilon
     if name == "fgsm":
-        if steps is not None:
+        if n_steps is not None:
             raise RuleError("--n-steps: FGSM takes one step; choose --attack pgd")
         return FGSM(epsilon, target_classes=target, box=box)
     if name == "mi-fgsm":

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from whence.core.files import PICTURE_SUFFIXES, atomic_write, check_writable
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.frontends.cli.options import Device, Json, Weights
 from whence.frontends.common.data import read_array
 from whence.frontends.common.prototypes import PARAMETERIZATIONS, PRIORS, search_prototypes
@@ -84,9 +84,9 @@ def _check(
     if strength is not None and prior == "none":
         raise RuleError("--strength is the strength of a prior; choose one by --prior")
     if prior not in (None, *PRIORS):
-        raise RuleError(f"no prior {prior!r}; choose from {', '.join(PRIORS)}")
+        raise RuleError(f"no prior {value_repr(prior)}; choose from {', '.join(PRIORS)}")
     if image not in (None, *PARAMETERIZATIONS):
-        raise RuleError(f"no image {image!r}; choose from {', '.join(PARAMETERIZATIONS)}")
+        raise RuleError(f"no image {value_repr(image)}; choose from {', '.join(PARAMETERIZATIONS)}")
     if size is not None and size < 1:
         raise InputError(f"--size {size}; expected at least 1")
 

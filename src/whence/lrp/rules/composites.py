@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from whence.errors import RuleError, SelectorError, suggest
+from whence.errors import RuleError, SelectorError, suggest, value_repr
 from whence.lrp.ops.function_facts import function_name
 from whence.lrp.rules.protocol import check_rule, is_input_rule
 from whence.lrp.rules.rules import OWN_RULES, Constant, FunctionRule, InputRule, LinearRule, Rule
@@ -47,7 +47,10 @@ class Composite:
     label: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
-        return self.label or "{" + ", ".join(f"{selector_repr(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
+        return (
+            self.label
+            or "{" + ", ".join(f"{selector_repr(selector)}: {value_repr(rule)}" for selector, rule in self.entries) + "}"
+        )
 
     @classmethod
     def of(cls, rules: "Mapping[Selector, Rule] | Composite") -> "Composite":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.errors import RuleError
+from whence.errors import RuleError, value_repr
 from whence.lrp.ops.state_spaces import state_space_parts
 from whence.lrp.rules.composites import Composite, Selector, input_layer
 from whence.lrp.rules.rules import (
@@ -45,7 +45,7 @@ def _named_preset(preset: Callable[P, Composite]) -> Callable[P, Composite]:
 
     @wraps(preset)
     def made(*args: P.args, **kwargs: P.kwargs) -> Composite:
-        given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        given = ", ".join([*map(repr, args), *(f"{name}={value_repr(value)}" for name, value in kwargs.items())])
         return replace(preset(*args, **kwargs), label=f"presets.{preset.__name__}({given})")
 
     return made

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from whence.errors import RuleError
+from whence.errors import RuleError, value_repr
 
 if TYPE_CHECKING:
     from whence.lrp.engine.linear_maps import LinearMap, RuleWeights
@@ -129,7 +129,7 @@ def check_rule(rule: object, selector: str, own: tuple[type, ...]) -> None:
         return
     if not any(is_kind(rule) for is_kind in (is_split_rule, is_input_rule, is_depth_rule)):
         raise RuleError(
-            f"the rule of selector {selector} is {rule!r}, not a rule; pass one of whence.Epsilon(), "
+            f"the rule of selector {selector} is {value_repr(rule)}, not a rule; pass one of whence.Epsilon(), "
             "whence.ZPlus(), …, or a frozen dataclass with a method factors(z, positive, contributions)"
         )
     if not is_dataclass(rule) or not type(rule).__dataclass_params__.frozen:  # type: ignore[attr-defined]

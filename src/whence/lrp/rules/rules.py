@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.errors import RuleError
+from whence.errors import RuleError, value_repr
 from whence.lrp.engine.linear_maps import LinearMap, RuleWeights, negative_part, positive_part
 from whence.lrp.rules.protocol import DepthRule, Factors, InputRule, SplitRule
 
@@ -119,7 +119,7 @@ class AlphaBeta:
 
     def __post_init__(self):
         known = ("both", "relevance", "counter-relevance")
-        _require(self.part in known, f"AlphaBeta(part={self.part!r}): choose {', '.join(map(repr, known))}")
+        _require(self.part in known, f"AlphaBeta(part={value_repr(self.part)}): choose {', '.join(map(repr, known))}")
 
         _require_number("AlphaBeta", self.alpha, self.beta)
         _require(self.beta >= 0, f"AlphaBeta({self.alpha}, {self.beta}): β must not be negative")
@@ -326,7 +326,7 @@ def _presence(a: Tensor, present: Tensor | None) -> Tensor:
 
 def _require_number(rule: str, *values: float) -> None:
     for value in values:
-        _require(isinstance(value, int | float) and isfinite(value), f"{rule}({value!r}): expected a finite number")
+        _require(isinstance(value, int | float) and isfinite(value), f"{rule}({value_repr(value)}): expected a finite number")
 
 
 def _require(holds: bool, message: str) -> None:
