@@ -12,7 +12,7 @@ from torch import nn
 
 import whence
 from whence import errors
-from whence.evaluation.case import MethodAdapter
+from whence.evaluation.evaluation_batch import MethodAdapter
 from whence.evaluation.random_baseline import Random
 from whence.lrp.engine.prepared_model import PreparedModel
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from whence.plotting.panels import Panel
+    from whence.plotting.stacked_panels import Panel
 
 SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".npz", ".safetensors", ".csv", ".json")
 

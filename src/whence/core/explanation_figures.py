@@ -10,7 +10,7 @@ from whence.plotting.bars import Bars
 from whence.plotting.heatmaps import Heatmap
 from whence.plotting.html_pages import embed_in_each_palette, render_page
 from whence.plotting.interactions import InteractionMatrix
-from whence.plotting.panels import Panel, stack_panels
+from whence.plotting.stacked_panels import Panel, stack_panels
 from whence.plotting.time_series import TimeSeries, is_series
 from whence.plotting.token_text import TokenText, merge_runs, styled_tokens
 

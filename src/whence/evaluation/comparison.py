@@ -15,7 +15,7 @@ from whence.core.result import Result
 from whence.core.targets import Target
 from whence.core.trees import Tree, named_leaves
 from whence.errors import ModelError, WhenceError, first_line
-from whence.evaluation.case import EvaluationBatch, MethodAdapter
+from whence.evaluation.evaluation_batch import EvaluationBatch, MethodAdapter
 from whence.evaluation.method_adapters import Methods, make_adapters
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.methods.forward_backward import make_explanation
@@ -85,8 +85,8 @@ class Comparison(Result):
 
         Explanations of inputs other than single images are drawn below one another.
         """
-        from whence.plotting.panels import stack_panels
         from whence.plotting.side_by_side import method_rows_figure
+        from whence.plotting.stacked_panels import stack_panels
 
         first = next(iter(self.explanations.values()))
         drawn = range(min(len(first), MAX_SAMPLES))

@@ -23,7 +23,7 @@ from whence.data.dataset_rows import DatasetRows, SampleBatch, UnreadableRow
 from whence.data.partial_failures import run_with_fallback
 from whence.data.sharding import parse_shard, run_on_ray
 from whence.errors import InputError, ModelError, RuleError, TargetError, first_line, value_repr
-from whence.evaluation.case import EvaluationBatch, MethodAdapter
+from whence.evaluation.evaluation_batch import EvaluationBatch, MethodAdapter
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.method_adapters import Methods, make_adapters
 from whence.evaluation.metrics.registry import Metric, Metrics, make_metrics

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whence.errors import RuleError, value_repr
-from whence.evaluation.case import ExternalMethod, MethodAdapter
+from whence.evaluation.evaluation_batch import ExternalMethod, MethodAdapter
 from whence.evaluation.random_baseline import Random
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.methods.registry import Method, resolve_method

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.evaluation.case import EvaluationBatch, Score
+from whence.evaluation.evaluation_batch import EvaluationBatch, Score
 from whence.evaluation.imputers import FillFunction, Imputer, make_imputer
 from whence.evaluation.regions import Regions, RegionSpec
 from whence.methods.batching import run_batched

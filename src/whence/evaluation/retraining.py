@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.errors import InputError
-from whence.evaluation.case import EvaluationBatch
+from whence.evaluation.evaluation_batch import EvaluationBatch
 from whence.evaluation.imputers import Mean, make_imputer
 from whence.evaluation.method_adapters import Methods, make_adapters
 from whence.evaluation.metrics.faithfulness_curves import rank_regions

@@ -67,7 +67,7 @@ class Subspaces(Result):
     def figure(self) -> "Figure":
         """Return a figure of the mean relevance that each subspace carries."""
         from whence.plotting.bars import Bars
-        from whence.plotting.panels import stack_panels
+        from whence.plotting.stacked_panels import stack_panels
 
         names = [f"subspace {i}" for i in range(len(self))]
         return stack_panels([Bars(self.relevance, f"relevance of subspaces of {self.layer}, {self.total:.4g} in all", names)])

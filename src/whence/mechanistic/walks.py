@@ -58,7 +58,7 @@ class WalkRelevance(Result):
     def figure(self) -> "Figure":
         """Return a figure of the strongest walks as bars, the sum of the others below them."""
         from whence.plotting.bars import Bars
-        from whence.plotting.panels import stack_panels
+        from whence.plotting.stacked_panels import stack_panels
 
         names = [" → ".join(map(str, walk)) for walk in self.walks]
         return stack_panels([Bars(self.relevance, f"relevance of walks of an output of {self.output:.4g}", names)])

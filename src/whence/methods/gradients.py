@@ -9,9 +9,9 @@ from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.errors import ModelError, RuleError, value_repr
-from whence.lrp.engine.calls import overwrites
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.embeddings import EmbeddingLookups
+from whence.lrp.engine.function_calls import overwrites
 from whence.lrp.engine.function_mode import ConstantParameters
 from whence.lrp.ops.function_facts import function_facts
 from whence.lrp.torch_compat.module_tracker import ModuleTracker

@@ -64,7 +64,7 @@ class ShapleyValues(Result):
         """Return a figure with the values of each of the first games as bars, and their interactions."""
         from whence.plotting.bars import Bars
         from whence.plotting.interactions import InteractionMatrix
-        from whence.plotting.panels import stack_panels
+        from whence.plotting.stacked_panels import stack_panels
 
         values = self.values.reshape(-1, self.values.shape[-1])[:MAX_GAMES]
         panels: list[Any] = [Bars(row, "Shapley values of the players") for row in values]

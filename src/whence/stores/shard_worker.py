@@ -17,7 +17,7 @@ from whence.core.trees import named_leaves, short_repr
 from whence.data.dataset_rows import DatasetRows, SampleBatch, UnreadableRow
 from whence.data.partial_failures import run_with_fallback
 from whence.errors import InputError, RuleError, StoreError, WhenceError, first_line
-from whence.evaluation.case import LogitRecorder
+from whence.evaluation.evaluation_batch import LogitRecorder
 from whence.methods.batching import automatic_batch_size
 from whence.methods.registry import Method
 from whence.stores.store import Manifest, Shard, Store, to_half_precision

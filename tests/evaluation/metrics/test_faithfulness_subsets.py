@@ -8,7 +8,7 @@ from torch import nn
 import whence
 from whence import metrics
 from whence.core.inputs import Inputs
-from whence.evaluation.case import EvaluationBatch
+from whence.evaluation.evaluation_batch import EvaluationBatch
 from whence.lrp.engine.prepared_model import PreparedModel
 
 SIDE = 6

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from whence.evaluation.case import ExplainedBatch
+from whence.evaluation.evaluation_batch import ExplainedBatch
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import RuleError
-from whence.evaluation.case import ExplainedBatch
+from whence.evaluation.evaluation_batch import ExplainedBatch
 from whence.evaluation.imputers import Blur
 from whence.evaluation.perturbation import Removal, cache_key
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import RuleError
-from whence.evaluation.case import EvaluationBatch, ExplainedBatch
+from whence.evaluation.evaluation_batch import EvaluationBatch, ExplainedBatch
 from whence.evaluation.perturbation import Removal, cache_key
 from whence.evaluation.regions import Regions
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import InputError
-from whence.evaluation.case import ExplainedBatch
+from whence.evaluation.evaluation_batch import ExplainedBatch
 
 
 @dataclass(frozen=True)

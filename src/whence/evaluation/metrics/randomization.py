@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import ModelError, RuleError, TargetError, value_repr
-from whence.evaluation.case import ExplainedBatch, MethodAdapter
+from whence.evaluation.evaluation_batch import ExplainedBatch, MethodAdapter
 from whence.evaluation.metrics.faithfulness_subsets import pearson
 from whence.evaluation.metrics.robustness import float_inputs, uniform_noise
 from whence.lrp.engine.prepared_model import PreparedModel

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from whence.errors import RuleError, suggest_or_list, value_repr
-from whence.evaluation.case import ExplainedBatch
+from whence.evaluation.evaluation_batch import ExplainedBatch
 from whence.evaluation.metrics.complexity import (
     Completeness,
     Complexity,

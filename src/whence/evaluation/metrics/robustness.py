@@ -10,7 +10,7 @@ from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.core.targets import repeat_target
 from whence.errors import InputError, RuleError
-from whence.evaluation.case import EvaluationBatch, ExplainedBatch
+from whence.evaluation.evaluation_batch import EvaluationBatch, ExplainedBatch
 from whence.evaluation.method_adapters import make_adapters
 from whence.lrp.engine.prepared_model import PreparedModel
 

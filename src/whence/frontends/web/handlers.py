@@ -13,7 +13,7 @@ from whence.core.trees import named_leaves
 from whence.errors import InputError
 from whence.frontends.common.methods import PRESETS
 from whence.frontends.web.images import pack_tensor, tensor_to_png
-from whence.frontends.web.resolve import (
+from whence.frontends.web.request_parsing import (
     describe_prediction,
     explain_question,
     make_question_method,

@@ -6,7 +6,7 @@ from whence.errors import InputError
 from whence.frontends.common.data import read_images
 from whence.frontends.common.prototypes import default_image, search_prototypes
 from whence.frontends.web.images import pack_tensor, tensor_to_png
-from whence.frontends.web.resolve import (
+from whence.frontends.web.request_parsing import (
     class_probabilities,
     describe_prediction,
     explain_question,

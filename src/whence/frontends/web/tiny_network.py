@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from whence.errors import InputError, suggest
-from whence.frontends.web.resolve import make_rule
+from whence.frontends.web.request_parsing import make_rule
 from whence.frontends.web.schemas import StepRequest
 from whence.lrp.rules.rules import AlphaBeta
 from whence.mechanistic.relevance_flow import flow

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.lrp.engine.calls import INERT_TYPES, Call, iter_tensors, overwrites
+from whence.lrp.engine.function_calls import INERT_TYPES, Call, iter_tensors, overwrites
 from whence.lrp.engine.tensor_facts import TensorFacts
 from whence.lrp.ops.function_facts import FunctionFacts
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 
 ARGUMENT_NAMES = (
     "input weight offsets max_norm norm_type scale_grad_by_freq mode sparse per_sample_weights include_last_offset padding_idx"

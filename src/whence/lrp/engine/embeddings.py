@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import TOO_NARROW, InputError, ModelError
-from whence.lrp.engine.calls import Call, iter_tensors
 from whence.lrp.engine.embedding_bags import pool_bags
+from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.torch_compat.deferred_checks import check_holds
 from whence.lrp.torch_compat.saved_tensors import with_backward_of
 

@@ -18,7 +18,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import FLEX_ATTENTION, ModelError, OpaqueError, RuleError
 from whence.lrp.engine.arguments import ArgumentReader
-from whence.lrp.engine.calls import (
+from whence.lrp.engine.conservation import ConservationMeter
+from whence.lrp.engine.embeddings import EmbeddingLookups
+from whence.lrp.engine.function_calls import (
     INERT_TYPES,
     Call,
     constant_parameters,
@@ -27,8 +29,6 @@ from whence.lrp.engine.calls import (
     overwrites,
     undetached,
 )
-from whence.lrp.engine.conservation import ConservationMeter
-from whence.lrp.engine.embeddings import EmbeddingLookups
 from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.engine.op_context import OpContext, SaturatedValue, Unknown
 from whence.lrp.engine.prepared_model import PreparedModel

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import RuleError, UnknownFunctionError, WhenceError
-from whence.lrp.engine.calls import Call, iter_tensors
 from whence.lrp.engine.conservation import ConservationMeter, batch_dot, batch_sum
+from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.engine.linear_maps import LinearMap
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.engine.propagation import DepthCounter, InputCompanion, LinearBackward, LinearLink, LinearStep

@@ -8,7 +8,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from whence.lrp.engine.calls import Call, iter_tensors
+from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.engine.propagation import InputCompanion, LinearLink
 from whence.lrp.ops.function_names import ARITHMETIC, COMBINES, PROPORTIONAL
 from whence.lrp.torch_compat.deferred_checks import known_true

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops.arithmetic import extremum
 from whence.lrp.torch_compat.saved_tensors import SaveFunction

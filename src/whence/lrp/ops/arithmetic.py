@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.engine.propagation import LinearLink
 from whence.lrp.torch_compat.saved_tensors import with_backward_of, with_gradient_hook

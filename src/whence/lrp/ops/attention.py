@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.lrp.engine.calls import Call
 from whence.lrp.engine.conservation import batch_dot, batch_sum
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops.arithmetic import without_mask_values
 from whence.lrp.rules.rules import Constant

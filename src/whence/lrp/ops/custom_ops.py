@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.op_context import OpContext
 
 Distribute = Callable[..., Tensor]  # (relevance of the value, x, value, *constants) -> relevance of x

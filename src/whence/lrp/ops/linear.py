@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import UnknownFunctionError
-from whence.lrp.engine.calls import Call, iter_tensors
+from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.engine.linear_maps import Bilinear, ConvGeometry, Convolution, Dense
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops.arithmetic import affine, product, without_mask_values

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.linear_maps import Diagonal
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops.activations import scale_gradient

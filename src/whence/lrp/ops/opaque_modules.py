@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from whence.lrp.engine.calls import Call, map_tensors
 from whence.lrp.engine.conservation import batch_dot
+from whence.lrp.engine.function_calls import Call, map_tensors
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops.activations import output_input_ratio, scale_gradient
 from whence.lrp.rules.rules import Constant, FunctionRule, Identity

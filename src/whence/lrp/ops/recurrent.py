@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.errors import TrainingModeError
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.linear_maps import Bilinear
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.rules.rules import LRP_0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops import function_names as words
 from whence.lrp.ops.activations import clamp, glu, hold_constant, identity, rectify

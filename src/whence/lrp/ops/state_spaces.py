@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from whence.lrp.engine.calls import Call
+from whence.lrp.engine.function_calls import Call
 from whence.lrp.engine.op_context import OpContext
 from whence.lrp.rules.rules import Constant
 
