@@ -1,4 +1,4 @@
-"""Explanations of trained PyTorch networks: why a network gives an output, and what it has learned a concept to be."""
+"""Explanations of trained PyTorch networks: why a network gives an output, and which inputs best represent its concepts."""
 
 import difflib as _difflib
 from dataclasses import is_dataclass as _is_dataclass

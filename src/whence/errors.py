@@ -11,7 +11,7 @@ WhenceError
 ├── SelectorError           a selector or layer name matches nothing
 ├── UnknownArgumentError    a function or class has no such keyword argument
 ├── LoadError               a model, weights file or image cannot be read
-│   └── StoreError          a store of explanations is missing, damaged or was written with other settings
+│   └── StoreError          a store of explanations is missing, damaged or was written with different settings
 └── MissingPackageError     an optional package is not installed
 """
 
@@ -70,7 +70,7 @@ class LoadError(WhenceError):
 
 
 class StoreError(LoadError):
-    """A store of explanations is missing or damaged, lacks the requested entry, or was written with other settings."""
+    """A store of explanations is missing or damaged, lacks the requested entry, or was written with different settings."""
 
 
 class MissingPackageError(WhenceError, ImportError):
@@ -122,7 +122,7 @@ class _ValueRepr(reprlib.Repr):
 
 
 def value_repr(value: object) -> str:
-    """Return a value that a caller passed as messages show it; a tensor of 150,000 numbers is written as its shape."""
+    """Return a short repr of a value that a caller passed, for messages; tensors are shown as their shapes."""
     text = _ValueRepr().repr(value)
     return text if len(text) <= 250 else text[:247] + "..."
 

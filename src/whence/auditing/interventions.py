@@ -203,7 +203,7 @@ def _samples(
     others = _read_pictures(rows, _random_subset(strangers, 2 * count, random), model)
     others = others[batched_logits(model, others).argmax(1) != cluster.group][:count]
     if not len(others):
-        raise InputError("the dataset has no samples that the model assigns to other classes, to paste the mark on")
+        raise InputError("the mark is pasted on samples of other classes, but the model predicts none; add such samples")
     return own, others
 
 

@@ -71,7 +71,7 @@ def spectral_clusters(vectors: Tensor, clusters: int | None = None, seed: int = 
 
 
 def embed_2d(embedding: Tensor, seed: int = 0) -> Tensor:
-    """Return the embedding in two dimensions, `[n, 2]`, by t-SNE; of fewer than 10 or too many samples, two coordinates."""
+    """Return a t-SNE embedding, `[n, 2]`; for fewer than 10 or too many samples, two coordinates of the embedding instead."""
     if len(embedding) > MAX_FOR_TSNE or len(embedding) < 10:
         return F.pad(embedding, (0, max(0, 2 - embedding.shape[1])))[:, -2:].float()
     from sklearn.manifold import TSNE

@@ -186,9 +186,9 @@ def explanations(
     naming: "DisplayNames",
     through: ThroughMapping | Sequence[ThroughMapping] | None = None,
 ) -> Iterator[Explanation]:
-    """Return an iterator of explanations by target, and for each target by condition, of a checked model."""
+    """Return an iterator over the explanations of a checked model, by target and then by condition."""
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
-        raise TargetError(f"targets must be a list of targets, each as for explain(), got {value_repr(targets)}")
+        raise TargetError(f"targets must be a list of targets that explain() accepts, got {value_repr(targets)}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)

@@ -99,7 +99,7 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
         raise LoadError(f"{path} cannot be read as an explanation: {first_line(error)}") from error
     if about is None or "output" not in numbers:
-        raise LoadError(f"{path} does not contain an explanation; save one by Explanation.save(path)")
+        raise LoadError(f"{path} does not contain an explanation; save one with Explanation.save(path)")
     return _fields(numbers, json.loads(about))
 
 

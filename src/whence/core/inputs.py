@@ -114,7 +114,7 @@ class Inputs:
         return any(self.parts[i].shape[0] != self.batch_size for i in [*self.explained, *several] or self.ids)
 
     def admits(self, count: int) -> bool:
-        """Return whether outputs may have `count` rows: as many as there are samples, as a part has, or one in total."""
+        """Return whether outputs may have `count` rows: one per sample, one per row of a part, or one in total."""
         counts = (1, self.batch_size, *(self.parts[i].shape[0] for i in (*self.explained, *self.ids)))
         return count in counts
 
@@ -236,7 +236,7 @@ class Inputs:
         for i in self.explained:
             x = self.parts[i]
             if not check_holds(torch.isfinite(x)):
-                raise InputError("the input has NaN or infinite values; replace them, for example by torch.nan_to_num(x)")
+                raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
             if x.dtype == torch.float16:
                 raise InputError(f"the input has dtype float16, {TOO_NARROW}; use bfloat16 or float32")
         mask = self.named("attention_mask")

@@ -31,7 +31,7 @@ def batches(
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(
-            f"batch_size={value_repr(batch_size)}; expected the number of samples that are explained at once, or None"
+            f"batch_size={value_repr(batch_size)}; expected a positive int, the number of samples per batch, or None"
         )
     if isinstance(data, IterableDataset):
         raise InputError("an IterableDataset yields single samples; wrap it in a DataLoader, which batches them")
@@ -93,7 +93,7 @@ def dataset_size(data: Any) -> int | None:
 
 
 def is_shuffled(data: Any) -> bool:
-    """Return whether the data is a loader that yields samples in another order than that of its dataset."""
+    """Return whether the data is a loader that yields samples in a different order from its dataset."""
     return hasattr(data, "sampler") and not isinstance(data.sampler, SequentialSampler)
 
 

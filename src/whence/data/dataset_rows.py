@@ -66,7 +66,7 @@ class DatasetRows:
             return cls._of_tensors(*split_labels(data))
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
             raise InputError(
-                f"a {type(data).__name__} has no length, or no rows by number, so it cannot be resumed; "
+                f"a {type(data).__name__} has no __len__ or no __getitem__, so it cannot be resumed; "
                 "pass a map-style dataset, or a list of its rows"
             )
         made = (lambda i: read(data[i])) if read is not None else data.__getitem__

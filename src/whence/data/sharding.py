@@ -21,7 +21,7 @@ class ClusterError(WhenceError):
 
 
 def parse_shard(shard: str | tuple[int, int] | None) -> tuple[int, int]:
-    """Parse "i/n" to `(i, n)`: this job does every n-th piece, starting at the i-th.
+    """Parse "i/n" into `(i, n)`: this job does every n-th piece, starting at the i-th.
 
     "env" reads both from the environment variables that torchrun sets; None is `(0, 1)`, all pieces.
     """
@@ -96,7 +96,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"no answer from {address} within {CONNECT_TIMEOUT:.0f} s ({first_line(error)}); start a cluster by "
+            f"no answer from {address} within {CONNECT_TIMEOUT:.0f} s ({first_line(error)}); start a cluster with "
             "`ray start --head` and pass its address, host:port"
         ) from error
 

@@ -320,7 +320,7 @@ def _until_first_readable(found: Iterator[SampleBatch | UnreadableRow]) -> list[
         first.append(piece)
         if isinstance(piece, SampleBatch):
             return first
-    raise InputError("no samples to evaluate: the data is empty, or has fewer batches than shard= has parts")
+    raise InputError("no samples to evaluate: the data is empty, or has fewer batches than there are shards")
 
 
 def _run_on_ray(

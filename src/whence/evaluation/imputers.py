@@ -202,7 +202,7 @@ def _pyramid_fill(values: Tensor, weights: Tensor, otherwise: Tensor) -> Tensor:
 def _check_numbers(imputer: Imputer, x: Tensor) -> None:
     if not x.is_floating_point():
         raise InputError(
-            f"token ids have no {imputer.name}; give the id that replaces them, such as imputer=tokenizer.mask_token_id"
+            f"imputer '{imputer.name}' does not apply to token ids; give an id, such as imputer=tokenizer.mask_token_id"
         )
 
 

@@ -177,13 +177,13 @@ class Evaluation(Result):
     def _of(self, method: str) -> Mapping[str, Tensor]:
         if method not in self.values:
             raise RuleError(
-                f"no method {value_repr(method)} in this evaluation{suggest_or_list(method, self.values, 'there are')}"
+                f"no method {value_repr(method)} in this evaluation{suggest_or_list(method, self.values, 'it has')}"
             )
         return self.values[method]
 
     def _metric(self, name: str) -> str:
         if name not in self.better:
-            raise RuleError(f"no metric {name!r} in this evaluation{suggest_or_list(name, self.better, 'there are')}")
+            raise RuleError(f"no metric {name!r} in this evaluation{suggest_or_list(name, self.better, 'it has')}")
         return name
 
     def _write_json(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tune`: search the settings of a method that explain a model best on given data, by successive halving."""
+"""`tune`: search for the settings of a method that explain a model best on given data, by successive halving."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -124,7 +124,7 @@ def tune(
     seed: int = 0,
     progress: Progress = True,
 ) -> Tuning:
-    """Search the method that explains a model best on given data, by a metric.
+    """Search for the method that explains a model best on given data, according to a metric.
 
     >>> found = whence.tune(model, (x, y))                                         # about twenty LRP rule sets
     >>> whence.explain(model, x, method=found.method)

@@ -97,5 +97,5 @@ def _check_varies(name: str, d: int, size: Any, environment: StrictShapeEnv) -> 
         where = "" if isinstance(size, int) else f" at {environment.fixed_in.get(size.node._expr, 'an unknown line')}"
         raise ModelError(
             f"dimension {d} of '{name}' cannot be dynamic: the model specialises it to the number {fixed}{where}; write "
-            "x.shape[0] instead of len(x), and do not convert sizes by int(…)"
+            "x.shape[0] instead of len(x), and do not convert sizes with int(…)"
         )

@@ -99,7 +99,7 @@ def check_equal(found: Mapping[str, Tensor], e: Explanation) -> None:
         off = float((found[name].to(t) - t).abs().max())
         if not off <= CLOSE * max(largest, float(t.abs().max())):
             raise ModelError(
-                f"the graph returns other values of {name} than explain() (error {off:.1e}, for {len(e)} samples): "
+                f"the graph returns different values of {name} than explain() (error {off:.1e}, for {len(e)} samples): "
                 f"{MISMATCH_REASON}"
             )
 

@@ -22,7 +22,7 @@ N_CHANNELS = 5
 
 @dataclass(frozen=True)
 class GraphEdge:
-    """The relevance of a channel that it receives through a channel of the next layer.
+    """The relevance that a channel receives through a channel of the next layer.
 
     Args:
         layer: The lower layer.
@@ -73,7 +73,7 @@ class AttributionGraph(Result):
         return [vars(edge) for edge in self.edges]
 
     def figure(self) -> "Figure":
-        """Return a figure with layers below each other, the output on top; line widths show |relevance|, red for positive."""
+        """Return a figure of the stacked layers, the output on top; line widths show |relevance|, red for positive."""
         from whence.plotting.layered_graph import layered_graph_figure
 
         links = [((e.above, e.channel_above), (e.layer, e.channel), e.relevance) for e in self.edges]
@@ -93,7 +93,7 @@ def attribution_graph(
     method: Method | str | None = None,
     class_names: Any = (),
 ) -> AttributionGraph:
-    """Compute how channels of several layers pass the output of one sample down (Achtibat et al. 2023).
+    """Compute how relevance of one sample's output flows down through channels of several layers (Achtibat et al. 2023).
 
     >>> whence.attribution_graph(model, x, ["features.3", "features.8", "features.12"], target=483).save("graph.png")
 

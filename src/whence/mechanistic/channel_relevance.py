@@ -54,12 +54,12 @@ def resolve_layer(model: Callable[..., Any], layer: str) -> str:
     """Return the full name of the one layer that a name or pattern matches."""
     names = list(named_layers(model, [layer]))
     if len(names) > 1:
-        raise SelectorError(f"'{layer}' matches {len(names)} layers, '{names[0]}' the first of them; name one")
+        raise SelectorError(f"'{layer}' matches {len(names)} layers, of which '{names[0]}' is the first; name one")
     return names[0]
 
 
 def top_channels(relevance: Tensor, count: int, output: float) -> list[int]:
-    """Return the `count` channels of most relevance `[C]` with the sign of the output."""
+    """Return the `count` channels with the most relevance `[C]` of the same sign as the output."""
     if isinstance(count, bool) or count < 1:
         raise RuleError(f"channels={count}; expected a number of at least 1, or the channel indices")
     towards = relevance if output >= 0 else -relevance

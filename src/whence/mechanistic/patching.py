@@ -208,7 +208,7 @@ def _component_parts(model: Any, components: Sequence[str] | Mapping[str, Compon
             if not usual:
                 raise
     if not found:
-        raise SelectorError("no layers with common names found; name components, as in ['blocks.*', 'blocks.*.mlp']")
+        raise SelectorError("no layers with conventional names found; name the components, as in ['blocks.*', 'blocks.*.mlp']")
     return found
 
 

@@ -95,13 +95,13 @@ def _cam_explanations(
     for found in input_gradients(task, _taps(method.layer, task.model, picture.dim())):
         if not found.layers:
             raise SelectorError(
-                f"no layer of the model returns feature maps of {picture.dim()} dimensions; choose one by layer="
+                f"no layer of the model returns feature maps of {picture.dim()} dimensions; choose one with layer="
             )
         ((name, calls),) = found.layers.items()
         a, g = calls[-1]
         if a.dim() != picture.dim() or a.shape[0] != picture.shape[0]:
             raise SelectorError(
-                f"layer '{name}' gives {tuple(a.shape)}, which is not a feature map of the input {tuple(picture.shape)}"
+                f"layer '{name}' returns {tuple(a.shape)}, which is not a feature map of the input {tuple(picture.shape)}"
             )
         cam = combined(a, g)
         cam = cam.clamp(min=0) if method.relu else cam

@@ -1,4 +1,4 @@
-"""Coalitions of players: all of them, pairs of a sample, and Shapley and interaction values by weights of their sizes.
+"""Coalitions of players: enumeration, sampling of complementary pairs, and weights of Shapley and interaction values.
 
 A value of player i is a sum over coalitions S of v(S) times a weight: `within[|S|]` where i is in S, −`without[|S|]` where it
 is not. A pair of players takes part in three ways: both in S, one of them (counted negatively), or none.
@@ -14,16 +14,16 @@ MAX_ENUMERATED = 20
 
 
 def all_coalitions(players: int) -> Tensor:
-    """All 2^players coalitions as rows, coalition k holding the players whose bits are set in k.
+    """Return all 2^players coalitions as rows; coalition k contains the players whose bits are set in k.
 
-    >>> every(2).int().tolist()
+    >>> all_coalitions(2).int().tolist()
     [[0, 0], [1, 0], [0, 1], [1, 1]]
     """
     return _members(torch.arange(2**players), players)
 
 
 def sample_pairs(players: int, count: int, random: torch.Generator) -> Tensor:
-    """`count` different coalitions `[count, players]`, none the complement of another, neither empty nor whole.
+    """Sample `count` distinct coalitions `[count, players]`, none of them empty, full or the complement of another.
 
     Sizes are uniform and sets uniform within a size: the leverage scores of the regression (Musco and Witter 2025, section 3).
     """
@@ -38,7 +38,7 @@ def sample_pairs(players: int, count: int, random: torch.Generator) -> Tensor:
 
 
 def unique_coalitions(coalitions: Tensor) -> Tensor:
-    """The first of each, in order."""
+    """Return the distinct coalitions, in order of first occurrence."""
     random = torch.Generator().manual_seed(0)
     keys = torch.randint(-(2**62), 2**62, (coalitions.shape[1],), generator=random)  # a sum that no two have in common
     _, which = (coalitions * keys).sum(1).unique(return_inverse=True)
@@ -47,18 +47,18 @@ def unique_coalitions(coalitions: Tensor) -> Tensor:
 
 
 def max_pairs(players: int) -> int:
-    """How many pairs of complements there are, but for the empty and the whole."""
+    """Return the number of complementary pairs of coalitions, not counting the empty and the full one."""
     return 2 ** (players - 1) - 1
 
 
 def weighted_single_effects(coalitions: Tensor, values: Tensor, within: Tensor, without: Tensor) -> Tensor:
-    """`[…, players]` from values `[…, coalitions]`, with weights by coalition."""
+    """Return the weighted sums `[…, players]` of values `[…, coalitions]`, with weights by coalition."""
     inside = coalitions.to(values)
     return (values * within) @ inside - (values * without) @ (1 - inside)
 
 
 def weighted_pair_effects(coalitions: Tensor, values: Tensor, both: Tensor, one: Tensor, none: Tensor) -> Tensor:
-    """`[…, players, players]` from values `[…, coalitions]`, with weights by coalition; the diagonal has no meaning."""
+    """Return the weighted sums `[…, players, players]` of values `[…, coalitions]`; the diagonal has no meaning."""
     inside = coalitions.to(values)
     outside = 1 - inside
 
@@ -70,23 +70,23 @@ def weighted_pair_effects(coalitions: Tensor, values: Tensor, both: Tensor, one:
 
 
 def weights_by_size(weight: Callable[[int], float], sizes: Tensor) -> Tensor:
-    """A weight for each coalition from a function of its size."""
+    """Return a weight for each coalition, computed from its size."""
     table = [weight(size) for size in range(int(sizes.max()) + 1)]
     return torch.tensor(table, dtype=torch.float64, device=sizes.device)[sizes]
 
 
 def shapley_weight(players: int) -> Callable[[int], float]:
-    """1 / (n C(n−1, t)) for adding a player to t others (Shapley 1953)."""
+    """Return the weight 1 / (n C(n−1, t)) of adding a player to t others, as a function of t (Shapley 1953)."""
     return lambda t: 1 / (players * math.comb(players - 1, t)) if 0 <= t < players else 0.0
 
 
 def sii_weight(players: int) -> Callable[[int], float]:
-    """1 / ((n−1) C(n−2, t)) for adding a pair to t others (Grabisch and Roubens 1999, Shapley interaction index)."""
+    """Return the weight 1 / ((n−1) C(n−2, t)) of adding a pair to t others, as a function of t (Grabisch and Roubens 1999)."""
     return lambda t: 1 / ((players - 1) * math.comb(players - 2, t)) if 0 <= t < players - 1 else 0.0
 
 
 def stii_weight(players: int) -> Callable[[int], float]:
-    """2 / (n C(n−1, t)) for adding a pair to t others (Sundararajan et al. 2020, Shapley–Taylor index)."""
+    """Return the weight 2 / (n C(n−1, t)) of adding a pair to t others, as a function of t (Sundararajan et al. 2020, STII)."""
     return lambda t: 2 / (players * math.comb(players - 1, t)) if 0 <= t < players - 1 else 0.0
 
 

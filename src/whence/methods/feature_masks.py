@@ -1,4 +1,4 @@
-"""Features of inputs: which entries make up one, and the baselines that replace absent ones."""
+"""Features of inputs: the entries that belong to each feature, and the baselines that replace absent features."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Baselines = Any  # a number or a tensor for every input, or a tuple or dict of t
 
 
 def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
-    """Return the argument for each part of the inputs, by position; a single one holds for all floating-point parts."""
+    """Return the argument for each part of the inputs, by position; a single value applies to all floating-point parts."""
     given = as_tensor(given)
     if given is None:
         return {}
@@ -29,12 +29,12 @@ def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
         unknown = [name for name in given if name not in names]
         if unknown:
             raise InputError(
-                f"{what} for {unknown[0]!r}, which is not an input; the inputs are {', '.join(names) or 'no names'}"
+                f"{what} for {unknown[0]!r}, which is not an input; the inputs are {', '.join(names) or 'unnamed'}"
             )
         return {names.index(name): value for name, value in given.items()}
     if isinstance(given, list | tuple):
         if len(given) != len(inputs.parts):
-            raise InputError(f"{len(given)} {what} for {len(inputs.parts)} inputs; give one each")
+            raise InputError(f"{len(given)} {what} for {len(inputs.parts)} inputs; give one per input")
         return {i: value for i, value in enumerate(given) if value is not None}
     if inputs.explained:
         return dict.fromkeys(inputs.explained, given)
@@ -46,14 +46,14 @@ def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
 
 
 def reject_shared_parts(inputs: Inputs, by: str) -> None:
-    """Raise where parts belong to all of several samples: rounds of them would mix."""
+    """Raise `InputError` if parts are shared by several samples, since rounds in one batch would mix them."""
     if inputs.shared:
-        raise InputError(f"some inputs have no row for each of {inputs.batch_size} samples; {by} explains one sample at a time")
+        raise InputError(f"some inputs are shared by all {inputs.batch_size} samples; {by} explains one sample at a time")
 
 
 def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
-    """Return the baselines of each part, like it or `[1, …]`: `default` for numbers. Token ids have none: they are left
-    unchanged where none are given."""
+    """Return the baselines of each part, shaped like it or `[1, …]`: `default` for floating-point parts. Token ids are left
+    unchanged if no baseline is given."""
     found = dict.fromkeys(inputs.explained, default) | by_part(given, inputs, "baselines")
     made = {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
     if math.isfinite(default) and not all(bool(torch.isfinite(baseline).all()) for baseline in made.values()):
@@ -62,7 +62,7 @@ def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[in
 
 
 def required_baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
-    """The baselines, for methods that take features away."""
+    """Return the baselines, for methods that remove features; raise `InputError` if there are none."""
     found = baselines(given, inputs)
     if not found:
         raise InputError(
@@ -79,7 +79,7 @@ def _baseline(value: Any, x: Any) -> Tensor:
         value, device=x.device, dtype=x.dtype if isinstance(value, float) and x.is_floating_point() else None
     )
     if not x.is_floating_point() and baseline.is_floating_point():
-        raise InputError(f"a baseline for ids must be an id, such as tokenizer.mask_token_id, not {value_repr(value)}")
+        raise InputError(f"a baseline for token ids must be an id, such as tokenizer.mask_token_id, got {value_repr(value)}")
     baseline = baseline.detach().to(x.dtype)
     if baseline.dim() == 0:
         baseline = baseline.expand(1, *x.shape[1:])
@@ -92,7 +92,7 @@ def _baseline(value: Any, x: Any) -> Tensor:
 
 
 def background(given: Tree, inputs: Inputs) -> dict[int, Tensor]:
-    """Background samples of each part, `[B, …]`."""
+    """Return the background samples of each part, `[B, …]`."""
     found = {i: _background(value, inputs.parts[i]) for i, value in by_part(given, inputs, "background").items()}
     missing = [i for i in inputs.explained if i not in found]
     if missing or not found:
@@ -102,7 +102,7 @@ def background(given: Tree, inputs: Inputs) -> dict[int, Tensor]:
         if samples.dim() != x.dim() or samples.shape[1:] != x.shape[1:] or not samples.shape[0]:
             expected = ", ".join(map(str, ("B", *x.shape[1:])))
             raise InputError(
-                f"a background of shape {tuple(samples.shape)} for an input of {tuple(x.shape)}; give [{expected}]"
+                f"a background of shape {tuple(samples.shape)} for an input of {tuple(x.shape)}; expected [{expected}]"
             )
     if len({samples.shape[0] for samples in found.values()}) > 1:
         raise InputError("the background tensors of the inputs differ in their number of samples")
@@ -117,20 +117,20 @@ def _background(samples: Any, x: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureGroups:
-    """The features of the inputs: which entries of each part make up which, numbered through all parts."""
+    """The features of the inputs: the feature number of each entry, counted across all parts."""
 
     masks: dict[int, Tensor]  # part -> [1 or N, …]
     count: int
 
     @classmethod
     def of(cls, feature_mask: Tree, inputs: Inputs, explained: Mapping[int, Tensor]) -> "FeatureGroups":
-        """The features of `explained` parts by a mask of their numbers, from 0 on without a gap; every entry its own if none.
+        """Return the features that a mask numbers in the `explained` parts; without a mask every entry is a feature.
 
         >>> x = torch.rand(4, 3)
-        >>> Features.of(torch.tensor([[0, 0, 1]]), Inputs.of(x), {0: x}).count
+        >>> FeatureGroups.of(torch.tensor([[0, 0, 1]]), Inputs.of(x), {0: x}).count
         2
         """
-        reject_shared_parts(inputs, "a method that takes features away")
+        reject_shared_parts(inputs, "a method that removes features")
         given = by_part(feature_mask, inputs, "feature_mask")
         masks, start = {}, 0
         for i in explained:
@@ -143,14 +143,14 @@ class FeatureGroups:
         return cls(masks, _count_features(masks) if given else start)
 
     def altered(self, inputs: Inputs, absent: Mapping[int, Tensor], present: Tensor) -> dict[int, Tensor]:
-        """The parts `[rounds · N, …]` with the features `present` `[rounds, features]` alone, `absent` in place of others."""
+        """Return the parts `[rounds · N, …]` with only the features `present` `[rounds, features]`, others from `absent`."""
         return {
             i: torch.where(present.to(mask.device)[:, mask], inputs.parts[i], absent[i]).flatten(0, 1)
             for i, mask in self.masks.items()
         }
 
     def differing(self, inputs: Inputs, absent: Mapping[int, Tensor]) -> Tensor:
-        """Which features differ from any of what would replace them, `absent` `[…, 1 or N, …]`: `[N, features]`."""
+        """Return which features differ from any of their replacements `absent` `[…, 1 or N, …]`, as `[N, features]`."""
         found = torch.zeros(inputs.batch_size, self.count, dtype=torch.int)
         for i, mask in self.masks.items():
             differs = (inputs.parts[i] != absent[i]).flatten(0, -1 - inputs.parts[i].dim()).any(0)
@@ -159,11 +159,11 @@ class FeatureGroups:
         return found.bool()
 
     def of_samples(self, samples: Tensor) -> "FeatureGroups":
-        """The features of some of the samples."""
+        """Return the features of some of the samples."""
         return replace(self, masks={i: m[samples.to(m.device)] if len(m) > 1 else m for i, m in self.masks.items()})
 
     def spread(self, values: Tensor) -> dict[int, Tensor]:
-        """Values of features `[N, features]` at every entry of the feature."""
+        """Return the values `[N, features]` at every entry of each feature."""
         return {i: self._at(mask, values.to(mask.device)) for i, mask in self.masks.items()}
 
     def _at(self, mask: Tensor, values: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class FeatureGroups:
 
 
 def cast_like(inputs: Inputs, scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Scores in the shapes and dtypes of their inputs; those of ids in floating point."""
+    """Return the scores with the shapes and dtypes of their inputs, those of token ids in floating point."""
     x = inputs.parts
     return {
         i: score.expand_as(x[i]).to(x[i].dtype if x[i].is_floating_point() else score.dtype).contiguous()

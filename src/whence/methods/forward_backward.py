@@ -386,7 +386,7 @@ def backward(
         with gradients_enabled():
             found = torch.autograd.grad([values], sources, [given], retain_graph=keep_graph, allow_unused=True)  # type: ignore[arg-type]
     except CheckpointError as error:
-        raise ModelError(f"a checkpointed module gave other values when it was recomputed: {first_line(error)}") from error
+        raise ModelError(f"a checkpointed module returned different values when recomputed: {first_line(error)}") from error
     except AssertionError as error:  # raised by an autograd.Function of the model
         raise ModelError(f"the backward pass of the model failed: {first_line(error)}") from error
     except RuntimeError as error:
@@ -451,5 +451,5 @@ def reject_layers(method: object, task: Task) -> None:
     for what, given in (("layers", task.layers), ("through", task.through)):
         if given:
             raise RuleError(
-                f"{type(method).__name__} gives no relevance to inner layers; leave {what}= out, or use whence.LRP()"
+                f"{type(method).__name__} computes no relevance of inner layers; omit {what}=, or use whence.LRP()"
             )

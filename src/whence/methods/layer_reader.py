@@ -1,4 +1,4 @@
-"""Activations at named layers: a forward pass that ends where the last of them is reached."""
+"""Activations at named layers: a forward pass that stops once the last of them is reached."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,13 +21,13 @@ from whence.methods.gradients import ReluBackwardMode
 
 
 class LastLayerReached(BaseException):
-    """All that is wanted has been read; what the model would go on to compute is not."""
+    """Signal that all requested layers have been read, so that the forward pass can stop."""
 
 
 class LayerReader:
-    """Reads a model at layers and, if `output`, its output; weights are constants, nothing is attached to the model.
+    """Reader of activations at layers and, if `output`, of the output; weights are constants, and no hooks are registered.
 
-    >>> Reader(model, ["features.3"])(x).layers["features.3"].shape
+    >>> LayerReader(model, ["features.3"])(x).layers["features.3"].shape
     """
 
     def __init__(self, model: Callable[..., Any], layers: Sequence[str], output: bool = False):
@@ -65,7 +65,7 @@ class LayerReader:
         def tap(out: Tensor) -> None:
             if out.dim() < 2 or len(out) != len(reading.x):
                 raise ModelError(
-                    f"layer '{name}' gives {tuple(out.shape)} for {len(reading.x)} samples; expected one row per sample"
+                    f"layer '{name}' returns {tuple(out.shape)} for {len(reading.x)} samples; expected one row per sample"
                 )
             # a later layer may overwrite it in place
             reading.layers.setdefault(name, out if not self._output and len(self._layers) == 1 else out.clone())

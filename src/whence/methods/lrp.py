@@ -103,9 +103,9 @@ def _warn_if_unbalanced(account: Conservation) -> None:
         worst = float(account.error.max())
         largest = max(account.by_layer, key=lambda layer: float(account.by_layer[layer].abs().max()), default="(none)")
         warnings.warn(
-            f"relevance plus the absorbed share differs from the output by {worst:.0e} of it. Either large terms cancel (the "
-            f"largest amount was absorbed in '{largest}'; explain model.double() to check), or the model modifies a gradient "
-            "where whence cannot see it",
+            f"relevance plus the absorbed share differs from the output by {worst:.0e} of its value. Either large terms cancel "
+            f"(the largest amount was absorbed in '{largest}'; explain model.double() to check), or the model modifies a "
+            "gradient where whence cannot see it",
             ConservationWarning,
             stacklevel=2,
         )

@@ -199,7 +199,7 @@ class SlidingWindows:
         if any(s > length for s, length in zip(shape, lengths, strict=True)):
             raise InputError(f"a window of {shape} is larger than a sample of {lengths}; pass smaller sliding_window_shapes")
         if any(s < stride and s < length for stride, s, length in zip(strides, shape, lengths, strict=True)):
-            raise InputError(f"strides {strides} leave gaps between windows of {shape}; expected strides of at most the window")
+            raise InputError(f"strides {strides} leave gaps between windows of {shape}; expected strides no larger than it")
         return cls(lengths, shape, strides)
 
     @property

@@ -19,12 +19,12 @@ from whence.methods.smoothgrad import SmoothGrad
 
 
 class Method(Protocol):
-    """A way to explain: a frozen dataclass with a short name."""
+    """Protocol of explanation methods: a frozen dataclass with a short name."""
 
     name: ClassVar[str]
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        """One explanation for each target of the task."""
+        """Yield an explanation for each target of the task."""
         ...
 
 
@@ -49,7 +49,7 @@ for _kind in (*METHODS.values(), ExpectedGradients):
 
 
 def resolve_method(method: Method | str | None) -> Method:
-    """The method itself, by its short name, or the default."""
+    """Return the method itself, the method with a short name, or the default for None."""
     if method is None:
         return LRP()
     if isinstance(method, str):
@@ -65,7 +65,7 @@ def resolve_method(method: Method | str | None) -> Method:
 
 
 def check_single_graph(method: Method) -> None:
-    """Raise for methods that ask the model more often than there is one graph for."""
+    """Raise `RuleError` for methods that call the model several times, which cannot be captured as one graph."""
     if not isinstance(method, SINGLE_GRAPH_METHODS):
         raise RuleError(
             f"{type(method).__name__} calls the model several times and cannot be captured as one "
@@ -74,7 +74,7 @@ def check_single_graph(method: Method) -> None:
 
 
 def check_method_name(name: str) -> None:
-    """Raise for what is no short name of a method."""
+    """Raise `RuleError` if no method has this short name."""
     if name not in METHODS:
         by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
         raise RuleError(

@@ -110,7 +110,7 @@ class Shapley:
             return shapley_values.estimate(game, len(game.playing), self.estimator, within, self.interactions, self.seed)
         except BudgetError as error:
             given = f"budget={self.budget}" if self.budget is not None else "the default budget"
-            raise RuleError(f"{given}: {error} at {each} model evaluations each, so at least {error.least * each}") from None
+            raise RuleError(f"{given} is below {error.least * each}: {error} at {each} model evaluations each") from None
 
 
 @dataclass(frozen=True, eq=False)

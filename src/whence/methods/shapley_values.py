@@ -37,8 +37,8 @@ class ShapleyValues(Result):
     [3.0, 3.0, 3.0]
 
     `values` and their `standard_errors` (None where they are exact) are `[players]`, or `[N, players]` for N games at once.
-    `interactions` `[…, players, players]` are symmetric, with the Shapley values on the diagonal (sii) or what each player
-    adds to nobody (stii). `evaluations` says of how many coalitions the value was asked.
+    `interactions` `[…, players, players]` are symmetric, with the Shapley values on the diagonal (sii) or the gain of each
+    player alone over the empty coalition (stii). `evaluations` is the number of coalitions that were evaluated.
     """
 
     values: Tensor
@@ -96,9 +96,9 @@ def shapley_values(
     >>> whence.shapley_values(lambda coalitions: coalitions.float() @ worth, players=3).values
     tensor([3., 0., 1.], dtype=torch.float64)
 
-    `value` is asked for many coalitions at once, `[M, players]` of bool, and answers `[M]`, or `[M, N]` for N games. `budget`
-    is the number of coalitions it may be asked for; the other arguments are those of `Shapley`. Raises `RuleError` where the
-    budget is too small or exact values are asked of too many players, and `InputError` where `value` answers in another shape.
+    `value` takes many coalitions at once, `[M, players]` of bool, and returns `[M]`, or `[M, N]` for N games. `budget` limits
+    the number of coalitions; the other arguments are those of `Shapley`. Raises `RuleError` if the
+    budget is too small or there are too many players for exact values, and `InputError` if `value` returns a wrong shape.
 
     Args:
         value: Function from coalitions, a boolean tensor `[M, players]`, to their values `[M]`, or `[M, N]` of N games.
@@ -126,12 +126,12 @@ def shapley_values(
         found = estimate(checked, players, estimator, budget, interactions, seed)
     except BudgetError as error:
         given = f"budget={budget} coalitions" if budget is not None else "the default budget"
-        raise RuleError(f"{given}: {error}, so at least {error.least}") from None
+        raise RuleError(f"{given} is too small: {error}; pass at least {error.least}") from None
     return found.first if single else found
 
 
 class BudgetError(RuleError):
-    """A budget too small; says how many coalitions are needed."""
+    """The budget is too small; `least` is the number of coalitions that are needed."""
 
     def __init__(self, message: str, least: int):
         super().__init__(message)
@@ -144,9 +144,9 @@ def check_settings(estimator: Estimator | None, interactions: InteractionIndex |
     if interactions is not None and interactions not in INDICES:
         raise RuleError(f"interactions={value_repr(interactions)}; choose 'sii', 'stii' or None")
     if interactions is not None and estimator == "permutation":
-        raise RuleError("permutations give no interactions; use estimator='regression' or 'exact'")
+        raise RuleError("estimator='permutation' computes no interactions; use estimator='regression' or 'exact'")
     if (budget is not None and not isinstance(budget, int)) or not isinstance(seed, int):
-        raise RuleError(f"budget={value_repr(budget)}, seed={value_repr(seed)}; expected two ints")
+        raise RuleError(f"budget={value_repr(budget)}, seed={value_repr(seed)}; expected ints (budget may be None)")
 
 
 def _evaluate_game(value: GameValue, members: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _evaluate_game(value: GameValue, members: Tensor) -> Tensor:
     if not isinstance(found, Tensor) or found.dim() not in (1, 2) or len(found) != len(members) or not found.numel():
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"the value function returned {given} for {len(members)} coalitions, not [{len(members)}] or [{len(members)}, N]"
+            f"the value function returned {given} for {len(members)} coalitions; give [{len(members)}] or [{len(members)}, N]"
         )
     if found.is_complex() or not torch.isfinite(found).all():
         raise InputError("the value function returned NaN, infinite or complex values")
@@ -170,10 +170,10 @@ def estimate(
         count = f" = {2**players:,}" if players < 64 else ""
         raise RuleError(
             f"exact values of {players} features take 2^{players}{count} coalitions; "
-            f"group them to at most {MAX_ENUMERATED} by a feature_mask, or use estimator='regression'"
+            f"group them into at most {MAX_ENUMERATED} with a feature_mask, or use estimator='regression'"
         )
     if estimator == "exact" and chosen is not None and 2**players > chosen:
-        raise BudgetError(f"all coalitions of {players} features are {2**players}", 2**players)
+        raise BudgetError(f"exact values of {players} features take {2**players} coalitions", 2**players)
     random = torch.Generator().manual_seed(seed)
     if estimator == "exact" or (everything and estimator != "permutation"):
         return _exact(game, players, index)
@@ -208,12 +208,12 @@ def _regression_estimate(
 ) -> ShapleyValues:
     if players > MAX_REGRESSION_PAIRS:
         raise RuleError(
-            f"{players} features are too many for Shapley values; group them by a feature_mask, "
-            "such as whence.patches(x, 16) for pictures"
+            f"{players} features are too many for Shapley values; group them with a feature_mask, "
+            "such as whence.patches(x, 16) for images"
         )
     alone = players if index == "stii" else 0
     if index is not None and players * (players - 1) // 2 > MAX_PAIRS:
-        raise RuleError(f"{players} features have too many interactions to be sampled; group them by a feature_mask")
+        raise RuleError(f"{players} features have too many interactions to sample; group them with a feature_mask")
     least = 2 * players if index is None else players * (players - 1) + 2 + 2 * alone
     if budget < min(least, 2**players):
         raise BudgetError(f"{players} features{' and their pairs' if index else ''} take {least} coalitions", least)

@@ -1,4 +1,4 @@
-"""Roots of a network's output: where f(x̃) = 0, near a sample, inside a box, among real samples or on a decoder's manifold."""
+"""Search for roots f(x̃) = 0 of an output: near a sample, within bounds, towards other samples or on a decoder's manifold."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ SECTION_FRACTIONS = tuple(k / 16 for k in range(1, 17))  # of the way to another
 MAX_REFINEMENTS = 60
 MAX_HALVINGS = 30
 FLAT_SLOPE = 1e-3  # of the last step: if f is 0 so far before a root too, it is 0 all around
-IDS_ERROR = "a Taylor decomposition is one of numbers; for token ids use gradient_times_input or LRP"
+IDS_ERROR = "Taylor decomposition needs floating-point inputs; for token ids use gradient_times_input or LRP"
 DECODER_TOLERANCE = 1e-3  # of the distance: how far a root may lie beside the projection on its tangent plane
 MIN_STEP_SHARE = 1 / 100  # of the way to that projection
 
 
 class ScalarFunction:
-    """The explained output of all samples as a function of their numbers in a row, `[rounds · N, numbers]`."""
+    """The explained output of all samples as a function of their flattened inputs, `[rounds · N, numbers]`."""
 
     def __init__(self, task: Task, target: Any):
         self.task, self._target = task, target
@@ -34,11 +34,11 @@ class ScalarFunction:
         self.x = self.row(dict(zip(task.inputs.explained, self._parts, strict=True)))
 
     def row(self, parts: dict[int, Tensor]) -> Tensor:
-        """The explained parts of each sample in a row."""
+        """Return the explained parts of each sample, flattened and concatenated."""
         return torch.cat([parts[i].detach().reshape(len(parts[i]), -1) for i in self.task.inputs.explained], 1)
 
     def parts(self, points: Tensor) -> dict[int, Tensor]:
-        """The parts again."""
+        """Return the parts from flattened inputs: the inverse of `row`."""
         split = points.split([part[0].numel() for part in self._parts], 1)
         return {
             i: piece.reshape(len(points), *part.shape[1:]).to(part)
@@ -49,11 +49,11 @@ class ScalarFunction:
         return self.task.moved(len(points) // len(self.x), self.parts(points), [self._target])
 
     def value(self, points: Tensor) -> Tensor:
-        """f, `[rounds · N]`."""
+        """Return f, `[rounds · N]`."""
         return target_values(self._at(points))[0][0].to(self.x.dtype)
 
     def slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """f `[rounds · N]` and its gradient `[rounds · N, numbers]`."""
+        """Return f `[rounds · N]` and its gradient `[rounds · N, numbers]`."""
         (found,) = input_gradients(self._at(points))
         if found.looked_up:
             raise InputError(IDS_ERROR)
@@ -62,14 +62,14 @@ class ScalarFunction:
 
 @dataclass(frozen=True)
 class NearestRoot:
-    """The nearest root: x̃ = x − λ ∇f(x̃), the condition of Lagrange, by line searches from x that it guides.
+    """Search strategy for the nearest root, by line searches from x that follow the Lagrange condition x̃ = x − λ ∇f(x̃).
 
     >>> whence.SimpleTaylor(whence.roots.NearestRoot())
     >>> whence.SimpleTaylor(whence.roots.NearestRoot(low=0.0, high=1.0))          # within a pixel box
 
     For a linear f the first step is the closed form x̃ = x − f(x) w / ‖w‖². In a network each line search ends at a root,
     |f(x̃)| ≤ `tolerance` · |f(x)|, and the nearest one found in `n_steps` is taken: a local minimum of the distance. `low` and
-    `high` are numbers or tensors like the input. A sample without a root on its lines is a `ModelError`.
+    `high` are numbers or tensors like the input. Raises `ModelError` for a sample without a root on its lines.
     """
 
     low: Any = None
@@ -80,7 +80,7 @@ class NearestRoot:
     def __post_init__(self):
         _check_tolerance(self.tolerance)
         if self.n_steps < 1:
-            raise RuleError(f"n_steps={value_repr(self.n_steps)}; give at least 1")
+            raise RuleError(f"n_steps={value_repr(self.n_steps)}; expected at least 1")
 
     def near(self, function: ScalarFunction) -> Tensor:
         low, high = _bound(self.low, function, -torch.inf), _bound(self.high, function, torch.inf)
@@ -94,11 +94,11 @@ class NearestRoot:
 
 @dataclass(frozen=True, eq=False)
 class RootTowards:
-    """The nearest of the roots on the straight lines to given samples, such as data of other classes: near the data manifold.
+    """Search strategy for the nearest root on the straight lines to given samples, such as data of other classes.
 
     >>> whence.SimpleTaylor(whence.roots.RootTowards(x_train[:100]))
 
-    `samples` `[M, …]` have the structure of the input. A sample to none of which the output changes sign is a `ModelError`.
+    `samples` `[M, …]` have the structure of the input. Raises `ModelError` if the output changes sign on none of the lines.
     """
 
     samples: Tree
@@ -120,18 +120,18 @@ class RootTowards:
             nearer = found & (t * way.norm(dim=1) < distance)
             best[nearer] = (function.x + t[:, None] * way)[nearer]
             distance[nearer] = (t * way.norm(dim=1))[nearer]
-        _check_roots_found(distance < float("inf"), "on the way to the given samples; add samples of other classes")
+        _check_roots_found(distance < float("inf"), "on the lines to the given samples; add samples of other classes")
         return best
 
 
 @dataclass(frozen=True, eq=False)
 class RootOnManifold:
-    """A root on the manifold of a decoder: nearest in its code space to the code of each sample.
+    """Search strategy for a root on the manifold of a decoder, nearest to the code of each sample in code space.
 
     >>> whence.SimpleTaylor(whence.roots.RootOnManifold(decoder, codes))
 
-    `decoder` makes inputs `[N, …]` from codes `[N, k]`; `codes` are those of the samples, or an encoder that gives them. What
-    the decoder cannot say of the sample is a part of x − x̃ as well, and shows in the remainder.
+    `decoder` maps codes `[N, k]` to inputs `[N, …]`; `codes` are those of the samples, or an encoder that returns them. The
+    reconstruction error of the decoder is a part of x − x̃ as well, and of the remainder.
     """
 
     decoder: Callable[[Tensor], Tensor]
@@ -151,7 +151,7 @@ class RootOnManifold:
             codes = self.codes if isinstance(self.codes, Tensor) else self.codes(x)
             codes = codes.detach().to(x)
         if codes.dim() != 2 or len(codes) != len(x):
-            raise InputError(f"codes of shape {tuple(codes.shape)} for {len(x)} samples; give [{len(x)}, k]")
+            raise InputError(f"codes of shape {tuple(codes.shape)} for {len(x)} samples; expected [{len(x)}, k]")
 
         def slope(z: Tensor) -> tuple[Tensor, Tensor]:
             with gradients_enabled():
@@ -172,7 +172,7 @@ class RootOnManifold:
     def _made(self, z: Tensor, x: Tensor) -> Tensor:
         made = self.decoder(z)
         if made.shape[1:] != x.shape[1:]:
-            raise InputError(f"the decoder returned {tuple(made.shape)} for an input of {tuple(x.shape)}")
+            raise InputError(f"the decoder returned shape {tuple(made.shape)}, expected the input's shape {tuple(x.shape)}")
         return made
 
 
@@ -184,11 +184,11 @@ def nearest_root(
     tolerance: float,
     n_steps: int,
 ) -> Tensor:
-    """The nearest root found from `start` `[N, numbers]`, by line searches.
+    """Return the nearest root found from `start` `[N, numbers]`, by line searches.
 
     A root z is a nearest one only if x − z lies along ∇f(z). So from each root found the next line leads to a point between it
-    and the projection of x on its tangent plane, half as far where that was no nearer. Until there is a root at all, lines lead
-    where steps down the changing gradient go.
+    and the projection of x on its tangent plane, half as far where that was no nearer. Until a first root is found, the lines
+    follow Newton steps along the current gradient.
     """
     first, g = slope(start)
     best, distance = start.clone(), torch.full_like(first, float("inf"))
@@ -215,7 +215,7 @@ def nearest_root(
             break
         along = torch.where(missed[:, None], start - walk, start - walk + share[:, None] * aside)
     _check_roots_found(
-        distance < float("inf"), "along its gradient; use RootTowards(samples), root='origin' or one of your own"
+        distance < float("inf"), "along its gradient; use RootTowards(samples), root='origin' or a root of your own"
     )
     return best
 
@@ -229,9 +229,9 @@ def _newton_step(f: Tensor, g: Tensor) -> Tensor:
 def root_on_curve(
     value: Callable[[Tensor], Tensor], first: Tensor, step: Tensor, multiples: tuple[float, ...], tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Where on its curve each sample has a root, t `[N]`, and whether it has one.
+    """Return the position t `[N]` of a root on each sample's curve, and whether one was found.
 
-    `value(t)` is f on the curves, `first` f at t = 0. A change of sign is sought at `multiples` of `step` and closed in by
+    `value(t)` is f on the curves, `first` f at t = 0. A sign change is bracketed at `multiples` of `step` and refined by
     false position (the Illinois algorithm), to |f| ≤ tolerance · |first|.
     """
     enough = max(tolerance, 4 * torch.finfo(first.dtype).eps) * first.abs()
@@ -273,7 +273,7 @@ def _bound(bound: Any, function: ScalarFunction, default: float) -> Tensor | Non
 def _check_roots_found(found: Tensor, where: str) -> None:
     if not found.all():
         samples = ", ".join(map(str, (~found).nonzero().flatten().tolist()[:5]))
-        raise ModelError(f"the output of sample {samples} has no root {where}")
+        raise ModelError(f"no root of the output found for sample {samples} {where}")
 
 
 def _check_tolerance(tolerance: float) -> None:

@@ -1,4 +1,4 @@
-"""The bundled digit networks: small, bias-free, so that their outputs are exactly the sum of their relevance."""
+"""The bundled digit networks, small and without biases, so that relevance sums exactly to the output."""
 
 from contextlib import AbstractContextManager
 from importlib import resources
@@ -13,7 +13,7 @@ from whence.prototypes.priors import GaussianRBM
 
 
 def digit_network() -> nn.Sequential:
-    """A ReLU network for MNIST digits, `[N, 1, 28, 28]` in [0, 1] to `[N, 10]` logits, untrained.
+    """Return an untrained ReLU network for MNIST digits, `[N, 1, 28, 28]` in [0, 1] to `[N, 10]` logits.
 
     It has no biases: f(tx) = t f(x) for t > 0, hence gradient × input and LRP-0 conserve exactly.
     """
@@ -32,7 +32,7 @@ def digit_network() -> nn.Sequential:
 
 
 def digits() -> nn.Sequential:
-    """The trained digit network in eval mode (`scripts/train_digits.py` made it and states its accuracy).
+    """Return the trained digit network in eval mode (`scripts/train_digits.py` trains it and reports its accuracy).
 
     >>> digits()(digit_samples()[0]).shape
     torch.Size([50, 10])
@@ -41,8 +41,8 @@ def digits() -> nn.Sequential:
 
 
 def robust_digits() -> nn.Sequential:
-    """The digit network trained against adversarial examples within 0.25 of each pixel (`scripts/train_robust_digits.py` made
-    it; its accuracies are in the metadata of the weights).
+    """Return the digit network trained against adversarial examples within 0.25 of each pixel, in eval mode (trained by
+    `scripts/train_robust_digits.py`; its accuracies are in the metadata of the weights).
 
     >>> whence.explain_attack(robust_digits(), *digit_samples(), whence.attacks.PGD(0.2))
     """
@@ -50,7 +50,7 @@ def robust_digits() -> nn.Sequential:
 
 
 def digit_expert() -> GaussianRBM:
-    """An expert for digits, fitted to MNIST's training set (`scripts/train_digit_experts.py`).
+    """Return a Gaussian RBM prior for digits, fitted to MNIST's training set (`scripts/train_digit_experts.py`).
 
     >>> whence.prototype(digits(), range(10), prior=digit_expert(), strength=0.3)
     """
@@ -59,7 +59,7 @@ def digit_expert() -> GaussianRBM:
 
 
 def digit_decoder() -> VAE:
-    """A decoder of digits from sixteen numbers, `[N, 16]` to `[N, 1, 28, 28]` in [0, 1] (`scripts/train_digit_experts.py`).
+    """Return a decoder from codes to digits, `[N, 16]` to `[N, 1, 28, 28]` in [0, 1] (`scripts/train_digit_experts.py`).
 
     >>> whence.prototype(digits(), range(10), prior=whence.priors.CodeSpace(digit_decoder(), strength=0.1))
     """
@@ -68,7 +68,7 @@ def digit_decoder() -> VAE:
 
 
 def digit_samples() -> tuple[Tensor, Tensor]:
-    """Real MNIST test digits, five of each class in order 0, 1, …, 9, 0, …: images `[50, 1, 28, 28]` in [0, 1], labels `[50]`.
+    """Return MNIST test digits, five of each class, in order 0, 1, …, 9, …: images `[50, 1, 28, 28]` in [0, 1], labels `[50]`.
 
     MNIST by Yann LeCun and Corinna Cortes, CC BY-SA 3.0.
     """

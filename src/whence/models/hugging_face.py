@@ -1,4 +1,4 @@
-"""Models of Hugging Face's transformers, from a folder or by name, with the reader that belongs to them."""
+"""Models of Hugging Face transformers, from a folder or by name, with their preprocessing."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ HEADS = {
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """A model, what reads its pictures, its texts or both, and the names of its classes."""
+    """A model with its image preprocessing, tokenizer or processor, and the names of its classes."""
 
     model: nn.Module
     pictures: Preprocessing | None = None
@@ -37,12 +37,12 @@ class HuggingFaceModel:
 
 
 def load(transformers: Any, name: str) -> HuggingFaceModel:
-    """The model of a folder or of a name on the hub."""
+    """Load the model in a folder, or with a name on the hub."""
     try:
         with _silence(transformers.utils.logging):
             return _load(transformers, name)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        where = "" if os.path.isdir(name) else "; is it a folder made by save_pretrained, or is the network there?"
+        where = "" if os.path.isdir(name) else "; check the name and connection, or pass a folder written by save_pretrained"
         raise LoadError(f"transformers cannot load {name!r}: {first_line(_root_cause(error))}{where}") from error
 
 
@@ -54,7 +54,7 @@ def _load(transformers: Any, name: str) -> HuggingFaceModel:
         return _load_both(transformers, name, architecture, where)
     loader = next((loader for ending, loader in HEADS.items() if architecture.endswith(ending)), None)
     if loader is None:
-        raise LoadError(f"hf:{name} is a {architecture}; the command line takes {', '.join(HEADS)}; explain others from Python")
+        raise LoadError(f"hf:{name} is a {architecture}; supported are {', '.join(HEADS)}; load others in Python")
     model = getattr(transformers, loader).from_pretrained(name, **where)
     if loader == "AutoModelForImageClassification":
         return HuggingFaceModel(model, pictures=_image_preprocessing(transformers, name), classes=_classes(config))
@@ -70,7 +70,7 @@ def _load_both(transformers: Any, name: str, architecture: str, where: dict[str,
 
 
 def _hub_reachable() -> bool:
-    """Whether the hub can be reached; behind a proxy nobody can tell beforehand."""
+    """Return whether the hub can be reached; with a proxy, assume that it can."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
@@ -83,7 +83,7 @@ def _hub_reachable() -> bool:
 
 @contextmanager
 def _silence(logging: Any) -> Iterator[None]:
-    """No progress bars nor notes on standard error; the user's settings return."""
+    """Suppress progress bars and log messages, and restore the user's settings afterwards."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

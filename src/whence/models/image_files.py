@@ -1,4 +1,4 @@
-"""Picture files: read, turned upright, cut to size."""
+"""Image files: reading with EXIF rotation, resizing and cropping."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from whence.errors import LoadError, first_line, missing_path
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """A picture from a file; one clear error where it is none."""
+    """Return the image in a file, rotated as its EXIF data says; raise `LoadError` if it cannot be read."""
     if not Path(path).is_file():
         raise LoadError(missing_path(Path(path)))
     try:
@@ -23,7 +23,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def to_8bit(image: Image.Image, path: str | Path) -> Image.Image:
-    """Deep greys (16 bits, 32 bits, floating point) on the scale of all other pictures: Pillow would clip them to white."""
+    """Scale a greyscale image of more than 8 bits (16, 32 or floating point) to 8 bits, which Pillow would clip to white."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image, dtype=np.float64)
@@ -46,6 +46,6 @@ def resize_and_crop(image: Image.Image, size: tuple[int, int], resize: int | Non
 
 
 def resize_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """All of it at that height and width."""
+    """Resize the whole image to a height and width, without cropping."""
     height, width = size
     return image.resize((width, height), Image.Resampling.BILINEAR)

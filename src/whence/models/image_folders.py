@@ -1,4 +1,4 @@
-"""A folder of pictures, or arrays in a file, as data of many samples."""
+"""Datasets from a folder of images, or from arrays in an .npz file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".g
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The pictures of a folder in order, read when they are asked for; those in folders within have the label of that name.
+    """A dataset of the images in a folder, read on access; images in subfolders are labelled by the subfolder's name.
 
-    >>> data = Folder.of(Path("photos"), loaded.preprocessing, loaded.class_names)
-    >>> x, label = data[0]                         # x alone where no folders name classes
+    >>> data = ImageFolder.of(Path("photos"), loaded.preprocessing, loaded.class_names)
+    >>> x, label = data[0]                         # only x if there are no subfolders
     """
 
     paths: Sequence[Path]
@@ -29,7 +29,7 @@ class ImageFolder:
 
     @classmethod
     def of(cls, folder: Path, preprocessing: Preprocessing, classes: Sequence[str] = ()) -> "ImageFolder":
-        """Classes are told by their names or numbers, or where there are no names, by the order of the folders."""
+        """Return the images in a folder; subfolders are classes by name or number, or by their order if `classes` is empty."""
         paths = sorted(
             path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
         )
@@ -50,17 +50,17 @@ class ImageFolder:
         return x if self.labels is None else (x, self.labels[index])
 
     def first(self, count: int) -> "ImageFolder":
-        """The first so many."""
+        """Return the first `count` images."""
         labels = None if self.labels is None else self.labels[:count]
         return ImageFolder(self.paths[:count], labels, self.preprocessing)
 
     def name(self, index: int) -> str:
-        """Where a sample comes from."""
+        """Return the path of a sample."""
         return str(self.paths[index])
 
 
 def read_arrays(path: Path, preprocessing: Preprocessing) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of an .npz file: `images` (bytes as pictures, other numbers as they are) or `x`; `labels` or `y`."""
+    """Return the inputs (`images`, as pixels if uint8, or `x`) and the labels (`labels` or `y`) in an .npz file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files if name in ("images", "x", "labels", "y")}
@@ -70,7 +70,7 @@ def read_arrays(path: Path, preprocessing: Preprocessing) -> tuple[Tensor, Tenso
     given = next((found[name] for name in ("images", "x") if name in found), None)
     labels = next((torch.from_numpy(found[name]).long() for name in ("labels", "y") if name in found), None)
     if given is None:
-        raise LoadError(f"{path} has {', '.join(names)}, but neither images nor x")
+        raise LoadError(f"{path} contains {', '.join(names)}, but neither 'images' nor 'x'")
     return _inputs(given, preprocessing), labels
 
 
@@ -83,9 +83,9 @@ def _inputs(given: Any, preprocessing: Preprocessing) -> Tensor:
     elif x.dim() == 4 and x.shape[-1] in (1, 3):
         x = x.permute(0, 3, 1, 2)
     else:
-        raise InputError(f"images of shape {tuple(x.shape)}; give [N, H, W] or [N, H, W, 3] of bytes")
+        raise InputError(f"uint8 images have shape {tuple(x.shape)}, expected [N, H, W] or [N, H, W, 3]")
     if preprocessing.size is not None and tuple(x.shape[2:]) != preprocessing.size:
-        raise InputError(f"images of {tuple(x.shape[2:])} for a model of {preprocessing.size}; resize them")
+        raise InputError(f"the images have size {tuple(x.shape[2:])}, but the model takes {preprocessing.size}; resize them")
     return preprocessing.normalise(x.float() / 255)
 
 

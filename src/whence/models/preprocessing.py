@@ -1,4 +1,4 @@
-"""From a picture file to a model's input, and the bounds its pixels then lie between."""
+"""Preprocessing of image files into model inputs, and the bounds of the normalised pixels."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes an input: resize the shorter side, crop the centre, scale to [0, 1], normalise by channel.
+    """Image preprocessing: resize the shorter side, crop the centre, scale to [0, 1], normalise by channel.
 
     >>> shown = whence.Preprocessing((64, 64), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     >>> shown.read("photo.png").shape
@@ -26,7 +26,7 @@ class Preprocessing:
 
     `size` is height and width, `channels` 3 or 1 (grey); `mean` and `std` are of pixels in [0, 1], one for each channel, as the
     model was trained. `resize` is what the shorter side becomes before the centre is cropped. Without `crop` the whole picture
-    is squeezed to the size, whatever its proportions, as torchvision's `Resize((64, 64))` does.
+    is resized to `size` regardless of its aspect ratio, as torchvision's `Resize((64, 64))` does.
     """
 
     size: tuple[int, int] | None  # None: as the picture is
@@ -43,16 +43,16 @@ class Preprocessing:
             isinstance(size, tuple | list) and len(size) == 2 and all(int(side) >= 1 for side in size)
         ):
             raise InputError(
-                f"size={value_repr(size)}; give height and width in pixels, as in (224, 224), or None for pictures as they are"
+                f"size={value_repr(size)}; give height and width in pixels, as in (224, 224), or None for no resizing"
             )
         if self.channels not in (1, 3):
             raise InputError(f"channels={value_repr(self.channels)}; expected 3 (RGB) or 1 (grey)")
         for name in ("mean", "std"):  # lists, arrays and tensors too
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.box.mean) not in (0, self.channels):
-            raise InputError(f"mean and std of {len(self.mean)} numbers for {self.channels} channels; give one each")
+            raise InputError(f"mean and std of {len(self.mean)} numbers for {self.channels} channels; give one per channel")
         if self.resize is not None and not (self.crop and size):
-            raise InputError(f"resize={self.resize} is for pictures that are cropped to a size afterwards")
+            raise InputError(f"resize={self.resize} is the size before cropping; it requires size= and crop=True")
 
     @classmethod
     def imagenet(cls, size: int = 224, resize: int = 256) -> "Preprocessing":
@@ -63,7 +63,7 @@ class Preprocessing:
         return replace(self, size=(size, size), resize=None)
 
     def read(self, path: str | Path) -> Tensor:
-        """The picture as a batch of one, `[1, C, H, W]`."""
+        """Return the image in a file as a batch of one, `[1, C, H, W]`."""
         from whence.models.image_files import read_image, to_8bit
 
         return self.of_image(to_8bit(read_image(path), path))
@@ -80,12 +80,12 @@ class Preprocessing:
         return self.normalise(pixels)[None].contiguous()
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] as the model wants them."""
+        """Return pixels in [0, 1], normalised as the model expects them."""
         return (pixels - _column(self.mean)) / _column(self.std) if self.mean else pixels
 
     @property
     def box(self) -> Box:
-        """Where pixels lie, for attacks."""
+        """The bounds and normalisation of the pixels, for attacks."""
         return Box(mean=self.mean, std=self.std)
 
     @property

@@ -1,4 +1,4 @@
-"""A Python file run as a script would be, by another program that goes on."""
+"""Imports of a Python file that is executed like a script within another program."""
 
 import sys
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from types import ModuleType
 
 @contextmanager
 def script_imports(path: Path, module: ModuleType) -> Iterator[None]:
-    """Let the file import the modules in its folder, whatever of the same name was imported from elsewhere, and data classes
-    find the module they are written in. Afterwards the names are free again: what is imported later on is not found."""
+    """Let the file import modules from its own folder, even if others of the same name are loaded, and let dataclasses find
+    their module. Afterwards these modules are removed from `sys.modules`, so imports at call time do not find them."""
     folder, found = path.resolve().parent, sys.modules
     beside = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}
 

@@ -38,13 +38,13 @@ BUNDLED = {"digits": digits, "digits-robust": robust_digits}
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be explained, and how its inputs are made and its classes called: what a function in a Python file may
-    give, for the command line and the page.
+    """A model with its preprocessing and class names, ready to be explained; a function in a Python file may return one for
+    the command line and the browser page.
 
     >>> whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), ["ape", "bee"])
 
-    `name` is what it is called in reports. `preprocessing` makes its inputs of picture files; `class_names` names its outputs
-    in their order. `text` and `vision_language` are of models that read texts, and pictures with texts.
+    `name` is its name in reports. `preprocessing` converts image files to inputs; `class_names` are the names of its outputs
+    in order. `text` and `vision_language` are for models that take texts, or images with texts.
     """
 
     name: str
@@ -67,17 +67,17 @@ class LoadedModel:
         if self.text is not None and not known:
             return self.text.token_id(name)
         if not known:
-            raise TargetError(f"{self.name} does not name its classes; give a number, or let it be a whence.LoadedModel")
+            raise TargetError(f"{self.name} has no class names; give a class index, or wrap it in a LoadedModel")
         told = suggest_or_list if len(known) <= MAX_NAMES else suggest
         raise TargetError(f"{self.name} has no class {name!r}{told(name, list(map(str, self.class_names)))}")
 
     def check_reads_images(self, reason: str) -> None:
-        """Raise `InputError` with the reason, where the model reads texts."""
+        """Raise `InputError` with the reason if the model takes texts."""
         if self.text is not None or self.vision_language is not None:
-            raise InputError(f"{self.name} reads texts; {reason}")
+            raise InputError(f"{self.name} takes texts; {reason}")
 
     def class_name(self, index: int) -> str:
-        """Return the name of a class, or of a token; its number where it has none."""
+        """Return the name of a class, or of a token; its number if it has none."""
         if 0 <= index < len(self.class_names):
             return str(self.class_names[index])
         return self.text.tokenizer.decode([index]) if self.text is not None else str(index)
@@ -101,13 +101,13 @@ def load_model(
     >>> def outliers():
     ...     return LoadedModel("outliers", whence.neuralize(svm), Preprocessing((28, 28), channels=1), ["outlierness"])
 
-    `size` is the side of the pictures that the model takes, where it does not say so itself; `device`, "cuda" say, is where it
-    is to run. Without `weights`, torchvision and timm models have random ones, and `trained` says so.
+    `size` is the side of the images that the model takes, if it does not specify one; `device`, such as "cuda", is where it
+    runs. Without `weights`, torchvision and timm models have random ones, and `trained` says so.
 
     Args:
         name: "digits", "digits-robust", "torchvision:NAME", "timm:NAME", "hf:NAME_OR_FOLDER" or "FILE.py:FACTORY".
         weights: Weights file (.safetensors, .npz, .pt, .pth), or the name of published weights such as "DEFAULT".
-        size: Side of the images that the model takes, where it does not say so.
+        size: Side of the images that the model takes, if it does not specify one.
         device: Device to move the model to, such as "cuda".
 
     Returns:
@@ -133,21 +133,21 @@ def load_model(
         raise LoadError(f"{name} holds weights, not the network; give both: FILE.py:FUNCTION, with --weights {name}")
     else:
         raise LoadError(
-            f"no model {name!r}; choose {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
+            f"unknown model {name!r}; choose from {', '.join(BUNDLED)}, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
             "FILE.py:FACTORY (see `whence models`)"
         )
     if _names_published_weights(weights) and source not in ("torchvision", "timm"):
-        raise LoadError(f"{name} has no published weights to download by {weights}; pass a file, or leave --weights out")
+        raise LoadError(f"{name} has no published weights {weights} to download; pass a file, or omit --weights")
     if weights is not None and not _names_published_weights(weights):
         if not isinstance(loaded.model, nn.Module):
-            raise LoadError(f"{name} is no torch.nn.Module; weights cannot be loaded into it")
+            raise LoadError(f"{name} is not a torch.nn.Module; weights cannot be loaded into it")
         load_weights(loaded.model, weights)
         loaded = replace(loaded, trained=True)
     if isinstance(loaded.model, nn.Module):
         loaded.model.eval()
     if size is not None:
         if name in BUNDLED or loaded.text is not None or loaded.vision_language is not None:
-            raise LoadError(f"{name} says itself how large its pictures are, or reads none; leave the size {size} out")
+            raise LoadError(f"{name} has a fixed input size, or takes no images; omit size={size}")
         loaded = replace(loaded, preprocessing=loaded.preprocessing.of_size(size))
     if device is not None:
         _move_to_device(loaded, device)
@@ -155,7 +155,7 @@ def load_model(
 
 
 def available_models() -> dict[str, list[str] | str]:
-    """All names by source; for a source that cannot be used, the reason."""
+    """Return all model names by source; for a source that cannot be used, the reason."""
     found: dict[str, list[str] | str] = {"bundled": list(BUNDLED)}
     for source, module in (("torchvision", "torchvision.models"), ("timm", "timm")):
         try:
@@ -179,7 +179,7 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
             else models.get_model(name, weights=None, **extra)
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise LoadError(f"torchvision cannot give {name} with weights {weights}: {first_line(error)}") from error
+        raise LoadError(f"torchvision cannot load {name} with weights {weights}: {first_line(error)}") from error
     if extra and not _names_published_weights(weights):
         model.aux_logits = False
         for auxiliary in ("aux1", "aux2", "AuxLogits"):
@@ -200,7 +200,7 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
     try:
         model = timm.create_model(name, pretrained=_names_published_weights(weights))
     except (RuntimeError, ValueError, OSError) as error:
-        raise LoadError(f"timm cannot make {name!r}: {first_line(error)}{suggest(name, timm.list_models())}") from error
+        raise LoadError(f"timm cannot create {name!r}: {first_line(error)}{suggest(name, timm.list_models())}") from error
     config = timm.data.resolve_model_data_config(model)
     channels, height, width = config["input_size"]
     resize = round(height / config["crop_pct"])
@@ -219,7 +219,7 @@ def _hugging_face(name: str) -> LoadedModel:
 def _factory(file: str, function: str) -> LoadedModel:
     path = Path(file)
     if not path.is_file():
-        raise LoadError(f"{missing_path(path)} to take the model {function} from")
+        raise LoadError(f"cannot load the model {function}: {missing_path(path)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -240,7 +240,7 @@ def _factory(file: str, function: str) -> LoadedModel:
     if isinstance(model, LoadedModel):  # with its own preprocessing and class names
         return model
     if not callable(model):
-        raise LoadError(f"{file}:{function} gave {type(model).__name__}, not a model")
+        raise LoadError(f"{file}:{function} returned {type(model).__name__}, expected a model")
     own = getattr(model, "class_names", getattr(model, "classes", None))
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes)
@@ -248,7 +248,7 @@ def _factory(file: str, function: str) -> LoadedModel:
 
 def _move_to_device(loaded: LoadedModel, device: str) -> None:
     if not isinstance(loaded.model, nn.Module):
-        raise LoadError(f"{loaded.name} is no torch.nn.Module; it cannot be moved to {device}")
+        raise LoadError(f"{loaded.name} is not a torch.nn.Module; it cannot be moved to {device}")
     if device == "cuda" and "LOCAL_RANK" in os.environ:  # of torchrun, which leaves it to each process to take its own
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
@@ -271,5 +271,5 @@ def _import(module: str, package: str) -> ModuleType:
             raise MissingPackageError(f"{package} is not installed; pip install '{hint}'") from error
         raise MissingPackageError(f"{package} cannot be imported: {first_line(error)}") from error
     except RuntimeError as error:
-        fits = f"install a {package} that fits torch {torch.__version__}"
+        fits = f"install a version of {package} that is compatible with torch {torch.__version__}"
         raise MissingPackageError(f"{package} cannot be imported: {first_line(error)}; {fits}") from error

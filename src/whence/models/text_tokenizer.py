@@ -1,4 +1,4 @@
-"""From a text to a model's input."""
+"""Tokenization of texts for Hugging Face models."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +11,25 @@ from whence.errors import InputError, first_line
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """The tokenizer of a model of Hugging Face's library."""
+    """The tokenizer of a Hugging Face model."""
 
     tokenizer: Any
 
     def read(self, text: str) -> dict[str, Tensor]:
-        """The text as a batch of one: input_ids and what else the model takes, each `[1, T]`."""
+        """Return the text as a batch of one: input_ids and the other inputs of the model, each `[1, T]`."""
         if not text.strip():
             raise InputError("the text is empty")
         try:
             encoded = dict(self.tokenizer(text, return_tensors="pt"))
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"the tokenizer cannot read this text: {first_line(error)}") from error
+            raise InputError(f"the tokenizer failed on this text: {first_line(error)}") from error
         if not encoded["input_ids"].numel():
-            raise InputError("the tokenizer returned no token for this text")
+            raise InputError("the tokenizer returned no tokens for this text")
         return encoded
 
     @property
     def blank_id(self) -> int:
-        """The token that stands for no word."""
+        """The id of the token that replaces removed tokens: mask, or else padding, unknown or end of sequence."""
         names = ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id")
         known = (getattr(self.tokenizer, name, None) for name in names)
         found = next((i for i in known if i is not None), None)
@@ -38,7 +38,7 @@ class TextTokenizer:
         return int(found)
 
     def token_id(self, text: str) -> int:
-        """The one token that `text` is."""
+        """Return the token id of a text that is a single token; raise `InputError` if it is not."""
         found = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, text.lstrip())]
         ids = min(found, key=len)  # some vocabularies put the space in front themselves
         if len(ids) != 1:

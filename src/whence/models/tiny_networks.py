@@ -1,4 +1,4 @@
-"""Networks of two inputs that one can work out by hand: the maximum and the minimum, written in several ways."""
+"""Networks of two inputs that can be worked out by hand: the maximum and the minimum, each constructed in several ways."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ CONSTRUCTIONS: dict[str, tuple[Sequence[Sequence[float]], Sequence[float]]] = {
 
 
 def tiny_network(way: str) -> nn.Sequential:
-    """The network of that name, for inputs `[N, 2]` that are not negative.
+    """Return the network with a name in `CONSTRUCTIONS`, for non-negative inputs `[N, 2]`.
 
-    >>> tiny("max, symmetric")(torch.tensor([[3.0, 1.0]]))
+    >>> tiny_network("max, symmetric")(torch.tensor([[3.0, 1.0]]))
     tensor([[3.]])
     """
     first, second = CONSTRUCTIONS[way]

@@ -1,4 +1,4 @@
-"""From a photo and texts to the input of a model that reads both."""
+"""Preprocessing of an image and texts for models that take both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from whence.errors import InputError, first_line
 
 @dataclass(frozen=True)
 class VisionLanguageProcessor:
-    """The processor of a model of Hugging Face's library.
+    """The processor of a Hugging Face model that takes images and texts.
 
-    `compares`: the model scores each of several texts for the picture (CLIP); else it goes on writing one text.
+    `compares`: whether the model scores several texts against the image (CLIP) rather than continuing one text.
     """
 
     processor: Any
     compares: bool
 
     def read(self, picture: str | Path, texts: Sequence[str]) -> dict[str, Tensor]:
-        """One picture and its texts as the model takes them."""
+        """Return an image and its texts as inputs of the model."""
         from whence.models.image_files import read_image
 
         if not texts or not all(text.strip() for text in texts):
-            raise InputError("the model reads a picture and a text; pass --text 'a photo of a cat'")
+            raise InputError("the model takes an image and a text; pass --text 'a photo of a cat'")
         if len(texts) > 1 and not self.compares:
-            raise InputError(f"the model continues one text, got {len(texts)}; pass one --text")
+            raise InputError(f"the model continues a single text, got {len(texts)}; pass --text once")
         image = read_image(picture).convert("RGB")
         try:
             if self.compares:
@@ -35,11 +35,11 @@ class VisionLanguageProcessor:
             else:
                 given = self.processor(text=[self._prompt(texts[0])], images=[image], return_tensors="pt")
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise InputError(f"the processor cannot read this picture and text: {first_line(error)}") from error
+            raise InputError(f"the processor failed on this image and text: {first_line(error)}") from error
         return {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
     def _prompt(self, text: str) -> str:
-        """The text behind its picture, as the model was taught to read them."""
+        """Return the prompt with the image before the text, in the model's chat format if it has one."""
         if getattr(self.processor, "chat_template", None):
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
             return self.processor.apply_chat_template([turn], add_generation_prompt=True)

@@ -16,8 +16,8 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # of the weights,
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state dict from .safetensors, .npz or a weights-only .pt/.pth/.bin into `model`, every key matched. What
-    DataParallel, torch.compile and Lightning put before all names falls away.
+    """Load a state dict from .safetensors, .npz or a weights-only .pt/.pth/.bin into `model`; all keys must match. Prefixes
+    that DataParallel, torch.compile and Lightning add to all names are removed.
 
     >>> load_weights(torchvision.models.squeezenet1_0(), "squeezenet.npz")
     """
@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ]
     problems = [
         f"{label} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for label, keys in (("missing", lacking), ("unexpected", unexpected), ("of another shape", sorted(wrong)))
+        for label, keys in (("missing", lacking), ("unexpected", unexpected), ("with a different shape", sorted(wrong)))
         if keys
     ]
     if problems:
@@ -50,7 +50,7 @@ def _strip_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The named tensors in a file."""
+    """Return the named tensors in a file."""
     if not path.is_file():
         raise LoadError(missing_path(path, "weights file"))
     if path.suffix not in READERS:
@@ -59,7 +59,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if isinstance(state, Mapping):
         state = next((state[name] for name in STATE_DICT_KEYS if isinstance(state.get(name), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise LoadError(f"{path.name} does not hold a state dict; save model.state_dict()")
+        raise LoadError(f"{path.name} does not contain a state dict; save model.state_dict()")
     return dict(state)
 
 

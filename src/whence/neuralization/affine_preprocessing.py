@@ -1,11 +1,11 @@
-"""Preprocessing that is affine, z = A (x − c) + b, with the way back from deviations in z to deviations in x."""
+"""Affine preprocessing, z = A (x − c) + b, and the map from deviations in z back to deviations in x."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Affine(nn.Module):
-    """z = A (x − c) + b; `inverse` is a right inverse B, A B = 1. A diagonal A is a vector, and so is its inverse.
+    """Affine map z = A (x − c) + b; `inverse` is a right inverse B, A B = 1. Diagonal A and B are vectors.
 
     Relevance of a squared distance in z reaches x by the deviation Bδ that stands for δ in z (its nearest root):
     δᵀPδ = Σ_i (Bδ)_i (AᵀPδ)_i. For scalers and for PCA without whitening every term of ‖δ‖² is a square again.
@@ -32,26 +32,26 @@ class Affine(nn.Module):
         return apply_matrix(x - self.centre, self.weight) + self.shift
 
     def then(self, other: "Affine") -> "Affine":
-        """This map followed by another."""
+        """Return this map followed by another."""
         weight, inverse = _product(other.weight, self.weight), _product(self.inverse, other.inverse)
         return Affine(self.centre, weight, other.mapped(self.shift), inverse)
 
     def faces(self, deviation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """(Bδ, Aᵀγ), whose product, feature by feature, adds up to δᵀγ."""
+        """Return (Bδ, Aᵀγ), whose elementwise product sums to δᵀγ."""
         return apply_matrix(deviation, self.inverse), apply_matrix(
             gradient, self.weight.mT if self.weight.dim() > 1 else self.weight
         )
 
 
 def identity_map(like: Tensor) -> Affine:
-    """No preprocessing of rows such as these."""
+    """Return the identity map for rows like these."""
     ones = torch.ones_like(like[0], requires_grad=False)
     zeros = torch.zeros_like(ones)
     return Affine(zeros, ones, zeros.clone(), ones.clone())
 
 
 def apply_matrix(x: Tensor, matrix: Tensor) -> Tensor:
-    """matrix · x of each row; a vector stands for a diagonal matrix."""
+    """Return matrix · x for each row; a vector stands for a diagonal matrix."""
     return x * matrix if matrix.dim() == 1 else x @ matrix.mT
 
 
@@ -62,7 +62,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def register(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-    """A parameter of the module if it is one, to be trained along; else a buffer."""
+    """Register a tensor on a module: as a parameter if it is one, else as a buffer."""
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
     else:

@@ -1,4 +1,4 @@
-"""Squared distances to centres as a layer, and the rule that shares them out among the features.
+"""Layers of squared distances to centres, and the rule that distributes relevance among the features.
 
 R_i = Σ_j (x_i − u_ji)² / ‖x − u_j‖² · R_j (Kauffmann et al. 2020, Towards explaining anomalies, eq. 8): deep Taylor
 decomposition at the root x = u_j, the nearest one. At the centre itself there is no direction to share in.
@@ -19,14 +19,14 @@ NEAR_THRESHOLD = 1e-2  # of ‖x‖² + ‖u‖²: below, ‖x‖² − 2 xᵀu 
 
 
 class Distance(nn.Module):
-    """‖x − u_j‖² to each centre, `[N, d]` to `[N, J]`, with the rule of squared shares.
+    """Squared distances ‖x − u_j‖² to centres, `[N, d]` to `[N, J]`; relevance is shared by squared differences.
 
     >>> net = torch.nn.Sequential(features, whence.layers.Distance(centres), whence.layers.SoftMin(sharpness=2.0)).eval()
     >>> whence.explain(net, images)
 
-    `centres` is `[J, d]`, trained along if it is an `nn.Parameter`. On the explained input, relevance adds up exactly; on
-    hidden features it is handed on as R / a, and what falls on features that are exactly 0 is counted as absorbed: let the
-    features be linear outputs rather than those of a ReLU. `inputs` is an affine map that comes first and is explained through.
+    `centres` is `[J, d]`, trainable if it is an `nn.Parameter`. On the explained input, relevance adds up exactly; on
+    hidden features it is propagated as R / a, and the share of features that are exactly 0 is counted as absorbed, so the
+    features should be linear outputs rather than those of a ReLU. `inputs` is an affine map that is applied first.
     """
 
     centres: Tensor
@@ -45,7 +45,7 @@ class Distance(nn.Module):
 
 
 class Mahalanobis(nn.Module):
-    """(x − μ_k)ᵀ P_k (x − μ_k) to each centre, `[N, d]` to `[N, K]`, P = L Lᵀ a precision.
+    """Squared Mahalanobis distances (x − μ_k)ᵀ P_k (x − μ_k) to centres, `[N, d]` to `[N, K]`, with precisions P = L Lᵀ.
 
     >>> whence.layers.Mahalanobis(means, torch.linalg.cholesky(precisions))
 
@@ -96,7 +96,7 @@ def _share_squares(relevance: Tensor, x: Tensor, distances: Tensor, centres: Ten
 
 @custom_op(_share_squares)
 def squared_distances(x: Tensor, centres: Tensor, inputs: Affine) -> Tensor:
-    """‖A (x − c) + b − u_j‖², `[N, J]`, as matrix products about the centres' mean; near pairs by their differences."""
+    """Return ‖A (x − c) + b − u_j‖², `[N, J]`, by matrix products; for near pairs by their differences."""
     z, u = _center(x, centres, inputs)
     rounding = min(100 * torch.finfo(x.dtype).eps, 0.01)  # x may be a copy of a centre in a narrower type
     coincident = rounding**2 * (centres.square().sum(1) + inputs.shift.square().sum())
@@ -144,7 +144,7 @@ def _share_forms(relevance: Tensor, x: Tensor, forms: Tensor, centres: Tensor, f
 
 @custom_op(_share_forms)
 def quadratic_forms(x: Tensor, centres: Tensor, factors: Tensor, inputs: Affine) -> Tensor:
-    """‖Lᵀ(A (x − c) + b − μ_k)‖², `[N, K]`."""
+    """Return ‖Lᵀ(A (x − c) + b − μ_k)‖², `[N, K]`."""
     z = inputs.mapped(x)
     blocks = _blocks(len(z), centres.numel())
     return torch.cat([_times(z[rows, None] - centres, factors).square().sum(-1) for rows in blocks])

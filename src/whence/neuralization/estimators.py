@@ -1,4 +1,4 @@
-"""neuralize(): a fitted estimator as the network that it is, so that it can be explained like any other.
+"""`neuralize`: conversion of a fitted estimator into an equivalent network, which can be explained like any other.
 
 One-class SVM and density estimates: Kauffmann, Müller, Montavon 2020 (arXiv 1805.06230); clusters: Kauffmann et al. 2024
 (arXiv 1906.07633).
@@ -42,13 +42,13 @@ class SupportSets:
 
 
 class Neuralized(nn.Module):
-    """A fitted estimator as a network, in eval mode; what `neuralize` returns.
+    """A fitted estimator as a network in eval mode, returned by `neuralize`.
 
     >>> net = whence.neuralize(svm)
     >>> (net(x) > net.threshold)[:, 0]                   # svm.predict(x) == -1
 
     Takes `[N, d]`, or samples of any shape with d values in all, such as images. `threshold` of an outlierness is None
-    where the estimator has none; `classes` are what the columns stand for: the labels of an assignment, else the view.
+    if the estimator has none; `class_names` are the names of the columns: the labels of an assignment, else the view.
     """
 
     threshold: Tensor | None
@@ -93,7 +93,7 @@ def neuralize(
     "assignment" gives `[N, K]` logits whose arg max is `predict`. The default is what the estimator predicts. `threshold`
     replaces the estimator's own, if it has one, in units of the outlierness.
 
-    Raises `ModelError` for estimators that are not fitted or no such network, `RuleError` for a view that cannot be had.
+    Raises `ModelError` for estimators that are not fitted or not supported, `RuleError` for a view that is not available.
 
     Args:
         estimator: A fitted estimator or pipeline of scikit-learn, or `whence.layers.SupportSets`.
@@ -141,9 +141,9 @@ def _check_view(name: str, reading: "_EstimatorLayers", view: str, threshold: fl
     if view == "assignment" and len(reading.class_names) < 2:
         raise RuleError(f"{name} has a single cluster, so there is no competing cluster; use view='outlierness'")
     if threshold is not None and (view == "assignment" or background is not None or not isfinite(threshold)):
-        raise RuleError(f"threshold={threshold}: a number for the views 'outlierness' and 'inlierness', without background")
+        raise RuleError(f"threshold={threshold}: expected a finite number, for view='outlierness' or 'inlierness' only")
     if background is not None and view != "inlierness":
-        raise RuleError(f"background samples are for view='inlierness', not {value_repr(view)}")
+        raise RuleError(f"background= applies to view='inlierness' only, got view={value_repr(view)}")
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _AffineScore(nn.Module):
 
 
 class _DistanceDifference(nn.Module):
-    """How much nearer one thing is than another."""
+    """The difference of two outlierness scores."""
 
     def __init__(self, other: nn.Module, own: nn.Module):
         super().__init__()
@@ -186,7 +186,7 @@ class _DistanceDifference(nn.Module):
 
 def _one_class_svm(svm: Any) -> _EstimatorLayers:
     if svm.kernel != "rbf":
-        raise ModelError(f"OneClassSVM(kernel={svm.kernel!r}) measures no distances; fit it with kernel='rbf'")
+        raise ModelError(f"OneClassSVM(kernel={svm.kernel!r}) is not based on distances; fit it with kernel='rbf'")
     gamma, alphas = float(svm._gamma), _tensor(svm.dual_coef_).flatten()
     offset = float(np.asarray(svm.offset_).item()) / float(alphas.sum())
     pool = _soft_min_layer(alphas, gamma)
@@ -252,7 +252,7 @@ def _elliptic_envelope(envelope: Any) -> _EstimatorLayers:
 def _support_sets(sets: SupportSets) -> _EstimatorLayers:
     points, labels = _tensor(sets.points), np.asarray(sets.labels)
     if points.dim() != 2 or labels.shape != points.shape[:1]:
-        raise InputError(f"SupportSets needs points [M, d] and labels [M], not {tuple(points.shape)} and {labels.shape}")
+        raise InputError(f"SupportSets needs points [M, d] and labels [M], got {tuple(points.shape)} and {labels.shape}")
     kept = labels >= 0 if np.issubdtype(labels.dtype, np.number) else np.full(len(labels), True)
     if not kept.any():
         raise InputError("SupportSets: all labels are negative (noise), so there is no cluster")
@@ -273,13 +273,13 @@ CONVERTERS: dict[str, Callable[[Any], _EstimatorLayers]] = {
     "EllipticEnvelope": _elliptic_envelope,
 }
 
-WITHOUT_PREDICT = "it has labels but no rule for new points; give its clusters as whence.layers.SupportSets(X, labels, gamma)"
+WITHOUT_PREDICT = "it cannot assign new points; pass its clusters as whence.layers.SupportSets(X, labels, gamma)"
 TREES = "trees have no distances; use shap.TreeExplainer"
 
 
 def _shapley_advice(way: str) -> str:
     explained = f"whence.explain(estimator.{way}, X[:5], method=whence.Shapley(background=X[:100]))"
-    return f"its coefficients have both signs; explain it from outside: {explained}"
+    return f"its coefficients have both signs; explain it as a black box: {explained}"
 
 
 ALTERNATIVES = {
@@ -290,7 +290,7 @@ ALTERNATIVES = {
     "RandomForestRegressor": TREES, "DBSCAN": WITHOUT_PREDICT, "HDBSCAN": WITHOUT_PREDICT, "OPTICS": WITHOUT_PREDICT,
     "AgglomerativeClustering": WITHOUT_PREDICT, "SpectralClustering": WITHOUT_PREDICT,
     "LocalOutlierFactor": "it is a ratio of local densities; use KernelDensity or OneClassSVM",
-    "BisectingKMeans": "it assigns along its tree; use KMeans",
+    "BisectingKMeans": "it assigns clusters along a tree; use KMeans",
     "BayesianGaussianMixture": "use GaussianMixture",
     "GridSearchCV": "pass its best_estimator_", "RandomizedSearchCV": "pass its best_estimator_",
 }  # fmt: skip
@@ -336,7 +336,7 @@ AFFINE: dict[str, Callable[[Any], Affine]] = {
 
 
 def _pipeline_steps(estimator: Any) -> list[Any]:
-    """The estimator, and what a pipeline has before it."""
+    """Return the steps of a pipeline, nested ones flattened, or the estimator alone."""
     if _registered_name(estimator, ("Pipeline",)) is None:
         return [estimator]
     steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
@@ -356,7 +356,7 @@ def _convert(estimator: Any) -> _EstimatorLayers:
         instead = ALTERNATIVES.get(
             _registered_name(estimator, ALTERNATIVES) or "", f"choose {', '.join(CONVERTERS)} or whence.layers.SupportSets"
         )
-        raise ModelError(f"{kind} cannot be written as an exact network: {instead}")
+        raise ModelError(f"{kind} cannot be converted into an equivalent network: {instead}")
     _check_fitted(estimator)
     return CONVERTERS[name](estimator)
 
@@ -372,7 +372,7 @@ def _affine(step: Any) -> Affine:
 
 
 def _registered_name(estimator: Any, names: Container[str]) -> str | None:
-    """By which of the names scikit-learn has the estimator's class, or one that it derives from."""
+    """Return the name of the estimator's scikit-learn class or base class that is in `names`, or None."""
     classes = (kind for kind in type(estimator).__mro__ if kind.__module__.split(".")[0] == "sklearn")
     return next((kind.__name__ for kind in classes if kind.__name__ in names), None)
 
@@ -406,7 +406,7 @@ def _background_distance(background: Array, inputs: Affine | None, features: int
     """The distance to the background samples, measured and pooled as the estimator does."""
     samples = _tensor(background)
     if samples.dim() < 2 or samples.shape[1:].numel() != features:
-        raise InputError(f"background of shape {tuple(samples.shape)}; give samples [B, {features}] like those of the fit")
+        raise InputError(f"background of shape {tuple(samples.shape)}; expected [B, {features}], as in training")
     samples = samples.flatten(1)
     distances = Distance(samples if inputs is None else inputs.mapped(samples), inputs)
     return nn.Sequential(distances, _soft_min_layer(torch.ones(len(samples), dtype=torch.float64), sharpness))

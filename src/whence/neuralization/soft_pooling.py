@@ -1,4 +1,4 @@
-"""Soft pools and the contrast between clusters, with the rules that share a pooled value out among what was pooled."""
+"""Soft pooling and the contrast between clusters, with rules that distribute relevance among the pooled values."""
 
 from math import inf, isfinite
 from numbers import Real
@@ -13,13 +13,13 @@ from whence.neuralization.affine_preprocessing import register
 
 
 class SoftMin(nn.Module):
-    """−(1/γ) log Σ_j exp(−γ (h_j + b_j)) over the last dimension, `[N, J]` to `[N, 1]`; the minimum for γ = ∞, its default.
+    """Soft minimum −(1/γ) log Σ_j exp(−γ (h_j + b_j)), `[N, J]` to `[N, 1]`; the minimum for γ = ∞, the default.
 
     >>> whence.layers.SoftMin(sharpness=2.0)(torch.tensor([[1.0, 4.0]]))
     tensor([[0.9988]])
 
-    Relevance takes the most relevant: R_j = p_j R with p the soft arg min (Kauffmann et al. 2020, eq. 7), among those that are
-    not 0: what coincides with x has no direction to explain. `sharpness` γ is in units of 1/h. `biases` `[J]` belong to the
+    Relevance is distributed as R_j = p_j R with p the soft arg min (Kauffmann et al. 2020, eq. 7), among the h_j that are
+    not 0: a point equal to x has no direction to explain. `sharpness` γ is in units of 1/h. `biases` `[J]` belong to the
     pool: with −log(α_j)/γ, inputs weigh α_j.
     """
 
@@ -36,12 +36,12 @@ class SoftMin(nn.Module):
 
 
 class SoftMax(nn.Module):
-    """(1/γ) log Σ_j exp(γ h_j) over the last dimension, `[N, J]` to `[N, 1]`; the maximum for γ = ∞, its default.
+    """Soft maximum (1/γ) log Σ_j exp(γ h_j), `[N, J]` to `[N, 1]`; the maximum for γ = ∞, the default.
 
     >>> whence.layers.SoftMax(sharpness=2.0)(torch.tensor([[1.0, 4.0]]))
     tensor([[4.0012]])
 
-    Relevance takes the most relevant: R_j = p_j R with p the soft arg max.
+    Relevance is distributed as R_j = p_j R with p the soft arg max.
     """
 
     def __init__(self, sharpness: float = inf):
@@ -56,7 +56,7 @@ class SoftMax(nn.Module):
 
 
 class Contrast(nn.Module):
-    """How much nearer each cluster is than its rivals, `[N, M]` distances to `[N, K]` logits whose arg max is the nearest.
+    """Cluster logits `[N, K]` from distances `[N, M]`: how much nearer each cluster is than its competitors.
 
     >>> net = torch.nn.Sequential(whence.layers.Distance(centres), whence.layers.Contrast()).eval()
     >>> whence.explain(net, x)                      # why this cluster?
@@ -89,7 +89,7 @@ class Contrast(nn.Module):
         if count < 2:
             raise InputError("a single cluster has no competing cluster")
         if len(groups) != distances.shape[-1]:
-            raise InputError(f"groups of {len(groups)} distances got {distances.shape[-1]}")
+            raise InputError(f"groups has {len(groups)} entries, but the input has {distances.shape[-1]} distances")
         return contrast(distances, groups, count, self.biases, self.sharpness)
 
     def extra_repr(self) -> str:
@@ -191,5 +191,5 @@ def _biased(h: Tensor, biases: Tensor | None) -> Tensor:
 
 def _check_sharpness(sharpness: float) -> float:
     if not isinstance(sharpness, Real) or not sharpness > 0:
-        raise RuleError(f"sharpness must be a positive number, or math.inf for the hard pool, not {value_repr(sharpness)}")
+        raise RuleError(f"sharpness must be a positive number, or math.inf for hard pooling, got {value_repr(sharpness)}")
     return float(sharpness)

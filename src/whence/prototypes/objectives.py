@@ -221,7 +221,7 @@ class Direction(Objective):
         a = _activation_channels_last(reading, self.layer)
         if not isinstance(self.vector, Tensor) or self.vector.shape != a.shape[-1:]:
             raise TargetError(
-                f"direction {short_repr(self.vector)} is not of layer '{self.layer}'; pass a tensor of {a.shape[-1]} channels"
+                f"direction {short_repr(self.vector)} does not fit layer '{self.layer}'; pass a tensor of {a.shape[-1]} values"
             )
         v = self.vector.to(a)
         if self.position is not None:

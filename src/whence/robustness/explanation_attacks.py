@@ -77,7 +77,7 @@ class AttackExplanation(Result):
         return replace(self, before=before, after=after, same=same, flip=flip)
 
     def figure(self) -> "Figure":
-        """Return a figure with each sample, its heatmap, its adversarial example, and the heatmap of that."""
+        """Return a figure with each sample and its adversarial example, both with their heatmaps."""
         names = {True: "adversarial example", False: "attack without success"}
         order = 2 if getattr(self.result.attack, "norm", "linf") == "l2" else torch.inf
         norm = "ℓ2" if order == 2 else "ℓ∞"
@@ -171,7 +171,7 @@ class ExplanationAttackResult(Result):
         return [{"sample": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(columns)]
 
     def figure(self) -> "Figure":
-        """Return a figure with each sample, its heatmap, its modified sample, and the heatmap of that."""
+        """Return a figure with each sample and its modified copy, both with their heatmaps."""
         return _pairs_figure(self.before, self.after, ["modified, same output"] * len(self.after), self.moved)
 
 
@@ -189,7 +189,7 @@ def attack_explanation(
     seed: int = 0,
     progress: Progress = True,
 ) -> ExplanationAttackResult:
-    """Search for inputs with the same output and another heatmap, as a check of a method (Ghorbani et al. 2019).
+    """Search for inputs with the same output but a different heatmap, as a check of a method (Ghorbani et al. 2019).
 
     >>> whence.attack_explanation(model, x, epsilon=0.05, method="lrp")
     LRP(rules=presets.attn_lrp()): 21% of the relevance moved, by noise alone 11%; the output by 4.5%

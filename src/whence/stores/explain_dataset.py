@@ -41,7 +41,7 @@ def explain_dataset(
     address: str | None = None,
     progress: Progress = True,
 ) -> Store:
-    """Explain a whole dataset into a store, a folder of shards; a run that was interrupted resumes where it stopped.
+    """Explain a whole dataset and save the explanations in a store, a folder of shards; interrupted runs resume.
 
     >>> store = whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])
     >>> whence.explain_dataset(model, dataset, "explanations", layers=["features.10"])       # nothing left to do
@@ -82,7 +82,7 @@ def explain_dataset(
     if isinstance(target, str) and target not in ("predicted", "label"):
         raise RuleError(f"target={value_repr(target)}; choose 'predicted', 'label', or any target that explain() takes")
     if not isinstance(shard_size, int) or shard_size < 1:
-        raise InputError(f"shard_size={value_repr(shard_size)}; expected the number of samples in a file")
+        raise InputError(f"shard_size={value_repr(shard_size)}; expected a positive int, the number of samples per file")
     rows = DatasetRows.of(inputs, read)
     if not rows.count:
         raise InputError("the dataset is empty")

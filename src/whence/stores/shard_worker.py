@@ -171,7 +171,7 @@ def _logits_of_inputs(shown: list[Tensor], e: Explanation) -> Tensor:
     for logits in shown:
         if len(logits) == len(e) and torch.allclose(logits.gather(1, e.target.index[:, None])[:, 0], e.output, rtol=1e-4):
             return logits
-    raise StoreError("the method explains other outputs than the model's; pass a target function")
+    raise StoreError("the method explains outputs other than the model's; pass a target function")
 
 
 def _single_input(e: Explanation) -> Tensor:

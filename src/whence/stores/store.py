@@ -102,7 +102,7 @@ class Shard:
 
     @classmethod
     def read(cls, path: Path, settings: str) -> "Shard":
-        """Read a shard; raise `StoreError` if it is damaged or has other settings."""
+        """Read a shard; raise `StoreError` if it is damaged or has different settings."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -305,7 +305,7 @@ def claim_store(folder: Path, manifest: Manifest) -> Store:
     there = Manifest.read(folder)
     if differences := manifest.differs(there):
         raise StoreError(
-            f"{folder} was written with other settings: {'; '.join(differences)}; choose another folder or delete it"
+            f"{folder} was written with different settings: {'; '.join(differences)}; choose another folder or delete it"
         )
     return Store(folder, there)
 

@@ -215,7 +215,7 @@ class ABPC:
 
 @dataclass(frozen=True)
 class Deletion:
-    """Area under the probability while the most relevant regions are set to 0 (Petsiuk et al. 2018).
+    """Area under the probability curve as the most relevant regions are set to 0 (Petsiuk et al. 2018).
 
     >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.Deletion()])
 
@@ -233,7 +233,7 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Insertion:
-    """Area under the probability while the most relevant regions are inserted into a blurred image (Petsiuk et al. 2018).
+    """Area under the probability curve as the most relevant regions are inserted into a blurred image (Petsiuk et al. 2018).
 
     The blur has a standard deviation of 5 pixels. The curve is that of removing the least relevant first, read backwards.
 
@@ -253,7 +253,7 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Selectivity:
-    """Area under f while the most relevant regions are set to 0 (Montavon, Samek and Müller 2018, section 7).
+    """Area under the curve of f as the most relevant regions are set to 0 (Montavon, Samek and Müller 2018, section 7).
 
     Low values mean that the output falls fast.
 

@@ -82,7 +82,7 @@ def make_metrics(given: Metrics, removal: Mapping[str, Any]) -> list[Metric]:
                 f"{value_repr(metric)} is not a metric; pass one such as whence.metrics.SRG(), or a name: {', '.join(METRICS)}"
             )
     if removal and not any(isinstance(metric, str) and removes_regions(METRICS[metric]()) for metric in wanted):
-        raise RuleError(f"{', '.join(removal)} given, but no metric given by name removes regions")
+        raise RuleError(f"no metric given by name removes regions, so {', '.join(removal)} would have no effect")
     twice = next((metric.name for i, metric in enumerate(found) if metric.name in [m.name for m in found[:i]]), None)
     if twice:
         raise RuleError(f"two metrics are named {twice!r}; evaluate them in separate calls")

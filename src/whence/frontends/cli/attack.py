@@ -64,7 +64,7 @@ def attack(
         _run_experiment(experiment, EPSILON if epsilon is None else epsilon, seed, out, as_json)
         return
     if attack_name not in ATTACKS:
-        raise RuleError(f"no attack {attack_name!r}; choose from {', '.join(ATTACKS)}")
+        raise RuleError(f"unknown attack {attack_name!r}; choose from {', '.join(ATTACKS)}")
     check_method_name(method)
     loaded = load_model(model, weights, size=size)
     loaded.check_reads_images("attacks need a model of images")
@@ -154,7 +154,7 @@ def _print(report: dict[str, Any]) -> None:
 
 def _check_experiment(name: str, given: list[str]) -> None:
     if name not in EXPERIMENTS:
-        raise RuleError(f"no experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
+        raise RuleError(f"unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
     if given:
         raise RuleError(f"--experiment {name} trains its own networks on its own data; remove {', '.join(given)}")
 

@@ -1,4 +1,4 @@
-"""`whence compare`: one input by several methods in one figure."""
+"""`whence compare`: one input explained by several methods in one figure."""
 
 import json
 from pathlib import Path

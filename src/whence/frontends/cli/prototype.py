@@ -82,11 +82,11 @@ def _check(
     if channels is not None and layer is None:
         raise RuleError("--channels needs --layer")
     if strength is not None and prior == "none":
-        raise RuleError("--strength is the strength of a prior; choose one by --prior")
+        raise RuleError("--strength is the strength of a prior; choose one with --prior")
     if prior not in (None, *PRIORS):
-        raise RuleError(f"no prior {value_repr(prior)}; choose from {', '.join(PRIORS)}")
+        raise RuleError(f"unknown prior {value_repr(prior)}; choose from {', '.join(PRIORS)}")
     if image not in (None, *PARAMETERIZATIONS):
-        raise RuleError(f"no image {value_repr(image)}; choose from {', '.join(PARAMETERIZATIONS)}")
+        raise RuleError(f"unknown image parameterization {value_repr(image)}; choose from {', '.join(PARAMETERIZATIONS)}")
     if size is not None and size < 1:
         raise InputError(f"--size {size}; expected at least 1")
 

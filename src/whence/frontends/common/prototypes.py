@@ -27,7 +27,7 @@ def search_prototypes(
     size: int | None,
     settings: dict[str, Any],
 ) -> "Prototypes":
-    """Search prototypes as images of the model's input size and pixel bounds."""
+    """Search for prototypes as images of the model's input size and pixel bounds."""
     preprocessing = loaded.preprocessing
     if preprocessing.size is None and size is None:
         raise InputError(f"{loaded.name} does not state its input size; pass --size")

@@ -223,7 +223,7 @@ class OpContext:
         companion, path, a = self.companion(source), self.path, source.detach()
         if companion is None and source.is_leaf:  # within relevance_rules
             raise RuleError(
-                f"'{path}' touches the input, where its relevance is not of the form x * gradient; use whence.explain"
+                f"'{path}' is applied to the input, where relevance is not of the form x * gradient; use whence.explain"
             )
         meter, present = self.meter, 1 if companion is None or companion.present is None else companion.present
 

@@ -38,7 +38,7 @@ class PreparedModel:
         return self
 
     def for_several(self) -> "PreparedModel":
-        """Return one with a lasting cache, for several backward passes that need the same modified weights."""
+        """Return a copy with a persistent cache, for several backward passes that need the same modified weights."""
         if self.kept.lasting:
             return self
         lasting = copy(self)

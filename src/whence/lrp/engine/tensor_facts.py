@@ -37,7 +37,7 @@ BACKWARD_HOOK = "BackwardHookFunctionBackward"  # torch's name for the node
 
 
 class TensorRecord(ref):
-    """The facts about one tensor, valid until it is modified in place, on a weak reference to the tensor."""
+    """The facts about one tensor, valid until it is modified in place, stored with a weak reference to it."""
 
     __slots__ = ("inherited", "key", "link", "version")
 
@@ -86,7 +86,7 @@ class TensorFacts:
         return NO_FACTS if known is None else known.inherited
 
     def looked_at(self, t: Tensor) -> Tensor | None:
-        """Return the registered tensor that `t` is an alias of by torch's backward hooks of modules, or None."""
+        """Return the registered tensor that `t` aliases because of torch's module backward hooks, or None."""
         node, place = t.grad_fn, t.output_nr
         while node is not None and node.name() == BACKWARD_HOOK:
             node, place = node.next_functions[place]
@@ -96,7 +96,7 @@ class TensorFacts:
         return next((s for s in living if s is not None and _made_by(s, node) and s.output_nr == place), None)
 
     def stands_for(self, t: Tensor, original: Tensor) -> None:
-        """Let `t` have the facts of the original."""
+        """Give `t` the facts of the original."""
         known = self.of(original)
         self.see(t) if known is None else self.note(t, known.inherited, known.link)
 

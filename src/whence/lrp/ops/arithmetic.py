@@ -23,7 +23,7 @@ def plain_gradient(bench: OpContext, call: Call) -> Any:
 
 
 def affine(bench: OpContext, call: Call) -> Any:
-    """Keep the gradient of a function that is linear up to an offset, f(x) = Lx + f(0); the offset absorbs."""
+    """Keep the gradient of a function that is linear up to an offset, f(x) = Lx + f(0); the offset absorbs its share."""
     if no_constant_terms(bench, call):
         return call.run()
     if call.name == "add" and (link := _fold_into_linear(bench, call)) is not None:
@@ -40,7 +40,7 @@ def affine(bench: OpContext, call: Call) -> Any:
 
 
 def extremum(bench: OpContext, call: Call) -> Any:
-    """Propagate relevance of a maximum or minimum to the selected argument; selected constants absorb."""
+    """Propagate relevance of a maximum or minimum to the selected argument; selected constants absorb their share."""
     if not call.constants and not call.name.startswith("clamp"):
         return call.run()
     data = [bench.save(t) for t in call.data]

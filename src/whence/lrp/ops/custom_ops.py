@@ -14,7 +14,7 @@ Distribute = Callable[..., Tensor]  # (relevance of the value, x, value, *consta
 
 
 def custom_op(distribute: Distribute) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Make a function of `(x, *constants)` one op with its own rule, which function modes intercept as they do torch functions.
+    """Turn a function of `(x, *constants)` into one op with its own rule, intercepted by function modes like torch functions.
 
     >>> @custom_op(lambda relevance, x, value, weights: relevance * weights)
     ... def weighted_sum(x, weights): ...

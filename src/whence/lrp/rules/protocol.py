@@ -33,7 +33,7 @@ class SplitRule(Protocol):
     """
 
     def factors(self, z: Tensor, positive: Tensor, contributions: Tensor) -> Factors:
-        """Return (whole, positive), factors of g = R / z like `z`, either of them None for no share.
+        """Return (whole, positive), the factors of g = R / z, shaped like `z`; either may be None for no share.
 
         `z` is the output `[N, …]`, `positive` the sum of its positive contributions P (+ b⁺), which may be modified in
         place, and `contributions` the sum of all of them: z, or z − b where `bias` is False.
@@ -59,7 +59,7 @@ class DepthRule(Protocol):
     """A rule that changes with depth."""
 
     def at(self, number: int) -> Any:
-        """Return the rule of the layer that relevance reaches as the `number`-th, counted from 1."""
+        """Return the rule of the `number`-th layer that relevance reaches, counted from 1."""
         ...
 
 

@@ -258,7 +258,7 @@ class RisingGamma:
         _require(self.step > 0, f"RisingGamma({self.step}): the step of γ must be positive")
 
     def at(self, number: int) -> Gamma:
-        """Return the rule of the layer that relevance reaches as the `number`-th, counted from 1."""
+        """Return the rule of the `number`-th layer that relevance reaches, counted from 1."""
         return _gamma(self.step * number)
 
 
