@@ -143,6 +143,6 @@ def test_the_advice_for_a_machine_of_both_signs_runs_as_written(data):
     estimator = SVC().fit(X, y)
     with pytest.raises(errors.ModelError, match="both signs") as refused:
         whence.neuralize(estimator)
-    advice = str(refused.value).split("from outside: ")[1]
+    advice = str(refused.value).split("as a black box: ")[1]
     e = eval(advice, {"whence": whence, "estimator": estimator, "X": X})
     assert e.relevance.shape == (5, 4)

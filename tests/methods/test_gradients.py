@@ -169,9 +169,9 @@ def test_methods_refuse_wrong_settings(method, message):
         (IntegratedGradients(torch.zeros(3, 3, 12, 12)), errors.InputError, "baselines of shape"),
         (IntegratedGradients(batch_size=0), errors.InputError, "batch_size=0"),
         (IntegratedGradients((0.0, 1.0)), errors.InputError, "2 baselines for 1 inputs"),
-        (IntegratedGradients({"x": 0.0}), errors.InputError, "which is not an input; the inputs are no names"),
+        (IntegratedGradients({"x": 0.0}), errors.InputError, "which is not an input; the inputs are unnamed"),
         (IntegratedGradients(float("nan")), errors.InputError, "NaN"),
-        (ExpectedGradients(torch.zeros(5, 3, 8, 8)), errors.InputError, "give \\[B, 3, 12, 12\\]"),
+        (ExpectedGradients(torch.zeros(5, 3, 8, 8)), errors.InputError, "a background of shape"),
         (GradCAM("5"), errors.SelectorError, "which is not a feature map of the input"),
         (GradCAM("7"), errors.SelectorError, "no layer '7'"),
         (GradCAM("*"), errors.SelectorError, "layers; name one of them"),
@@ -185,7 +185,7 @@ def test_methods_refuse_what_does_not_fit(method, error, message):
 
 def test_inner_layers_are_refused_where_they_would_be_ignored():
     for method in ("integrated_gradients", "smooth_grad", "grad_cam", "occlusion", "shapley", "simple_taylor", "rise"):
-        with pytest.raises(errors.RuleError, match="gives no relevance to inner layers"):
+        with pytest.raises(errors.RuleError, match="IntegratedGradients computes no relevance of inner layers; o"):
             whence.explain(cnn(), torch.randn(1, 3, 12, 12), 0, method=method, layers=["0"])
 
 
@@ -194,5 +194,5 @@ def test_class_activation_maps_need_pictures():
         whence.explain(nn.Linear(4, 2).eval(), torch.randn(1, 4), 0, method=GradCAM())
     with pytest.raises(errors.ModelError, match="reads a layer of"):
         whence.explain(lambda x: x.flatten(1), torch.randn(1, 3, 4, 4), 0, method=GradCAM())
-    with pytest.raises(errors.SelectorError, match="choose one by layer="):
+    with pytest.raises(errors.SelectorError, match="no layer of the model returns feature maps of"):
         whence.explain(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval(), torch.randn(1, 1, 4, 4), 0, method=GradCAM())

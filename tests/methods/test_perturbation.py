@@ -280,7 +280,7 @@ def test_a_long_run_shows_a_bar(capsys, monkeypatch):
         (Occlusion((3, 13, 2)), "larger than a sample"),
         (Occlusion((3, 4)), "along each dimension"),
         (Occlusion((3, 0, 2)), "along each dimension"),
-        (Occlusion((3, 4, 4), strides=(3, 5, 5)), "expected strides of at most the window"),
+        (Occlusion((3, 4, 4), strides=(3, 5, 5)), "expected strides no larger than it"),
         (Occlusion((3, 4, 4), baselines=torch.zeros(3)), "baselines of shape"),
         (FeatureAblation(feature_mask=torch.tensor([[[[0]], [[2]], [[3]]]])), "skips 1"),
         (FeatureAblation(feature_mask=torch.tensor([[[[1]], [[2]], [[3]]]])), "skips 0"),

@@ -167,7 +167,7 @@ def test_digits_show_counter_relevance():
         (lambda: NearestRoot(n_steps=0), errors.RuleError, "at least 1"),
         (lambda: SimpleTaylor(torch.zeros(1, 4)), errors.InputError, "baselines of shape"),
         (lambda: SimpleTaylor(NearestRoot(low=0.9)), errors.InputError, "lies outside"),
-        (lambda: SimpleTaylor(RootTowards(torch.zeros(3, 4))), errors.InputError, "give \\[B, 5\\]"),
+        (lambda: SimpleTaylor(RootTowards(torch.zeros(3, 4))), errors.InputError, "a background of shape"),
         (lambda: SimpleTaylor(RootOnManifold(lambda z: z, torch.zeros(3, 4))), errors.InputError, "codes of shape"),
         (lambda: SimpleTaylor(RootOnManifold(lambda z: z, torch.zeros(2, 4))), errors.InputError, "the decoder returned"),
     ],
@@ -179,7 +179,7 @@ def test_taylor_refuses(method, error, message):
 
 def test_an_output_without_a_root_says_so():
     model, x = net(nn.Softplus()), torch.randn(2, 5)
-    with pytest.raises(errors.ModelError, match="sample 0, 1 has no root along its gradient"):
+    with pytest.raises(errors.ModelError, match="no root of the output found for sample"):
         whence.explain(model, x, 0, method=SimpleTaylor())
     with pytest.raises(errors.ModelError, match="on the way to the given samples"):
         whence.explain(model, x, 0, method=SimpleTaylor(RootTowards(torch.randn(4, 5))))

@@ -181,7 +181,7 @@ def test_what_is_said_of_names_of_models(tmp_path):
     for name, message in (
         ("nets.py", "name the function"),
         ("nets.py:mak", "did you mean 'make'"),
-        ("nets.py:make", "gave int"),
+        ("nets.py:make", "make returned int, expected a model"),
     ):
         with pytest.raises(whence.errors.LoadError, match=message):
             whence.load_model(str(tmp_path / name))

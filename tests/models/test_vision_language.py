@@ -255,7 +255,7 @@ def test_a_photo_and_a_question(llava_folder, photo, tmp_path, capsys):
     [
         ((), "nothing to explain: pass a photo"),
         (("photo",), "pass --text"),
-        (("photo", "--text", "a", "--text", "b"), "the model continues one text, got"),
+        (("photo", "--text", "a", "--text", "b"), "the model continues a single text, got"),
     ],
 )
 def test_what_is_missing_is_said(llava_folder, photo, arguments, message):

@@ -57,7 +57,7 @@ def test_a_pickled_module_is_refused_and_a_list_is_no_state(tmp_path):
     with pytest.raises(errors.LoadError, match="could run code"):
         load_weights(net(), tmp_path / "module.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(errors.LoadError, match="pt does not hold a state dict; save model"):
+    with pytest.raises(errors.LoadError, match="pt does not contain a state dict; save model"):
         load_weights(net(), tmp_path / "list.pt")
     with pytest.raises(errors.LoadError, match="no weights file"):
         load_weights(net(), tmp_path / "none.pt")
@@ -93,7 +93,7 @@ def test_images(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "no model 'resnet'"),
+        ("resnet", "choose from digits, digits-robust, torchvision"),
         ("torchvision:resnet5", "did you mean 'resnet50'"),
         ("none.py:net", "no file none.py"),
         ("hf:bert", "transformers cannot load 'bert'"),
@@ -111,7 +111,7 @@ def test_model_files(tmp_path):
         registry.load_model(f"{tmp_path}/broken.py:net")
     with pytest.raises(errors.LoadError, match="no function 'mak'; did you mean 'make'"):
         registry.load_model(f"{tmp_path}/fine.py:mak")
-    with pytest.raises(errors.LoadError, match="gave int, not a model"):
+    with pytest.raises(errors.LoadError, match="wrong returned int, expected a model"):
         registry.load_model(f"{tmp_path}/fine.py:wrong")
     assert not registry.load_model(f"{tmp_path}/fine.py:make").model.training
 

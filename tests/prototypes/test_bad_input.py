@@ -30,7 +30,7 @@ def deep():
         ("3:8", {}, errors.TargetError, "channels 0 to 7"),
         (9, {}, errors.TargetError, "classes 0 to 3"),
         (Neuron("3", 0, (99, 0)), {}, errors.TargetError, "is out of range"),
-        (Direction("3", torch.zeros(5)), {}, errors.TargetError, "of 8 channels"),
+        (Direction("3", torch.zeros(5)), {}, errors.TargetError, "does not fit layer"),
         (0, {"n_steps": 0}, errors.RuleError, "at least 1"),
         (0, {"prior": GaussianExpert(torch.zeros(4), torch.eye(4))}, errors.InputError, "the prior expects inputs of shape"),
         (0, {"prior": L2(1.0, torch.zeros(5))}, errors.InputError, "center of shape"),

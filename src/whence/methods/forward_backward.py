@@ -450,6 +450,4 @@ def reject_layers(method: object, task: Task) -> None:
     """Raise `RuleError` if layers or conditions are requested of a method that computes relevance of inputs only."""
     for what, given in (("layers", task.layers), ("through", task.through)):
         if given:
-            raise RuleError(
-                f"{type(method).__name__} computes no relevance of inner layers; omit {what}=, or use whence.LRP()"
-            )
+            raise RuleError(f"{type(method).__name__} computes no relevance of inner layers; omit {what}=, or use whence.LRP()")

@@ -76,14 +76,14 @@ def test_experiment_on_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--attack", "foo"], "no attack 'foo'"),
+        (["--attack", "foo"], "unknown attack 'foo'"),
         (["--epsilon", "-1"], "expected a finite number of at least 0"),
         (["--attack", "deepfool", "--epsilon", "0.1"], "--epsilon: DeepFool is untargeted"),
         (["--experiment", "robust-features", "--label", "3", "--n-steps", "2"], "remove --label, --n-steps"),
         (["--model", "nowhere.py:net"], "no file"),
         (["--label", "12"], "label 12 is out of range"),
         (["--sample", "3", "--target", "3"], "is its label"),
-        (["--experiment", "foo"], "no experiment 'foo'"),
+        (["--experiment", "foo"], "unknown experiment 'foo'"),
         (["x.png", "--experiment", "robust-features"], "its own data"),
         (["--attack", "fgsm", "--n-steps", "3"], "FGSM takes one"),
         (["--attack", "deepfool", "--target", "3"], "DeepFool is untargeted"),

@@ -21,7 +21,7 @@ def whence_command(*args: str, cwd: Path) -> subprocess.CompletedProcess:
         (("explain", "--sample", "99"), "out of range"),
         (("explain", "--method", "gradcom"), "unknown method 'gradcom'"),
         (("explain", "--rules", "gamma"), "choose from attn_lrp"),
-        (("explain", "--model", "nothing"), "no model 'nothing'"),
+        (("explain", "--model", "nothing"), "unknown model 'nothing'"),
         (("explain", "--model", "fine.py:make"), "nothing to explain"),
         (("explain", "--out", "heat.gif"), "must be one of .png"),
         (("explain", "--out", "nowhere/heat.png"), "no folder nowhere"),

@@ -40,8 +40,8 @@ def test_the_command_draws_ten_digits(tmp_path):
     [
         (("--layer", "55"), "no layer '55'"),
         (("--layer", "5", "--channels", "99"), "channels 0 to 63"),
-        (("--prior", "vae"), "no prior 'vae'"),
-        (("--image", "gan"), "no image 'gan'"),
+        (("--prior", "vae"), "unknown prior 'vae'"),
+        (("--image", "gan"), "unknown image parameterization 'gan'"),
         (("--target", "ten"), "no class 'ten'"),
         (("--target", "3", "--layer", "5"), "mutually exclusive"),
         (("--n-steps", "0"), "at least 1"),

@@ -215,7 +215,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
         disable_progress_bar=lambda: None, set_verbosity=lambda v: None, enable_progress_bar=lambda: None,
     )  # fmt: skip
     library = types.SimpleNamespace(AutoConfig=Config, utils=types.SimpleNamespace(logging=quiet))
-    with pytest.raises(LoadError, match="is the network there"):
+    with pytest.raises(LoadError, match="not cached; check the name and connection, or pass a folder"):
         hugging_face.load(library, "nobody/nothing")
     assert asked == [{"local_files_only": True}]
 
