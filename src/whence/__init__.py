@@ -1,7 +1,6 @@
 """Explanations of trained PyTorch networks: why a network gives an output, and which inputs best represent its concepts."""
 
-import difflib as _difflib
-from dataclasses import is_dataclass as _is_dataclass
+import sys as _sys
 from importlib.metadata import version as _version
 from types import ModuleType as _ModuleType
 
@@ -30,6 +29,7 @@ from whence.core.explain import explain, explain_targets
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation, load
 from whence.core.generation import explain_generation
+from whence.core.missing_names import missing_name as _missing_name
 from whence.core.targets import Logit, Span
 from whence.evaluation.comparison import compare
 from whence.evaluation.evaluate import evaluate
@@ -188,17 +188,13 @@ _NAMESPACES: tuple[_ModuleType, ...] = (
 for _public in [globals()[_name] for _name in __all__] + [
     vars(_space)[_name] for _space in _NAMESPACES for _name in vars(_space).get("__all__", ())
 ]:
-    if isinstance(_public, type) and _is_dataclass(_public):
+    if isinstance(_public, type) and not issubclass(_public, Exception) and _public.__init__ is not object.__init__:
         _check_init(_public)
 
 
-def __getattr__(name: str) -> object:
-    """Raise an `AttributeError` that names the namespace module of a name, or the most similar public name."""
-    for space in _NAMESPACES:
-        if name in getattr(space, "__all__", ()):
-            raise AttributeError(f"whence.{name} is {space.__name__}.{name}")
-    near = _difflib.get_close_matches(name, __all__, 1)
-    raise AttributeError(f"module 'whence' has no attribute {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+for _space in _NAMESPACES:
+    _space.__getattr__ = _missing_name(_space.__name__, _space.__all__, [_sys.modules[__name__], *_NAMESPACES])
+__getattr__ = _missing_name("whence", __all__, _NAMESPACES)
 
 
 def __dir__() -> list[str]:

@@ -22,6 +22,24 @@ from pathlib import Path
 
 import torch
 
+__all__ = [
+    "ConservationWarning",
+    "InputError",
+    "LoadError",
+    "MaskedGradientWarning",
+    "MissingPackageError",
+    "ModelError",
+    "OpaqueError",
+    "RuleError",
+    "SelectorError",
+    "StoreError",
+    "TargetError",
+    "TrainingModeError",
+    "UnknownArgumentError",
+    "UnknownFunctionError",
+    "WhenceError",
+]
+
 TOO_NARROW = "whose range is too narrow for the gradients from which relevance is computed"
 
 
@@ -140,5 +158,6 @@ def missing_path(path: Path, what: str = "file") -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a hint for the end of a message: the most similar known names, or an empty string."""
-    near = difflib.get_close_matches(name, [k for k in known if k and k != name], n=3, cutoff=0.4)
+    lower = {k.lower(): k for k in known if k and k != name}
+    near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
     return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

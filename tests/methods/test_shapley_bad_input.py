@@ -58,9 +58,7 @@ def test_a_value_function_of_the_wrong_shape(value, message):
 
 
 def test_models_are_refused_like_games():
-    with pytest.raises(
-        errors.RuleError, match="model evaluations each"
-    ):
+    with pytest.raises(errors.RuleError, match="model evaluations each"):
         whence.explain(net(), torch.randn(1, 12), 0, method=Shapley(background=torch.randn(5, 12), budget=60))
     with pytest.raises(errors.RuleError, match="give baselines or a background to replace absent features, not both"):
         Shapley(baselines=0.0, background=torch.zeros(1, 12))

@@ -120,5 +120,8 @@ def test_inputs_of_another_width_are_refused(blobs):
 
 def test_distances_at_the_input_are_refused_within_relevance_rules(blobs):
     net = whence.neuralize(OneClassSVM().fit(blobs[0]))
-    with whence.relevance_rules(None, {}), pytest.raises(whence.errors.RuleError, match="is applied to the input, where relevance is not of the form"):
+    with (
+        whence.relevance_rules(None, {}),
+        pytest.raises(whence.errors.RuleError, match="is applied to the input, where relevance is not of the form"),
+    ):
         net.layers(torch.as_tensor(blobs[2]).requires_grad_())

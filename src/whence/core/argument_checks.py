@@ -9,10 +9,14 @@ from whence.errors import UnknownArgumentError, suggest
 
 P = ParamSpec("P")
 T = TypeVar("T")
-CAPTUM_NAMES = {
-    "internal_batch_size": "batch_size", "perturbations_per_eval": "batch_size", "nt_samples": "n_samples",
-    "nt_samples_batch_size": "batch_size", "n_perturb_samples": "n_samples",
-    "additional_forward_args": "a tuple or dict of inputs",
+SYNONYMS = {  # names that captum, SHAP and others use, or that whence used before 1.0
+    "internal_batch_size": "batch_size", "perturbations_per_eval": "batch_size", "nt_samples_batch_size": "batch_size",
+    "nt_samples": "n_samples", "n_perturb_samples": "n_samples", "nsamples": "n_samples", "samples": "n_samples",
+    "steps": "n_steps", "n_iterations": "n_steps", "additional_forward_args": "inputs", "data": "inputs", "x": "inputs",
+    "dataset": "inputs", "examples": "inputs", "x_batch": "inputs", "y_batch": "target", "baseline": "baselines",
+    "baselines": "background", "classes": "class_names", "names": "feature_names", "labels": "class_names",
+    "random_state": "seed", "random_seed": "seed", "verbose": "progress", "show_progress": "progress", "composite": "rules",
+    "eps": "epsilon",
 }  # fmt: skip
 
 
@@ -21,8 +25,10 @@ def check_keywords(owner: str, given: Sequence[str], known: Sequence[str] | None
     for keyword in given:
         if known is None or keyword in known:
             continue
-        meant = CAPTUM_NAMES.get(keyword)
-        hint = f"; captum's {keyword} is {meant} here" if meant else suggest(keyword, known)
+        meant = SYNONYMS.get(keyword)
+        hint = f"; use {meant} here" if meant is not None and meant in known else suggest(keyword, known)
+        if keyword == "target" and "concept" in known:
+            hint = "; use concept here"
         takes = f"; its arguments are {', '.join(known)}" if known else "; it takes no arguments"
         raise UnknownArgumentError(f"{owner} has no argument {keyword!r}{hint or takes}")
 
@@ -33,7 +39,7 @@ def check_arguments(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        check_keywords(f"{function.__name__}()", list(kwargs), known)
+        check_keywords(f"{function.__qualname__}()", list(kwargs), known)
         return function(*args, **kwargs)
 
     return checked
@@ -60,4 +66,4 @@ def _keywords(function: Callable[..., Any]) -> list[str] | None:
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    return [name for name, parameter in parameters.items() if parameter.kind in kinds]
+    return [name for name, parameter in parameters.items() if parameter.kind in kinds and name not in ("self", "cls")]

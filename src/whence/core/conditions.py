@@ -1,6 +1,6 @@
 """Conditions: the parts of a layer through which relevance flows, such as channels, positions, heads or directions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,6 +114,8 @@ class Heads:
     of: int
 
     def __post_init__(self):
+        if not isinstance(self.of, int) or isinstance(self.of, bool) or self.of < 1:
+            raise SelectorError(f"Heads(…, of={value_repr(self.of)}): expected the positive number of heads")
         object.__setattr__(self, "numbers", _parse_indices(self.numbers))
 
     def restrict(self, a: Tensor, g: Tensor) -> Tensor:
@@ -258,6 +260,8 @@ def _parse_parts(layer: str, chosen: Any) -> tuple[LayerPart, ...]:
             f"through={{{layer!r}: {chosen.__name__}}}: expected an instance, got a class; pass {chosen.__name__}(…)"
         )
     if isinstance(chosen, LayerPart):
+        if getattr(chosen, "numbers", None) == ():
+            raise SelectorError(f"through={{{layer!r}: {value_repr(chosen)}}}: no indices given")
         return (chosen,)
     if isinstance(chosen, tuple | list) and chosen and all(isinstance(units, LayerPart) for units in chosen):
         return tuple(chosen)
@@ -275,7 +279,11 @@ def _parse_parts(layer: str, chosen: Any) -> tuple[LayerPart, ...]:
 def _parse_indices(given: Any) -> tuple[int, ...]:
     """Return one index or several as a tuple of ints."""
     found = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
-    return (int(found),) if isinstance(found, int) else tuple(int(n) for n in found)
+    several: list[Any] = list(found) if isinstance(found, Iterable) else [found]
+    numbers: tuple[Any, ...] = tuple([n.item() if isinstance(n, Tensor | np.generic) else n for n in several])
+    if not _all_indices(numbers):
+        raise SelectorError(f"expected one index or several, got {value_repr(given)}")
+    return numbers
 
 
 def _all_indices(given: Sequence[Any]) -> bool:

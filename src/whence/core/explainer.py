@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.conditions import Condition, LayerPart, ThroughMapping, parse_conditions
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
@@ -72,6 +73,7 @@ class Explainer:
     def __repr__(self) -> str:
         return f"Explainer({type(self.model).__name__}, method={value_repr(self.method)})"
 
+    @check_arguments
     def __call__(
         self,
         inputs: Tree,

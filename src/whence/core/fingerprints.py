@@ -18,6 +18,9 @@ IGNORED_ATTRIBUTES = (
 )  # module attributes that do not affect outputs in eval mode
 
 
+LIBRARIES = ("builtins", "collections", "functools", "numpy", "torch", "typing", "whence")  # their code is fixed by versions
+
+
 def fingerprint(*things: Any) -> str:
     """Return a hash of 16 hexadecimal digits, which differs if any object or any of its values differs.
 
@@ -25,7 +28,7 @@ def fingerprint(*things: Any) -> str:
     True
 
     The hash covers the structure, weights, buffers and attributes of modules, the code, default arguments and closures of
-    functions, and the class and attributes of other objects.
+    functions, the attributes of other objects, and the code of their classes unless torch or this library defines them.
     """
     made = Fingerprinter()
     for thing in things:
@@ -78,9 +81,23 @@ class Fingerprinter:
         elif hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__"):
             slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
             self._all(vars(thing) if hasattr(thing, "__dict__") else {}, [getattr(thing, name, None) for name in slots])
+            self._class_code(type(thing))
         else:
             words = repr(thing)
             self._say("" if " at 0x" in words else words)
+
+    def _class_code(self, kind: type) -> None:
+        """Add the methods and plain class attributes of classes that a user may edit between two runs."""
+        for base in kind.__mro__:
+            if base.__module__.partition(".")[0] in LIBRARIES or id(base) in self._seen:
+                continue
+            self._seen[id(base)] = base
+            for name, value in sorted(vars(base).items()):
+                function = getattr(value, "__func__", getattr(value, "fget", value))  # of a static method or property
+                if isinstance(function, FunctionType):
+                    self._all(name, function.__code__, function.__defaults__, function.__kwdefaults__)
+                elif isinstance(value, int | float | complex | str | tuple | Tensor) and not name.startswith("__"):
+                    self._all(name, value)
 
     def _module(self, module: nn.Module) -> None:
         own = {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.errors import InputError, RuleError, value_repr
 
 ROUNDING = 1e-5  # tolerance relative to the box: the rounding error of normalising and back
@@ -47,6 +48,7 @@ class Box:
             raise RuleError(f"Box(mean={self.mean}, std={self.std}): give both, with one positive std per channel")
 
     @classmethod
+    @check_arguments
     def unbounded(cls) -> "Box":
         """Return a box without bounds."""
         return cls(-inf, inf)

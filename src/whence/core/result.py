@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whence.core.argument_checks import check_arguments
 from whence.core.files import PICTURE_SUFFIXES, Rows, atomic_write, check_writable, figure_to_png, write_csv, write_json
 from whence.errors import MissingPackageError
 
@@ -22,6 +23,12 @@ class Result(ABC):
     >>> result.save("result.png")                   # or .pdf, .svg, .csv, .json
     >>> result.to_frame()                           # a pandas.DataFrame of its table
     """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in ("figure", "save", "show", "to_frame"):
+            if name in vars(cls):
+                setattr(cls, name, check_arguments(vars(cls)[name]))
 
     @property
     @abstractmethod

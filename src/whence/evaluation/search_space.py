@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.argument_checks import check_arguments
 from whence.core.trees import Tree
 from whence.errors import RuleError, value_repr
 from whence.lrp.rules import presets
@@ -23,6 +24,7 @@ GAMMAS = (0.05, 0.25, 1.0)
 GAMMA_RAMPS = ((1.0, 0.01), (1.0, 0.1), (0.25, 0.01), (0.1, 1.0))
 
 
+@check_arguments
 def rule_sets(model: Callable[..., Any], inputs: Tree, bounds: Bounds | None = None) -> dict[str, LRP]:
     """Return candidate LRP rule sets for a network, for `tune`.
 

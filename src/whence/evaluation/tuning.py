@@ -16,7 +16,7 @@ from whence.core.result import Result
 from whence.core.targets import Target, select_target_samples
 from whence.data.batches import batches, require_all
 from whence.data.dataset_rows import SampleBatch
-from whence.errors import InputError, RuleError, WhenceError, value_repr
+from whence.errors import InputError, RuleError, WhenceError
 from whence.evaluation.bootstrap import Interval
 from whence.evaluation.evaluate import evaluate
 from whence.evaluation.imputers import Imputer
@@ -84,7 +84,7 @@ class Tuning(Result):
 
     def __repr__(self) -> str:
         head = f"Tuning of {len(self.table)} candidates: {self.name} has {self.metric} {format_interval(self.score)}"
-        return f"{head} on {self.score.n} held-out samples\n{value_repr(self.held_out)}"
+        return f"{head} on {self.score.n} held-out samples\n{self.held_out!r}"
 
     def figure(self) -> "Figure":
         """Return a figure of the metric over sparseness, with the Pareto front as a line."""

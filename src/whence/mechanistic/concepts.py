@@ -176,6 +176,8 @@ def concepts(
     through = [{layer: c} for c in chosen]
     parts = list(explain_targets(model, inputs, [whole.target], method=method, through=through, class_names=class_names))
     found: list[list[ReferenceSample]] = []
+    if reference_inputs is None and n_references not in (0, N_REFERENCES):
+        raise RuleError(f"n_references={n_references} has no effect without reference_inputs")
     if reference_inputs is not None and n_references:
         channels_of = [Channel(layer, c) for c in chosen]
         count = min(n_references, len(reference_inputs))

@@ -136,6 +136,8 @@ def subspaces(
     layer = resolve_layer(model, layer)
     if algorithm not in ("prca", "drsa"):
         raise RuleError(f"algorithm={value_repr(algorithm)}; choose 'prca' or 'drsa'")
+    if algorithm == "prca" and n_steps != N_STEPS:
+        raise RuleError(f"n_steps={n_steps} has no effect with algorithm='prca', which is not iterative")
     if n_subspaces < 1 or n_dimensions < 1 or (algorithm == "prca" and n_subspaces != 1):
         raise RuleError(
             f"n_subspaces={n_subspaces}, n_dimensions={n_dimensions}; expected at least 1, and n_subspaces=1 for PRCA"

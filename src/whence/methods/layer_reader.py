@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.forward_record import ForwardRecord
 from whence.core.inputs import Inputs, check_model
 from whence.core.trees import Tree
@@ -75,6 +76,7 @@ class LayerReader:
         return tap
 
 
+@check_arguments
 def layer_shapes(model: Callable[..., Any], inputs: Tree) -> dict[str, tuple[int, ...]]:
     """Return the layers of a model by name with the shapes of their outputs for the inputs, in the order in which they finish.
 

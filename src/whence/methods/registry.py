@@ -5,6 +5,7 @@ from typing import ClassVar, Protocol
 
 from whence.core.argument_checks import check_init
 from whence.core.explanation import Explanation
+from whence.core.missing_names import equivalent
 from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.rules.composites import Composite
 from whence.methods.class_activation_maps import GradCAM, LayerCAM
@@ -77,7 +78,11 @@ def check_method_name(name: str) -> None:
     """Raise `RuleError` if no method has this short name."""
     if name not in METHODS:
         by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
-        raise RuleError(
-            "unknown method "
-            f"{name!r}{f'; did you mean {value_repr(by_class)}?' if by_class else suggest_or_list(name, METHODS)}"
-        )
+        here = equivalent(name)
+        if by_class is not None:
+            hint = f"; did you mean {by_class!r}?"
+        elif here is not None and here.startswith("whence.presets."):
+            hint = f" (a preset of rules); pass method=whence.LRP({here}())"
+        else:
+            hint = f"; pass method={here}(…)" if here is not None else suggest_or_list(name, METHODS)
+        raise RuleError(f"unknown method {name!r}{hint}")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.pixel_bounds import Box
 from whence.errors import InputError, value_repr
 from whence.lrp.rules.presets import IMAGENET_MEAN, IMAGENET_STD
@@ -55,6 +56,7 @@ class Preprocessing:
             raise InputError(f"resize={self.resize} is the size before cropping; it requires size= and crop=True")
 
     @classmethod
+    @check_arguments
     def imagenet(cls, size: int = 224, resize: int = 256) -> "Preprocessing":
         return cls((size, size), 3, IMAGENET_MEAN, IMAGENET_STD, resize)
 

@@ -113,6 +113,8 @@ def _check(prior: Any, strength: float, image: Any, steps: int, lr: float | None
         raise RuleError(
             f"strength must not be negative and lr must be positive, got strength={value_repr(strength)}, lr={value_repr(lr)}"
         )
+    if prior is None and strength != 1:
+        raise RuleError(f"strength={value_repr(strength)} is the weight of log p(x) and has no effect without prior=")
     if prior is not None and (isinstance(prior, type) or not hasattr(prior, "log_prob")):
         raise RuleError(
             f"expected a prior such as whence.priors.L2(0.1), or any object with log_prob(x), got {value_repr(prior)}"

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.devices import to_device_of
 from whence.errors import InputError, RuleError
 from whence.prototypes.priors import CodeSpace
@@ -134,6 +135,7 @@ class MACO:
     lr: ClassVar[float] = 0.3
 
     @staticmethod
+    @check_arguments
     def spectrum_of(samples: Tensor) -> Tensor:
         """Return the mean magnitudes `[C, H, W // 2 + 1]` of images `[N, C, H, W]` in decorrelated colours."""
         return torch.fft.rfft2(decorrelate(samples), norm="ortho").abs().mean(0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whence.core.argument_checks import check_arguments
 from whence.errors import InputError, LoadError, RuleError, value_repr
 from whence.prototypes import prior_files
 
@@ -88,6 +89,7 @@ class GaussianExpert:
         object.__setattr__(self, "_factor", factor)
 
     @classmethod
+    @check_arguments
     def fitted(cls, samples: Tensor, shrinkage: float = 0.02) -> "GaussianExpert":
         """Fit the mean and covariance of samples.
 

@@ -16,6 +16,7 @@ from whence.prototypes.prototypes import Prototypes
 
 
 @check_arguments
+@check_arguments
 def spatial_atlas(
     model: Callable[..., Any], layer: str, inputs: Tensor, *, cells: int = 6, size: int = 96, **settings: Any
 ) -> Prototypes:

@@ -113,6 +113,8 @@ def top_samples(
     if not 1 <= n_samples <= len(inputs):
         raise InputError(f"n_samples must be from 1 to {len(inputs)}, the number of samples, got {n_samples}")
     size = resolve_batch_size(batch_size, Inputs.of(inputs[:1]))
+    if ranking == "activation" and method is not None:
+        raise RuleError("method= has no effect with ranking='activation'; pass ranking='relevance'")
     score = _ActivationScore(model, concepts) if ranking == "activation" else _RelevanceScore(model, concepts, method)
     found = []
     with progressing("top samples", len(inputs), progress) as advance:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.pixel_bounds import UNIT_PIXELS, Box
 from whence.core.targets import Index
 from whence.errors import MaskedGradientWarning, RuleError, value_repr
@@ -27,6 +28,7 @@ TINY = 1e-12
 BOUNDARY_MARGIN = 1e-4  # DeepFool steps this far beyond the boundary; the overshoot of a small step would round to zero
 
 
+@check_arguments
 def fgsm(
     model: Model,
     inputs: Tensor,
@@ -56,6 +58,7 @@ def fgsm(
     return FGSM(epsilon, norm, target_classes, box)(model, inputs, labels)
 
 
+@check_arguments
 def pgd(model: Model, inputs: Tensor, labels: Index = None, *, epsilon: float, n_steps: int = 20, **settings: Any) -> Tensor:
     """Return adversarial examples by projected gradient ascent: `PGD(epsilon, n_steps, **settings)(model, x, y)`.
 

@@ -144,7 +144,7 @@ def randomized_models(case: ExplainedBatch, seed: int, only_all: bool = False) -
     copy = deepcopy(model)
     assert isinstance(copy, nn.Module)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 1_000_003 * case.batch.seed)
         layers = [module for module in copy.modules() if next(module.parameters(recurse=False), None) is not None]
         if not layers:
             raise ModelError("the model has no weights to randomize")

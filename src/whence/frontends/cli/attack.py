@@ -59,7 +59,8 @@ def attack(
     check_writable(out, PICTURE_SUFFIXES)
     if experiment is not None:
         given = {"--label": label, "--target": target, "--weights": weights, "--size": size, "--n-steps": n_steps,
-                 "the input": input}  # fmt: skip
+                 "the input": input, "--attack": attack_name if attack_name != "pgd" else None, "--sample": sample or None,
+                 "--method": method if method != "lrp" else None}  # fmt: skip
         _check_experiment(experiment, [name for name, value in given.items() if value is not None])
         _run_experiment(experiment, EPSILON if epsilon is None else epsilon, seed, out, as_json)
         return

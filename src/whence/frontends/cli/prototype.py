@@ -49,7 +49,7 @@ def prototype(
     from whence.models.registry import load_model
 
     check_writable(out, (*PICTURE_SUFFIXES, ".npz", ".safetensors"))
-    _check(prior, strength, image, size, layer, channels)
+    _check(prior, image, size, layer, channels)
     loaded = load_model(model, weights, device=device)
     loaded.check_reads_images("prototypes need a model of images")
     concepts = _parse_concepts(target, layer, channels, loaded)
@@ -64,6 +64,8 @@ def prototype(
             drawn.savefig(beside_it)
     else:
         name = prior or "none"
+        if strength is not None and name == "none":
+            raise RuleError("--strength is the strength of a prior; choose one with --prior")
         prototypes = search_prototypes(loaded, concepts, name, strength, image, size, settings)
         prototypes = prototypes if beside is None else _with_samples(prototypes, loaded, concepts, beside)
         prototypes.save(out)
@@ -76,13 +78,9 @@ def prototype(
         _print(report)
 
 
-def _check(
-    prior: str | None, strength: float | None, image: str | None, size: int | None, layer: str | None, channels: str | None
-) -> None:
+def _check(prior: str | None, image: str | None, size: int | None, layer: str | None, channels: str | None) -> None:
     if channels is not None and layer is None:
         raise RuleError("--channels needs --layer")
-    if strength is not None and prior == "none":
-        raise RuleError("--strength is the strength of a prior; choose one with --prior")
     if prior not in (None, *PRIORS):
         raise RuleError(f"unknown prior {value_repr(prior)}; choose from {', '.join(PRIORS)}")
     if image not in (None, *PARAMETERIZATIONS):

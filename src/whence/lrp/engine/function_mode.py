@@ -362,7 +362,7 @@ class RelevanceMode(GradientMode):
         if operation.treatment is None:
             return self._untabled(call)
         rule = self.bench.function_rule(call.name) if operation.by_rule else None
-        out = operation.treatment(self.bench, call) if rule is None else RULE_TREATMENTS[type(rule)](self.bench, call)
+        out = operation.treatment(self.bench, call) if rule is None else _rule_treatment(rule)(self.bench, call)
         if operation.saturates and (rule is None or isinstance(rule, Constant)) and not call.overwrites:
             self.bench.saturated[out] = SaturatedValue(call.name, out._version, lambda source=call.data[0]: source)
         return out
@@ -379,7 +379,7 @@ class RelevanceMode(GradientMode):
         if not any(t.requires_grad and all(t is not d for d in call.data) for t in iter_tensors(out)):
             return out  # a size, an argmax, a comparison: without a gradient, so no relevance enters it
         rule = self.bench.function_rule(call.name)
-        return self.bench.unknown_function(call) if rule is None else RULE_TREATMENTS[type(rule)](self.bench, call)
+        return self.bench.unknown_function(call) if rule is None else _rule_treatment(rule)(self.bench, call)
 
     def _opaque_module(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
         """Return the output of a module whose functions cannot be intercepted, with the gradient by the module's rule."""
@@ -453,6 +453,10 @@ RULE_TREATMENTS: dict[type, Callable[[OpContext, Call], Any]] = {
     Constant: OpContext.constant,
     Gradient: OpContext.own_gradient,
 }
+
+
+def _rule_treatment(rule: object) -> Callable[[OpContext, Call], Any]:
+    return next(treatment for kind, treatment in RULE_TREATMENTS.items() if isinstance(rule, kind))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import ModelError
+from whence.errors import ModelError, RuleError, value_repr
 from whence.lrp.engine.conservation import ConservationMeter, batch_dot, batch_sum
 from whence.lrp.engine.linear_maps import (
     LinearMap,
@@ -124,7 +124,7 @@ class LinearBackward:
         self._kept, self._descent, self._several = kept, descent, several  # several backward passes from the same forward pass
         self._weight_version = version_of(step.linear.weight)
         self._factors: Factors | None = None
-        self._factors_of: Gamma | None = None
+        self._factors_of: Any = None
 
     def reads(self, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors that the backward pass reads: output and input, output alone, or none for the plain gradient."""
@@ -149,7 +149,7 @@ class LinearBackward:
             z, a = read
             merges = can_merge(rule, self.step.nonnegative, self.step.rectified)
             return (self._merged if merges else self._shared)(weights, rule, g, z, a), None
-        (z,) = read or (g,)  # LRP-0 does not read z
+        z = read[0] if read else g  # LRP-0 does not read z
         return self._whole(weights, rule, g, z), None
 
     def _rule(self) -> Any:
@@ -157,6 +157,11 @@ class LinearBackward:
         if not is_depth_rule(rule):
             return rule
         here = rule.at(self._descent.number(self.step))  # type: ignore[union-attr]
+        if not isinstance(here, Epsilon) and not is_split_rule(here):
+            raise RuleError(
+                f"{type(rule).__name__}.at returned {value_repr(here)}; expected whence.Epsilon(…) or a rule with a "
+                "method factors"
+            )
         if here is not self._factors_of:
             self._factors, self._factors_of = None, here
         return here
@@ -195,8 +200,8 @@ class LinearBackward:
     def _shared(self, weights: RuleWeights, rule: Any, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         linear, nonnegative = self.step.linear, self.step.nonnegative
         # γ never divides by a small P, so P may be rounded like a large number; in half precision that is too coarse
-        by_size = defines(rule, "factors", Gamma) and not nonnegative and z.dtype.itemsize >= 4
         bias = includes_bias(rule)
+        by_size = defines(rule, "factors", Gamma) and bias and not nonnegative and z.dtype.itemsize >= 4
 
         def factors() -> Factors:
             if by_size:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from whence.errors import RuleError, SelectorError, suggest, value_repr
+from whence.core.argument_checks import check_arguments
+from whence.core.missing_names import equivalent
+from whence.errors import RuleError, SelectorError, suggest
 from whence.lrp.ops.function_facts import function_name
 from whence.lrp.rules.protocol import check_rule, is_input_rule
 from whence.lrp.rules.rules import OWN_RULES, Constant, FunctionRule, InputRule, LinearRule, Rule
@@ -46,21 +48,26 @@ class Composite:
     required: int = 0
     label: str = field(default="", compare=False)
 
+    def __post_init__(self):
+        for selector, rule in self.entries:
+            check_rule(rule, selector_repr(selector), OWN_RULES)
+            _check_selector(selector)
+
     def __repr__(self) -> str:
-        return (
-            self.label
-            or "{" + ", ".join(f"{selector_repr(selector)}: {value_repr(rule)}" for selector, rule in self.entries) + "}"
-        )
+        return self.label or "{" + ", ".join(f"{selector_repr(selector)}: {rule!r}" for selector, rule in self.entries) + "}"
 
     @classmethod
+    @check_arguments
     def of(cls, rules: "Mapping[Selector, Rule] | Composite") -> "Composite":
         if isinstance(rules, Composite):
             return rules
         if not isinstance(rules, Mapping):
-            raise RuleError(f"rules must be a mapping of selectors to rules or a preset, got {type(rules).__name__}")
-        for selector, rule in rules.items():
-            check_rule(rule, selector_repr(selector), OWN_RULES)
-            _check_selector(selector)
+            name = rules if isinstance(rules, str) else getattr(rules, "__name__", "")
+            here = equivalent(name)
+            raise RuleError(
+                f"rules must be a mapping of selectors to rules or a preset, got {type(rules).__name__}"
+                + (f"; pass {here}()" if here else "")
+            )
         return cls(tuple(rules.items()), len(rules))
 
     def __ror__(self, front: "Mapping[Selector, Rule]") -> "Composite":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whence.core.argument_checks import check_arguments
 from whence.errors import RuleError, value_repr
 from whence.lrp.ops.state_spaces import state_space_parts
 from whence.lrp.rules.composites import Composite, Selector, input_layer
@@ -52,6 +53,7 @@ def _named_preset(preset: Callable[P, Composite]) -> Callable[P, Composite]:
 
 
 @_named_preset
+@check_arguments
 def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
     """Return a composite of γ on convolutions and ε on dense layers, valid for inputs of any range.
 
@@ -68,6 +70,7 @@ def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
 
 
 @_named_preset
+@check_arguments
 def epsilon_plus(epsilon: float = 1e-6) -> Composite:
     """Return a composite of z⁺ on convolutions and ε on dense layers (Kohlbrenner et al. 2020).
 
@@ -83,6 +86,7 @@ def epsilon_plus(epsilon: float = 1e-6) -> Composite:
 
 
 @_named_preset
+@check_arguments
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
     """Return `epsilon_plus` with the flat rule at the layer that touches the input.
 
@@ -98,6 +102,7 @@ def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
 
 
 @_named_preset
+@check_arguments
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
     """Return a composite of αβ with (2, 1) on convolutions and ε on dense layers (Lapuschkin et al. 2017).
 
@@ -113,6 +118,7 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
 
 
 @_named_preset
+@check_arguments
 def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
     """Return a composite of z^B at the input, γ on convolutions and ε on dense layers (Montavon et al. 2019).
 
@@ -131,6 +137,7 @@ def epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float 
 
 
 @_named_preset
+@check_arguments
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
     """Return the composite of deep Taylor decomposition (Montavon et al. 2017).
 
@@ -156,6 +163,7 @@ def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None =
 
 
 @_named_preset
+@check_arguments
 def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Composite:
     """Return a composite for torchvision's VGG-16: z^B at the pixels, γ from 1 at the input to 0.01, LRP-0 in the classifier.
 
@@ -177,6 +185,7 @@ def vgg16_falling_gamma(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[flo
 
 
 @_named_preset
+@check_arguments
 def falling_gamma(
     layers: Sequence[str],
     first: float = 1.0,
@@ -214,6 +223,7 @@ def falling_gamma(
 
 
 @_named_preset
+@check_arguments
 def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """Return the composite of AttnLRP (Achtibat et al. 2024), the default rules of `LRP`, for networks of any kind.
 
@@ -240,6 +250,7 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
 
 
 @_named_preset
+@check_arguments
 def cp_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """Return the composite of CP-LRP (Ali et al. 2022): `attn_lrp` with constant attention weights.
 

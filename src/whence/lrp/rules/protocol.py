@@ -12,6 +12,7 @@ defines `factors` defines it too: a subclass that overrides `factors` would inhe
 
 from dataclasses import is_dataclass
 from functools import lru_cache
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -59,7 +60,7 @@ class DepthRule(Protocol):
     """A rule that changes with depth."""
 
     def at(self, number: int) -> Any:
-        """Return the rule of the `number`-th layer that relevance reaches, counted from 1."""
+        """Return the rule of the `number`-th layer that relevance reaches, counted from 1: `Epsilon` or one with `factors`."""
         ...
 
 
@@ -107,7 +108,7 @@ def check_factors(rule: object, factors: Any, z: Tensor, rectified: bool) -> Fac
             f"{type(rule).__name__}.factors must return a tuple (whole, positive), each a tensor shaped like z or None"
         )
     try:
-        whole, positive = (None if f is None else torch.broadcast_to(f, z.shape).clone() for f in factors)
+        whole, positive = (None if f is None else torch.broadcast_to(f, z.shape).to(z.dtype, copy=True) for f in factors)
     except RuntimeError:
         shapes = " and ".join(str(tuple(f.shape)) for f in factors if f is not None)
         raise RuleError(
@@ -117,6 +118,27 @@ def check_factors(rule: object, factors: Any, z: Tensor, rectified: bool) -> Fac
     if rectified:  # R = 0 there, whatever g is
         whole, positive = (None if f is None else f.masked_fill_(z == 0, 0) for f in (whole, positive))
     return whole, positive
+
+
+SIGNATURES = {
+    "factors": ("z", "positive", "contributions"),
+    "denominator": ("linear", "weights", "a", "present"),
+    "spread": ("linear", "weights", "share", "a", "present"),
+    "at": ("number",),
+}
+
+
+def _check_signature(rule: object, method: str, parameters: tuple[str, ...]) -> None:
+    function = getattr(rule, method, None)
+    if not callable(function):
+        return
+    try:
+        signature(function).bind(*parameters)
+    except TypeError:
+        expected = f"{method}(self, {', '.join(parameters)})"
+        raise RuleError(
+            f"{type(rule).__name__}.{method}{signature(function)} does not take the expected arguments: {expected}"
+        ) from None
 
 
 def check_rule(rule: object, selector: str, own: tuple[type, ...]) -> None:
@@ -132,5 +154,18 @@ def check_rule(rule: object, selector: str, own: tuple[type, ...]) -> None:
             f"the rule of selector {selector} is {value_repr(rule)}, not a rule; pass one of whence.Epsilon(), "
             "whence.ZPlus(), …, or a frozen dataclass with a method factors(z, positive, contributions)"
         )
+    name, kind = type(rule).__name__, type(rule)
+    for method, parameters in SIGNATURES.items():
+        _check_signature(rule, method, parameters)
+    if is_input_rule(rule) and _definer(kind, "denominator") is None:
+        raise RuleError(f"{name} defines spread but not denominator; a rule of the input layer needs both")
+    factors = _definer(kind, "factors")
+    for method in ("merged", "merges"):
+        definer = _definer(kind, method)
+        if factors is not None and definer is not None and definer is not factors and issubclass(definer, factors):
+            raise RuleError(
+                f"{definer.__name__} overrides {method} but inherits factors from {factors.__name__}; override factors, or all "
+                "of factors, merged and merges"
+            )
     if not is_dataclass(rule) or not type(rule).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise RuleError(f"{type(rule).__name__} must be a frozen dataclass; decorate it with @dataclass(frozen=True)")

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from whence.core.argument_checks import check_arguments
+from whence.core.fingerprints import fingerprint
 from whence.errors import ModelError, RuleError
 from whence.lrp.engine.function_mode import RelevanceMode, modified_gradients
 from whence.lrp.engine.op_context import Unknown
@@ -99,6 +100,7 @@ class _DifferentiableForward:
     def __init__(self, model: nn.Module, rules: Composite, unknown: Unknown):
         self._model, self._rules = model, rules
         self._unknown: Unknown = unknown
+        self._rules_key = fingerprint(rules.entries)  # not its repr: two classes may have one name and one repr
         self._forward = model.forward
         self._writing = False
 
@@ -133,7 +135,7 @@ class _DifferentiableForward:
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
         kinds += tuple((t.shape, t.dtype, t.device) for t in state_tensors(self._model).values())
         key = (
-            repr(self._rules.entries),
+            self._rules_key,
             self._unknown,
             structure,
             kinds,
