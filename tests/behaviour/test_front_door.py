@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import whence
+from whence.core import missing_names
 
 HEAVY = ("torchvision", "transformers", "timm", "matplotlib", "sklearn", "ray", "PIL", "zennit", "typer", "rich", "jinja2")
 
@@ -75,10 +76,28 @@ def test_no_public_name_is_also_a_module():
 
 
 def test_a_name_that_moved_says_where_it_is():
-    with pytest.raises(AttributeError, match=r"whence\.L2 is whence\.priors\.L2"):
-        whence.L2  # noqa: B018
-    with pytest.raises(AttributeError, match="did you mean 'explain'"):
-        whence.explian  # noqa: B018
+    for module, name, hint in [
+        (whence, "L2", "use whence.priors.L2"),
+        (whence, "explian", "did you mean 'explain'"),
+        (whence, "Flow", "use whence.results.RelevanceFlow"),
+        (whence, "Saliency", "use whence.Sensitivity"),
+        (whence, "UnknownFunctionError", "use whence.errors.UnknownFunctionError"),
+        (whence.metrics, "srg", "did you mean 'SRG'"),
+        (whence.metrics, "PGD", "use whence.attacks.PGD"),
+        (whence.roots, "explain", "use whence.explain"),
+    ]:
+        with pytest.raises(AttributeError, match=hint):
+            getattr(module, name)
+        if hint.startswith("use "):
+            assert eval(hint[4:])
+
+
+def test_what_is_renamed_or_equivalent_exists():
+    for name in (*missing_names.RENAMED, *missing_names.EQUIVALENTS):
+        assert eval(missing_names.equivalent(name))
+
+
+def test_names_that_moved_are_not_imported_silently():
     with pytest.raises(ImportError):
         exec("from whence import PGD")
 
@@ -108,7 +127,11 @@ def test_public_docstrings_have_an_example_and_parameters(name):
     thing, doc = PUBLIC[name], inspect.getdoc(PUBLIC[name])
     assert doc, name
     is_protocol = getattr(thing, "_is_protocol", False) or inspect.isabstract(thing)
-    exempt = name.split(".")[-1] in ("Identity", "Constant", "Gradient") or name.startswith("whence.results.") or is_protocol
+    exempt = (
+        name.split(".")[-1] in ("Identity", "Constant", "Gradient")
+        or name.startswith(("whence.results.", "whence.errors."))
+        or is_protocol
+    )
     assert exempt or ">>>" in doc or name.startswith("whence.metrics."), f"{name} has no example"
     if inspect.isroutine(thing) and list(inspect.signature(thing).parameters):
         parameters = [p for p in inspect.signature(thing).parameters if p not in ("args", "kwargs", "settings")]

@@ -27,8 +27,8 @@ def test_hints_at_what_is_meant(net):
         with pytest.raises(errors.RuleError, match=hint):
             whence.explain(net, x, 1, method=given)
     for make, hint in (
-        (lambda: whence.IntegratedGradients(internal_batch_size=3), "is batch_size here"),
-        (lambda: whence.SmoothGrad(nt_samples=3), "is n_samples here"),
+        (lambda: whence.IntegratedGradients(internal_batch_size=3), "use batch_size here"),
+        (lambda: whence.SmoothGrad(nt_samples=3), "use n_samples here"),
         (lambda: whence.Occlusion(strids=3), "did you mean 'strides'"),
         (lambda: whence.GradientTimesInput(steps=3), "it takes no arguments"),
     ):

@@ -95,7 +95,7 @@ class Fingerprinter:
             for name, value in sorted(vars(base).items()):
                 function = getattr(value, "__func__", getattr(value, "fget", value))  # of a static method or property
                 if isinstance(function, FunctionType):
-                    self._all(name, function.__code__, function.__defaults__, function.__kwdefaults__)
+                    self._all(name, function)
                 elif isinstance(value, int | float | complex | str | tuple | Tensor) and not name.startswith("__"):
                     self._all(name, value)
 

@@ -1,6 +1,7 @@
 """Rules as a user writes them: asked wherever they hold, and refused where they are no rules."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -155,3 +156,129 @@ def test_what_is_no_rule_is_refused():
     ):
         with pytest.raises(errors.RuleError, match=message):
             whence.explain(net, x, 1, method=whence.LRP({nn.Conv2d: rule}))
+
+
+@dataclass(frozen=True)
+class WithoutBias(whence.Gamma):
+    bias: ClassVar[bool] = False
+
+
+def test_a_bias_that_a_subclass_excludes_is_excluded_for_inputs_of_any_sign():
+    torch.manual_seed(0)
+    model, x, gamma = nn.Sequential(nn.Linear(6, 3)).eval(), torch.randn(5, 6), 0.25
+    contributions = x * model[0].weight[0]
+    positive, z = contributions.clamp(min=0), contributions.sum(1) + model[0].bias[0]
+    own = torch.where(z < 0, (1 + gamma) * z.abs(), z)
+    denominator = own + gamma * positive.sum(1)
+    literal = (own[:, None] * contributions + gamma * z[:, None] * positive) / denominator[:, None]
+    found = whence.explain(model, x, 0, method=whence.LRP({"0": WithoutBias(gamma)})).relevance
+    assert torch.allclose(found, literal.detach(), rtol=1e-12)
+
+
+@dataclass(frozen=True)
+class OnlyMerged(whence.ZPlus):
+    def merged(self, w):
+        return w.clamp(min=0) + 0.1
+
+
+@dataclass(frozen=True)
+class FewArguments:
+    def factors(self, z, positive):
+        return None, positive
+
+
+@dataclass(frozen=True)
+class WithoutDenominator:
+    def spread(self, linear, weights, share, a, present):
+        return share
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (OnlyMerged(), "OnlyMerged overrides merged but inherits factors from ZPlus"),
+        (FewArguments(), r"expected arguments: factors\(self, z, positive, contributions\)"),
+        (WithoutDenominator(), "spread but not denominator"),
+        ("nonsense", "not a rule"),
+        (whence.Epsilon, "is the class Epsilon"),
+    ],
+)
+def test_rules_that_would_be_ignored_are_refused_in_mappings_and_composites(rule, message):
+    with pytest.raises(whence.errors.RuleError, match=message):
+        whence.LRP({"0": rule})
+    with pytest.raises(whence.errors.RuleError, match=message):
+        whence.LRP(whence.presets.Composite((("0", rule),)))
+
+
+@dataclass(frozen=True)
+class ByDepth:
+    rule: object
+
+    def at(self, number):
+        return self.rule
+
+
+def test_a_rule_by_depth_may_return_epsilon_and_nothing_without_factors():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(2, 6)
+    explained = whence.explain(model, x, 0, method=whence.LRP({nn.Linear: ByDepth(whence.Epsilon(0.1))})).relevance
+    assert torch.equal(explained, whence.explain(model, x, 0, method=whence.LRP({nn.Linear: whence.Epsilon(0.1)})).relevance)
+    for wrong in (None, whence.WSquare(), whence.Identity()):
+        with pytest.raises(whence.errors.RuleError, match=r"ByDepth\.at returned"):
+            whence.explain(model, x, 0, method=whence.LRP({nn.Linear: ByDepth(wrong)}))
+
+
+@dataclass(frozen=True)
+class OwnIdentity(whence.Identity):
+    pass
+
+
+def test_a_subclass_of_a_function_rule_is_used_as_its_base():
+    model = lambda x: torch.lgamma(x + 2).sum(1, keepdim=True)  # noqa: E731
+    x = torch.rand(1, 4)
+    ours, base = (whence.explain(model, x, 0, method=whence.LRP({torch.lgamma: r()})) for r in (OwnIdentity, whence.Identity))
+    assert torch.equal(ours.relevance, base.relevance)
+
+
+def edited_rule(scale):
+    """Return a rule as an edited notebook cell would define it: one name and one repr, another body."""
+
+    @dataclass(frozen=True)
+    class Edited(whence.Gamma):
+        def factors(self, z, positive, contributions):
+            return None, scale * z / (positive + 0.1)
+
+    return Edited()
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    scale: torch.Tensor
+
+    def factors(self, z, positive, contributions):
+        return None, self.scale * z / (positive + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (edited_rule(0.5), edited_rule(0.25)),
+        (Scaled(torch.tensor(0.10001)), Scaled(torch.tensor(0.10004))),
+        (whence.Gamma(0.25), edited_rule(0.5)),
+    ],
+)
+def test_edited_rules_are_neither_cached_as_differentiable_graphs_nor_resumed(one, other, tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(2, 6)
+
+    def relevance(rule, differentiable):
+        given = x.clone().requires_grad_()
+        with whence.relevance_rules(model, {nn.Linear: rule}, differentiable=differentiable):
+            (g,) = torch.autograd.grad(model(given)[:, 0].sum(), given)
+        return given.detach() * g
+
+    relevance(one, True)
+    assert torch.allclose(relevance(other, True), relevance(other, False), rtol=1e-6, atol=1e-7)
+    whence.explain_dataset(model, (x, [0, 1]), tmp_path / "store", target=0, method=whence.LRP({nn.Linear: one}))
+    with pytest.raises(whence.errors.StoreError, match="different settings"):
+        whence.explain_dataset(model, (x, [0, 1]), tmp_path / "store", target=0, method=whence.LRP({nn.Linear: other}))

@@ -147,9 +147,9 @@ def check_rule(rule: object, selector: str, own: tuple[type, ...]) -> None:
         raise RuleError(
             f"the rule of selector {selector} is the class {rule.__name__}, not an instance; pass {rule.__name__}()"
         )
-    if isinstance(rule, own):
+    if type(rule) in own:
         return
-    if not any(is_kind(rule) for is_kind in (is_split_rule, is_input_rule, is_depth_rule)):
+    if not isinstance(rule, own) and not any(is_kind(rule) for is_kind in (is_split_rule, is_input_rule, is_depth_rule)):
         raise RuleError(
             f"the rule of selector {selector} is {value_repr(rule)}, not a rule; pass one of whence.Epsilon(), "
             "whence.ZPlus(), …, or a frozen dataclass with a method factors(z, positive, contributions)"
