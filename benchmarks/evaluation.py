@@ -68,7 +68,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     heading = (
         f"# Evaluation\n\n{peers.versions('quantus')}; 32 digits, {len(METHODS)} methods.\n\nThe network computes one digit in "
-        f"{_of_one(model, x):.2f} ms at best: what Quantus and whence take at equal steps is that.\n"
+        f"{_of_one(model, x):.2f} ms at best; at equal steps, Quantus and whence mostly wait for it.\n"
     )
     peers.write(
         "evaluation",

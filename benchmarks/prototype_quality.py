@@ -131,7 +131,7 @@ def main(folder: Path) -> None:
     real = torch.cat([measures.real[measures.real_labels == c][:SEEDS] for c in range(10)])
     rows["*real test digits*"] = measures.row(real, torch.arange(10).repeat_interleave(SEEDS))
     rows["*class means*"] = measures.row(measures.means.repeat(SEEDS, 1, 1, 1), classes)
-    head = "| prior | nearest neighbour | transfer p | Fréchet | mid-grey | own logit | read right of 10 |"
+    head = "| prior | nearest neighbour | transfer p | Fréchet | mid-grey | own logit | recognised, of 10 |"
     table = [head, "|---|---|---|---|---|---|---|"]
     table += [
         f"| {name} | {n:.2f} | {t:.2f} | {f:.0f} | {g:.2f} | {o:.1f} | {r:.1f} |" for name, (n, t, f, g, o, r) in rows.items()
@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
     trade = {s: prototypes(expert, s) for s in STRENGTHS}
     figures = {s: measures.row(p.images, classes) for s, p in trade.items()}
     second = [
-        "| strength of the expert | nearest neighbour | transfer p | Fréchet | mid-grey | own logit | read right of 10 |",
+        "| strength of the expert | nearest neighbour | transfer p | Fréchet | mid-grey | own logit | recognised, of 10 |",
         "|---|---|---|---|---|---|---|",
     ]
     second += [

@@ -1,4 +1,4 @@
-"""Time a step of feature visualisation on ResNet-18 at 128², beside lucent's way, and of 16 targets at once beside 16 runs.
+"""Time a step of feature visualisation on ResNet-18 at 128², beside lucent's procedure, and of 16 targets at once beside 16 runs.
 
     python benchmarks/prototypes.py     # prints the table and writes benchmarks/results/prototypes.md
 
@@ -79,7 +79,7 @@ def main() -> None:
         "prototypes",
         f"# Prototypes\n\n{peers.versions('torchvision')}; ResNet-18 at {SIDE}², random weights, a channel.\n",
         [
-            "| layer | lucent's way, enlarged to 224², ms a step | at 128² | whence at 128² | ratio | ratio at 128² |",
+            "| layer | lucent's procedure, enlarged to 224², ms a step | at 128² | whence at 128² | ratio | ratio at 128² |",
             "|---|---|---|---|---|---|",
             *rows,
         ],

@@ -397,8 +397,8 @@ BUILDERS: dict[str, Callable[[str], tuple[Any, Any, Any]]] = {
 def page(outcomes: list[Outcome]) -> str:
     built = [o for o in outcomes if o.kind != "not built"]
     about = (
-        f"What came of explaining {len(built)} models by default (`scripts/sweep.py`; torch {torch.__version__}), small and "
-        "with random weights: by how much relevance and what was absorbed miss the output, or why the model was refused."
+        f"Results of explaining {len(built)} models with default settings (`scripts/sweep.py`; torch {torch.__version__}), small and "
+        "with random weights: the relative error of output = relevance + absorbed, or the reason for which a model was refused."
     )
     table = ["| | built | conserved | refused | off | failed |", "|---|---|---|---|---|---|"]
     lines = ["# Models", "", about, "", *table]

@@ -14,7 +14,7 @@ from whence.core.progress import Progress, progress
 from whence.core.result import Result
 from whence.core.targets import Target, select_target_samples
 from whence.data.batches import batches, is_shuffled, require_all
-from whence.errors import InputError, ModelError, RuleError, TargetError, value_repr
+from whence.errors import InputError, ModelError, RuleError, TargetError, count_noun, value_repr
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.mechanistic.channel_relevance import channel_dim, resolve_layer
 from whence.methods.forward_backward import Task
@@ -48,7 +48,9 @@ class Subspaces(Result):
     total: float
 
     def __repr__(self) -> str:
-        carry = f"Subspaces of {self.layer}: {len(self.bases)} of {self.bases.shape[2]} dimensions carry"
+        number = count_noun(len(self.bases), "subspace")
+        verb = "carries" if len(self.bases) == 1 else "carry"
+        carry = f"Subspaces of {self.layer}: {number} of {count_noun(self.bases.shape[2], 'dimension')} {verb}"
         if self.total > 0:
             return f"{carry} {', '.join(f'{share:.1%}' for share in (self.relevance / self.total).tolist())} of the relevance"
         return f"{carry} {', '.join(f'{r:.3g}' for r in self.relevance.tolist())}, of {self.total:.3g} in all"
@@ -100,7 +102,7 @@ def subspaces(
     """Find directions of a layer that carry relevance (PRCA and DRSA, Chormai et al. 2024).
 
     >>> whence.subspaces(model, (x, y), "features.10", target=3, n_dimensions=4)
-    Subspaces of features.10: 1 of 4 dimensions carry 71.3% of the relevance
+    Subspaces of features.10: 1 subspace of 4 dimensions carries 71.3% of the relevance
 
     With activations a and relevance R = aᵀc over the dataset, "prca" returns the first `n_dimensions` eigenvectors of
     E[a cᵀ + c aᵀ], which maximise E[(Uᵀa)ᵀ(Uᵀc)]. "drsa" divides the space into `n_subspaces` subspaces of `n_dimensions`

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
 PRESETS = ("attn_lrp", "cp_lrp", "epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat",
-           "epsilon_alpha2_beta1", "deep_taylor")  # fmt: skip
+           "epsilon_alpha2_beta1", "deep_taylor", "vgg16_falling_gamma")  # fmt: skip
 BOX_PRESETS = ("epsilon_gamma_box", "deep_taylor")
 ALL_NAMES = [*METHODS, Random.name, *PRESETS]  # of all methods that can be compared
 METHODS_HELP = (
