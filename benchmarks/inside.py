@@ -239,7 +239,7 @@ def main(data: Path) -> None:
     peers.write(
         "inside",
         f"# Inside\n\n{peers.versions('transformers', 'torchvision')}.\n\nHeatmaps of {CHANNELS} channels of a layer, beside "
-        f"one forward pass and {CHANNELS} plain gradients of the frozen network; random weights, since speed does not depend on them.\n",
+        f"one forward pass and {CHANNELS} plain gradients; random weights (speed does not depend on them).\n",
         cost_of_channels(),
         ["Relevance patching of all residual streams, attention and MLP outputs, beside attribution patching.", ""],
         cost_of_patching(data),

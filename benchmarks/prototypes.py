@@ -1,4 +1,4 @@
-"""Time a step of feature visualisation on ResNet-18 at 128², beside lucent's procedure, and of 16 targets at once beside 16 runs.
+"""Time a step of feature visualisation on ResNet-18 at 128², beside lucent, and of 16 targets at once beside 16 runs.
 
     python benchmarks/prototypes.py     # prints the table and writes benchmarks/results/prototypes.md
 

@@ -397,8 +397,9 @@ BUILDERS: dict[str, Callable[[str], tuple[Any, Any, Any]]] = {
 def page(outcomes: list[Outcome]) -> str:
     built = [o for o in outcomes if o.kind != "not built"]
     about = (
-        f"Results of explaining {len(built)} models with default settings (`scripts/sweep.py`; torch {torch.__version__}), small and "
-        "with random weights: the relative error of output = relevance + absorbed, or the reason for which a model was refused."
+        f"Results of explaining {len(built)} models with default settings (`scripts/sweep.py`; torch {torch.__version__}), "
+        "small and with random weights: the relative error of output = relevance + absorbed, or the reason for which a model "
+        "was refused."
     )
     table = ["| | built | conserved | refused | off | failed |", "|---|---|---|---|---|---|"]
     lines = ["# Models", "", about, "", *table]
