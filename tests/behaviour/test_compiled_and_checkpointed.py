@@ -278,7 +278,7 @@ def test_hidden_functions_take_the_rule_of_their_module():
         return nn.Sequential(nn.Linear(4, 5), activation, nn.Linear(5, 3)).eval()
 
     x = torch.randn(2, 4)
-    with pytest.raises(errors.OpaqueError, match="give the module that makes it a rule"):
+    with pytest.raises(errors.OpaqueError, match="or give its module a rule"):
         whence.explain(net(Opaque()), x)
     for rule in (whence.Identity(), whence.Gradient()):
         hidden = whence.explain(net(Opaque()), x, 1, method=LRP({"1": rule} | presets.attn_lrp()))

@@ -38,7 +38,7 @@ from whence.lrp.ops.activations import identity, rectify
 from whence.lrp.ops.attention import math_kernel, needs_math_kernel
 from whence.lrp.ops.function_facts import function_facts
 from whence.lrp.ops.function_names import LEAVES_VALUES
-from whence.lrp.ops.opaque_modules import opaque_module
+from whence.lrp.ops.opaque_modules import hidden_linear_map, opaque_module
 from whence.lrp.ops.registry import Op, find_op
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.protocol import is_input_rule
@@ -192,7 +192,7 @@ class RelevanceMode(GradientMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         operation, known = find_op(function), self.bench.known
-        if operation.asks:
+        if operation.asks or self.scope.place.hides_linear_map:
             return function(*args, **kwargs) if kwargs else function(*args)
         if operation.passes_by and self._unremarkable(args, kwargs):
             out = function(*args, **kwargs) if kwargs else function(*args)
@@ -204,6 +204,8 @@ class RelevanceMode(GradientMode):
         if not call.data or not torch.is_grad_enabled():
             return self._beside(call, (args, kwargs or {}))
         if self._reader.strangers:
+            if self._explains and self.bench.function_rule("") is not None and not self._aliases(self._reader.strangers):
+                return function(*args, **(kwargs or {}))  # in a module that its rule treats as a whole when it is left
             call = self._meet(self._reader.strangers, call)
         results = propagate_facts(call, known) if facts.passes_on else NO_FACTS
         if call.overwrites:
@@ -258,6 +260,10 @@ class RelevanceMode(GradientMode):
                 return False
         return not kwargs or (INERT_TYPES.issuperset(map(type, kwargs.values())) and "inplace" not in kwargs)
 
+    def _aliases(self, strangers: Sequence[Tensor]) -> bool:
+        """Return whether all strangers are leaves or aliases of registered tensors by a module's backward hook."""
+        return all(t.grad_fn is None or self.bench.known.looked_at(t) is not None for t in strangers)
+
     def _meet(self, strangers: Sequence[Tensor], call: Call) -> Call:
         """Register tensors seen for the first time: leaves, aliases by a module's backward hook, opaque functions' outputs."""
         replaced = {}
@@ -283,8 +289,9 @@ class RelevanceMode(GradientMode):
             return OpaqueError(f"{here}: {FLEX_ATTENTION}")
         return OpaqueError(
             f"{here} reads a tensor made by {maker}, which whence cannot intercept: an autograd.Function, a compiled "
-            "extension, or code that ran outside the rules; give the module that makes it a rule, such as "
-            "LRP({'path.of.module': whence.Identity()}), detach it, or write it with torch functions"
+            "extension, or code that ran outside the rules; write it with torch functions, detach it, or give its module "
+            "a rule: LRP({'path.of.module': whence.Gradient()}) uses its own backward pass, which is right where it is "
+            "linear, whence.Identity() is right for an elementwise activation"
         )
 
     # dispatch
@@ -305,6 +312,7 @@ class RelevanceMode(GradientMode):
     def _see_looked_up(self, t: Tensor) -> None:
         """Register looked-up vectors as the input, for rules of the input layer, unless the look-up pooled them itself."""
         lookup = self.lookups.found[-1]
+        self.bench.see(lookup.vectors)  # the leaf: graphs of functions that cannot be intercepted lead to it
         if not self._rules_at_input or self.recomputing or t.numel() != lookup.vectors.numel():
             self.bench.see(t)
             return
@@ -391,14 +399,18 @@ class RelevanceMode(GradientMode):
             if not output.requires_grad or output.grad_fn is None:
                 return None
             rule, data = self.bench.function_rule(""), input_dependent(args, kwargs)
-            if rule is None or len(data) != 1:
+            if len(data) != 1 or (rule is None and not self.scope.place.hides_linear_map):
                 return None
             return self._by_rule(rule, Call.of(module.forward, args, kwargs, data), output)
 
-    def _by_rule(self, rule: FunctionRule, call: Call, output: Tensor) -> Tensor:
+    def _by_rule(self, rule: FunctionRule | None, call: Call, output: Tensor) -> Tensor:
         (x,) = call.data
         before = self._before_module.get(x)
-        seen = opaque_module(self.bench, call, x.detach() if before is None else before, output.detach(), rule)
+        source, value = x.detach() if before is None else before, output.detach()
+        if rule is None:
+            seen = hidden_linear_map(self.bench, call, source, value)
+        else:
+            seen = opaque_module(self.bench, call, source, value, rule)
         if seen.requires_grad:
             self.bench.see(seen)
         return seen

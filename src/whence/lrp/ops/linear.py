@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from whence.errors import UnknownFunctionError
 from whence.lrp.engine.function_calls import Call, iter_tensors
@@ -28,6 +29,8 @@ def plain_dense(bench: OpContext, call: Call) -> bool:
 def dense(bench: OpContext, call: Call) -> Tensor:
     """Handle a dense layer as a linear map with its rule."""
     x, weight, bias = call.bind("input weight bias", bias=None)
+    if type(weight) not in (Tensor, Parameter) and hasattr(weight, "dequantize"):  # a quantised tensor of torchao
+        return bench.linear(call, x, Dense(weight.dequantize(), bias))
     if len(call.data) > 1 or call.data[0] is not x:
         return _computed_weight(bench, call, bias, dim=-1)
     if x.dim() == 1:

@@ -1,13 +1,20 @@
 """Modules whose functions cannot be intercepted, propagated by the rule of the module."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from whence.errors import RuleError
 from whence.lrp.engine.conservation import batch_dot
 from whence.lrp.engine.function_calls import Call, map_tensors
-from whence.lrp.engine.op_context import OpContext
+from whence.lrp.engine.linear_maps import Dense
+from whence.lrp.engine.op_context import DEFAULT_RULE, OpContext
+from whence.lrp.engine.propagation import LinearBackward, LinearStep
+from whence.lrp.engine.weight_cache import WeightCache
 from whence.lrp.ops.activations import output_input_ratio, scale_gradient
-from whence.lrp.rules.rules import Constant, FunctionRule, Identity
+from whence.lrp.rules.protocol import is_input_rule
+from whence.lrp.rules.rules import Constant, Epsilon, FunctionRule, Identity
 
 
 def opaque_module(bench: OpContext, call: Call, source: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
@@ -18,20 +25,75 @@ def opaque_module(bench: OpContext, call: Call, source: Tensor, value: Tensor, r
         return value
     if isinstance(rule, Identity):
         return bench.node(x, lambda: value, scale_gradient, output_input_ratio(source, 0.0))
-    place, function = (
-        torch.empty(0),
-        call.function,
-    )  # placeholder for x among the arguments, so that no tensor of the graph is held
-    args, kwargs = map_tensors(lambda t: place if t is x else t, call.args, call.kwargs)
+    own_backward, _ = _module_functions(call, x)
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
-        with torch.enable_grad():
-            leaf = source.detach().requires_grad_()
-            given = leaf.clone()  # the module may modify it in place
-            filled, named = map_tensors(lambda t: given if t is place else t, args, kwargs)
-            (returned,) = torch.autograd.grad(function(*filled, **named), leaf, g)
+        returned = own_backward(source, g)
         meter.add(path, batch_dot(g, value))
         meter.add(path, -batch_dot(returned, source))
         return (returned,)
 
     return bench.node(x, lambda: value, back, lambda value: (source, value))
+
+
+def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tensor) -> Tensor:
+    """Return the output of a quantised linear layer, with the gradient by the rule of linear maps that holds for it.
+
+    `Epsilon` uses the layer's own backward pass. Other rules need the weight: the layer's outputs for the unit vectors, which
+    exists for one layer at a time.
+    """
+    (x,), path, meter = call.data, bench.path, bench.meter
+    rule = bench.linear_rule("linear", touches_input=bench.companion(x) is not None) or DEFAULT_RULE
+    if isinstance(rule, Constant):
+        bench.hold("a quantised layer")
+        return value
+    if is_input_rule(rule):
+        raise RuleError(f"{type(rule).__name__} is not available for the quantised layer '{path}'; choose whence.Epsilon()")
+    own_backward, run = _module_functions(call, x)
+
+    def by_own_backward(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
+        assert isinstance(rule, Epsilon)
+        returned = own_backward(source, rule.share(g, value, False))
+        meter.add(path, batch_dot(g, value))
+        meter.add(path, -batch_dot(returned, source))
+        return (returned,)
+
+    step = LinearStep(Dense(value.new_empty(0), None), rule, path, bench.known.inherited(x).nonnegative)
+    propagate = LinearBackward(step, source.shape, meter, WeightCache(lasting=False), bench.descent, several=False)
+
+    def by_weight(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
+        placeholder, step.linear = step.linear, _dequantised(run, source)
+        try:
+            returned, _ = propagate(g, value, source)
+        finally:
+            step.linear = placeholder
+        assert returned is not None
+        return (returned,)
+
+    back = by_own_backward if type(rule) is Epsilon else by_weight
+    return bench.node(x, lambda: value, back, lambda value: (source, value))
+
+
+def _module_functions(call: Call, x: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return the module's backward pass `(source, g) -> g at x`, and its forward pass as a function of x alone."""
+    place, function = torch.empty(0), call.function  # placeholder for x, so that no tensor of the graph is held
+    args, kwargs = map_tensors(lambda t: place if t is x else t, call.args, call.kwargs)
+
+    def run(given: Tensor) -> Tensor:
+        filled, named = map_tensors(lambda t: given if t is place else t, args, kwargs)
+        return function(*filled, **named)
+
+    def backward(source: Tensor, g: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = source.detach().requires_grad_()
+            (returned,) = torch.autograd.grad(run(leaf.clone()), leaf, g)  # a copy: the module may modify it in place
+        return returned
+
+    return backward, run
+
+
+def _dequantised(run: Callable[[Tensor], Tensor], source: Tensor) -> Dense:
+    """Return the linear map of a layer from its outputs for the unit vectors and for 0."""
+    with torch.no_grad():
+        offset = run(source.new_zeros(1, source.shape[-1]))[0]
+        return Dense((run(torch.eye(source.shape[-1], dtype=source.dtype, device=source.device)) - offset).mT, offset)

@@ -22,6 +22,10 @@ INPUT_OF = "input of "  # prefix of a module path: the module's input rather tha
 MKLDNN = "torch.utils.mkldnn"
 QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)?modules")
 
+# Modules of bitsandbytes, HQQ, GPTQ, AWQ and BitNet, whose functions cannot be intercepted but are known to be linear
+HIDDEN_LINEAR = frozenset({"Linear8bitLt", "Linear4bit", "LinearFP4", "LinearNF4", "HQQLinear", "BitLinear", "AutoBitLinear",
+                           "QuantLinear", "WQLinear_GEMM", "WQLinear_GEMV", "FP8Linear", "EetqLinear", "QLinear"})  # fmt: skip
+
 Tap = Callable[[Tensor], None]
 Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, kwargs, output) -> another output, or None
 
@@ -38,6 +42,11 @@ class ModulePlace:
     def modules(self) -> "list[ModulePlace]":
         """The running modules, innermost first."""
         return [self, *self.outer.modules] if self.outer is not None else []
+
+    @cached_property
+    def hides_linear_map(self) -> bool:
+        """Whether the module is a quantised layer that computes a linear map by functions that cannot be intercepted."""
+        return not HIDDEN_LINEAR.isdisjoint(kind.__name__ for kind in type(self.module).__mro__)
 
     @cached_property
     def path(self) -> str:
