@@ -232,12 +232,14 @@ def target_gradients(
     blocked: Callable[[], str] = lambda: "",
     shown: Callable[[Any], Any] = lambda outputs: outputs,
     from_the_middle: Callable[[], AbstractContextManager] = nullcontext,
+    with_gradient: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> Iterator[Gradients]:
     """Run one forward pass within `contexts` and yield each target's gradients at `sources`, embeddings and `extras`.
 
     With conditions, yield the gradients of the conditional flow for each target and condition. `blocked` returns the part of
     the error message that names the likely break in the path from input to output; `shown` maps the outputs to those that
-    classes are selected from; `from_the_middle` is entered for backward passes that start at an intermediate layer.
+    classes are selected from, and `with_gradient` the selected values to those that are explained; `from_the_middle` is
+    entered for backward passes that start at an intermediate layer.
     """
     inputs = task.inputs
     if inputs.arrays:
@@ -259,6 +261,7 @@ def target_gradients(
     for last, target in _mark_last(task.targets):
         with enter_all(gradients_enabled(), *contexts):
             values, resolved = select(shown(outputs) if reads_outputs(target) else outputs, target, inputs, reading)
+            values = with_gradient(values)
         _check_output(values, blocked)
         found = backward(values, ends.all, keep_graph=bool(task.through) or not last)
         if not task.through:

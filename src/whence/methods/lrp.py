@@ -92,7 +92,7 @@ class LRP:
         reading = record_internals(task, scope, mode.bench.see)
         for found in target_gradients(
             task, sources, lookups, (scope, mode.saving, mode), taps, reading, mode.written, mode.what_blocks,
-            mode.before_saturation, mode.from_the_middle,
+            mode.before_saturation, mode.from_the_middle, mode.with_gradient,
         ):  # fmt: skip
             task.prepared.guarded = mode.bench.overwrote
             yield found, mode

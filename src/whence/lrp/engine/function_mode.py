@@ -39,7 +39,7 @@ from whence.lrp.ops.attention import math_kernel, needs_math_kernel
 from whence.lrp.ops.function_facts import function_facts
 from whence.lrp.ops.function_names import LEAVES_VALUES
 from whence.lrp.ops.opaque_modules import hidden_linear_map, opaque_module
-from whence.lrp.ops.registry import Op, find_op
+from whence.lrp.ops.registry import ADDS, FOLLOWS_GATES, LINEAR_MAPS, Op, find_op
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.protocol import is_input_rule
 from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, Rule
@@ -201,8 +201,13 @@ class RelevanceMode(GradientMode):
             return out
         facts = operation.facts
         call = self._reader.call(function, facts, args, kwargs or {})
+        if self.bench.deferred and call.constants and torch.is_grad_enabled():
+            call = self._with_live_gates(operation, call)
         if not call.data or not torch.is_grad_enabled():
-            return self._beside(call, (args, kwargs or {}))
+            out = self._beside(call, (args, kwargs or {}))
+            if self.bench.deferred:
+                self._follow_gates(operation, call, out)
+            return out
         if self._reader.strangers:
             if self._explains and self.bench.function_rule("") is not None and not self._aliases(self._reader.strangers):
                 return function(*args, **(kwargs or {}))  # in a module that its rule treats as a whole when it is left
@@ -237,6 +242,11 @@ class RelevanceMode(GradientMode):
             return outputs
         self.saturated = f"before the final {before.name}"
         return before.value()
+
+    def with_gradient(self, value: Tensor) -> Tensor:
+        """Return an explained value; one that is held constant as a gate, or computed from gates alone, with its gradient."""
+        gate = self.bench.deferred_gate(value)
+        return value if gate is None else gate.live()
 
     def pin(self, t: Tensor) -> None:
         """Prevent later functions from merging with the linear map that made `t`, since relevance is read at `t`."""
@@ -319,6 +329,36 @@ class RelevanceMode(GradientMode):
         self.written.append(torch.zeros_like(t, requires_grad=True))
         self.beside_lookups.append(len(self.lookups.found) - 1)
         self.bench.known.note(t, Facts(companion=InputCompanion(self.written[-1])))
+
+    def _with_live_gates(self, operation: Op, call: Call) -> Call:
+        """Return the call with the gates that it adds to data, or maps linearly, as values with a gradient."""
+        resolves = operation.treatment in (ADDS if call.data else LINEAR_MAPS)
+        if not resolves and not (call.overwrites and operation.treatment in ADDS):
+            return call
+        live = {id(t): gate.live() for t in call.constants if (gate := self.bench.deferred_gate(t)) is not None}
+        if not live:
+            return call
+        call = call.with_replaced(live)
+        return self._reader.call(call.function, call.facts, call.args, call.kwargs)
+
+    def _follow_gates(self, operation: Op, call: Call, out: Any) -> None:
+        """Defer the results of functions of gates alone, as in `1 - sigmoid(x)`."""
+        if operation.treatment not in FOLLOWS_GATES or call.overwrites or not torch.is_grad_enabled():
+            return
+        gates = {id(t): gate for t in call.constants if (gate := self.bench.deferred_gate(t)) is not None}
+        if not gates:
+            return
+        several: list[Tensor] = []
+
+        def live(place: int) -> Tensor:
+            if not several:
+                run = partial(call.run_with, {key: gate.live() for key, gate in gates.items()})
+                several.extend(iter_tensors(self.bench.follow(run)))
+            return several[place]
+
+        for place, t in enumerate(iter_tensors(out)):
+            if t.is_floating_point() and not t.requires_grad and self.bench.deferred_gate(t) is None:
+                self.bench.defer(t, partial(live, place))
 
     def _follow_saturated(self, call: Call, out: Tensor) -> None:
         """Follow saturated values through functions that only rearrange them, as in `sigmoid(x).squeeze(1)`."""

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
+from torch.overrides import _get_current_function_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from whence.errors import RuleError, UnknownFunctionError, WhenceError
@@ -46,6 +47,25 @@ class SaturatedValue(NamedTuple):
     value: Callable[[], Tensor]  # returns the input
 
 
+class DeferredGate:
+    """Record of a value that is held constant as a factor of a product, but carries relevance where it is added or an output.
+
+    Args:
+        version: Version of the tensor; once modified in place it is another value.
+        live: Returns the value with a gradient; it is called once.
+    """
+
+    __slots__ = ("_live", "_value", "version")
+
+    def __init__(self, version: int, live: Callable[[], Tensor]):
+        self.version, self._live, self._value = version, live, None
+
+    def live(self) -> Tensor:
+        if self._value is None:
+            self._value = self._live()
+        return self._value
+
+
 class UnguardedOverwrite(BaseException):
     """Signal that the model modifies a tensor in place while saved tensors are not guarded: run it again with guards."""
 
@@ -70,6 +90,7 @@ class OpContext:
         self.known = TensorFacts()
         self.cells = SavedTensors()
         self.saturated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # outputs of a sigmoid or softmax: `SaturatedValue`
+        self.deferred: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by held value: `DeferredGate`
         self.gates_reached = False  # whether relevance was absorbed by outputs of a sigmoid or softmax
         self._held: tuple[str, ModulePlace] | None = None
         self.copies = False  # whether to save copies: of a recomputed part, torch saves the tensors themselves
@@ -107,13 +128,25 @@ class OpContext:
         found = self.saturated.get(t)
         return found if found is not None and found.version == t._version else None
 
+    def defer(self, out: Tensor, live: Callable[[], Tensor]) -> None:
+        """Record that `out`, held constant, is `live()` where it is not a factor of a product."""
+        self.deferred[out] = DeferredGate(out._version, live)
+
+    def deferred_gate(self, t: Tensor) -> DeferredGate | None:
+        """Return the record of a value that is held constant, if it was not modified since."""
+        found = self.deferred.get(t)
+        return found if found is not None and found.version == t._version else None
+
     def see(self, t: Tensor) -> None:
         """Register a tensor that an op made of registered tensors."""
         self.known.see(t)
 
     def follow(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call a function from an op as if the model called it."""
-        with self.within():
+        mode = self.within()
+        if _get_current_function_mode() is mode:  # not within the handling of a call, where the mode is off
+            return function(*args)
+        with mode:
             return function(*args)
 
     # tensors saved for the backward pass

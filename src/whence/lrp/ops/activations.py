@@ -12,6 +12,10 @@ from whence.lrp.engine.op_context import OpContext
 from whence.lrp.ops.arithmetic import extremum
 from whence.lrp.torch_compat.saved_tensors import SaveFunction
 
+HOMOGENEOUS = {"std": 1, "var": 2}  # degrees
+DEFERRABLE = frozenset({
+    "sigmoid", "hardsigmoid", "softplus", "exp", "exp2", "erf", "sqrt", "log_sigmoid", "cos", "cosh", "std", "var",
+})  # functions with a finite f(0)  # fmt: skip
 SLOPES: dict[tuple[str, str], float] = {}  # slopes of activations at 0, by name and settings
 
 
@@ -56,8 +60,26 @@ def glu(bench: OpContext, call: Call) -> Tensor:
 
 
 def hold_constant(bench: OpContext, call: Call) -> Any:
-    """Hold a gate or a statistic constant."""
-    return bench.constant(call)
+    """Hold a gate or a statistic constant, as a factor of a product; elsewhere it is an activation with an offset."""
+    out = bench.constant(call)
+    if len(call.data) == 1 and isinstance(out, Tensor) and not call.overwrites and call.name in DEFERRABLE:
+        bench.defer(out, lambda: with_offset(bench, call))
+    return out
+
+
+def with_offset(bench: OpContext, call: Call) -> Tensor:
+    """Propagate f(x) = f(0) + x · (f(x) − f(0)) / x with a constant quotient; f(0) absorbs. std and var are homogeneous."""
+    (x,) = call.data
+    with torch._C.DisableTorchFunction():
+        if call.name in HOMOGENEOUS:
+            finite = bench.watched(x, lambda g, x: (g.nan_to_num(0.0, 0.0, 0.0) / HOMOGENEOUS[call.name],))
+            out = call.run_with({id(x): finite})
+        else:
+            source, at_zero, slope = x.detach(), _value_at_zero(call), _slope_at_zero(call)
+            ratio = lambda value: ((value - at_zero).div_(source).nan_to_num_(slope, slope, slope),)  # noqa: E731
+            out = bench.absorb(bench.node(x, call.run, scale_gradient, ratio), lambda g: g * at_zero)
+    bench.see(out)
+    return out
 
 
 def scale_gradient(g: Tensor, factor: Tensor) -> tuple[Tensor]:
@@ -69,6 +91,12 @@ def output_input_ratio(x: Tensor, at_zero: float) -> SaveFunction:
     """Return a function that saves f(x)/x, and its limit where x is 0."""
     source = x.detach()
     return lambda value: (torch.div(value, source).nan_to_num_(at_zero, at_zero, at_zero),)
+
+
+def _value_at_zero(call: Call) -> float:
+    """Return f(0)."""
+    with torch.no_grad(), _disable_current_modes():
+        return float(call.run_with({id(t): torch.zeros(1, dtype=torch.float64) for t in call.data}))
 
 
 def _slope_at_zero(call: Call) -> float:

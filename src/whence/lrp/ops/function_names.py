@@ -59,7 +59,7 @@ STATISTICS = _words("""
     floor ceil round trunc sign sgn inverse linalg_inv
 """)
 
-SATURATES = frozenset(_words("sigmoid softmax log_softmax log_sigmoid"))  # monotone
+SATURATES = frozenset(_words("sigmoid softmax log_softmax log_sigmoid softplus exp"))  # monotone
 
 FRESH = _words("""
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full

@@ -104,6 +104,12 @@ WITHOUT_FUNCTION_RULES = frozenset({
 })  # fmt: skip
 
 
+ADDS = frozenset({affine, extremum})  # a gate that is an argument beside data is added to them
+LINEAR_MAPS = frozenset({dense, convolution, transposed_convolution, bilinear, added_product, recurrent, cell})
+FOLLOWS_GATES = frozenset({plain_gradient, affine, extremum, scale, quotient, power, identity, clamp, rectify, hold_constant,
+                           OpContext.own_gradient})  # fmt: skip
+
+
 GRADIENT_SUFFICES: dict[Treatment | None, Callable[[OpContext, Call], bool]] = {
     plain_gradient: always,
     affine: no_constant_terms,
