@@ -10,8 +10,8 @@ SOURCES = Path(whence.__file__).parent
 
 
 ORDER = """
-errors core.files core.argument_checks lrp.engine.model_outputs
-lrp.ops.function_names lrp.ops.function_facts lrp.engine.calls lrp.torch_compat.deferred_checks
+errors core.files core.argument_checks core.missing_names core.fingerprints lrp.engine.model_outputs
+lrp.ops.function_names lrp.ops.function_facts lrp.engine.function_calls lrp.torch_compat.deferred_checks
 lrp.torch_compat.traced_constants
 lrp.engine.linear_maps lrp.torch_compat.saved_tensors lrp.engine.conservation lrp.engine.weight_cache
 lrp.rules.protocol lrp.rules.rules lrp.engine.propagation

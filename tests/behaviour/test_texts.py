@@ -404,4 +404,4 @@ def test_a_classifier_and_a_vision_transformer_by_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     transformers.BertModel(config).save_pretrained(tmp_path / "headless")
     done = command("explain", "good film", "--model", "hf:headless", cwd=tmp_path)
-    assert "is a BertModel; the command line takes" in done.stderr
+    assert "is a BertModel; supported are" in done.stderr

@@ -74,7 +74,7 @@ def test_wrong_names_say_what_is_meant():
     for settings, message in [
         ({"methods": ["lpr"]}, "did you mean 'lrp'"),
         ({"metrics": ["sgr"]}, "did you mean 'srg'"),
-        ({"metrics": ["sparseness"], "regions": 4}, "regions given, but no metric given by name removes region"),
+        ({"metrics": ["sparseness"], "regions": 4}, "no metric given by name removes regions, so regions would"),
         ({"metrics": ["srg", "srg"]}, "two metrics are named"),
         ({"methods": []}, "no methods"),
         ({"methods": [lambda m, x, t: x]}, "has no name"),

@@ -82,7 +82,7 @@ def test_tokens_are_taken_away_and_padding_never():
     marked[:, 0] = 1
     mass = whence.evaluate(model, (text, None), ["lrp"], ["relevance_mass"], masks=marked, progress=False)
     assert 0 <= float(mass.values["lrp"]["relevance_mass"].nanmean()) <= 1
-    with pytest.raises(errors.InputError, match="ids have no mean"):
+    with pytest.raises(errors.InputError, match="imputer 'mean' does not apply to token ids"):
         whence.evaluate(model, (text, None), ["lrp"], ["srg"], progress=False)
     with pytest.raises(errors.InputError, match="token ids cannot be perturbed continuously; continuity and m"):
         whence.evaluate(model, (text, None), ["lrp"], ["max_sensitivity"], progress=False)

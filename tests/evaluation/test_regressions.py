@@ -78,7 +78,7 @@ def test_defaults_fit_other_inputs_than_pictures(tmp_path):
     text = {"input_ids": torch.randint(1, 20, (6, 5)), "attention_mask": torch.ones(6, 5).long(), "labels": torch.arange(6) % 2}
     found = whence.evaluate(Words().eval(), text, imputer=0, target="label", progress=False)
     assert set(found.better) == {"srg", "sparseness"}
-    with pytest.raises(errors.InputError, match="ids have no mean"):
+    with pytest.raises(errors.InputError, match="imputer 'mean' does not apply to token ids"):
         whence.evaluate(Words().eval(), {k: v for k, v in text.items() if k != "labels"}, progress=False)
 
 

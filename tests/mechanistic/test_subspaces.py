@@ -37,7 +37,7 @@ def test_prca_finds_the_direction_that_carries_relevance():
     assert float(e.conservation.conditional_output.mean()) == pytest.approx(float(found.relevance[0]), rel=1e-3)
     whole = whence.subspaces(model, x, "0", target=1, n_dimensions=6, progress=False)
     assert float(whole.relevance[0]) == pytest.approx(whole.total, rel=1e-4)
-    assert "1 of 1 dimensions" in repr(found)
+    assert "1 subspace of 1 dimension carries" in repr(found)
 
 
 def test_drsa_tells_apart_what_samples_of_two_kinds_use():

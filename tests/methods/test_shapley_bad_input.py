@@ -18,12 +18,15 @@ def net():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"players": 21, "estimator": "exact"}, "coalitions; group them into at most"),
+        ({"players": 21, "estimator": "exact"}, r"21 features take 2\^21 = 2,097,152 coalitions; group them into at most 20"),
         ({"players": 784, "estimator": "exact"}, r"784 features take 2\^784 coalitions"),
-        ({"players": 30, "budget": 40}, "coalitions; pass at least"),
+        ({"players": 30, "budget": 40}, "30 features take 60 coalitions; pass at least 60"),
         ({"players": 30, "budget": 100, "interactions": "stii"}, "30 features and their pairs take 932 coalitions"),
         ({"players": 200, "interactions": "sii"}, "features have too many interactions to sample; group them wi"),
-        ({"players": 12, "budget": 500, "estimator": "exact"}, "coalitions; pass at least"),
+        (
+            {"players": 12, "budget": 500, "estimator": "exact"},
+            "exact values of 12 features take 4096 coalitions; pass at least 4096",
+        ),
         ({"players": 30, "budget": 1e3}, "budget may be None"),
         ({"players": 30, "seed": None}, "budget may be None"),
         ({"players": 30, "budget": 100, "estimator": "permutation"}, "take 118 coalitions"),
@@ -58,9 +61,11 @@ def test_a_value_function_of_the_wrong_shape(value, message):
 
 
 def test_models_are_refused_like_games():
-    with pytest.raises(errors.RuleError, match="model evaluations each"):
+    with pytest.raises(
+        errors.RuleError, match="budget=60 is below 120: 12 features take 24 coalitions at 5 model evaluations each"
+    ):
         whence.explain(net(), torch.randn(1, 12), 0, method=Shapley(background=torch.randn(5, 12), budget=60))
     with pytest.raises(errors.RuleError, match="give baselines or a background to replace absent features, not both"):
         Shapley(baselines=0.0, background=torch.zeros(1, 12))
-    with pytest.raises(errors.RuleError, match="group them by a feature_mask"):
+    with pytest.raises(errors.RuleError, match="group them with a feature_mask"):
         whence.explain(lambda x: x.flatten(1), torch.ones(1, 3, 64, 64), 0, method=Shapley())

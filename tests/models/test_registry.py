@@ -187,7 +187,7 @@ def test_what_is_said_of_names_of_models(tmp_path):
             whence.load_model(str(tmp_path / name))
     with pytest.raises(whence.errors.LoadError, match="digits cannot run on nowhere"):
         whence.load_model("digits", device="nowhere")
-    with pytest.raises(whence.errors.LoadError, match="digits says itself how large"):
+    with pytest.raises(whence.errors.LoadError, match="digits has a fixed input size"):
         whence.load_model("digits", size=64)
 
 

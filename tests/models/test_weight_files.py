@@ -93,7 +93,7 @@ def test_images(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "choose from digits, digits-robust, torchvision"),
+        ("resnet", "unknown model 'resnet'; choose from digits"),
         ("torchvision:resnet5", "did you mean 'resnet50'"),
         ("none.py:net", "no file none.py"),
         ("hf:bert", "transformers cannot load 'bert'"),

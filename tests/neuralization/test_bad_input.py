@@ -44,13 +44,13 @@ def test_what_cannot_be_a_network_is_refused(blobs):
     refused(KernelDensity(kernel="tophat").fit(x), "tophat.*gaussian")
     refused(KernelDensity(metric="manhattan").fit(x), "manhattan.*euclidean")
     refused(NearestCentroid(metric="manhattan").fit(x, y), "manhattan")
-    refused(SVC().fit(x, y > 0), "its coefficients have both signs; explain it as a black box")
+    refused(SVC().fit(x, y > 0), "both signs; explain it as a black box: whence.explain.estimator.decision_function")
     refused(IsolationForest(n_estimators=2).fit(x), "TreeExplainer")
     refused(DBSCAN().fit(x), "SupportSets")
     refused(BisectingKMeans(2).fit(x), "use KMeans")
     refused(KMeans, r"KMeans is a class; pass a fitted one: KMeans\(\).fit\(X\)")
     refused(make_pipeline("passthrough"), "no estimator as its last step")
-    refused("svm", "str cannot be written as an exact network: choose OneClassSVM")
+    refused("svm", "str cannot be converted into an equivalent network: choose OneClassSVM")
     refused(make_pipeline(Normalizer(), KMeans(2, n_init=1)).fit(x), "Normalizer is not a known linear.*StandardScaler")
     refused(make_pipeline(MinMaxScaler(clip=True), KMeans(2, n_init=1)).fit(x), "clip=False")
 
@@ -80,8 +80,8 @@ def test_views_and_thresholds_that_cannot_be_had_are_refused(blobs):
     means = KMeans(2, n_init=1).fit(x)
     refused(means, "expected a finite number, for view", whence.errors.RuleError, threshold=3.0)
     refused(density, "threshold=nan", whence.errors.RuleError, threshold=math.nan)
-    refused(density, "background samples are for", whence.errors.RuleError, background=x)
-    refused(density, "without background", whence.errors.RuleError, view="inlierness", background=x, threshold=1.0)
+    refused(density, "background= applies to view='inlierness' only", whence.errors.RuleError, background=x)
+    refused(density, "expected a finite number, for view", whence.errors.RuleError, view="inlierness", background=x, threshold=1.0)
     for background in (x[:, :1], x[0]):
         pipeline = make_pipeline(StandardScaler(), density).fit(x)
         refused(pipeline, r"give samples \[B, 6\]", whence.errors.InputError, view="inlierness", background=background)
@@ -114,7 +114,7 @@ def test_inputs_of_another_width_are_refused(blobs):
         whence.layers.Contrast(groups=torch.tensor([0, 2]))
     with pytest.raises(whence.errors.InputError, match="groups must be an integer tensor"):
         whence.layers.Contrast(groups=[0, 1])
-    with pytest.raises(whence.errors.InputError, match="entries, but the input has"):
+    with pytest.raises(whence.errors.InputError, match="groups has 2 entries, but the input has 3 distances"):
         whence.layers.Contrast(groups=torch.tensor([0, 1]))(torch.rand(1, 3))
 
 

@@ -116,7 +116,7 @@ def test_other_settings_are_refused_by_name(data, tmp_path):
         ({"shard_size": 7}, "shard_size"),
     ]:
         settings = {"model": model, "inputs": data, "store": tmp_path / "s", "progress": False} | given
-        with pytest.raises(errors.StoreError, match=rf"other settings: .*{named} \("):
+        with pytest.raises(errors.StoreError, match=rf"different settings: .*{named} \("):
             whence.explain_dataset(**settings)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("keep me")
@@ -182,7 +182,7 @@ def test_samples_that_fail_are_named(data, tmp_path):
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):
-    for data, message in [(iter([1]), "no length"), ((torch.zeros(0, 2, SIDE, SIDE), None), "empty"), ([], "empty")]:
+    for data, message in [(iter([1]), "no __len__"), ((torch.zeros(0, 2, SIDE, SIDE), None), "empty"), ([], "empty")]:
         with pytest.raises(errors.InputError, match=message):
             whence.explain_dataset(cnn(), data, tmp_path / "s")
     with pytest.raises(errors.RuleError, match="choose from channels"):

@@ -146,7 +146,7 @@ def test_first_errors_with_a_network_of_ones_own(run, photos, tmp_path):
     assert "using the weights that nets.py:make sets" in err
     assert "does not state its image normalisation" in err
     code, _, err = run("explain", "photo.png", "--model", "nets.py:make", "--size", 28, "--target", "robin")
-    assert (code, "does not name its classes" in err) == (2, True)
+    assert (code, "has no class names" in err) == (2, True)
     code, _, err = run("explain", "--target", "robin")
     assert (code, "digits has no class 'robin'; choose from 0, 1" in err) == (2, True)
     code, _, err = run("explain", "photo.png", "--model", "net.pt")
