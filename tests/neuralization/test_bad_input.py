@@ -81,10 +81,11 @@ def test_views_and_thresholds_that_cannot_be_had_are_refused(blobs):
     refused(means, "expected a finite number, for view", whence.errors.RuleError, threshold=3.0)
     refused(density, "threshold=nan", whence.errors.RuleError, threshold=math.nan)
     refused(density, "background= applies to view='inlierness' only", whence.errors.RuleError, background=x)
-    refused(density, "expected a finite number, for view", whence.errors.RuleError, view="inlierness", background=x, threshold=1.0)
+    of_background = {"view": "inlierness", "background": x, "threshold": 1.0}
+    refused(density, "expected a finite number, for view", whence.errors.RuleError, **of_background)
     for background in (x[:, :1], x[0]):
         pipeline = make_pipeline(StandardScaler(), density).fit(x)
-        refused(pipeline, r"give samples \[B, 6\]", whence.errors.InputError, view="inlierness", background=background)
+        refused(pipeline, r"expected \[B, 6\]", whence.errors.InputError, view="inlierness", background=background)
     refused(KMeans(1, n_init=1).fit(x), "a single cluster.*view='outlierness'", whence.errors.RuleError)
     net = whence.neuralize(density, view="inlierness", threshold=3.0)
     np.testing.assert_allclose(output(net, points), 3 - output(whence.neuralize(density), points))
