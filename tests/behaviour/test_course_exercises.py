@@ -190,7 +190,8 @@ def test_e_vgg16():
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.bias, 0, 0.05)
-    x = torch.rand(1, 3, 64, 64).sub(0.45).div(0.225)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    x = torch.rand(1, 3, 64, 64).sub(mean).div(std)
     expected = sheet_vgg(model, x, 483)
     model.zero_grad()
     ours = whence.explain(model, x, 483, method=LRP(whence.presets.vgg16_falling_gamma()))

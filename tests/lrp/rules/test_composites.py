@@ -52,7 +52,6 @@ def test_a_path_selects_everything_inside():
     [
         ({"3": Gamma()}, r"'3' matched no linear map"),
         ({"feature.0": Gamma()}, r"'feature.0' matched no"),
-        ({nn.Conv3d: Gamma()}, "Conv3d matched no"),
         ({F.conv1d: Gamma()}, "conv1d matched no"),
         ({"*": Gamma(), "0": Epsilon()}, r"'0' matched no linear map of the model that an earlier selector did not match$"),
         ({"0": Identity()}, "matched no nonlinear function"),
@@ -98,3 +97,13 @@ def test_the_pixel_box_behind_a_normalisation_inside_the_model():
     x = torch.rand(2, 3, 5, 5)
     e = whence.explain(model, x, first, method=LRP({F.conv2d: box}))
     assert torch.allclose(sums(e), e.output, rtol=1e-10)
+
+
+@pytest.mark.parametrize("selector", [nn.Conv3d, (nn.Conv3d, nn.LSTM)])
+def test_a_class_may_match_nothing_so_that_one_set_of_rules_serves_many_networks(selector):
+    net, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(2, 4)
+    rules = {selector: Gamma(), nn.Linear: Epsilon(0.1)}
+    expected = whence.explain(net, x, 0, method=whence.LRP({nn.Linear: Epsilon(0.1)}))
+    assert torch.equal(whence.explain(net, x, 0, method=whence.LRP(rules)).relevance, expected.relevance)
+    with pytest.raises(whence.errors.SelectorError, match="matched no linear map"):
+        whence.explain(net, x, 0, method=whence.LRP({(nn.Conv3d, "conv.*"): Gamma()}))

@@ -262,3 +262,15 @@ def test_little_relevance_is_said_in_words():
     assert "reached the input" in repr(account)
     assert "'0' absorbed most" in account.caution
     assert not whence.explain(nn.Linear(3, 2, bias=False).eval(), torch.rand(2, 3), 0).conservation.caution
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-torch.ones(3, 1, 1), torch.ones(3, 1, 1))])
+def test_inputs_outside_the_bounds_of_z_b_are_said(low, high, layout):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    inside = torch.rand(2, 3, 8, 8).to(memory_format=layout)
+    rules = {"0": ZBox(low, high)}
+    whence.explain(net, inside, 1, method=whence.LRP(rules))  # warnings are errors here
+    for outside in (inside + 3, torch.cat([inside[:1], inside[:1] - 5])):
+        with pytest.warns(UserWarning, match="outside of the bounds of ZBox"):
+            whence.explain(net, outside, 1, method=whence.LRP(rules))

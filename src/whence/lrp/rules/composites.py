@@ -75,6 +75,10 @@ class Composite:
         return Composite(own.entries + self.entries, own.required + self.required, f"{own!r} | {self!r}")
 
 
+def _selects_classes(selector: Selector) -> bool:
+    return all(isinstance(atom, type) for atom in _flatten_selector(selector))
+
+
 class SelectorMatch:
     """The calls that one selector matches: by module, by function, or all."""
 
@@ -121,9 +125,12 @@ class Matcher:
         return self._decided[key]
 
     def check_all_matched(self, paths: Iterable[str]) -> None:
-        """Raise `SelectorError` for the first user-defined selector that no function call matched."""
+        """Raise `SelectorError` for the first user-defined selector that no function call matched.
+
+        Module classes may match nothing, so that one set of rules serves many networks; paths and functions must match.
+        """
         for position, (selector, rule) in enumerate(self._composite.entries[: self._composite.required]):
-            if position in self._matched:
+            if position in self._matched or _selects_classes(selector):
                 continue
             kind = "nonlinear function" if isinstance(rule, FunctionRule) else "linear map"
             near = suggest(selector, paths) if isinstance(selector, str) else ""

@@ -15,6 +15,7 @@ Elementwise passes cost as much as convolutions in a network such as ResNet-50, 
 `positive` of `factors` and `denominator` of `safe_divide` are modified in place.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from whence.errors import RuleError, value_repr
 from whence.lrp.engine.linear_maps import LinearMap, RuleWeights, negative_part, positive_part
 from whence.lrp.rules.protocol import DepthRule, Factors, InputRule, SplitRule
+from whence.lrp.torch_compat.deferred_checks import known_true
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,13 @@ class ZBox:
 
     def denominator(self, linear: LinearMap, weights: RuleWeights, a: Tensor, present: Tensor | None) -> Tensor:
         low, high = self._bounds(a, present)
+        slack = 1e-3 * (high - low)
+        if known_true(((a < low - slack) | (a > high + slack)).any()):
+            warnings.warn(
+                f"inputs in [{float(a.min()):.3g}, {float(a.max()):.3g}] lie outside of the bounds of ZBox, for which the rule "
+                "is not defined; for normalised inputs pass ZBox((0 - mean) / std, (1 - mean) / std)",
+                stacklevel=2,
+            )
         lowest = linear.apply(low, weights.modified(positive_part)) + linear.apply(high, weights.modified(negative_part))
         return linear.apply(a, weights.weight).sub_(lowest)
 
