@@ -294,3 +294,16 @@ def test_layers():
 def test_saving_as_something_else(tmp_path):
     with pytest.raises(errors.WhenceError, match="the suffix must be one of"):
         whence.explain(net(), X).save(tmp_path / "heat.gif")
+
+
+@pytest.mark.parametrize(
+    "method", [None, "integrated_gradients", "gradient_times_input", whence.Occlusion((1, 3, 3), strides=3)]
+)
+@pytest.mark.parametrize("draws", [lambda h: nn.functional.dropout(h, 0.5), lambda h: h * (1 + 0.1 * torch.rand_like(h))])
+def test_a_model_that_is_random_in_eval_mode_is_said_to_be(method, draws):
+    plain, x = net(), torch.rand(2, 1, 6, 6)
+    model = lambda x: plain[3](draws(plain[2](plain[1](plain[0](x)))))  # noqa: E731
+    torch.manual_seed(0)
+    for e in whence.explain_targets(model, x, [0, 1], method=method, progress=False):
+        assert "random in eval mode" in e.note
+    assert not whence.explain(plain, x, 0, method=method, progress=False).note

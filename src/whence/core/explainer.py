@@ -251,11 +251,25 @@ class DisplayNames:
         return {name: list(map(str, features)) for name, features in by_input.items()}
 
 
+RANDOM = "of a model that is random in eval mode (look for F.dropout without training=self.training)"
+
+
 def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
-    """Compute explanations outside of inference mode, so that they can be differentiated later on."""
+    """Compute explanations outside of inference mode, so that they can be differentiated later on; note random models."""
+    drew = False
     while True:
+        before = _random_states()  # methods draw from generators of their own
         with torch.inference_mode(False):
             explanation = next(explanations, None)
         if explanation is None:
             return
+        drew = drew or not all(map(torch.equal, before, _random_states()))
+        if drew:
+            explanation = replace(explanation, note=", ".join(filter(None, [explanation.note, RANDOM])))
         yield explanation
+
+
+def _random_states() -> list[Tensor]:
+    """Return the states of the random generators that a model's forward pass draws from by default."""
+    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *of_gpus]
