@@ -97,7 +97,7 @@ def positive_contributions(linear: LinearMap, weights: RuleWeights, a: Tensor, n
 
 @dataclass(slots=True, eq=False)
 class Dense:
-    """The map of `F.linear`: weight [out, in], the bias along the last dimension."""
+    """The map of `F.linear`: weight [out, in], the bias along the last dimension, or [N, out] with one row a sample."""
 
     weight: Tensor
     bias: Tensor | None
@@ -105,13 +105,15 @@ class Dense:
     shift: Tensor | None = None  # still to be added to the bias
 
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is not None and bias.dim() == 2:
+            return F.linear(a, weight) + bias.view(len(bias), *[1] * (a.dim() - 2), -1)
         return F.linear(a, weight, bias)
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         return s @ weight
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        return batch_sum(s @ bias)
+        return batch_sum(s @ bias) if bias.dim() == 1 else _channel_share(s.reshape(len(s), -1, s.shape[-1]).sum(1), bias)
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Dense | None":
         return Dense(self.weight, self.bias, *_compose_affine(self, scale, shift)) if dim == rank - 1 else None
@@ -143,7 +145,7 @@ class ConvGeometry(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Convolution:
-    """The map of `F.conv1d` to `F.conv_transpose3d`: the bias along dimension 1, or 0 of an unbatched output."""
+    """The map of `F.conv1d` to `F.conv_transpose3d`: the bias along dimension 1, or [N, channels] with one row a sample."""
 
     weight: Tensor
     bias: Tensor | None
@@ -154,6 +156,9 @@ class Convolution:
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         stride, padding, dilation, transposed, output_padding, groups, single_sides = self.geometry
         a = F.pad(a, single_sides) if single_sides else a
+        if bias is not None and bias.dim() == 2:
+            z = torch.convolution(a, weight, None, stride, padding, dilation, transposed, output_padding, groups)
+            return z + bias.view(*bias.shape, *[1] * (z.dim() - 2))
         return torch.convolution(a, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -170,7 +175,7 @@ class Convolution:
         return input_gradient
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        return s.flatten(2).sum(2) @ bias
+        return _channel_share(s.flatten(2).sum(2), bias)
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Convolution | None":
         return Convolution(self.weight, self.bias, self.geometry, *_compose_affine(self, scale, shift)) if dim == 1 else None
@@ -205,13 +210,13 @@ class Diagonal:
 
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         z = a * self._along(weight, a)
-        return z if bias is None else z.add_(self._along(bias, a))
+        return z if bias is None else z + self._along(bias, a)
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         return s * self._along(weight, s)
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
-        return s.reshape(*s.shape[:2], -1).sum(2) @ bias
+        return _channel_share(s.reshape(*s.shape[:2], -1).sum(2), bias)
 
     def scaled(self, scale: Tensor, shift: Tensor, dim: int, rank: int) -> "Diagonal | None":
         return Diagonal(self.weight * scale, _folded_bias(self.bias, scale, shift)) if dim == 1 else None
@@ -229,7 +234,7 @@ class Diagonal:
 
     @staticmethod
     def _along(vector: Tensor, a: Tensor) -> Tensor:
-        return vector.view(-1, *[1] * (a.dim() - 2))
+        return vector.view(*vector.shape, *[1] * (a.dim() - 2))
 
 
 @dataclass(slots=True, eq=False)
@@ -269,6 +274,11 @@ class Bilinear:
 def contributions_by_size(linear: LinearMap, weights: RuleWeights, z: Tensor, a: Tensor) -> Tensor:
     """Return P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass for inputs of any sign; a small P is rounded like a large one."""
     return linear.apply(a.abs(), weights.modified(torch.abs), weights.modified_bias(torch.abs)).add_(z).mul_(0.5)
+
+
+def _channel_share(s: Tensor, bias: Tensor) -> Tensor:
+    """Return Σ_k s_k b_k of each sample from `s` [N, channels] and the bias, [channels] or [N, channels]."""
+    return s @ bias if bias.dim() == 1 else (s * bias).sum(1)
 
 
 def _compose_affine(linear: Dense | Convolution, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -176,7 +176,11 @@ def no_constant_terms(bench: OpContext, call: Call) -> bool:
 
 
 def _fold_into_linear(bench: OpContext, call: Call) -> LinearLink | None:
-    """Return `linear(x) · c` or `linear(x) + c`, for c along the channels (FrozenBatchNorm), as one linear map."""
+    """Return `linear(x) · c` or `linear(x) + c`, for c along the channels (FrozenBatchNorm), as one linear map.
+
+    An added constant may have a row a sample (a time embedding): folded only in a batch of one, where the two look alike, the
+    relevance of a sample would depend on its batch.
+    """
     if call.kwargs or len(call.args) != 2 or len(call.data) != 1:
         return None
     (x,) = call.data
@@ -185,10 +189,12 @@ def _fold_into_linear(bench: OpContext, call: Call) -> LinearLink | None:
         return None
     aligned = (1,) * (x.dim() - constant.dim()) + tuple(constant.shape)
     along = [d for d, size in enumerate(aligned) if size > 1]
-    if len(along) != 1 or len(aligned) != x.dim() or aligned[along[0]] != x.shape[along[0]]:
+    by_sample = call.name == "add" and len(along) == 2 and along[0] == 0
+    if len(along) != 1 + by_sample or len(aligned) != x.dim() or any(aligned[d] != x.shape[d] for d in along):
         return None
-    vector, (dim,) = constant.flatten(), along
-    one, zero = torch.ones_like(vector), torch.zeros_like(vector)
+    dim = along[-1]
+    vector = constant.reshape(x.shape[0], x.shape[dim]) if by_sample else constant.flatten()
+    one, zero = (made(vector.shape[-1:]) for made in (vector.new_ones, vector.new_zeros))
     step = link.step.folded(*((vector, zero) if call.name == "mul" else (one, vector)), dim, x.dim())
     return None if step is None else link.followed(step)
 

@@ -30,7 +30,7 @@ PLAIN = _words("""
 
 SIGNED = _words("""
     neg diff fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn
-    fft_irfftn fft_fftshift fft_ifftshift affine_grid
+    fft_irfftn fft_fftshift fft_ifftshift affine_grid stft istft imag conj conj_physical resolve_conj resolve_neg
 """)  # linear; the result may have either sign for any input
 
 AFFINE = _words("""
