@@ -13,7 +13,8 @@ ORDER = """
 errors core.files core.argument_checks core.missing_names core.fingerprints lrp.engine.model_outputs
 lrp.ops.function_names lrp.ops.function_facts lrp.engine.function_calls lrp.torch_compat.deferred_checks
 lrp.torch_compat.traced_constants
-lrp.engine.linear_maps lrp.torch_compat.saved_tensors lrp.engine.conservation lrp.engine.weight_cache
+lrp.torch_compat.saved_tensors lrp.torch_compat.tensor_identity lrp.engine.conservation
+lrp.engine.linear_maps lrp.engine.weight_cache
 lrp.rules.protocol lrp.rules.rules lrp.engine.propagation
 lrp.engine.embedding_bags
 lrp.engine.tensor_facts lrp.engine.embeddings lrp.engine.arguments lrp.torch_compat

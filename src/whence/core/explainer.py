@@ -33,9 +33,8 @@ class Explainer:
     ...     e = explainer(x, target=y)
 
     The cache holds the rule of each module and the weights that rules modify, in up to three times the memory of the weights.
-    Each call detects weights that were modified in place (by an optimiser, by `load_state_dict`), parameters or modules that
-    were replaced, and a model in training mode. Modifications through `weight.data` are not detected, as autograd does not
-    detect them either: call `forget()` after them.
+    Each call detects weights that were modified (by an optimiser, by `load_state_dict`, through `weight.data`), parameters or
+    modules that were replaced, and a model in training mode.
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode.

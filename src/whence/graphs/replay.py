@@ -16,6 +16,7 @@ from whence.graphs.cuda_graphs import as_cuda_graph
 from whence.graphs.tracing import HOLDS, ExplainFunction, TracedExplanation, check_equal, fold_constants, input_tensors, trace
 from whence.lrp.torch_compat.model_state import model_settings
 from whence.lrp.torch_compat.saved_tensors import version_of
+from whence.lrp.torch_compat.tensor_identity import checksums
 from whence.lrp.training.differentiable import state_tensors
 
 PlainValue = int | float | str | None
@@ -96,7 +97,7 @@ class ReplayCache:
     def _made_of(self) -> Hashable:
         """Return the settings, modules and weights that are fixed in a graph."""
         if not isinstance(self._model, nn.Module):
-            return model_settings(self._model)
+            return model_settings(self._model), self._model
         weights = tuple(map(id, state_tensors(self._model).values()))
         return (
             model_settings(self._model),
@@ -130,4 +131,4 @@ def _static_part(target: Target) -> Hashable:
 
 
 def _weight_versions(weights: tuple[Tensor, ...]) -> Hashable:
-    return tuple((t.data_ptr(), version_of(t)) for t in weights)
+    return tuple((t.data_ptr(), version_of(t)) for t in weights), checksums(weights)

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from whence.lrp.torch_compat.saved_tensors import version_of
+from whence.lrp.torch_compat.tensor_identity import tensor_identity
 
 T = TypeVar("T")
 
@@ -14,7 +14,7 @@ class WeightCache:
     """Cache whose keys are a name and the constants that a value is computed from.
 
     Entries that one explanation did not use are dropped when the next one begins. A constant is identified by its memory
-    address and version counter; the cache holds the memory, so that the address cannot be reused.
+    address, version counter and contents; the cache holds the memory, so that the address cannot be reused.
 
     >>> cache = WeightCache()
     >>> cache("fold", (weight, scale), lambda: weight * scale)
@@ -44,4 +44,4 @@ class WeightCache:
 
 
 def _identity(t: Tensor | None) -> Hashable:
-    return None if t is None else (t.data_ptr(), version_of(t), t.dtype, t.shape, t.stride())
+    return None if t is None else tensor_identity(t)

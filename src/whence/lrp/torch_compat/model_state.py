@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import is_
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from whence.lrp.torch_compat.module_tracker import all_modules
 from whence.lrp.torch_compat.saved_tensors import version_of
 
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"_buffers"}  # attributes of every module that no forward pass changes
+MAX_DEPTH, MAX_LENGTH = 12, 1000  # of objects within the attributes of modules whose settings are compared
 _running = threading.local()
 
 
@@ -111,26 +114,61 @@ def _unchanged(a: Any, b: Any) -> bool:
 def model_settings(model: object, without: Collection[str] = ()) -> Hashable:
     """Return the settings that a forward pass may depend on besides inputs and weights, in comparable form.
 
-    These are the modules, their attributes, mode and hooks, and autocast.
+    These are the modules, their attributes, mode and hooks, and autocast; of a model that is another callable, whatever its
+    closure, attributes and default arguments hold.
     """
     casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    leave = {*MODULE_ATTRIBUTES, "_buffers", *without}
-    return casts, tuple(
-        (id(m), type(m), m.training, *m._forward_hooks, *m._forward_pre_hooks,
-         *((name, _comparable(v)) for name, v in vars(m).items() if name not in leave))
-        for m in modules
-    )  # fmt: skip
+    return casts, _Settings({*MODULE_ATTRIBUTES, "_buffers", *without}).of(model)
 
 
-def _comparable(value: Any) -> Hashable:
-    """Return a comparable form of an attribute: plain values and containers of them, tensors by memory, others by identity."""
-    if isinstance(value, int | float | str | None):
-        return value
-    if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, version_of(value)
-    if isinstance(value, list | tuple):
-        return tuple(map(_comparable, value))
-    if isinstance(value, dict):
-        return tuple((str(name), _comparable(v)) for name, v in value.items())
-    return id(value)
+class _Settings:
+    """Reader of objects in comparable form: plain values and containers of them, modules, functions and other objects.
+
+    Args:
+        without: Attributes of modules to leave out.
+    """
+
+    def __init__(self, without: Collection[str]):
+        self._without = without
+        self._seen: set[int] = set()
+
+    def of(self, value: Any, depth: int = 0) -> Hashable:
+        if isinstance(value, int | float | str | bytes | None):
+            return value
+        if isinstance(value, Tensor):
+            return value.data_ptr(), value.shape, version_of(value)
+        if isinstance(value, np.ndarray):
+            contents = float(value.sum(dtype=np.float64)) if value.dtype.kind in "biuf" else None
+            return id(value), value.shape, str(value.dtype), contents
+        if isinstance(value, type | ModuleType) or depth > MAX_DEPTH or id(value) in self._seen:
+            return id(value)
+        self._seen.add(id(value))
+        return id(value), type(value), self._inside(value, depth + 1)
+
+    def _inside(self, value: Any, depth: int) -> Hashable:
+        if isinstance(value, nn.Module):
+            return self._module(value, depth)
+        if isinstance(value, list | tuple | set | frozenset) and len(value) <= MAX_LENGTH:
+            found = [self.of(part, depth) for part in value]
+            return frozenset(found) if isinstance(value, set | frozenset) else tuple(found)
+        if isinstance(value, dict):
+            return (
+                tuple((str(name), self.of(v, depth)) for name, v in value.items()) if len(value) <= MAX_LENGTH else len(value)
+            )
+        if isinstance(value, MethodType):
+            return self.of(value.__func__, depth), self.of(value.__self__, depth)
+        if isinstance(value, partial):
+            return self.of([value.func, value.args, value.keywords], depth)
+        if isinstance(value, FunctionType):
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+            return self.of([value.__defaults__, value.__kwdefaults__, *cells], depth)
+        if type(value).__module__.partition(".")[0] in ("builtins", "torch", "threading", "logging"):
+            return None
+        return self.of(vars(value), depth) if hasattr(value, "__dict__") else None
+
+    def _module(self, module: nn.Module, depth: int) -> Hashable:
+        weights = tuple(map(id, (*module._parameters.values(), *module._buffers.values())))
+        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+        attributes = [(name, self.of(v, depth)) for name, v in vars(module).items() if name not in self._without]
+        children = [(name, self.of(child)) for name, child in module._modules.items()]
+        return module.training, weights, hooks, tuple(attributes), tuple(children)
