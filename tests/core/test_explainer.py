@@ -1,6 +1,7 @@
 """A prepared explainer gives what `explain` gives, whatever happened to the model since, and keeps no more than it should."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -356,3 +357,32 @@ def test_what_does_not_run_on_one_accelerator_is_not_recorded():
 
     assert as_cuda_graph(program, [torch.ones(2)]) is program
     assert as_cuda_graph(program, []) is program
+
+
+class TinyForSequenceClassification(nn.Module):
+    """A classifier with the config of a Hugging Face model."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.embed, self.head, self.config = nn.Embedding(9, 4), nn.Linear(4, 2), SimpleNamespace(id2label=names)
+
+    def forward(self, input_ids):
+        return self.head(self.embed(input_ids).mean(1))
+
+
+@pytest.mark.parametrize("explain", [whence.explain, lambda model, *args: whence.Explainer(model)(*args)])
+def test_classes_of_a_text_classifier_are_named_by_its_config_and_never_by_tokens(explain):
+    model = TinyForSequenceClassification({0: "NEGATIVE", 1: "POSITIVE"}).eval()
+    e = explain(model, {"input_ids": torch.tensor([[1, 2, 3]])}, 1).with_tokens(lambda ids: [f"w{i}" for i in ids])
+    assert e.heading() == "POSITIVE"
+    assert e.tokens_of(0) == ["w1", "w2", "w3"]
+    assert whence.explain(model, torch.tensor([[1, 2]]), 1, class_names=["no", "yes"]).heading() == "yes"
+
+
+def test_channels_of_a_series_with_the_time_first_are_named(tmp_path):
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(60, 2)).eval(), torch.randn(2, 20, 3)
+    names = ["pulse", "pressure", "flow"]
+    e = whence.explain(model, x, 1, feature_names=names)
+    e.save(tmp_path / "series.png")
+    with pytest.raises(whence.errors.InputError, match="per channel of a series"):
+        whence.explain(model, x, 1, feature_names=["a", "b"])

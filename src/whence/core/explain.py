@@ -65,7 +65,7 @@ def explain(
     """
     check_single_condition(through)
     check_model(model)
-    names = DisplayNames(class_names, feature_names)
+    names = DisplayNames.of(model, class_names, feature_names)
     chosen = resolve_method(method)
     return next(explanations(PreparedModel(model), chosen, inputs, [target], layers, progress, names, through))
 
@@ -109,6 +109,6 @@ def explain_targets(
         WhenceError: The model, inputs, targets or settings cannot be explained (see `whence.errors`).
     """
     check_model(model)
-    names = DisplayNames(class_names, feature_names)
+    names = DisplayNames.of(model, class_names, feature_names)
     chosen = resolve_method(method)
     return list(explanations(PreparedModel(model), chosen, inputs, targets, layers, progress, names, through))

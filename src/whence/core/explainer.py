@@ -63,7 +63,7 @@ class Explainer:
         capture: bool = False,
     ):
         self.model, self.method = model, resolve_method(method)
-        self._naming = DisplayNames(class_names, feature_names)
+        self._naming = DisplayNames.of(model, class_names, feature_names)
         check_model(model)
         if capture:
             check_single_graph(self.method)
@@ -224,6 +224,11 @@ class DisplayNames:
     classes: Names = ()
     features: Any = None  # a list for a single input, or a dict by input
 
+    @classmethod
+    def of(cls, model: object, classes: Names, features: Any) -> "DisplayNames":
+        """Return the given names; classes of a Hugging Face classifier are named by its `config.id2label` if none are given."""
+        return cls(classes if len(classes) else _labels_of_classifier(model), features)
+
     def named(self, explanations: Iterator[Explanation], inputs: Inputs) -> Iterator[Explanation]:
         """Yield the explanations with these names, or else with the column names of a data frame."""
         features = self._by_input(inputs)
@@ -243,11 +248,18 @@ class DisplayNames:
             if name not in names:
                 raise InputError(f"feature_names has a key {name!r} that is not an input{suggest(name, names)}")
             shape = tuple(getattr(names[name], "shape", ()))
-            if len(shape) < 2 or len(features) != shape[1]:
+            series = len(shape) == 3 and len(features) == shape[2]  # [N, T, C], with the time first
+            if len(shape) < 2 or (len(features) != shape[1] and not series):
                 raise InputError(
-                    f"got {len(features)} feature_names for an input of shape {shape}; expected one per column (dimension 1)"
+                    f"got {len(features)} feature_names for an input of shape {shape}; expected one per column (dimension 1), "
+                    "or per channel of a series [N, T, C] (dimension 2)"
                 )
         return {name: list(map(str, features)) for name, features in by_input.items()}
+
+
+def _labels_of_classifier(model: object) -> Names:
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    return labels if isinstance(labels, Mapping) and "Classification" in type(model).__name__ else ()
 
 
 RANDOM = "of a model that is random in eval mode (look for F.dropout without training=self.training)"

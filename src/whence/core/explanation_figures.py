@@ -66,6 +66,8 @@ def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, t
     names = e.feature_names.get(name, ())
     if relevance.dim() == 1:
         return Bars(relevance, title, names)
+    if x.dim() == 2 and len(names) == x.shape[1] != x.shape[0]:  # a series [T, C], with the time first
+        x, relevance = x.T, relevance.T
     return TimeSeries(x, relevance, title, names) if is_series(x) else Heatmap(x, relevance, title)
 
 

@@ -335,7 +335,9 @@ class RelevanceMode(GradientMode):
         resolves = operation.treatment in (ADDS if call.data else LINEAR_MAPS)
         if not resolves and not (call.overwrites and operation.treatment in ADDS):
             return call
-        live = {id(t): gate.live() for t in call.constants if (gate := self.bench.deferred_gate(t)) is not None}
+        target = call.args[0] if call.overwrites and call.args else None  # modified in place: no other tensor may replace it
+        gates = [(t, self.bench.deferred_gate(t)) for t in call.constants if t is not target]
+        live = {id(t): gate.live() for t, gate in gates if gate is not None}
         if not live:
             return call
         call = call.with_replaced(live)

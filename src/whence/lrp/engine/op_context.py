@@ -132,6 +132,11 @@ class OpContext:
         """Record that `out`, held constant, is `live()` where it is not a factor of a product."""
         self.deferred[out] = DeferredGate(out._version, live)
 
+    def hold_gate(self, t: Tensor) -> Tensor:
+        """Return a gate that stays constant wherever it stands, as where the state that it multiplies is a constant."""
+        self.deferred.pop(t, None)
+        return t
+
     def deferred_gate(self, t: Tensor) -> DeferredGate | None:
         """Return the record of a value that is held constant, if it was not modified since."""
         found = self.deferred.get(t)

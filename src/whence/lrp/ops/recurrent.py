@@ -56,8 +56,8 @@ def gru_step(bench: OpContext, x: Tensor, state: State, weights: LayerWeights) -
     (h,) = state
     x_reset, x_update, x_new = F.linear(x, weights.of_input, weights.bias_input).chunk(3, -1)
     h_reset, h_update, h_new = F.linear(h, weights.of_state, weights.bias_state).chunk(3, -1)
-    update = (x_update + h_update).sigmoid()
-    new = (x_new + (x_reset + h_reset).sigmoid() * h_new).tanh()
+    update, reset = (bench.hold_gate(z.sigmoid()) for z in (x_update + h_update, x_reset + h_reset))
+    new = (x_new + reset * h_new).tanh()
     return (_gate(bench, (new, h), (1 - update, update)),)
 
 
