@@ -83,3 +83,24 @@ def test_hooks_within_relevance_rules_are_the_users_own(layer, x):
     with whence.relevance_rules(None, {}):
         whole = layer(x).sum()
     assert torch.allclose(2 * g, torch.autograd.grad(whole, x)[0])
+
+
+@pytest.mark.parametrize(
+    "method", ["integrated_gradients", "gradient_times_input", "occlusion", "feature_ablation", "shapley", whence.SmoothGrad()]
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_forces_are_explained_by_methods_that_need_no_gradients_of_their_own(method, count):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).eval()
+
+    def force(x):
+        x = x if x.requires_grad else x.clone().requires_grad_()
+        return -torch.autograd.grad(net(x).sum(), x, create_graph=True)[0]
+
+    x = torch.randn(count, 2)
+    method = whence.Occlusion((1,)) if method == "occlusion" else method
+    e = whence.explain(force, x, 1, method=method, progress=False)
+    assert torch.allclose(e.output, force(x)[:, 1].detach())
+    assert e.relevance.isfinite().all()
+    assert e.relevance.any()
+    assert not e.relevance.requires_grad

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 from whence.core.devices import to_device_of
 from whence.core.diagnosis import describe_non_model, diagnose
@@ -30,6 +32,8 @@ from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quant
 
 # these containers behave the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
 MODE_INDEPENDENT = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
+
+NEEDS_GRADIENTS = "does not require grad and does not have a grad_fn"  # in torch's message
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,11 @@ class Inputs:
             with preserve_state(model):
                 if self.arrays:
                     return _arrays_to_tensors(model(*(part.detach().cpu().numpy() for part in parts)))
-                return model(*parts) if self.names is None else model(**dict(zip(self.names, parts, strict=True)))
+                return _run(
+                    partial(model, *parts)
+                    if self.names is None
+                    else partial(model, **dict(zip(self.names, parts, strict=True)))
+                )
         except WhenceError:
             raise
         except (Exception, SystemExit) as error:
@@ -260,6 +268,17 @@ def as_tensor(array: Any) -> Any:
 
 def _is_frame(data: Any) -> bool:
     return hasattr(data, "columns") and hasattr(data, "to_numpy")
+
+
+def _run(model: Callable[[], Any]) -> Any:
+    """Return the outputs of a model that may differentiate in its forward pass (forces), also where no gradients are needed."""
+    try:
+        return model()
+    except RuntimeError as error:
+        if torch.is_grad_enabled() or NEEDS_GRADIENTS not in str(error):
+            raise
+    with torch.inference_mode(False), torch.enable_grad():
+        return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, model())
 
 
 def _arrays_to_tensors(outputs: Any) -> Any:
