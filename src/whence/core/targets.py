@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.inputs import Inputs
@@ -134,6 +136,9 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
     """
     if isinstance(target, InternalTarget):
         return _check_values(_read_internal(target, outputs, reading), inputs), target
+    if isinstance(target, RepeatedTarget):
+        of_all = partial(target.values, count=inputs.batch_size)
+        return _check_values(_call_target(of_all, outputs, inputs.batch_size), inputs), target
     if callable(target):
         return _check_values(_call_target(target, outputs, inputs.batch_size), inputs), target
     logits = extract_logits(outputs, inputs.admits, inputs.batch_size)
@@ -201,7 +206,42 @@ def repeat_target(target: Target, times: int) -> Target:
     >>> repeat_target(torch.tensor([3, 5]), 2)
     tensor([3, 5, 3, 5])
     """
+    if times > 1 and callable(target) and not isinstance(target, Logit | Span | InternalTarget | RepeatedTarget):
+        return RepeatedTarget(target, times)
     return _map_indices(target, lambda of_samples: of_samples.repeat(times, *[1] * (of_samples.dim() - 1)))
+
+
+@dataclass(frozen=True)
+class RepeatedTarget:
+    """A target function for a batch that is repeated: one that does not give one value per sample is called for each round.
+
+    `lambda out: out[0, 2, 8, 8][None]`, a pixel of one image, would give one value for all copies of the image.
+    """
+
+    function: Callable[[Any], Tensor]
+    times: int
+
+    def __call__(self, outputs: Any) -> Tensor:
+        return self.function(outputs)
+
+    def values(self, outputs: Any, count: int) -> Any:
+        """Return one value for each of `count` samples, or those of each round one after the other."""
+        values = self.function(outputs)
+        if not isinstance(values, Tensor) or values.shape == (count,):
+            return values
+        if not any(_has_rows(t, count) for t in tree_leaves(outputs)):
+            raise TargetError(
+                f"the target function returned values of shape {tuple(values.shape)} for {count} altered samples, whose "
+                "outputs cannot be told apart; return one value per sample"
+            )
+        rounds = (
+            tree_map(lambda t, i=i: t.chunk(self.times)[i] if _has_rows(t, count) else t, outputs) for i in range(self.times)
+        )
+        return torch.cat([self.function(of_round) for of_round in rounds])
+
+
+def _has_rows(t: Any, count: int) -> bool:
+    return isinstance(t, Tensor) and t.dim() > 0 and t.shape[0] == count
 
 
 def select_target_samples(target: Target, samples: slice | Tensor) -> Target:
