@@ -158,6 +158,7 @@ def missing_path(path: Path, what: str = "file") -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a hint for the end of a message: the most similar known names, or an empty string."""
-    lower = {k.lower(): k for k in known if k and k != name}
-    near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
+    others = [k for k in known if k and k != name]
+    similar = difflib.get_close_matches(name.lower(), {k.lower() for k in others}, n=3, cutoff=0.4)
+    near = [k for match in similar for k in others if k.lower() == match]
     return f"; did you mean {', '.join(repr(n) for n in near)}?" if near else ""

@@ -14,6 +14,7 @@ METHODS = {
     "shapley": whence.Shapley(feature_mask=whence.patches(torch.zeros(1, 3, 16, 16), 8)),
     "rise": whence.RISE(n_samples=40),
     "expected_gradients": whence.ExpectedGradients(torch.zeros(2, 3, 16, 16), n_samples=8),
+    "smoothgrad around integrated_gradients": whence.SmoothGrad(whence.IntegratedGradients(n_steps=5), n_samples=3),
     "lrp": None,
 }
 TARGETS = {

@@ -16,7 +16,7 @@ SYNONYMS = {  # names that captum, SHAP and others use, or that whence used befo
     "dataset": "inputs", "examples": "inputs", "x_batch": "inputs", "y_batch": "target", "baseline": "baselines",
     "baselines": "background", "classes": "class_names", "names": "feature_names", "labels": "class_names",
     "random_state": "seed", "random_seed": "seed", "verbose": "progress", "show_progress": "progress", "composite": "rules",
-    "eps": "epsilon",
+    "eps": "epsilon", "target": "concept",
 }  # fmt: skip
 
 
@@ -27,8 +27,6 @@ def check_keywords(owner: str, given: Sequence[str], known: Sequence[str] | None
             continue
         meant = SYNONYMS.get(keyword)
         hint = f"; use {meant} here" if meant is not None and meant in known else suggest(keyword, known)
-        if keyword == "target" and "concept" in known:
-            hint = "; use concept here"
         takes = f"; its arguments are {', '.join(known)}" if known else "; it takes no arguments"
         raise UnknownArgumentError(f"{owner} has no argument {keyword!r}{hint or takes}")
 

@@ -23,6 +23,7 @@ from whence.methods.forward_backward import Task
 from whence.methods.registry import Method, check_single_graph, resolve_method
 
 Names = Sequence[str] | Mapping[int, str]
+RANDOM = "of a model that is random in eval mode (look for F.dropout without training=self.training)"
 
 
 class Explainer:
@@ -70,7 +71,7 @@ class Explainer:
         self._prepared, self._captures = PreparedModel(model, lasting=True), ReplayCache(model) if capture else None
 
     def __repr__(self) -> str:
-        return f"Explainer({type(self.model).__name__}, method={value_repr(self.method)})"
+        return f"Explainer({type(self.model).__name__}, method={self.method!r})"
 
     @check_arguments
     def __call__(
@@ -193,7 +194,7 @@ def explanations(
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
-    return _without_inference_mode(naming.named(method.explanations(task), given))
+    return _without_inference_mode(_with_note_if_random(naming.named(method.explanations(task), given)))
 
 
 def check_single_condition(through: Any) -> None:
@@ -262,22 +263,27 @@ def _labels_of_classifier(model: object) -> Names:
     return labels if isinstance(labels, Mapping) and "Classification" in type(model).__name__ else ()
 
 
-RANDOM = "of a model that is random in eval mode (look for F.dropout without training=self.training)"
-
-
 def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
-    """Compute explanations outside of inference mode, so that they can be differentiated later on; note random models."""
-    drew = False
+    """Compute explanations outside of inference mode, so that they can be differentiated later on."""
     while True:
-        before = _random_states()  # methods draw from generators of their own
         with torch.inference_mode(False):
             explanation = next(explanations, None)
         if explanation is None:
             return
-        drew = drew or not all(map(torch.equal, before, _random_states()))
-        if drew:
-            explanation = replace(explanation, note=", ".join(filter(None, [explanation.note, RANDOM])))
         yield explanation
+
+
+def _with_note_if_random(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
+    """Note that a model is random, where computing its explanations drew from torch's default generators.
+
+    Methods draw from generators of their own.
+    """
+    before, is_random = _random_states(), False
+    for explanation in explanations:
+        is_random = is_random or not all(map(torch.equal, before, _random_states()))
+        note = ", ".join(filter(None, [explanation.note, RANDOM])) if is_random else explanation.note
+        yield replace(explanation, note=note)
+        before = _random_states()  # the caller may have drawn numbers meanwhile
 
 
 def _random_states() -> list[Tensor]:

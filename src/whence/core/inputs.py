@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -192,11 +191,9 @@ class Inputs:
             with preserve_state(model):
                 if self.arrays:
                     return _arrays_to_tensors(model(*(part.detach().cpu().numpy() for part in parts)))
-                return _run(
-                    partial(model, *parts)
-                    if self.names is None
-                    else partial(model, **dict(zip(self.names, parts, strict=True)))
-                )
+                if self.names is None:
+                    return _run(model, *parts)
+                return _run(model, **dict(zip(self.names, parts, strict=True)))
         except WhenceError:
             raise
         except (Exception, SystemExit) as error:
@@ -270,15 +267,15 @@ def _is_frame(data: Any) -> bool:
     return hasattr(data, "columns") and hasattr(data, "to_numpy")
 
 
-def _run(model: Callable[[], Any]) -> Any:
+def _run(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Return the outputs of a model that may differentiate in its forward pass (forces), also where no gradients are needed."""
     try:
-        return model()
+        return model(*args, **kwargs)
     except RuntimeError as error:
         if torch.is_grad_enabled() or NEEDS_GRADIENTS not in str(error):
             raise
     with torch.inference_mode(False), torch.enable_grad():
-        return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, model())
+        return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, model(*args, **kwargs))
 
 
 def _arrays_to_tensors(outputs: Any) -> Any:

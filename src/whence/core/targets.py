@@ -136,11 +136,9 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
     """
     if isinstance(target, InternalTarget):
         return _check_values(_read_internal(target, outputs, reading), inputs), target
-    if isinstance(target, RepeatedTarget):
-        of_all = partial(target.values, count=inputs.batch_size)
-        return _check_values(_call_target(of_all, outputs, inputs.batch_size), inputs), target
     if callable(target):
-        return _check_values(_call_target(target, outputs, inputs.batch_size), inputs), target
+        function = partial(target.values, count=inputs.batch_size) if isinstance(target, RepeatedTarget) else target
+        return _check_values(_call_target(function, outputs, inputs.batch_size), inputs), target
     logits = extract_logits(outputs, inputs.admits, inputs.batch_size)
     if isinstance(target, Logit | Span):
         return target.select(logits, inputs)
@@ -206,7 +204,9 @@ def repeat_target(target: Target, times: int) -> Target:
     >>> repeat_target(torch.tensor([3, 5]), 2)
     tensor([3, 5, 3, 5])
     """
-    if times > 1 and callable(target) and not isinstance(target, Logit | Span | InternalTarget | RepeatedTarget):
+    if isinstance(target, RepeatedTarget):  # by a method around another one
+        return RepeatedTarget(target.function, times * target.times)
+    if times > 1 and callable(target) and not isinstance(target, Logit | Span | InternalTarget):
         return RepeatedTarget(target, times)
     return _map_indices(target, lambda of_samples: of_samples.repeat(times, *[1] * (of_samples.dim() - 1)))
 

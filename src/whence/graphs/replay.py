@@ -17,7 +17,6 @@ from whence.graphs.tracing import HOLDS, ExplainFunction, TracedExplanation, che
 from whence.lrp.torch_compat.model_state import model_settings
 from whence.lrp.torch_compat.saved_tensors import version_of
 from whence.lrp.torch_compat.tensor_identity import checksums
-from whence.lrp.training.differentiable import state_tensors
 
 PlainValue = int | float | str | None
 MAX_GRAPHS = 32  # the oldest are dropped
@@ -98,11 +97,9 @@ class ReplayCache:
         """Return the settings, modules and weights that are fixed in a graph."""
         if not isinstance(self._model, nn.Module):
             return model_settings(self._model), self._model
-        weights = tuple(map(id, state_tensors(self._model).values()))
         return (
             model_settings(self._model),
             tuple(self._model.modules()),
-            weights,
         )  # keeps modules alive, so that their ids are not reused
 
 

@@ -21,6 +21,7 @@ def whence_command(*args: str, cwd: Path) -> subprocess.CompletedProcess:
         (("explain", "--sample", "99"), "out of range"),
         (("explain", "--method", "gradcom"), "unknown method 'gradcom'"),
         (("explain", "--rules", "gamma"), "choose from attn_lrp"),
+        (("explain", "--rules", "vgg16_falling_gamma"), "'features.0' matched no linear map"),
         (("explain", "--model", "nothing"), "unknown model 'nothing'"),
         (("explain", "--model", "fine.py:make"), "nothing to explain"),
         (("explain", "--out", "heat.gif"), "must be one of .png"),

@@ -1,7 +1,7 @@
 """Explanation methods by their command-line names, configured for a model and its input."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
@@ -64,6 +64,9 @@ def make_method(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_
 def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
     """Return the preset of this name; that of `LRP()` if none is given."""
     name = name or "attn_lrp"
+    if name == "vgg16_falling_gamma":  # by the paths of one network: of any other, the default rules would be used instead
+        composite = presets.vgg16_falling_gamma()
+        return replace(composite, required=len(composite.entries))
     if name not in BOX_PRESETS:
         return getattr(presets, name)()
     if not (is_picture and loaded.preprocessing.bounds_known):

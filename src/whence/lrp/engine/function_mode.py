@@ -30,7 +30,7 @@ from whence.lrp.engine.function_calls import (
     undetached,
 )
 from whence.lrp.engine.model_outputs import logits_of
-from whence.lrp.engine.op_context import OpContext, SaturatedValue, Unknown
+from whence.lrp.engine.op_context import DeferredGate, OpContext, SaturatedValue, Unknown
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.engine.propagation import InputCompanion
 from whence.lrp.engine.tensor_facts import NO_FACTS, Facts, propagate_facts
@@ -335,19 +335,22 @@ class RelevanceMode(GradientMode):
         resolves = operation.treatment in (ADDS if call.data else LINEAR_MAPS)
         if not resolves and not (call.overwrites and operation.treatment in ADDS):
             return call
-        target = call.args[0] if call.overwrites and call.args else None  # modified in place: no other tensor may replace it
-        gates = [(t, self.bench.deferred_gate(t)) for t in call.constants if t is not target]
-        live = {id(t): gate.live() for t, gate in gates if gate is not None}
-        if not live:
+        gates = self._gates_among(call.constants)
+        if call.overwrites and call.args:  # modified in place: no other tensor may replace it
+            gates.pop(id(call.args[0]), None)
+        if not gates:
             return call
-        call = call.with_replaced(live)
+        call = call.with_replaced({key: gate.live() for key, gate in gates.items()})
         return self._reader.call(call.function, call.facts, call.args, call.kwargs)
+
+    def _gates_among(self, constants: Sequence[Tensor]) -> dict[int, DeferredGate]:
+        return {id(t): gate for t in constants if (gate := self.bench.deferred_gate(t)) is not None}
 
     def _follow_gates(self, operation: Op, call: Call, out: Any) -> None:
         """Defer the results of functions of gates alone, as in `1 - sigmoid(x)`."""
         if operation.treatment not in FOLLOWS_GATES or call.overwrites or not torch.is_grad_enabled():
             return
-        gates = {id(t): gate for t in call.constants if (gate := self.bench.deferred_gate(t)) is not None}
+        gates = self._gates_among(call.constants)
         if not gates:
             return
         several: list[Tensor] = []

@@ -158,7 +158,7 @@ class Convolution:
         a = F.pad(a, single_sides) if single_sides else a
         if bias is not None and bias.dim() == 2:
             z = torch.convolution(a, weight, None, stride, padding, dilation, transposed, output_padding, groups)
-            return z + bias.view(*bias.shape, *[1] * (z.dim() - 2))
+            return z + _along_channels(bias, z)
         return torch.convolution(a, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -209,11 +209,11 @@ class Diagonal:
     bias: Tensor | None
 
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        z = a * self._along(weight, a)
-        return z if bias is None else z + self._along(bias, a)
+        z = a * _along_channels(weight, a)
+        return z if bias is None else z.add_(_along_channels(bias, a))
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        return s * self._along(weight, s)
+        return s * _along_channels(weight, s)
 
     def bias_share(self, s: Tensor, bias: Tensor) -> Tensor:
         return _channel_share(s.reshape(*s.shape[:2], -1).sum(2), bias)
@@ -231,10 +231,6 @@ class Diagonal:
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         return self.weight, self.bias
-
-    @staticmethod
-    def _along(vector: Tensor, a: Tensor) -> Tensor:
-        return vector.view(*vector.shape, *[1] * (a.dim() - 2))
 
 
 @dataclass(slots=True, eq=False)
@@ -274,6 +270,11 @@ class Bilinear:
 def contributions_by_size(linear: LinearMap, weights: RuleWeights, z: Tensor, a: Tensor) -> Tensor:
     """Return P + b⁺ = (z + L_|w|(|a|) + |b|) / 2: one pass for inputs of any sign; a small P is rounded like a large one."""
     return linear.apply(a.abs(), weights.modified(torch.abs), weights.modified_bias(torch.abs)).add_(z).mul_(0.5)
+
+
+def _along_channels(vector: Tensor, a: Tensor) -> Tensor:
+    """Return a vector [channels], or [N, channels], shaped to broadcast against `a` [N, channels, …]."""
+    return vector.view(*vector.shape, *[1] * (a.dim() - 2))
 
 
 def _channel_share(s: Tensor, bias: Tensor) -> Tensor:

@@ -221,7 +221,8 @@ class LinearBackward:
         return returned
 
     def _bias_alone(self, weights: RuleWeights, a: Tensor) -> Tensor:
-        return self.step.linear.apply(torch.zeros_like(a[:1]), weights.weight, weights.bias)
+        rows = 1 if weights.bias is None or weights.bias.dim() == 1 else len(a)
+        return self.step.linear.apply(torch.zeros_like(a[:rows]), weights.weight, weights.bias)
 
     def _merged(self, weights: RuleWeights, rule: Any, g: Tensor, z: Tensor, a: Tensor) -> Tensor:
         """Return relevance by one modified weight for both shares, which are proportional where a ≥ 0 and R = 0 at z < 0."""

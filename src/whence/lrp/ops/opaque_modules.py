@@ -19,21 +19,13 @@ from whence.lrp.rules.rules import Constant, Epsilon, FunctionRule, Identity
 
 def opaque_module(bench: OpContext, call: Call, source: Tensor, value: Tensor, rule: FunctionRule) -> Tensor:
     """Return the output of an opaque module, one of whose arguments depends on the input and had the value `source`."""
-    (x,), path, meter = call.data, bench.path, bench.meter
+    (x,) = call.data
     if isinstance(rule, Constant):
         bench.hold("an opaque module")
         return value
     if isinstance(rule, Identity):
         return bench.node(x, lambda: value, scale_gradient, output_input_ratio(source, 0.0))
-    own_backward, _ = _module_functions(call, x)
-
-    def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
-        returned = own_backward(source, g)
-        meter.add(path, batch_dot(g, value))
-        meter.add(path, -batch_dot(returned, source))
-        return (returned,)
-
-    return bench.node(x, lambda: value, back, lambda value: (source, value))
+    return _by_own_backward(bench, call, source, value, lambda g, value: g)
 
 
 def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tensor) -> Tensor:
@@ -42,26 +34,20 @@ def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tenso
     `Epsilon` uses the layer's own backward pass. Other rules need the weight: the layer's outputs for the unit vectors, which
     exists for one layer at a time.
     """
-    (x,), path, meter = call.data, bench.path, bench.meter
+    (x,), path = call.data, bench.path
     rule = bench.linear_rule("linear", touches_input=bench.companion(x) is not None) or DEFAULT_RULE
     if isinstance(rule, Constant):
         bench.hold("a quantised layer")
         return value
     if is_input_rule(rule):
         raise RuleError(f"{type(rule).__name__} is not available for the quantised layer '{path}'; choose whence.Epsilon()")
-    own_backward, run = _module_functions(call, x)
-
-    def by_own_backward(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
-        assert isinstance(rule, Epsilon)
-        returned = own_backward(source, rule.share(g, value, False))
-        meter.add(path, batch_dot(g, value))
-        meter.add(path, -batch_dot(returned, source))
-        return (returned,)
-
+    if type(rule) is Epsilon:
+        return _by_own_backward(bench, call, source, value, lambda g, value: rule.share(g, value, False))
+    run = _module_of(call, x)
     step = LinearStep(Dense(value.new_empty(0), None), rule, path, bench.known.inherited(x).nonnegative)
-    propagate = LinearBackward(step, source.shape, meter, WeightCache(lasting=False), bench.descent, several=False)
+    propagate = LinearBackward(step, source.shape, bench.meter, WeightCache(lasting=False), bench.descent, several=False)
 
-    def by_weight(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
+    def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         placeholder, step.linear = step.linear, _dequantised(run, source)
         try:
             returned, _ = propagate(g, value, source)
@@ -70,12 +56,30 @@ def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tenso
         assert returned is not None
         return (returned,)
 
-    back = by_own_backward if type(rule) is Epsilon else by_weight
     return bench.node(x, lambda: value, back, lambda value: (source, value))
 
 
-def _module_functions(call: Call, x: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Return the module's backward pass `(source, g) -> g at x`, and its forward pass as a function of x alone."""
+def _by_own_backward(
+    bench: OpContext, call: Call, source: Tensor, value: Tensor, share: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return the module's output, with its own backward pass of `share(g, value)` as the gradient; count what that loses."""
+    (x,), path, meter = call.data, bench.path, bench.meter
+    run = _module_of(call, x)
+
+    def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
+        passed = share(g, value)
+        with torch.enable_grad():
+            leaf = source.detach().requires_grad_()
+            (returned,) = torch.autograd.grad(run(leaf.clone()), leaf, passed)  # a copy: the module may modify it in place
+        meter.add(path, batch_dot(g, value))
+        meter.add(path, -batch_dot(returned, source))
+        return (returned,)
+
+    return bench.node(x, lambda: value, back, lambda value: (source, value))
+
+
+def _module_of(call: Call, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the module's forward pass as a function of `x` alone."""
     place, function = torch.empty(0), call.function  # placeholder for x, so that no tensor of the graph is held
     args, kwargs = map_tensors(lambda t: place if t is x else t, call.args, call.kwargs)
 
@@ -83,13 +87,7 @@ def _module_functions(call: Call, x: Tensor) -> tuple[Callable[[Tensor, Tensor],
         filled, named = map_tensors(lambda t: given if t is place else t, args, kwargs)
         return function(*filled, **named)
 
-    def backward(source: Tensor, g: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = source.detach().requires_grad_()
-            (returned,) = torch.autograd.grad(run(leaf.clone()), leaf, g)  # a copy: the module may modify it in place
-        return returned
-
-    return backward, run
+    return run
 
 
 def _dequantised(run: Callable[[Tensor], Tensor], source: Tensor) -> Dense:
