@@ -72,7 +72,7 @@ class Inputs:
             )
             raise InputError(f"inputs must be a tensor, or a tuple or dict of tensors, got {type(inputs).__name__}{how}")
         found._check()
-        return found._of_one_sample() if found.shared and found.batch_size == 1 else found
+        return found.as_one_sample() if found.shared and found.batch_size == 1 else found
 
     @property
     def explained(self) -> tuple[int, ...]:
@@ -184,6 +184,12 @@ class Inputs:
     def _repeated(self, part: Any, times: int) -> Any:
         return part.repeat(times, *[1] * (part.dim() - 1)) if self.of_batch(part) else part
 
+    def as_one_sample(self) -> "Inputs":
+        """Return the inputs with all rows of all parts as those of a single sample: edges, the nodes of a graph."""
+        rows = frozenset(i for i in (*self.explained, *self.ids) if self.parts[i].shape[0] != 1)
+        one = replace(self, whole=rows)
+        return replace(one, parts=tuple(one._of_sample(i, part) for i, part in enumerate(self.parts)))
+
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
         """Return the model's outputs; raise `ModelError` with a hint if the model fails on the inputs."""
         parts = tuple(self._as_given(dict(enumerate(parts))).values())
@@ -206,11 +212,6 @@ class Inputs:
             raise ModelError(
                 f"the model cannot run on an input of shape {shapes}: {problem}{diagnose(model, parts, self.arrays, error)}"
             ) from error
-
-    def _of_one_sample(self) -> "Inputs":
-        shared = frozenset(i for i in (*self.explained, *self.ids) if self.parts[i].shape[0] != 1)
-        one = replace(self, whole=shared)
-        return replace(one, parts=tuple(one._of_sample(i, part) for i, part in enumerate(self.parts)))
 
     def _of_sample(self, i: int, value: Any) -> Any:
         return value[None] if i in self.whole and isinstance(value, Tensor) and value.dim() else value

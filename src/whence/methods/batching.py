@@ -8,9 +8,9 @@ from torch import Tensor
 
 from whence.core.inputs import Inputs
 from whence.core.progress import progress
-from whence.errors import InputError, ModelError, is_out_of_memory, value_repr
+from whence.errors import InputError, ModelError, TargetError, is_out_of_memory, value_repr
 from whence.methods.feature_masks import reject_shared_parts
-from whence.methods.forward_backward import Task
+from whence.methods.forward_backward import Task, target_values
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ def run_batched(
     """
     reject_shared_parts(task.inputs, type(method).__name__)
     at_once = 1 if task.inputs.whole else max(1, resolve_batch_size(batch_size, task.inputs) // task.inputs.batch_size)
+    if count > 1 and at_once > 1 and task.alter is None and not rows_are_independent(task):
+        at_once = 1
     done = 0
     with progress(getattr(method, "name", "whence").replace("_", " "), count, task.progress) as advance:
         while done < count:
@@ -70,3 +72,29 @@ def _reduce_batch_size(at_once: int, samples: int, error: BaseException) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return at_once // 2
+
+
+def rows_are_independent(task: Task) -> bool:
+    """Return whether altered samples have the same outputs alone and after the unaltered ones in one batch.
+
+    The rows of a model interact if it normalises or quantises by the batch, attends over it, or takes it for the time.
+    """
+    if task.rows_are_independent is not None:
+        return task.rows_are_independent
+    inputs, resolved = task.inputs, [target for _, target in target_values(task)]
+    altered = {i: inputs.parts[i] / 2 for i in inputs.explained}
+    together = {i: torch.cat([inputs.parts[i], part]) for i, part in altered.items()}
+    try:
+        alone = target_values(task.moved(1, altered, resolved))
+        behind = target_values(task.moved(2, together, resolved))
+    except (ModelError, TargetError):
+        return False
+    return all(_agree(a, b) for (a, _), (b, _) in zip(alone, behind, strict=True))
+
+
+def _agree(alone: Tensor, behind: Tensor) -> bool:
+    if len(behind) != 2 * len(alone):
+        return False
+    rounding = 30 * torch.finfo(alone.dtype).eps if alone.is_floating_point() else 0
+    difference = (behind[len(alone) :] - alone).abs().amax()
+    return bool(difference <= max(1e-3, rounding) * alone.abs().amax() + rounding)

@@ -40,6 +40,7 @@ class Task:
     through: tuple[Condition, ...] = ()  # one explanation for each target and condition; empty: unconditional
     progress: Progress = True
     alter: AlterLookup | None = None  # modifies the embeddings looked up for token ids
+    rows_are_independent: bool | None = None  # whether the output of a sample depends on it alone; None: not known
 
     @property
     def model(self) -> Callable[..., Any]:

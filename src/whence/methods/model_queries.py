@@ -17,27 +17,29 @@ CHANNELS_LAST_FORMATS = {(4, torch.float32): torch.channels_last, (5, torch.floa
 class ModelQueries:
     """Evaluator of the model's outputs for altered inputs, with the targets of the original inputs.
 
+    Where the targets have a single value for all rows of the inputs (edges, the nodes of a graph), `task` is that of one sample.
     Altered images are in the channels-last memory format, unless the model fails on it, as `view` may.
     """
 
     def __init__(self, task: Task):
-        self._task = task
         self._as_given = False
         answers = target_values(task)
         self.outputs = torch.stack([output for output, _ in answers])  # [targets, N]
+        single = self.outputs.shape[1] == 1 < task.inputs.batch_size
+        self.task = replace(task, inputs=task.inputs.as_one_sample()) if single else task
         self.targets = [target for _, target in answers]
 
     def of_samples(self, samples: Tensor) -> "ModelQueries":
         """Return the queries for some of the samples."""
         some = copy(self)
-        some._task = replace(self._task, inputs=self._task.inputs.of_samples(samples))
+        some.task = replace(self.task, inputs=self.task.inputs.of_samples(samples))
         some.outputs = self.outputs[:, samples.to(self.outputs.device)]
         some.targets = [select_target_samples(target, samples) for target in self.targets]
         return some
 
     def __call__(self, altered: dict[int, Tensor]) -> Tensor:
         """Return the outputs `[targets, rounds, N]` of altered inputs `[rounds · N, …]`."""
-        rounds = len(next(iter(altered.values()))) // self._task.inputs.batch_size
+        rounds = len(next(iter(altered.values()))) // self.task.inputs.batch_size
         if not self._as_given:
             try:
                 return self._answers(rounds, {i: _channels_last(part) for i, part in altered.items()})
@@ -46,7 +48,7 @@ class ModelQueries:
         return self._answers(rounds, altered)
 
     def _answers(self, rounds: int, altered: dict[int, Tensor]) -> Tensor:
-        answers = target_values(self._task.moved(rounds, altered, self.targets))
+        answers = target_values(self.task.moved(rounds, altered, self.targets))
         return torch.stack([output.view(rounds, -1) for output, _ in answers])
 
 

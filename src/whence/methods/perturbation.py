@@ -49,9 +49,10 @@ class FeatureAblation:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
+        ask = ModelQueries(task)
+        task = ask.task
         absent = feature_masks.required_baselines(self.baselines, task.inputs)
         players = FeatureGroups.of(self.feature_mask, task.inputs, absent)
-        ask = ModelQueries(task)
         changed = players.differing(task.inputs, {i: b[None] for i, b in absent.items()}).any(0).nonzero()[:, 0]
 
         losses = ask.outputs.new_zeros(*ask.outputs.shape, players.count)
@@ -92,10 +93,11 @@ class Occlusion:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
+        ask = ModelQueries(task)
+        task = ask.task
         absent = feature_masks.required_baselines(self.baselines, task.inputs)
         shapes = _sizes_by_part(self.sliding_window_shapes, task, absent, "sliding_window_shapes")
         strides = _sizes_by_part(self.strides, task, absent, "strides")
-        ask = ModelQueries(task)
         scores: list[dict[int, Tensor]] = [{} for _ in ask.targets]
         for i, baseline in absent.items():
             found = self._relevance(task, ask, i, baseline, shapes.get(i), strides.get(i))

@@ -13,7 +13,7 @@ from whence.core.trees import Tree
 from whence.errors import RuleError
 from whence.lrp.engine.conservation import Conservation
 from whence.methods import feature_masks, shapley_values
-from whence.methods.batching import run_batched
+from whence.methods.batching import rows_are_independent, run_batched
 from whence.methods.feature_masks import FeatureGroups
 from whence.methods.forward_backward import Task, make_explanation, reject_layers
 from whence.methods.model_queries import ModelQueries
@@ -70,6 +70,7 @@ class Shapley:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
         game = FeatureGame.of(self, task)
+        task = game.task
         outputs, count = game.ask.outputs, game.players.count
         shares, spreads = outputs.new_zeros(2, *outputs.shape, count)
         pairs = None if self.interactions is None else outputs.new_zeros(*outputs.shape, count, count)
@@ -93,8 +94,11 @@ class Shapley:
     def _found(self, game: "FeatureGame") -> Iterator[tuple[Tensor, Tensor, ShapleyValues]]:
         """Yield samples with the same active features, the numbers of these features, and their Shapley values."""
         active = game.active
-        if any(callable(target) for target in game.ask.targets):  # a callable target needs all samples of the batch
-            active = active.any(0).expand_as(active)
+        if len(active.unique(dim=0)) > 1:
+            independent = rows_are_independent(game.task)
+            game = replace(game, task=replace(game.task, rows_are_independent=independent))
+            if not independent or any(callable(target) for target in game.ask.targets):  # these need the whole batch
+                active = active.any(0).expand_as(active)
         patterns, which = active.unique(dim=0, return_inverse=True)
         with progress(self.name, len(which), len(patterns) > 1 and game.task.progress) as advance:
             for i, pattern in enumerate(patterns):
@@ -126,12 +130,14 @@ class FeatureGame:
 
     @classmethod
     def of(cls, method: Shapley, task: Task) -> "FeatureGame":
+        ask = ModelQueries(task)
+        task = ask.task
         if method.background is None:
             absent = {i: b[None] for i, b in feature_masks.required_baselines(method.baselines, task.inputs).items()}
         else:
             absent = {i: b[:, None] for i, b in feature_masks.background(method.background, task.inputs).items()}
         players = FeatureGroups.of(method.feature_mask, task.inputs, absent)
-        return cls(method, task, ModelQueries(task), players, absent, torch.arange(players.count))
+        return cls(method, task, ask, players, absent, torch.arange(players.count))
 
     @property
     def replacements(self) -> int:
