@@ -17,7 +17,7 @@ CHANNELS_LAST_FORMATS = {(4, torch.float32): torch.channels_last, (5, torch.floa
 class ModelQueries:
     """Evaluator of the model's outputs for altered inputs, with the targets of the original inputs.
 
-    Where the targets have a single value for all rows of the inputs (edges, the nodes of a graph), `task` is that of one sample.
+    Where the targets have a single value for all rows of the inputs (edges, the nodes of a graph), `task` has one sample.
     Altered images are in the channels-last memory format, unless the model fails on it, as `view` may.
     """
 
