@@ -214,7 +214,7 @@ def test_rules_that_would_be_ignored_are_refused_in_mappings_and_composites(rule
 class ByDepth:
     rule: object
 
-    def at(self, number):
+    def at(self, depth):
         return self.rule
 
 

@@ -1,5 +1,6 @@
 """Every rule on every linear map against the message-by-message oracle."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -217,10 +218,10 @@ class Branches(nn.Module):
         return self.head(F.relu(self.left(x)) + F.relu(self.right(x))).mean((2, 3))
 
 
-def test_rising_gamma_counts_layers_as_relevance_reaches_them():
+def test_rising_gamma_rises_with_the_longest_path_from_the_output():
     torch.manual_seed(0)
     model, x = Branches().eval(), torch.rand(2, 1, 6, 6)
-    rules = {"head": Gamma(0.3), "right": Gamma(0.6), "left": Gamma(0.9), "first": Gamma(1.2)}
+    rules = {"head": Gamma(0.3), "right": Gamma(0.6), "left": Gamma(0.6), "first": Gamma(3 * 0.3)}
     expected = whence.explain(model, x, 1, method=LRP(rules)).relevance
     method = LRP({nn.Conv2d: whence.RisingGamma(0.3)})
     assert torch.allclose(whence.explain(model, x, 1, method=method).relevance, expected, atol=1e-9)
@@ -235,6 +236,52 @@ def test_rising_gamma_counts_layers_as_relevance_reaches_them():
     assert torch.allclose(outer.relevance, expected, atol=1e-9)
     short = whence.explain(model, x, whence.objectives.Neuron("left", 1), method=LRP({"left": Gamma(0.3), "first": Gamma(0.6)}))
     assert torch.allclose(inner.relevance, short.relevance, atol=1e-9)
+
+
+class Uneven(Branches):
+    """A long and a short branch, in either order; the short one counts from the end of the long one where it starts."""
+
+    def __init__(self, short_first):
+        super().__init__()
+        self.short_first = short_first
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        if self.short_first:
+            short = F.relu(self.right(x))
+            long = F.relu(self.left(F.relu(self.left(x))))
+        else:
+            long = F.relu(self.left(F.relu(self.left(x))))
+            short = F.relu(self.right(x))
+        unused = self.head(self.right(short))  # no path leads from the output to it
+        return self.head(long + short).mean((2, 3)) + 0 * unused.detach().sum()
+
+
+def test_the_order_of_branches_changes_no_depth():
+    torch.manual_seed(0)
+    model, x = Uneven(True).eval(), torch.rand(2, 1, 6, 6)
+    other = Uneven(False).eval()
+    other.load_state_dict(model.state_dict())
+    a, b = (whence.explain(net, x, 1).relevance for net in (model, other))
+    assert torch.allclose(a, b, atol=1e-12)
+    vmapped = torch.func.vmap(lambda sample: model(sample[None])[0])
+    assert torch.allclose(whence.explain(vmapped, x, 1).relevance, a, atol=1e-12)
+    by_hand = {"head": Gamma(0.1), "right": Gamma(0.2), "first": Gamma(0.4)}
+
+    class ByCall(nn.Module):  # as `left` runs at two depths, its copies have rules of their own
+        def __init__(self):
+            super().__init__()
+            self.first, self.right, self.head = model.first, model.right, model.head
+            self.upper, self.lower = model.left, copy.deepcopy(model.left)
+
+        def forward(self, x):
+            x = F.relu(self.first(x))
+            return self.head(F.relu(self.upper(F.relu(self.lower(x)))) + F.relu(self.right(x))).mean((2, 3))
+
+    rules = LRP(by_hand | {"upper": Gamma(0.2), "lower": Gamma(0.3)})
+    expected = whence.explain(ByCall().eval(), x, 1, method=rules).relevance
+    found = whence.explain(model, x, 1, method=LRP({nn.Conv2d: whence.RisingGamma(0.1)})).relevance
+    assert torch.allclose(found, expected, atol=1e-12)
 
 
 def test_rising_gamma_within_ones_own_loop():

@@ -256,7 +256,7 @@ class RelevanceMode(GradientMode):
     def from_the_middle(self) -> Iterator[None]:
         """Prepare a backward pass from an intermediate layer: a new conservation account, the same layer numbers."""
         self.meter.forget()
-        with self.bench.descent.as_before():
+        with self.bench.depths.as_before():
             yield
 
     # reading arguments

@@ -17,7 +17,7 @@ from whence.lrp.engine.conservation import ConservationMeter, batch_dot, batch_s
 from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.engine.linear_maps import LinearMap
 from whence.lrp.engine.prepared_model import PreparedModel
-from whence.lrp.engine.propagation import DepthCounter, InputCompanion, LinearBackward, LinearLink, LinearStep
+from whence.lrp.engine.propagation import InputCompanion, LayerDepths, LinearBackward, LinearLink, LinearStep
 from whence.lrp.engine.tensor_facts import Facts, TensorFacts, gate_factor
 from whence.lrp.ops.function_facts import selector_name
 from whence.lrp.rules.composites import Matcher
@@ -95,7 +95,7 @@ class OpContext:
         self._held: tuple[str, ModulePlace] | None = None
         self.copies = False  # whether to save copies: of a recomputed part, torch saves the tensors themselves
         self._matcher, self._unknown, self._several = matcher, unknown, several
-        self.descent = DepthCounter()
+        self.depths = LayerDepths()
 
     # facts
 
@@ -315,8 +315,9 @@ class OpContext:
 
     def _hang(self, node: Any, link: LinearLink, value: Callable[[], Tensor], *target: Tensor) -> Tensor:
         step, source = link.step, link.source.detach()
-        back = LinearBackward(step, source.shape, self.meter, self.made, self.descent, self._several)
+        back = LinearBackward(step, source.shape, self.meter, self.made, self.depths, self._several)
         out: Tensor = node.apply(value, back, self._kept(lambda z: back.reads(z, source)), *target, link.source, link.zeros)
+        self.depths.add(out, step)
         if step.rectified:  # later functions follow the ReLU rather than the linear map, so none may merge with it
             self.known.note(out, Facts(nonnegative=True))
         else:

@@ -1,9 +1,10 @@
 """The backward pass of one linear map: relevance at its output in, relevance at its input out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -78,34 +79,68 @@ class LinearLink:
         return self.followed(LinearStep(step.linear, step.rule, step.path, step.nonnegative, True, step.present))
 
 
-class DepthCounter:
-    """Counter of the layers that relevance reaches; it restarts in each backward pass."""
+class LayerDepths:
+    """Depths of the layers whose rule changes with depth, in each backward pass.
+
+    The depth of a layer is 1 + the largest number of such layers on a path from the explained output to it, so that it does not
+    depend on the order in which branches are computed.
+    """
 
     def __init__(self):
-        self._way_back, self._number = -1, 0
-        self._numbers: dict[LinearStep, int] = {}  # from the last complete backward pass
+        self._layers: list[tuple[ReferenceType, LinearStep]] = []  # with their autograd nodes
+        self._graph_task, self._depths = -1, {}  # of the last complete backward pass
         self._again = False
 
-    def number(self, step: LinearStep) -> int:
-        """Return the number of this layer, counted from 1."""
-        if self._again and step in self._numbers:
-            return self._numbers[step]
-        under_way = torch._C._current_graph_task_id()
-        if under_way != self._way_back:
-            self._way_back, self._number = under_way, 0
-            self._numbers.clear()
-        self._number += 1
-        self._numbers[step] = self._number
-        return self._number
+    def add(self, out: Tensor, step: LinearStep) -> None:
+        """Register a layer by its output, if its rule changes with depth."""
+        if is_depth_rule(step.rule) and out.grad_fn is not None:
+            self._layers.append((ref(out.grad_fn), step))
+
+    def depth(self, step: LinearStep) -> int:
+        """Return the depth of a layer in the running backward pass, counted from 1."""
+        running = torch._C._current_graph_task_id()
+        if running != self._graph_task and not (self._again and step in self._depths):
+            layers = {node: step for node, step in ((known(), step) for known, step in self._layers) if node is not None}
+            reached = [node for node in layers if torch._C._will_engine_execute_node(node)]  # type: ignore[attr-defined]
+            depths = longest_paths(reached)
+            self._graph_task, self._depths = running, {layers[node]: depth for node, depth in depths.items()}
+        return self._depths[step]
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """Reuse the numbers of the last backward pass, for one that starts at an intermediate layer."""
+        """Reuse the depths of the last backward pass, for one that starts at an intermediate layer."""
         self._again = True
         try:
             yield
         finally:
             self._again = False
+
+
+def longest_paths(nodes: Sequence[Any]) -> dict[Any, int]:
+    """Return for each autograd node the largest number of the given nodes on a path that ends in it."""
+    counted = set(nodes)
+    depths = dict.fromkeys(_topological_order(nodes), 0)
+    for node, above in depths.items():
+        depths[node] = depth = above + (node in counted)
+        for below, _ in node.next_functions:
+            if below is not None:
+                depths[below] = max(depths[below], depth)
+    return {node: depths[node] for node in nodes}
+
+
+def _topological_order(nodes: Sequence[Any]) -> list[Any]:
+    """Return all autograd nodes from which relevance flows on from `nodes`, each behind those that it flows from."""
+    order, seen = [], set()
+    stack = [(node, False) for node in nodes]
+    while stack:
+        node, finished = stack.pop()
+        if finished:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(below, False) for below, _ in node.next_functions if below is not None and below not in seen]
+    return order[::-1]
 
 
 class LinearBackward:
@@ -117,11 +152,11 @@ class LinearBackward:
         shape: torch.Size,
         meter: ConservationMeter,
         kept: WeightCache,
-        descent: DepthCounter,
+        depths: LayerDepths,
         several: bool,
     ):
         self.step, self.meter, self.shape = step, meter, shape  # shape of the input
-        self._kept, self._descent, self._several = kept, descent, several  # several backward passes from the same forward pass
+        self._kept, self._depths, self._several = kept, depths, several  # several backward passes from the same forward pass
         self._weight_version = version_of(step.linear.weight)
         self._factors: Factors | None = None
         self._factors_of: Any = None
@@ -156,7 +191,7 @@ class LinearBackward:
         rule = self.step.rule
         if not is_depth_rule(rule):
             return rule
-        here = rule.at(self._descent.number(self.step))  # type: ignore[union-attr]
+        here = rule.at(self._depths.depth(self.step))  # type: ignore[union-attr]
         if not isinstance(here, Epsilon) and not is_split_rule(here):
             raise RuleError(
                 f"{type(rule).__name__}.at returned {value_repr(here)}; expected whence.Epsilon(…) or a rule with a "

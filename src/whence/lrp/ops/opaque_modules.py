@@ -45,7 +45,7 @@ def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tenso
         return _by_own_backward(bench, call, source, value, lambda g, value: rule.share(g, value, False))
     run = _module_of(call, x)
     step = LinearStep(Dense(value.new_empty(0), None), rule, path, bench.known.inherited(x).nonnegative)
-    propagate = LinearBackward(step, source.shape, bench.meter, WeightCache(lasting=False), bench.descent, several=False)
+    propagate = LinearBackward(step, source.shape, bench.meter, WeightCache(lasting=False), bench.depths, several=False)
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         placeholder, step.linear = step.linear, _dequantised(run, source)
@@ -56,7 +56,9 @@ def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tenso
         assert returned is not None
         return (returned,)
 
-    return bench.node(x, lambda: value, back, lambda value: (source, value))
+    out = bench.node(x, lambda: value, back, lambda value: (source, value))
+    bench.depths.add(out, step)
+    return out
 
 
 def _by_own_backward(

@@ -4,7 +4,7 @@ A rule is a frozen dataclass. It need not inherit from anything:
 
 * a rule of linear maps defines `factors(z, positive, contributions)`, the shares of relevance as factors of g = R / z;
 * a rule of the input layer defines `denominator` and `spread`, for relevance that is not proportional to the input;
-* a rule that changes with depth defines `at(number)`, which returns the rule of the `number`-th layer from the output.
+* a rule that changes with depth defines `at(depth)`, which returns the rule of a layer at this depth below the output.
 
 `merged` and `merges` offer a faster form of `factors` where both shares are proportional. It is used only if the class that
 defines `factors` defines it too: a subclass that overrides `factors` would inherit a form that does not match.
@@ -59,8 +59,11 @@ class InputRule(Protocol):
 class DepthRule(Protocol):
     """A rule that changes with depth."""
 
-    def at(self, number: int) -> Any:
-        """Return the rule of the `number`-th layer that relevance reaches, counted from 1: `Epsilon` or one with `factors`."""
+    def at(self, depth: int) -> Any:
+        """Return the rule of a layer: `Epsilon` or one with `factors`.
+
+        `depth` is 1 + the most layers under this rule on any path from the output to the layer.
+        """
         ...
 
 

@@ -250,8 +250,8 @@ class RisingGamma:
 
     >>> whence.LRP({torch.nn.Conv2d: whence.RisingGamma(0.1)})
 
-    Near the output contributions are few and clear; the more layers relevance has passed, the noisier it is. Layers are counted
-    in the order in which relevance reaches them, so layers of parallel branches are counted one after the other.
+    Near the output contributions are few and clear; the more layers relevance has passed, the noisier it is. A layer's
+    depth is 1 + the most layers under this rule on any path from the output to it, however branches are ordered.
 
     Args:
         step: Increase of γ from each layer to the next, > 0.
@@ -266,9 +266,9 @@ class RisingGamma:
         _require_number("RisingGamma", self.step)
         _require(self.step > 0, f"RisingGamma({self.step}): the step of γ must be positive")
 
-    def at(self, number: int) -> Gamma:
-        """Return the rule of the `number`-th layer that relevance reaches, counted from 1."""
-        return _gamma(self.step * number)
+    def at(self, depth: int) -> Gamma:
+        """Return the rule of a layer at a depth, 1 for the topmost."""
+        return _gamma(self.step * depth)
 
 
 @lru_cache(maxsize=4096)
