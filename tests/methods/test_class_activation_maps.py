@@ -1,4 +1,4 @@
-"""Methods made of gradients: closed forms, captum's portable truths and captum itself, completeness."""
+"""Class activation maps: closed forms by layout of the layer and of the input, the default layer, refusals."""
 
 import pytest
 import torch
@@ -56,3 +56,164 @@ def test_several_targets_share_what_can_be_shared():
         assert together == sum(calls)
         torch.testing.assert_close(two.relevance, alone.relevance)
         assert not torch.allclose(one.relevance, two.relevance)
+
+
+def by_hand(a, g, spatial, channels, size, mode="bilinear"):
+    """Return Grad-CAM of activations and their gradients, resized to `size`, `[N, …]`."""
+    cam = (a * g.mean(spatial, keepdim=True)).sum(channels).clamp(min=0)
+    return F.interpolate(cam[:, None], size, mode=mode, align_corners=False)[:, 0]
+
+
+class ChannelsLast(nn.Module):
+    """A convolution, then blocks on `[N, h, w, C]`."""
+
+    def __init__(self, square=True):
+        super().__init__()
+        self.embed, self.block, self.act, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+
+    def hidden(self, x):
+        return self.block(self.embed(x).permute(0, 2, 3, 1))
+
+    def forward(self, x):
+        return self.head(self.act(self.hidden(x)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 16), (16, 32), (8, 8)])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_maps_with_their_channels_last(size, samples):
+    torch.manual_seed(0)
+    model, x = ChannelsLast().eval(), torch.randn(samples, 3, *size)
+    a = model.hidden(x).detach().requires_grad_()
+    (g,) = torch.autograd.grad(model.head(model.act(a).mean((1, 2)))[:, 1].sum(), a)
+    expected = by_hand(a.detach(), g, (1, 2), -1, size)
+    for layer in ("block", model.block):
+        e = whence.explain(model, x, 1, method=GradCAM(layer))
+        torch.testing.assert_close(e.relevance.sum(1), expected)
+        assert e.note == "at layer 'block'"
+    after = whence.explain(model, x, 1, method=GradCAM())  # the activation behind it has no layout of its own
+    assert list(after.layers) == ["act"]
+    a = model.act(a).detach().requires_grad_()
+    (g,) = torch.autograd.grad(model.head(a.mean((1, 2)))[:, 1].sum(), a)
+    torch.testing.assert_close(after.relevance.sum(1), by_hand(a.detach(), g, (1, 2), -1, size))
+
+
+class Tokens(nn.Module):
+    """A vision transformer with `prefix` tokens before those of the patches; it reads the first, or their mean."""
+
+    def __init__(self, prefix, heads=2):
+        super().__init__()
+        self.embed, self.prefix = nn.Conv2d(3, 16, 8, 8), nn.Parameter(torch.randn(1, prefix, 16))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, heads, 32, batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.prefix.expand(len(x), -1, -1), tokens], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)
+        return self.head(tokens[:, 0] if self.prefix.shape[1] else tokens.mean(1))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (64, 32)])
+def test_tokens_are_a_grid_without_the_tokens_before_the_patches(prefix, size):
+    torch.manual_seed(0)
+    model, x = Tokens(prefix).eval(), torch.randn(2, 3, *size)
+    seen = {}
+    with torch.enable_grad():
+        hook = model.blocks[1].norm1.register_forward_hook(lambda *args: seen.update(a=args[2]))
+        out = model(x)
+        hook.remove()
+        (g,) = torch.autograd.grad(out[:, 1].sum(), seen["a"])
+    rows, columns = size[0] // 8, size[1] // 8
+    a, g = (t[:, prefix:].detach().view(2, rows, columns, 16) for t in (seen["a"], g))
+    e = whence.explain(model, x, 1, method=GradCAM("blocks.1.norm1"))
+    torch.testing.assert_close(e.relevance.sum(1), by_hand(a, g, (1, 2), -1, size))
+    default = whence.explain(model, x, 1, method=GradCAM())
+    assert default.note == f"at layer '{'blocks.1.norm1' if prefix else 'norm'}'"  # the last that the output depends on
+    assert default.relevance.any()
+
+
+@pytest.mark.parametrize("input_last", [False, True])
+@pytest.mark.parametrize("layer_last", [False, True])
+def test_series_with_their_channels_first_and_last(input_last, layer_last):
+    torch.manual_seed(0)
+    conv, linear, head = nn.Conv1d(2, 6, 3, padding=1), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    class Series(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear, self.head = conv, linear, head
+
+        def forward(self, x):
+            x = x.transpose(1, 2) if input_last else x
+            return self.head(torch.relu(self.linear(self.conv(x).transpose(1, 2))).mean(1))
+
+    x = torch.randn(3, 2, 12)
+    a = conv(x).transpose(1, 2)
+    if layer_last:
+        a = linear(a)
+    a = a.detach().requires_grad_()
+    (g,) = torch.autograd.grad(head(torch.relu(a if layer_last else linear(a)).mean(1))[:, 1].sum(), a)
+    expected = by_hand(a.detach(), g, 1, -1, (12,), "linear")
+    given = x.transpose(1, 2) if input_last else x
+    e = whence.explain(Series().eval(), given, 1, method=GradCAM("linear" if layer_last else "conv"))
+    torch.testing.assert_close(e.relevance.sum(2 if input_last else 1), expected)
+    assert e.relevance.shape == given.shape
+
+
+class HeadNorms(nn.Module):
+    """Attention with normalised keys, `[N, heads, T, C / heads]`, whose heads are no rows of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.k_norm = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), nn.LayerNorm(8)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, self.k_norm(k), v)
+        return self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_heads_and_features_are_no_maps():
+    torch.manual_seed(0)
+    model, x = HeadNorms().eval(), torch.randn(2, 3, 32, 32)
+    assert list(whence.explain(model, x, 1, method=GradCAM()).layers) == ["embed"]
+    with pytest.raises(whence.errors.SelectorError, match="not a feature map of the input"):
+        whence.explain(model, x, 1, method=GradCAM("head"))
+    with pytest.raises(whence.errors.SelectorError, match="not a module of the model"):
+        whence.explain(model, x, 1, method=GradCAM(nn.Linear(2, 2)))
+    with pytest.raises(whence.errors.SelectorError, match="not a feature map of the input"):
+        whence.explain(Tokens(11).eval(), torch.randn(1, 3, 64, 32), 1, method=GradCAM("norm"))  # 43 tokens are no grid
+
+
+def test_a_picture_with_its_channels_last():
+    torch.manual_seed(0)
+    inner, x = cnn(), torch.randn(2, 12, 12, 3)
+
+    class Permuted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = inner
+
+        def forward(self, x):
+            return self.net(x.permute(0, 3, 1, 2))
+
+    first = whence.explain(inner, x.permute(0, 3, 1, 2), 2, method=GradCAM()).relevance
+    last = whence.explain(Permuted().eval(), x, 2, method=GradCAM()).relevance
+    torch.testing.assert_close(last, first.permute(0, 2, 3, 1))
+
+
+def test_the_default_layer_of_a_hugging_face_vision_transformer():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes)
+    model = transformers.ViTForImageClassification(config).eval()
+    e = whence.explain(model, torch.randn(1, 3, 32, 32), 1, method=GradCAM())
+    assert e.note == "at layer 'vit.layers.1.layernorm_before'"
+    assert e.layers["vit.layers.1.layernorm_before"].shape == (1, 1, 4, 4)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.argument_checks import check_arguments
+from whence.core.channel_layout import channel_dim
 from whence.core.conditions import check_indices
 from whence.core.explain import explain
 from whence.core.explanation import Explanation
-from whence.core.forward_record import ForwardRecord
 from whence.core.inputs import Inputs
 from whence.core.targets import Target
 from whence.core.trees import Tree
@@ -83,14 +83,6 @@ def relevance_channels_last(model: Callable[..., Any], e: Explanation, layer: st
     if isinstance(relevance, tuple):
         raise ModelError(f"layer '{layer}' ran {len(relevance)} times; name one that runs once")
     return relevance.movedim(channel_dim(model, layer, Inputs.of(e.inputs), relevance), -1)
-
-
-def channel_dim(model: Callable[..., Any], layer: str, inputs: Inputs, a: Tensor) -> int:
-    """Return the dimension of the channels in a layer's activation."""
-    x = inputs.parts[min((*inputs.explained, *inputs.ids))]
-    reading = ForwardRecord.of_layers(x, named_layers(model, [layer]), model)
-    reading.layers[layer] = a
-    return reading.channels_at(layer)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
+from whence.core.channel_layout import channel_dim
 from whence.core.conditions import Directions
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress
@@ -16,7 +17,7 @@ from whence.core.targets import Target, select_target_samples
 from whence.data.batches import batches, is_shuffled, require_all
 from whence.errors import InputError, ModelError, RuleError, TargetError, count_noun, value_repr
 from whence.lrp.engine.prepared_model import PreparedModel
-from whence.mechanistic.channel_relevance import channel_dim, resolve_layer
+from whence.mechanistic.channel_relevance import resolve_layer
 from whence.methods.forward_backward import Task
 from whence.methods.lrp import LRP
 

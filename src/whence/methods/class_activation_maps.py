@@ -1,18 +1,21 @@
-"""Class activation maps: channels of a spatial layer, weighted by their gradients."""
+"""Class activation maps: channels of a layer's feature map, weighted by their gradients."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from whence.core.channel_layout import channel_dim
 from whence.core.explanation import Explanation
 from whence.errors import InputError, ModelError, SelectorError
 from whence.lrp.torch_compat.module_tracker import module_names, named_layers
+from whence.methods.feature_maps import FeatureMap
 from whence.methods.feature_masks import UPSAMPLING
-from whence.methods.forward_backward import LayerTaps, Task, make_explanation, reject_layers
+from whence.methods.forward_backward import Gradients, LayerTaps, Task, make_explanation, reject_layers
 from whence.methods.gradients import input_gradients
+
+LAYERS_IN_MEMORY = 4  # candidates for the default layer; the class token alone reads the last normalisations of a transformer
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class GradCAM:
     The scores do not add up to the output.
 
     Args:
-        layer: Path of a module whose output is `[N, channels, …]`; by default the last layer whose output has as many
-            dimensions as the input.
+        layer: Path of a module, or the module, whose output is a feature map: `[N, channels, …]`, `[N, …, channels]`, or tokens
+            `[N, T, channels]` of an image's patches in rows, behind class, distillation and register tokens, which are
+            left out. By default the last layer with such an output whose gradient is not zero; of tokens, the last
+            normalisation. The explanation's note names it.
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | None = None
+    layer: str | nn.Module | None = None
     relu: bool = True
 
     name: ClassVar[str] = "grad_cam"
@@ -50,12 +55,11 @@ class LayerCAM:
     not add up to the output.
 
     Args:
-        layer: Path of a module whose output is `[N, channels, …]`; by default the last layer whose output has as many
-            dimensions as the input.
+        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | None = None
+    layer: str | nn.Module | None = None
     relu: bool = True
 
     name: ClassVar[str] = "layer_cam"
@@ -64,23 +68,34 @@ class LayerCAM:
         return _cam_explanations(self, task, lambda a, g: (g.clamp(min=0) * a).sum(1, keepdim=True))
 
 
-class LastSpatialLayer(LayerTaps):
-    """Tap at the last leaf module whose output is a feature map with more than one position."""
+class LastFeatureMaps(LayerTaps):
+    """Taps at the last leaf modules whose outputs are feature maps."""
 
-    def __init__(self, model: object, dims: int):
+    def __init__(self, task: Task, x: Tensor):
         super().__init__(())
-        self._dims = dims
-        self._ends = [name for name, module in module_names(model).items() if not any(module.children())]
+        self._task, self._x = task, x
+        self._ends = {name: m for name, m in module_names(task.model).items() if not any(m.children())}
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
         return {name: lambda out, name=name: self._later(name, out, pin) for name in self._ends}
 
     def _later(self, name: str, out: Tensor, pin: Callable[[Tensor], None]) -> None:
-        if out.requires_grad and out.dim() == self._dims and out[0, 0].numel() > 1:
-            self.values.clear()
-            self.gradients.clear()
-            self.names = (name,)
-            self._tap(name, out, pin)
+        if not out.requires_grad or not self._is_map(name, out):
+            return
+        self.values.pop(name, None)
+        self.gradients.pop(name, None)
+        self._tap(name, out, pin)
+        for earlier in list(self.values)[:-LAYERS_IN_MEMORY]:
+            del self.values[earlier], self.gradients[earlier]
+        self.names = tuple(self.values)
+
+    def _is_map(self, name: str, out: Tensor) -> bool:
+        try:
+            found = _feature_map(self._task, name, out, self._x)
+        except SelectorError:  # its channel dimension is ambiguous
+            return False
+        of_tokens = found is not None and found.first_token is not None
+        return found is not None and found.covers(self._x) and (not of_tokens or "Norm" in type(self._ends[name]).__name__)
 
 
 def _cam_explanations(
@@ -91,23 +106,40 @@ def _cam_explanations(
         raise ModelError(
             f"{type(method).__name__} reads a layer of a torch.nn.Module, but the model is of type {type(task.model).__name__}"
         )
-    i, picture = _picture_input(task)
-    for found in input_gradients(task, _taps(method.layer, task.model, picture.dim())):
-        if not found.layers:
-            raise SelectorError(
-                f"no layer of the model returns feature maps of {picture.dim()} dimensions; choose one with layer="
-            )
-        ((name, calls),) = found.layers.items()
-        a, g = calls[-1]
-        if a.dim() != picture.dim() or a.shape[0] != picture.shape[0]:
-            raise SelectorError(
-                f"layer '{name}' returns {tuple(a.shape)}, which is not a feature map of the input {tuple(picture.shape)}"
-            )
-        cam = combined(a, g)
+    i, x = _picture_input(task)
+    taps = LastFeatureMaps(task, x) if method.layer is None else LayerTaps((_layer_name(task.model, method.layer),))
+    for found in input_gradients(task, taps):
+        name, feature_map, (a, g) = _last_with_gradient(task, found, x)
+        cam = combined(feature_map.read(a), feature_map.read(g))
         cam = cam.clamp(min=0) if method.relu else cam
-        sized = F.interpolate(cam, picture.shape[2:], mode=UPSAMPLING[picture.dim()], align_corners=False)
-        scores = {i: (sized / picture.shape[1]).expand_as(picture).to(picture).contiguous()}
-        yield make_explanation(method, task, found.output, found.target, scores, layers={name: [cam]})
+        made_by = replace(method, layer=name) if isinstance(method.layer, nn.Module) else method
+        yield make_explanation(
+            made_by, task, found.output, found.target, {i: feature_map.spread(cam, x)}, layers={name: [cam]},
+            note=f"at layer '{name}'",
+        )  # fmt: skip
+
+
+def _last_with_gradient(task: Task, found: Gradients, x: Tensor) -> tuple[str, FeatureMap, tuple[Tensor, Tensor]]:
+    """Return the last tapped layer at whose positions the gradient is not zero, or else the last."""
+    if not found.layers:
+        raise SelectorError(f"no layer of the model returns feature maps of {x.dim()} dimensions; choose one with layer=")
+    several = []
+    for name, calls in reversed(found.layers.items()):
+        a, g = calls[-1]
+        feature_map = _feature_map(task, name, a, x)
+        if feature_map is None:
+            raise SelectorError(
+                f"layer '{name}' returns {tuple(a.shape)}, which is not a feature map of the input {tuple(x.shape)}; choose a "
+                "layer that returns [N, channels, …], or tokens [N, T, channels] with one for each patch of the image"
+            )
+        several.append((name, feature_map, (a, g)))
+        if feature_map.read(g).any():
+            return several[-1]
+    return several[0]
+
+
+def _feature_map(task: Task, name: str, a: Tensor, x: Tensor) -> FeatureMap | None:
+    return FeatureMap.of(a, channel_dim(task.model, name, task.inputs, a), x)
 
 
 def _picture_input(task: Task) -> tuple[int, Tensor]:
@@ -117,13 +149,19 @@ def _picture_input(task: Task) -> tuple[int, Tensor]:
     return pictures[0], task.inputs.parts[pictures[0]]
 
 
-def _taps(layer: str | None, model: nn.Module, dims: int) -> LayerTaps:
-    if layer is None:
-        return LastSpatialLayer(model, dims)
-    names = tuple(named_layers(model, [layer]))
+def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
+    """Return the path of a layer given as a path or as the module itself."""
+    if isinstance(layer, nn.Module):
+        name = next((name for name, module in module_names(model).items() if module is layer), None)
+        if name is None:
+            raise SelectorError(
+                f"layer={type(layer).__name__}(…) is not a module of the model; pass one of its modules or a path"
+            )
+        return name
+    names = list(named_layers(model, [layer]))
     if len(names) != 1:
         raise SelectorError(f"layer '{layer}' matches {len(names)} layers; name one of them")
-    return LayerTaps(names)
+    return names[0]
 
 
 def _channel_means(g: Tensor) -> Tensor:

@@ -394,7 +394,7 @@ class _FeatureExtractor:
         values = reading.layers[self.layer]
         if values.dim() == 2:
             return values
-        return values.flatten(1, -2).mean(1) if self.layer in reading.channels_last else values.flatten(2).mean(2)
+        return values.movedim(reading.channels_at(self.layer), -1).flatten(1, -2).mean(1)
 
 
 def _class_gap(values: Tensor, chosen: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from whence.core.channel_layout import channel_dim
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
 from whence.core.fingerprints import fingerprint
+from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target
 from whence.core.trees import named_leaves, short_repr
 from whence.data.dataset_rows import DatasetRows, SampleBatch, UnreadableRow
@@ -128,7 +130,7 @@ class ShardWorker:
             found["target"] = e.target.index
         found |= to_half_precision(reduce_relevance(e)) if job.reduce == "channels" else {"relevance": _single_input(e)}
         for name, relevance in e.layers.items():
-            found[f"layers.{name}"] = _channel_relevance(relevance, _channels_first(job.model, name))
+            found[f"layers.{name}"] = _channel_relevance(job.model, samples.inputs, name, relevance)
         if job.pictures and (picture := _thumbnails(e)) is not None:
             found["picture"] = picture
         return {name: t.detach().cpu() for name, t in found.items()}
@@ -181,17 +183,11 @@ def _single_input(e: Explanation) -> Tensor:
     return next(iter(found.values()))
 
 
-def _channel_relevance(relevance: Any, channels_first: bool) -> Tensor:
-    """Sum relevance over space and calls of the layer, `[n, C]`; over tokens for texts and patches `[n, T, C]`."""
+def _channel_relevance(model: Any, inputs: Inputs, layer: str, relevance: Any) -> Tensor:
+    """Sum relevance over positions and calls of the layer, `[n, C]`."""
     calls = relevance if isinstance(relevance, tuple) else (relevance,)
-    found = [r if r.dim() < 3 else r.flatten(2).sum(2) if r.dim() > 3 or channels_first else r.sum(1) for r in calls]
-    return torch.stack(found).sum(0).float()
-
-
-def _channels_first(model: Any, layer: str) -> bool:
-    """Return whether `[n, …, …]` of this layer is a series `[n, C, T]` rather than tokens `[n, T, C]`."""
-    kinds = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
-    return isinstance(model, nn.Module) and isinstance(dict(model.named_modules()).get(layer), kinds)
+    channels_last = (r.movedim(channel_dim(model, layer, inputs, r), -1) if r.dim() > 2 else r for r in calls)
+    return torch.stack([r.flatten(1, -2).sum(1) if r.dim() > 2 else r for r in channels_last]).sum(0).float()
 
 
 def _thumbnails(e: Explanation) -> Tensor | None:
