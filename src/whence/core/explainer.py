@@ -15,7 +15,7 @@ from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
 from whence.core.targets import Logit, Span, Target
 from whence.core.trees import Tree
-from whence.errors import InputError, SelectorError, TargetError, suggest, value_repr
+from whence.errors import InputError, ModelError, SelectorError, TargetError, suggest, value_repr
 from whence.graphs.replay import ReplayCache
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.torch_compat.module_tracker import named_layers
@@ -24,6 +24,7 @@ from whence.methods.registry import Method, check_single_graph, resolve_method
 
 Names = Sequence[str] | Mapping[int, str]
 RANDOM = "of a model that is random in eval mode (look for F.dropout without training=self.training)"
+PICTURE_CHANNELS, SMALLEST_PICTURE = (3, 4), 8  # of pictures without a batch dimension
 
 
 class Explainer:
@@ -194,7 +195,7 @@ def explanations(
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
-    return _without_inference_mode(_with_note_if_random(naming.named(method.explanations(task), given)))
+    return _without_inference_mode(_with_notes(naming.named(method.explanations(task), given), task))
 
 
 def check_single_condition(through: Any) -> None:
@@ -273,17 +274,40 @@ def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Exp
         yield explanation
 
 
-def _with_note_if_random(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
-    """Note that a model is random, where computing its explanations drew from torch's default generators.
+def _with_notes(explanations: Iterator[Explanation], task: Task) -> Iterator[Explanation]:
+    """Note that a model is random, where computing its explanations drew from torch's default generators, or what samples are.
 
     Methods draw from generators of their own.
     """
-    before, is_random = _random_states(), False
+    before, notes, of_samples = _random_states(), [], None
     for explanation in explanations:
-        is_random = is_random or not all(map(torch.equal, before, _random_states()))
-        note = ", ".join(filter(None, [explanation.note, RANDOM])) if is_random else explanation.note
-        yield replace(explanation, note=note)
+        if RANDOM not in notes and not all(map(torch.equal, before, _random_states())):
+            notes.append(RANDOM)
+        of_samples = _note_on_samples(task, explanation.output.shape[0]) if of_samples is None else of_samples
+        yield replace(explanation, note=", ".join(filter(None, [explanation.note, of_samples, *notes])))
         before = _random_states()  # the caller may have drawn numbers meanwhile
+
+
+def _note_on_samples(task: Task, count: int) -> str:
+    """Return a note where dimension 0 of the inputs may not be what the model takes for samples, or an empty string."""
+    inputs = task.inputs
+    if not isinstance(count, int) or not isinstance(inputs.batch_size, int):  # a symbolic size, while a graph is traced
+        return ""
+    if count == 1 < inputs.batch_size and not inputs.whole:
+        return f"one output for all {inputs.batch_size} rows of the input"
+    x = inputs.parts[inputs.explained[0]] if inputs.single and inputs.explained else None
+    if x is None or x.dim() != 3 or len(x) not in PICTURE_CHANNELS or min(x.shape[1:]) < SMALLEST_PICTURE or count != len(x):
+        return ""
+    one = inputs.of_samples(torch.tensor([0]))
+    try:
+        with torch.no_grad():
+            one.call(task.model, tuple(one.copied().values()))
+    except ModelError:
+        return (
+            f"the model cannot run on one of the {count} samples alone: if the input is one picture, give it and the outputs "
+            "a batch dimension, x[None]"
+        )
+    return ""
 
 
 def _random_states() -> list[Tensor]:

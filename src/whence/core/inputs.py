@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from whence.core.devices import to_device_of
 from whence.core.diagnosis import describe_non_model, diagnose
+from whence.core.tables import TableFormat, is_pandas
 from whence.core.trees import Tree
 from whence.errors import (
     FLEX_ATTENTION,
@@ -44,6 +45,7 @@ class Inputs:
     single: bool = False
     features: Any = None  # column names, if the input is a data frame
     arrays: bool = False  # the model is a function of NumPy arrays
+    table: TableFormat | None = None  # how to make the data frame that the model takes from an array of numbers
     whole: frozenset[int] = frozenset()  # parts all of whose rows belong to a single sample: stored as `[1, rows, …]`
 
     @classmethod
@@ -53,11 +55,14 @@ class Inputs:
         >>> Inputs.of({"pixels": torch.rand(2, 3, 8, 8)}).batch_size
         2
         """
+        if is_pandas(inputs):
+            table = TableFormat.of(inputs)
+            return replace(cls.of(table.encode(inputs)), features=list(map(str, inputs.columns)), table=table)
         if _is_frame(inputs):
             return replace(cls.of(inputs.to_numpy()), features=list(inputs.columns))
         if isinstance(inputs, np.ndarray):
-            return replace(cls.of(as_tensor(inputs)), arrays=True)
-        if isinstance(inputs, Tensor):
+            found = cls((as_tensor(inputs),), single=True, arrays=True)
+        elif isinstance(inputs, Tensor):
             found = cls((inputs,), single=True)
         elif isinstance(inputs, Mapping):
             found = cls(tuple(inputs.values()), tuple(map(str, inputs)))
@@ -88,9 +93,11 @@ class Inputs:
     def ids(self) -> dict[int, Tensor]:
         """The integer tensors by position; those that an embedding looks up receive one relevance score per id."""
         wanted = (torch.int32, torch.int64)
-        return {
-            i: part for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.dtype in wanted and part.dim()
-        }
+        tensors = {i: part for i, part in enumerate(self.parts) if isinstance(part, Tensor) and part.dim()}
+        found = {i: part for i, part in tensors.items() if part.dtype in wanted}
+        if found or self.explained:
+            return found
+        return {i: part for i, part in tensors.items() if part.dtype == torch.bool}  # a table of conditions that hold or not
 
     @property
     def batch_size(self) -> int:
@@ -196,7 +203,8 @@ class Inputs:
         try:
             with preserve_state(model):
                 if self.arrays:
-                    return _arrays_to_tensors(model(*(part.detach().cpu().numpy() for part in parts)))
+                    (array,) = (part.detach().cpu().numpy() for part in parts)
+                    return _arrays_to_tensors(model(array) if self.table is None else _run_on_table(model, array, self.table))
                 if self.names is None:
                     return _run(model, *parts)
                 return _run(model, **dict(zip(self.names, parts, strict=True)))
@@ -222,6 +230,13 @@ class Inputs:
 
     def _check(self) -> None:
         if not self.explained and not self.ids:
+            nested = next((i for i, p in enumerate(self.parts) if isinstance(p, Mapping | list | tuple)), None)
+            if nested is not None:
+                what = f"{self.labels[nested]!r}" if self.names else f"number {nested}"
+                raise InputError(
+                    f"input {what} is a {type(self.parts[nested]).__name__}; inputs are a tensor, or a tuple or dict of "
+                    "tensors without further nesting: wrap the model in a function of the tensors alone"
+                )
             given = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in self.parts) or "nothing"
             raise InputError(
                 f"nothing to explain in inputs of {given}; expected floating-point tensors or token ids (images: x.float() "
@@ -241,8 +256,11 @@ class Inputs:
                 )
         for i in self.explained:
             x = self.parts[i]
-            if not check_holds(torch.isfinite(x)):
-                raise InputError("the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x)")
+            if not check_holds(~torch.isinf(x) if self.arrays else torch.isfinite(x)):
+                raise InputError(
+                    "the input has NaN or infinite values; replace them, for example with torch.nan_to_num(x) (a function of "
+                    "NumPy arrays or data frames may take NaN)"
+                )
             if x.dtype == torch.float16:
                 raise InputError(f"the input has dtype float16, {TOO_NARROW}; use bfloat16 or float32")
         mask = self.named("attention_mask")
@@ -279,7 +297,21 @@ def _run(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, model(*args, **kwargs))
 
 
+def _run_on_table(model: Callable[..., Any], array: np.ndarray, table: TableFormat) -> Any:
+    """Return the outputs for a data frame, or for the array if the model fails on the frame and all columns are numbers."""
+    try:
+        return model(table.decode(array))
+    except Exception as error:
+        if table.categories:
+            raise
+        try:
+            return model(array)
+        except Exception:
+            raise error from None
+
+
 def _arrays_to_tensors(outputs: Any) -> Any:
+    outputs = outputs.to_numpy() if hasattr(outputs, "to_numpy") else outputs
     return torch.from_numpy(np.ascontiguousarray(outputs)) if isinstance(outputs, np.ndarray) else outputs
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs, as_tensor
+from whence.core.tables import is_pandas
 from whence.core.trees import Tree
 from whence.errors import InputError, value_repr
 
@@ -20,7 +21,12 @@ Baselines = Any  # a number or a tensor for every input, or a tuple or dict of t
 
 
 def by_part(given: Tree, inputs: Inputs, what: str) -> dict[int, Any]:
-    """Return the argument for each part of the inputs, by position; a single value applies to all floating-point parts."""
+    """Return the argument for each part of the inputs, by position; a single value applies to all floating-point parts.
+
+    Rows of data frames are encoded as the inputs are.
+    """
+    if inputs.table is not None and is_pandas(given):
+        given = inputs.table.encode(given)
     given = as_tensor(given)
     if given is None:
         return {}
@@ -54,6 +60,11 @@ def reject_shared_parts(inputs: Inputs, by: str) -> None:
 def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
     """Return the baselines of each part, shaped like it or `[1, …]`: `default` for floating-point parts. Token ids are left
     unchanged if no baseline is given."""
+    if inputs.table is not None and inputs.table.categories and not is_pandas(given):
+        raise InputError(
+            f"the columns {', '.join(map(str, inputs.table.categories))} are categories, which have no zero baseline; pass "
+            "baselines= or background= as a data frame with the same columns"
+        )
     found = dict.fromkeys(inputs.explained, default) | by_part(given, inputs, "baselines")
     made = {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
     if math.isfinite(default) and not all(bool(torch.isfinite(baseline).all()) for baseline in made.values()):
