@@ -1,5 +1,6 @@
 """Simple Taylor decomposition: exercise B of the course sheet, roots of networks, the remainder."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,6 +126,57 @@ def test_the_nearest_root_is_the_nearest_of_many_samples():
     assert ((found - x).norm(dim=1) <= 1.05 * distance).sum() >= 7  # a local minimum may lie farther
 
 
+def test_the_nearest_root_at_a_kink_of_two_relus():
+    f = lambda x: x.relu().sum(1, keepdim=True)  # noqa: E731
+    e = whence.explain(f, torch.tensor([[2.0, 1.0], [0.5, 3.0]]), 0, method=SimpleTaylor())
+    torch.testing.assert_close(e.root, torch.zeros(2, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(e.relevance, torch.tensor([[2.0, 1.0], [0.5, 3.0]]), atol=1e-3, rtol=0)
+
+
+def test_the_origin_is_found_where_the_gradient_leads_nowhere():
+    f = lambda x: x.abs().sum(1, keepdim=True) + 2 * (x[:, :1] * x[:, 1:2]).abs()  # noqa: E731  # a root at 0 alone
+    e = whence.explain(f, torch.tensor([[0.3, -2.0, 1.0]]), 0, method=SimpleTaylor())
+    assert e.root.norm() < 1e-3
+
+
+def test_roots_of_small_relu_networks_are_as_near_as_those_of_sequential_quadratic_programming():
+    optimize = pytest.importorskip("scipy.optimize")
+    near, far = 0, 1.0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        size = (2, 3, 5)[seed % 3]
+        model = nn.Sequential(nn.Linear(size, 8, bias=seed % 2 == 0), nn.ReLU(), nn.Linear(8, 1, bias=seed % 2 == 0)).eval()
+        x = torch.randn(1, size)
+        expected = _nearest_by_quadratic_programming(optimize, model, x)
+        found = float((whence.explain(model, x, 0, method=SimpleTaylor()).root - x).norm())
+        near, far = near + (found <= 1.01 * expected), max(far, found / expected)
+    assert near >= 11
+    assert far < 1.1
+
+
+def _nearest_by_quadratic_programming(optimize, model, x):
+    """Return the smallest distance of a root from forty starts."""
+
+    def value(z):
+        return model(torch.as_tensor(z)[None])[0, 0].item()
+
+    def gradient(z):
+        point = torch.as_tensor(z)[None].requires_grad_()
+        return torch.autograd.grad(model(point)[0, 0], point)[0][0].numpy()
+
+    x0, best = x[0].numpy(), float(x.norm()) if value(0 * x[0].numpy()) == 0 else float("inf")
+    random = np.random.default_rng(0)
+    for k in range(40):
+        start = x0 + (0.1, 0.5, 1, 2, 4)[k % 5] * random.normal(size=len(x0))
+        found = optimize.minimize(
+            lambda z: ((z - x0) ** 2).sum(), start, jac=lambda z: 2 * (z - x0), method="SLSQP",
+            constraints=[{"type": "eq", "fun": value, "jac": gradient}],
+        ).x  # fmt: skip
+        if abs(value(found)) <= 1e-4 * abs(value(x0)):
+            best = min(best, float(np.linalg.norm(found - x0)))
+    return best
+
+
 def test_a_curve_that_is_crossed_late_is_closed_in():
     calls = []
 
@@ -183,7 +235,7 @@ def test_taylor_refuses(method, error, message):
 
 def test_an_output_without_a_root_says_so():
     model, x = net(nn.Softplus()), torch.randn(2, 5)
-    with pytest.raises(errors.ModelError, match="found for sample 0, 1 along its gradient"):
+    with pytest.raises(errors.ModelError, match="found for sample 0, 1 near it"):
         whence.explain(model, x, 0, method=SimpleTaylor())
     with pytest.raises(errors.ModelError, match="on the lines to the given samples"):
         whence.explain(model, x, 0, method=SimpleTaylor(RootTowards(torch.randn(4, 5))))

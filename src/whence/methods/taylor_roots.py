@@ -1,7 +1,8 @@
 """Search for roots f(x̃) = 0 of an output: near a sample, within bounds, towards other samples or on a decoder's manifold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, value_repr
 from whence.methods import feature_masks
+from whence.methods.batching import automatic_batch_size, rows_are_independent
 from whence.methods.forward_backward import Task, gradients_enabled, target_values
 from whence.methods.gradients import input_gradients
 
 STEP_MULTIPLES = tuple(2.0**k for k in range(8))  # of the step that would reach the root of a linear map
+WAY_MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)  # of the way to a point that is expected near a root
 SECTION_FRACTIONS = tuple(k / 16 for k in range(1, 17))  # of the way to another sample
 MAX_REFINEMENTS = 60
 MAX_HALVINGS = 30
@@ -21,6 +24,10 @@ FLAT_SLOPE = 1e-3  # of the last step: if f is 0 so far before a root too, it is
 IDS_ERROR = "Taylor decomposition needs floating-point inputs; for token ids use gradient_times_input or LRP"
 DECODER_TOLERANCE = 1e-3  # of the distance: how far a root may lie beside the projection on its tangent plane
 MIN_STEP_SHARE = 1 / 100  # of the way to that projection
+ATTEMPTS = 3  # with other random starts, while no root is found
+START_RADII = (0.5, 1.0, 2.0, 4.0)  # of random starts around the sample, in units of the distance of the root found before
+STEPS_PER_START, CUTTING_STEPS, CUTS, DUAL_SWEEPS = 10, 8, 6, 30
+SMALL_INPUT, STARTS_IF_SMALL, STARTS_IF_LARGE = 1024, 16, 2  # numbers of a sample, and starts of the search for its root
 
 
 class ScalarFunction:
@@ -45,42 +52,68 @@ class ScalarFunction:
             for i, piece, part in zip(self.task.inputs.explained, split, self._parts, strict=True)
         }
 
-    def _at(self, points: Tensor) -> Task:
-        return self.task.moved(len(points) // len(self.x), self.parts(points), [self._target])
-
     def value(self, points: Tensor) -> Tensor:
         """Return f, `[rounds · N]`."""
-        return target_values(self._at(points))[0][0].to(self.x.dtype)
+        return torch.cat([target_values(task)[0][0].to(self.x.dtype) for task in self._tasks(points)])
 
     def slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return f `[rounds · N]` and its gradient `[rounds · N, numbers]`."""
-        (found,) = input_gradients(self._at(points))
-        if found.looked_up:
-            raise InputError(IDS_ERROR)
-        return found.output.to(self.x.dtype), self.row({i: g for i, (_, g) in found.inputs.items()}).to(self.x.dtype)
+        values, gradients = [], []
+        for task in self._tasks(points):
+            (found,) = input_gradients(task)
+            if found.looked_up:
+                raise InputError(IDS_ERROR)
+            values.append(found.output.to(self.x.dtype))
+            gradients.append(self.row({i: g for i, (_, g) in found.inputs.items()}).to(self.x.dtype))
+        return torch.cat(values), torch.cat(gradients)
+
+    def _tasks(self, points: Tensor) -> Iterator[Task]:
+        """Yield the tasks for the points, of as many rounds at once as memory and the model allow."""
+        for rounds in points.split((self._at_once if len(points) > len(self.x) else 1) * len(self.x)):
+            yield self.task.moved(len(rounds) // len(self.x), self.parts(rounds), [self._target])
+
+    @cached_property
+    def _at_once(self) -> int:
+        one = self.task.inputs.whole or not rows_are_independent(self.task)
+        return 1 if one else max(1, automatic_batch_size(self.task.inputs) // len(self.x))
 
 
 @dataclass(frozen=True)
 class NearestRoot:
-    """Search strategy for the nearest root, by line searches from x that follow the Lagrange condition x̃ = x − λ ∇f(x̃).
+    """Search strategy for a near root, by line searches from x that follow the Lagrange condition x̃ = x − λ ∇f(x̃).
 
     >>> whence.SimpleTaylor(whence.roots.NearestRoot())
     >>> whence.SimpleTaylor(whence.roots.NearestRoot(low=0.0, high=1.0))          # within a pixel box
 
     For a linear f the first step is the closed form x̃ = x − f(x) w / ‖w‖². In a network each line search ends at a root,
-    |f(x̃)| ≤ `tolerance` · |f(x)|, and the nearest one found in `n_steps` is taken: a local minimum of the distance. `low` and
-    `high` are numbers or tensors like the input. Raises `ModelError` for a sample without a root on its lines.
+    |f(x̃)| ≤ `tolerance` · |f(x)|: along the gradient first, then from the origin and random points around the sample, then over
+    the kinks of ReLUs, where several linear pieces meet (cutting planes, Kelley 1960). The nearest root found is taken. That is
+    the nearest of all for a linear f; of a network another root may be nearer. Raises `ModelError` for a sample without a root
+    on any of these lines.
+
+    Args:
+        low: Lower bound of the root, a number or a tensor like the input.
+        high: Upper bound of the root.
+        tolerance: Largest |f(x̃)| as a share of |f(x)|.
+        n_steps: Number of line searches along the gradient.
+        n_starts: Number of starts around the sample, the origin among them; 0 for none. By default 16 for inputs of up to 1024
+            numbers, and 2 for larger ones, in which random points find little.
+        seed: Random seed of the starts.
     """
 
     low: Any = None
     high: Any = None
     tolerance: float = 1e-4
     n_steps: int = 30
+    n_starts: int | None = None
+    seed: int = 0
 
     def __post_init__(self):
         _check_tolerance(self.tolerance)
         if self.n_steps < 1:
             raise RuleError(f"n_steps={value_repr(self.n_steps)}; expected at least 1")
+        if self.n_starts is not None and self.n_starts < 0:
+            raise RuleError(f"n_starts={value_repr(self.n_starts)}; expected 0 or more, or None")
 
     def near(self, function: ScalarFunction) -> Tensor:
         low, high = _bound(self.low, function, -torch.inf), _bound(self.high, function, torch.inf)
@@ -88,8 +121,17 @@ class NearestRoot:
         outside += [] if high is None else [function.x > high + 1e-6]
         if any(bool(o.any()) for o in outside):
             raise InputError("the input lies outside of [low, high]; pass the bounds of the preprocessed pixels")
-        clip = (lambda z: z) if low is None and high is None else lambda z: torch.clamp(z, low, high)
-        return nearest_root(function.value, function.slope, function.x, clip, self.tolerance, self.n_steps)
+        unbounded = low is None and high is None
+        clip = (lambda z: z) if unbounded else lambda z: z.unflatten(0, (-1, len(function.x))).clamp(low, high).flatten(0, 1)
+        search = RootSearch(function.value, function.slope, function.x, clip, self.tolerance)
+        search.along_gradients(self.n_steps)
+        count = STARTS_IF_SMALL if function.x.shape[1] <= SMALL_INPUT else STARTS_IF_LARGE
+        for attempt in range(ATTEMPTS):
+            search.from_starts(count if self.n_starts is None else self.n_starts, self.seed + attempt)
+            if search.found.all():
+                break
+        search.over_kinks(CUTTING_STEPS)
+        return search.result()
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +207,10 @@ class RootOnManifold:
             with torch.no_grad():
                 return function.value(self._made(z, x).flatten(1))
 
-        found = nearest_root(value, slope, codes, lambda z: z, self.tolerance, self.n_steps)
+        search = RootSearch(value, slope, codes, lambda z: z, self.tolerance)
+        search.along_gradients(self.n_steps)
         with torch.no_grad():
-            return self._made(found, x).flatten(1)
+            return self._made(search.result(), x).flatten(1)
 
     def _made(self, z: Tensor, x: Tensor) -> Tensor:
         made = self.decoder(z)
@@ -176,48 +219,118 @@ class RootOnManifold:
         return made
 
 
-def nearest_root(
-    value: Callable[[Tensor], Tensor],
-    slope: Callable[[Tensor], tuple[Tensor, Tensor]],
-    start: Tensor,
-    clip: Callable[[Tensor], Tensor],
-    tolerance: float,
-    n_steps: int,
-) -> Tensor:
-    """Return the nearest root found from `start` `[N, numbers]`, by line searches.
+class RootSearch:
+    """Search for a root near each sample `[N, numbers]`, by line searches from it; the nearest root found is kept."""
 
-    A root z is a nearest one only if x − z lies along ∇f(z). So from each root found the next line leads to a point between it
-    and the projection of x on its tangent plane, half as far where that was no nearer. Until a first root is found, the lines
-    follow Newton steps along the current gradient.
-    """
-    first, g = slope(start)
-    best, distance = start.clone(), torch.full_like(first, float("inf"))
-    walk, f_walk, share, going = start, first, torch.ones_like(first), torch.ones_like(first, dtype=torch.bool)
-    along = _newton_step(first, g)[:, None] * g
-    for _ in range(n_steps):
-        t, found = root_on_curve(
-            lambda t, along=along: value(clip(start - t[:, None] * along)),
-            first,
-            torch.ones_like(first),
-            STEP_MULTIPLES,
-            tolerance,
+    def __init__(
+        self,
+        value: Callable[[Tensor], Tensor],
+        slope: Callable[[Tensor], tuple[Tensor, Tensor]],
+        x: Tensor,
+        clip: Callable[[Tensor], Tensor],
+        tolerance: float,
+    ):
+        self.value, self.slope, self.x, self.clip, self.tolerance = value, slope, x, clip, tolerance
+        self.first, self.first_slope = slope(x)
+        self.best, self.distance = x.clone(), torch.full_like(self.first, float("inf"))
+
+    def result(self) -> Tensor:
+        """Return the nearest roots found; raise `ModelError` if there is none for a sample."""
+        _check_roots_found(self.found, "near it; use RootTowards(samples), root='origin' or a root of your own")
+        return self.best
+
+    @property
+    def found(self) -> Tensor:
+        """Whether a root was found, for each sample."""
+        return self.distance < float("inf")
+
+    def line(self, ways: Tensor, multiples: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the roots on the lines from the samples along `ways` `[rounds · N, numbers]`, where there are any, and nearer.
+
+        `multiples` of each way are the positions between which a change of sign is looked for.
+        """
+        rounds = len(ways) // len(self.x)
+        x, first = self.x.repeat(rounds, 1), self.first.repeat(rounds)
+        at = lambda t: self.clip(x + t[:, None] * ways)  # noqa: E731
+        t, found = root_on_curve(lambda t: self.value(at(t)), first, torch.ones_like(first), multiples, self.tolerance)
+        roots = at(t)
+        gone = torch.where(found, (roots - x).norm(dim=1), float("inf")).view(rounds, -1)
+        shortest, which = gone.min(0)
+        nearer = shortest < self.distance
+        self.best[nearer] = roots.view(rounds, *self.x.shape)[which, torch.arange(len(self.x))][nearer]
+        self.distance[nearer] = shortest[nearer]
+        return roots, found, nearer
+
+    def along_gradients(self, n_steps: int) -> None:
+        """Search along the gradient at the sample, then at the roots found.
+
+        A root z is a nearest one only if x − z lies along ∇f(z). So from each root found the next line leads to a point between
+        it and the projection of x on its tangent plane, half as far where that was no nearer. Until a first root is found, the
+        lines follow Newton steps along the current gradient.
+        """
+        x, f_walk, g = self.x, self.first, self.first_slope
+        walk, share, going = x, torch.ones_like(f_walk), torch.ones_like(f_walk, dtype=torch.bool)
+        way = -_newton_step(f_walk, g)[:, None] * g
+        for _ in range(n_steps):
+            _, found, nearer = self.line(way, STEP_MULTIPLES)
+            missed = self.distance.isinf() & ~found
+            share = torch.where(nearer, (2 * share).clamp(max=1), share / 2)
+            walk = torch.where(missed[:, None], self.clip(walk - _newton_step(f_walk, g)[:, None] * g), self.best)
+            f_walk, g = self.slope(walk)
+            aside = _newton_step(((x - walk) * g).sum(1), g)[:, None] * g - (x - walk)
+            going = going & (missed | ((aside.norm(dim=1) > DECODER_TOLERANCE * self.distance) & (share > MIN_STEP_SHARE)))
+            if not going.any():
+                break
+            way = torch.where(missed[:, None], walk - x, walk - x - share[:, None] * aside)
+
+    def from_starts(self, count: int, seed: int) -> None:
+        """Search on the lines to the origin and to random points, and to the projections of x on the tangent planes there."""
+        if not count:
+            return
+        random = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, *self.x.shape, generator=random, dtype=torch.float64).to(self.x)
+        scale = torch.where(self.distance.isinf(), 4 * self.x.norm(dim=1), self.distance)[:, None] / noise.norm(
+            dim=2, keepdim=True
         )
-        root = clip(start - t[:, None] * along)
-        gone = (root - start).norm(dim=1)
-        nearer, missed = going & found & (gone < distance), distance.isinf() & ~found
-        share = torch.where(nearer, (2 * share).clamp(max=1), share / 2)
-        best[nearer], distance[nearer] = root[nearer], gone[nearer]
-        walk = torch.where(missed[:, None], clip(walk - _newton_step(f_walk, g)[:, None] * g), best)
-        f_walk, g = slope(walk)
-        aside = _newton_step(((start - walk) * g).sum(1), g)[:, None] * g - (start - walk)
-        going = going & (missed | ((aside.norm(dim=1) > DECODER_TOLERANCE * distance) & (share > MIN_STEP_SHARE)))
-        if not going.any():
-            break
-        along = torch.where(missed[:, None], start - walk, start - walk + share[:, None] * aside)
-    _check_roots_found(
-        distance < float("inf"), "along its gradient; use RootTowards(samples), root='origin' or a root of your own"
-    )
-    return best
+        radii = torch.tensor([START_RADII[i % len(START_RADII)] for i in range(count)]).to(self.x)[:, None, None]
+        starts = self.x + radii * scale * noise
+        starts[0] = 0
+        points, x = self.clip(starts.flatten(0, 1)), self.x.repeat(count, 1)
+        for step in range(STEPS_PER_START):
+            roots, found, _ = self.line(points - x, WAY_MULTIPLES)
+            points = torch.where(found[:, None], roots, points)
+            f, g = self.slope(points)
+            projected = x - _newton_step(f + ((x - points) * g).sum(1), g)[:, None] * g
+            share = 1.0 if step % 2 == 0 else 0.5  # whole steps alone may go to and fro between two pieces
+            points = torch.where(g.any(1)[:, None], self.clip(points + share * (projected - points)), points)
+
+    def over_kinks(self, n_steps: int) -> None:
+        """Search towards the points nearest to x on the root side of the tangent planes met so far.
+
+        At a kink several pieces of f bound the roots, and x − z is a combination of their gradients.
+        """
+        x, cuts = self.x, [(self.x, self.first, self.first_slope)]
+        for _ in range(n_steps):
+            z, f, g = (torch.stack(parts, 1) for parts in zip(*cuts[-CUTS:], strict=True))
+            point = self.clip(nearest_below(x, z, f, g, self.first.sign()))
+            self.line(point - x, WAY_MULTIPLES)
+            cuts.append((point, *self.slope(point)))
+
+
+def nearest_below(x: Tensor, z: Tensor, f: Tensor, g: Tensor, sign: Tensor) -> Tensor:
+    """Return the points y nearest to x `[N, numbers]` with sign · (f_j + g_j · (y − z_j)) ≤ 0 for all planes `[N, planes, …]`.
+
+    The dual problem is solved by coordinate ascent (Hildreth 1957).
+    """
+    g = g * sign[:, None, None]
+    above = sign[:, None] * f + (g * (x[:, None] - z)).sum(2)  # of each plane, at x
+    products = g @ g.transpose(1, 2)
+    weights = torch.zeros_like(above)
+    for _ in range(DUAL_SWEEPS):
+        for j in range(above.shape[1]):
+            slack = above[:, j] - (products[:, j] * weights).sum(1)
+            weights[:, j] = (weights[:, j] + slack / products[:, j, j].clamp(min=torch.finfo(g.dtype).tiny)).clamp(min=0)
+    return x - (weights[:, :, None] * g).sum(1)
 
 
 def _newton_step(f: Tensor, g: Tensor) -> Tensor:
