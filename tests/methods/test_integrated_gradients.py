@@ -1,5 +1,8 @@
 """Methods made of gradients: closed forms, captum's portable truths and captum itself, completeness."""
 
+import re
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -38,3 +41,36 @@ def test_a_linear_function_is_integrated_exactly_by_one_step():
     close(relevance(lambda x: (x @ w)[:, None], x, IntegratedGradients(n_steps=1)), x * w)
     expected = relevance(lambda x: (x @ w)[:, None], x, ExpectedGradients(background, n_samples=12))
     close(expected, (x - background.mean(0)) * w)
+
+
+class RootMeanSquares(nn.Module):
+    """A residual network that normalises by the root mean square, which is not smooth at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 16), nn.Linear(16, 5)
+        self.norms = nn.ModuleList(nn.RMSNorm(16) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, input_ids):
+        x = self.table(input_ids) if not input_ids.is_floating_point() else input_ids
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + nn.functional.silu(layer(norm(x)))
+        return self.head(self.norms[0](x)).mean(1)
+
+
+@pytest.mark.parametrize("of_ids", [True, False])
+def test_integrated_gradients_that_do_not_add_up_name_a_baseline_with_which_they_do(of_ids):
+    torch.manual_seed(0)
+    model = RootMeanSquares().eval()
+    x = torch.randint(0, 20, (2, 7)) if of_ids else torch.randn(8, 7, 16) + 1
+    given = {"input_ids": x}
+    advice = "baselines={'input_ids': tokenizer.pad_token_id}" if of_ids else "baselines=x.mean(0, keepdim=True)"
+    with pytest.warns(whence.errors.ConservationWarning, match=re.escape(advice)):
+        zero = whence.explain(model, given, 1, method=IntegratedGradients(), progress=False)
+    assert zero.conservation.gap.abs().max() > 0.1
+    neutral = {"input_ids": 0 if of_ids else x.mean(0, keepdim=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        e = whence.explain(model, given, 1, method=IntegratedGradients(neutral), progress=False)
+    assert e.conservation.gap.abs().max() < 1e-3

@@ -21,7 +21,7 @@ CHANNEL_COUNTS = ("out_features", "out_channels", "num_features", "num_channels"
 
 @dataclass(frozen=True)
 class ChannelLayout:
-    """What the types of a layer and of those before it tell about the channels of its activations.
+    """The layout of a layer's activations, as far as the types of the layer and of those before it give it.
 
     >>> ChannelLayout.of(model, "features.3").dimension(a, x)
     1

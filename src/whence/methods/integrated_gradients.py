@@ -1,5 +1,6 @@
 """Gradients integrated along straight paths from a baseline to the input: integrated and expected gradients."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -11,14 +12,17 @@ from torch import Tensor
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
 from whence.core.trees import Tree
-from whence.errors import RuleError, value_repr
+from whence.errors import ConservationWarning, RuleError, value_repr
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
+from whence.lrp.torch_compat.deferred_checks import check_holds
 from whence.methods import feature_masks
 from whence.methods.batching import run_batched
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
 from whence.methods.gradients import input_gradients
 from whence.methods.running_statistics import RunningMoments
+
+MAX_GAP = 0.1  # of f(x) − f(x̃), above which integrated gradients do not add up
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -186,8 +190,30 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -
     for (output, target), total, baseline in zip(answers, totals, outputs, strict=True):
         relevance = total.sums()
         account = Conservation(output, sum_relevance(relevance, output.shape[0]), baseline=baseline)
+        if not sampled:
+            size = sum_relevance({i: r.abs() for i, r in relevance.items()}, output.shape[0])
+            _warn_if_incomplete(account, size, task, method.n_steps)
         errors = {"standard_errors": task.inputs.together(total.standard_errors())} if sampled else {}
         yield make_explanation(method, task, output, target, relevance, account, **errors)
+
+
+def _warn_if_incomplete(account: Conservation, size: Tensor, task: Task, n_steps: int) -> None:
+    """Warn of a gap that is large compared with f(x) − f(x̃), and not small compared with Σ|R|, `size`."""
+    change = (account.output - account.baseline).abs() if account.baseline is not None else account.output.abs()
+    missing = account.gap.abs() > torch.maximum(MAX_GAP * change, MAX_GAP**2 * size)
+    missing = missing & (account.gap.sum().abs() > MAX_GAP**2 * size.sum())  # rows that interact account for each other
+    if not check_holds(~missing):
+        if task.inputs.explained:
+            other = "baselines=x.mean(0, keepdim=True), or another typical input"
+        else:
+            other = "baselines={'input_ids': tokenizer.pad_token_id} for token ids, or the id of another neutral token"
+        warnings.warn(
+            f"integrated gradients do not add up to f(x) − f(baseline) = {float(change[missing].max()):.3g}: "
+            f"{float(account.gap[missing].abs().max()):.3g} is missing. Either n_steps={n_steps} are too few, or the model is "
+            f"not smooth at the baseline, as RMSNorm and LayerNorm are not at zero; then pass {other}",
+            ConservationWarning,
+            stacklevel=2,
+        )
 
 
 def _baseline_outputs(method: Any, task: Task, paths: StraightPaths, targets: list) -> list[Tensor]:
