@@ -28,9 +28,9 @@ def refused(error, message, *args, **kwargs):
 
 
 def test_training_mode():
-    refused(errors.TrainingModeError, r"call model.eval\(\)", net().train(), X)
-    model = net()
-    model[1].train()
+    model = nn.Sequential(net(), nn.Dropout(0.5))
+    refused(errors.TrainingModeError, r"call model.eval\(\)", model.train(), X)
+    model.eval()[1].train()
     refused(errors.TrainingModeError, "'1' is in training mode", model, X)
 
 
@@ -300,6 +300,7 @@ def test_saving_as_something_else(tmp_path):
     "method", [None, "integrated_gradients", "gradient_times_input", whence.Occlusion((1, 3, 3), strides=3)]
 )
 @pytest.mark.parametrize("draws", [lambda h: nn.functional.dropout(h, 0.5), lambda h: h * (1 + 0.1 * torch.rand_like(h))])
+@pytest.mark.filterwarnings("ignore:integrated gradients do not add up")
 def test_a_model_that_is_random_in_eval_mode_is_said_to_be(method, draws):
     plain, x = net(), torch.rand(2, 1, 6, 6)
     model = lambda x: plain[3](draws(plain[2](plain[1](plain[0](x)))))  # noqa: E731
@@ -307,3 +308,37 @@ def test_a_model_that_is_random_in_eval_mode_is_said_to_be(method, draws):
     for e in whence.explain_targets(model, x, [0, 1], method=method, progress=False):
         assert "random in eval mode" in e.note
     assert not whence.explain(plain, x, 0, method=method, progress=False).note
+
+
+class ReadsMode(nn.Module):
+    """Drops out by its own mode, in a function within `forward`."""
+
+    def forward(self, x):
+        def dropped(x):
+            return nn.functional.dropout(x, 0.5, self.training)
+
+        return dropped(x)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 2), nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.LayerNorm(3), nn.Linear(3, 2))]
+)
+def test_modules_without_modes_are_explained_in_training_mode(layer):
+    x = torch.randn(2, 4)
+    assert torch.equal(whence.explain(layer.train(), x, 0).relevance, whence.explain(layer.eval(), x, 0).relevance)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Dropout(0.1),
+        nn.BatchNorm1d(4),
+        nn.RReLU(),
+        ReadsMode(),
+        nn.TransformerEncoderLayer(4, 2),
+        nn.MultiheadAttention(4, 2),
+    ],
+)
+def test_modules_that_read_their_mode_are_refused_in_training_mode(layer):
+    with pytest.raises(errors.TrainingModeError, match=r"call model.eval\(\)"):
+        whence.explain(nn.Sequential(nn.Linear(4, 4), layer), torch.randn(2, 4), 0)

@@ -278,7 +278,7 @@ class Masked(nn.Linear):
     (nn.Linear(4, 3), {"dynamic_shapes": {"y": {1: "n"}}}, errors.InputError, "the inputs are x, target"),
     (nn.Linear(4, 3), {"dynamic_shapes": {"x": {2: "n"}}}, errors.InputError, "dimension 2 of 'x', which has 2"),
     (nn.Linear(4, 3), {"out": "explainer.h5"}, errors.InputError, "written to .pt2 or .onnx"),
-    (nn.Linear(4, 3).train(), {}, errors.TrainingModeError, "training mode"),
+    (nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train(), {}, errors.TrainingModeError, "training mode"),
 ])  # fmt: skip
 def test_what_cannot_be_exported_says_so(model, options, error, message):
     model = model if "training mode" in message else model.eval()
@@ -367,3 +367,25 @@ def test_an_operator_without_a_form_in_onnx_is_named(tmp_path):
     with pytest.raises(errors.ModelError, match="ONNX does not support the operator prims"):
         whence.export(Gamma(4, 3).eval(), torch.rand(2, 4), method="gradient_times_input", out=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_transformer_with_a_padding_mask():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x, mask):
+            return self.head(self.encoder(x, src_key_padding_mask=mask).mean(1))
+
+    torch.manual_seed(0)
+    model, mask = Padded().eval(), torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, 3:] = True
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    program = whence.export(model, {"x": torch.randn(2, 5, 8), "mask": mask}, 1)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+    x, mask = torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool)
+    mask[0, 2:] = True  # padded elsewhere
+    found = program.module()(x=x, mask=mask)
+    assert torch.allclose(found["relevance.x"], whence.explain(model, {"x": x, "mask": mask}, 1).relevance["x"], atol=1e-5)

@@ -53,7 +53,7 @@ def test_drsa_tells_apart_what_samples_of_two_kinds_use():
     first = carried[:100].sum(0) > carried[100:].sum(0)
     assert int(first.sum()) == 1  # each subspace is that of one kind
     assert float(carried.sum()) > 0.9 * float(x.sum())
-    assert torch.allclose(found.bases[0].T @ found.bases[1], torch.zeros(1, 1), atol=1e-5)
+    assert torch.allclose(found.bases[0].T @ found.bases[1], torch.zeros(1, 1, dtype=torch.float64), atol=1e-5)
 
 
 def test_subspaces_are_conditions_and_prototypes(cnn):
@@ -92,3 +92,10 @@ def test_subspaces_take_data_and_targets_as_evaluate_does(cnn):
     shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3, shuffle=True)
     with pytest.raises(errors.TargetError, match="does not shuffle"):
         whence.subspaces(cnn, shuffled, "3", target=y, progress=False)
+
+
+def test_prca_is_computed_in_the_precision_of_the_input():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval()
+    found = whence.subspaces(net, torch.randn(50, 6, dtype=torch.float64), "1", n_subspaces=1, n_dimensions=2, progress=False)
+    assert found.bases.dtype == torch.float64

@@ -308,3 +308,10 @@ def test_rise_refuses():
         patches(torch.zeros(3, 4), 2)
     with pytest.raises(errors.ModelError, match="NaN"):
         whence.explain(lambda x: 1 / x, torch.ones(1, 3), 0, method=FeatureAblation())
+
+
+def test_one_number_is_a_square_window_through_all_channels():
+    model, x = cnn(), torch.randn(2, 3, 12, 12)
+    close(relevance(model, x, Occlusion(4), 1), relevance(model, x, Occlusion((3, 4, 4)), 1))
+    last = lambda x: model(x.permute(0, 3, 1, 2))  # noqa: E731
+    close(relevance(last, x.permute(0, 2, 3, 1), Occlusion(4), 1), relevance(model, x, Occlusion(4), 1).permute(0, 2, 3, 1))

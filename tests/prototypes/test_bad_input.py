@@ -83,7 +83,7 @@ def test_what_cannot_be_is_refused(target, settings, error, message):
 def test_models_and_priors_are_checked():
     model = deep()
     with pytest.raises(errors.TrainingModeError):
-        prototype(model.train(), 0, shape=(3, 34, 34))
+        prototype(nn.Sequential(model, nn.Dropout()).train(), 0, shape=(3, 34, 34))
     with pytest.raises(errors.RuleError, match="must not be negative"):
         L2(-1.0)
     with pytest.raises(errors.InputError, match="not positive definite"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import whence
 from support.comparisons import close
 from whence import errors, prototype
 from whence.objectives import LogProbability
@@ -117,3 +118,26 @@ def test_strength_trades_the_prior_against_the_concept():
     activations, log_probs = (torch.cat([getattr(p, name) for p in found]) for name in ("activation", "log_prob"))
     assert (activations.diff() < 0).all()
     assert (log_probs.diff() > 0).all()
+
+
+def test_an_rbm_from_given_parameters_has_the_density_of_the_paper():
+    torch.manual_seed(0)
+    w, b, strength, x = torch.randn(5, 2, 3), torch.randn(5), 0.3, torch.randn(4, 2, 3)
+    expert = whence.priors.GaussianRBM.from_parameters(w, b, strength)
+    literal = torch.log1p(torch.exp(x.flatten(1) @ w.flatten(1).T + b)).sum(1) - strength * x.flatten(1).square().sum(1)
+    assert torch.allclose(expert.log_prob(x), literal, atol=1e-5)
+    assert whence.priors.GaussianRBM.from_parameters(w.flatten(1), b, strength, shape=(2, 3)).shape == (2, 3)
+    with pytest.raises(whence.errors.RuleError, match="expected λ > 0"):
+        whence.priors.GaussianRBM.from_parameters(w, b, 0)
+    with pytest.raises(whence.errors.InputError, match=r"expected \[hidden, 6\] and \[hidden\]"):
+        whence.priors.GaussianRBM.from_parameters(w, b[:4], strength)
+
+
+@pytest.mark.parametrize("prior", [None, whence.priors.L2(0)])
+def test_a_search_without_prior_and_bounds_says_that_there_may_be_no_maximum(prior):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    found = whence.prototype(net, 1, shape=(6,), prior=prior, n_steps=20, progress=False)
+    assert "neither a prior nor bounds" in found.note
+    for bounded in ({"prior": whence.priors.L2(0.1)}, {"image": whence.images.Pixels(0.0, 1.0)}):
+        assert whence.prototype(net, 1, shape=(6,), n_steps=20, progress=False, **bounded).note == ""

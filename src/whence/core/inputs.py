@@ -1,8 +1,10 @@
 """Inputs of a model (a tensor, a tuple of tensors, or a dict of keyword arguments), and checks of inputs and models."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from os import PathLike
 from typing import Any
 
@@ -29,9 +31,6 @@ from whence.errors import (
 from whence.lrp.torch_compat.deferred_checks import check_holds
 from whence.lrp.torch_compat.model_state import preserve_state
 from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quantized
-
-# these containers behave the same in both modes: net[:3] of a network in eval mode is a Sequential in training mode
-MODE_INDEPENDENT = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 NEEDS_GRADIENTS = "does not require grad and does not have a grad_fn"  # in torch's message
 
@@ -321,8 +320,37 @@ def _copy_part(part: Any) -> Any:
     return deepcopy(part) if hasattr(part, "get_seq_length") else part  # Hugging Face's caches of keys and values
 
 
+@cache
+def _depends_on_mode(kind: type) -> bool:
+    """Return whether modules of a class may differ between training and eval mode: their methods read `training`.
+
+    `net[:3]` of a network in eval mode is a Sequential in training mode, for which that makes no difference.
+    """
+    if issubclass(kind, torch.jit.ScriptModule):
+        return True
+    classes = [base for base in kind.__mro__ if base not in (torch.nn.Module, object)]
+    methods = [value for base in classes for value in vars(base).values() if callable(value) or isinstance(value, property)]
+    code = [_code_of(method) for method in methods if not isinstance(method, type)]
+    return any(one is None or "training" in _names_in(one) for one in code)
+
+
+def _code_of(method: Any) -> Any:
+    """Return the code object of a function or method; None for one without Python code."""
+    inner = method.fget if isinstance(method, property) else inspect.unwrap(method)
+    return getattr(getattr(inner, "__func__", inner), "__code__", None)
+
+
+def _names_in(code: Any) -> set[str]:
+    """Return the names that a function reads, functions defined in it included."""
+    inner = (constant for constant in code.co_consts if hasattr(constant, "co_names"))
+    return set(code.co_names).union(*map(_names_in, inner))
+
+
 def check_model(model: object) -> None:
-    """Raise `ModelError` if a model is not callable, or if it is a module with a part in training mode or uninitialised."""
+    """Raise `ModelError` if a model is not callable, or if it is a module with a part in training mode or uninitialised.
+
+    Modules that are the same in both modes, such as a bare nn.Linear, may be in training mode.
+    """
     if isinstance(model, type) or not callable(model):
         raise ModelError(describe_non_model(model))
     if not isinstance(model, torch.nn.Module):
@@ -333,7 +361,7 @@ def check_model(model: object) -> None:
             continue
         if is_quantized(module) or type(module).__module__ == MKLDNN:  # their mode was fixed at conversion
             continue
-        if getattr(module, "training", False) and type(module) not in MODE_INDEPENDENT:
+        if getattr(module, "training", False) and _depends_on_mode(type(module)):
             name = next(name for name, part in model.named_modules() if part is module)
             what = repr(name) if name else "the model"
             raise TrainingModeError(f"{what} is in training mode; call model.eval() before explaining")

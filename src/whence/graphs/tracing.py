@@ -1,8 +1,8 @@
 """Tracing of an explanation as one graph of plain operators, from inputs and class indices to all of its tensors."""
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from operator import getitem
 from typing import Any
@@ -62,12 +62,26 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
         return found
 
     tracing = "real" if sizes is None else "fake"
-    with TRACE_LOCK, _tensors(given, sizes) as tensors:
+    with TRACE_LOCK, _without_fast_path(), _tensors(given, sizes) as tensors:
         graph = make_fx(program, CONSTANT_READS, tracing_mode=tracing, _allow_non_fake_inputs=True)(*tensors)
     _check_writes_nothing(graph.graph)
     _name_inputs(graph.graph, list(given))
     _merge_repeated_constants(graph)
     return TracedExplanation(graph, made[-1])
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Disable the fast path of `nn.TransformerEncoder`, which decides by the values of a padding mask whether it applies.
+
+    No explanation takes it, since it has no gradients.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def input_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:

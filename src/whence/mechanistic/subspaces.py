@@ -209,7 +209,8 @@ def _collect(
             ((a, g),) = gradients.layers[layer]
             found.append(_sample_rows(model, layer, inputs, a, g, random))
             advance(1)
-    a, c = (torch.cat(part).float() for part in zip(*found, strict=True))
+    a, c = (torch.cat(part) for part in zip(*found, strict=True))
+    a, c = (t.float() if t.dtype.itemsize < 4 else t for t in (a, c))
     if not a.any() or not c.any():
         raise InputError(f"no relevance reaches layer '{layer}'")
     return a, c

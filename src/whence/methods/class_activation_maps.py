@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from whence.core.channel_layout import channel_dim
 from whence.core.explanation import Explanation
 from whence.errors import InputError, ModelError, SelectorError
+from whence.lrp.torch_compat.deferred_checks import check_holds
 from whence.lrp.torch_compat.module_tracker import module_names, named_layers
 from whence.methods.feature_maps import FeatureMap
 from whence.methods.feature_masks import UPSAMPLING
@@ -133,7 +134,7 @@ def _last_with_gradient(task: Task, found: Gradients, x: Tensor) -> tuple[str, F
                 "layer that returns [N, channels, …], or tokens [N, T, channels] with one for each patch of the image"
             )
         several.append((name, feature_map, (a, g)))
-        if feature_map.read(g).any():
+        if len(found.layers) == 1 or check_holds(feature_map.read(g).any()):
             return several[-1]
     return several[0]
 

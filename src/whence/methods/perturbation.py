@@ -14,6 +14,7 @@ from whence.core.trees import Tree
 from whence.errors import InputError, RuleError
 from whence.methods import feature_masks
 from whence.methods.batching import run_batched
+from whence.methods.feature_maps import input_channels
 from whence.methods.feature_masks import UPSAMPLING, FeatureGroups
 from whence.methods.forward_backward import Task, make_explanation, reject_layers
 from whence.methods.model_queries import ModelQueries
@@ -76,8 +77,9 @@ class Occlusion:
     R_i is the mean of f(x) − f(x with the window at the baseline) over all windows that cover entry i.
 
     Args:
-        sliding_window_shapes: Size of the window along every dimension of a sample, or a tuple or dict of sizes structured like
-            the inputs. By default an eighth of an image's sides through all channels, or one entry of a vector.
+        sliding_window_shapes: Size of the window along every dimension of a sample, or one number, for pictures of a square
+            through all channels; or a tuple or dict of sizes structured like the inputs. By default an eighth of an image's
+            sides through all channels, or one entry of a vector.
         strides: Step of the window along every dimension, structured like `sliding_window_shapes`, or one number for all
             dimensions. Half the window by default.
         baselines: Values that replace occluded entries, as in `IntegratedGradients`; 0 by default.
@@ -196,6 +198,8 @@ class SlidingWindows:
     @classmethod
     def of(cls, x: Tensor, shape: Any, strides: Any) -> "SlidingWindows":
         lengths = tuple(x.shape[1:])
+        if isinstance(shape, int) and x.dim() in (4, 5):  # of pictures and volumes
+            shape = tuple(n if d == input_channels(x) else shape for d, n in enumerate(lengths, 1))
         shape = _default_window(lengths) if shape is None else _check_sizes(shape, lengths, "a sliding window")
         strides = tuple(-(-s // 2) for s in shape) if strides is None else _check_sizes(strides, lengths, "strides")
         if any(s > length for s, length in zip(shape, lengths, strict=True)):

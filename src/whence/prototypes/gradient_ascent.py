@@ -221,6 +221,11 @@ class PrototypeSearch:
         note = self._note(course, steps, rising)
         if note:
             warnings.warn(note, stacklevel=5)
+        elif self._unpenalised and course.rose():
+            note = (
+                "the input has neither a prior nor bounds, and the objective was still rising: it may have no maximum, and the "
+                "result depends on n_steps and lr; pass prior=whence.priors.L2(0.01) or image=whence.images.Pixels(low, high)"
+            )
         low, high = getattr(self.image, "low", None), getattr(self.image, "high", None)
         return Prototypes(
             images=x,
@@ -232,6 +237,12 @@ class PrototypeSearch:
             bounds=None if low is None else (low, high),
             note=note,
         )
+
+    @property
+    def _unpenalised(self) -> bool:
+        """Whether nothing keeps the values of the input small."""
+        weight = 0 if self.prior is None else self.strength * getattr(self.prior, "strength", 1)
+        return weight == 0 and isinstance(self.image, Pixels) and self.image.low is None
 
     def _note(self, course: "SearchState", steps: int, rising: Tensor) -> str:
         """Return a description of everything that went wrong."""
@@ -292,6 +303,10 @@ class SearchState:
         if self.alive.any():
             self.activations.append(activation.detach())
             self.log_probs.append(log_prob.detach())
+
+    def rose(self) -> bool:
+        """Return whether the objective of any prototype rose in the last step."""
+        return len(self.activations) > 1 and bool((self.activations[-1] > self.activations[-2]).any())
 
     @torch.no_grad()
     def hold(self) -> None:

@@ -162,6 +162,37 @@ class GaussianRBM:
         self.hidden_bias = torch.full((hidden,), -1.0, dtype=torch.float32)
         self.center = torch.zeros(numbers, dtype=torch.float32)
 
+    @classmethod
+    def from_parameters(
+        cls, weight: Tensor, bias: Tensor, strength: float, shape: tuple[int, ...] | None = None
+    ) -> "GaussianRBM":
+        """Return the machine with log p(x) = Σ_j log(1 + exp(w_jᵀx + b_j)) − λ‖x‖² + const.
+
+        >>> expert = whence.priors.GaussianRBM.from_parameters(w, b, strength=0.5)
+
+        Args:
+            weight: w, a tensor `[hidden, …]` with inputs of the remaining shape.
+            bias: b, a tensor `[hidden]`.
+            strength: λ > 0; the variance of each input given the hidden units is 1 / 2λ.
+            shape: Shape of one input, if `weight` is flattened.
+
+        Raises:
+            RuleError: `strength` is not positive.
+            InputError: The shapes do not fit each other.
+        """
+        if not strength > 0:
+            raise RuleError(f"strength={value_repr(strength)}; expected λ > 0, without which log p(x) has no maximum")
+        shape = tuple(weight.shape[1:]) if shape is None else tuple(shape)
+        flat = weight.detach().flatten(1).float()
+        if flat.shape[1] != torch.Size(shape).numel() or bias.shape != (len(flat),):
+            raise InputError(
+                f"weights {tuple(weight.shape)} and biases {tuple(bias.shape)} for inputs of shape {shape}; expected "
+                f"[hidden, {torch.Size(shape).numel()}] and [hidden]"
+            )
+        made = cls(shape, len(flat), 1 / (2 * strength))
+        made.weight, made.hidden_bias = flat * made.variance, bias.detach().float()
+        return made
+
     @property
     def typical(self) -> Tensor:
         """The input that a search starts around; from 0 most searches would end in the nearest mode."""

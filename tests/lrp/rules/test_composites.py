@@ -107,3 +107,36 @@ def test_a_class_may_match_nothing_so_that_one_set_of_rules_serves_many_networks
     assert torch.equal(whence.explain(net, x, 0, method=whence.LRP(rules)).relevance, expected.relevance)
     with pytest.raises(whence.errors.SelectorError, match="matched no linear map"):
         whence.explain(net, x, 0, method=whence.LRP({(nn.Conv3d, "conv.*"): Gamma()}))
+
+
+def test_combinations_have_users_rules_in_front_from_both_sides():
+    preset, own = whence.presets.epsilon_plus(), {"0": whence.Epsilon(0.1)}
+    assert (preset | own).entries == (own | preset).entries
+    for combined in (lambda: whence.ZPlus() | own, lambda: own | whence.ZPlus(), lambda: whence.ZPlus() | preset):
+        with pytest.raises(whence.errors.RuleError, match="by itself selects no layers; write"):
+            combined()
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 3)
+    rest = LRP({"0": whence.Epsilon(0.1)} | whence.presets.Composite.of({"*": whence.ZPlus()}))  # as the message says
+    expected = LRP({"0": whence.Epsilon(0.1), "2": whence.ZPlus()})
+    assert torch.equal(
+        whence.explain(model, x, 0, method=rest).relevance, whence.explain(model, x, 0, method=expected).relevance
+    )
+
+
+def test_a_selector_of_a_module_without_such_a_function_says_so():
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb, self.head = nn.EmbeddingBag(10, 4), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            return self.head(self.emb(ids))
+
+    ids = torch.randint(0, 10, (2, 5))
+    with pytest.raises(whence.errors.SelectorError, match="give the layer behind it a rule"):
+        whence.explain(Bags().eval(), ids, 0, method=LRP({"emb": whence.ZPlus()}))
+    assert whence.explain(Bags().eval(), ids, 0, method=LRP({"head": whence.ZPlus()})).relevance.shape == (2, 5)
+    with pytest.raises(whence.errors.SelectorError, match="is of type ReLU, which calls none"):
+        whence.explain(
+            nn.Sequential(nn.Linear(3, 2), nn.ReLU()).eval(), torch.randn(1, 3), 0, method=LRP({"1": whence.ZPlus()})
+        )

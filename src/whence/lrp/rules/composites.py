@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,10 @@ class Composite:
             )
         return cls(tuple(rules.items()), len(rules))
 
+    def __or__(self, front: "Mapping[Selector, Rule]") -> "Composite":
+        """Return this composite with user-defined rules in front, on whichever side of | they stand."""
+        return self.__ror__(front) if isinstance(front, Mapping) else NotImplemented
+
     def __ror__(self, front: "Mapping[Selector, Rule]") -> "Composite":
         own = Composite.of(front)
         return Composite(own.entries + self.entries, own.required + self.required, f"{own!r} | {self!r}")
@@ -124,7 +128,7 @@ class Matcher:
             self._decided[key] = self._search(place, function, False, FunctionRule)
         return self._decided[key]
 
-    def check_all_matched(self, paths: Iterable[str]) -> None:
+    def check_all_matched(self, modules: Mapping[str, nn.Module]) -> None:
         """Raise `SelectorError` for the first user-defined selector that no function call matched.
 
         Module classes may match nothing, so that one set of rules serves many networks; paths and functions must match.
@@ -133,7 +137,11 @@ class Matcher:
             if position in self._matched or _selects_classes(selector):
                 continue
             kind = "nonlinear function" if isinstance(rule, FunctionRule) else "linear map"
-            near = suggest(selector, paths) if isinstance(selector, str) else ""
+            near = suggest(selector, modules) if isinstance(selector, str) else ""
+            if isinstance(selector, str) and selector in modules and not position:
+                near = f"; it is of type {type(modules[selector]).__name__}, which calls none"
+                if isinstance(modules[selector], nn.Embedding | nn.EmbeddingBag):
+                    near = "; it looks up the vectors that are explained: give the layer behind it a rule"
             earlier = " that an earlier selector did not match" if position else ""
             raise SelectorError(f"selector {selector_repr(selector)} matched no {kind} of the model{earlier}{near}")
 

@@ -31,8 +31,20 @@ from whence.lrp.rules.protocol import DepthRule, Factors, InputRule, SplitRule
 from whence.lrp.torch_compat.deferred_checks import known_true
 
 
+class WithoutSelector:
+    """Base class of rules, which explains why a rule by itself cannot be combined with others by |."""
+
+    def __or__(self, other: object) -> object:
+        raise RuleError(
+            f"{type(self).__name__} by itself selects no layers; write {{torch.nn.Linear: {self!r}}} | …, or {{'*': {self!r}}} "
+            "for all layers, with the rules that go before it on its left"
+        )
+
+    __ror__ = __or__
+
+
 @dataclass(frozen=True)
-class Epsilon:
+class Epsilon(WithoutSelector):
     """LRP-ε: R_j = Σ_k a_j w_jk / (z_k + ε sign z_k) · R_k. `Epsilon(0)` is LRP-0 (Bach et al. 2015, eq. 58).
 
     >>> whence.LRP({torch.nn.Linear: whence.Epsilon(0.1)})
@@ -61,7 +73,7 @@ class Epsilon:
 
 
 @dataclass(frozen=True)
-class Gamma:
+class Gamma(WithoutSelector):
     """LRP-γ, generalised to outputs of both signs: contributions of the output's own sign weigh 1 + γ
     (Montavon et al. 2019, §10.2.3; Andéol et al. 2021 for z < 0).
 
@@ -95,7 +107,7 @@ class Gamma:
 
 
 @dataclass(frozen=True)
-class AlphaBeta:
+class AlphaBeta(WithoutSelector):
     """LRP-αβ: R_j = Σ_k (α (a_j w_jk)⁺ / Σ⁺ − β (a_j w_jk)⁻ / Σ⁻) R_k with α − β = 1 (Bach et al. 2015, eq. 60).
 
     >>> whence.LRP({torch.nn.Conv2d: whence.AlphaBeta(2, 1)})
@@ -143,7 +155,7 @@ class AlphaBeta:
 
 
 @dataclass(frozen=True)
-class ZPlus:
+class ZPlus(WithoutSelector):
     """The z⁺ rule: only positive contributions carry relevance; deep Taylor decomposition of a ReLU layer
     (Montavon et al. 2017, eq. 11) and the same as `AlphaBeta(1, 0)`.
 
@@ -166,7 +178,7 @@ class ZPlus:
 
 
 @dataclass(frozen=True)
-class ZBox:
+class ZBox(WithoutSelector):
     """The z^B rule for inputs between two bounds, such as pixels (Montavon et al. 2017, eq. 14):
     R_i = Σ_j (x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻) / Σ_i(…) · R_j. The bias is ignored.
 
@@ -215,7 +227,7 @@ class ZBox:
 
 
 @dataclass(frozen=True)
-class WSquare:
+class WSquare(WithoutSelector):
     """The w² rule for unbounded real inputs: R_i = Σ_j w_ij² / Σ_i w_ij² · R_j (Montavon et al. 2017, eq. 9).
 
     >>> whence.LRP({"0": whence.WSquare()})
@@ -231,7 +243,7 @@ class WSquare:
 
 
 @dataclass(frozen=True)
-class Flat:
+class Flat(WithoutSelector):
     """The flat rule: every connected input gets the same share (Lapuschkin et al. 2017).
 
     >>> whence.LRP({"conv1": whence.Flat()})
@@ -245,7 +257,7 @@ class Flat:
 
 
 @dataclass(frozen=True)
-class RisingGamma:
+class RisingGamma(WithoutSelector):
     """LRP-γ that grows from output to input: γ = `step` for the topmost layer under this rule, 2 `step` for the next, ….
 
     >>> whence.LRP({torch.nn.Conv2d: whence.RisingGamma(0.1)})
@@ -281,17 +293,17 @@ LinearRule = Epsilon | SplitRule | DepthRule
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(WithoutSelector):
     """Rule of an activation with f(0) = 0: relevance passes unchanged, as through x · (f(x)/x) with a constant quotient."""
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(WithoutSelector):
     """Rule of a gate or a statistic: its value is held constant, and no relevance enters it."""
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(WithoutSelector):
     """Rule of a function that keeps its own gradient; relevance that it does not conserve is counted as absorbed."""
 
 
