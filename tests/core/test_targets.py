@@ -60,3 +60,15 @@ def test_a_neuron_that_is_not_there():
         whence.explain(net, x, whence.objectives.Neuron("3", 9))
     with pytest.raises(whence.errors.TargetError, match="Caricature needs the activations of its photo, which only pr"):
         whence.explain(net, x, whence.objectives.Caricature("0", x[:1]))
+
+
+@pytest.mark.parametrize("method", [None, "integrated_gradients", "feature_ablation"])
+def test_outputs_with_positions_but_without_tokens_say_which_position_is_explained(method):
+    torch.manual_seed(0)
+    weights, x = torch.randn(3, 4), torch.randn(2, 6, 3)
+    given = {} if method is None else {"method": method, "progress": False}
+    e = whence.explain(lambda x: x.cumsum(1) @ weights, x, 2, **given)
+    assert e.target_names() == ["2 at position 5 of 6"] * 2
+    assert torch.allclose(e.output, (x.sum(1) @ weights)[:, 2])
+    third = whence.explain(lambda x: x.cumsum(1) @ weights, x, whence.Logit(2, position=3), **given)
+    assert torch.allclose(third.output, (x[:, :4].sum(1) @ weights)[:, 2])

@@ -31,6 +31,7 @@ class Logit:
         rather_than: Index whose logit is subtracted, or one per sample.
         position: Position in the sequence, for logits `[N, T, vocabulary]`; negative positions count from the last token that
             the attention mask does not mask.
+        steps: Number of positions of outputs `[N, T, C]` of inputs without token ids, filled in when the model is explained.
 
     Raises:
         TargetError: `position` is not an int; or, when the model is explained, an index or position is out of range.
@@ -39,6 +40,7 @@ class Logit:
     index: Index = None
     rather_than: Index = None
     position: int = -1
+    steps: int | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         if not isinstance(self.position, int):
@@ -62,7 +64,8 @@ class Logit:
     def words(self, name: Callable[[int], str], sample: int) -> str:
         """Return the description of a sample's target, with the names of its classes or tokens."""
         named = [name(int(i[sample])) for i in (self.index, self.rather_than) if isinstance(i, Tensor)]
-        return " rather than ".join(named)
+        place = "" if self.steps is None else f" at position {self.position % self.steps} of {self.steps}"
+        return " rather than ".join(named) + place
 
     def _rows(self, logits: Tensor, inputs: Inputs) -> Tensor:
         if logits.dim() == 2:
@@ -143,6 +146,8 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
     if isinstance(target, Logit | Span):
         return target.select(logits, inputs)
     values, resolved = Logit(target).select(logits, inputs)
+    if logits.dim() == 3 and _token_ids(logits, inputs) is None:  # a forecast, boxes: which position must be said
+        return values, replace(resolved, steps=logits.shape[1])
     return values, resolved.index
 
 

@@ -22,7 +22,7 @@ from whence.methods.forward_backward import Task, make_explanation, reject_layer
 from whence.methods.gradients import input_gradients
 from whence.methods.running_statistics import RunningMoments
 
-MAX_GAP = 0.1  # of f(x) − f(x̃), above which integrated gradients do not add up
+MAX_GAP = 0.2  # of f(x) − f(x̃), above which integrated gradients do not add up
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -200,8 +200,8 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -
 def _warn_if_incomplete(account: Conservation, size: Tensor, task: Task, n_steps: int) -> None:
     """Warn of a gap that is large compared with f(x) − f(x̃), and not small compared with Σ|R|, `size`."""
     change = (account.output - account.baseline).abs() if account.baseline is not None else account.output.abs()
-    missing = account.gap.abs() > torch.maximum(MAX_GAP * change, MAX_GAP**2 * size)
-    missing = missing & (account.gap.sum().abs() > MAX_GAP**2 * size.sum())  # rows that interact account for each other
+    missing = account.gap.abs() > torch.maximum(MAX_GAP * change, MAX_GAP / 10 * size)
+    missing = missing & (account.gap.sum().abs() > MAX_GAP / 10 * size.sum())  # rows that interact account for each other
     if not check_holds(~missing):
         if task.inputs.explained:
             other = "baselines=x.mean(0, keepdim=True), or another typical input"

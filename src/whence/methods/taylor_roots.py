@@ -1,6 +1,7 @@
 """Search for roots f(x̃) = 0 of an output: near a sample, within bounds, towards other samples or on a decoder's manifold."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -127,10 +128,12 @@ class NearestRoot:
         search.along_gradients(self.n_steps)
         count = STARTS_IF_SMALL if function.x.shape[1] <= SMALL_INPUT else STARTS_IF_LARGE
         for attempt in range(ATTEMPTS):
-            search.from_starts(count if self.n_starts is None else self.n_starts, self.seed + attempt)
+            with suppress(ModelError):  # the output may be infinite far from the sample
+                search.from_starts(count if self.n_starts is None else self.n_starts, self.seed + attempt)
             if search.found.all():
                 break
-        search.over_kinks(CUTTING_STEPS)
+        with suppress(ModelError):
+            search.over_kinks(CUTTING_STEPS)
         return search.result()
 
 
