@@ -135,3 +135,51 @@ def test_layers_of_bitsandbytes():
     for method in (None, whence.LRP({nn.Linear: whence.Gamma(0.25)})):
         expected, found = (whence.explain(model, x, 3, method=method).relevance.flatten() for model in (plain, hidden))
         assert torch.cosine_similarity(found, expected, 0) > 0.999
+
+
+class _UncheckedAssign(torch.autograd.Function):
+    """Stands for that of torchdiffeq's adaptive solvers, which stores a slope in the last dimension of a buffer."""
+
+    __module__, __qualname__ = "torchdiffeq._impl.rk_common", "_UncheckedAssign"
+
+    @staticmethod
+    def forward(ctx, buffer, value, index):
+        ctx.index = index
+        buffer.data[index] = value
+        return buffer
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g[ctx.index], None
+
+
+def test_a_function_that_only_stores_values_is_passed_by_its_own_backward():
+    torch.manual_seed(0)
+    slope, head = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).eval(), nn.Linear(3, 2).eval()
+    x = torch.randn(2, 3)
+
+    def heun(x, assign):
+        k = torch.zeros(*x.shape, 2)
+        first = slope(x)
+        k = assign(k, first, (..., 0))
+        k = assign(k, slope(x + 0.5 * k[..., :1].sum(-1)), (..., 1))
+        return head(x + (k * 0.25).sum(-1))
+
+    def stacked(k, value, index):
+        return torch.stack([value if i == index[1] else k[..., i] for i in range(2)], -1)
+
+    found = whence.explain(lambda x: heun(x, _UncheckedAssign.apply), x, 0)
+    expected = whence.explain(lambda x: heun(x, stacked), x, 0)
+    assert torch.allclose(found.relevance, expected.relevance, atol=1e-6)
+
+
+def test_the_default_solver_of_torchdiffeq():
+    solve = pytest.importorskip("torchdiffeq").odeint
+    torch.manual_seed(0)
+    slope, x = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).eval(), torch.randn(2, 3)
+
+    def solved(method):
+        return lambda x: solve(lambda t, y: slope(y), x, torch.tensor([0.0, 1.0]), method=method)[-1]
+
+    default, rk4 = (whence.explain(solved(method), x, 0).relevance for method in ("dopri5", "rk4"))
+    assert torch.allclose(default, rk4, atol=1e-3)

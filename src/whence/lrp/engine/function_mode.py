@@ -51,6 +51,8 @@ from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, LOOPED_VMAP, TRAC
 
 DIFFERENTIATING = ("grad", "backward")
 HOOK_REGISTRATION = "register_hook"
+# autograd.Functions that only store values, whose own backward pass holds for every rule
+LINEAR_FUNCTIONS = frozenset({"torchdiffeq._impl.rk_common._UncheckedAssign"})
 
 
 class GradientMode(TorchFunctionMode):
@@ -281,7 +283,7 @@ class RelevanceMode(GradientMode):
             original = self.bench.known.looked_at(t) if t.grad_fn is not None else None
             if original is not None:
                 self.bench.known.stands_for(t, original)
-            elif t.grad_fn is not None:
+            elif t.grad_fn is not None and _forward_class(t.grad_fn) not in LINEAR_FUNCTIONS:
                 replaced[id(t)] = self.bench.impassable(t, self._unseen(t.grad_fn.name(), call.name))
                 self.bench.see(replaced[id(t)])
             else:
@@ -493,6 +495,12 @@ class RelevanceMode(GradientMode):
                 yield
         finally:
             self.bench.copies = before
+
+
+def _forward_class(node: Any) -> str:
+    """Return the dotted name of the autograd.Function of a node, or an empty string."""
+    function = getattr(type(node), "_forward_cls", None)
+    return "" if function is None else f"{function.__module__}.{function.__qualname__}"
 
 
 def _observing_hook(register: Callable[..., Any], args: tuple) -> Any:
