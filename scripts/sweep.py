@@ -4,10 +4,13 @@
     python scripts/sweep.py timm:resnet18 hf:llama # some; prints what came of them
 
 Small random versions: one architecture of every module file of timm, every task and family of torchvision at their own size,
-every model type of transformers that can be built from a shrunken configuration, and the layers of PyTorch Geometric.
+every model type of transformers that can be built from a shrunken configuration, the layers of PyTorch Geometric, detectors of
+ultralytics, networks of diffusers that are conditioned on times, classes and texts, segmentation models, and language models
+with the quantised layers of bitsandbytes, torchao, HQQ and torch. Libraries that are not installed are left out.
 """
 
 import contextlib
+import importlib.util
 import inspect
 import os
 import signal
@@ -75,7 +78,16 @@ class TooLongError(BaseException):
 
 
 def names() -> list[str]:
-    return [*graph_layers(), *torchvisions(), *transformers_types(), *timms()]
+    others = [
+        *_installed("ultralytics", "ultralytics", YOLOS), *_installed("diffusers", "diffusers", DIFFUSION),
+        *_installed("smp", "segmentation_models_pytorch", SEGMENTERS),
+        *(name for name in _installed("quantised", "transformers", QUANTISED) if _has_library_of(name)),
+    ]  # fmt: skip
+    return [*graph_layers(), *others, *torchvisions(), *transformers_types(), *timms()]
+
+
+def _has_library_of(quantised: str) -> bool:
+    return bool(importlib.util.find_spec(quantised.partition(":")[2].partition("-")[0]))
 
 
 def timms() -> list[str]:
@@ -386,8 +398,132 @@ def _settings(layer: type) -> dict[str, Any]:
     return {key: usual[key] for key in needed if key in usual}
 
 
+# models of libraries that are not installed by default
+YOLOS = ("yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov8n-seg", "yolov8n-pose", "yolov8n-cls", "yolov9t", "yolov10n",
+         "yolo11n", "yolo11n-seg", "yolo12n", "rtdetr-l")  # fmt: skip
+DIFFUSION = ("UNet2DModel", "UNet2DConditionModel", "UNet1DModel", "DiTTransformer2DModel", "PixArtTransformer2DModel",
+             "AutoencoderKL", "VQModel", "UNet3DConditionModel", "PriorTransformer", "SD3Transformer2DModel")  # fmt: skip
+SEGMENTERS = (
+    "Unet",
+    "UnetPlusPlus",
+    "MAnet",
+    "Linknet",
+    "FPN",
+    "PSPNet",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "PAN",
+    "UPerNet",
+    "Segformer",
+)
+QUANTISED = ("bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8", "torchao-int4", "hqq-4bit", "torch-dynamic")
+
+
+def _installed(source: str, library: str, some: Collection[str]) -> list[str]:
+    return [f"{source}:{name}" for name in some] if importlib.util.find_spec(library) else []
+
+
+def _yolo(name: str) -> tuple[nn.Module, Any, Any]:
+    """A detector as it is after training, and the largest class score of its output `[N, 4 + classes, anchors]`."""
+    from ultralytics import RTDETR, YOLO
+
+    model = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml").model.float().eval()
+
+    def best(out: Any) -> Tensor:
+        first = next(t for t in _tensors(out) if t.is_floating_point())
+        if first.dim() < 3:
+            return first.amax(1)
+        scores = first[:, 4:].flatten(1) if first.shape[1] < first.shape[2] else first[:, :, 4:].flatten(1)
+        return scores.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+
+    return randomised(model), torch.rand(1, 3, 96, 96), best
+
+
+def _diffusion(name: str) -> tuple[nn.Module, Any, Any]:
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    sizes = {
+        "sample_size": 16, "in_channels": 3, "out_channels": 3, "block_out_channels": (32, 64), "norm_num_groups": 8,
+        "layers_per_block": 1, "cross_attention_dim": 24, "attention_head_dim": 8, "num_attention_heads": 2, "num_layers": 2,
+        "caption_channels": 24, "num_embeds_ada_norm": 10, "patch_size": 4, "latent_channels": 4, "joint_attention_dim": 24,
+        "caption_projection_dim": 16, "pooled_projection_dim": 24, "embedding_dim": 24, "num_embeddings": 5,
+    }  # fmt: skip
+    blocks = {
+        "UNet2DModel": (("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")),
+        "UNet2DConditionModel": (("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")),
+        "UNet3DConditionModel": (("CrossAttnDownBlock3D", "DownBlock3D"), ("UpBlock3D", "CrossAttnUpBlock3D")),
+        "UNet1DModel": (("DownBlock1D", "AttnDownBlock1D"), ("AttnUpBlock1D", "UpBlock1D")),
+        "AutoencoderKL": (("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2),
+        "VQModel": (("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2),
+    }  # fmt: skip
+    if name in blocks:
+        sizes["down_block_types"], sizes["up_block_types"] = blocks[name]
+        sizes.pop("num_attention_heads")
+    if name.startswith("PixArt"):
+        sizes["cross_attention_dim"] = 16
+    takes = inspect.signature(kind.__init__).parameters
+    model = randomised(kind(**{key: value for key, value in sizes.items() if key in takes}).eval())
+    shapes = {"UNet1DModel": (2, 3, 64), "UNet3DConditionModel": (2, 3, 4, 16, 16), "PriorTransformer": (2, 24)}
+    first, channels = ("hidden_states", 3) if "hidden_states" in inspect.signature(model.forward).parameters else ("sample", 3)
+    given = {
+        first: torch.randn(shapes.get(name, (2, channels, 16, 16))), "timestep": torch.tensor([3, 7]),
+        "encoder_hidden_states": torch.randn(2, 5, 24), "class_labels": torch.tensor([1, 4]),
+        "proj_embedding": torch.randn(2, 24), "pooled_projections": torch.randn(2, 24),
+    }  # fmt: skip
+    called = inspect.signature(model.forward).parameters
+    needed = {"timestep", "encoder_hidden_states", "proj_embedding", "pooled_projections", first}
+    needed |= {"class_labels"} if name.startswith("DiT") else set()
+    return model, {key: value for key, value in given.items() if key in called and key in needed}, of_output
+
+
+def _segmenter(name: str) -> tuple[nn.Module, Any, Any]:
+    import segmentation_models_pytorch as smp
+
+    model = getattr(smp, name)("mit_b0" if name == "Segformer" else "resnet18", encoder_weights=None, classes=3)
+    return randomised(model.eval()), torch.rand(1, 3, 128, 128), lambda out: out[:, 1, 20, 30]
+
+
+def _quantised(name: str) -> tuple[nn.Module, Any, Any]:
+    """A small language model with its linear layers quantised."""
+    import transformers
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_key_value_heads=2, **sizes)).eval()
+    if name == "torch-dynamic":
+        model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    elif name.startswith("torchao"):
+        from torchao import quantization
+
+        how = quantization.Int8WeightOnlyConfig() if name.endswith("int8") else quantization.IntxWeightOnlyConfig(torch.int4)
+        quantization.quantize_(model, how)
+    else:
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and path != "lm_head":
+                outer, _, last = path.rpartition(".")
+                setattr(model.get_submodule(outer), last, _quantised_layer(name, layer))
+    return model, {"input_ids": torch.randint(0, 50, (1, 8))}, 7
+
+
+def _quantised_layer(name: str, layer: nn.Linear) -> nn.Module:
+    if name.startswith("hqq"):
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+        settings = BaseQuantizeConfig(nbits=4, group_size=64)
+        return HQQLinear(layer, settings, compute_dtype=torch.float32, device="cpu", del_orig=False).eval()
+    from bitsandbytes import nn as quantised
+
+    if name.endswith("8bit"):
+        made = quantised.Linear8bitLt(layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False)
+    else:
+        made = quantised.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=torch.float32)
+    made.load_state_dict(layer.state_dict())
+    return made.to("cpu").eval()
+
+
 BUILDERS: dict[str, Callable[[str], tuple[Any, Any, Any]]] = {
     "timm": _timm, "torchvision": _torchvision, "hf": _hugging_face, "pyg": _graph,
+    "ultralytics": _yolo, "diffusers": _diffusion, "smp": _segmenter, "quantised": _quantised,
 }  # fmt: skip
 
 
@@ -408,6 +544,10 @@ def page(outcomes: list[Outcome]) -> str:
         ("torchvision", "torchvision"),
         ("hf", "transformers"),
         ("pyg", "PyTorch Geometric"),
+        ("ultralytics", "ultralytics (detection)"),
+        ("diffusers", "diffusers (conditional)"),
+        ("smp", "segmentation-models-pytorch"),
+        ("quantised", "quantised language models"),
     ):
         own = [o for o in built if o.name.startswith(f"{source}:")]
         counts = [str(sum(o.kind == kind for o in own)) for kind in ("conserved", "refused", "off", "failed")]

@@ -119,19 +119,25 @@ def test_the_rule_that_the_message_advises_for_a_linear_part_is_right():
     assert torch.allclose(found.relevance, expected.relevance, rtol=1e-9)
 
 
-def test_layers_of_bitsandbytes():
+@pytest.mark.parametrize("bits", [8, 4])
+def test_layers_of_bitsandbytes(bits):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes; run pip install bitsandbytes")
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
-    kind = bitsandbytes.nn.Linear8bitLt
-    hidden = nn.Sequential(kind(64, 64, has_fp16_weights=False), nn.ReLU(), kind(64, 64, has_fp16_weights=False))
-    for i in (0, 2):
-        weight = plain[i].weight.data.clone()
-        hidden[i].weight = bitsandbytes.nn.Int8Params(weight, has_fp16_weights=False, requires_grad=False)
-        hidden[i].bias = nn.Parameter(plain[i].bias.data.clone())
+    if bits == 8:
+        hidden = nn.Sequential(*(bitsandbytes.nn.Linear8bitLt(64, 64, has_fp16_weights=False) for _ in range(2)))
+    else:  # whose kernel has no backward pass on a CPU
+        hidden = nn.Sequential(*(bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32) for _ in range(2)))
+    for layer, original in zip(hidden, (plain[0], plain[2]), strict=True):
+        layer.load_state_dict(original.state_dict())
     x = torch.rand(2, 64)
     hidden = hidden.to("cpu").eval()
+    hidden.insert(1, nn.ReLU())
+    if bits == 4:  # weights of four bits differ from the original ones
+        with torch.no_grad():
+            for layer, original in zip((hidden[0], hidden[2]), (plain[0], plain[2]), strict=True):
+                original.weight.copy_((layer(torch.eye(64)) - layer.bias).T)
     for method in (None, whence.LRP({nn.Linear: whence.Gamma(0.25)})):
         expected, found = (whence.explain(model, x, 3, method=method).relevance.flatten() for model in (plain, hidden))
         assert torch.cosine_similarity(found, expected, 0) > 0.999

@@ -194,8 +194,11 @@ class RelevanceMode(GradientMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         operation, known = find_op(function), self.bench.known
-        if operation.asks or self.scope.place.hides_linear_map:
+        if operation.asks:
             return function(*args, **kwargs) if kwargs else function(*args)
+        if self.scope.place.hides_linear_map:  # its kernels may have no gradients
+            with torch.no_grad():
+                return function(*args, **kwargs) if kwargs else function(*args)
         if operation.passes_by and self._unremarkable(args, kwargs):
             out = function(*args, **kwargs) if kwargs else function(*args)
             for t in (out,) if type(out) is Tensor else iter_tensors(out):
@@ -443,10 +446,11 @@ class RelevanceMode(GradientMode):
         if not isinstance(output, Tensor) or self.bench.known.seen(output):
             return None
         with torch._C.DisableTorchFunction():
-            if not output.requires_grad or output.grad_fn is None:
+            hidden = self.scope.place.hides_linear_map
+            if not hidden and (not output.requires_grad or output.grad_fn is None):
                 return None
             rule, data = self.bench.function_rule(""), input_dependent(args, kwargs)
-            if len(data) != 1 or (rule is None and not self.scope.place.hides_linear_map):
+            if len(data) != 1 or (rule is None and not hidden):
                 return None
             return self._by_rule(rule, Call.of(module.forward, args, kwargs, data), output)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from whence.errors import RuleError
+from whence.errors import ModelError, RuleError, is_out_of_memory
 from whence.lrp.engine.conservation import batch_dot
 from whence.lrp.engine.function_calls import Call, map_tensors
 from whence.lrp.engine.linear_maps import Dense
@@ -42,7 +42,7 @@ def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tenso
     if is_input_rule(rule):
         raise RuleError(f"{type(rule).__name__} is not available for the quantised layer '{path}'; choose whence.Epsilon()")
     if type(rule) is Epsilon:
-        return _by_own_backward(bench, call, source, value, lambda g, value: rule.share(g, value, False))
+        return _by_own_backward(bench, call, source, value, lambda g, value: rule.share(g, value, False), linear=True)
     run = _module_of(call, x)
     step = LinearStep(Dense(value.new_empty(0), None), rule, path, bench.known.inherited(x).nonnegative)
     propagate = LinearBackward(step, source.shape, bench.meter, WeightCache(lasting=False), bench.depths, several=False)
@@ -62,22 +62,44 @@ def hidden_linear_map(bench: OpContext, call: Call, source: Tensor, value: Tenso
 
 
 def _by_own_backward(
-    bench: OpContext, call: Call, source: Tensor, value: Tensor, share: Callable[[Tensor, Tensor], Tensor]
+    bench: OpContext,
+    call: Call,
+    source: Tensor,
+    value: Tensor,
+    share: Callable[[Tensor, Tensor], Tensor],
+    linear: bool = False,
 ) -> Tensor:
-    """Return the module's output, with its own backward pass of `share(g, value)` as the gradient; count what that loses."""
+    """Return the module's output, with its own backward pass of `share(g, value)` as the gradient; count what that loses.
+
+    A linear map without a backward pass, as 4-bit layers on CPUs, is transposed.
+    """
     (x,), path, meter = call.data, bench.path, bench.meter
     run = _module_of(call, x)
 
     def back(g: Tensor, source: Tensor, value: Tensor) -> tuple[Tensor]:
         passed = share(g, value)
-        with torch.enable_grad():
-            leaf = source.detach().requires_grad_()
-            (returned,) = torch.autograd.grad(run(leaf.clone()), leaf, passed)  # a copy: the module may modify it in place
+        returned = _own_gradient(run, source, passed, linear)
+        if returned is None and not linear:
+            raise ModelError(f"module '{path}' has no backward pass; explain the original model")
+        returned = passed @ _dequantised(run, source).weight if returned is None else returned
         meter.add(path, batch_dot(g, value))
         meter.add(path, -batch_dot(returned, source))
         return (returned,)
 
     return bench.node(x, lambda: value, back, lambda value: (source, value))
+
+
+def _own_gradient(run: Callable[[Tensor], Tensor], source: Tensor, g: Tensor, linear: bool) -> Tensor | None:
+    """Return the gradient of ⟨g, run(source)⟩, or None if the module is an inference kernel, which has none or fails."""
+    with torch.enable_grad():
+        leaf = source.detach().requires_grad_()
+        try:
+            out = run(leaf.clone())  # a copy: the module may modify it in place
+            return torch.autograd.grad(out, leaf, g, allow_unused=True)[0] if out.requires_grad else None
+        except RuntimeError as error:
+            if not linear or is_out_of_memory(error):
+                raise
+            return None
 
 
 def _module_of(call: Call, x: Tensor) -> Callable[[Tensor], Tensor]:
