@@ -19,6 +19,7 @@ from whence.errors import InputError, ModelError, SelectorError, TargetError, su
 from whence.graphs.replay import ReplayCache
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.torch_compat.module_tracker import named_layers
+from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.methods.forward_backward import Task
 from whence.methods.registry import Method, check_single_graph, resolve_method
 
@@ -267,7 +268,7 @@ def _labels_of_classifier(model: object) -> Names:
 def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
     """Compute explanations outside of inference mode, so that they can be differentiated later on."""
     while True:
-        with torch.inference_mode(False):
+        with enter_all(torch.inference_mode(False)):
             explanation = next(explanations, None)
         if explanation is None:
             return

@@ -29,6 +29,7 @@ from whence.errors import (
     is_out_of_memory,
 )
 from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.lrp.torch_compat.interrupts import raise_pending
 from whence.lrp.torch_compat.model_state import preserve_state
 from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quantized
 
@@ -199,6 +200,7 @@ class Inputs:
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
         """Return the model's outputs; raise `ModelError` with a hint if the model fails on the inputs."""
         parts = tuple(self._as_given(dict(enumerate(parts))).values())
+        raise_pending()
         try:
             with preserve_state(model):
                 if self.arrays:

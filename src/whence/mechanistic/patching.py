@@ -20,6 +20,7 @@ from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.rules import presets
 from whence.lrp.torch_compat.module_tracker import INPUT_OF, named_layers
+from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.mechanistic.channel_relevance import unravel
 from whence.methods.forward_backward import Gradients, Task, record_internals, target_values
 from whence.methods.gradients import input_gradients
@@ -224,7 +225,7 @@ def _record(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
 
     scope.tap({layer: lambda out, layer=layer: keep(layer, out) for layer in task.layers})
     reading = record_internals(task, scope)
-    with torch.no_grad(), scope:
+    with enter_all(torch.no_grad(), scope):
         outputs = task.inputs.call(task.model, tuple(task.inputs.copied().values()))
     missing = [layer for layer in task.layers if layer not in found]
     if missing:

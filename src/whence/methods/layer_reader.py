@@ -102,7 +102,7 @@ def layer_shapes(model: Callable[..., Any], inputs: Tree) -> dict[str, tuple[int
 
     scope.leaving = note
     given = Inputs.of(inputs)
-    with torch.no_grad(), scope:
+    with enter_all(torch.no_grad(), scope):
         given.call(model, tuple(given.copied().values()))
     return found
 

@@ -44,6 +44,7 @@ from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.protocol import is_input_rule
 from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, Rule
 from whence.lrp.torch_compat.deferred_checks import known_true
+from whence.lrp.torch_compat.interrupts import raise_pending
 from whence.lrp.torch_compat.model_state import save_before_overwrite
 from whence.lrp.torch_compat.module_tracker import ModulePlace, ModuleTracker
 from whence.lrp.torch_compat.saved_tensors import SavedTensor
@@ -125,6 +126,7 @@ class ConstantParameters(GradientMode):
         self.lookups = lookups
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        raise_pending()
         facts = function_facts(function)
         if facts.asks:
             return function(*args, **(kwargs or {}))
@@ -193,6 +195,7 @@ class RelevanceMode(GradientMode):
             self.bench.known.note(x, Facts(known_true(x.detach() >= 0), InputCompanion(written)))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        raise_pending()
         operation, known = find_op(function), self.bench.known
         if operation.asks:
             return function(*args, **kwargs) if kwargs else function(*args)

@@ -17,6 +17,8 @@ from torch._functorch import apis, vmap
 from torch.utils import checkpoint
 from torch.utils._pytree import _broadcast_to_and_flatten, tree_leaves, tree_structure, tree_unflatten
 
+from whence.lrp.torch_compat.interrupts import defer_interrupts
+
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 Recompute = Callable[[Callable[..., Any], tuple], tuple[Callable[..., Any], Callable[[], AbstractContextManager]]]
 VMAP_IMPL = "vmap_impl"  # looked up by a vmapped function at each call
@@ -130,13 +132,29 @@ def _vmaps_looped() -> Iterator[None]:
         setattr(apis, VMAP_IMPL, original)
 
 
-@contextmanager
-def enter_all(*contexts: AbstractContextManager) -> Iterator[None]:
-    """Enter all contexts, each within the one before."""
-    with ExitStack() as undo:
-        for context in contexts:
-            undo.enter_context(context)
-        yield
+class enter_all:
+    """Context that enters all given ones, each within the one before; interrupts wait for the next function of torch."""
+
+    def __init__(self, *contexts: AbstractContextManager):
+        self._contexts, self._undo, self._deferred = contexts, ExitStack(), defer_interrupts()
+
+    def __enter__(self) -> None:
+        self._deferred.__enter__()
+        try:
+            for context in self._contexts:
+                self._undo.enter_context(context)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        try:
+            suppressed = self._undo.__exit__(*exception)
+        except BaseException as error:
+            self._deferred.__exit__(type(error))
+            raise
+        self._deferred.__exit__(None if suppressed else exception[0])
+        return suppressed
 
 
 @contextmanager
