@@ -1,5 +1,6 @@
 """Interrupts (Ctrl-C, timers) at safe points only, so that they leave no mode, hook or patch of torch behind."""
 
+import _signal  # whose functions are those of signal in C: no interrupt is raised, and lost, within them
 import signal
 import threading
 from collections.abc import Callable
@@ -58,11 +59,16 @@ class defer_interrupts:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if not self._main:
             return
-        if _State.depth == 1:
-            _restore()  # still deferring
         _State.depth -= 1
-        if kind is None or not _State.depth:
-            raise_pending()
+        try:
+            if not _State.depth:
+                _restore()
+        except BaseException:  # an interrupt between two handlers
+            _restore()
+            raise
+        finally:
+            if kind is None or not _State.depth:
+                raise_pending()
 
 
 def raise_pending() -> None:
@@ -73,10 +79,11 @@ def raise_pending() -> None:
 
 
 def _swap(change: Callable[[Any], Any]) -> None:
+    """Change the handlers that are functions of Python."""
     for number in SIGNALS:
-        handler = signal.getsignal(number)
+        handler = _signal.getsignal(number)
         if callable(handler):
-            signal.signal(number, change(handler))
+            _signal.signal(number, change(handler))
 
 
 def _restore() -> None:
