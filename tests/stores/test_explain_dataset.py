@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import whence
+import whence.stores.store as store_module
 from whence import errors
 from whence.models.digits import digit_samples, digits
 from whence.stores.explain_dataset import pending_shards
@@ -234,13 +235,11 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path):
 
 
 def test_a_shard_is_whole_or_not_there(tmp_path, monkeypatch):
-    import safetensors.torch
-
-    def full(tensors, path, about):
+    def full(path, tensors, about):
         path.write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(store_module, "write_safetensors", full)
     with pytest.raises(errors.StoreError, match="No space left"):
         whence.explain_dataset(cnn(), torch.rand(3, 2, SIDE, SIDE), tmp_path / "s", progress=False)
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["manifest.json"]
@@ -250,7 +249,32 @@ def test_a_shard_is_whole_or_not_there(tmp_path, monkeypatch):
 
 def test_shards_say_what_they_are(tmp_path):
     Shard({"index": torch.arange(2)}).write(tmp_path / "x.safetensors", "mine")
-    assert Shard.read(tmp_path / "x.safetensors", "mine").tensors["index"].tolist() == [0, 1]
+    assert Shard.read(tmp_path / "x.safetensors", "mine", range(2)).tensors["index"].tolist() == [0, 1]
+    for settings, rows, message in (("mine", range(2, 4), "is another shard than"), ("yours", range(2), "another store")):
+        with pytest.raises(store_module.DamagedShardError, match=message):
+            Shard.read(tmp_path / "x.safetensors", settings, rows)
+
+
+def test_a_shard_under_another_number_is_computed_again_and_an_unreadable_one_is_not_touched(data, tmp_path, monkeypatch):
+    model, folder = cnn(), tmp_path / "s"
+    whole = whence.explain_dataset(model, data, folder, shard_size=4, progress=False)
+    first, second = (whole.path(i) for i in (0, 1))
+    right = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(errors.StoreError, match="is another shard than"):
+        whence.open_store(folder).column("index")
+    again = whence.explain_dataset(model, data, folder, shard_size=4, progress=False)
+    assert again.column("index").tolist() == list(range(len(again)))
+    assert second.read_bytes() == right
+
+    def refused(path, *mode):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(first), "open", refused)
+    with pytest.raises(errors.StoreError, match="cannot be read: Permission denied"):
+        whence.explain_dataset(model, data, folder, shard_size=4, progress=False)
+    monkeypatch.undo()
+    assert second.read_bytes() == right
 
 
 def test_a_cluster_that_does_not_answer(data, tmp_path):

@@ -1,18 +1,18 @@
 """Saving and loading of explanations as `.npz` and `.safetensors` files."""
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from whence.core.explanation_data import ExplanationData
 from whence.core.files import write_npz, write_safetensors
+from whence.core.fingerprints import fingerprint
 from whence.core.image_patches import PatchLayout
 from whence.core.targets import Logit
 from whence.core.trees import Tree, named_leaves, short_repr, with_leaves
@@ -85,7 +85,12 @@ def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
         "patches": {name: asdict(patches) for name, patches in e.patches.items()},
         "bfloat16": [name for name, t in tensors.items() if t.dtype == torch.bfloat16],
         "note": e.note,
+        "checksum": _checksum(tensors),
     })  # fmt: skip
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return fingerprint({name: t.float() if t.dtype == torch.bfloat16 else t for name, t in sorted(tensors.items())})
 
 
 def read_fields(path: str | Path) -> dict[str, Any]:
@@ -96,11 +101,16 @@ def read_fields(path: str | Path) -> dict[str, Any]:
         raise LoadError(f"{path} is not an .npz or .safetensors file of an explanation")
     try:
         numbers, about = read(path)
-    except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
-        raise LoadError(f"{path} cannot be read as an explanation: {first_line(error)}") from error
-    if about is None or "output" not in numbers:
-        raise LoadError(f"{path} does not contain an explanation; save one with Explanation.save(path)")
-    return _fields(numbers, json.loads(about))
+        if about is None or "output" not in numbers:
+            raise LoadError(f"{path} does not contain an explanation; save one with Explanation.save(path)")
+        described = json.loads(about)
+        if "checksum" in described and described["checksum"] != _checksum(numbers):
+            raise LoadError(f"{path} is damaged: its checksum does not match")
+        return _fields(numbers, described)
+    except LoadError:
+        raise
+    except Exception as error:  # readers raise errors of many kinds for damaged files
+        raise LoadError(f"{path} cannot be read as an explanation: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _npz(path: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.errors import WhenceError
+from whence.errors import WhenceError, first_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,12 +47,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     >>> with atomic_write(Path("heat.png")) as temporary:
     ...     figure.savefig(temporary)
 
-    An error, such as a full disk, leaves the old file as it was.
+    An error, such as a full disk, leaves the old file as it was. Errors of the file system are raised as `WhenceError`.
     """
     temporary = path.with_name(f".{path.stem}-{os.getpid()}-{token_hex(3)}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise WhenceError(f"{path} cannot be written: {error.strerror or first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,10 +75,13 @@ def write_npz(path: Path, tensors: Mapping[str, Tensor], **strings: Any) -> None
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors, without shared memory, and strings as metadata to a `.safetensors` file."""
-    from safetensors.torch import save_file
+    """Write tensors, without shared memory, and strings as metadata to a `.safetensors` file.
 
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path, dict(metadata))
+    They are serialised in memory first: the file then has the permissions of the user's umask, and a full disk is an `OSError`.
+    """
+    from safetensors.torch import save
+
+    path.write_bytes(save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, dict(metadata)))
 
 
 def write_csv(path: Path, rows: Rows) -> None:

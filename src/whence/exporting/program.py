@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from whence.core.argument_checks import check_arguments
 from whence.core.explainer import DisplayNames, explanations
 from whence.core.explanation import Explanation
+from whence.core.files import atomic_write
 from whence.core.inputs import Inputs, check_model
 from whence.core.targets import Logit, Span, Target, check_classes
 from whence.core.trees import Tree
@@ -123,15 +124,13 @@ def export(
     _check_matches(program.module(), seen, target)
     if out is not None:
         path = Path(out)
-        write_program(program, path, model, way, compiled)
-        try:
-            if (made := load_translated(program, path, compiled)) is not None:
-                _check_matches(made, seen, target)
-        except ModelError:
-            path.unlink()
-            raise
-        except NotImplementedError as error:
-            warnings.warn(f"{path} was written, but could not be run and compared here: {error}", stacklevel=2)
+        with atomic_write(path) as temporary:
+            write_program(program, temporary, model, way, compiled)
+            try:
+                if (made := load_translated(program, temporary, compiled)) is not None:
+                    _check_matches(made, seen, target)
+            except NotImplementedError as error:
+                warnings.warn(f"{path} was written, but could not be run and compared here: {error}", stacklevel=2)
     return program
 
 

@@ -5,6 +5,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ def write_program(program: ExportedProgram, path: Path, model: Any, method: Any,
     if compiled:
         _write_compiled(program, path)
     else:
+        serialised = BytesIO()  # torch ends the process if it writes to a full disk
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about weights that share memory
-            torch.export.save(program, path)
+            torch.export.save(program, serialised)
+        path.write_bytes(serialised.getbuffer())
     with zipfile.ZipFile(path, "a") as package:
         folder = package.namelist()[0].split("/")[0]
         package.writestr(f"{folder}/extra/{METADATA_FILE}", about)

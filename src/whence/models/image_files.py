@@ -7,6 +7,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from whence.errors import LoadError, first_line, missing_path
 
+MAX_ENLARGEMENT = 64  # of the pixels of the result, in a resized picture of which most is cut off
+
 
 def read_image(path: str | Path) -> Image.Image:
     """Return the image in a file, rotated as its EXIF data says; raise `LoadError` if it cannot be read."""
@@ -38,9 +40,13 @@ def to_8bit(image: Image.Image, path: str | Path) -> Image.Image:
 def resize_and_crop(image: Image.Image, size: tuple[int, int], resize: int | None) -> Image.Image:
     height, width = size
     ratio = max((resize or height) / min(image.size), height / image.height, width / image.width)
-    image = image.resize(
-        (max(width, round(image.width * ratio)), max(height, round(image.height * ratio))), Image.Resampling.BILINEAR
-    )
+    whole = (max(width, round(image.width * ratio)), max(height, round(image.height * ratio)))
+    if whole[0] * whole[1] > MAX_ENLARGEMENT * width * height:  # of a thin picture, only the part that is kept is resized
+        spans = [(n * (full - kept) / 2 / full, n * (full + kept) / 2 / full)
+                 for n, full, kept in zip(image.size, whole, (width, height), strict=True)]  # fmt: skip
+        (left, right), (top, bottom) = spans
+        return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    image = image.resize(whole, Image.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from whence.core.files import atomic_write, check_writable
+from whence.core.files import atomic_write, check_writable, write_safetensors
 from whence.errors import LoadError, first_line
 
 
@@ -15,7 +15,7 @@ def save(tensors: Mapping[str, Tensor], described: Mapping[str, object], path: s
     """Save tensors and metadata and return the path."""
     path = check_writable(path, (".safetensors",))
     with atomic_write(path) as beside:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {key: str(v) for key, v in described.items()})
+        write_safetensors(beside, tensors, {key: str(v) for key, v in described.items()})
     return path
 
 

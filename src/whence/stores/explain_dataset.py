@@ -12,10 +12,10 @@ from whence.core.argument_checks import check_arguments
 from whence.core.progress import Progress, progress
 from whence.data.dataset_rows import DatasetRows
 from whence.data.sharding import parse_shard, run_on_ray
-from whence.errors import InputError, RuleError, StoreError, TargetError, WhenceError, value_repr
+from whence.errors import InputError, RuleError, TargetError, WhenceError, value_repr
 from whence.methods.registry import Method, resolve_method
 from whence.stores.shard_worker import SAMPLED_ROWS, ShardWorker, StoreJob, write_shard
-from whence.stores.store import MANIFEST, Shard, Store, claim_store, open_store
+from whence.stores.store import MANIFEST, DamagedShardError, Shard, Store, claim_store, open_store
 
 SHARD_SIZE = 256
 REDUCTIONS = ("channels", "none")
@@ -104,13 +104,15 @@ def explain_dataset(
 
 
 def pending_shards(store: Store, numbers: Sequence[int]) -> list[int]:
-    """Return the shards that are missing or damaged; damaged files are deleted."""
+    """Return the shards that are missing or proven to be damaged, whose files will be replaced."""
     found = []
     for number in numbers:
+        if not store.path(number).exists():
+            found.append(number)
+            continue
         try:
-            Shard.read(store.path(number), store.manifest.settings)
-        except StoreError:
-            store.path(number).unlink(missing_ok=True)
+            Shard.read(store.path(number), store.manifest.settings, store.manifest.rows(number))
+        except DamagedShardError:
             found.append(number)
     return found
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
-from whence.core.files import atomic_write
+from whence.core.files import atomic_write, write_safetensors
 from whence.core.fingerprints import fingerprint
 from whence.errors import LoadError, StoreError, count_noun, first_line
 
@@ -93,29 +93,45 @@ class Shard:
 
     def write(self, path: Path, settings: str) -> None:
         """Write the shard to a temporary file and rename it, so that an existing file is always complete."""
-        from safetensors.torch import save_file
-
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         about = {"settings": settings, "checksum": _checksum(tensors), "failures": list(self.failures)}
         with atomic_write(path) as beside:
-            save_file(tensors, beside, {"about": json.dumps(about)})  # a single entry, because the order of several would vary
+            write_safetensors(beside, tensors, {"about": json.dumps(about)})  # a single entry: the order of several would vary
 
     @classmethod
-    def read(cls, path: Path, settings: str) -> "Shard":
-        """Read a shard; raise `StoreError` if it is damaged or has different settings."""
+    def read(cls, path: Path, settings: str, rows: range) -> "Shard":
+        """Read the shard of some rows of the dataset.
+
+        Raises:
+            DamagedShardError: The file is proven to be damaged, or to hold another shard or one of another store.
+            StoreError: The file cannot be read, for want of permissions or because of the file system.
+        """
         from safetensors import SafetensorError, safe_open
 
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("about", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError, ValueError) as error:
-            raise StoreError(f"{path} is damaged: {first_line(error)}; delete it and run again") from error
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {first_line(error)}") from error
+        except (SafetensorError, ValueError) as error:
+            raise DamagedShardError(f"{path} is damaged: {first_line(error)}; run explain_dataset again") from error
         if about.get("settings") != settings:
-            raise StoreError(f"{path} belongs to another store; delete it and run again")
+            raise DamagedShardError(f"{path} belongs to another store; run explain_dataset again")
         if about.get("checksum") != _checksum(tensors):
-            raise StoreError(f"{path} is damaged: its checksum does not match; delete it and run again")
+            raise DamagedShardError(f"{path} is damaged: its checksum does not match; run explain_dataset again")
+        found = [*tensors["index"].tolist(), *(int(failure["index"]) for failure in about["failures"])]
+        if sorted(found) != list(rows):
+            raise DamagedShardError(f"{path} is another shard than its number says; run explain_dataset again")
         return cls(tensors, about["failures"])
+
+
+class DamagedShardError(StoreError):
+    """A file that is not the shard that its name says, and is computed again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +217,7 @@ class Store:
         if number not in self._shards:
             if len(self._shards) >= 4:
                 self._shards.pop(next(iter(self._shards)))
-            self._shards[number] = Shard.read(self.path(number), self.manifest.settings)
+            self._shards[number] = Shard.read(self.path(number), self.manifest.settings, self.manifest.rows(number))
         return self._shards[number]
 
     def column(self, name: str) -> Tensor:

@@ -39,7 +39,7 @@ from whence.lrp.ops.attention import math_kernel, needs_math_kernel
 from whence.lrp.ops.function_facts import function_facts
 from whence.lrp.ops.function_names import LEAVES_VALUES
 from whence.lrp.ops.opaque_modules import hidden_linear_map, opaque_module
-from whence.lrp.ops.registry import ADDS, FOLLOWS_GATES, LINEAR_MAPS, Op, find_op
+from whence.lrp.ops.registry import ADDS, LINEAR_MAPS, Op, find_op
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.protocol import is_input_rule
 from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, Rule
@@ -52,6 +52,7 @@ from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, LOOPED_VMAP, TRAC
 
 DIFFERENTIATING = ("grad", "backward")
 HOOK_REGISTRATION = "register_hook"
+RANDOM = frozenset({"dropout", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "rrelu", "gumbel_softmax"})
 # autograd.Functions that only store values, whose own backward pass holds for every rule
 LINEAR_FUNCTIONS = frozenset({"torchdiffeq._impl.rk_common._UncheckedAssign"})
 
@@ -212,9 +213,10 @@ class RelevanceMode(GradientMode):
         if self.bench.deferred and call.constants and torch.is_grad_enabled():
             call = self._with_live_gates(operation, call)
         if not call.data or not torch.is_grad_enabled():
+            gates = self._gates_among(call.constants) if self.bench.deferred and torch.is_grad_enabled() else {}
             out = self._beside(call, (args, kwargs or {}))
-            if self.bench.deferred:
-                self._follow_gates(operation, call, out)
+            if gates:
+                self._follow_gates(gates, call, out)
             return out
         if self._reader.strangers:
             if self._explains and self.bench.function_rule("") is not None and not self._aliases(self._reader.strangers):
@@ -354,23 +356,25 @@ class RelevanceMode(GradientMode):
     def _gates_among(self, constants: Sequence[Tensor]) -> dict[int, DeferredGate]:
         return {id(t): gate for t in constants if (gate := self.bench.deferred_gate(t)) is not None}
 
-    def _follow_gates(self, operation: Op, call: Call, out: Any) -> None:
-        """Defer the results of functions of gates alone, as in `1 - sigmoid(x)`."""
-        if operation.treatment not in FOLLOWS_GATES or call.overwrites or not torch.is_grad_enabled():
+    def _follow_gates(self, gates: dict[int, DeferredGate], call: Call, out: Any) -> None:
+        """Defer the results of functions of gates alone, as in `1 - sigmoid(x)`: held constant, and live where added."""
+        if torch.Tag.nondeterministic_seeded in getattr(call.function, "tags", ()) or call.name in RANDOM:
             return
-        gates = self._gates_among(call.constants)
-        if not gates:
-            return
+        again = call.out_of_place() if call.overwrites else call
         several: list[Tensor] = []
 
         def live(place: int) -> Tensor:
             if not several:
-                run = partial(call.run_with, {key: gate.live() for key, gate in gates.items()})
-                several.extend(iter_tensors(self.bench.follow(run)))
+                run = partial(again.run_with, {key: gate.live() for key, gate in gates.items()})
+                for t in iter_tensors(self.bench.follow(run)):
+                    gate = self.bench.deferred_gate(t)
+                    several.append(t if gate is None else gate.live())
             return several[place]
 
-        for place, t in enumerate(iter_tensors(out)):
-            if t.is_floating_point() and not t.requires_grad and self.bench.deferred_gate(t) is None:
+        results = call.args[:1] if call.overwrites and call.args else iter_tensors(out)
+        for place, t in enumerate(results):
+            known = None if call.overwrites else self.bench.deferred_gate(t)
+            if isinstance(t, Tensor) and t.is_floating_point() and not t.requires_grad and known is None:
                 self.bench.defer(t, partial(live, place))
 
     def _follow_saturated(self, call: Call, out: Tensor) -> None:

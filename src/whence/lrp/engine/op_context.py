@@ -6,8 +6,10 @@ The mode creates one for each forward pass and passes it to the op of each call.
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.overrides import _get_current_function_mode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -176,6 +178,24 @@ class OpContext:
         self.hold(call.name)
         return call.held_constant()
 
+    def constant_factor(self, call: Call) -> Any:
+        """Return the call's value without a gradient, as a factor of products; where it is added, with the function's own."""
+        out, several = self.constant(call), []
+
+        def live(place: int) -> Tensor:
+            if not several:
+                with torch._C.DisableTorchFunction():
+                    several.extend(iter_tensors(self.own_gradient(call)))
+                for t in several:
+                    self.see(t)
+            return several[place]
+
+        if not call.overwrites:
+            for place, t in enumerate(iter_tensors(out)):
+                if t.is_floating_point():
+                    self.defer(t, partial(live, place))
+        return out
+
     def hold(self, what: str) -> None:
         """Record, for error messages, which function was held constant."""
         self._held = what, self.scope.place
@@ -221,7 +241,7 @@ class OpContext:
         for t in iter_tensors(out):
             if t.requires_grad:
                 saved = self.save(t)
-                t.register_hook(lambda g, saved=saved: meter.add(path, batch_dot(g, saved.value)))
+                t.register_hook(lambda g, saved=saved: None if g is None else meter.add(path, batch_dot(g, saved.value)))
         return out
 
     def unknown_function(self, call: Call) -> Any:

@@ -61,8 +61,10 @@ def glu(bench: OpContext, call: Call) -> Tensor:
 
 def hold_constant(bench: OpContext, call: Call) -> Any:
     """Hold a gate or a statistic constant, as a factor of a product; elsewhere it is an activation with an offset."""
+    if len(call.data) != 1 or call.overwrites or call.name not in DEFERRABLE:
+        return bench.constant_factor(call)
     out = bench.constant(call)
-    if len(call.data) == 1 and isinstance(out, Tensor) and not call.overwrites and call.name in DEFERRABLE:
+    if isinstance(out, Tensor):
         bench.defer(out, lambda: with_offset(bench, call))
     return out
 

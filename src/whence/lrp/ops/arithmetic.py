@@ -122,15 +122,17 @@ def scatter_reduce(bench: OpContext, call: Call) -> Tensor:
 def quotient(bench: OpContext, call: Call) -> Any:
     """Handle a / b: the denominator is a statistic."""
     numerator, denominator, rounding = call.bind("input other rounding_mode", rounding_mode=None)
-    if rounding is not None or not numerator.requires_grad:
+    if rounding is not None:
         return bench.constant(call)
+    if not isinstance(numerator, Tensor) or not numerator.requires_grad:
+        return bench.constant_factor(call)
     return call.function(numerator, denominator.detach() if isinstance(denominator, Tensor) else denominator)
 
 
 def solution(bench: OpContext, call: Call) -> Any:
     """Handle A⁻¹ b, a quotient of matrices: A is a statistic."""
     a, b = call.bind("A B")
-    return bench.constant(call) if not b.requires_grad else call.run_with({id(a): a.detach()})
+    return bench.constant_factor(call) if not b.requires_grad else call.run_with({id(a): a.detach()})
 
 
 def power(bench: OpContext, call: Call) -> Any:
@@ -141,7 +143,7 @@ def power(bench: OpContext, call: Call) -> Any:
     if isinstance(exponent, Tensor) and exponent.numel() == 1 and not exponent.requires_grad:
         exponent = exponent.item()
     if not isinstance(exponent, Real) or exponent <= 0:
-        return bench.constant(call)
+        return bench.constant_factor(call)
     return divide_gradient(call.run(), float(exponent))
 
 

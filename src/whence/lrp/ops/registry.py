@@ -106,8 +106,6 @@ WITHOUT_FUNCTION_RULES = frozenset({
 
 ADDS = frozenset({affine, extremum})  # a gate that is an argument beside data is added to them
 LINEAR_MAPS = frozenset({dense, convolution, transposed_convolution, bilinear, added_product, recurrent, cell})
-FOLLOWS_GATES = frozenset({plain_gradient, affine, extremum, scale, quotient, power, identity, clamp, rectify, hold_constant,
-                           OpContext.own_gradient})  # fmt: skip
 
 
 GRADIENT_SUFFICES: dict[Treatment | None, Callable[[OpContext, Call], bool]] = {
