@@ -342,3 +342,14 @@ def test_modules_without_modes_are_explained_in_training_mode(layer):
 def test_modules_that_read_their_mode_are_refused_in_training_mode(layer):
     with pytest.raises(errors.TrainingModeError, match=r"call model.eval\(\)"):
         whence.explain(nn.Sequential(nn.Linear(4, 4), layer), torch.randn(2, 4), 0)
+
+
+def test_modules_behind_functions_and_hooks_in_training_mode_are_refused():
+    x, net = torch.randn(2, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    normed = torch.nn.utils.spectral_norm(nn.Linear(4, 3)).train()
+    weight_u = normed.weight_u.clone()
+    for model in (lambda x: net(x), net.forward, normed):
+        with pytest.raises(errors.TrainingModeError, match=r"call model.eval\(\)"):
+            whence.explain(model, x, 0)
+    assert torch.equal(normed.weight_u, weight_u)
+    assert net[0].num_batches_tracked == 0

@@ -291,13 +291,23 @@ def test_layers_that_are_overwritten_keep_their_relevance(method):
 
 
 @pytest.mark.parametrize(
-    "overwrite",
+    ("overwrite", "same"),
     [
-        lambda p: p.neg_(), lambda p: p.sub_(1), lambda p: p.mul_(-2), lambda p: p.clamp_(max=0.1),
-        lambda p: p[:, 0].zero_(), lambda p: p[:, 1].mul_(-3),
+        (lambda p: p.neg_(), lambda p: -p), (lambda p: p.sub_(1), lambda p: p - 1), (lambda p: p.mul_(-2), lambda p: p * -2),
+        (lambda p: p.clamp_(max=0.1), lambda p: p.clamp(max=0.1)),
     ],
 )  # fmt: skip
-def test_a_sigmoid_that_was_overwritten_is_none(overwrite):
+def test_a_sigmoid_that_was_overwritten_is_what_it_became(overwrite, same):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    e, expected = (whence.explain(lambda x, f=f: f(torch.sigmoid(layer(x))), x, 1) for f in (overwrite, same))
+    assert torch.equal(e.output, same(torch.sigmoid(layer(x)))[:, 1])
+    assert torch.allclose(e.relevance, expected.relevance, atol=1e-6)
+    assert e.note == ""
+
+
+@pytest.mark.parametrize("overwrite", [lambda p: p[:, 0].zero_(), lambda p: p[:, 1].mul_(-3)])
+def test_a_sigmoid_that_was_overwritten_in_part_is_none(overwrite):
     layer, x = nn.Linear(4, 3), torch.randn(2, 4)
 
     def model(x):

@@ -123,3 +123,29 @@ def test_fewer_outputs_than_rows_are_pointed_out():
     assert e.note == "one output for all 5 rows of the input"
     assert torch.allclose(e.relevance.sum() + e.conservation.absorbed, e.output)
     assert whence.explain(net, nodes, 1).note == ""
+
+
+def test_missing_entries_and_categories_of_other_frames_are_restored():
+    frame = pd.DataFrame({"s": np.array(["x", "y", np.nan], dtype=object)}, dtype=object)
+    restored = TableFormat.of(frame)
+    again = restored.decode(restored.encode(frame))
+    assert isinstance(again["s"].iloc[2], float)  # NaN, not None
+    row = pd.DataFrame({"s": pd.Categorical(["x"])})
+    others = pd.DataFrame({"s": pd.Categorical(["x", "y", "z"])})
+    table = TableFormat.of(row)
+    assert table.decode(table.encode(others))["s"].tolist() == ["x", "y", "z"]
+    nullable = pd.DataFrame({"b": pd.array([True, None, False], dtype="boolean")})
+    table = TableFormat.of(nullable)
+    pd.testing.assert_frame_equal(table.decode(table.encode(nullable)), nullable)
+
+
+def test_an_array_of_integers_is_compared_with_fractions():
+    x, seen = np.array([[3, 1], [0, 2], [1, 4], [2, 2]]), []
+
+    def f(z):
+        seen.append(z.dtype)
+        return np.stack([0 * z[:, 0], z @ np.array([1.0, 10.0])], 1)
+
+    e = whence.explain(f, x[:1], 1, method=whence.Shapley(background=x.mean(0, keepdims=True)), progress=False)
+    assert torch.allclose(e.relevance.double(), torch.tensor([[1.5, -12.5]], dtype=torch.float64))
+    assert seen[0] == x.dtype  # as given, where nothing is a fraction

@@ -65,7 +65,11 @@ def test_integrated_gradients_that_do_not_add_up_name_a_baseline_with_which_they
     model = RootMeanSquares().eval()
     x = torch.randint(0, 20, (2, 7)) if of_ids else torch.randn(8, 7, 16) + 1
     given = {"input_ids": x}
-    advice = "baselines={'input_ids': tokenizer.pad_token_id}" if of_ids else "baselines=x.mean(0, keepdim=True)"
+    advice = (
+        "baselines={'input_ids': tokenizer.pad_token_id}"
+        if of_ids
+        else "the mean of many inputs as baselines, data.mean(0, keepdim=True)"
+    )
     with pytest.warns(whence.errors.ConservationWarning, match=re.escape(advice)):
         zero = whence.explain(model, given, 1, method=IntegratedGradients(), progress=False)
     assert zero.conservation.gap.abs().max() > 0.1
@@ -74,3 +78,12 @@ def test_integrated_gradients_that_do_not_add_up_name_a_baseline_with_which_they
         warnings.simplefilter("error")
         e = whence.explain(model, given, 1, method=IntegratedGradients(neutral), progress=False)
     assert e.conservation.gap.abs().max() < 1e-3
+
+
+def test_the_warning_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.RMSNorm(6), nn.Linear(6, 3)).eval(), torch.randn(8, 6)
+    x[0] = torch.tensor([1.0, -1, 1, -1, 1, -1])
+    for rows in (x, x[:1]):
+        with pytest.warns(whence.errors.ConservationWarning, match="do not add up"):
+            whence.explain(model, rows, 0, method=IntegratedGradients(), progress=False)

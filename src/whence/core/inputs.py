@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from typing import Any
 
@@ -46,6 +47,7 @@ class Inputs:
     features: Any = None  # column names, if the input is a data frame
     arrays: bool = False  # the model is a function of NumPy arrays
     table: TableFormat | None = None  # how to make the data frame that the model takes from an array of numbers
+    array_dtype: Any = None  # of the array, if it is one
     whole: frozenset[int] = frozenset()  # parts all of whose rows belong to a single sample: stored as `[1, rows, …]`
 
     @classmethod
@@ -61,7 +63,7 @@ class Inputs:
         if _is_frame(inputs):
             return replace(cls.of(inputs.to_numpy()), features=list(inputs.columns))
         if isinstance(inputs, np.ndarray):
-            found = cls((as_tensor(inputs),), single=True, arrays=True)
+            found = cls((as_tensor(_as_numbers(inputs)),), single=True, arrays=True, array_dtype=inputs.dtype)
         elif isinstance(inputs, Tensor):
             found = cls((inputs,), single=True)
         elif isinstance(inputs, Mapping):
@@ -205,7 +207,9 @@ class Inputs:
             with preserve_state(model):
                 if self.arrays:
                     (array,) = (part.detach().cpu().numpy() for part in parts)
-                    return _arrays_to_tensors(model(array) if self.table is None else _run_on_table(model, array, self.table))
+                    if self.table is not None:
+                        return _arrays_to_tensors(_run_on_table(model, array, self.table))
+                    return _arrays_to_tensors(model(_in_dtype(array, self.array_dtype)))
                 if self.names is None:
                     return _run(model, *parts)
                 return _run(model, **dict(zip(self.names, parts, strict=True)))
@@ -298,6 +302,21 @@ def _run(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, model(*args, **kwargs))
 
 
+def _as_numbers(array: np.ndarray) -> np.ndarray:
+    """Return an array of integers, conditions or a foreign byte order as numbers that a mean or a baseline can replace."""
+    if array.dtype.kind in "iub" or not array.dtype.isnative:
+        return array.astype(np.float64 if array.dtype.kind in "iub" else array.dtype.newbyteorder("="))
+    return array
+
+
+def _in_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return numbers in the array's original dtype, where that changes none of them."""
+    if dtype is None or dtype == array.dtype or dtype.kind not in "iub":
+        return array
+    cast = array.astype(dtype)
+    return cast if np.array_equal(cast, array) else array
+
+
 def _run_on_table(model: Callable[..., Any], array: np.ndarray, table: TableFormat) -> Any:
     """Return the outputs for a data frame, or for the array if the model fails on the frame and all columns are numbers."""
     try:
@@ -322,6 +341,25 @@ def _copy_part(part: Any) -> Any:
     return deepcopy(part) if hasattr(part, "get_seq_length") else part  # Hugging Face's caches of keys and values
 
 
+def _modules_called_by(function: Any) -> list[torch.nn.Module]:
+    """Return the modules that a bound method belongs to, or that a function reads from its closure."""
+    function = function.func if isinstance(function, partial) else function
+    values = [getattr(function, "__self__", None)]
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty cell
+            values.append(cell.cell_contents)
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    values += [names.get(name) for name in (code.co_names if code is not None else ())]
+    return [value for value in values if isinstance(value, torch.nn.Module)]
+
+
+def _reads_mode(module: torch.nn.Module) -> bool:
+    """Return whether a module may differ between its modes, by its class or by its hooks, such as those of spectral_norm."""
+    if isinstance(module, torch.nn.RNNBase) and not module.dropout:
+        return False
+    return _depends_on_mode(type(module)) or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 @cache
 def _depends_on_mode(kind: type) -> bool:
     """Return whether modules of a class may differ between training and eval mode: their methods read `training`.
@@ -343,9 +381,10 @@ def _code_of(method: Any) -> Any:
 
 
 def _names_in(code: Any) -> set[str]:
-    """Return the names that a function reads, functions defined in it included."""
+    """Return the names and strings that a function reads, functions defined in it included."""
     inner = (constant for constant in code.co_consts if hasattr(constant, "co_names"))
-    return set(code.co_names).union(*map(_names_in, inner))
+    words = {constant for constant in code.co_consts if isinstance(constant, str)}
+    return set(code.co_names).union(words, *map(_names_in, inner))
 
 
 def check_model(model: object) -> None:
@@ -355,17 +394,16 @@ def check_model(model: object) -> None:
     """
     if isinstance(model, type) or not callable(model):
         raise ModelError(describe_non_model(model))
-    if not isinstance(model, torch.nn.Module):
-        return
-    found = [model]
+    found = [model] if isinstance(model, torch.nn.Module) else _modules_called_by(model)
     for module in found:  # grows during iteration
         if isinstance(module, torch.fx.GraphModule) and is_exported(module):  # its mode was fixed at export
             continue
         if is_quantized(module) or type(module).__module__ == MKLDNN:  # their mode was fixed at conversion
             continue
-        if getattr(module, "training", False) and _depends_on_mode(type(module)):
-            name = next(name for name, part in model.named_modules() if part is module)
-            what = repr(name) if name else "the model"
+        if getattr(module, "training", False) and _reads_mode(module):
+            named = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
+            name = next((name for name, part in named.items() if part is module), None)
+            what = f"the {type(module).__name__} that the model calls" if name is None else repr(name) if name else "the model"
             raise TrainingModeError(f"{what} is in training mode; call model.eval() before explaining")
         for name, parameter in module._parameters.items():
             if parameter is not None and is_lazy(parameter):

@@ -1,5 +1,6 @@
 """Data frames as arrays of numbers, and back, for models that take data frames."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class TableFormat:
 
     empty: Any  # the frame without its rows
     categories: dict[Any, list] = field(default_factory=dict)  # of each column without numbers; extended when encoding
+    missing: dict[Any, Any] = field(default_factory=dict)  # the value of missing entries in each of these columns
 
     @classmethod
     def of(cls, frame: Any) -> "TableFormat":
@@ -45,19 +47,38 @@ class TableFormat:
         for i, (name, dtype) in enumerate(self.empty.dtypes.items()):
             values = rows[:, i]
             if name in self.categories:
-                codes = np.where(np.isnan(values), -1, values).astype(int)
-                known = np.asarray([*self.categories[name], None], dtype=object)
-                columns[name] = type(self.empty[name])(known[codes], dtype=dtype)
+                columns[name] = self._restored(name, dtype, np.where(np.isnan(values), -1, values).astype(int))
             else:
-                columns[name] = _cast(values, dtype)
+                columns[name] = self._cast(name, values, dtype)
         return type(self.empty)(columns)
+
+    def _restored(self, name: Any, dtype: Any, codes: np.ndarray) -> Any:
+        """Return a column of categories; those of other frames are added to a categorical dtype."""
+        known = np.empty(len(self.categories[name]) + 1, dtype=object)
+        known[:-1], known[-1] = self.categories[name], self.missing.get(name)
+        column = type(self.empty[name])(known[codes], dtype=object)
+        if str(dtype) == "category":
+            others = [category for category in self.categories[name] if category not in dtype.categories]
+            dtype = type(dtype)([*dtype.categories, *others], ordered=dtype.ordered)
+        return column.astype(dtype)
+
+    def _cast(self, name: Any, values: np.ndarray, dtype: Any) -> Any:
+        """Return numbers in a column's dtype where that changes none of them: a mean of integers stays a fraction."""
+        present = values[~np.isnan(values)]
+        whole = (present == np.round(present)).all() if dtype.kind in "iu" else np.isin(present, (0, 1)).all()
+        if dtype.kind == "f" or whole:
+            with suppress(TypeError, ValueError):  # a dtype without missing values
+                return type(self.empty[name])(values).astype(dtype)
+        return values
 
     def _codes(self, name: Any, column: Any) -> np.ndarray:
         """Return the number of each entry's category, with new categories appended; NaN for missing entries."""
         known = {category: code for code, category in enumerate(self.categories[name])}
-        codes = [
-            np.nan if missing else known.setdefault(v, len(known)) for v, missing in zip(column, column.isna(), strict=True)
-        ]
+        codes = []
+        for value, is_missing in zip(column, column.isna(), strict=True):
+            if is_missing:
+                self.missing.setdefault(name, value)
+            codes.append(np.nan if is_missing else known.setdefault(value, len(known)))
         self.categories[name][:] = known
         return np.asarray(codes, dtype=float)
 
@@ -68,17 +89,8 @@ def is_pandas(data: Any) -> bool:
 
 
 def _is_numeric(dtype: Any) -> bool:
-    return getattr(dtype, "kind", "O") in "iufb" and str(dtype) != "category"
+    return getattr(dtype, "kind", "O") in "iufb" and str(dtype) != "category" and not str(dtype).startswith("Sparse")
 
 
 def _numbers(column: Any) -> np.ndarray:
     return column.to_numpy(dtype=float, na_value=np.nan)
-
-
-def _cast(values: np.ndarray, dtype: Any) -> Any:
-    """Return numbers in a column's dtype where that changes none of them: a mean of integers stays a fraction."""
-    if dtype.kind == "f":
-        return values.astype(str(dtype).lower())
-    whole = np.isfinite(values).all() and (values == np.round(values)).all()
-    as_bool = dtype.kind == "b" and np.isin(values, (0, 1)).all()
-    return values.astype(str(dtype).lower()) if as_bool or (dtype.kind in "iu" and whole) else values

@@ -18,6 +18,7 @@ ENTRIES_PER_BATCH = {"cpu": 2**17, "cuda": 2**25}  # entries of the input that f
 FEW_SAMPLES, ENTRIES_FOR_FEW = 4, 2**21  # for images so large that the activations of one exceed any cache
 ENTRIES_PER_ID = 512  # a token id is counted as an embedding of this size
 MAX_ROUNDS = 2**14
+MAX_INTERACTION = 1e-3  # of the effect of an alteration, in the outputs of other rows
 
 
 def run_batched(
@@ -75,26 +76,30 @@ def _reduce_batch_size(at_once: int, samples: int, error: BaseException) -> int:
 
 
 def rows_are_independent(task: Task) -> bool:
-    """Return whether altered samples have the same outputs alone and after the unaltered ones in one batch.
+    """Return whether altered samples have the same outputs alone and between the unaltered ones in one batch.
 
-    The rows of a model interact if it normalises or quantises by the batch, attends over it, or takes it for the time.
+    The rows of a model interact if it normalises or quantises by the batch, attends over it, or takes it for the time. Samples
+    are halved and mirrored: a model may normalise the size away.
     """
     if task.rows_are_independent is not None:
         return task.rows_are_independent
-    inputs, resolved = task.inputs, [target for _, target in target_values(task)]
-    altered = {i: inputs.parts[i] / 2 for i in inputs.explained}
-    together = {i: torch.cat([inputs.parts[i], part]) for i, part in altered.items()}
+    inputs, answers = task.inputs, target_values(task)
+    resolved = [target for _, target in answers]
+    altered = {i: inputs.parts[i].flip(-1) / 2 for i in inputs.explained}
+    together = {i: torch.cat([inputs.parts[i], part, inputs.parts[i]]) for i, part in altered.items()}
     try:
         alone = target_values(task.moved(1, altered, resolved))
-        behind = target_values(task.moved(2, together, resolved))
+        between = target_values(task.moved(3, together, resolved))
     except (ModelError, TargetError):
         return False
-    return all(_agree(a, b) for (a, _), (b, _) in zip(alone, behind, strict=True))
+    return all(_agree(x, a, b) for (x, _), (a, _), (b, _) in zip(answers, alone, between, strict=True))
 
 
-def _agree(alone: Tensor, behind: Tensor) -> bool:
-    if len(behind) != 2 * len(alone):
+def _agree(unaltered: Tensor, alone: Tensor, between: Tensor) -> bool:
+    """Return whether the outputs in one batch are those of each part alone, up to a share of what the alteration changed."""
+    if len(between) != 3 * len(alone):
         return False
+    expected = torch.cat([unaltered, alone, unaltered])
     rounding = 30 * torch.finfo(alone.dtype).eps if alone.is_floating_point() else 0
-    difference = (behind[len(alone) :] - alone).abs().amax()
-    return bool(difference <= max(1e-3, rounding) * alone.abs().amax() + rounding)
+    change = (alone - unaltered).abs().amax()
+    return bool((between - expected).abs().amax() <= MAX_INTERACTION * change + rounding * (1 + expected.abs().amax()))

@@ -15,9 +15,9 @@ from whence.core.trees import Tree
 from whence.errors import ConservationWarning, RuleError, value_repr
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
-from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
 from whence.methods import feature_masks
-from whence.methods.batching import run_batched
+from whence.methods.batching import rows_are_independent, run_batched
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
 from whence.methods.gradients import input_gradients
 from whence.methods.running_statistics import RunningMoments
@@ -201,10 +201,11 @@ def _warn_if_incomplete(account: Conservation, size: Tensor, task: Task, n_steps
     """Warn of a gap that is large compared with f(x) − f(x̃), and not small compared with Σ|R|, `size`."""
     change = (account.output - account.baseline).abs() if account.baseline is not None else account.output.abs()
     missing = account.gap.abs() > torch.maximum(MAX_GAP * change, MAX_GAP / 10 * size)
-    missing = missing & (account.gap.sum().abs() > MAX_GAP / 10 * size.sum())  # rows that interact account for each other
+    if not known_true(~missing) and len(missing) > 1 and not rows_are_independent(task):  # these account for each other
+        missing = missing & (account.gap.sum().abs() > MAX_GAP / 10 * size.sum())
     if not check_holds(~missing):
         if task.inputs.explained:
-            other = "baselines=x.mean(0, keepdim=True), or another typical input"
+            other = "the mean of many inputs as baselines, data.mean(0, keepdim=True)"
         else:
             other = "baselines={'input_ids': tokenizer.pad_token_id} for token ids, or the id of another neutral token"
         warnings.warn(

@@ -52,7 +52,10 @@ class SimpleTaylor:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
         quiet = replace(task, progress=False)
-        for output, target in target_values(task):
+        answers = target_values(task)
+        if all(len(output) == 1 < task.inputs.batch_size for output, _ in answers):  # one value of all rows
+            task, quiet = (replace(t, inputs=t.inputs.as_one_sample()) for t in (task, quiet))
+        for output, target in answers:
             function = ScalarFunction(quiet, target)
             root = self._root(function)
             at_root, slope, on_kink = _slope(function, root)

@@ -128,10 +128,12 @@ class NearestRoot:
         search.along_gradients(self.n_steps)
         count = STARTS_IF_SMALL if function.x.shape[1] <= SMALL_INPUT else STARTS_IF_LARGE
         for attempt in range(ATTEMPTS):
+            search.open = ~search.found if attempt else search.open
             with suppress(ModelError):  # the output may be infinite far from the sample
                 search.from_starts(count if self.n_starts is None else self.n_starts, self.seed + attempt)
             if search.found.all():
                 break
+        search.open = torch.ones_like(search.open)
         with suppress(ModelError):
             search.over_kinks(CUTTING_STEPS)
         return search.result()
@@ -236,6 +238,7 @@ class RootSearch:
         self.value, self.slope, self.x, self.clip, self.tolerance = value, slope, x, clip, tolerance
         self.first, self.first_slope = slope(x)
         self.best, self.distance = x.clone(), torch.full_like(self.first, float("inf"))
+        self.open = torch.ones_like(self.first, dtype=torch.bool)  # samples whose search goes on
 
     def result(self) -> Tensor:
         """Return the nearest roots found; raise `ModelError` if there is none for a sample."""
@@ -259,7 +262,7 @@ class RootSearch:
         roots = at(t)
         gone = torch.where(found, (roots - x).norm(dim=1), float("inf")).view(rounds, -1)
         shortest, which = gone.min(0)
-        nearer = shortest < self.distance
+        nearer = (shortest < self.distance) & self.open
         self.best[nearer] = roots.view(rounds, *self.x.shape)[which, torch.arange(len(self.x))][nearer]
         self.distance[nearer] = shortest[nearer]
         return roots, found, nearer
@@ -281,17 +284,20 @@ class RootSearch:
             walk = torch.where(missed[:, None], self.clip(walk - _newton_step(f_walk, g)[:, None] * g), self.best)
             f_walk, g = self.slope(walk)
             aside = _newton_step(((x - walk) * g).sum(1), g)[:, None] * g - (x - walk)
-            going = going & (missed | ((aside.norm(dim=1) > DECODER_TOLERANCE * self.distance) & (share > MIN_STEP_SHARE)))
+            going = self.open = going & (
+                missed | ((aside.norm(dim=1) > DECODER_TOLERANCE * self.distance) & (share > MIN_STEP_SHARE))
+            )
             if not going.any():
                 break
             way = torch.where(missed[:, None], walk - x, walk - x - share[:, None] * aside)
+        self.open = torch.ones_like(going)
 
     def from_starts(self, count: int, seed: int) -> None:
         """Search on the lines to the origin and to random points, and to the projections of x on the tangent planes there."""
         if not count:
             return
         random = torch.Generator().manual_seed(seed)
-        noise = torch.randn(count, *self.x.shape, generator=random, dtype=torch.float64).to(self.x)
+        noise = torch.randn(count, 1, self.x.shape[1], generator=random, dtype=torch.float64).to(self.x)  # for each sample
         scale = torch.where(self.distance.isinf(), 4 * self.x.norm(dim=1), self.distance)[:, None] / noise.norm(
             dim=2, keepdim=True
         )

@@ -145,7 +145,7 @@ class ShardWorker:
             return LogitRecorder(labels, shown=shown)
         if isinstance(wanted, Logit):
             here = wanted.mapped(lambda index: index[numbers])
-            return LogitRecorder(here.index, here.rather_than, here.position, shown)
+            return LogitRecorder(here.index, here.rather_than, here.position, shown=shown)
         if isinstance(wanted, Tensor) and wanted.dim():
             return LogitRecorder(wanted[numbers], shown=shown)
         return LogitRecorder(wanted, shown=shown) if isinstance(wanted, int | Tensor) else wanted

@@ -113,3 +113,60 @@ def test_a_constant_rule_holds_a_gate_wherever_it_stands():
     method = whence.LRP({torch.sigmoid: whence.Constant()})
     e = whence.explain(lambda x: x[:, :1] + torch.sigmoid(x[:, 1:2]), rows(), 0, method=method)
     assert not e.relevance[:, 1].any()
+
+
+ADDED = {
+    "normalised": (lambda s: F.layer_norm(s, (2,)), True), "softmax": (lambda s: s.softmax(1), True),
+    "scaled in place": (lambda s: s.mul_(2), True), "root": (lambda s: s.sqrt(), True), "twice": (torch.sigmoid, True),
+    "view like": (lambda s: s.view_as(torch.zeros(1, 2)), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADDED)
+@pytest.mark.parametrize("gate", [torch.sigmoid, F.softplus, torch.exp])
+def test_gates_stay_live_through_functions_of_them(name, gate):
+    """Added to a term, a function of a gate gets what it gets as the whole output."""
+    torch.manual_seed(0)
+    function, x = ADDED[name][0], torch.rand(1, 4) + 0.5
+    w = torch.randn(2, 1)
+    added = whence.explain(lambda x: x[:, :1] + function(gate(x[:, 2:])) @ w, x, 0)
+    alone = whence.explain(lambda x: function(gate(x[:, 2:])) @ w, x, 0)
+    assert torch.allclose(added.relevance[:, 2:], alone.relevance[:, 2:], atol=1e-6)
+    assert added.relevance[:, 2:].any()
+    assert torch.allclose(added.relevance[:, 0], x[:, 0], atol=1e-6)
+
+
+def test_a_deviation_by_hand_is_that_of_std():
+    x = torch.tensor([[1.0, 2, 4]])
+    by_hand, std, both = (
+        whence.explain(lambda x, f=f: x[:, :1] + f(x), x, 0).relevance
+        for f in (lambda x: x.var(1, keepdim=True).sqrt(), lambda x: x.std(1, keepdim=True),
+                  lambda x: torch.std_mean(x, 1, keepdim=True)[0])
+    )  # fmt: skip
+    assert torch.allclose(by_hand, std, atol=1e-6)
+    assert torch.allclose(both, std, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: 1 / (1 + torch.exp(-x)), torch.rsqrt, lambda x: torch.pow(2.0, x), torch.reciprocal]
+)
+def test_functions_without_a_value_at_zero_keep_their_own_gradient_where_they_are_added(function):
+    x = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    e = whence.explain(lambda x: x[:, :1] + function(x[:, 1:]), x.detach(), 0)
+    assert e.relevance[0, 1] != 0
+    assert torch.allclose(e.relevance.sum(1) + e.conservation.absorbed, e.output, atol=1e-6)
+
+
+def test_torch_batch_norm_takes_its_arguments_in_an_order_of_its_own():
+    torch.manual_seed(0)
+    bn, x = nn.BatchNorm1d(3).eval(), torch.randn(2, 3)
+    bn.running_mean.fill_(0.5), bn.running_var.fill_(2.0), bn.weight.data.fill_(3.0)
+    direct = lambda x: torch.batch_norm(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, False, 0.1, bn.eps, False)  # noqa: E731
+    assert torch.allclose(whence.explain(direct, x, 0).relevance, whence.explain(bn, x, 0).relevance, atol=1e-6)
+    inorm = lambda x: torch.instance_norm(  # noqa: E731
+        x, bn.weight, bn.bias, bn.running_mean, bn.running_var, False, 0.1, bn.eps, False
+    ).sum(2)
+    series = torch.randn(2, 3, 5)
+    expected = whence.explain(lambda x: F.instance_norm(
+        x, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.1, bn.eps).sum(2), series, 0)  # fmt: skip
+    assert torch.allclose(whence.explain(inorm, series, 0).relevance, expected.relevance, atol=1e-6)

@@ -52,6 +52,11 @@ from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, LOOPED_VMAP, TRAC
 
 DIFFERENTIATING = ("grad", "backward")
 HOOK_REGISTRATION = "register_hook"
+SHAPED_LIKE = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
+# arguments, by position and name, to which something is added: a gate there is no factor
+ADDED_ARGUMENTS = dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "addr", "addcmul", "addcdiv"), ((0, "input"),)) | {
+    "lerp": ((0, "input"), (1, "end")), "scaled_dot_product_attention": ((3, "attn_mask"),),
+}  # fmt: skip
 RANDOM = frozenset({"dropout", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "rrelu", "gumbel_softmax"})
 # autograd.Functions that only store values, whose own backward pass holds for every rule
 LINEAR_FUNCTIONS = frozenset({"torchdiffeq._impl.rk_common._UncheckedAssign"})
@@ -209,6 +214,8 @@ class RelevanceMode(GradientMode):
                 known.see(t)
             return out
         facts = operation.facts
+        if facts.name in SHAPED_LIKE and len(args) == 2 and isinstance(args[0], Tensor) and not args[0].requires_grad:
+            args = (args[0], args[1].detach() if isinstance(args[1], Tensor) else args[1])  # only its shape or type is read
         call = self._reader.call(function, facts, args, kwargs or {})
         if self.bench.deferred and call.constants and torch.is_grad_enabled():
             call = self._with_live_gates(operation, call)
@@ -344,8 +351,11 @@ class RelevanceMode(GradientMode):
         """Return the call with the gates that it adds to data, or maps linearly, as values with a gradient."""
         resolves = operation.treatment in (ADDS if call.data else LINEAR_MAPS)
         if not resolves and not (call.overwrites and operation.treatment in ADDS):
-            return call
-        gates = self._gates_among(call.constants)
+            places = ADDED_ARGUMENTS.get(call.name, ()) if call.data else ()
+            added = [t for place, key in places if isinstance(t := call.kwargs.get(key, _at(call.args, place)), Tensor)]
+            gates = self._gates_among([t for t in added if not t.requires_grad])
+        else:
+            gates = self._gates_among(call.constants)
         if call.overwrites and call.args:  # modified in place: no other tensor may replace it
             gates.pop(id(call.args[0]), None)
         if not gates:
@@ -506,6 +516,10 @@ class RelevanceMode(GradientMode):
                 yield
         finally:
             self.bench.copies = before
+
+
+def _at(values: Sequence[Any], place: int) -> Any:
+    return values[place] if place < len(values) else None
 
 
 def _forward_class(node: Any) -> str:

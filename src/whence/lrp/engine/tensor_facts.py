@@ -138,7 +138,7 @@ def propagate_facts(call: Call, table: TensorFacts) -> Facts:
     first = made_of[0].inherited if made_of else table.inherited(data[0])
     nonnegative = facts.nonnegative or (facts.clips and _clipped_above_zero(call))
     if facts.keeps_sign and first.nonnegative and not nonnegative:
-        nonnegative = _keeps_sign(call, table)
+        nonnegative = _keeps_sign(call, table) and not any(t.is_complex() for t in data)  # i · i = −1
     beside = None if first.companion is None else _propagate_companion(call, table)
     if made_of:
         return Facts(nonnegative, beside, made_of, is_proportional(facts.name, data))

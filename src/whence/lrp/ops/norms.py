@@ -1,6 +1,8 @@
 """Ops of normalisation layers: statistics are constant; batch norm with stored statistics is a linear map."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +19,7 @@ from whence.lrp.torch_compat.saved_tensors import with_backward_of
 
 def batch_norm(bench: OpContext, call: Call) -> Tensor:
     """Fold batch norm into the linear map before it, or treat it as a diagonal map; batch statistics are constants."""
-    x, mean, var, weight, bias, training, _, eps = call.bind(
-        "input running_mean running_var weight bias training momentum eps",
-        weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
-    )  # fmt: skip
+    x, mean, var, weight, bias, training, _, eps = _in_order_of(F.batch_norm, call, "training")
     if _depends(weight) or _depends(bias):
         return bench.unknown_function(call)
     if training or mean is None:
@@ -84,12 +83,21 @@ def group_norm(bench: OpContext, call: Call) -> Tensor:
     return _standardise(bench, call, x, (x.shape[0], groups, -1), _channelwise(weight, x), _channelwise(bias, x), eps)
 
 
+def _in_order_of(functional: Callable, call: Call, mode: str) -> Sequence[Any]:
+    """Return the arguments in the order of `torch.nn.functional`; `torch.batch_norm` takes weight and bias first."""
+    more = {"running_mean": None, "running_var": None, "weight": None, "bias": None, "momentum": 0.1, "eps": 1e-5}
+    more[mode] = mode == "use_input_stats"
+    if call.function is functional:
+        return call.bind(f"input running_mean running_var weight bias {mode} momentum eps", **more)
+    x, weight, bias, mean, var, given, momentum, eps, _ = call.bind(
+        f"input weight bias running_mean running_var {mode} momentum eps cudnn_enabled", **more, cudnn_enabled=True
+    )
+    return x, mean, var, weight, bias, given, momentum, eps
+
+
 def instance_norm(bench: OpContext, call: Call) -> Tensor:
     """Handle (x − mean) / deviation · weight + bias by channels; a diagonal linear map with running statistics."""
-    x, mean, var, weight, bias, own_statistics, momentum, eps = call.bind(
-        "input running_mean running_var weight bias use_input_stats momentum eps",
-        running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5,
-    )  # fmt: skip
+    x, mean, var, weight, bias, own_statistics, momentum, eps = _in_order_of(F.instance_norm, call, "use_input_stats")
     if not own_statistics:
         args, function = (x, mean, var, weight, bias, False, momentum, eps), F.batch_norm
         return batch_norm(bench, replace(call, args=args, kwargs={}, function=function, facts=function_facts(function)))

@@ -35,7 +35,10 @@ P = ParamSpec("P")
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 DENSE = (F.linear, torch.matmul, torch.addmm)
 DENSE_LAYERS = (F.linear, torch.addmm)
-STATE_SPACE_GATES = ("*mixer.x_proj", "*mixer.dt_proj", "*mamba.x_proj", "*mamba.dt_proj", state_space_parts)
+STATE_SPACE_GATES = (
+    *(f"{outer}{block}.{layer}" for outer in ("", "*.") for block in ("mixer", "mamba") for layer in ("x_proj", "dt_proj")),
+    state_space_parts,
+)
 OPAQUE_ACTIVATIONS = ("gelu_impl", "*.gelu_impl")  # BLOOM writes GELU as an autograd.Function
 OTHERWISE = ("*", LRP_0)  # all other linear maps
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
