@@ -67,3 +67,65 @@ def test_stores_channels_and_conditions_agree(tmp_path, series):
     through = whence.explain(net, x, through={"1": 5})
     below = through.relevance.flatten(1).sum(1) + through.conservation.absorbed
     torch.testing.assert_close(below, channels[:, 5], atol=1e-5, rtol=1e-4)
+
+
+class DefinedLate(nn.Module):
+    """An activation that is defined behind the linear layer and runs before it."""
+
+    def __init__(self, kind=nn.Conv2d):
+        super().__init__()
+        self.conv, self.fc, self.relu = kind(3, 6, 3, padding=1), nn.Linear(6, 4), nn.ReLU()
+
+    def forward(self, x):
+        return self.fc(self.relu(self.conv(x)).flatten(2).mean(2))
+
+
+@pytest.mark.parametrize(("kind", "size"), [(nn.Conv2d, (8, 8)), (nn.Conv1d, (20,)), (nn.Conv2d, (6, 6))])
+def test_the_order_of_execution_counts_not_that_of_definition(kind, size):
+    torch.manual_seed(0)
+    model, x = DefinedLate(kind).eval(), torch.randn(2, 3, *size)
+    assert torch.allclose(
+        whence.channel_relevance(model, x, "relu", 1), whence.channel_relevance(model, x, "conv", 1), atol=1e-5
+    )
+    through = [whence.explain(model, x, 1, through={layer: 2}).relevance for layer in ("relu", "conv")]
+    assert torch.allclose(*through, atol=1e-5)
+    e = whence.explain(model, x, 1, method=whence.GradCAM("relu"))
+    assert e.layers["relu"].shape == (2, 1, *size)
+    assert list(whence.explain(model, x, 1, method=whence.GradCAM()).layers) == ["relu"]
+
+
+class Permuting(nn.Module):
+    """A ConvNeXt block: its last part is a linear layer, its output has its channels first."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.stem, self.dropped = nn.Conv2d(3, channels, 1), nn.Dropout(0.1)
+        self.block = nn.ModuleDict({"norm": nn.LayerNorm(channels), "linear": nn.Linear(channels, channels)})
+        self.head = nn.Linear(channels, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.block["linear"](self.block["norm"](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return self.head(self.dropped(x + y).mean((2, 3)))
+
+
+def test_a_layer_behind_a_permutation():
+    x = torch.randn(2, 3, 4, 4)
+    assert channel_dim(Permuting().eval(), "dropped", Inputs.of(x), torch.zeros(2, 6, 4, 4)) == 1
+    assert channel_dim(Permuting().eval(), "block.linear", Inputs.of(x), torch.zeros(2, 4, 4, 6)) == 3
+
+
+@pytest.mark.parametrize("size", [(12, 5), (5, 12), (12, 12), (16, 12), (4, 30)])
+@pytest.mark.parametrize("time_first", [True, False])
+def test_stores_sum_over_the_channels_of_series(tmp_path, size, time_first):
+    torch.manual_seed(0)
+    steps, channels = size
+    if time_first:
+        net = nn.Sequential(nn.Linear(channels, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * steps, 2)).eval()
+        x = torch.randn(3, steps, channels)
+    else:
+        net = nn.Sequential(nn.Conv1d(channels, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * steps, 2)).eval()
+        x = torch.randn(3, channels, steps)
+    store = whence.explain_dataset(net, x, tmp_path / "s", target=1, progress=False)
+    e = whence.explain(net, x, 1)
+    torch.testing.assert_close(store.relevance[:].float(), e.relevance.sum(2 if time_first else 1), atol=1e-3, rtol=1e-2)

@@ -267,7 +267,7 @@ def test_a_shard_under_another_number_is_computed_again_and_an_unreadable_one_is
     assert again.column("index").tolist() == list(range(len(again)))
     assert second.read_bytes() == right
 
-    def refused(path, *mode):
+    def refused(path, *args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(first), "open", refused)

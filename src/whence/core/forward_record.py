@@ -1,12 +1,13 @@
 """Records of forward passes: activations at named layers, and the output."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from whence.core.channel_layout import ChannelLayout
+from whence.core.inputs import Inputs
 
 
 @dataclass
@@ -19,9 +20,10 @@ class ForwardRecord:
     layouts: dict[str, ChannelLayout] = field(default_factory=dict)
 
     @classmethod
-    def of_layers(cls, x: Tensor, layers: dict[str, nn.Module], model: Any = None) -> "ForwardRecord":
-        """Return the record of an input before the forward pass, with the channel layouts of the layers."""
-        return cls(x, layouts={name: ChannelLayout.of(model, name, module) for name, module in layers.items()})
+    def of_layers(cls, inputs: Inputs, layers: Iterable[str], model: Any) -> "ForwardRecord":
+        """Return the record of inputs before the forward pass, with the channel layouts of the layers."""
+        x = inputs.parts[min((*inputs.explained, *inputs.ids))]
+        return cls(x, layouts={name: ChannelLayout.of(model, name, inputs) for name in layers})
 
     def channels_at(self, layer: str) -> int:
         """Return the dimension of a layer's channels, 1 or the last."""

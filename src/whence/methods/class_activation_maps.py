@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from whence.core.channel_layout import channel_dim
+from whence.core.channel_layout import channel_dim, executed_layouts, input_channel_dim
 from whence.core.explanation import Explanation
 from whence.errors import InputError, ModelError, SelectorError
 from whence.lrp.torch_compat.deferred_checks import check_holds
@@ -108,6 +108,7 @@ def _cam_explanations(
             f"{type(method).__name__} reads a layer of a torch.nn.Module, but the model is of type {type(task.model).__name__}"
         )
     i, x = _picture_input(task)
+    executed_layouts(task.model, task.inputs)  # before the taps read layers
     taps = LastFeatureMaps(task, x) if method.layer is None else LayerTaps((_layer_name(task.model, method.layer),))
     for found in input_gradients(task, taps):
         name, feature_map, (a, g) = _last_with_gradient(task, found, x)
@@ -140,7 +141,7 @@ def _last_with_gradient(task: Task, found: Gradients, x: Tensor) -> tuple[str, F
 
 
 def _feature_map(task: Task, name: str, a: Tensor, x: Tensor) -> FeatureMap | None:
-    return FeatureMap.of(a, channel_dim(task.model, name, task.inputs, a), x)
+    return FeatureMap.of(a, channel_dim(task.model, name, task.inputs, a), x, input_channel_dim(task.model, task.inputs, x))
 
 
 def _picture_input(task: Task) -> tuple[int, Tensor]:

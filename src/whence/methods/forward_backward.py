@@ -144,10 +144,7 @@ class LayerTaps:
     def of(cls, task: Task) -> "LayerTaps":
         """Return taps at all layers that the task requests or conditions on."""
         conditional = {layer: None for condition in task.through for layer in condition.layers}
-        some = task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))]
-        reading = (
-            ForwardRecord.of_layers(some, named_layers(task.model, tuple(conditional)), task.model) if conditional else None
-        )
+        reading = ForwardRecord.of_layers(task.inputs, conditional, task.model) if conditional else None
         return cls(tuple(dict.fromkeys((*task.layers, *conditional))), reading)
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
@@ -212,7 +209,7 @@ def record_internals(task: Task, scope: ModuleTracker, see: Callable[[Tensor], N
     """Return the record that internal targets read from in the next forward pass; `see` is called with the copies it holds."""
     names = [layer for target in task.targets if isinstance(target, InternalTarget) for layer in target.layers]
     layers = named_layers(task.model, names)
-    reading = ForwardRecord.of_layers(task.inputs.parts[min((*task.inputs.explained, *task.inputs.ids))], layers, task.model)
+    reading = ForwardRecord.of_layers(task.inputs, layers, task.model)
 
     def tap(name: str, out: Tensor) -> None:
         reading.layers[name] = kept = out.clone()  # a later layer may modify it in place

@@ -41,7 +41,7 @@ class LayerReader:
 
     def reading(self, x: Tensor, layers: dict[str, Tensor] | None = None) -> ForwardRecord:
         """Return the record of `x` before the model has run."""
-        reading = ForwardRecord.of_layers(x, self._layers, self._model)
+        reading = ForwardRecord.of_layers(Inputs((x,), single=True), self._layers, self._model)
         return reading if layers is None else replace(reading, layers=layers)
 
     def __call__(self, x: Tensor, redirected: bool = False) -> ForwardRecord:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whence.core.channel_layout import input_channel_dim
 from whence.core.explanation import Explanation
 from whence.core.trees import Tree
 from whence.errors import InputError, RuleError
 from whence.methods import feature_masks
 from whence.methods.batching import run_batched
-from whence.methods.feature_maps import input_channels
 from whence.methods.feature_masks import UPSAMPLING, FeatureGroups
 from whence.methods.forward_backward import Task, make_explanation, reject_layers
 from whence.methods.model_queries import ModelQueries
@@ -112,7 +112,7 @@ class Occlusion:
         """Compute the relevance of one part of the inputs, `[targets, N, …]`."""
         given, outputs = task.inputs.parts[i], ask.outputs[:, None]
         x, baseline = (t[:, None] if t.dim() == 1 else t for t in (given, baseline))
-        windows = SlidingWindows.of(x, shape, strides)
+        windows = SlidingWindows.of(x, shape, strides, input_channel_dim(task.model, task.inputs, x))
         total = outputs.new_zeros(len(outputs), *x.shape)
         changed = windows.that_hold((x != baseline).any(0))
 
@@ -196,10 +196,10 @@ class SlidingWindows:
     strides: tuple[int, ...]
 
     @classmethod
-    def of(cls, x: Tensor, shape: Any, strides: Any) -> "SlidingWindows":
+    def of(cls, x: Tensor, shape: Any, strides: Any, channels: int) -> "SlidingWindows":
         lengths = tuple(x.shape[1:])
         if isinstance(shape, int) and x.dim() in (4, 5):  # of pictures and volumes
-            shape = tuple(n if d == input_channels(x) else shape for d, n in enumerate(lengths, 1))
+            shape = tuple(n if d == channels else shape for d, n in enumerate(lengths, 1))
         shape = _default_window(lengths) if shape is None else _check_sizes(shape, lengths, "a sliding window")
         strides = tuple(-(-s // 2) for s in shape) if strides is None else _check_sizes(strides, lengths, "strides")
         if any(s > length for s, length in zip(shape, lengths, strict=True)):

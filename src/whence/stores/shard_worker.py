@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.core.channel_layout import channel_dim
+from whence.core.channel_layout import channel_dim, input_channel_dim
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
 from whence.core.fingerprints import fingerprint
@@ -128,7 +128,9 @@ class ShardWorker:
             logits = _logits_of_inputs(shown, e)
             found |= {"prediction": logits.argmax(1), "confidence": logits.float().softmax(1).amax(1)}
             found["target"] = e.target.index
-        found |= to_half_precision(reduce_relevance(e)) if job.reduce == "channels" else {"relevance": _single_input(e)}
+        relevance = _single_input(e)
+        channels = input_channel_dim(job.model, samples.inputs, relevance)
+        found |= to_half_precision(reduce_relevance(e, channels)) if job.reduce == "channels" else {"relevance": relevance}
         for name, relevance in e.layers.items():
             found[f"layers.{name}"] = _channel_relevance(job.model, samples.inputs, name, relevance)
         if job.pictures and (picture := _thumbnails(e)) is not None:
@@ -156,16 +158,14 @@ def write_shard(worker: ShardWorker, store: Store, number: int) -> None:
     found = worker.shard(store.manifest.rows(number))
     try:
         found.write(store.path(number), store.manifest.settings)
-    except Exception as error:  # safetensors raises its own error type, for a full disk too
-        if isinstance(error, WhenceError):
-            raise
-        raise StoreError(f"{store.path(number)} cannot be written: {first_line(error)}") from error
+    except WhenceError as error:
+        raise StoreError(first_line(error)) from error
 
 
-def reduce_relevance(e: Explanation) -> Tensor:
+def reduce_relevance(e: Explanation, channels: int) -> Tensor:
     """Sum relevance over channels: `[n, H, W]` for images, `[n, T]` for series and texts; vectors are unchanged."""
     relevance = _single_input(e)
-    return relevance.sum(1) if relevance.dim() > 2 else relevance
+    return relevance.sum(channels) if relevance.dim() > 2 else relevance
 
 
 def _logits_of_inputs(shown: list[Tensor], e: Explanation) -> Tensor:

@@ -33,5 +33,10 @@ def known_true(condition: Tensor) -> bool:
     return _conditions() is None and bool(condition.all())
 
 
+def are_checks_deferred() -> bool:
+    """Return whether a graph is being traced."""
+    return _conditions() is not None
+
+
 def _conditions() -> list[Tensor] | None:
     return getattr(_under_way, "conditions", None)
