@@ -267,8 +267,12 @@ def test_a_shard_under_another_number_is_computed_again_and_an_unreadable_one_is
     assert again.column("index").tolist() == list(range(len(again)))
     assert second.read_bytes() == right
 
+    opened = type(first).open
+
     def refused(path, *args, **kwargs):
-        raise PermissionError(13, "Permission denied")
+        if path.name.startswith("shard"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **kwargs)
 
     monkeypatch.setattr(type(first), "open", refused)
     with pytest.raises(errors.StoreError, match="cannot be read: Permission denied"):

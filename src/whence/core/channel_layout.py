@@ -24,6 +24,7 @@ CHANNELS_FIRST = (
 )  # fmt: skip
 CHANNEL_COUNTS = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "embed_dim")
 INPUT_COUNTS = ("in_features", "in_channels", "input_size")
+COLOURS = (1, 3, 4)  # channels of a picture
 
 
 class LayerChannels(NamedTuple):
@@ -37,6 +38,10 @@ class LayerChannels(NamedTuple):
         places = [d for d in range(1, len(shape)) if shape[d] == self.count]
         kinds = {1: "first", len(shape) - 1: "last"}
         return LayerChannels(kinds.get(places[0]) if len(places) == 1 else None, self.count)
+
+
+_layouts: WeakKeyDictionary[nn.Module, tuple[list[int], dict[str, LayerChannels]]] = WeakKeyDictionary()
+_first_layers: WeakKeyDictionary[nn.Module, LayerChannels] = WeakKeyDictionary()  # what the first known layer takes
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,6 @@ def input_channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int:
     if first is not None and first.kind is not None and x.dim() == 3:
         return 1 if first.kind == "first" else 2
     return x.dim() - 1 if x.shape[-1] in COLOURS and x.shape[1] not in COLOURS else 1
-
-
-COLOURS = (1, 3, 4)  # channels of a picture
-_layouts: WeakKeyDictionary[nn.Module, tuple[list[int], dict[str, LayerChannels]]] = WeakKeyDictionary()
-_first_layers: WeakKeyDictionary[nn.Module, LayerChannels] = (
-    WeakKeyDictionary()
-)  # of what the first layer of a known type takes
 
 
 def executed_layouts(model: Any, inputs: Inputs) -> dict[str, LayerChannels]:
