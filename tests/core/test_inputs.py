@@ -113,6 +113,10 @@ def test_nested_inputs_are_named(nested):
 def test_an_unbatched_picture_is_pointed_out():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(-3), nn.Linear(4, 3)).eval()
     assert "give it and the outputs a batch dimension" in whence.explain(net, torch.rand(3, 16, 16)).note
+    assert "give it and the outputs a batch dimension" in whence.explain(nn.Linear(3, 3), torch.randn(3)).note
+    assert whence.explain(lambda x: 2 * x, torch.randn(3)).note == ""  # three samples of one number
+    with pytest.raises(whence.errors.TargetError, match=r"output has shape \(5,\); .* x\[None\]"):
+        whence.explain(nn.Linear(3, 5), torch.randn(3))
     series = nn.Sequential(nn.Flatten(), nn.Linear(16 * 16, 2)).eval()
     assert whence.explain(series, torch.rand(3, 16, 16)).note == ""  # three samples
 
@@ -149,3 +153,13 @@ def test_an_array_of_integers_is_compared_with_fractions():
     e = whence.explain(f, x[:1], 1, method=whence.Shapley(background=x.mean(0, keepdims=True)), progress=False)
     assert torch.allclose(e.relevance.double(), torch.tensor([[1.5, -12.5]], dtype=torch.float64))
     assert seen[0] == x.dtype  # as given, where nothing is a fraction
+
+
+def test_labels_and_rows_are_refused_in_words():
+    frame = people()[["age", "children"]]
+    with pytest.raises(whence.errors.ModelError, match="explain predict_proba or decision_function"):
+        whence.explain(lambda frame: np.asarray(frame["age"] > 0), frame[:4], method="feature_ablation")
+    with pytest.raises(InputError, match=r"frame.iloc\[:1\]"):
+        whence.explain(lambda frame: frame["age"], frame.iloc[0], method="feature_ablation")
+    with pytest.raises(InputError, match=r"got a Series; pass frame.iloc\[:1\]"):
+        whence.explain(lambda frame: frame["age"], frame[:4], method=whence.FeatureAblation(baselines=frame.iloc[0]))

@@ -74,7 +74,7 @@ def test_bad_inputs_and_labels_are_refused(bundled):
         (lambda: attack(lambda x: x.flatten(1).sum(1), x, y), whence.errors.ModelError, r"\(50, 1\)"),
         (lambda: attack(lambda x: x.flatten(1)[:, :1], x, y * 0), whence.errors.ModelError, "at least two classes"),
         (lambda: attack(lambda x: torch.ones(len(x), 3), x, y * 0), whence.errors.ModelError, "does not depend"),
-        (lambda: attack(model.train(), x, y), whence.errors.TrainingModeError, "eval"),
+        (lambda: attack(nn.Sequential(model, nn.Dropout()).train(), x, y), whence.errors.TrainingModeError, "eval"),
         (lambda: attack(model.eval(), (x, x), y), whence.errors.InputError, "one floating-point tensor"),
         (lambda: whence.attack(model, x, y, "pgd"), whence.errors.InputError, "callable of model"),
         (

@@ -297,7 +297,8 @@ def _note_on_samples(task: Task, count: int) -> str:
     if count == 1 < inputs.batch_size and not inputs.whole:
         return f"one output for all {inputs.batch_size} rows of the input"
     x = inputs.parts[inputs.explained[0]] if inputs.single and inputs.explained else None
-    if x is None or x.dim() != 3 or len(x) not in PICTURE_CHANNELS or min(x.shape[1:]) < SMALLEST_PICTURE or count != len(x):
+    like_picture = x is not None and x.dim() == 3 and len(x) in PICTURE_CHANNELS and min(x.shape[1:]) >= SMALLEST_PICTURE
+    if x is None or not (like_picture or x.dim() == 1) or not 1 < len(x) == count:
         return ""
     one = inputs.of_samples(torch.tensor([0]))
     try:
@@ -305,8 +306,8 @@ def _note_on_samples(task: Task, count: int) -> str:
             one.call(task.model, tuple(one.copied().values()))
     except ModelError:
         return (
-            f"the model cannot run on one of the {count} samples alone: if the input is one picture, give it and the outputs "
-            "a batch dimension, x[None]"
+            f"the model cannot run on one of the {count} samples alone: if the input is a single sample, give it and the "
+            "outputs a batch dimension, x[None]"
         )
     return ""
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from whence.core.devices import to_device_of
 from whence.core.diagnosis import describe_non_model, diagnose
-from whence.core.tables import TableFormat, is_pandas
+from whence.core.tables import TableFormat, is_pandas, is_row_of_frame
 from whence.core.trees import Tree
 from whence.errors import (
     FLEX_ATTENTION,
@@ -77,7 +77,12 @@ class Inputs:
                 if unread
                 else ""
             )
-            raise InputError(f"inputs must be a tensor, or a tuple or dict of tensors, got {type(inputs).__name__}{how}")
+            if is_row_of_frame(inputs):
+                how = "; pass one row of a data frame as a frame, frame.iloc[:1]"
+            raise InputError(
+                "inputs must be a tensor, an array, a data frame, or a tuple or dict of tensors, got "
+                f"{type(inputs).__name__}{how}"
+            )
         found._check()
         return found.as_one_sample() if found.shared and found.batch_size == 1 else found
 
@@ -331,8 +336,16 @@ def _run_on_table(model: Callable[..., Any], array: np.ndarray, table: TableForm
 
 
 def _arrays_to_tensors(outputs: Any) -> Any:
+    """Return an array or a data frame as a tensor; labels are refused."""
     outputs = outputs.to_numpy() if hasattr(outputs, "to_numpy") else outputs
-    return torch.from_numpy(np.ascontiguousarray(outputs)) if isinstance(outputs, np.ndarray) else outputs
+    if not isinstance(outputs, np.ndarray):
+        return outputs
+    if outputs.dtype.kind not in "iuf":
+        raise ModelError(
+            f"the model returned an array of {outputs.dtype}; expected numbers: explain predict_proba or decision_function, "
+            "not predict"
+        )
+    return torch.from_numpy(np.array(outputs))
 
 
 def _copy_part(part: Any) -> Any:

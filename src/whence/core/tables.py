@@ -88,6 +88,11 @@ def is_pandas(data: Any) -> bool:
     return type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "columns")
 
 
+def is_row_of_frame(data: Any) -> bool:
+    """Return whether the data is a pandas series, such as a row of a data frame."""
+    return type(data).__module__.partition(".")[0] == "pandas" and type(data).__name__ == "Series"
+
+
 def _is_numeric(dtype: Any) -> bool:
     return getattr(dtype, "kind", "O") in "iufb" and str(dtype) != "category" and not str(dtype).startswith("Sparse")
 

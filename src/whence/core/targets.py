@@ -169,12 +169,14 @@ def extract_logits(
         fields = f" with {', '.join(keys)}{'' if 'logits' in keys else ' and no logits'}" if keys else ""
         kind = type(outputs).__name__
         raise TargetError(f"the model returns {kind}{fields}; load it with a head (AutoModelFor…) or {advice}")
+    shape = tuple(logits.shape)
     if logits.dim() == 1 or (logits.dim() == 0 and batch_size == 1):
         logits = logits.reshape(-1, 1)
     if logits.dim() not in (2, 3) or not admits(logits.shape[0]):
         raise TargetError(
-            f"the model's output has shape {tuple(logits.shape)}; expected [N, classes] or [N, T, vocabulary] with "
-            f"N = {batch_size}; {advice}"
+            f"the model's output has shape {shape}; expected [N, classes] or [N, T, vocabulary] with N = {batch_size}, the "
+            "size of dimension 0 of the input: give a single sample a batch dimension, x[None], and transpose sequences "
+            f"[T, N, C]; or {advice}"
         )
     return logits
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from whence.core.channel_layout import channel_dim, executed_layouts, input_channel_dim
 from whence.core.explanation import Explanation
 from whence.errors import InputError, ModelError, SelectorError
-from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
 from whence.lrp.torch_compat.module_tracker import module_names, named_layers
 from whence.methods.feature_maps import FeatureMap
 from whence.methods.feature_masks import UPSAMPLING
@@ -114,10 +114,13 @@ def _cam_explanations(
         name, feature_map, (a, g) = _last_with_gradient(task, found, x)
         cam = combined(feature_map.read(a), feature_map.read(g))
         cam = cam.clamp(min=0) if method.relu else cam
+        note = f"at layer '{name}'"
+        if known_true(feature_map.read(g) == 0):
+            note += ", on whose positions the output does not depend"
         made_by = replace(method, layer=name) if isinstance(method.layer, nn.Module) else method
         yield make_explanation(
             made_by, task, found.output, found.target, {i: feature_map.spread(cam, x)}, layers={name: [cam]},
-            note=f"at layer '{name}'",
+            note=note,
         )  # fmt: skip
 
 

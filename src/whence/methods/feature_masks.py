@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs, as_tensor
-from whence.core.tables import is_pandas
+from whence.core.tables import is_pandas, is_row_of_frame
 from whence.core.trees import Tree
 from whence.errors import InputError, value_repr
 
@@ -60,6 +60,8 @@ def reject_shared_parts(inputs: Inputs, by: str) -> None:
 def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[int, Tensor]:
     """Return the baselines of each part, shaped like it or `[1, …]`: `default` for floating-point parts. Token ids are left
     unchanged if no baseline is given."""
+    if is_row_of_frame(given):
+        raise InputError("baselines must be a data frame of one or N rows, got a Series; pass frame.iloc[:1]")
     if inputs.table is not None and inputs.table.categories and not is_pandas(given):
         raise InputError(
             f"the columns {', '.join(map(str, inputs.table.categories))} are categories, which have no zero baseline; pass "
@@ -67,7 +69,8 @@ def baselines(given: Baselines, inputs: Inputs, default: float = 0.0) -> dict[in
         )
     found = dict.fromkeys(inputs.explained, default) | by_part(given, inputs, "baselines")
     made = {i: _baseline(value, inputs.parts[i]) for i, value in found.items() if value is not None}
-    if math.isfinite(default) and not all(bool(torch.isfinite(baseline).all()) for baseline in made.values()):
+    accepted = torch.isfinite if not inputs.arrays else lambda baseline: ~torch.isinf(baseline)  # missing values
+    if math.isfinite(default) and not all(bool(accepted(baseline).all()) for baseline in made.values()):
         raise InputError("a baseline has NaN or infinite values")
     return made
 
