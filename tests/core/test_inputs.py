@@ -163,3 +163,10 @@ def test_labels_and_rows_are_refused_in_words():
         whence.explain(lambda frame: frame["age"], frame.iloc[0], method="feature_ablation")
     with pytest.raises(InputError, match=r"got a Series; pass frame.iloc\[:1\]"):
         whence.explain(lambda frame: frame["age"], frame[:4], method=whence.FeatureAblation(baselines=frame.iloc[0]))
+
+
+def test_evaluation_refuses_categories_that_it_would_replace_by_numbers():
+    frame = people()
+    model = pipeline(frame)
+    with pytest.raises(InputError, match="town, grade are categories, which no number can replace"):
+        whence.evaluate(model.predict_proba, frame[:4], [whence.Shapley(background=frame)], ["srg"], target=1, progress=False)

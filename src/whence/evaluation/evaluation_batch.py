@@ -40,6 +40,11 @@ class EvaluationBatch:
         cls, prepared: PreparedModel, inputs: Inputs, target: Target, numbers: Sequence[int] | None = None, **more: Any
     ) -> "EvaluationBatch":
         """Build a batch by running the model once to resolve the target; `numbers` defaults to 0, 1, …."""
+        if inputs.table is not None and inputs.table.categories:
+            raise InputError(
+                f"the columns {', '.join(map(str, inputs.table.categories))} are categories, which no number can replace; "
+                "evaluate the model behind its encoder, on numbers"
+            )
         task = Task(prepared, inputs, [target], progress=False)
         ((output, resolved),) = target_values(task)
         numbers = range(inputs.batch_size) if numbers is None else numbers
