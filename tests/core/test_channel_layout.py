@@ -38,7 +38,8 @@ def test_each_kind_of_layer_and_what_stands_behind_it(kind, behind):
     a, x = torch.zeros(shape), SERIES if len(shape) == 3 else IMAGE
     expected = 1 if kind in FIRST else len(shape) - 1
     assert channel_dim(model, str(len(model) - 1), Inputs.of(x), a) == expected
-    layout = ChannelLayout.of(model, str(len(model) - 1), model[-1])
+    last = str(len(model) - 1)
+    layout = ChannelLayout.of_layers(model, {last: model[-1]}, Inputs.of(x))[last]
     assert layout.dimension(torch.zeros(2, 4), x) == 1
 
 

@@ -1,6 +1,9 @@
 """The channel dimension of layers: first (after the samples), as in convolutions, or last, as in linear layers and tokens."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -40,15 +43,22 @@ class LayerChannels(NamedTuple):
         return LayerChannels(kinds.get(places[0]) if len(places) == 1 else None, self.count)
 
 
-_layouts: WeakKeyDictionary[nn.Module, tuple[list[int], dict[str, LayerChannels]]] = WeakKeyDictionary()
-_first_layers: WeakKeyDictionary[nn.Module, LayerChannels] = WeakKeyDictionary()  # what the first known layer takes
+class ExecutedLayouts(NamedTuple):
+    """The layouts of a model's layers as they ran."""
+
+    modules: tuple[int, ...] = ()  # the model's modules then, by identity
+    layers: Mapping[str, LayerChannels] = MappingProxyType({})
+    taken: LayerChannels = LayerChannels()  # what the first layer of a known type takes
+
+
+_executed: WeakKeyDictionary[nn.Module, ExecutedLayouts] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class ChannelLayout:
     """The layout of a layer's activations, as far as its type and those of the layers that ran before it give it.
 
-    >>> ChannelLayout.of(model, "features.3", inputs).dimension(a, x)
+    >>> ChannelLayout.of_layers(model, {"features.3": model.features[3]}, inputs)["features.3"].dimension(a, x)
     1
     """
 
@@ -57,14 +67,12 @@ class ChannelLayout:
     count: int | None = None
 
     @classmethod
-    def of(cls, model: Any, layer: str, inputs: Inputs) -> "ChannelLayout":
-        """Return the layout of a layer, or of a layer's input if its name begins with "input of "."""
-        module = named_layers(model, [layer])[layer]
-        of_input = layer.startswith(INPUT_OF)
-        if (kind := _kind(module)) is not None:
-            return cls(layer, kind, None if of_input else _channel_count(module))
-        executed = None if of_input else executed_layouts(model, inputs).get(layer)
-        return cls(layer, *(executed or _static_layout(model, layer, module, of_input)))
+    def of_layers(cls, model: Any, layers: Mapping[str, nn.Module], inputs: Inputs) -> "dict[str, ChannelLayout]":
+        """Return the layouts of layers, or of a layer's input where its name begins with "input of "."""
+        executed: Mapping[str, LayerChannels] = {}
+        if any(_kind(module) is None and not name.startswith(INPUT_OF) for name, module in layers.items()):
+            executed = executed_layouts(model, inputs).layers
+        return {name: cls(name, *_layout(model, name, module, executed)) for name, module in layers.items()}
 
     def dimension(self, a: Tensor, x: Tensor) -> int:
         """Return the dimension of the channels in the activations `a` for an input `x`: 1 or the last.
@@ -89,8 +97,12 @@ class ChannelLayout:
 
 def channel_dim(model: Any, layer: str, inputs: Inputs, a: Tensor) -> int:
     """Return the dimension of the channels in a layer's activation for some inputs."""
-    x = inputs.parts[min((*inputs.explained, *inputs.ids))]
-    return ChannelLayout.of(model, layer, inputs).dimension(a, x)
+    return ChannelLayout.of_layers(model, named_layers(model, [layer]), inputs)[layer].dimension(a, inputs.first)
+
+
+def sum_over_positions(a: Tensor, dimension: int) -> Tensor:
+    """Return activations or relevance with this channel dimension summed over all positions, `[N, C]`."""
+    return a.movedim(dimension, -1).flatten(1, -2).sum(1) if a.dim() > 2 else a
 
 
 def input_channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int:
@@ -101,70 +113,79 @@ def input_channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int:
     """
     if x.dim() < 3:
         return x.dim() - 1
-    executed_layouts(model, inputs)
-    first = _first_layers.get(model) if isinstance(model, nn.Module) else None
-    places = [d for d in (1, x.dim() - 1) if first is not None and x.shape[d] == first.count]
+    taken = executed_layouts(model, inputs).taken
+    places = [d for d in (1, x.dim() - 1) if x.shape[d] == taken.count]
     if len(places) == 1:
         return places[0]
-    if first is not None and first.kind is not None and x.dim() == 3:
-        return 1 if first.kind == "first" else 2
+    if taken.kind is not None and x.dim() == 3:
+        return 1 if taken.kind == "first" else 2
     return x.dim() - 1 if x.shape[-1] in COLOURS and x.shape[1] not in COLOURS else 1
 
 
-def executed_layouts(model: Any, inputs: Inputs) -> dict[str, LayerChannels]:
-    """Return the layouts of a model's layers as they ran for the first sample of the inputs, which is computed once a model.
+def executed_layouts(model: Any, inputs: Inputs) -> ExecutedLayouts:
+    """Return the layouts of a model's layers as they ran for the first sample of the inputs, which is computed once a model."""
+    if not isinstance(model, nn.Module):
+        return ExecutedLayouts()
+    modules = tuple(map(id, model.modules()))
+    known = _executed.get(model, ExecutedLayouts())
+    if known.modules != modules and not are_checks_deferred():  # not while a graph is traced
+        _executed[model] = known = LayoutTracker(model).run(inputs)._replace(modules=modules)
+    return known if known.modules == modules else ExecutedLayouts()
+
+
+class LayoutTracker:
+    """Tracker of the layouts of all layers in one forward pass.
 
     A layer of unknown type has the layout of the tensor that it was given, or of the last output of its shape.
     """
-    if not isinstance(model, nn.Module):
-        return {}
-    parts = [id(module) for module in model.modules()]
-    known = _layouts.get(model)
-    if known is None or known[0] != parts:
-        if are_checks_deferred():  # while a graph is traced
-            return {}
-        _layouts[model] = known = parts, _run(model, inputs)
-    return known[1]
 
+    def __init__(self, model: nn.Module):
+        self._model, self._modules = model, ModuleTracker(ModuleOutline(model))
+        self._modules.leaving = self._leave
+        self._layers: dict[str, LayerChannels] = {}
+        self._taken = LayerChannels()
+        self._by_tensor: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._by_shape: dict[torch.Size, LayerChannels] = {}  # of the last output of each shape
 
-def _run(model: nn.Module, inputs: Inputs) -> dict[str, LayerChannels]:
-    one = inputs if inputs.whole or inputs.shared else inputs.of_samples(torch.tensor([0]))
-    tracker, found = ModuleTracker(ModuleOutline(model)), {}
-    by_tensor: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-    by_shape: dict[torch.Size, LayerChannels] = {}  # of the last output of each shape
+    def run(self, inputs: Inputs) -> ExecutedLayouts:
+        """Return the layouts for the first sample; none if the model does not run on it alone."""
+        one = inputs if inputs.whole or inputs.shared else inputs.of_samples(torch.tensor([0]))
+        with suppress(WhenceError), enter_all(torch.no_grad(), self._modules):
+            one.run(self._model)
+            return ExecutedLayouts((), self._layers, self._taken)
+        return ExecutedLayouts()
 
-    def leave(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         out, given = first_tensor(output), next((t for t in args if isinstance(t, Tensor)), None)
         if out is None:
             return
         kind = _kind(module)
-        if kind is not None:
-            layout = LayerChannels(kind, _channel_count(module))
-            _first_layers.setdefault(model, LayerChannels(kind, _input_count(module)))
-            if layout.count is None and given is not None:  # a pool, dropout of channels
-                layout = LayerChannels(kind, out.shape[1] if out.dim() > 2 else None)
-        else:
-            before = None if given is None else by_tensor.get(given)
-            if out in by_tensor:
-                layout = by_tensor[out]
-            elif before is not None and given is not None:
-                layout = before if given.shape == out.shape else before.moved(out.shape)
-            else:
-                layout = by_shape.get(out.shape, LayerChannels())
-        by_tensor[out] = layout
-        if layout.kind is not None:
-            by_shape[out.shape] = layout
-        for name in tracker.names(module):
-            found.setdefault(name, layout)
+        if kind is not None and self._taken.kind is None:
+            self._taken = LayerChannels(kind, _input_count(module))
+        count = out.shape[1 if kind == "first" else -1] if out.dim() > 2 else None  # of a pool, which has none of its own
+        layout = self._inherited(out, given) if kind is None else LayerChannels(kind, _channel_count(module) or count)
+        self._by_tensor[out] = layout
+        if layout.kind is None:
+            return
+        self._by_shape[out.shape] = layout
+        for name in self._modules.names(module):
+            self._layers.setdefault(name, layout)
 
-    tracker.leaving = leave
-    _first_layers.pop(model, None)
-    try:
-        with enter_all(torch.no_grad(), tracker):
-            one.call(model, tuple(one.copied().values()))
-    except WhenceError:  # the model does not run on one sample alone
-        return {}
-    return {name: layout for name, layout in found.items() if layout.kind is not None}
+    def _inherited(self, out: Tensor, given: Tensor | None) -> LayerChannels:
+        before = None if given is None else self._by_tensor.get(given)
+        if out in self._by_tensor:
+            return self._by_tensor[out]
+        if before is not None and given is not None:
+            return before if given.shape == out.shape else before.moved(out.shape)
+        return self._by_shape.get(out.shape, LayerChannels())
+
+
+def _layout(model: Any, layer: str, module: nn.Module, executed: Mapping[str, LayerChannels]) -> LayerChannels:
+    """Return the layout of a layer by its own type, else as it ran, else by the types of its parts and of those before it."""
+    of_input = layer.startswith(INPUT_OF)
+    if (kind := _kind(module)) is not None:
+        return LayerChannels(kind, None if of_input else _channel_count(module))
+    return executed.get("" if of_input else layer) or _static_layout(model, layer, module, of_input)
 
 
 def _static_layout(model: Any, layer: str, module: nn.Module, of_input: bool) -> LayerChannels:

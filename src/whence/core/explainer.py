@@ -300,10 +300,9 @@ def _note_on_samples(task: Task, count: int) -> str:
     like_picture = x is not None and x.dim() == 3 and len(x) in PICTURE_CHANNELS and min(x.shape[1:]) >= SMALLEST_PICTURE
     if x is None or not (like_picture or x.dim() == 1) or not 1 < len(x) == count:
         return ""
-    one = inputs.of_samples(torch.tensor([0]))
     try:
         with torch.no_grad():
-            one.call(task.model, tuple(one.copied().values()))
+            inputs.of_samples(torch.tensor([0])).run(task.model)
     except ModelError:
         return (
             f"the model cannot run on one of the {count} samples alone: if the input is a single sample, give it and the "

@@ -1,10 +1,10 @@
 """Records of forward passes: activations at named layers, and the output."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.core.channel_layout import ChannelLayout
 from whence.core.inputs import Inputs
@@ -20,10 +20,9 @@ class ForwardRecord:
     layouts: dict[str, ChannelLayout] = field(default_factory=dict)
 
     @classmethod
-    def of_layers(cls, inputs: Inputs, layers: Iterable[str], model: Any) -> "ForwardRecord":
+    def of_layers(cls, inputs: Inputs, layers: Mapping[str, nn.Module], model: Any) -> "ForwardRecord":
         """Return the record of inputs before the forward pass, with the channel layouts of the layers."""
-        x = inputs.parts[min((*inputs.explained, *inputs.ids))]
-        return cls(x, layouts={name: ChannelLayout.of(model, name, inputs) for name in layers})
+        return cls(inputs.first, layouts=ChannelLayout.of_layers(model, layers, inputs))
 
     def channels_at(self, layer: str) -> int:
         """Return the dimension of a layer's channels, 1 or the last."""

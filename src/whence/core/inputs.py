@@ -107,6 +107,11 @@ class Inputs:
         return {i: part for i, part in tensors.items() if part.dtype == torch.bool}  # a table of conditions that hold or not
 
     @property
+    def first(self) -> Tensor:
+        """The first tensor that is explained: floating-point values, or token ids."""
+        return self.parts[min((*self.explained, *self.ids))]
+
+    @property
     def batch_size(self) -> int:
         """The number of samples.
 
@@ -203,6 +208,10 @@ class Inputs:
         rows = frozenset(i for i in (*self.explained, *self.ids) if self.parts[i].shape[0] != 1)
         one = replace(self, whole=rows)
         return replace(one, parts=tuple(one._of_sample(i, part) for i, part in enumerate(self.parts)))
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """Return the model's outputs for copies of the inputs, which it may modify."""
+        return self.call(model, tuple(self.copied().values()))
 
     def call(self, model: Callable[..., Any], parts: tuple[Any, ...]) -> Any:
         """Return the model's outputs; raise `ModelError` with a hint if the model fails on the inputs."""

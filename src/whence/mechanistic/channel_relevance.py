@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.argument_checks import check_arguments
-from whence.core.channel_layout import channel_dim
+from whence.core.channel_layout import channel_dim, sum_over_positions
 from whence.core.conditions import check_indices
 from whence.core.explain import explain
 from whence.core.explanation import Explanation
@@ -73,8 +73,7 @@ def unravel(number: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 def sum_by_channel(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:
     """Return the relevance of each channel, `[N, C]`, in an explanation that has the layer."""
-    relevance = relevance_channels_last(model, e, layer)
-    return relevance.flatten(1, -2).sum(1) if relevance.dim() > 2 else relevance
+    return sum_over_positions(relevance_channels_last(model, e, layer), -1)
 
 
 def relevance_channels_last(model: Callable[..., Any], e: Explanation, layer: str) -> Tensor:

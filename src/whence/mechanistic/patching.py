@@ -226,7 +226,7 @@ def _record(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     scope.tap({layer: lambda out, layer=layer: keep(layer, out) for layer in task.layers})
     reading = record_internals(task, scope)
     with enter_all(torch.no_grad(), scope):
-        outputs = task.inputs.call(task.model, tuple(task.inputs.copied().values()))
+        outputs = task.inputs.run(task.model)
     missing = [layer for layer in task.layers if layer not in found]
     if missing:
         raise ModelError(f"layer '{missing[0]}' was not called in the forward pass; it cannot be patched")

@@ -153,7 +153,7 @@ def _pair_label(number: int, count: int, shown: Progress) -> Any:
 
 def _embed(model: Callable[..., Any], inputs: Inputs) -> Tensor:
     with torch.no_grad():
-        found = inputs.call(model, tuple(inputs.copied().values()))
+        found = inputs.run(model)
     if not isinstance(found, Tensor) or found.dim() != 2:
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(f"the model returned {given}; expected embeddings [N, D]: wrap the model so that it returns them")

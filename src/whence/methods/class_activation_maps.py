@@ -1,12 +1,12 @@
 """Class activation maps: channels of a layer's feature map, weighted by their gradients."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from whence.core.channel_layout import channel_dim, executed_layouts, input_channel_dim
+from whence.core.channel_layout import ChannelLayout, input_channel_dim
 from whence.core.explanation import Explanation
 from whence.errors import InputError, ModelError, SelectorError
 from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
@@ -72,10 +72,9 @@ class LayerCAM:
 class LastFeatureMaps(LayerTaps):
     """Taps at the last leaf modules whose outputs are feature maps."""
 
-    def __init__(self, task: Task, x: Tensor):
+    def __init__(self, maps: "MapReader", ends: Mapping[str, nn.Module]):
         super().__init__(())
-        self._task, self._x = task, x
-        self._ends = {name: m for name, m in module_names(task.model).items() if not any(m.children())}
+        self._maps, self._ends = maps, ends
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
         return {name: lambda out, name=name: self._later(name, out, pin) for name in self._ends}
@@ -92,11 +91,11 @@ class LastFeatureMaps(LayerTaps):
 
     def _is_map(self, name: str, out: Tensor) -> bool:
         try:
-            found = _feature_map(self._task, name, out, self._x)
+            found = self._maps.of_layer(name, out)
         except SelectorError:  # its channel dimension is ambiguous
             return False
         of_tokens = found is not None and found.first_token is not None
-        return found is not None and found.covers(self._x) and (not of_tokens or "Norm" in type(self._ends[name]).__name__)
+        return found is not None and found.covers(self._maps.x) and (not of_tokens or "Norm" in type(self._ends[name]).__name__)
 
 
 def _cam_explanations(
@@ -108,10 +107,14 @@ def _cam_explanations(
             f"{type(method).__name__} reads a layer of a torch.nn.Module, but the model is of type {type(task.model).__name__}"
         )
     i, x = _picture_input(task)
-    executed_layouts(task.model, task.inputs)  # before the taps read layers
-    taps = LastFeatureMaps(task, x) if method.layer is None else LayerTaps((_layer_name(task.model, method.layer),))
+    if method.layer is None:
+        layers = {name: m for name, m in module_names(task.model).items() if not any(m.children())}
+    else:
+        layers = named_layers(task.model, [_layer_name(task.model, method.layer)])
+    maps = MapReader.of(task, layers, x)
+    taps = LastFeatureMaps(maps, layers) if method.layer is None else LayerTaps(tuple(layers))
     for found in input_gradients(task, taps):
-        name, feature_map, (a, g) = _last_with_gradient(task, found, x)
+        name, feature_map, (a, g) = _last_with_gradient(maps, found)
         cam = combined(feature_map.read(a), feature_map.read(g))
         cam = cam.clamp(min=0) if method.relu else cam
         note = f"at layer '{name}'"
@@ -124,14 +127,14 @@ def _cam_explanations(
         )  # fmt: skip
 
 
-def _last_with_gradient(task: Task, found: Gradients, x: Tensor) -> tuple[str, FeatureMap, tuple[Tensor, Tensor]]:
+def _last_with_gradient(maps: "MapReader", found: Gradients) -> tuple[str, FeatureMap, tuple[Tensor, Tensor]]:
     """Return the last tapped layer at whose positions the gradient is not zero, or else the last."""
+    several, x = [], maps.x
     if not found.layers:
         raise SelectorError(f"no layer of the model returns feature maps of {x.dim()} dimensions; choose one with layer=")
-    several = []
     for name, calls in reversed(found.layers.items()):
         a, g = calls[-1]
-        feature_map = _feature_map(task, name, a, x)
+        feature_map = maps.of_layer(name, a)
         if feature_map is None:
             raise SelectorError(
                 f"layer '{name}' returns {tuple(a.shape)}, which is not a feature map of the input {tuple(x.shape)}; choose a "
@@ -143,8 +146,22 @@ def _last_with_gradient(task: Task, found: Gradients, x: Tensor) -> tuple[str, F
     return several[0]
 
 
-def _feature_map(task: Task, name: str, a: Tensor, x: Tensor) -> FeatureMap | None:
-    return FeatureMap.of(a, channel_dim(task.model, name, task.inputs, a), x, input_channel_dim(task.model, task.inputs, x))
+@dataclass(frozen=True)
+class MapReader:
+    """Reader of the feature maps of some layers, whose channel layouts are known before the forward pass."""
+
+    x: Tensor
+    input_channels: int
+    layouts: Mapping[str, ChannelLayout]
+
+    @classmethod
+    def of(cls, task: Task, layers: Mapping[str, nn.Module], x: Tensor) -> "MapReader":
+        layouts = ChannelLayout.of_layers(task.model, layers, task.inputs)
+        return cls(x, input_channel_dim(task.model, task.inputs, x), layouts)
+
+    def of_layer(self, name: str, a: Tensor) -> FeatureMap | None:
+        """Return the feature map that a layer's activations are, or None."""
+        return FeatureMap.of(a, self.layouts[name].dimension(a, self.x), self.x, self.input_channels)
 
 
 def _picture_input(task: Task) -> tuple[int, Tensor]:

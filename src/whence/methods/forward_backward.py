@@ -69,6 +69,12 @@ class Task:
         return replace(self, inputs=inputs, targets=asked, layers=(), through=(), progress=False, alter=alter or self.alter)
 
 
+def explaining_rows_together(task: Task, outputs: Iterable[Tensor]) -> Task:
+    """Return the task of one sample if each target has a single value for all rows (edges, the nodes of a graph)."""
+    single = all(len(output) == 1 < task.inputs.batch_size for output in outputs)
+    return replace(task, inputs=task.inputs.as_one_sample()) if single else task
+
+
 ValueAndGradient = tuple[Tensor, Tensor]  # a value and the gradient at that value
 
 
@@ -144,7 +150,8 @@ class LayerTaps:
     def of(cls, task: Task) -> "LayerTaps":
         """Return taps at all layers that the task requests or conditions on."""
         conditional = {layer: None for condition in task.through for layer in condition.layers}
-        reading = ForwardRecord.of_layers(task.inputs, conditional, task.model) if conditional else None
+        layers = named_layers(task.model, tuple(conditional))
+        reading = ForwardRecord.of_layers(task.inputs, layers, task.model) if conditional else None
         return cls(tuple(dict.fromkeys((*task.layers, *conditional))), reading)
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:

@@ -101,9 +101,8 @@ def layer_shapes(model: Callable[..., Any], inputs: Tree) -> dict[str, tuple[int
                 found.setdefault(name, tuple(first.shape))
 
     scope.leaving = note
-    given = Inputs.of(inputs)
     with enter_all(torch.no_grad(), scope):
-        given.call(model, tuple(given.copied().values()))
+        Inputs.of(inputs).run(model)
     return found
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from whence.core.targets import select_target_samples
 from whence.errors import ModelError
-from whence.methods.forward_backward import Task, target_values
+from whence.methods.forward_backward import Task, explaining_rows_together, target_values
 
 # convolutions of images are faster in the channels-last memory format, by 1.3 to 2.4 times on CPUs
 CHANNELS_LAST_FORMATS = {(4, torch.float32): torch.channels_last, (5, torch.float32): torch.channels_last_3d}
@@ -25,8 +25,7 @@ class ModelQueries:
         self._as_given = False
         answers = target_values(task)
         self.outputs = torch.stack([output for output, _ in answers])  # [targets, N]
-        single = self.outputs.shape[1] == 1 < task.inputs.batch_size
-        self.task = replace(task, inputs=task.inputs.as_one_sample()) if single else task
+        self.task = explaining_rows_together(task, self.outputs)
         self.targets = [target for _, target in answers]
 
     def of_samples(self, samples: Tensor) -> "ModelQueries":

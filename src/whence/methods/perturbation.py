@@ -112,7 +112,10 @@ class Occlusion:
         """Compute the relevance of one part of the inputs, `[targets, N, …]`."""
         given, outputs = task.inputs.parts[i], ask.outputs[:, None]
         x, baseline = (t[:, None] if t.dim() == 1 else t for t in (given, baseline))
-        windows = SlidingWindows.of(x, shape, strides, input_channel_dim(task.model, task.inputs, x))
+        if isinstance(shape, int) and x.dim() in (4, 5):  # of pictures and volumes
+            channels = input_channel_dim(task.model, task.inputs, x)
+            shape = tuple(n if d == channels else shape for d, n in enumerate(x.shape) if d)
+        windows = SlidingWindows.of(x, shape, strides)
         total = outputs.new_zeros(len(outputs), *x.shape)
         changed = windows.that_hold((x != baseline).any(0))
 
@@ -196,10 +199,8 @@ class SlidingWindows:
     strides: tuple[int, ...]
 
     @classmethod
-    def of(cls, x: Tensor, shape: Any, strides: Any, channels: int) -> "SlidingWindows":
+    def of(cls, x: Tensor, shape: Any, strides: Any) -> "SlidingWindows":
         lengths = tuple(x.shape[1:])
-        if isinstance(shape, int) and x.dim() in (4, 5):  # of pictures and volumes
-            shape = tuple(n if d == channels else shape for d, n in enumerate(lengths, 1))
         shape = _default_window(lengths) if shape is None else _check_sizes(shape, lengths, "a sliding window")
         strides = tuple(-(-s // 2) for s in shape) if strides is None else _check_sizes(strides, lengths, "strides")
         if any(s > length for s, length in zip(shape, lengths, strict=True)):

@@ -11,7 +11,14 @@ from whence.core.explanation import Explanation
 from whence.errors import RuleError, value_repr
 from whence.lrp.engine.conservation import Conservation
 from whence.methods import feature_masks
-from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
+from whence.methods.forward_backward import (
+    Task,
+    explaining_rows_together,
+    make_explanation,
+    reject_layers,
+    sum_relevance,
+    target_values,
+)
 from whence.methods.taylor_roots import NearestRoot, ScalarFunction
 
 KINK_NOTE = "root on a kink: the gradient there is the one-sided limit from the side of the sample"
@@ -51,10 +58,9 @@ class SimpleTaylor:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         reject_layers(self, task)
-        quiet = replace(task, progress=False)
         answers = target_values(task)
-        if all(len(output) == 1 < task.inputs.batch_size for output, _ in answers):  # one value of all rows
-            task, quiet = (replace(t, inputs=t.inputs.as_one_sample()) for t in (task, quiet))
+        task = explaining_rows_together(task, [output for output, _ in answers])
+        quiet = replace(task, progress=False)
         for output, target in answers:
             function = ScalarFunction(quiet, target)
             root = self._root(function)

@@ -128,12 +128,11 @@ class NearestRoot:
         search.along_gradients(self.n_steps)
         count = STARTS_IF_SMALL if function.x.shape[1] <= SMALL_INPUT else STARTS_IF_LARGE
         for attempt in range(ATTEMPTS):
-            search.open = ~search.found if attempt else search.open
+            among = ~search.found | (attempt == 0)
             with suppress(ModelError):  # the output may be infinite far from the sample
-                search.from_starts(count if self.n_starts is None else self.n_starts, self.seed + attempt)
+                search.from_starts(count if self.n_starts is None else self.n_starts, self.seed + attempt, among)
             if search.found.all():
                 break
-        search.open = torch.ones_like(search.open)
         with suppress(ModelError):
             search.over_kinks(CUTTING_STEPS)
         return search.result()
@@ -238,7 +237,6 @@ class RootSearch:
         self.value, self.slope, self.x, self.clip, self.tolerance = value, slope, x, clip, tolerance
         self.first, self.first_slope = slope(x)
         self.best, self.distance = x.clone(), torch.full_like(self.first, float("inf"))
-        self.open = torch.ones_like(self.first, dtype=torch.bool)  # samples whose search goes on
 
     def result(self) -> Tensor:
         """Return the nearest roots found; raise `ModelError` if there is none for a sample."""
@@ -250,10 +248,11 @@ class RootSearch:
         """Whether a root was found, for each sample."""
         return self.distance < float("inf")
 
-    def line(self, ways: Tensor, multiples: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def line(self, ways: Tensor, multiples: tuple[float, ...], among: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the roots on the lines from the samples along `ways` `[rounds · N, numbers]`, where there are any, and nearer.
 
-        `multiples` of each way are the positions between which a change of sign is looked for.
+        `multiples` of each way are the positions between which a change of sign is looked for. Roots of samples `among` are
+        kept, those of all by default.
         """
         rounds = len(ways) // len(self.x)
         x, first = self.x.repeat(rounds, 1), self.first.repeat(rounds)
@@ -262,7 +261,7 @@ class RootSearch:
         roots = at(t)
         gone = torch.where(found, (roots - x).norm(dim=1), float("inf")).view(rounds, -1)
         shortest, which = gone.min(0)
-        nearer = (shortest < self.distance) & self.open
+        nearer = shortest < self.distance if among is None else (shortest < self.distance) & among
         self.best[nearer] = roots.view(rounds, *self.x.shape)[which, torch.arange(len(self.x))][nearer]
         self.distance[nearer] = shortest[nearer]
         return roots, found, nearer
@@ -278,35 +277,34 @@ class RootSearch:
         walk, share, going = x, torch.ones_like(f_walk), torch.ones_like(f_walk, dtype=torch.bool)
         way = -_newton_step(f_walk, g)[:, None] * g
         for _ in range(n_steps):
-            _, found, nearer = self.line(way, STEP_MULTIPLES)
+            _, found, nearer = self.line(way, STEP_MULTIPLES, going)
             missed = self.distance.isinf() & ~found
             share = torch.where(nearer, (2 * share).clamp(max=1), share / 2)
             walk = torch.where(missed[:, None], self.clip(walk - _newton_step(f_walk, g)[:, None] * g), self.best)
             f_walk, g = self.slope(walk)
             aside = _newton_step(((x - walk) * g).sum(1), g)[:, None] * g - (x - walk)
-            going = self.open = going & (
-                missed | ((aside.norm(dim=1) > DECODER_TOLERANCE * self.distance) & (share > MIN_STEP_SHARE))
-            )
+            improves = (aside.norm(dim=1) > DECODER_TOLERANCE * self.distance) & (share > MIN_STEP_SHARE)
+            going = going & (missed | improves)
             if not going.any():
                 break
             way = torch.where(missed[:, None], walk - x, walk - x - share[:, None] * aside)
-        self.open = torch.ones_like(going)
 
-    def from_starts(self, count: int, seed: int) -> None:
-        """Search on the lines to the origin and to random points, and to the projections of x on the tangent planes there."""
+    def from_starts(self, count: int, seed: int, among: Tensor) -> None:
+        """Search on the lines to the origin and to random points, and to the projections of x on the tangent planes there.
+
+        Roots of samples `among` are kept.
+        """
         if not count:
             return
         random = torch.Generator().manual_seed(seed)
         noise = torch.randn(count, 1, self.x.shape[1], generator=random, dtype=torch.float64).to(self.x)  # for each sample
-        scale = torch.where(self.distance.isinf(), 4 * self.x.norm(dim=1), self.distance)[:, None] / noise.norm(
-            dim=2, keepdim=True
-        )
+        scale = torch.where(self.distance.isinf(), 4 * self.x.norm(dim=1), self.distance)[:, None]
         radii = torch.tensor([START_RADII[i % len(START_RADII)] for i in range(count)]).to(self.x)[:, None, None]
-        starts = self.x + radii * scale * noise
+        starts = self.x + radii * scale * noise / noise.norm(dim=2, keepdim=True)
         starts[0] = 0
         points, x = self.clip(starts.flatten(0, 1)), self.x.repeat(count, 1)
         for step in range(STEPS_PER_START):
-            roots, found, _ = self.line(points - x, WAY_MULTIPLES)
+            roots, found, _ = self.line(points - x, WAY_MULTIPLES, among)
             points = torch.where(found[:, None], roots, points)
             f, g = self.slope(points)
             projected = x - _newton_step(f + ((x - points) * g).sum(1), g)[:, None] * g

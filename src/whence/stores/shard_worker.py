@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.core.channel_layout import channel_dim, input_channel_dim
+from whence.core.channel_layout import channel_dim, input_channel_dim, sum_over_positions
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
 from whence.core.fingerprints import fingerprint
@@ -129,8 +129,10 @@ class ShardWorker:
             found |= {"prediction": logits.argmax(1), "confidence": logits.float().softmax(1).amax(1)}
             found["target"] = e.target.index
         relevance = _single_input(e)
-        channels = input_channel_dim(job.model, samples.inputs, relevance)
-        found |= to_half_precision(reduce_relevance(e, channels)) if job.reduce == "channels" else {"relevance": relevance}
+        if job.reduce == "channels":
+            found |= to_half_precision(reduce_relevance(e, input_channel_dim(job.model, samples.inputs, relevance)))
+        else:
+            found["relevance"] = relevance
         for name, relevance in e.layers.items():
             found[f"layers.{name}"] = _channel_relevance(job.model, samples.inputs, name, relevance)
         if job.pictures and (picture := _thumbnails(e)) is not None:
@@ -186,8 +188,7 @@ def _single_input(e: Explanation) -> Tensor:
 def _channel_relevance(model: Any, inputs: Inputs, layer: str, relevance: Any) -> Tensor:
     """Sum relevance over positions and calls of the layer, `[n, C]`."""
     calls = relevance if isinstance(relevance, tuple) else (relevance,)
-    channels_last = (r.movedim(channel_dim(model, layer, inputs, r), -1) if r.dim() > 2 else r for r in calls)
-    return torch.stack([r.flatten(1, -2).sum(1) if r.dim() > 2 else r for r in channels_last]).sum(0).float()
+    return torch.stack([sum_over_positions(r, channel_dim(model, layer, inputs, r)) for r in calls]).sum(0).float()
 
 
 def _thumbnails(e: Explanation) -> Tensor | None:

@@ -57,7 +57,9 @@ SHAPED_LIKE = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
 ADDED_ARGUMENTS = dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "addr", "addcmul", "addcdiv"), ((0, "input"),)) | {
     "lerp": ((0, "input"), (1, "end")), "scaled_dot_product_attention": ((3, "attn_mask"),),
 }  # fmt: skip
-RANDOM = frozenset({"dropout", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "rrelu", "gumbel_softmax"})
+RANDOM_FUNCTIONS = frozenset(
+    {"dropout", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "rrelu", "gumbel_softmax"}
+)
 # autograd.Functions that only store values, whose own backward pass holds for every rule
 LINEAR_FUNCTIONS = frozenset({"torchdiffeq._impl.rk_common._UncheckedAssign"})
 
@@ -368,24 +370,17 @@ class RelevanceMode(GradientMode):
 
     def _follow_gates(self, gates: dict[int, DeferredGate], call: Call, out: Any) -> None:
         """Defer the results of functions of gates alone, as in `1 - sigmoid(x)`: held constant, and live where added."""
-        if torch.Tag.nondeterministic_seeded in getattr(call.function, "tags", ()) or call.name in RANDOM:
+        if torch.Tag.nondeterministic_seeded in getattr(call.function, "tags", ()) or call.name in RANDOM_FUNCTIONS:
             return
         again = call.out_of_place() if call.overwrites else call
-        several: list[Tensor] = []
 
-        def live(place: int) -> Tensor:
-            if not several:
-                run = partial(again.run_with, {key: gate.live() for key, gate in gates.items()})
-                for t in iter_tensors(self.bench.follow(run)):
-                    gate = self.bench.deferred_gate(t)
-                    several.append(t if gate is None else gate.live())
-            return several[place]
+        def live() -> list[Tensor]:
+            run = partial(again.run_with, {key: gate.live() for key, gate in gates.items()})
+            return [self.with_gradient(t) for t in iter_tensors(self.bench.follow(run))]
 
-        results = call.args[:1] if call.overwrites and call.args else iter_tensors(out)
-        for place, t in enumerate(results):
-            known = None if call.overwrites else self.bench.deferred_gate(t)
-            if isinstance(t, Tensor) and t.is_floating_point() and not t.requires_grad and known is None:
-                self.bench.defer(t, partial(live, place))
+        results = list(iter_tensors(call.args[0] if call.overwrites else out))
+        if not any(t.requires_grad or self.bench.deferred_gate(t) is not None for t in results):
+            self.bench.defer_all(results, live)
 
     def _follow_saturated(self, call: Call, out: Tensor) -> None:
         """Follow saturated values through functions that only rearrange them, as in `sigmoid(x).squeeze(1)`."""

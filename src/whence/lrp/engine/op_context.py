@@ -4,9 +4,9 @@ The mode creates one for each forward pass and passes it to the op of each call.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -134,6 +134,13 @@ class OpContext:
         """Record that `out`, held constant, is `live()` where it is not a factor of a product."""
         self.deferred[out] = DeferredGate(out._version, live)
 
+    def defer_all(self, results: Iterable[Tensor], live: Callable[[], Sequence[Tensor]]) -> None:
+        """Record that the results of one call, held constant, are those of `live()`, which runs once if at all."""
+        once = cache(live)
+        for place, t in enumerate(results):
+            if t.is_floating_point():
+                self.defer(t, lambda place=place: once()[place])
+
     def hold_gate(self, t: Tensor) -> Tensor:
         """Return a gate that stays constant wherever it stands, as where the state that it multiplies is a constant."""
         self.deferred.pop(t, None)
@@ -180,20 +187,17 @@ class OpContext:
 
     def constant_factor(self, call: Call) -> Any:
         """Return the call's value without a gradient, as a factor of products; where it is added, with the function's own."""
-        out, several = self.constant(call), []
 
-        def live(place: int) -> Tensor:
-            if not several:
-                with torch._C.DisableTorchFunction():
-                    several.extend(iter_tensors(self.own_gradient(call)))
-                for t in several:
-                    self.see(t)
-            return several[place]
+        def live() -> list[Tensor]:
+            with torch._C.DisableTorchFunction():
+                several = list(iter_tensors(self.own_gradient(call)))
+            for t in several:
+                self.see(t)
+            return several
 
+        out = self.constant(call)
         if not call.overwrites:
-            for place, t in enumerate(iter_tensors(out)):
-                if t.is_floating_point():
-                    self.defer(t, partial(live, place))
+            self.defer_all(iter_tensors(out), live)
         return out
 
     def hold(self, what: str) -> None:
