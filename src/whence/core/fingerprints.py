@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Fingerprinter:
             self._all(*thing)
         elif isinstance(thing, FunctionType):
             self._all(thing.__code__, thing.__defaults__, thing.__kwdefaults__)
-            self._all(*(_cell_content(cell) for cell in thing.__closure__ or ()))
+            self._all(*closure_values(thing))
         elif isinstance(thing, CodeType):
             self._all(thing.co_code, thing.co_consts, thing.co_names)
         elif isinstance(thing, MethodType):
@@ -127,8 +127,7 @@ def _is_plain(thing: Any) -> bool:
     return isinstance(thing, np.ndarray | np.generic) and thing.dtype.kind not in "biufc"
 
 
-def _cell_content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty cell
-        return None
+def closure_values(function: Any) -> list[Any]:
+    """Return the values in the closure of a function; None for a cell that is still empty."""
+    cells = getattr(function, "__closure__", None) or ()
+    return [None if cell == CellType() else cell.cell_contents for cell in cells]

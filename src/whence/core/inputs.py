@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from whence.core.devices import to_device_of
 from whence.core.diagnosis import describe_non_model, diagnose
+from whence.core.fingerprints import closure_values
 from whence.core.tables import TableFormat, is_pandas, is_row_of_frame
 from whence.core.trees import Tree
 from whence.errors import (
@@ -366,10 +366,7 @@ def _copy_part(part: Any) -> Any:
 def _modules_called_by(function: Any) -> list[torch.nn.Module]:
     """Return the modules that a bound method belongs to, or that a function reads from its closure."""
     function = function.func if isinstance(function, partial) else function
-    values = [getattr(function, "__self__", None)]
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):  # an empty cell
-            values.append(cell.cell_contents)
+    values = [getattr(function, "__self__", None), *closure_values(function)]
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     values += [names.get(name) for name in (code.co_names if code is not None else ())]
     return [value for value in values if isinstance(value, torch.nn.Module)]

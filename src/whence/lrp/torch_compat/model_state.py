@@ -5,13 +5,14 @@ from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from operator import is_
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence.core.fingerprints import closure_values
 from whence.errors import ModelError
 from whence.lrp.torch_compat.module_tracker import all_modules
 from whence.lrp.torch_compat.saved_tensors import version_of
@@ -160,8 +161,7 @@ class _Settings:
         if isinstance(value, partial):
             return self.of([value.func, value.args, value.keywords], depth)
         if isinstance(value, FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-            return self.of([value.__defaults__, value.__kwdefaults__, *cells], depth)
+            return self.of([value.__defaults__, value.__kwdefaults__, *closure_values(value)], depth)
         if type(value).__module__.partition(".")[0] in ("builtins", "torch", "threading", "logging"):
             return None
         return self.of(vars(value), depth) if hasattr(value, "__dict__") else None
