@@ -120,3 +120,34 @@ def test_a_missing_package_names_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(errors.MissingPackageError, match="pip install 'timm'"):
         registry.load_model("timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.to_sparse(), r"0\.weight is sparse \(torch\.sparse_coo\); save tensor\.to_dense\(\)"),
+        (lambda w: w.to(torch.complex64), r"0\.weight is torch\.complex64, but the model's is torch\.float32"),
+        (lambda w: w.mul(10).int(), r"0\.weight is torch\.int32, but the model's is torch\.float32"),
+        (lambda w: w.to("meta"), r"0\.weight has a shape but no values"),
+        (lambda w: w * float("nan"), r"0\.weight contains NaN"),
+        (lambda w: w / 0, r"0\.weight contains (NaN|infinite values)"),
+        (lambda w: w.double() * 1e300, r"0\.weight contains infinite values"),
+    ],
+    ids=["sparse", "complex", "integers", "meta", "nan", "infinite", "too large"],
+)
+def test_weights_that_would_be_converted_silently_are_refused(tmp_path, change, message):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    torch.save(before | {"0.weight": change(before["0.weight"])}, tmp_path / "net.pt")
+    with pytest.raises(errors.LoadError, match=message):
+        load_weights(model, tmp_path / "net.pt")
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_weights_of_other_float_types_and_infinite_masks_are_loaded(tmp_path):
+    model = nn.Linear(3, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    state = model.state_dict() | {"weight": model.weight.detach().bfloat16()}
+    torch.save(state, tmp_path / "net.pt")
+    load_weights(model, tmp_path / "net.pt")
+    assert torch.equal(model.weight, state["weight"].float())

@@ -37,7 +37,31 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ]
     if problems:
         raise LoadError(f"{path.name} does not fit the model: {'; '.join(problems)}")
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, t in state.items():
+        if (problem := _tensor_problem(t, own[name], name in parameters)) is not None:
+            raise LoadError(f"{path.name}: {name} {problem}")
     model.load_state_dict(state)
+
+
+def _tensor_problem(t: Tensor, own: Tensor, is_parameter: bool) -> str | None:
+    """Return why a tensor cannot take the place of the model's own; `copy_` would convert some of these silently."""
+    if t.is_meta:
+        return "has a shape but no values (device meta); save the model after its weights are loaded"
+    if t.is_quantized:
+        return "is quantized; save tensor.dequantize()"
+    if t.layout != torch.strided:
+        return f"is sparse ({t.layout}); save tensor.to_dense()"
+    if own.is_floating_point() and not t.is_floating_point():
+        return f"is {t.dtype}, but the model's is {own.dtype}; save the tensor as floating-point numbers"
+    if not t.is_floating_point():
+        return None
+    t = t.to(own.dtype) if own.is_floating_point() else t  # eight-bit floats have no `isinf`
+    if t.isnan().any():
+        return "contains NaN; training has probably diverged"
+    if is_parameter and t.isinf().any():  # buffers may: masks of attention
+        return "contains infinite values; training has probably diverged, or a narrow dtype overflowed"
+    return None
 
 
 def _strip_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,19 +93,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise LoadError(f"{path.name} is not a readable safetensors file: {first_line(error)}") from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    import zipfile
-
     import numpy as np
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged files raise many kinds of errors
         raise LoadError(f"{path.name} is not a readable .npz file: {first_line(error)}") from error
 
 
@@ -94,7 +116,7 @@ def _read_torch(path: Path) -> Any:
         raise LoadError(
             f"{path.name} is not a weights-only file and could run code when loaded; save model.state_dict() as .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError) as error:
+    except Exception as error:  # damaged files raise many kinds of errors
         raise LoadError(f"{path.name} is not a readable torch file: {first_line(error)}") from error
 
 

@@ -2,7 +2,7 @@
 
 import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ def serve(
         import uvicorn
 
         from whence.frontends.web.app import create_app
+        from whence.frontends.web.connections import BoundedProtocol
         from whence.frontends.web.middleware import LOOPBACK
         from whence.frontends.web.served_models import ServerConfig
     except ImportError as error:
@@ -40,7 +41,8 @@ def serve(
     app = create_app(served, host, port, token, seconds=seconds)
     address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
     Console(highlight=False, soft_wrap=True).print(f"whence is running at {address} (press Ctrl-C to stop)", markup=False)
-    uvicorn.run(app, host=host.strip("[]"), port=port, log_level="warning", server_header=False)
+    settings: Any = {"log_level": "warning", "server_header": False, "http": BoundedProtocol, "ws": "none"}
+    uvicorn.run(app, host=host.strip("[]"), port=port, **settings)
 
 
 def _pair_weights(models: list[str], weights: list[str]) -> list[tuple[str, str | None]]:

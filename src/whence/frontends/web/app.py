@@ -1,5 +1,6 @@
 """The ASGI application and its routes."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from whence.errors import WhenceError
 from whence.frontends.web import handlers, reports, search_handlers, tiny_network
@@ -27,7 +29,7 @@ from whence.frontends.web.schemas import (
     StepRequest,
 )
 from whence.frontends.web.served_models import ServerConfig
-from whence.frontends.web.worker_pool import WorkerPool
+from whence.frontends.web.worker_pool import RETRY_SECONDS, ServiceUnavailableError, WorkerPool
 from whence.plotting.html_pages import render_page
 
 PAGES = {"/": "index.html"} | {f"/{name}.html": f"{name}.html" for name in ("index", "flow", "prototypes", "reports")}
@@ -42,6 +44,13 @@ HANDLERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each ru
     "attack": (AttackRequest, search_handlers.attack_handler),
     "prototypes": (PrototypeRequest, search_handlers.prototypes_handler),
     "steps": (StepRequest, tiny_network.steps_handler),
+}
+SLOW_HANDLERS = {  # interactive requests come before these
+    search_handlers.concept_handler,
+    search_handlers.attack_handler,
+    search_handlers.prototypes_handler,
+    reports.evaluation_report,
+    reports.audit_report,
 }
 router = APIRouter(prefix="/api")
 
@@ -67,8 +76,13 @@ def create_app(
         finally:
             app.state.workers.close()
 
-    handlers: Any = {WhenceError: _error_response, RequestValidationError: _validation_response}
-    app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
+    responses: Any = {
+        WhenceError: _error_response,
+        ServiceUnavailableError: _unavailable_response,
+        RequestValidationError: _validation_response,
+        ClientDisconnect: _no_response,
+    }
+    app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=responses)
     app.include_router(router)
     app.get("/look.css")(stylesheet)
     for address, name in PAGES.items():
@@ -157,11 +171,35 @@ def _store_report(request: Request, text: str) -> dict[str, str]:
 
 
 async def _compute(request: Request, answer: Callable[..., Any], question: Any) -> Any:
-    return await request.app.state.workers.ask(answer, question)
+    """Return the answer of a worker process; cancel the question if its client goes away."""
+    answering = asyncio.create_task(request.app.state.workers.ask(answer, question, slow=answer in SLOW_HANDLERS))
+    leaving = asyncio.create_task(_disconnection(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientDisconnect
+        return answering.result()
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
+async def _disconnection(request: Request) -> None:
+    """Return when the client of a request has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _no_response(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=499)  # nobody reads it
 
 
 async def _error_response(request: Request, error: WhenceError) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=422)
+
+
+async def _unavailable_response(request: Request, error: ServiceUnavailableError) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, status_code=503, headers={"retry-after": str(RETRY_SECONDS)})
 
 
 async def _validation_response(request: Request, error: RequestValidationError) -> JSONResponse:

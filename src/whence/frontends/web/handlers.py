@@ -1,8 +1,8 @@
 """Handlers of the page's requests, run in worker processes."""
 
+import tempfile
 from base64 import b64encode
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from whence.frontends.web.request_parsing import (
     read_question,
     replaying_explainer,
 )
-from whence.frontends.web.schemas import ChannelRequest, DownloadRequest, ExplainRequest, RuleSettings
+from whence.frontends.web.schemas import ChannelRequest, DownloadRequest, ExplainRequest
 from whence.frontends.web.served_models import ServerConfig, input_shape, models
 from whence.mechanistic.channel_relevance import relevance_channels_last, top_channels
 from whence.methods.layer_reader import layer_shapes, leaf_layers
@@ -32,14 +32,19 @@ from whence.models.registry import BUNDLED
 CHANNELS_SHOWN = 12
 
 
-def initialize_worker(served: ServerConfig) -> None:
-    """Prepare a worker process: load the models and trace the graphs of the bundled ones."""
+def initialize_worker(served: ServerConfig, folder: str) -> None:
+    """Prepare a worker process, with its folder of temporary files: load the models and trace the graphs of bundled ones."""
+    tempfile.tempdir = folder
     torch.set_num_threads(1)
     models.served = served
     for name, _ in served.models:
         loaded = models[name]
         if loaded.name in BUNDLED:  # the first explanation traces the graph that the others replay
-            replaying_explainer(name, "lrp", RuleSettings().model_dump_json())(torch.zeros(1, *input_shape(loaded)) + 0.5)
+            replaying_explainer(name, "lrp")(torch.zeros(1, *input_shape(loaded)) + 0.5)
+
+
+def confirm_start() -> None:
+    """Return once a worker process has started."""
 
 
 def describe_models(_: None) -> list[dict[str, Any]]:
@@ -106,7 +111,7 @@ def download_handler(question: DownloadRequest) -> bytes:
     loaded, x = read_question(question)
     e = explain_question(question, loaded, x)
     e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
-    with TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         return e.save(Path(folder) / f"explanation.{question.format}").read_bytes()
 
 

@@ -16,6 +16,7 @@ from whence.models.preprocessing import Preprocessing
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 8 * 2**20
 MAX_PIXELS = 40_000_000
+MAX_UNRESIZED_PIXELS = 4_000_000  # for models that take images in their own size
 
 
 def decode_base64(encoded: str) -> bytes:
@@ -26,7 +27,7 @@ def decode_base64(encoded: str) -> bytes:
         raise InputError("the image upload is incomplete; send it again") from error
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an image of a known format, rotated as its EXIF data says."""
     if len(data) > MAX_BYTES:
         raise InputError(f"the image has {len(data) / 2**20:.0f} MiB; send one of at most {MAX_BYTES // 2**20} MiB")
@@ -34,8 +35,9 @@ def open_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"the image has {image.width} × {image.height} pixels; send a smaller one")
+                if image.width * image.height > max_pixels:
+                    size, limit = f"{image.width} × {image.height}", f"{max_pixels / 1e6:.0f} million"
+                    raise InputError(f"the image has {size} pixels; send one of at most {limit} pixels")
                 image.load()
                 return ImageOps.exif_transpose(image)
     except InputError:

@@ -13,7 +13,7 @@ from whence.core.explanation import Explanation
 from whence.core.targets import Logit
 from whence.errors import InputError, RuleError, TargetError, suggest
 from whence.frontends.common.methods import PRESETS, make_method
-from whence.frontends.web.images import decode_base64, drawing_to_tensor, open_image
+from whence.frontends.web.images import MAX_PIXELS, MAX_UNRESIZED_PIXELS, decode_base64, drawing_to_tensor, open_image
 from whence.frontends.web.schemas import ExplainRequest, RuleSettings
 from whence.frontends.web.served_models import input_shape, models
 from whence.lrp.engine.model_outputs import logits_of
@@ -31,7 +31,8 @@ def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
     if question.drawing is not None and loaded.text is None:
         return loaded, drawing_to_tensor(question.drawing)
     if question.picture is not None and loaded.text is None:
-        return loaded, loaded.preprocessing.of_image(open_image(decode_base64(question.picture)))
+        limit = MAX_UNRESIZED_PIXELS if loaded.preprocessing.size is None else MAX_PIXELS
+        return loaded, loaded.preprocessing.of_image(open_image(decode_base64(question.picture), limit))
     if question.text is not None and loaded.text is not None:
         return loaded, loaded.text.read(question.text)
     raise InputError(f"{loaded.name} needs {'a text' if loaded.text is not None else 'an image'}, but the request has none")
@@ -52,7 +53,7 @@ def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) 
         return make_method("lrp", question.method, loaded, x, is_picture=loaded.text is None)
     if question.method not in METHODS:
         raise RuleError(f"unknown method {question.method!r}{suggest(question.method, METHODS)}")
-    if question.method != "lrp" or settings.rule == "default":
+    if not _sets_rules(question):
         return make_method(question.method, None, loaded, x, is_picture=loaded.text is None)
     dense, rule = Epsilon(settings.epsilon), make_rule(settings)
     kinds = {type(module) for module in loaded.model.modules()} if isinstance(loaded.model, nn.Module) else set()
@@ -64,8 +65,8 @@ def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) 
 def explain_question(question: ExplainRequest, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
     """Return the explanation that a request describes."""
     target, method = make_target(question, loaded), make_question_method(question, loaded, x)
-    if loaded.name in BUNDLED and isinstance(method, SINGLE_GRAPH_METHODS):
-        replaying = replaying_explainer(question.model, question.method, question.settings.model_dump_json())
+    if loaded.name in BUNDLED and isinstance(method, SINGLE_GRAPH_METHODS) and not _sets_rules(question):
+        replaying = replaying_explainer(question.model, question.method)
         return replaying(x, target, layers=layers)
     return explain(loaded.model, x, target, method=method, layers=layers, class_names=loaded.class_names, progress=False)
 
@@ -81,11 +82,16 @@ def make_rule(settings: RuleSettings) -> LinearRule:
     return rules[settings.rule]
 
 
+def _sets_rules(question: ExplainRequest) -> bool:
+    """Return whether the user sets the rules by hand: a slider gives many settings, each of which would need its own graph."""
+    return question.method == "lrp" and question.settings.rule != "default"
+
+
 @lru_cache(maxsize=64)
-def replaying_explainer(model: str, method: str, settings: str) -> Explainer:
+def replaying_explainer(model: str, method: str) -> Explainer:
     """Return a cached explainer that replays a captured graph, fast enough for every stroke of a drawing."""
     loaded = models[model]
-    question = ExplainRequest(model=model, method=method, settings=RuleSettings.model_validate_json(settings))
+    question = ExplainRequest(model=model, method=method)
     x = torch.zeros(1, *input_shape(loaded))
     return Explainer(loaded.model, make_question_method(question, loaded, x), class_names=loaded.class_names, capture=True)
 

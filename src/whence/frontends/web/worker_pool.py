@@ -1,51 +1,156 @@
-"""Worker processes; one that crashes or exceeds the timeout is replaced by another."""
+"""Worker processes; one that dies, or computes for too long or for a client that has gone, is replaced by another."""
 
 import asyncio
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from whence.errors import InputError, ModelError, WhenceError, first_line, is_out_of_memory
+from whence.errors import ModelError, WhenceError, first_line, is_out_of_memory
 from whence.frontends.web import handlers
 from whence.frontends.web.served_models import ServerConfig
 
 TIMEOUT = 60.0
 MAX_QUEUE = 64  # requests that may wait for a process
+RETRY_SECONDS = 5  # to wait after a refusal
+START_SECONDS = 300.0  # for a process to load its models
+GRACE = 2.0  # seconds for the answer to a client that has gone; a new process takes longer to start
+
+
+class ServiceUnavailableError(WhenceError):
+    """The server cannot answer now, but it can in a moment (HTTP status 503)."""
+
+
+class Worker:
+    """A process in a pool of its own: one that is killed while it holds a lock of its pool stops no other.
+
+    Its temporary files lie in a folder that goes with it.
+    """
+
+    def __init__(self, served: ServerConfig):
+        self._served = served
+        self._start()
+
+    async def run(self, answer: Callable[..., Any], question: Any, seconds: float) -> Any:
+        """Return `answer(question)`; replace a process that was stopped or died."""
+        try:
+            return await self._submit(answer, question, seconds)
+        except BrokenProcessPool:  # the process had died before it read the question
+            await self._replace()
+            return await self._submit(answer, question, seconds)
+        except (TimeoutError, ProcessExpired, asyncio.CancelledError):
+            await self._replace()
+            raise
+
+    def close(self) -> None:
+        """Stop the process and remove its temporary files."""
+        self._pool.stop()
+        self._pool.join()
+        self._folder.cleanup()
+
+    def _start(self) -> None:
+        self._folder = TemporaryDirectory(prefix="whence-worker-", ignore_cleanup_errors=True)
+        arguments, context = (self._served, self._folder.name), multiprocessing.get_context("spawn")
+        self._pool = ProcessPool(1, initializer=handlers.initialize_worker, initargs=arguments, context=context)
+        self._pool.schedule(handlers.confirm_start)  # starts the process now, not at the first question
+
+    async def _submit(self, answer: Callable[..., Any], question: Any, seconds: float) -> Any:
+        try:
+            future = self._pool.schedule(answer, args=(question,), timeout=seconds)
+        except RuntimeError:  # the process died while it was idle
+            await self._replace()
+            future = self._pool.schedule(answer, args=(question,), timeout=seconds)
+        async with asyncio.timeout(seconds + START_SECONDS):  # pebble does not count the start of the process
+            return await asyncio.wrap_future(future)
+
+    async def _replace(self) -> None:
+        await asyncio.to_thread(self.close)
+        self._start()
+
+
+@dataclass(eq=False)
+class Turn:
+    """A request that waits for a worker."""
+
+    slow: bool
+    worker: asyncio.Future[Worker] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class WorkerPool:
-    """A pool of worker processes, used from the event loop of the server."""
+    """Worker processes, used from the event loop of the server.
+
+    Requests that an interactive page waits for come before slow ones, which never occupy all workers.
+    """
 
     def __init__(self, served: ServerConfig, count: int = 2, seconds: float = TIMEOUT):
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(max_workers=count, initializer=handlers.initialize_worker, initargs=(served,), context=context)
-        self._seconds, self._waiting = seconds, 0
+        self._seconds = seconds
+        self._workers = [Worker(served) for _ in range(count)]
+        self._idle = list(self._workers)
+        self._waiting: list[Turn] = []
+        self._slow_free = max(1, count - 1)  # how many more slow requests may run
 
-    async def ask(self, answer: Callable[..., Any], question: Any) -> Any:
-        """Return `answer(question)`, computed in a worker process; all failures raise `WhenceError`."""
-        if self._waiting >= MAX_QUEUE:
-            raise InputError("too many requests are queued; try again in a moment")
-        self._waiting += 1
+    async def ask(self, answer: Callable[..., Any], question: Any, slow: bool = False) -> Any:
+        """Return `answer(question)`, computed in a worker process; all failures raise `WhenceError`.
+
+        Cancelling it removes the request from the queue, or stops its process if it does not end within `GRACE`.
+        """
+        worker = await self._acquire(slow)
+        running = asyncio.create_task(worker.run(answer, question, self._seconds))
+        running.add_done_callback(partial(self._release, worker, slow))
         try:
-            future = self._pool.schedule(answer, args=(question,), timeout=self._seconds)
-            return await asyncio.wrap_future(future)
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(GRACE, running.cancel)
+            raise
         except WhenceError:
             raise
         except TimeoutError as error:
             raise ModelError(
                 f"the computation exceeded {self._seconds:.0f} s and was stopped; choose a faster method"
             ) from error
-        except ProcessExpired as error:
-            raise ModelError("the worker process died and was restarted; try again") from error
+        except (ProcessExpired, BrokenProcessPool) as error:
+            raise ServiceUnavailableError("the worker process died and was restarted; try again") from error
         except Exception as error:
             what = "memory ran out" if is_out_of_memory(error) else first_line(error)
             raise ModelError(f"the request failed: {what}") from error
-        finally:
-            self._waiting -= 1
 
     def close(self) -> None:
         """Stop all processes."""
-        self._pool.stop()
-        self._pool.join()
+        for worker in self._workers:
+            worker.close()
+
+    async def _acquire(self, slow: bool) -> Worker:
+        if len(self._waiting) >= MAX_QUEUE:
+            raise ServiceUnavailableError(f"{MAX_QUEUE} requests are queued; try again in a moment")
+        turn = Turn(slow)
+        self._waiting.append(turn)
+        self._assign()
+        try:
+            return await turn.worker
+        except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            elif not turn.worker.cancelled():  # assigned at the moment of the cancellation
+                self._release(turn.worker.result(), slow)
+            raise
+
+    def _assign(self) -> None:
+        """Give idle workers to the requests that wait: interactive ones first, each kind in the order of arrival."""
+        for turn in sorted(self._waiting, key=lambda turn: turn.slow):
+            if not self._idle or (turn.slow and not self._slow_free):
+                return
+            self._waiting.remove(turn)
+            self._slow_free -= turn.slow
+            turn.worker.set_result(self._idle.pop())
+
+    def _release(self, worker: Worker, slow: bool, ended: asyncio.Task[Any] | None = None) -> None:
+        if ended is not None and not ended.cancelled():
+            ended.exception()  # marks it as read: the client of a cancelled request reads it no more
+        self._idle.append(worker)
+        self._slow_free += slow
+        self._assign()
