@@ -24,6 +24,7 @@ import torch
 
 __all__ = [
     "ConservationWarning",
+    "CostWarning",
     "InputError",
     "LoadError",
     "MaskedGradientWarning",
@@ -97,6 +98,10 @@ class MissingPackageError(WhenceError, ImportError):
 
 class ConservationWarning(UserWarning):
     """Relevance and the absorbed share do not add up to the output, by more than rounding error."""
+
+
+class CostWarning(UserWarning):
+    """A call with default settings evaluates the model very often."""
 
 
 class MaskedGradientWarning(UserWarning):

@@ -315,3 +315,32 @@ def test_one_number_is_a_square_window_through_all_channels():
     close(relevance(model, x, Occlusion(4), 1), relevance(model, x, Occlusion((3, 4, 4)), 1))
     last = lambda x: model(x.permute(0, 3, 1, 2))  # noqa: E731
     close(relevance(last, x.permute(0, 2, 3, 1), Occlusion(4), 1), relevance(model, x, Occlusion(4), 1).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("method", "advised", "count"),
+    [
+        (FeatureAblation(), FeatureAblation(feature_mask=patches(torch.zeros(1, 3, 110, 110), 10)), "36,300"),
+        (Occlusion(1), Occlusion(8), "12,100"),
+    ],
+    ids=["ablation", "occlusion"],
+)
+def test_many_evaluations_are_announced_before_the_first(method, advised, count, recwarn):
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 8 and recwarn:
+                raise KeyboardInterrupt  # as a user may on reading the warning
+            return x.flatten(1).sum(1, keepdim=True)
+
+    x = torch.ones(1, 3, 110, 110)
+    with pytest.raises(KeyboardInterrupt):
+        whence.explain(Counting(), x, 0, method=method, progress=False)
+    (warning,) = recwarn
+    assert warning.category is errors.CostWarning
+    assert f"evaluates the model {count} times for every sample" in str(warning.message)
+    recwarn.clear()
+    whence.explain(Counting(), x, 0, method=advised, progress=False)
+    assert not recwarn

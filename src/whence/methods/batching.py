@@ -1,5 +1,6 @@
 """Batched evaluation of many rounds, with batches as large as memory allows and a progress bar."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from whence.core.inputs import Inputs
 from whence.core.progress import progress
-from whence.errors import InputError, ModelError, TargetError, is_out_of_memory, value_repr
+from whence.errors import CostWarning, InputError, ModelError, TargetError, is_out_of_memory, value_repr
 from whence.methods.feature_masks import reject_shared_parts
 from whence.methods.forward_backward import Task, target_values
 
@@ -18,6 +19,7 @@ ENTRIES_PER_BATCH = {"cpu": 2**17, "cuda": 2**25}  # entries of the input that f
 FEW_SAMPLES, ENTRIES_FOR_FEW = 4, 2**21  # for images so large that the activations of one exceed any cache
 ENTRIES_PER_ID = 512  # a token id is counted as an embedding of this size
 MAX_ROUNDS = 2**14
+MANY_ROUNDS = 10_000
 MAX_INTERACTION = 1e-3  # of the effect of an alteration, in the outputs of other rows
 
 
@@ -45,6 +47,16 @@ def run_batched(
             yield found
             advance(rounds.stop - rounds.start)
             done = rounds.stop
+
+
+def warn_of_many_rounds(method: object, count: int, advice: str) -> None:
+    """Warn, before the first round, that a method evaluates the model very often because of the size of the input."""
+    if count > MANY_ROUNDS:
+        warnings.warn(
+            f"{type(method).__name__} evaluates the model {count:,} times for every sample; {advice} to evaluate it less often",
+            CostWarning,
+            stacklevel=2,
+        )
 
 
 def resolve_batch_size(given: int | None, inputs: Inputs) -> int:

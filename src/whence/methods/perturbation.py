@@ -14,7 +14,7 @@ from whence.core.explanation import Explanation
 from whence.core.trees import Tree
 from whence.errors import InputError, RuleError
 from whence.methods import feature_masks
-from whence.methods.batching import run_batched
+from whence.methods.batching import run_batched, warn_of_many_rounds
 from whence.methods.feature_masks import UPSAMPLING, FeatureGroups
 from whence.methods.forward_backward import Task, make_explanation, reject_layers
 from whence.methods.model_queries import ModelQueries
@@ -56,6 +56,8 @@ class FeatureAblation:
         players = FeatureGroups.of(self.feature_mask, task.inputs, absent)
         changed = players.differing(task.inputs, {i: b[None] for i, b in absent.items()}).any(0).nonzero()[:, 0]
 
+        grouping = "group the entries into features with feature_mask=, such as whence.patches(x, 16) for images,"
+        warn_of_many_rounds(self, len(changed), grouping)
         losses = ask.outputs.new_zeros(*ask.outputs.shape, players.count)
 
         def ablated(rounds: slice) -> tuple[Tensor, Tensor]:
@@ -118,6 +120,7 @@ class Occlusion:
         windows = SlidingWindows.of(x, shape, strides)
         total = outputs.new_zeros(len(outputs), *x.shape)
         changed = windows.that_hold((x != baseline).any(0))
+        warn_of_many_rounds(self, len(changed), "pass larger sliding_window_shapes or strides")
 
         def occluded(rounds: slice) -> tuple[Tensor, Tensor]:
             hidden = windows.at(changed[rounds])[:, None]

@@ -25,7 +25,7 @@ InteractionIndex = Literal["sii", "stii"]
 INDICES = {"sii": (coalitions.sii_weight, shapley_moment), "stii": (coalitions.stii_weight, taylor_moment)}
 COALITIONS_PER_CALL = 2**16
 MAX_GAMES = 8  # in a figure
-MAX_REGRESSION_PAIRS = 4096  # players; a regression on as many pairs fits in memory
+MAX_SAMPLED_PLAYERS = 4096  # whose sampled coalitions, and a regression on them, fit in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +177,11 @@ def estimate(
     random = torch.Generator().manual_seed(seed)
     if estimator == "exact" or (everything and estimator != "permutation"):
         return _exact(game, players, index)
+    if players > MAX_SAMPLED_PLAYERS:
+        raise RuleError(
+            f"{players} features are too many for Shapley values; group them with a feature_mask, "
+            "such as whence.patches(x, 16) for images"
+        )
     if estimator == "permutation":
         return _permutation_estimate(game, players, budget, random)
     return _regression_estimate(game, players, budget, index, random)
@@ -206,11 +211,6 @@ def _sum_parts(parts: Iterator[Tensor]) -> Tensor:
 def _regression_estimate(
     game: GameValue, players: int, budget: int, index: InteractionIndex | None, random: torch.Generator
 ) -> ShapleyValues:
-    if players > MAX_REGRESSION_PAIRS:
-        raise RuleError(
-            f"{players} features are too many for Shapley values; group them with a feature_mask, "
-            "such as whence.patches(x, 16) for images"
-        )
     alone = players if index == "stii" else 0
     if index is not None and players * (players - 1) // 2 > MAX_PAIRS:
         raise RuleError(f"{players} features have too many interactions to sample; group them with a feature_mask")
