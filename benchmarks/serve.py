@@ -15,8 +15,7 @@ import httpx
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from test_serve import serving
-
+from support.server import serving
 from whence.models.digits import digit_samples
 
 STROKES, CLIENTS, SECONDS = 200, 50, 60

@@ -11,9 +11,10 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "frontends" / "web")]
 from test_page import draw, explanations  # noqa: E402
-from test_serve import serving  # noqa: E402
+
+from support.server import serving  # noqa: E402
 
 SEVEN = [(0.25, 0.25), (0.75, 0.25), (0.45, 0.8)]
 

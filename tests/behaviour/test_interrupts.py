@@ -20,12 +20,21 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).eval()
 x = torch.rand(2, 1, 6, 6)
-cells = whence.patches(x, 3)
+cells, y = whence.patches(x, 3), torch.tensor([0, 1])
 METHODS = {
     "lrp": whence.LRP(), "integrated_gradients": whence.IntegratedGradients(n_steps=3),
     "smooth_grad": whence.SmoothGrad(n_samples=3), "feature_ablation": whence.FeatureAblation(feature_mask=cells),
     "shapley": whence.Shapley(feature_mask=cells), "grad_cam": whence.GradCAM("0"),
     "simple_taylor": whence.SimpleTaylor("origin"),
+}
+CALLS = {name: lambda m=m: whence.explain(net, x, 1, method=m, progress=False).relevance for name, m in METHODS.items()} | {
+    "layers": lambda: whence.explain(net, x, 1, layers=["1", "2"], progress=False).layers["1"],
+    "prototype": lambda: whence.prototype(net, [1], shape=(1, 6, 6), n_steps=2, progress=False).images,
+    "attack": lambda: whence.attack(net, x, [0, 1], whence.attacks.PGD(0.1, n_steps=2)).inputs,
+    "evaluate": lambda: torch.tensor([
+        row["mean"] for row in whence.evaluate(net, (x, y), ["gradient_times_input"], ["mif"], progress=False).table
+    ]),
+    "replay": lambda: whence.Explainer(net, capture=True)(x, 1).relevance,
 }
 
 def state():
@@ -47,43 +56,47 @@ def tracer(frame, event, arg):
             signal.raise_signal(signal.SIGINT)
     return tracer
 
-def explained(method, interrupt):
+def traced(call, interrupt):
     global lines, interrupted_at
     lines, interrupted_at = 0, interrupt
     sys.settrace(tracer)
     try:
-        return whence.explain(net, x, 1, method=method, progress=False).relevance
+        return call()
     finally:
         sys.settrace(None)
 
-method, step = METHODS[sys.argv[1]], int(sys.argv[2])
-explained(method, 0)
-expected, before = explained(method, 0), state()
+call, step, places = CALLS[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
+traced(call, 0)
+expected, before = traced(call, 0), state()
 total = lines
+step = max(step, total // places)
 for place in range(1, total, step):
     try:
-        explained(method, place)
+        traced(call, place)
         lost = lines >= place
     except KeyboardInterrupt:
         lost = False
     sys.settrace(None)
     if lost or state() != before:
         raise SystemExit(f"line {place} of {total}: {'the interrupt was lost' if lost else state()}")
-    if not torch.equal(explained(method, 0), expected):
-        raise SystemExit(f"line {place} of {total}: the next explanation differs")
+    if not torch.equal(traced(call, 0), expected):
+        raise SystemExit(f"line {place} of {total}: the next result differs")
 (net(x.requires_grad_()).sum()).backward()
 print(total)
 """
 
 
 @pytest.mark.parametrize(
-    "method",
-    ["lrp", "integrated_gradients", "smooth_grad", "feature_ablation", "shapley", "grad_cam", "simple_taylor"],
-)
-def test_an_interrupt_leaves_nothing_behind(method):
-    step = "11" if ALL else "211"
+    "call",
+    [
+        "lrp", "integrated_gradients", "smooth_grad", "feature_ablation", "shapley", "grad_cam", "simple_taylor", "layers",
+        "prototype", "attack", "evaluate", "replay",
+    ],
+)  # fmt: skip
+def test_an_interrupt_leaves_nothing_behind(call):
+    step, places = ("11", "1000") if ALL else ("11", "10" if call == "replay" else "400")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SWEEP, method, step], capture_output=True, text=True, timeout=900
+        [sys.executable, "-W", "ignore", "-c", SWEEP, call, step, places], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr[-800:]
     assert int(done.stdout) > 2000

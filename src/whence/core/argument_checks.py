@@ -5,6 +5,8 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+
 from whence.errors import UnknownArgumentError, suggest
 
 P = ParamSpec("P")
@@ -32,13 +34,21 @@ def check_keywords(owner: str, given: Sequence[str], known: Sequence[str] | None
 
 
 def check_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function so that unknown keywords raise `UnknownArgumentError`."""
+    """Decorate a public function so that unknown keywords raise `UnknownArgumentError`.
+
+    Exceptions leave torch's grad mode as it was: an interrupt while `torch.no_grad` ends would leave gradients disabled.
+    """
     known = _keywords(function)
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         check_keywords(f"{function.__qualname__}()", list(kwargs), known)
-        return function(*args, **kwargs)
+        grad_enabled = torch.is_grad_enabled()
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            torch.set_grad_enabled(grad_enabled)
+            raise
 
     return checked
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node, map_arg
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
@@ -61,13 +63,20 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
         made.append(e)
         return found
 
-    tracing = "real" if sizes is None else "fake"
-    with TRACE_LOCK, _without_fast_path(), _tensors(given, sizes) as tensors:
-        graph = make_fx(program, CONSTANT_READS, tracing_mode=tracing, _allow_non_fake_inputs=True)(*tensors)
+    tracing_mode = "real" if sizes is None else "fake"
+    with TRACE_LOCK, _without_fast_path(), _one_fake_mode(), _tensors(given, sizes) as tensors:
+        graph = make_fx(program, CONSTANT_READS, tracing_mode=tracing_mode, _allow_non_fake_inputs=True)(*tensors)
     _check_writes_nothing(graph.graph)
     _name_inputs(graph.graph, list(given))
     _merge_repeated_constants(graph)
     return TracedExplanation(graph, made[-1])
+
+
+@contextmanager
+def _one_fake_mode() -> Iterator[None]:
+    """Describe all traced values in one fake mode; torch would make a mode, with a stack trace, for each of them."""
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        yield
 
 
 @contextmanager

@@ -48,22 +48,22 @@ class defer_interrupts:
         self._main = threading.current_thread() is threading.main_thread()
         if not self._main:
             return
-        if not _State.depth:
-            try:
+        try:
+            if not _State.depth:
                 _swap(lambda handler: handler if isinstance(handler, DeferringHandler) else DeferringHandler(handler))
-            except BaseException:
-                _restore()
-                raise
-        _State.depth += 1
+            _State.depth += 1
+        except BaseException:  # an interrupt before the block defers
+            _restore()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if not self._main:
             return
-        _State.depth -= 1
         try:
+            _State.depth -= 1
             if not _State.depth:
                 _restore()
-        except BaseException:  # an interrupt between two handlers
+        except BaseException:  # an interrupt before all handlers are restored
             _restore()
             raise
         finally:
