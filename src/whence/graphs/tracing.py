@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node, map_arg
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -22,6 +23,7 @@ from whence.core.targets import Logit, Target
 from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, ModelError
 from whence.lrp.torch_compat.deferred_checks import defer_checks
+from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.lrp.torch_compat.traced_constants import CONSTANT_READS
 
 HOLDS = "holds"
@@ -64,7 +66,7 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
         return found
 
     tracing_mode = "real" if sizes is None else "fake"
-    with TRACE_LOCK, _without_fast_path(), _one_fake_mode(), _tensors(given, sizes) as tensors:
+    with TRACE_LOCK, enter_all(_without_fast_path(), _one_fake_mode()), _tensors(given, sizes) as tensors:
         graph = make_fx(program, CONSTANT_READS, tracing_mode=tracing_mode, _allow_non_fake_inputs=True)(*tensors)
     _check_writes_nothing(graph.graph)
     _name_inputs(graph.graph, list(given))
@@ -74,9 +76,22 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
 
 @contextmanager
 def _one_fake_mode() -> Iterator[None]:
-    """Describe all traced values in one fake mode; torch would make a mode, with a stack trace, for each of them."""
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+    """Describe all traced values in one fake mode; torch makes a mode for each, with a stack trace, in half of the time."""
+    original = getattr(proxy_tensor, "extract_val", None)
+    if original is None:  # renamed in this torch version
         yield
+        return
+    context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+
+    def extract_val(*args: Any, **kwargs: Any) -> Any:
+        with tracing(context):
+            return original(*args, **kwargs)
+
+    setattr(proxy_tensor, "extract_val", extract_val)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(proxy_tensor, "extract_val", original)  # noqa: B010
 
 
 @contextmanager
