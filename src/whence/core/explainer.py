@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from whence.core.progress import Progress
 from whence.core.targets import Logit, Span, Target
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, SelectorError, TargetError, suggest, value_repr
+from whence.graphs.automatic_replay import AutomaticReplay
 from whence.graphs.replay import ReplayCache
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.torch_compat.module_tracker import named_layers
 from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.methods.forward_backward import Task
-from whence.methods.registry import Method, check_single_graph, resolve_method
+from whence.methods.registry import SINGLE_GRAPH_METHODS, Method, check_single_graph, resolve_method
 
 Names = Sequence[str] | Mapping[int, str]
 RANDOM = "of a model that is random in eval mode (look for F.dropout without training=self.training)"
@@ -44,11 +44,15 @@ class Explainer:
         method: A method or its short name; LRP by default.
         class_names: Names of the outputs, for figures.
         feature_names: Names of features or channels, for figures; a dict by input where there are several inputs.
-        capture: Whether to capture one graph of plain operators for each combination of input shapes, and to replay it. The
-            first explanation of a shape captures the graph, which takes seconds; the later ones are several times as fast
-            where a network consists of many small functions. On a CUDA device the graph is replayed as one CUDA graph, and
-            the memory of a run stays allocated for each shape. Data-dependent control flow raises `ModelError` at the first
-            call, with its line. Conditions `through` layers are not replayed.
+        capture: Whether to capture one graph of plain operators for each combination of input shapes, and to replay it, which
+            is several times as fast where a network consists of many small functions. By default a graph, which takes seconds,
+            is captured after 100 explanations of the same shapes, and used if it is faster and gives the same numbers. True
+            captures it at the first explanation of a shape, and raises `ModelError` if that is impossible, with the line of
+            the model; False never does, for forward passes that read files, the clock or other state outside of the model, or
+            have effects that must happen each time. Integers and truth values that the model reads from its inputs are
+            compared in each replay, and explained without the graph where they differ. On a CUDA device the graph is replayed
+            as one CUDA graph, and the memory of a run stays allocated for each shape. Conditions `through` layers are not
+            replayed.
 
     Raises:
         ModelError: The model is not callable.
@@ -63,14 +67,15 @@ class Explainer:
         *,
         class_names: Names = (),
         feature_names: Any = None,
-        capture: bool = False,
+        capture: bool | None = None,
     ):
         self.model, self.method = model, resolve_method(method)
         self._naming = DisplayNames.of(model, class_names, feature_names)
         check_model(model)
         if capture:
             check_single_graph(self.method)
-        self._prepared, self._captures = PreparedModel(model, lasting=True), ReplayCache(model) if capture else None
+        self._capture = capture
+        self.forget()
 
     def __repr__(self) -> str:
         return f"Explainer({type(self.model).__name__}, method={self.method!r})"
@@ -103,14 +108,11 @@ class Explainer:
             WhenceError: As `whence.explain`.
         """
         check_single_condition(through)
-        if self._captures is not None and through is None:
-            check_model(self.model)
-            replayed = self._captures(
-                partial(self._once, layers=tuple(layers)), Inputs.of(inputs).detached(), target, tuple(layers)
-            )
-            if replayed is not None:
-                return replayed
-        return next(self.iter_targets(inputs, [target], layers=layers, through=through, progress=progress))
+        check_model(self.model)
+        given = Inputs.of(inputs).detached()
+        if through is None and (replayed := self._replayed(given, target, tuple(layers), progress)) is not None:
+            return replayed
+        return next(self._without_graph(given, [target], layers, through, progress))
 
     def targets(
         self,
@@ -168,22 +170,39 @@ class Explainer:
             WhenceError: As `whence.explain`.
         """
         check_model(self.model)
-        prepared = self._prepared.up_to_date()
-        return explanations(prepared, self.method, inputs, targets, layers, progress, self._naming, through)
+        return self._without_graph(inputs, targets, layers, through, progress)
 
     def forget(self) -> None:
         """Clear the caches of everything computed from weights; they are filled again when needed."""
         self._prepared = PreparedModel(self.model, lasting=True)
-        self._captures = None if self._captures is None else ReplayCache(self.model)
+        self._captures = ReplayCache(self.model) if self._capture else None
+        automatic = self._capture is None and isinstance(self.method, SINGLE_GRAPH_METHODS)
+        self._automatic = AutomaticReplay(self.model) if automatic else None
 
-    def _once(self, inputs: Tree, target: Target, layers: Sequence[str]) -> Explanation:
-        return next(explanations(PreparedModel(self.model), self.method, inputs, [target], layers, False, self._naming))
+    def _without_graph(
+        self, inputs: "Tree | Inputs", targets: Sequence[Target], layers: Sequence[str], through: Any, progress: Progress
+    ) -> Iterator[Explanation]:
+        prepared = self._prepared.up_to_date()
+        return explanations(prepared, self.method, inputs, targets, layers, progress, self._naming, through)
+
+    def _replayed(self, inputs: Inputs, target: Target, layers: tuple[str, ...], progress: Progress) -> Explanation | None:
+        """Return the explanation by a graph, or None."""
+
+        def explained(inputs: Tree, target: Target) -> Explanation:
+            return next(explanations(PreparedModel(self.model), self.method, inputs, [target], layers, False, self._naming))
+
+        def plainly() -> Explanation:
+            return next(self._without_graph(inputs, [target], layers, None, progress))
+
+        if self._captures is not None:
+            return self._captures(explained, inputs, target, layers)
+        return None if self._automatic is None else self._automatic(explained, plainly, inputs, target, layers)
 
 
 def explanations(
     prepared: PreparedModel,
     method: Method,
-    inputs: Tree,
+    inputs: Tree | Inputs,
     targets: Sequence[Target],
     layers: Sequence[str],
     progress: Progress,
@@ -194,7 +213,7 @@ def explanations(
     if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
         raise TargetError(f"targets must be a list of targets that explain() accepts, got {value_repr(targets)}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
-    given = Inputs.of(inputs).detached()
+    given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
     return _without_inference_mode(_with_notes(naming.named(method.explanations(task), given), task))
 

@@ -1,6 +1,7 @@
 """Replay of captured explanations: the graph of the first explanation is run again on other inputs."""
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class ReplayGraph:
         constants: Any = (node.target for node in written.graph.graph.find_nodes(op="get_attr"))
         self.weights: tuple[Tensor, ...] = tuple(getattr(written.graph, name) for name in constants)
         self.state: Hashable = None
+        self.folds = 0  # how often it was computed from the weights
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         # the graph contains all casts and backward passes: autocast and autograd must not apply again
@@ -38,6 +40,7 @@ class ReplayGraph:
                 program = fold_constants(self.written.graph)
                 self.own = {t.untyped_storage()._cdata for t in program.buffers()}  # must not be returned without a copy
                 self.program, self.state = as_cuda_graph(program, tensors), state
+                self.folds += 1
             found = self.program(*tensors)
         return {name: t.clone() if t.untyped_storage()._cdata in self.own else t for name, t in found.items()}
 
@@ -58,36 +61,25 @@ class ReplayCache:
         None where it would raise or warn, and where replay is not supported: targets that are functions or a `Span`, inputs
         with parts that cannot be compared.
         """
-        asked: Any = _with_tensor_indices(target, inputs)
-        if not isinstance(asked, Tensor | Logit | None) or not all(isinstance(p, PlainValue | Tensor) for p in inputs.parts):
+        if (request := ReplayRequest.of(inputs, target, layers)) is None:
             return None
-        given = input_tensors(inputs, asked)
-        kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in given.items())
-        fixed = tuple(part for part in inputs.parts if not isinstance(part, Tensor))
-        key = (kinds, repr(fixed), inputs.names, _static_part(asked), layers)
         if (settings := self._made_of()) != self._settings:
             self._captures.clear()
             self._settings = settings
-        if key not in self._captures:
+        if request.key not in self._captures:
             first = explained(inputs.nest, target)  # raises the errors of an explanation without capture
-            self._captures[key] = None if first.patches else self._written(explained, inputs, asked, first)
+            self._captures[request.key] = None if first.patches else self._written(explained, request, first)
             for oldest in list(self._captures)[:-MAX_GRAPHS]:
                 del self._captures[oldest]
             return first
-        capture = self._captures[key]
-        if capture is None:
-            return None
-        try:
-            found = capture.replay(list(given.values()))
-        except (IndexError, RuntimeError):  # such as a class or token id out of range
-            return None
-        return with_tensors(capture.written.like, found) if found[HOLDS] else None
+        capture = self._captures[request.key]
+        return None if capture is None else replayed(capture, request)
 
-    def _written(self, explained: ExplainFunction, inputs: Inputs, target: Any, first: Explanation) -> ReplayGraph | None:
+    def _written(self, explained: ExplainFunction, request: "ReplayRequest", first: Explanation) -> ReplayGraph | None:
         """Return the captured graph, checked against the explanation; None if an operator cannot run in a replay."""
-        capture = ReplayGraph(trace(explained, inputs, target))
+        capture = ReplayGraph(trace(explained, request.inputs, request.target))
         try:
-            found = capture.replay(list(input_tensors(inputs, target).values()))
+            found = capture.replay(request.tensors)
         except RuntimeError:  # oneDNN's gradient of an LSTM
             return None
         check_equal(found, first)
@@ -101,6 +93,37 @@ class ReplayCache:
             model_settings(self._model),
             tuple(self._model.modules()),
         )  # keeps modules alive, so that their ids are not reused
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayRequest:
+    """What is to be explained, with the key of the graphs that can replay it."""
+
+    inputs: Inputs
+    target: Any  # with class indices as tensors
+    tensors: list[Tensor]  # the arguments of the graph
+    key: Hashable
+
+    @classmethod
+    def of(cls, inputs: Inputs, target: Target, layers: tuple[str, ...]) -> "ReplayRequest | None":
+        """Return the request, or None where replay is not supported."""
+        asked: Any = _with_tensor_indices(target, inputs)
+        if not isinstance(asked, Tensor | Logit | None) or not all(isinstance(p, PlainValue | Tensor) for p in inputs.parts):
+            return None
+        given = input_tensors(inputs, asked)
+        kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in given.items())
+        fixed = tuple(part for part in inputs.parts if not isinstance(part, Tensor))
+        key = (kinds, repr(fixed), inputs.names, _static_part(asked), layers)
+        return cls(inputs, asked, list(given.values()), key)
+
+
+def replayed(capture: ReplayGraph, request: ReplayRequest) -> Explanation | None:
+    """Return the explanation by a captured graph; None where it would raise or warn, or compute another graph."""
+    try:
+        found = capture.replay(request.tensors)
+    except (IndexError, RuntimeError):  # such as a class or token id out of range
+        return None
+    return with_tensors(capture.written.like, found) if found[HOLDS] else None
 
 
 def _with_tensor_indices(target: Any, inputs: Inputs) -> Any:

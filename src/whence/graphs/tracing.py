@@ -22,6 +22,7 @@ from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target
 from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, ModelError
+from whence.graphs.value_guards import value_guards
 from whence.lrp.torch_compat.deferred_checks import defer_checks
 from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.lrp.torch_compat.traced_constants import CONSTANT_READS
@@ -58,7 +59,7 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
 
     def program(*tensors: Tensor) -> dict[str, Tensor]:
         named = dict(zip(given, tensors, strict=True))
-        with defer_checks() as conditions:
+        with defer_checks() as conditions, value_guards() if sizes is None else nullcontext():
             e = explained(*_with_tensors(inputs, target, named))
             found = {name: t.detach() for name, t in to_tensors(e).items()}
             found[HOLDS] = _all_hold(conditions)
@@ -126,7 +127,7 @@ def input_tensors(inputs: Inputs, target: Target) -> dict[str, Tensor]:
     return found
 
 
-def check_equal(found: Mapping[str, Tensor], e: Explanation) -> None:
+def check_equal(found: Mapping[str, Tensor], e: Explanation, tolerance: float = CLOSE) -> None:
     """Raise `ModelError` if the outputs of a graph differ from the explanation."""
     wanted = to_tensors(e)
     largest = max(float(t.abs().max()) for t in (e.output, *named_leaves(e.relevance).values()))
@@ -135,7 +136,7 @@ def check_equal(found: Mapping[str, Tensor], e: Explanation) -> None:
         if not t.numel():
             continue
         off = float((found[name].to(t) - t).abs().max())
-        if not off <= CLOSE * max(largest, float(t.abs().max())):
+        if not off <= tolerance * max(largest, float(t.abs().max())):
             raise ModelError(
                 f"the graph returns different values of {name} than explain() (error {off:.1e}, for {len(e)} samples): "
                 f"{MISMATCH_REASON}"

@@ -19,6 +19,7 @@ from whence.lrp.torch_compat.saved_tensors import version_of
 
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"_buffers"}  # attributes of every module that no forward pass changes
 MAX_DEPTH, MAX_LENGTH = 12, 1000  # of objects within the attributes of modules whose settings are compared
+DATA = (int, float, str, bytes, Tensor, np.ndarray, list, tuple, dict, set)  # that a global may hold
 _running = threading.local()
 
 
@@ -168,7 +169,20 @@ class _Settings:
 
     def _module(self, module: nn.Module, depth: int) -> Hashable:
         weights = tuple(map(id, (*module._parameters.values(), *module._buffers.values())))
-        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+        hooks = (
+            *module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks, *module._backward_pre_hooks,
+        )  # fmt: skip
         attributes = [(name, self.of(v, depth)) for name, v in vars(module).items() if name not in self._without]
         children = [(name, self.of(child)) for name, child in module._modules.items()]
-        return module.training, weights, hooks, tuple(attributes), tuple(children)
+        globals_read = [self.of(found[name], depth) for found, name in _globals_of_forward(type(module)) if name in found]
+        return module.training, weights, hooks, tuple(attributes), tuple(children), tuple(globals_read)
+
+
+@lru_cache(maxsize=4096)
+def _globals_of_forward(kind: type) -> list[tuple[dict[str, Any], str]]:
+    """Return the globals, as (dictionary, name), that the forward pass of a class of modules reads and that hold data."""
+    function = getattr(kind, "forward", None)
+    if not isinstance(function, FunctionType) or not _may_hold_state(kind):
+        return []
+    found = function.__globals__
+    return [(found, name) for name in function.__code__.co_names if isinstance(found.get(name), DATA)]

@@ -1,7 +1,9 @@
-"""Values of constants that control flow may depend on while a graph is traced: they are the same for every input."""
+"""Values that control flow may depend on while a graph is traced: those that are the same for every input, or guarded."""
 
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from whence.errors import ModelError
+from whence.lrp.torch_compat.deferred_checks import check_holds
 
 SHAPE_ONLY = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"})
 INTERNAL_PATHS = (
@@ -21,16 +24,48 @@ INTERNAL_PATHS = (
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
-def _value(t: Tensor) -> Any:
-    """Return a tensor's value, if it depends on no graph input except by its sizes."""
+_guarding = threading.local()
+
+
+@contextmanager
+def guard_reads() -> Iterator[None]:
+    """Record integers and truth values that are read from inputs as conditions of the graph, instead of refusing them."""
+    before, _guarding.active = getattr(_guarding, "active", False), True
+    try:
+        yield
+    finally:
+        _guarding.active = before
+
+
+def read_values(t: Tensor) -> Tensor:
+    """Return the values of a tensor while a graph is traced.
+
+    They are constants if they depend on no graph input except by its sizes. Others become conditions of the graph within
+    `guard_reads` if they are integers or truth values, and raise `ModelError` otherwise.
+    """
     mode = proxy_tensor.get_innermost_proxy_mode()
-    assert mode is not None
+    if mode is None:
+        return t
     node = proxy_tensor.get_proxy_slot(t, mode.tracer, None, lambda slot: slot.proxy.node)  # type: ignore[call-overload]
     values: dict[Node, Any] = {}
+    try:
+        with torch.no_grad(), _disable_current_modes():
+            for needed in [] if node is None else _ancestors(node):
+                values[needed] = _evaluate(needed, values, mode.tracer.root)
+            return t if node is None else values[node]
+    except ModelError:
+        if not getattr(_guarding, "active", False) or t.is_floating_point() or t.is_complex():
+            raise
+    with _disable_current_modes():
+        found = t.detach().clone()
+    check_holds(t == found)
+    return found
+
+
+def _item(t: Tensor) -> Any:
+    found = read_values(t)
     with torch.no_grad(), _disable_current_modes():
-        for needed in [] if node is None else _ancestors(node):
-            values[needed] = _evaluate(needed, values, mode.tracer.root)
-        return t.item() if node is None else values[node].item()
+        return found.item()
 
 
 def _ancestors(node: Node) -> list[Node]:
@@ -84,4 +119,8 @@ def user_code_line(frames: Sequence[traceback.FrameSummary] | None = None) -> st
     return "an unknown line"
 
 
-CONSTANT_READS = {torch.ops.aten._local_scalar_dense.default: _value}  # for make_fx
+CONSTANT_READS = {
+    torch.ops.aten._local_scalar_dense.default: _item,
+    torch.ops.aten.equal.default: lambda a, b: a.shape == b.shape and _item((a == b).all()),
+    torch.ops.aten.allclose.default: lambda a, b, *given, **named: _item(torch.isclose(a, b, *given, **named).all()),
+}  # for make_fx
