@@ -24,7 +24,7 @@ import transformers  # noqa: E402
 import whence  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from stories import story_model  # noqa: E402
+from support.story_model import story_model  # noqa: E402
 
 ROUNDS = 5
 GAMMA = whence.LRP({nn.Conv2d: whence.Gamma(0.25)})

@@ -25,7 +25,7 @@ import transformers  # noqa: E402
 import whence  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from stories import story_model, story_tokenizer  # noqa: E402
+from support.story_model import story_model, story_tokenizer  # noqa: E402
 
 ROUNDS, CHANNELS = 3, 32
 NAMES, WORDS = range(1, 33), range(33, 64)  # tokens of the made language

@@ -16,6 +16,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def declare_torchvision_operators() -> None:
     """A CUDA build of torchvision beside a CPU build of torch imports only once its operators are declared."""
+    if hasattr(declare_torchvision_operators, "kept"):
+        return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         with contextlib.suppress(RuntimeError):

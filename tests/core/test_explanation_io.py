@@ -45,3 +45,14 @@ def test_other_files_are_no_explanations(tmp_path):
     for name in ("x.npz", "y.npz", "z.npz", "z.png"):
         with pytest.raises(errors.LoadError):
             whence.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("change", [(b"dog", b"cog"), (b'\\"checksum', b'\\"checksun'), (b"true", b"null")])
+def test_changed_names_and_checks_are_noticed(tmp_path, change):
+    e = whence.Explainer(torch.nn.Linear(3, 2).eval(), class_names=["dog", "cat"])(torch.rand(1, 3), 0)
+    e.save(tmp_path / "e.safetensors")
+    raw = (tmp_path / "e.safetensors").read_bytes()
+    assert change[0] in raw
+    (tmp_path / "e.safetensors").write_bytes(raw.replace(*change))
+    with pytest.raises(errors.LoadError, match="checksum does not match"):
+        whence.load(tmp_path / "e.safetensors")

@@ -1,5 +1,7 @@
 """explain_dataset(): what is stored, resumed after kill −9, refused, and shared among machines."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +84,33 @@ def test_targets_for_each_sample_are_of_their_sample(tmp_path):
     wanted = (y + 1) % 10
     store = whence.explain_dataset(digits(), x, tmp_path / "s", target=whence.Logit(wanted), batch_size=7, progress=False)
     torch.testing.assert_close(store.column("output"), digits()(x).detach().gather(1, wanted[:, None])[:, 0])
+
+
+def test_of_two_jobs_that_start_at_once_one_owns_the_store(tmp_path, monkeypatch):
+    model, data = cnn(), (torch.rand(4, 2, SIDE, SIDE), torch.zeros(4, dtype=torch.long))
+    first = whence.explain_dataset(model, data, tmp_path / "s", progress=False)
+    written, is_file = (tmp_path / "s" / "manifest.json").read_bytes(), Path.is_file
+    for path in first.folder.glob("shard*"):
+        path.unlink()
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "manifest.json" and is_file(path))  # not yet there
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(()))
+    with pytest.raises(errors.StoreError, match="was written with different settings"):
+        whence.explain_dataset(model, data, tmp_path / "s", method="gradient_times_input", progress=False)
+    assert (tmp_path / "s" / "manifest.json").read_bytes() == written
+
+
+def test_folders_that_cannot_be_made_are_errors_of_the_store(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(errors.StoreError, match="cannot be used as a store"):
+            whence.explain_dataset(cnn(), (torch.rand(2, 2, SIDE, SIDE), torch.zeros(2).long()), folder, progress=False)
+
+
+@pytest.mark.parametrize("about", ["[]", "null", "3", '{"failures": 1}', "[" * 100_000])
+def test_shards_with_other_metadata_are_damaged(tmp_path, about):
+    from safetensors.torch import save_file
+
+    store = whence.explain_dataset(cnn(), (torch.rand(2, 2, SIDE, SIDE), torch.zeros(2).long()), tmp_path / "s", progress=False)
+    save_file({"index": torch.zeros(2)}, store.path(0), {"about": about})
+    with pytest.raises(errors.StoreError, match="is damaged"):
+        whence.open_store(tmp_path / "s").column("output")

@@ -11,6 +11,7 @@ from whence.core.devices import to_device_of
 from whence.core.inputs import check_model
 from whence.data.batches import MAX_BATCH_SIZE
 from whence.errors import InputError, ModelError, SelectorError, suggest
+from whence.lrp.torch_compat.torch_patches import hooked
 from whence.methods.layer_reader import LayerReader
 
 
@@ -38,11 +39,9 @@ class ProjectedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the wrapped model, with the direction projected out of the layer's output."""
-        handle = self.model.get_submodule(self.layer).register_forward_hook(self._projected)
-        try:
+        layer = self.model.get_submodule(self.layer)
+        with hooked(lambda: layer.register_forward_hook(self._projected)):
             return self.model(*args, **kwargs)
-        finally:
-            handle.remove()
 
     def _projected(self, module: nn.Module, args: Any, out: Any) -> Tensor:
         if not isinstance(out, Tensor):

@@ -60,6 +60,12 @@ def cpu_tensors(e: ExplanationData) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in to_tensors(e).items()}
 
 
+KEYS = {
+    "method", "targets", "structure", "parts", "adds_up", "class_names", "feature_names", "tokens", "layers", "patches",
+    "bfloat16", "note",
+}  # fmt: skip
+
+
 def write_explanation(e: ExplanationData, path: Path) -> None:
     """Write an explanation to `.npz` or `.safetensors`."""
     tensors = cpu_tensors(e)
@@ -72,7 +78,7 @@ def write_explanation(e: ExplanationData, path: Path) -> None:
 def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
     """Return everything but the tensors as JSON."""
     classes = e.class_names if isinstance(e.class_names, Mapping) else dict(enumerate(e.class_names))
-    return json.dumps({
+    described = {
         "method": short_repr(e.method),
         "targets": e.target_names(),
         "structure": "tensor" if isinstance(e.relevance, Tensor) else type(e.relevance).__name__,
@@ -85,26 +91,31 @@ def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
         "patches": {name: asdict(patches) for name, patches in e.patches.items()},
         "bfloat16": [name for name, t in tensors.items() if t.dtype == torch.bfloat16],
         "note": e.note,
-        "checksum": _checksum(tensors),
-    })  # fmt: skip
+    }  # fmt: skip
+    assert described.keys() == KEYS
+    return json.dumps(described | {"checksum": _checksum(tensors, json.loads(json.dumps(described)))})
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    return fingerprint({name: t.float() if t.dtype == torch.bfloat16 else t for name, t in sorted(tensors.items())})
+def _checksum(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> str:
+    numbers = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in sorted(tensors.items())}
+    return fingerprint(numbers, json.dumps(described, sort_keys=True))
 
 
 def read_fields(path: str | Path) -> dict[str, Any]:
     """Read the fields of an explanation from a file that `write_explanation` wrote; raise `LoadError` for other files."""
     path = Path(path)
     read = {".npz": _npz, ".safetensors": _safetensors}.get(path.suffix)
-    if read is None or not path.is_file():
+    if read is None:
         raise LoadError(f"{path} is not an .npz or .safetensors file of an explanation")
     try:
+        if not path.is_file():
+            raise LoadError(f"{path} is not a file")
         numbers, about = read(path)
         if about is None or "output" not in numbers:
             raise LoadError(f"{path} does not contain an explanation; save one with Explanation.save(path)")
         described = json.loads(about)
-        if "checksum" in described and described["checksum"] != _checksum(numbers):
+        checksum = described.pop("checksum", None)
+        if checksum not in (None, _checksum(numbers, described)) or not described.keys() <= KEYS:
             raise LoadError(f"{path} is damaged: its checksum does not match")
         return _fields(numbers, described)
     except LoadError:

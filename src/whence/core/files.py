@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from math import isfinite
 from pathlib import Path
@@ -26,6 +26,8 @@ Rows = Sequence[Mapping[str, Any]]
 def check_writable(path: str | Path, suffixes: Sequence[str]) -> Path:
     """Return the path, or raise if its folder does not exist or its suffix is not one of `suffixes`."""
     path = Path(path)
+    if "\0" in str(path):
+        raise WhenceError(f"cannot save as {str(path)!r}: paths cannot contain NUL")
     if path.suffix not in suffixes:
         raise WhenceError(f"cannot save as {path.name!r}: the suffix must be one of {', '.join(suffixes)}")
     if not path.parent.is_dir():
@@ -33,10 +35,13 @@ def check_writable(path: str | Path, suffixes: Sequence[str]) -> Path:
     return path
 
 
-def figure_to_png(figure: "Figure") -> bytes:
-    """Return a matplotlib figure as the bytes of a PNG."""
+def figure_to_bytes(figure: "Figure", suffix: str = ".png") -> bytes:
+    """Return a matplotlib figure as the bytes of a file.
+
+    Written to a file itself, a PDF that does not fit on the disk raises errors of other kinds than `OSError`.
+    """
     buffer = BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format=suffix.removeprefix("."))
     return buffer.getvalue()
 
 
@@ -49,14 +54,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     An error, such as a full disk, leaves the old file as it was. Errors of the file system are raised as `WhenceError`.
     """
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{token_hex(3)}{path.suffix}")
+    path = Path(os.path.realpath(path))  # a link stays a link
+    temporary = path.with_name(f".{token_hex(8)}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
         raise WhenceError(f"{path} cannot be written: {error.strerror or first_line(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is missing after the rename, or cannot have been written
+            temporary.unlink()
 
 
 def text_writer(make: Callable[[], str]) -> Callable[[Path], object]:

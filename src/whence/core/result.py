@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whence.core.argument_checks import check_arguments
-from whence.core.files import PICTURE_SUFFIXES, Rows, atomic_write, check_writable, figure_to_png, write_csv, write_json
+from whence.core.files import PICTURE_SUFFIXES, Rows, atomic_write, check_writable, figure_to_bytes, write_csv, write_json
 from whence.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Result(ABC):
         return path
 
     def _savefig(self, path: Path) -> None:
-        self.figure().savefig(path)
+        path.write_bytes(figure_to_bytes(self.figure(), path.suffix))
 
     def show(self) -> None:
         """Show the figure: inline in a notebook, else in the system's image viewer."""
@@ -73,10 +73,10 @@ class Result(ABC):
             return
         from PIL import Image
 
-        Image.open(BytesIO(figure_to_png(self.figure()))).show()
+        Image.open(BytesIO(figure_to_bytes(self.figure()))).show()
 
     def _repr_png_(self) -> bytes:
-        return figure_to_png(self.figure())
+        return figure_to_bytes(self.figure())
 
 
 def _in_notebook() -> bool:

@@ -97,7 +97,7 @@ class ReplayCache:
 
 @dataclass(frozen=True, eq=False)
 class ReplayRequest:
-    """What is to be explained, with the key of the graphs that can replay it."""
+    """An explanation that is asked for, with the key of the graphs that can replay it."""
 
     inputs: Inputs
     target: Any  # with class indices as tensors

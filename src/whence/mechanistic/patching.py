@@ -1,7 +1,6 @@
 """`patching`: the effect of each component of a network on the difference between two inputs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,7 @@ from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.rules import presets
 from whence.lrp.torch_compat.module_tracker import INPUT_OF, named_layers
-from whence.lrp.torch_compat.torch_patches import enter_all
+from whence.lrp.torch_compat.torch_patches import enter_all, hooked
 from whence.mechanistic.channel_relevance import unravel
 from whence.methods.forward_backward import Gradients, Task, record_internals, target_values
 from whence.methods.gradients import input_gradients
@@ -292,8 +291,7 @@ def _masks(like: Tensor, parts: ComponentParts, numbers: Tensor, n: int) -> Tens
     return masks.flatten(-2).repeat_interleave(n, 0)
 
 
-@contextmanager
-def _patch_layer(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterator[None]:
+def _patch_layer(model: Any, layer: str, there: Tensor, masks: Tensor) -> enter_all:
     """Replace activations of a layer where the mask is true, as a context manager."""
     module: nn.Module = named_layers(model, [layer])[layer]
 
@@ -306,10 +304,5 @@ def _patch_layer(model: Any, layer: str, there: Tensor, masks: Tensor) -> Iterat
         return with_first_tensor(out, torch.where(masks, there, here), layer)
 
     if layer.startswith(INPUT_OF):
-        handle = module.register_forward_pre_hook(of_input)
-    else:
-        handle = module.register_forward_hook(of_output)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return hooked(lambda: module.register_forward_pre_hook(of_input))
+    return hooked(lambda: module.register_forward_hook(of_output))

@@ -54,6 +54,8 @@ def _tensor_problem(t: Tensor, own: Tensor, is_parameter: bool) -> str | None:
         return f"is sparse ({t.layout}); save tensor.to_dense()"
     if own.is_floating_point() and not t.is_floating_point():
         return f"is {t.dtype}, but the model's is {own.dtype}; save the tensor as floating-point numbers"
+    if not own.is_floating_point() and (t.is_floating_point() or t.is_complex()):
+        return f"is {t.dtype}, but the model's is {own.dtype}; save the tensor as {own.dtype}"
     if not t.is_floating_point():
         return None
     t = t.to(own.dtype) if own.is_floating_point() else t  # eight-bit floats have no `isinf`
@@ -82,7 +84,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     state = READERS[path.suffix](path)
     if isinstance(state, Mapping):
         state = next((state[name] for name in STATE_DICT_KEYS if isinstance(state.get(name), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise LoadError(f"{path.name} does not contain a state dict; save model.state_dict()")
     return dict(state)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from whence.core.files import figure_to_png
+from whence.core.files import figure_to_bytes
 from whence.plotting.palettes import PALETTES, palette
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def render_page(template: str, package: str = "whence.plotting", **values: Any) 
 
 def embed_figure(drawn: "Figure") -> list[str]:
     """Return a figure as a list of one base64 string, for `data:image/png;base64,` in a page."""
-    return [b64encode(figure_to_png(drawn)).decode()]
+    return [b64encode(figure_to_bytes(drawn)).decode()]
 
 
 def embed_in_each_palette(draw: "Callable[[], Figure]") -> list[str]:

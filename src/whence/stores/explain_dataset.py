@@ -1,5 +1,6 @@
 """`explain_dataset`: explanations of a whole dataset, on one machine or several, resumable after interruption."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def explain_dataset(
         raise TargetError(f"{len(wanted)} targets for {rows.count} samples; give one for all, or one per sample")
     job = StoreJob(model, rows, resolve_method(method), wanted, tuple(layers), batch_size, reduce, pictures, rows.shape)
     folder = Path(store)
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):  # False also for names that no file system takes
         _try_first_sample(job)
     there = claim_store(folder, job.manifest(shard_size, class_names))
     i, n = parse_shard(shard)

@@ -1,11 +1,14 @@
 """Conversion of stores to other formats: HDF5 as ViRelAy and CoRelAy read it, Parquet for tables."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from whence.core.files import atomic_write
 from whence.errors import MissingPackageError, StoreError
 from whence.stores.store import SCALE_COLUMN, Store, read_maps
 
@@ -28,13 +31,20 @@ def export_store(store: Store, path: str | Path) -> list[Path]:
     return _hdf5(store, path) if path.suffix == ".h5" else _parquet(store, path)
 
 
-def _hdf5(store: Store, path: Path) -> list[Path]:
+@contextmanager
+def _hdf5_file(path: Path) -> Iterator[Any]:
+    """Yield an HDF5 file, written by Python: HDF5's own driver aborts the process where a disk is full."""
     try:
         import h5py
     except ImportError as error:
         raise MissingPackageError("writing .h5 files needs h5py; pip install h5py") from error
+    with atomic_write(path) as beside, beside.open("w+b") as raw, h5py.File(raw, "w") as file:
+        yield file
+
+
+def _hdf5(store: Store, path: Path) -> list[Path]:
     labels = store.column("label").numpy()
-    with h5py.File(path, "w") as file:
+    with _hdf5_file(path) as file:
         shape = store.relevance.shape
         maps = file.create_dataset("attribution", (shape[0], 1, *shape[1:]), np.float32)
         start = 0
@@ -47,17 +57,25 @@ def _hdf5(store: Store, path: Path) -> list[Path]:
     if "picture" not in store.names:
         return [path]
     inputs = path.with_name(f"{path.stem}-input.h5")
-    with h5py.File(inputs, "w") as file:
+    with _hdf5_file(inputs) as file:
         file["data"], file["label"] = store.column("picture").numpy().astype(np.float32) / 255, labels
     return [path, inputs]
 
 
 def _parquet(store: Store, path: Path) -> list[Path]:
     try:
-        import pyarrow
-        from pyarrow.parquet import ParquetWriter
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise MissingPackageError("writing .parquet files needs pyarrow; pip install pyarrow") from error
+    with atomic_write(path) as beside:
+        _write_parquet(store, beside)
+    return [path]
+
+
+def _write_parquet(store: Store, path: Path) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
     writer: Any = None
     try:
         for number in store.present:
@@ -71,7 +89,6 @@ def _parquet(store: Store, path: Path) -> list[Path]:
     finally:
         if writer is not None:
             writer.close()
-    return [path]
 
 
 def _to_list(t: Tensor) -> Any:

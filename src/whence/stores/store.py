@@ -2,10 +2,12 @@
 
 import json
 import operator
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -69,9 +71,18 @@ class Manifest:
         del plain["class_names"]  # names do not change any value
         return plain
 
-    def write(self, folder: Path) -> None:
-        with atomic_write(folder / MANIFEST) as beside:
+    def create(self, folder: Path) -> None:
+        """Write the manifest unless another job has just written one, which then stays."""
+        beside = folder / f".{token_hex(8)}.json"
+        try:
             beside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+            os.link(beside, folder / MANIFEST)  # fails, as a rename would not, where there is a manifest
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            beside.replace(folder / MANIFEST)
+        finally:
+            beside.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -103,8 +114,9 @@ class Shard:
         """Read the shard of some rows of the dataset.
 
         Raises:
-            DamagedShardError: The file is proven to be damaged, or to hold another shard or one of another store.
-            StoreError: The file cannot be read, for want of permissions or because of the file system.
+            DamagedShardError: The file is proven to be damaged, or to hold another shard of this store.
+            StoreError: The file belongs to another store, or cannot be read, for want of permissions or because of the file
+                system.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -114,14 +126,14 @@ class Shard:
             raise StoreError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
         try:
             with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                about = _shard_metadata((file.metadata() or {}).get("about", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {first_line(error)}") from error
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, RecursionError) as error:
             raise DamagedShardError(f"{path} is damaged: {first_line(error)}; run explain_dataset again") from error
         if about.get("settings") != settings:
-            raise DamagedShardError(f"{path} belongs to another store; run explain_dataset again")
+            raise StoreError(f"{path} belongs to another store; move it to another folder, and run explain_dataset again")
         if about.get("checksum") != _checksum(tensors):
             raise DamagedShardError(f"{path} is damaged: its checksum does not match; run explain_dataset again")
         found = [*tensors["index"].tolist(), *(int(failure["index"]) for failure in about["failures"])]
@@ -313,11 +325,14 @@ def open_store(path: str | Path) -> Store:
 
 def claim_store(folder: Path, manifest: Manifest) -> Store:
     """Return the store with this manifest in a folder, new or existing; raise `StoreError` if its settings differ."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / MANIFEST).is_file():
-        if any(not path.name.startswith(".") for path in folder.iterdir()):  # another job may be writing its manifest
-            raise StoreError(f"{folder} is neither empty nor a store; choose another folder")
-        manifest.write(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).is_file():
+            if any(not path.name.startswith(".") for path in folder.iterdir()):  # another job may be writing its manifest
+                raise StoreError(f"{folder} is neither empty nor a store; choose another folder")
+            manifest.create(folder)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be used as a store: {error.strerror or first_line(error)}") from error
     there = Manifest.read(folder)
     if differences := manifest.differs(there):
         raise StoreError(
@@ -335,6 +350,13 @@ def to_half_precision(relevance: Tensor) -> dict[str, Tensor]:
     scale = relevance.flatten(1).abs().amax(1).float()
     shares = relevance.float() / scale.clamp(min=1e-30).view(-1, *[1] * (relevance.dim() - 1))
     return {"relevance": shares.half(), SCALE_COLUMN: scale}
+
+
+def _shard_metadata(text: str) -> dict[str, Any]:
+    about = json.loads(text)
+    if not isinstance(about, dict) or not isinstance(about.get("failures", []), list):
+        raise ValueError("its metadata is not that of a shard")
+    return about
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -24,12 +24,12 @@ async def echo(scope, receive, send):
 
 
 @asynccontextmanager
-async def serving(app):
+async def serving(app, lifespan="on"):
     """The app on a free port of this machine."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            app, http=BoundedProtocol, ws="none", lifespan="on" if app is not echo else "off", log_level="error"
+            app, http=BoundedProtocol, ws="none", lifespan="off" if app is echo else lifespan, log_level="error"
         )
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve([listening]))
@@ -58,7 +58,7 @@ async def connected(port):
     "begun", [b"", b"POST / HT", HEAD, HEAD + b"content-length: 10\r\n\r\nhalf"], ids=["nothing", "line", "headers", "body"]
 )
 def test_half_sent_requests_are_bounded_in_time(monkeypatch, begun):
-    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "TRANSFER_SECONDS", 0.2)
 
     async def test():
         async with serving(echo) as port, connected(port) as (reader, writer):
@@ -69,7 +69,7 @@ def test_half_sent_requests_are_bounded_in_time(monkeypatch, begun):
 
 
 def test_requests_that_arrive_are_answered_one_after_the_other(monkeypatch):
-    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "TRANSFER_SECONDS", 0.2)
 
     async def test():
         async with serving(echo) as port, connected(port) as (reader, writer):
@@ -78,6 +78,37 @@ def test_requests_that_arrive_are_answered_one_after_the_other(monkeypatch):
                 await asyncio.sleep(0.1)
                 writer.write(b"}")
                 assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(test())
+
+
+def test_the_next_request_before_the_answer_ends_the_connection(monkeypatch):
+    """uvicorn would hold it unread, with neither its deadline nor its end noticed."""
+
+    async def test():
+        async with serving(echo) as port, connected(port) as (reader, writer):
+            writer.write(2 * (HEAD + b"content-length: 0\r\n\r\n") + HEAD + b"content-length: 9\r\n\r\nhalf")
+            with suppress(ConnectionResetError):
+                assert (await asyncio.wait_for(reader.read(), 20)).count(b"HTTP/1.1 200") <= 1
+
+    asyncio.run(test())
+
+
+def test_answers_that_are_not_read_are_bounded_in_time(monkeypatch):
+    monkeypatch.setattr(connections, "TRANSFER_SECONDS", 0.2)
+    size, ended = 50_000_000, asyncio.Event()
+
+    async def large(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(size).encode())]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+        ended.set()
+
+    async def test():
+        async with serving(large, lifespan="off") as port:
+            client = socket.create_connection(("127.0.0.1", port))  # reads nothing
+            client.sendall(HEAD + b"content-length: 0\r\n\r\n")
+            await asyncio.wait_for(ended.wait(), 20)
+            client.close()
 
     asyncio.run(test())
 

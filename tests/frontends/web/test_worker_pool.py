@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -147,3 +149,46 @@ def test_a_cancelled_question_gives_back_the_worker_that_it_was_just_given():
         assert await asyncio.wait_for(pool.ask(eval, "1"), 60) == 1
 
     run_with_pool(test)
+
+
+def test_queued_reports_do_not_refuse_strokes(monkeypatch, tmp_path):
+    monkeypatch.setattr(worker_pool, "MAX_QUEUE", 1)
+
+    async def test(pool):
+        reports = [asyncio.create_task(pool.ask(exec, until(tmp_path / "end"), slow=True)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await pool.ask(eval, "1 + 1") == 2
+        with pytest.raises(ServiceUnavailableError):
+            await pool.ask(eval, "1 + 1", slow=True)
+        (tmp_path / "end").touch()
+        await asyncio.gather(*reports)
+
+    run_with_pool(test, 2)
+
+
+SERVER = """
+import asyncio, sys, time
+from whence.frontends.web.served_models import ServerConfig
+from whence.frontends.web.worker_pool import WorkerPool
+
+async def main():
+    pool = WorkerPool(ServerConfig(models=()), 1)
+    pid, folder = [await pool.ask(eval, code) for code in ("__import__('os').getpid()", "__import__('tempfile').mkdtemp()")]
+    print(pid, folder, flush=True)
+    await pool.ask(time.sleep, 600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_processes_and_their_files_go_with_a_server_that_is_killed(tmp_path):
+    (tmp_path / "server.py").write_text(SERVER)
+    with subprocess.Popen([sys.executable, tmp_path / "server.py"], stdout=subprocess.PIPE, text=True) as server:
+        pid, folder = server.stdout.readline().split()
+        server.kill()
+    deadline = time.monotonic() + 60
+    while not ended(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ended(pid)
+    assert not Path(folder).exists()

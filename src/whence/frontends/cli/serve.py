@@ -11,6 +11,7 @@ from whence.errors import InputError, MissingPackageError
 from whence.stores.store import open_store
 
 HOST = "127.0.0.1"
+SHUTDOWN_SECONDS = 3  # for requests under way when the server is stopped
 
 
 def serve(
@@ -42,6 +43,7 @@ def serve(
     address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
     Console(highlight=False, soft_wrap=True).print(f"whence is running at {address} (press Ctrl-C to stop)", markup=False)
     settings: Any = {"log_level": "warning", "server_header": False, "http": BoundedProtocol, "ws": "none"}
+    settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS}
     uvicorn.run(app, host=host.strip("[]"), port=port, **settings)
 
 

@@ -7,13 +7,14 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 128
-REQUEST_SECONDS = 30.0  # from the first byte of a request, or from the connection, to the last byte
+TRANSFER_SECONDS = 30.0  # from the connection or the first byte of a request to its last, and for a client to read an answer
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP protocol that closes connections whose requests do not arrive in time, and connections beyond a number.
+    """HTTP protocol that ends connections whose requests do not arrive, or whose answers are not read, in time.
 
-    Without it, clients that send half a request and wait ("slowloris") hold their connections for good.
+    It also ends connections beyond a number, and those that send the next request before the answer to the last, as no browser
+    does. Without it, clients that send half a request and wait ("slowloris") would hold their connections for good.
     """
 
     tasks: set[Task[Any]]
@@ -28,6 +29,18 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+            self.transport.abort()
+        else:
+            self._update_deadline()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_deadline()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._cancel_deadline()
         self._update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -38,8 +51,12 @@ class BoundedProtocol(H11Protocol):
         """Start the clock of a request that has not arrived entirely, and stop it when it has."""
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._cancel_deadline()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+        else:
+            self._start_deadline()
+
+    def _start_deadline(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(TRANSFER_SECONDS, self.transport.abort)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

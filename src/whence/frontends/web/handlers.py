@@ -1,7 +1,12 @@
 """Handlers of the page's requests, run in worker processes."""
 
+import os
+import shutil
 import tempfile
+import threading
 from base64 import b64encode
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +40,22 @@ CHANNELS_SHOWN = 12
 def initialize_worker(served: ServerConfig, folder: str) -> None:
     """Prepare a worker process, with its folder of temporary files: load the models and trace the graphs of bundled ones."""
     tempfile.tempdir = folder
+    threading.Thread(target=_end_with_server, args=(folder,), daemon=True).start()
     torch.set_num_threads(1)
     models.served = served
     for name, _ in served.models:
         loaded = models[name]
         if loaded.name in BUNDLED:  # the first explanation traces the graph that the others replay
             replaying_explainer(name, "lrp")(torch.zeros(1, *input_shape(loaded)) + 0.5)
+
+
+def _end_with_server(folder: str) -> None:
+    """End this process, and remove its temporary files, when the server has ended, even if it was killed."""
+    server = parent_process()
+    if server is not None:
+        wait([server.sentinel])
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
 
 
 def confirm_start() -> None:

@@ -3,7 +3,6 @@
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -80,9 +79,10 @@ class SecurityMiddleware:
         return name in self.hosts or (self.token is not None and _is_address(name))
 
     def _knows_token(self, given: Mapping[str, str]) -> bool:
-        cookie = _parse_cookies(given).get(COOKIE)
+        cookies = (part.strip().partition("=") for part in given.get("cookie", "").split(";"))
         bearer = given.get("authorization", "").removeprefix("Bearer ")
-        return any(hmac.compare_digest(t.encode(), self._secret) for t in (bearer, "" if cookie is None else cookie.value))
+        tokens = (bearer, *(value for name, _, value in cookies if name == COOKIE))
+        return any(hmac.compare_digest(token.encode(), self._secret) for token in tokens)
 
     def _brings_token(self, scope: Scope) -> bool:
         brought = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
@@ -99,14 +99,6 @@ def _is_address(name: str) -> bool:
         return bool(ip_address(host))
     except ValueError:
         return False
-
-
-def _parse_cookies(given: Mapping[str, str]) -> SimpleCookie:
-    """Parse cookies; those of other servers on this machine are sent too, and may be malformed."""
-    try:
-        return SimpleCookie(given.get("cookie", ""))
-    except CookieError:
-        return SimpleCookie()
 
 
 def _with_headers(send: Send) -> Send:

@@ -16,7 +16,7 @@ from whence.frontends.web import handlers
 from whence.frontends.web.served_models import ServerConfig
 
 TIMEOUT = 60.0
-MAX_QUEUE = 64  # requests that may wait for a process
+MAX_QUEUE = 64  # interactive requests that may wait for a process, and as many slow ones
 RETRY_SECONDS = 5  # to wait after a refusal
 START_SECONDS = 300.0  # for a process to load its models
 GRACE = 2.0  # seconds for the answer to a client that has gone; a new process takes longer to start
@@ -125,7 +125,7 @@ class WorkerPool:
             worker.close()
 
     async def _acquire(self, slow: bool) -> Worker:
-        if len(self._waiting) >= MAX_QUEUE:
+        if sum(turn.slow == slow for turn in self._waiting) >= MAX_QUEUE:
             raise ServiceUnavailableError(f"{MAX_QUEUE} requests are queued; try again in a moment")
         turn = Turn(slow)
         self._waiting.append(turn)

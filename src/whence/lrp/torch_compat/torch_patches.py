@@ -16,6 +16,7 @@ import torch
 from torch._functorch import apis, vmap
 from torch.utils import checkpoint
 from torch.utils._pytree import _broadcast_to_and_flatten, tree_leaves, tree_structure, tree_unflatten
+from torch.utils.hooks import RemovableHandle
 
 from whence.lrp.torch_compat.interrupts import defer_interrupts
 
@@ -155,6 +156,20 @@ class enter_all:
             raise
         self._deferred.__exit__(None if suppressed else exception[0])
         return suppressed
+
+
+def hooked(register: Callable[[], RemovableHandle]) -> enter_all:
+    """Return a context in which a hook is registered; an interrupt does not leave it on the module."""
+
+    @contextmanager
+    def hook() -> Iterator[None]:
+        handle = register()
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return enter_all(hook())
 
 
 @contextmanager
