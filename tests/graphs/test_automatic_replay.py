@@ -2,7 +2,9 @@
 
 import random
 import threading
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,3 +214,37 @@ def test_padding_masks_are_guarded():
         e, expected = explainer(given, 3), whence.explain(model, given, 3)
         torch.testing.assert_close(e.relevance["input_ids"], expected.relevance["input_ids"], rtol=1e-4, atol=1e-6)
     assert has_graph(explainer)
+
+
+class Configured(nn.Linear):
+    """A module whose forward pass reads everything that settings are compared by."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.numbers, self.by_name, self.factor = [1.0], {"shift": 0.0}, 1.0
+        self.config, self.names, self.shift = SimpleNamespace(power=1.0), {"a"}, torch.zeros(3)
+        self.array, self.act = np.ones(3), lambda x, scale=1.0: x * scale
+
+    def forward(self, x):
+        y = self.act(super().forward(x) * self.numbers[0] + self.by_name["shift"]) * self.factor * self.config.power
+        return (y + self.shift + float(self.array[0])) * len(self.names)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.numbers.__setitem__(0, 2.0), lambda m: m.numbers.insert(0, 3.0), lambda m: m.by_name.update(shift=1.0),
+        lambda m: setattr(m, "factor", 2.0), lambda m: setattr(m.config, "power", 2.0), lambda m: m.names.add("b"),
+        lambda m: m.shift.add_(1), lambda m: m.array.__setitem__(0, 5.0), lambda m: setattr(m.act, "__defaults__", (3.0,)),
+        lambda m: setattr(m, "act", torch.tanh), lambda m: m.add_module("more", nn.ReLU()) or setattr(m, "factor", 3.0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("capture", [None, True])
+def test_every_kind_of_setting_is_compared(change, capture):
+    model, x = Configured().eval(), torch.rand(2, 4)
+    explainer = whence.Explainer(model, capture=capture)
+    before = explainer(x, 1)
+    agrees(explainer, x, 1, 5)
+    change(model)
+    agrees(explainer, x, 1, 2)
+    assert not torch.equal(explainer(x, 1).output, before.output)

@@ -19,7 +19,7 @@ from whence.core.targets import Target
 from whence.errors import WhenceError
 from whence.graphs.replay import ReplayGraph, ReplayRequest, replayed
 from whence.graphs.tracing import ExplainFunction, check_equal, trace
-from whence.lrp.torch_compat.model_state import model_settings
+from whence.lrp.torch_compat.model_state import ModelSettings
 
 PAYS_AFTER = 100  # a graph costs as much as it saves in about so many explanations (benchmarks/default_speed.py)
 LEAST_GAIN = 0.9  # of the time without the graph
@@ -44,7 +44,7 @@ class AutomaticReplay:
         self._counts: dict[Hashable, int] = {}
         self._misses: dict[Hashable, int] = {}
         self._captures: dict[Hashable, ReplayGraph | None] = {}  # None: does not pay, or cannot be captured
-        self._settings: Hashable = None
+        self._current, self._settings = ModelSettings(model), None
         self._pays_after = PAYS_AFTER
 
     def __call__(
@@ -68,7 +68,7 @@ class AutomaticReplay:
         capture = self._captures[key]
         if capture is None:
             return None
-        if _settings(self._model) != self._settings:
+        if self._read_settings() != self._settings:
             self._start_again()
             return None
         found = replayed(capture, request)
@@ -92,12 +92,12 @@ class AutomaticReplay:
         """Return the explanation computed without a graph, and keep the graph if it pays; None where none may be traced now."""
         if not _may_trace():
             return None
-        settings, states = _settings(self._model), _states_of_other_generators()
+        settings, states = self._read_settings(), _states_of_other_generators()
         without, first = _seconds(plainly, request)
         if self._settings != settings:
             self._captures.clear()
         self._settings, self._captures[request.key] = settings, None
-        if first.patches or _settings(self._model) != settings or _states_of_other_generators() != states:
+        if first.patches or self._read_settings() != settings or _states_of_other_generators() != states:
             return first
         try:
             capture = ReplayGraph(trace(explained, request.inputs, request.target))
@@ -105,12 +105,15 @@ class AutomaticReplay:
             seconds, again = _seconds(lambda: replayed(capture, request), request)
         except Exception:  # whatever torch cannot trace; the explanation itself has been computed
             return first
-        if again is not None and seconds <= LEAST_GAIN * without and _settings(self._model) == settings:
+        if again is not None and seconds <= LEAST_GAIN * without and self._read_settings() == settings:
             self._captures[request.key] = capture
             in_use = [key for key, kept in self._captures.items() if kept is not None]
             for oldest in in_use[:-MAX_GRAPHS]:
                 self._captures[oldest] = None
         return first
+
+    def _read_settings(self) -> Hashable:
+        return self._current.read(), torch.get_default_dtype()
 
     def _start_again(self) -> None:
         """Drop all graphs; the next ones have to pay twice as long."""
@@ -145,10 +148,6 @@ def _may_trace() -> bool:
     here = threading.current_thread()
     others = [thread for thread in threading.enumerate() if thread is not here and not thread.daemon]
     return here is threading.main_thread() and not others
-
-
-def _settings(model: Any) -> Hashable:
-    return model_settings(model), tuple(model.modules()), torch.get_default_dtype()  # holding modules, ids are not reused
 
 
 def _states_of_other_generators() -> Hashable:

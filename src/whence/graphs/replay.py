@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.core.explanation_io import with_tensors
@@ -15,7 +15,7 @@ from whence.core.targets import Logit, Target, class_indices
 from whence.errors import TargetError
 from whence.graphs.cuda_graphs import as_cuda_graph
 from whence.graphs.tracing import HOLDS, ExplainFunction, TracedExplanation, check_equal, fold_constants, input_tensors, trace
-from whence.lrp.torch_compat.model_state import model_settings
+from whence.lrp.torch_compat.model_state import ModelSettings
 from whence.lrp.torch_compat.saved_tensors import version_of
 from whence.lrp.torch_compat.tensor_identity import checksums
 
@@ -51,7 +51,7 @@ class ReplayCache:
     def __init__(self, model: Callable[..., Any]):
         self._model = model
         self._captures: dict[Hashable, ReplayGraph | None] = {}  # None: cannot be captured
-        self._settings: Hashable = None
+        self._current, self._settings = ModelSettings(model), None
 
     def __call__(
         self, explained: ExplainFunction, inputs: Inputs, target: Target, layers: tuple[str, ...]
@@ -63,7 +63,7 @@ class ReplayCache:
         """
         if (request := ReplayRequest.of(inputs, target, layers)) is None:
             return None
-        if (settings := self._made_of()) != self._settings:
+        if (settings := self._current.read()) != self._settings:
             self._captures.clear()
             self._settings = settings
         if request.key not in self._captures:
@@ -84,15 +84,6 @@ class ReplayCache:
             return None
         check_equal(found, first)
         return capture
-
-    def _made_of(self) -> Hashable:
-        """Return the settings, modules and weights that are fixed in a graph."""
-        if not isinstance(self._model, nn.Module):
-            return model_settings(self._model), self._model
-        return (
-            model_settings(self._model),
-            tuple(self._model.modules()),
-        )  # keeps modules alive, so that their ids are not reused
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,10 @@
 """The state of a model besides its weights: attributes set by a forward pass are restored, settings can be compared."""
 
 import threading
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import chain
 from operator import is_
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -119,8 +120,31 @@ def model_settings(model: object, without: Collection[str] = ()) -> Hashable:
     These are the modules, their attributes, mode and hooks, and autocast; of a model that is another callable, whatever its
     closure, attributes and default arguments hold.
     """
-    casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-    return casts, _Settings({*MODULE_ATTRIBUTES, "_buffers", *without}).of(model)
+    return _autocast_state(), _Settings(without).of(model)
+
+
+class ModelSettings:
+    """The settings of a model, as `model_settings` returns them, read again only if something may have changed.
+
+    Comparing all values by identity takes microseconds where reading a large model takes milliseconds.
+    """
+
+    def __init__(self, model: object):
+        self._model = model
+        self._reader: _Settings | None = None
+        self._found: Hashable = None
+
+    def read(self) -> Hashable:
+        """Return the current settings."""
+        if self._reader is None or not self._reader.is_unchanged():
+            self._reader = _Settings()
+            self._found = self._reader.of(self._model)
+            self._reader.remember()
+        return _autocast_state(), self._found
+
+
+def _autocast_state() -> Hashable:
+    return tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
 
 
 class _Settings:
@@ -130,52 +154,92 @@ class _Settings:
         without: Attributes of modules to leave out.
     """
 
-    def __init__(self, without: Collection[str]):
-        self._without = without
+    def __init__(self, without: Collection[str] = ()):
+        self._without = {*MODULE_ATTRIBUTES, "_buffers", *without}
         self._seen: set[int] = set()
+        self._dicts: list[dict[Any, Any]] = []  # that were read
+        self._lists: list[list[Any]] = []
+        self._facts: list[tuple[Callable[[], Any], Any]] = []  # of values that can change in place, read by a function
+        self._values: tuple[Any, ...] = ()
+
+    def remember(self) -> None:
+        """Remember everything that was read."""
+        self._values = tuple(self._current())
+
+    def is_unchanged(self) -> bool:
+        """Return whether all that was read holds the same objects, unchanged."""
+        try:
+            return (
+                sum(map(len, self._dicts)) + sum(map(len, self._lists)) == len(self._values)
+                and all(map(is_, self._current(), self._values))
+                and all(read() == value for read, value in self._facts)
+            )
+        except RuntimeError:  # changed by another thread meanwhile
+            return False
+
+    def _current(self) -> Iterator[Any]:
+        return chain(chain.from_iterable(map(dict.values, self._dicts)), chain.from_iterable(self._lists))
 
     def of(self, value: Any, depth: int = 0) -> Hashable:
         if isinstance(value, int | float | str | bytes | None):
             return value
         if isinstance(value, Tensor):
-            return value.data_ptr(), value.shape, version_of(value)
+            return self._fact(lambda: (value.data_ptr(), value.shape, version_of(value)))
         if isinstance(value, np.ndarray):
-            contents = float(value.sum(dtype=np.float64)) if value.dtype.kind in "biuf" else None
-            return id(value), value.shape, str(value.dtype), contents
+            return self._fact(lambda: _array_summary(value))
         if isinstance(value, type | ModuleType) or depth > MAX_DEPTH or id(value) in self._seen:
             return id(value)
         self._seen.add(id(value))
         return id(value), type(value), self._inside(value, depth + 1)
 
+    def _fact(self, read: Callable[[], Any]) -> Any:
+        value = read()
+        self._facts.append((read, value))
+        return value
+
     def _inside(self, value: Any, depth: int) -> Hashable:
         if isinstance(value, nn.Module):
             return self._module(value, depth)
         if isinstance(value, list | tuple | set | frozenset) and len(value) <= MAX_LENGTH:
+            if isinstance(value, list):
+                self._lists.append(value)
+            elif isinstance(value, set):
+                self._fact(lambda: frozenset(map(id, value)))
             found = [self.of(part, depth) for part in value]
             return frozenset(found) if isinstance(value, set | frozenset) else tuple(found)
         if isinstance(value, dict):
-            return (
-                tuple((str(name), self.of(v, depth)) for name, v in value.items()) if len(value) <= MAX_LENGTH else len(value)
-            )
+            if len(value) > MAX_LENGTH:
+                return self._fact(lambda: len(value))
+            self._dicts.append(value)
+            return tuple((str(name), self.of(v, depth)) for name, v in value.items())
         if isinstance(value, MethodType):
             return self.of(value.__func__, depth), self.of(value.__self__, depth)
         if isinstance(value, partial):
             return self.of([value.func, value.args, value.keywords], depth)
         if isinstance(value, FunctionType):
+            self._fact(lambda: tuple(map(id, (value.__defaults__, value.__kwdefaults__, *closure_values(value)))))
             return self.of([value.__defaults__, value.__kwdefaults__, *closure_values(value)], depth)
         if type(value).__module__.partition(".")[0] in ("builtins", "torch", "threading", "logging"):
             return None
         return self.of(vars(value), depth) if hasattr(value, "__dict__") else None
 
     def _module(self, module: nn.Module, depth: int) -> Hashable:
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        self._dicts += [vars(module), module._parameters, module._buffers, module._modules, *hooks]
         weights = tuple(map(id, (*module._parameters.values(), *module._buffers.values())))
-        hooks = (
-            *module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks, *module._backward_pre_hooks,
-        )  # fmt: skip
         attributes = [(name, self.of(v, depth)) for name, v in vars(module).items() if name not in self._without]
         children = [(name, self.of(child)) for name, child in module._modules.items()]
-        globals_read = [self.of(found[name], depth) for found, name in _globals_of_forward(type(module)) if name in found]
-        return module.training, weights, hooks, tuple(attributes), tuple(children), tuple(globals_read)
+        globals_read = [self._global(found, name, depth) for found, name in _globals_of_forward(type(module))]
+        return module.training, weights, tuple(chain(*hooks)), tuple(attributes), tuple(children), tuple(globals_read)
+
+    def _global(self, found: dict[str, Any], name: str, depth: int) -> Hashable:
+        self._fact(lambda: id(found.get(name)))
+        return self.of(found.get(name), depth)
+
+
+def _array_summary(array: np.ndarray) -> Hashable:
+    contents = float(array.sum(dtype=np.float64)) if array.dtype.kind in "biuf" else None
+    return id(array), array.shape, str(array.dtype), contents
 
 
 @lru_cache(maxsize=4096)
