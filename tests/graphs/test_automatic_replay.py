@@ -88,6 +88,13 @@ def test_a_graph_is_dropped_when_the_model_changes_and_then_has_to_pay_longer():
         assert not has_graph(explainer)
 
 
+def test_large_models_are_not_held_several_times(monkeypatch):
+    monkeypatch.setattr(automatic_replay, "MAX_WEIGHTS", 1000)
+    explainer = whence.Explainer(net())
+    agrees(explainer, torch.randn(2, 3, 6, 6), 1, 5)
+    assert not has_graph(explainer)
+
+
 def test_hooks_and_modes_see_every_explanation():
     model, x, seen = net(), torch.randn(2, 3, 6, 6), []
     explainer = whence.Explainer(model)

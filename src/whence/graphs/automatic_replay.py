@@ -24,6 +24,7 @@ from whence.lrp.torch_compat.model_state import ModelSettings
 PAYS_AFTER = 100  # a graph costs as much as it saves in about so many explanations (benchmarks/default_speed.py)
 LEAST_GAIN = 0.9  # of the time without the graph
 MAX_GRAPHS = 8
+MAX_WEIGHTS = 2**30  # bytes; a graph may hold them several times, and gains little where tensors are large
 MAX_KINDS = 4096  # of shapes, dtypes and targets that are counted
 MAX_MISSES = 10  # replays that a check or a guard of the graph refused
 CLOSE = 1e-5  # relative to the largest relevance
@@ -92,11 +93,14 @@ class AutomaticReplay:
         """Return the explanation computed without a graph, and keep the graph if it pays; None where none may be traced now."""
         if not _may_trace():
             return None
+        if sum(p.numel() * p.element_size() for p in self._model.parameters()) > MAX_WEIGHTS:  # type: ignore[attr-defined]
+            self._captures[request.key] = None
+            return None
         settings, states = self._read_settings(), _states_of_other_generators()
         without, first = _seconds(plainly, request)
         if self._settings != settings:
             self._captures.clear()
-        self._settings, self._captures[request.key] = settings, None
+        self._settings, self._captures[request.key] = settings, None  # until it has proved itself
         if first.patches or self._read_settings() != settings or _states_of_other_generators() != states:
             return first
         try:

@@ -19,6 +19,7 @@ TIMEOUT = 60.0
 MAX_QUEUE = 64  # interactive requests that may wait for a process, and as many slow ones
 RETRY_SECONDS = 5  # to wait after a refusal
 START_SECONDS = 300.0  # for a process to load its models
+ACCEPT_SECONDS = 5.0  # for a started process to take a question
 GRACE = 2.0  # seconds for the answer to a client that has gone; a new process takes longer to start
 
 
@@ -40,7 +41,7 @@ class Worker:
         """Return `answer(question)`; replace a process that was stopped or died."""
         try:
             return await self._submit(answer, question, seconds)
-        except BrokenProcessPool:  # the process had died before it read the question
+        except BrokenProcessPool:  # the process had died before it took the question
             await self._replace()
             return await self._submit(answer, question, seconds)
         except (TimeoutError, ProcessExpired, asyncio.CancelledError):
@@ -57,16 +58,23 @@ class Worker:
         self._folder = TemporaryDirectory(prefix="whence-worker-", ignore_cleanup_errors=True)
         arguments, context = (self._served, self._folder.name), multiprocessing.get_context("spawn")
         self._pool = ProcessPool(1, initializer=handlers.initialize_worker, initargs=arguments, context=context)
-        self._pool.schedule(handlers.confirm_start)  # starts the process now, not at the first question
+        self._started = self._pool.schedule(handlers.confirm_start)  # starts the process now, not at the first question
 
     async def _submit(self, answer: Callable[..., Any], question: Any, seconds: float) -> Any:
         try:
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.shield(asyncio.wrap_future(self._started))
+        except ProcessExpired as error:
+            raise BrokenProcessPool from error
+        try:
             future = self._pool.schedule(answer, args=(question,), timeout=seconds)
-        except RuntimeError:  # the process died while it was idle
-            await self._replace()
-            future = self._pool.schedule(answer, args=(question,), timeout=seconds)
-        async with asyncio.timeout(seconds + START_SECONDS):  # pebble does not count the start of the process
-            return await asyncio.wrap_future(future)
+        except RuntimeError as error:  # the process died while it was idle
+            raise BrokenProcessPool from error
+        answered = asyncio.wrap_future(future)
+        await asyncio.wait({answered}, timeout=ACCEPT_SECONDS)
+        if not answered.done() and not future.running():  # the pool broke as the question came, which pebble does not notice
+            raise BrokenProcessPool
+        return await answered
 
     async def _replace(self) -> None:
         await asyncio.to_thread(self.close)
