@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
 from whence.core.targets import Logit, Span, Target
 from whence.core.trees import Tree
-from whence.errors import InputError, ModelError, SelectorError, TargetError, suggest, value_repr
+from whence.errors import InputError, ModelError, RuleError, SelectorError, TargetError, suggest, value_repr
 from whence.graphs.automatic_replay import AutomaticReplay
 from whence.graphs.replay import ReplayCache
 from whence.lrp.engine.prepared_model import PreparedModel
@@ -45,14 +45,14 @@ class Explainer:
         class_names: Names of the outputs, for figures.
         feature_names: Names of features or channels, for figures; a dict by input where there are several inputs.
         capture: Whether to capture one graph of plain operators for each combination of input shapes, and to replay it, which
-            is several times as fast where a network consists of many small functions. By default a graph, which takes seconds,
-            is captured after 100 explanations of the same shapes, and used if it is faster and gives the same numbers. True
-            captures it at the first explanation of a shape, and raises `ModelError` if that is impossible, with the line of
-            the model; False never does, for forward passes that read files, the clock or other state outside of the model, or
-            have effects that must happen each time. Integers and truth values that the model reads from its inputs are
-            compared in each replay, and explained without the graph where they differ. On a CUDA device the graph is replayed
-            as one CUDA graph, and the memory of a run stays allocated for each shape. Conditions `through` layers are not
-            replayed.
+            is several times as fast where a network consists of many small functions. True captures it at the first
+            explanation of a shape, which takes seconds, and raises `ModelError` if that is impossible, with the line of the
+            model. "auto" captures it after 100 explanations of the same shapes, and uses it if it is faster and gives the same
+            numbers. Not for forward passes that read files, the clock or other state outside of the model, whose class or
+            functions are replaced meanwhile, or that have effects which must happen each time. Integers and truth values that
+            the model reads from its inputs are compared in each replay, and explained without the graph where they differ. On
+            a CUDA device the graph is replayed as one CUDA graph, and the memory of a run stays allocated for each shape.
+            Conditions `through` layers are not replayed.
 
     Raises:
         ModelError: The model is not callable.
@@ -67,12 +67,14 @@ class Explainer:
         *,
         class_names: Names = (),
         feature_names: Any = None,
-        capture: bool | None = None,
+        capture: bool | Literal["auto"] = False,
     ):
         self.model, self.method = model, resolve_method(method)
         self._naming = DisplayNames.of(model, class_names, feature_names)
         check_model(model)
-        if capture:
+        if capture not in (True, False, "auto"):
+            raise RuleError(f"capture={value_repr(capture)}; choose True, False or 'auto'")
+        if capture is True:
             check_single_graph(self.method)
         self._capture = capture
         self.forget()
@@ -110,6 +112,8 @@ class Explainer:
         check_single_condition(through)
         check_model(self.model)
         given = Inputs.of(inputs).detached()
+        if any(now is not then for now, then in zip((self.model, self.method), self._captured, strict=True)):
+            self.forget()
         if through is None and (replayed := self._replayed(given, target, tuple(layers), progress)) is not None:
             return replayed
         return next(self._without_graph(given, [target], layers, through, progress))
@@ -175,8 +179,9 @@ class Explainer:
     def forget(self) -> None:
         """Clear the caches of everything computed from weights; they are filled again when needed."""
         self._prepared = PreparedModel(self.model, lasting=True)
-        self._captures = ReplayCache(self.model) if self._capture else None
-        automatic = self._capture is None and isinstance(self.method, SINGLE_GRAPH_METHODS)
+        self._captured = (self.model, self.method)
+        self._captures = ReplayCache(self.model) if self._capture is True else None
+        automatic = self._capture == "auto" and isinstance(self.method, SINGLE_GRAPH_METHODS)
         self._automatic = AutomaticReplay(self.model) if automatic else None
 
     def _without_graph(

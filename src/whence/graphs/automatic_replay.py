@@ -1,4 +1,4 @@
-"""Replay without being asked: once explanations of one kind come again and again, a graph of them is captured and replayed."""
+"""Replay when it pays: once explanations of one kind come again and again, a graph of them is captured and replayed."""
 
 import random
 import threading
@@ -69,7 +69,7 @@ class AutomaticReplay:
         capture = self._captures[key]
         if capture is None:
             return None
-        if self._read_settings() != self._settings:
+        if self._read_settings() != self._settings or not capture.is_current:
             self._start_again()
             return None
         found = replayed(capture, request)

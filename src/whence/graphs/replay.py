@@ -20,6 +20,7 @@ from whence.lrp.torch_compat.saved_tensors import version_of
 from whence.lrp.torch_compat.tensor_identity import checksums
 
 PlainValue = int | float | str | None
+LARGEST_INDEX = 2**31
 MAX_GRAPHS = 32  # the oldest are dropped
 
 
@@ -31,7 +32,13 @@ class ReplayGraph:
         constants: Any = (node.target for node in written.graph.graph.find_nodes(op="get_attr"))
         self.weights: tuple[Tensor, ...] = tuple(getattr(written.graph, name) for name in constants)
         self.state: Hashable = None
+        self._read_state = _weight_versions(tuple(written.read))
         self.folds = 0  # how often it was computed from the weights
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the weights that the model read as Python values are as they were."""
+        return not self.written.read or _weight_versions(tuple(self.written.read)) == self._read_state
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         # the graph contains all casts and backward passes: autocast and autograd must not apply again
@@ -66,6 +73,8 @@ class ReplayCache:
         if (settings := self._current.read()) != self._settings:
             self._captures.clear()
             self._settings = settings
+        if (known := self._captures.get(request.key)) is not None and not known.is_current:
+            del self._captures[request.key]
         if request.key not in self._captures:
             first = explained(inputs.nest, target)  # raises the errors of an explanation without capture
             self._captures[request.key] = None if first.patches else self._written(explained, request, first)
@@ -102,9 +111,9 @@ class ReplayRequest:
         if not isinstance(asked, Tensor | Logit | None) or not all(isinstance(p, PlainValue | Tensor) for p in inputs.parts):
             return None
         given = input_tensors(inputs, asked)
-        kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in given.items())
-        fixed = tuple(part for part in inputs.parts if not isinstance(part, Tensor))
-        key = (kinds, repr(fixed), inputs.names, _static_part(asked), layers)
+        kinds = tuple((name, t.shape, t.stride(), t.dtype, t.device) for name, t in given.items())
+        fixed = tuple((type(part), part) for part in inputs.parts if not isinstance(part, Tensor))
+        key = (kinds, fixed, inputs.names, _static_part(asked), layers)
         return cls(inputs, asked, list(given.values()), key)
 
 
@@ -120,6 +129,8 @@ def replayed(capture: ReplayGraph, request: ReplayRequest) -> Explanation | None
 def _with_tensor_indices(target: Any, inputs: Inputs) -> Any:
     """Return the target with class indices as tensors, so that one graph works for all classes."""
     if isinstance(target, int) and not isinstance(target, bool):
+        if not -LARGEST_INDEX <= target < LARGEST_INDEX:
+            return inputs  # not supported, so that the explanation without capture raises the error
         return torch.full((inputs.batch_size,), target, device=next(p.device for p in inputs.parts if isinstance(p, Tensor)))
     if isinstance(target, list | tuple | range | np.ndarray):
         try:

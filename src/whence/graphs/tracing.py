@@ -31,6 +31,7 @@ HOLDS = "holds"
 TRACE_LOCK = threading.Lock()  # torch patches modules globally while it traces
 CLOSE = 1e-3  # relative to the largest relevance: the effect of another order of summation
 MISMATCH_REASON = "the model is not deterministic, or behaves differently while it is traced"
+UNSAFE_VIEWS = {"_unsafe_view", "_reshape_alias", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"}  # not annotated
 RANDOM_TAG = torch.Tag.nondeterministic_seeded
 
 ExplainFunction = Callable[[Tree, Target], Explanation]
@@ -46,6 +47,7 @@ class TracedExplanation:
 
     graph: GraphModule
     like: Explanation  # the traced explanation, whose names and settings apply to all
+    read: Sequence[Tensor] = ()  # weights that the model read as Python values
 
 
 def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Sizes | None = None) -> TracedExplanation:
@@ -56,13 +58,15 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
     """
     given = input_tensors(inputs, target)
     made: list[Explanation] = []
+    constants: list[Tensor] = []
 
     def program(*tensors: Tensor) -> dict[str, Tensor]:
         named = dict(zip(given, tensors, strict=True))
-        with defer_checks() as conditions, value_guards() if sizes is None else nullcontext():
+        with defer_checks() as conditions, value_guards() if sizes is None else nullcontext([]) as read:
             e = explained(*_with_tensors(inputs, target, named))
             found = {name: t.detach() for name, t in to_tensors(e).items()}
             found[HOLDS] = _all_hold(conditions)
+            constants.extend(read)
         made.append(e)
         return found
 
@@ -72,7 +76,7 @@ def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Siz
     _check_writes_nothing(graph.graph)
     _name_inputs(graph.graph, list(given))
     _merge_repeated_constants(graph)
-    return TracedExplanation(graph, made[-1])
+    return TracedExplanation(graph, made[-1], tuple({id(t): t for t in constants}.values()))
 
 
 @contextmanager
@@ -205,6 +209,8 @@ def _aliases(node: Node, written: bool = False) -> list[Node]:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return []
+    if schema.name.removeprefix("aten::") in UNSAFE_VIEWS and not written:
+        return _nodes(node.args[0])
     given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
     aliases = {a.name for a in schema.arguments if a.alias_info is not None and (a.alias_info.is_write or not written)}
     return [n for name in aliases & given.keys() for n in _nodes(given[name])]
@@ -218,8 +224,8 @@ def _nodes(argument: Any) -> list[Node]:
 
 def _tensors(given: Mapping[str, Tensor], sizes: Sizes | None) -> AbstractContextManager[list[Tensor]]:
     """Return a context with the tensors to trace: the given ones, or symbolic ones of dynamic sizes."""
-    if sizes is None:
-        return nullcontext(list(given.values()))
+    if sizes is None:  # one tensor for each input, even if the same one is given twice
+        return nullcontext([t.detach() for t in given.values()])
     from whence.graphs.dynamic_shapes import symbolic_tensors  # slow to import
 
     return symbolic_tensors(given, sizes)

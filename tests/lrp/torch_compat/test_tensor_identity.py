@@ -24,6 +24,11 @@ def test_the_smallest_change_of_any_entry_shows(dtype, shape):
             entry[0] ^= 1
 
 
+def test_exchanged_entries_of_large_tensors_show():
+    x = torch.rand(100, 200)
+    assert len({checksums((t.contiguous(),)) for t in (x, x.flip(0), x.flip(1), x.roll(2, 1), x.roll(1, 0), -x)}) == 6
+
+
 def test_views_and_other_layouts_have_checksums_too():
     x = torch.rand(6, 7)
     views = [x.t(), x[1:], x[:, 1:], x[0, 1:], x.expand(3, 6, 7), torch.conj(x + 1j), x[2:2]]

@@ -137,9 +137,10 @@ class ModelSettings:
     def read(self) -> Hashable:
         """Return the current settings."""
         if self._reader is None or not self._reader.is_unchanged():
-            self._reader = _Settings()
-            self._found = self._reader.of(self._model)
-            self._reader.remember()
+            reader = _Settings()
+            self._found = reader.of(self._model)
+            reader.remember()
+            self._reader = reader  # not before: other threads may read it
         return _autocast_state(), self._found
 
 
@@ -184,7 +185,7 @@ class _Settings:
         if isinstance(value, int | float | str | bytes | None):
             return value
         if isinstance(value, Tensor):
-            return self._fact(lambda: (value.data_ptr(), value.shape, version_of(value)))
+            return self._fact(lambda: _tensor_summary(value))
         if isinstance(value, np.ndarray):
             return self._fact(lambda: _array_summary(value))
         if isinstance(value, type | ModuleType) or depth > MAX_DEPTH or id(value) in self._seen:
@@ -198,6 +199,8 @@ class _Settings:
         return value
 
     def _inside(self, value: Any, depth: int) -> Hashable:
+        if isinstance(value, torch.jit.ScriptModule):
+            return value.training
         if isinstance(value, nn.Module):
             return self._module(value, depth)
         if isinstance(value, list | tuple | set | frozenset) and len(value) <= MAX_LENGTH:
@@ -235,6 +238,10 @@ class _Settings:
     def _global(self, found: dict[str, Any], name: str, depth: int) -> Hashable:
         self._fact(lambda: id(found.get(name)))
         return self.of(found.get(name), depth)
+
+
+def _tensor_summary(t: Tensor) -> Hashable:
+    return (t.data_ptr() if t.layout is torch.strided else id(t)), t.shape, version_of(t)
 
 
 def _array_summary(array: np.ndarray) -> Hashable:

@@ -5,6 +5,7 @@ without it. One sum over the bits of each tensor costs far less than the passes 
 """
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from whence.lrp.torch_compat.saved_tensors import version_of
 
+FEW_WORDS = 4096  # up to which positions are not weighted: it would take longer than the sum
+COLUMNS = 61  # a prime, which no size of a layer divides
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by their size in bytes
 
 
@@ -36,9 +39,10 @@ def checksums(tensors: Sequence[Tensor]) -> tuple[int | None, ...]:
 
 
 def _sum(t: Tensor) -> Tensor:
-    """Return the sum over the bits of a tensor as 64-bit integers, modulo 2^64.
+    """Return a weighted sum over the bits of a tensor as 64-bit integers, modulo 2^64.
 
-    It is exact, so that the smallest change shows, and takes a twentieth of the time of a sum of floats in double precision.
+    It is exact, so that the smallest change of one entry shows, and takes a tenth of the time of a sum of floats in double
+    precision. The weights differ by position in large tensors, so that exchanged entries show too.
     """
     numbers, size = t.numel(), t.element_size()
     if t.is_conj() or t.is_neg() or not _is_dense(t) or t.storage_offset() * size % 8:
@@ -46,8 +50,18 @@ def _sum(t: Tensor) -> Tensor:
         return t.sum(dtype=torch.float64).view(torch.int64)
     flat = t.as_strided((numbers,), (1,))
     rest = numbers % (8 // size) if size < 8 else 0
-    total = flat[: numbers - rest].view(torch.int64).sum()
+    words = flat[: numbers - rest].view(torch.int64)
+    if len(words) > FEW_WORDS:
+        whole = len(words) - len(words) % COLUMNS
+        total = (words[:whole].view(-1, COLUMNS).sum(0) * _column_weights(t.device)).sum() + words[whole:].sum()
+    else:
+        total = words.sum()
     return total + flat[numbers - rest :].view(INTEGERS[size]).sum() if rest else total
+
+
+@lru_cache
+def _column_weights(device: torch.device) -> Tensor:
+    return torch.arange(1, COLUMNS + 1, device=device)
 
 
 def _is_dense(t: Tensor) -> bool:

@@ -28,13 +28,16 @@ _guarding = threading.local()
 
 
 @contextmanager
-def guard_reads() -> Iterator[None]:
-    """Record integers and truth values that are read from inputs as conditions of the graph, instead of refusing them."""
-    before, _guarding.active = getattr(_guarding, "active", False), True
+def guard_reads() -> Iterator[list[Tensor]]:
+    """Record integers and truth values that are read from inputs as conditions of the graph, instead of refusing them.
+
+    Yields the list of the weights, and other constants, whose values are read.
+    """
+    before, _guarding.constants = getattr(_guarding, "constants", None), []
     try:
-        yield
+        yield _guarding.constants
     finally:
-        _guarding.active = before
+        _guarding.constants = before
 
 
 def read_values(t: Tensor) -> Tensor:
@@ -48,13 +51,16 @@ def read_values(t: Tensor) -> Tensor:
         return t
     node = proxy_tensor.get_proxy_slot(t, mode.tracer, None, lambda slot: slot.proxy.node)  # type: ignore[call-overload]
     values: dict[Node, Any] = {}
+    constants: list[Tensor] | None = getattr(_guarding, "constants", None)
     try:
         with torch.no_grad(), _disable_current_modes():
             for needed in [] if node is None else _ancestors(node):
                 values[needed] = _evaluate(needed, values, mode.tracer.root)
+            if constants is not None:
+                constants += [t] if node is None else [v for n, v in values.items() if n.op == "get_attr"]
             return t if node is None else values[node]
     except ModelError:
-        if not getattr(_guarding, "active", False) or t.is_floating_point() or t.is_complex():
+        if constants is None or t.is_floating_point() or t.is_complex():
             raise
     with _disable_current_modes():
         found = t.detach().clone()
