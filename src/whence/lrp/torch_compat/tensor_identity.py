@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from whence.lrp.torch_compat.saved_tensors import version_of
 
 FEW_WORDS = 4096  # up to which positions are not weighted: it would take longer than the sum
-COLUMNS = 61  # a prime, which no size of a layer divides
+COLUMNS = 509  # a prime, which no size of a layer divides
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by their size in bytes
 
 
