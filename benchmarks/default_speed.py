@@ -1,4 +1,4 @@
-"""What `whence.Explainer(model)` costs with its defaults, beside the plain gradient, captum and zennit.
+"""What `whence.Explainer(model)` costs by default and replayed, beside the plain gradient, captum and zennit.
 
 python benchmarks/default_speed.py ../shared/data   # prints the table and writes benchmarks/results/default_speed.md
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import peers
-from overhead import gradient_of_picture, gradient_of_text, llama
+from overhead import gradient_of_picture, gradient_of_text, llama, picture_networks
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 peers.declare_torchvision_operators()
@@ -82,20 +82,14 @@ def by_zennit(model: nn.Module, x: Tensor, target: int) -> Tensor:
 
 
 def of_pictures() -> list[str]:
-    from torchvision.models import get_model
-
     rows = []
-    for name, side in PICTURES.items():
-        torch.manual_seed(0)
-        model, x = get_model(name, weights=None).eval().requires_grad_(False), torch.randn(1, 3, side, side)
-        if name.startswith("vit"):
-            nn.init.normal_(model.heads.head.weight, std=0.02)
+    for name, model, x in picture_networks(PICTURES):
         captum = InputXGradient(model)
         others = [
             lambda captum=captum, x=x: captum.attribute(x.clone(), target=3),
             lambda model=model, x=x: by_zennit(model, x, 3),
         ]
-        rows.append(row(f"{name}, {side}²", model, x, lambda model=model, x=x: gradient_of_picture(model, x), others))
+        rows.append(row(name, model, x, lambda model=model, x=x: gradient_of_picture(model, x), others))
     return rows
 
 

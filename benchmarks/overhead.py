@@ -9,7 +9,7 @@ is to the plain gradient timed just before the patches.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 sys.path.pop(0)  # a file beside this one is called as the library transformers
 os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
@@ -85,17 +85,23 @@ def of_text() -> str:
     return row("Llama, 32 × 32, 8 tokens", functions, lambda: gradient_of_text(model, ids), model, {"input_ids": ids})
 
 
-def of_pictures() -> list[str]:
+def picture_networks(sides: Mapping[str, int]) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield torchvision's networks of these names, each with a label and a picture of this side."""
     from torchvision.models import get_model
 
-    rows = []
-    for name, side in PICTURES.items():
+    for name, side in sides.items():
         torch.manual_seed(0)
         model, x = get_model(name, weights=None).eval().requires_grad_(False), torch.randn(1, 3, side, side)
         if name.startswith("vit"):
-            nn.init.normal_(model.heads.head.weight, std=0.02)
+            nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision's is zero
+        yield f"{name}, {side}²", model, x
+
+
+def of_pictures() -> list[str]:
+    rows = []
+    for name, model, x in picture_networks(PICTURES):
         functions = functions_in(lambda model=model, x=x: model(x))
-        rows.append(row(f"{name}, {side}²", functions, lambda model=model, x=x: gradient_of_picture(model, x), model, x))
+        rows.append(row(name, functions, lambda model=model, x=x: gradient_of_picture(model, x), model, x))
     return rows
 
 

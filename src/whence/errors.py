@@ -101,7 +101,7 @@ class ConservationWarning(UserWarning):
 
 
 class CostWarning(UserWarning):
-    """A call with default settings evaluates the model very often."""
+    """A call evaluates the model very often for every sample, because of the size of the input."""
 
 
 class MaskedGradientWarning(UserWarning):

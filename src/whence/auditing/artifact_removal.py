@@ -11,7 +11,7 @@ from whence.core.devices import to_device_of
 from whence.core.inputs import check_model
 from whence.data.batches import MAX_BATCH_SIZE
 from whence.errors import InputError, ModelError, SelectorError, suggest
-from whence.lrp.torch_compat.torch_patches import hooked
+from whence.lrp.torch_compat.torch_patches import temporary_hook
 from whence.methods.layer_reader import LayerReader
 
 
@@ -40,7 +40,7 @@ class ProjectedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the wrapped model, with the direction projected out of the layer's output."""
         layer = self.model.get_submodule(self.layer)
-        with hooked(lambda: layer.register_forward_hook(self._projected)):
+        with temporary_hook(lambda: layer.register_forward_hook(self._projected)):
             return self.model(*args, **kwargs)
 
     def _projected(self, module: nn.Module, args: Any, out: Any) -> Tensor:

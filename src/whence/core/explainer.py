@@ -196,12 +196,12 @@ class Explainer:
         def explained(inputs: Tree, target: Target) -> Explanation:
             return next(explanations(PreparedModel(self.model), self.method, inputs, [target], layers, False, self._naming))
 
-        def plainly() -> Explanation:
+        def without_graph() -> Explanation:
             return next(self._without_graph(inputs, [target], layers, None, progress))
 
         if self._captures is not None:
             return self._captures(explained, inputs, target, layers)
-        return None if self._automatic is None else self._automatic(explained, plainly, inputs, target, layers)
+        return None if self._automatic is None else self._automatic(explained, without_graph, inputs, target, layers)
 
 
 def explanations(

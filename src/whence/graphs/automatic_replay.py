@@ -17,7 +17,7 @@ from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
 from whence.core.targets import Target
 from whence.errors import WhenceError
-from whence.graphs.replay import ReplayGraph, ReplayRequest, replayed
+from whence.graphs.replay import ReplayGraph, ReplayRequest, replay_explanation
 from whence.graphs.tracing import ExplainFunction, check_equal, trace
 from whence.lrp.torch_compat.model_state import ModelSettings
 
@@ -51,28 +51,28 @@ class AutomaticReplay:
     def __call__(
         self,
         explained: ExplainFunction,
-        plainly: Callable[[], Explanation],
+        without_graph: Callable[[], Explanation],
         inputs: Inputs,
         target: Target,
         layers: tuple[str, ...],
     ) -> Explanation | None:
         """Return the explanation if it was replayed, or None.
 
-        `explained` computes it from the weights, for the graph, and `plainly` as fast as it can be without a graph.
+        `explained` computes it from the weights, for the graph, and `without_graph` as fast as it can be without a graph.
         """
         request = _request(inputs, target, layers)
         if request is None or not self._comes_again(request.key) or not _can_replay(self._model):
             return None
         key = request.key
         if key not in self._captures:
-            return self._capture(explained, plainly, request)
+            return self._capture(explained, without_graph, request)
         capture = self._captures[key]
         if capture is None:
             return None
         if self._read_settings() != self._settings or not capture.is_current:
             self._start_again()
             return None
-        found = replayed(capture, request)
+        found = replay_explanation(capture, request)
         if capture.folds > 1:  # the weights have changed, as they do in training
             self._start_again()
         elif found is None:
@@ -88,7 +88,7 @@ class AutomaticReplay:
         return count >= self._pays_after
 
     def _capture(
-        self, explained: ExplainFunction, plainly: Callable[[], Explanation], request: ReplayRequest
+        self, explained: ExplainFunction, without_graph: Callable[[], Explanation], request: ReplayRequest
     ) -> Explanation | None:
         """Return the explanation computed without a graph, and keep the graph if it pays; None where none may be traced now."""
         if not _may_trace():
@@ -97,7 +97,7 @@ class AutomaticReplay:
             self._captures[request.key] = None
             return None
         settings, states = self._read_settings(), _states_of_other_generators()
-        without, first = _seconds(plainly, request)
+        without, first = _seconds(without_graph, request)
         if self._settings != settings:
             self._captures.clear()
         self._settings, self._captures[request.key] = settings, None  # until it has proved itself
@@ -106,7 +106,7 @@ class AutomaticReplay:
         try:
             capture = ReplayGraph(trace(explained, request.inputs, request.target))
             check_equal(capture.replay(request.tensors), first, CLOSE)
-            seconds, again = _seconds(lambda: replayed(capture, request), request)
+            seconds, again = _seconds(lambda: replay_explanation(capture, request), request)
         except Exception:  # whatever torch cannot trace; the explanation itself has been computed
             return first
         if again is not None and seconds <= LEAST_GAIN * without and self._read_settings() == settings:

@@ -32,13 +32,13 @@ class ReplayGraph:
         constants: Any = (node.target for node in written.graph.graph.find_nodes(op="get_attr"))
         self.weights: tuple[Tensor, ...] = tuple(getattr(written.graph, name) for name in constants)
         self.state: Hashable = None
-        self._read_state = _weight_versions(tuple(written.read))
+        self._read_state = _weight_versions(written.read_weights)
         self.folds = 0  # how often it was computed from the weights
 
     @property
     def is_current(self) -> bool:
         """Whether the weights that the model read as Python values are as they were."""
-        return not self.written.read or _weight_versions(tuple(self.written.read)) == self._read_state
+        return not self.written.read_weights or _weight_versions(self.written.read_weights) == self._read_state
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         # the graph contains all casts and backward passes: autocast and autograd must not apply again
@@ -82,7 +82,7 @@ class ReplayCache:
                 del self._captures[oldest]
             return first
         capture = self._captures[request.key]
-        return None if capture is None else replayed(capture, request)
+        return None if capture is None else replay_explanation(capture, request)
 
     def _written(self, explained: ExplainFunction, request: "ReplayRequest", first: Explanation) -> ReplayGraph | None:
         """Return the captured graph, checked against the explanation; None if an operator cannot run in a replay."""
@@ -117,7 +117,7 @@ class ReplayRequest:
         return cls(inputs, asked, list(given.values()), key)
 
 
-def replayed(capture: ReplayGraph, request: ReplayRequest) -> Explanation | None:
+def replay_explanation(capture: ReplayGraph, request: ReplayRequest) -> Explanation | None:
     """Return the explanation by a captured graph; None where it would raise or warn, or compute another graph."""
     try:
         found = capture.replay(request.tensors)

@@ -47,7 +47,7 @@ class TracedExplanation:
 
     graph: GraphModule
     like: Explanation  # the traced explanation, whose names and settings apply to all
-    read: Sequence[Tensor] = ()  # weights that the model read as Python values
+    read_weights: tuple[Tensor, ...] = ()  # that the model read as Python values
 
 
 def trace(explained: ExplainFunction, inputs: Inputs, target: Target, sizes: Sizes | None = None) -> TracedExplanation:

@@ -19,7 +19,7 @@ from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.rules import presets
 from whence.lrp.torch_compat.module_tracker import INPUT_OF, named_layers
-from whence.lrp.torch_compat.torch_patches import enter_all, hooked
+from whence.lrp.torch_compat.torch_patches import enter_all, temporary_hook
 from whence.mechanistic.channel_relevance import unravel
 from whence.methods.forward_backward import Gradients, Task, record_internals, target_values
 from whence.methods.gradients import input_gradients
@@ -304,5 +304,5 @@ def _patch_layer(model: Any, layer: str, there: Tensor, masks: Tensor) -> enter_
         return with_first_tensor(out, torch.where(masks, there, here), layer)
 
     if layer.startswith(INPUT_OF):
-        return hooked(lambda: module.register_forward_pre_hook(of_input))
-    return hooked(lambda: module.register_forward_hook(of_output))
+        return temporary_hook(lambda: module.register_forward_pre_hook(of_input))
+    return temporary_hook(lambda: module.register_forward_hook(of_output))

@@ -2,7 +2,7 @@
 
 import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -42,9 +42,10 @@ def serve(
     app = create_app(served, host, port, token, seconds=seconds)
     address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
     Console(highlight=False, soft_wrap=True).print(f"whence is running at {address} (press Ctrl-C to stop)", markup=False)
-    settings: Any = {"log_level": "warning", "server_header": False, "http": BoundedProtocol, "ws": "none"}
-    settings |= {"timeout_graceful_shutdown": SHUTDOWN_SECONDS}
-    uvicorn.run(app, host=host.strip("[]"), port=port, **settings)
+    uvicorn.run(
+        app, host=host.strip("[]"), port=port, http=BoundedProtocol, ws="none", log_level="warning", server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )  # fmt: skip
 
 
 def _pair_weights(models: list[str], weights: list[str]) -> list[tuple[str, str | None]]:

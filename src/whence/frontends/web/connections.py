@@ -1,7 +1,6 @@
 """HTTP connections, bounded in number and in the time that a request may take to arrive."""
 
-from asyncio import Task, TimerHandle, Transport
-from typing import Any
+from asyncio import TimerHandle, Transport
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,7 +16,6 @@ class BoundedProtocol(H11Protocol):
     does. Without it, clients that send half a request and wait ("slowloris") would hold their connections for good.
     """
 
-    tasks: set[Task[Any]]
     _deadline: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]

@@ -158,7 +158,7 @@ class enter_all:
         return suppressed
 
 
-def hooked(register: Callable[[], RemovableHandle]) -> enter_all:
+def temporary_hook(register: Callable[[], RemovableHandle]) -> enter_all:
     """Return a context in which a hook is registered; an interrupt does not leave it on the module."""
 
     @contextmanager
