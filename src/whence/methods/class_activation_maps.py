@@ -13,8 +13,9 @@ from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
 from whence.lrp.torch_compat.module_tracker import module_names, named_layers
 from whence.methods.feature_maps import FeatureMap
 from whence.methods.feature_masks import UPSAMPLING
-from whence.methods.forward_backward import Gradients, LayerTaps, Task, make_explanation, reject_layers
+from whence.methods.forward_backward import Gradients, Task, make_explanation, reject_layers
 from whence.methods.gradients import input_gradients
+from whence.methods.layer_taps import LayerTaps
 
 LAYERS_IN_MEMORY = 4  # candidates for the default layer; the class token alone reads the last normalisations of a transformer
 

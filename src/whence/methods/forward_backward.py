@@ -1,15 +1,13 @@
 """One forward pass and one backward pass for each target, or output values alone: the basis of all methods."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils.checkpoint import CheckpointError
 
 from whence.core.conditions import Condition
 from whence.core.diagnosis import AS_TENSOR
@@ -19,14 +17,18 @@ from whence.core.image_patches import PatchLayout
 from whence.core.inputs import Inputs
 from whence.core.progress import Progress
 from whence.core.targets import Target, reads_outputs, repeat_target, select
-from whence.errors import InputError, ModelError, RuleError, first_line
-from whence.lrp.engine.conservation import Conservation, batch_dot, batch_sum, sum_by_sample
+from whence.errors import InputError, ModelError, RuleError
+from whence.lrp.engine.conservation import Conservation, batch_sum, sum_by_sample
 from whence.lrp.engine.embeddings import AlterLookup, EmbeddingLookups
-from whence.lrp.engine.function_mode import ConstantParameters
+from whence.lrp.engine.function_mode import ConstantParameters, GradientMode
+from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.engine.prepared_model import PreparedModel
-from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.lrp.torch_compat.deferred_checks import are_checks_deferred, check_holds
 from whence.lrp.torch_compat.module_tracker import ModuleTracker, named_layers
 from whence.lrp.torch_compat.torch_patches import enter_all
+from whence.methods.backward_passes import BackwardPasses, BackwardStart, gradients_enabled
+from whence.methods.conditional_backward import ConditionalBackward, ConditionalFlow
+from whence.methods.layer_taps import LayerTaps, ValueAndGradient
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Task:
     @property
     def model(self) -> Callable[..., Any]:
         return self.prepared.model
+
+    def taps(self) -> LayerTaps:
+        """Return new taps at the layers that the task requests or conditions on."""
+        return LayerTaps.of(self.model, self.inputs, self.layers, self.through)
 
     @property
     def scope(self) -> ModuleTracker:
@@ -73,9 +79,6 @@ def explaining_rows_together(task: Task, outputs: Iterable[Tensor]) -> Task:
     """Return the task of one sample if each target has a single value for all rows (edges, the nodes of a graph)."""
     single = all(len(output) == 1 < task.inputs.batch_size for output in outputs)
     return replace(task, inputs=task.inputs.as_one_sample()) if single else task
-
-
-ValueAndGradient = tuple[Tensor, Tensor]  # a value and the gradient at that value
 
 
 @dataclass(frozen=True)
@@ -126,70 +129,6 @@ class Gradients:
         return {name: [relevance(*pair) for pair in calls] for name, calls in self.layers.items()}
 
 
-@dataclass(frozen=True)
-class ConditionalFlow:
-    """The relevance that flows through the units of layers that a condition selects."""
-
-    condition: Condition
-    amount: Tensor  # [N]
-    layers: frozenset[str]  # layers at which conditional relevance is defined: those that run before the units
-    note: str = ""
-
-
-@dataclass
-class LayerTaps:
-    """Hooks that record values and gradients at named layers."""
-
-    names: tuple[str, ...]
-    reading: ForwardRecord | None = None  # knows the channel dimension of the layers
-    values: dict[str, list[Tensor]] = field(default_factory=dict)
-    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
-    edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # where a backward pass can end or start
-
-    @classmethod
-    def of(cls, task: Task) -> "LayerTaps":
-        """Return taps at all layers that the task requests or conditions on."""
-        conditional = {layer: None for condition in task.through for layer in condition.layers}
-        layers = named_layers(task.model, tuple(conditional))
-        reading = ForwardRecord.of_layers(task.inputs, layers, task.model) if conditional else None
-        return cls(tuple(dict.fromkeys((*task.layers, *conditional))), reading)
-
-    def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
-        return {name: lambda out, name=name: self._tap(name, out, pin) for name in self.names}
-
-    def _tap(self, name: str, out: Tensor, pin: Callable[[Tensor], None]) -> None:
-        if not out.requires_grad:
-            raise ModelError(f"layer '{name}' does not depend on the input; no relevance reaches it")
-        pin(out)
-        values, gradients = self.values.setdefault(name, []), self.gradients.setdefault(name, [])
-        position = len(values)
-        values.append(out.detach().clone())
-        gradients.append(torch.zeros_like(values[-1]))
-        self.edges.setdefault(name, []).append(get_gradient_edge(out))
-        out.register_hook(lambda g: gradients.__setitem__(position, g.detach()))
-
-    def read(self, only: Sequence[str] | None = None) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Return value and gradient of each call of each layer, or of the layers `only`, and reset the gradients."""
-        missing = [name for name in self.names if name not in self.values]
-        if missing:
-            raise ModelError(f"layer '{missing[0]}' was not called in the forward pass, so it has no relevance")
-        names = [name for name in self.values if only is None or name in only]
-        result = {name: list(zip(self.values[name], self.gradients[name], strict=True)) for name in names}
-        for name, gradients in self.gradients.items():
-            gradients[:] = [torch.zeros_like(v) for v in self.values[name]]
-        return result
-
-    def channels_at(self, name: str) -> int:
-        """Return the channel dimension of a layer."""
-        assert self.reading is not None
-        return replace(self.reading, layers={name: self.values[name][0]}).channels_at(name)
-
-    def before(self, name: str) -> frozenset[str]:
-        """Return this layer and all layers that finished before it."""
-        order = list(self.values)
-        return frozenset(order[: order.index(name) + 1])
-
-
 def input_leaves(inputs: Inputs) -> list[Tensor]:
     """Return the explained inputs as leaves of a new autograd graph, without modifying the user's tensors."""
     return [inputs.parts[i].detach().requires_grad_() for i in inputs.explained]
@@ -227,26 +166,14 @@ def record_internals(task: Task, scope: ModuleTracker, see: Callable[[Tensor], N
 
 
 def target_gradients(
-    task: Task,
-    sources: list[Tensor],
-    lookups: EmbeddingLookups,
-    contexts: tuple[AbstractContextManager, ...],
-    taps: LayerTaps,
-    reading: ForwardRecord,
-    extras: Sequence[Tensor] = (),
-    blocked: Callable[[], str] = lambda: "",
-    shown: Callable[[Any], Any] = lambda outputs: outputs,
-    from_the_middle: Callable[[], AbstractContextManager] = nullcontext,
-    with_gradient: Callable[[Tensor], Tensor] = lambda value: value,
+    task: Task, sources: list[Tensor], mode: GradientMode, taps: LayerTaps, reading: ForwardRecord
 ) -> Iterator[Gradients]:
-    """Run one forward pass within `contexts` and yield each target's gradients at `sources`, embeddings and `extras`.
+    """Run one forward pass in a mode and yield each target's gradients at `sources`, embeddings and what the mode adds.
 
-    With conditions, yield the gradients of the conditional flow for each target and condition. `blocked` returns the part of
-    the error message that names the likely break in the path from input to output; `shown` maps the outputs to those that
-    classes are selected from, and `with_gradient` the selected values to those that are explained; `from_the_middle` is
-    entered for backward passes that start at an intermediate layer.
+    With conditions, yield the gradients of the conditional flow for each target and condition. Several targets of the outputs,
+    and several conditions, are propagated together.
     """
-    inputs = task.inputs
+    inputs, contexts = task.inputs, (mode.scope, mode.saving, mode)
     if inputs.arrays:
         if isinstance(task.model, nn.Module):
             raise InputError(f"the input is a NumPy array; {AS_TENSOR}")
@@ -255,28 +182,53 @@ def target_gradients(
         )
     with enter_all(gradients_enabled(), *contexts):
         copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
-        given = inputs.copied() | copies | lookups.given
+        given = inputs.copied() | copies | mode.lookups.given
         outputs = inputs.call(task.model, tuple(given.values()))
-    vectors = [lookup.vectors for lookup in lookups.found]
+    vectors = [lookup.vectors for lookup in mode.lookups.found]
     if not sources and not vectors:
         raise InputError(
             "nothing to explain: no integer input was looked up in an embedding table; pass images as floating-point tensors"
         )
-    ends = BackwardTargets(dict(zip(inputs.explained, sources, strict=True)), vectors, list(extras))
-    for last, target in _mark_last(task.targets):
+    ends = BackwardTargets(dict(zip(inputs.explained, sources, strict=True)), vectors, list(mode.written))
+    together = (len(task.targets) > 1 or len(task.through) > 1) and not (mode.observed or are_checks_deferred())
+    passes = BackwardPasses(ends.all, taps, mode.meter, together and not task.prepared.outline.has_backward_hooks)
+
+    def selected(target: Target) -> tuple[Tensor, Any]:
         with enter_all(gradients_enabled(), *contexts):
-            values, resolved = select(shown(outputs) if reads_outputs(target) else outputs, target, inputs, reading)
-            values = with_gradient(values)
-        _check_output(values, blocked)
-        found = backward(values, ends.all, keep_graph=bool(task.through) or not last)
-        if not task.through:
-            yield ends.read(found, values, resolved, lookups, taps.read())
-            continue
-        descending = ConditionalBackward(taps.read(), taps, ends.all, values.shape[0], from_the_middle)
-        for condition in task.through:
-            found, flow = descending.through(condition)
-            _check_known(task.layers, flow)
-            yield ends.read(found, values, resolved, lookups, taps.read(task.layers), flow)
+            seen = mode.before_saturation(outputs) if reads_outputs(target) else outputs
+            values, resolved = select(seen, target, inputs, reading)
+            values = mode.with_gradient(values)
+        _check_output(values, mode.what_blocks)
+        return values, resolved
+
+    for first, chunk in _chunks(task, passes, outputs):
+        values = [selected(target) for target in chunk]
+        starts = [BackwardStart.at_values(value) for value, _ in values]
+        keep_graph = bool(task.through) or first + len(chunk) < len(task.targets)
+        for found, (value, resolved) in zip(passes.run(starts, keep_graph), values, strict=True):
+            if not task.through:
+                yield ends.read(found, value, resolved, mode.lookups, taps.read())
+                continue
+            for found, flow in ConditionalBackward(passes, mode, value.shape[0]).through(task.through):
+                _check_known(task.layers, flow)
+                yield ends.read(found, value, resolved, mode.lookups, taps.read(task.layers), flow)
+
+
+def _chunks(task: Task, passes: BackwardPasses, outputs: Any) -> Iterator[tuple[int, Sequence[Target]]]:
+    """Yield the targets whose backward passes are computed together, with the index of the first."""
+    logits, size = logits_of(outputs), 1
+    if isinstance(logits, Tensor) and not task.through and all(map(reads_outputs, task.targets)):
+        size = passes.chunk_size(logits.numel())
+    for first in range(0, len(task.targets), size):
+        yield first, task.targets[first : first + size]
+
+
+def _check_known(layers: Sequence[str], flow: ConditionalFlow) -> None:
+    unknown = [layer for layer in layers if layer not in flow.layers]
+    if unknown:
+        raise RuleError(
+            f"layer '{unknown[0]}' runs after {flow.condition}; the conditional relevance is only defined at layers before it"
+        )
 
 
 @dataclass(frozen=True)
@@ -307,105 +259,6 @@ class BackwardTargets:
         return Gradients(output.detach(), target, inputs, lookups, looked_up, layers, list(rest), flow)
 
 
-@contextmanager
-def gradients_enabled() -> Iterator[None]:
-    """Enable gradients, even within the caller's `no_grad` or `inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-class ConditionalBackward:
-    """Backward passes under one condition after another, all starting from the same unconditional backward pass.
-
-    The steps from the top that a condition shares with the previous one are not computed again.
-    """
-
-    def __init__(
-        self,
-        whole: dict[str, list[ValueAndGradient]],
-        taps: LayerTaps,
-        ends: list[Tensor],
-        count: int,
-        from_the_middle: Callable[[], AbstractContextManager],
-    ):
-        self._whole, self._taps, self._ends, self._count = whole, taps, ends, count
-        self._from_the_middle = from_the_middle
-        self._steps: list[tuple[str, Any, Tensor]] = []  # layers from the top, their selected units, and the gradient there
-
-    def through(self, condition: Condition) -> tuple[list[Tensor], ConditionalFlow]:
-        """Return the gradients at the ends for the relevance that flows through the selected units of all layers.
-
-        It starts at the layer that ran last: its gradient, restricted to its units, is propagated to the layer before, then
-        restricted to the units of that layer, and so on.
-        """
-        order = [name for name in reversed(self._taps.values) if name in condition.layers]
-        wanted = [(name, condition.units[name]) for name in order]
-        shared = 0
-        for (name, units, _), step in zip(self._steps, wanted, strict=False):
-            if (name, units) != step:
-                break
-            shared += 1
-        del self._steps[shared:]
-        for name, units in wanted[shared:]:
-            self._steps.append((name, units, self._kept(condition, name)))
-        name, _, g = self._steps[-1]
-        (a, whole) = self._whole[name][0]
-        amount = sum_by_sample(batch_dot(a, g), self._count)
-        there = float(batch_dot(a, whole).sum())
-        note = "" if amount.any() else f", through which no relevance flows (the layer's total relevance is {there:.4g})"
-        with self._from_the_middle():
-            found = backward(self._edge(name), self._ends, True, g, like=self._ends)
-        return found, ConditionalFlow(condition, amount, self._taps.before(name), note)
-
-    def _kept(self, condition: Condition, name: str) -> Tensor:
-        """Return the part of the gradient at a layer that the condition lets through."""
-        (a, g), edge = self._whole[name][0], self._edge(name)
-        if self._steps:
-            above, _, g = self._steps[-1]
-            with self._from_the_middle():
-                (g,) = backward(self._edge(above), [edge], True, g, like=[a])
-        return condition.restrict(name, a, g, self._taps.channels_at)
-
-    def _edge(self, name: str) -> GradientEdge:
-        edges = self._taps.edges[name]
-        if len(edges) > 1:
-            raise ModelError(f"layer '{name}' ran {len(edges)} times; choose a layer that runs once")
-        return edges[0]
-
-
-def _check_known(layers: Sequence[str], flow: ConditionalFlow) -> None:
-    unknown = [layer for layer in layers if layer not in flow.layers]
-    if unknown:
-        raise RuleError(
-            f"layer '{unknown[0]}' runs after {flow.condition}; the conditional relevance is only defined at layers before it"
-        )
-
-
-def backward(
-    values: Tensor | GradientEdge,
-    sources: Sequence[Tensor | GradientEdge],
-    keep_graph: bool,
-    gradient: Tensor | None = None,
-    like: Sequence[Tensor] = (),
-) -> list[Tensor]:
-    """Compute gradients of Σ values, or of ⟨gradient, values⟩, at the sources; zeros (`like`) for sources not in the graph."""
-    given = torch.ones_like(values) if gradient is None else gradient  # type: ignore[arg-type]
-    try:
-        with gradients_enabled():
-            found = torch.autograd.grad([values], sources, [given], retain_graph=keep_graph, allow_unused=True)  # type: ignore[arg-type]
-    except CheckpointError as error:
-        raise ModelError(f"a checkpointed module returned different values when recomputed: {first_line(error)}") from error
-    except AssertionError as error:  # raised by an autograd.Function of the model
-        raise ModelError(f"the backward pass of the model failed: {first_line(error)}") from error
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise ModelError(
-            "an in-place operation overwrote a tensor needed for the backward pass; make it out-of-place, or use whence.LRP()"
-        ) from error
-    return [torch.zeros_like(s) if g is None else g for s, g in zip(like or sources, found, strict=True)]  # type: ignore
-
-
 def _check_output(values: Tensor, blocked: Callable[[], str]) -> None:
     if not values.requires_grad:
         raise ModelError(f"the explained output does not depend on the input{blocked()}")
@@ -417,11 +270,6 @@ def _check_finite(values: Tensor) -> None:
         raise ModelError("the model's output is NaN or infinite and cannot be explained; check the input and the weights")
     if not values.is_floating_point():
         raise RuleError(f"the explained output has dtype {values.dtype}; expected a floating-point dtype")
-
-
-def _mark_last(targets: Iterable[Target]) -> Iterator[tuple[bool, Target]]:
-    remaining = list(targets)
-    return ((i == len(remaining) - 1, target) for i, target in enumerate(remaining))
 
 
 def sum_relevance(scores: dict[int, Tensor], count: int) -> Tensor:

@@ -18,7 +18,6 @@ from whence.lrp.torch_compat.module_tracker import ModuleTracker
 from whence.lrp.torch_compat.saved_tensors import ModifiedBackward
 from whence.methods.forward_backward import (
     Gradients,
-    LayerTaps,
     Task,
     input_leaves,
     make_explanation,
@@ -26,6 +25,7 @@ from whence.methods.forward_backward import (
     sum_relevance,
     target_gradients,
 )
+from whence.methods.layer_taps import LayerTaps
 
 RelevanceFunction = Callable[[Tensor, Tensor], Tensor]  # (value, gradient at that value) -> relevance
 
@@ -114,7 +114,7 @@ class Deconvnet:
 def input_gradients(task: Task, taps: LayerTaps | None = None) -> Iterator[Gradients]:
     """Yield the values and gradients at the inputs for each target."""
     scope, lookups = task.scope, task.lookups
-    return _gradients(task, scope, ConstantParameters(scope, lookups), taps or LayerTaps.of(task))
+    return _gradients(task, scope, ConstantParameters(scope, lookups), taps or task.taps())
 
 
 class ReluBackwardMode(ConstantParameters):
@@ -138,7 +138,7 @@ class ReluBackwardMode(ConstantParameters):
 
 def _gradients(task: Task, scope: ModuleTracker, mode: ConstantParameters, taps: LayerTaps) -> Iterator[Gradients]:
     scope.tap(taps.callbacks(mode.pin))
-    return target_gradients(task, input_leaves(task.inputs), mode.lookups, (scope, mode), taps, record_internals(task, scope))
+    return target_gradients(task, input_leaves(task.inputs), mode, taps, record_internals(task, scope))
 
 
 def _gradient_explanations(
@@ -146,7 +146,7 @@ def _gradient_explanations(
 ) -> Iterator[Explanation]:
     scope = task.scope
     mode = ConstantParameters(scope, task.lookups) if relu_back is None else ReluBackwardMode(scope, task.lookups, relu_back)
-    for found in _gradients(task, scope, mode, LayerTaps.of(task)):
+    for found in _gradients(task, scope, mode, task.taps()):
         if isinstance(mode, ReluBackwardMode) and not mode.relus:
             name = type(method).__name__
             raise ModelError(f"{name} needs a model with ReLUs, and this one has none; use Sensitivity, or LRP for any network")

@@ -19,7 +19,6 @@ from whence.lrp.rules.rules import Rule
 from whence.lrp.torch_compat.deferred_checks import check_holds
 from whence.methods.forward_backward import (
     Gradients,
-    LayerTaps,
     Task,
     input_leaves,
     make_explanation,
@@ -83,17 +82,14 @@ class LRP:
             yield from self._gradients(task)
 
     def _gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
-        taps, lookups, several = LayerTaps.of(task), task.lookups, len(task.targets) > 1 or bool(task.through)
+        taps, lookups, several = task.taps(), task.lookups, len(task.targets) > 1 or bool(task.through)
         sources, prepared = input_leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
         prepared.kept.begin()
         mode = RelevanceMode(self.rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
         reading = record_internals(task, scope, mode.bench.see)
-        for found in target_gradients(
-            task, sources, lookups, (scope, mode.saving, mode), taps, reading, mode.written, mode.what_blocks,
-            mode.before_saturation, mode.from_the_middle, mode.with_gradient,
-        ):  # fmt: skip
+        for found in target_gradients(task, sources, mode, taps, reading):
             task.prepared.guarded = mode.bench.overwrote
             yield found, mode
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, value_repr
 from whence.methods import feature_masks
+from whence.methods.backward_passes import gradients_enabled
 from whence.methods.batching import automatic_batch_size, rows_are_independent
-from whence.methods.forward_backward import Task, gradients_enabled, target_values
+from whence.methods.forward_backward import Task, target_values
 from whence.methods.gradients import input_gradients
 
 STEP_MULTIPLES = tuple(2.0**k for k in range(8))  # of the step that would reach the root of a linear map

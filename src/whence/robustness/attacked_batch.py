@@ -14,8 +14,8 @@ from whence.core.pixel_bounds import Box, checked_pixels
 from whence.core.progress import progress
 from whence.core.targets import Index, check_classes, class_indices, extract_logits
 from whence.errors import InputError, ModelError, TargetError
+from whence.methods.backward_passes import BackwardStart, backward, gradients_enabled
 from whence.methods.batching import automatic_batch_size
-from whence.methods.forward_backward import backward, gradients_enabled
 from whence.methods.layer_reader import LayerReader
 
 Model = Callable[..., Any]
@@ -63,7 +63,7 @@ class AttackBatch:
                 )
             values = objectives(logits)
         last = len(values) - 1
-        found = [backward(value, [leaf], keep_graph=k < last)[0] for k, value in enumerate(values)]
+        found = [backward(BackwardStart.at_values(value), [leaf], keep_graph=k < last)[0] for k, value in enumerate(values)]
         if not all(torch.isfinite(gradient).all() for gradient in found):
             raise ModelError("the gradient of the loss is NaN or infinite; try model.double(), or an attack without gradients")
         return logits.detach(), found

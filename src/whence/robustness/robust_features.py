@@ -20,7 +20,7 @@ from whence.core.progress import Progress, progress as progressing
 from whence.core.result import Result
 from whence.core.targets import Index, class_indices
 from whence.errors import InputError, RuleError, value_repr
-from whence.methods.forward_backward import backward, gradients_enabled
+from whence.methods.backward_passes import BackwardStart, backward, gradients_enabled
 from whence.methods.layer_reader import LayerReader
 from whence.robustness.attack import attack
 from whence.robustness.attack_methods import FGSM, default_step_size, project, require_non_negative
@@ -380,7 +380,7 @@ class _FeatureExtractor:
             with gradients_enabled():
                 leaf = moved.detach().requires_grad_()
                 value = self._read(leaf)[:, f] * signs
-            (gradient,) = backward(value, [leaf], keep_graph=False)
+            (gradient,) = backward(BackwardStart.at_values(value), [leaf], keep_graph=False)
             furthest = torch.maximum(furthest, value.detach())
             moved = project(pixels, moved + default_step_size(epsilon, steps) * gradient.sign(), epsilon, "linf", self.box)
         with torch.no_grad():

@@ -135,6 +135,16 @@ class ConservationMeter:
         """Discard the amounts recorded since the last reading."""
         self._absorbed.clear()
 
+    def take(self) -> dict[str, list[Tensor]]:
+        """Return the amounts recorded since the last reading by path, and discard them."""
+        absorbed = dict(self._absorbed)
+        self._absorbed.clear()
+        return absorbed
+
+    def put(self, absorbed: dict[str, list[Tensor]]) -> None:
+        """Replace the recorded amounts."""
+        self._absorbed = defaultdict(list, absorbed)
+
     def read(self, output: Tensor, relevance: Tensor, conditional_output: Tensor | None = None) -> Conservation:
         """Return the account since the last reading.
 
@@ -143,8 +153,7 @@ class ConservationMeter:
         distributed so that each sample balances as far as the sum does.
         """
         explained = output if conditional_output is None else conditional_output
-        by_layer = {path: _sum(amounts, output) for path, amounts in self._absorbed.items()}
-        self._absorbed.clear()
+        by_layer = {path: _sum(amounts, output) for path, amounts in self.take().items()}
         absorbed = sum(by_layer.values(), torch.zeros_like(output))
         gap = explained - relevance - absorbed
         flow = explained.abs() + relevance.abs() + absorbed.abs()

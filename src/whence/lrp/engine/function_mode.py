@@ -69,9 +69,13 @@ class GradientMode(TorchFunctionMode):
 
     _entered = threading.local()
 
-    def __init__(self, scope: ModuleTracker):
+    def __init__(self, scope: ModuleTracker, lookups: EmbeddingLookups, meter: ConservationMeter | None = None):
         super().__init__()
-        self.scope = scope
+        self.scope, self.lookups = scope, lookups
+        self.meter = meter or ConservationMeter(idle=True)
+        self.saving: AbstractContextManager = nullcontext()  # to enter around the forward pass
+        self.written: list[Tensor] = []  # further tensors whose gradients are read
+        self.observed = False  # whether hooks that the model registers in its forward pass read gradients
         self.recomputing = False  # a checkpointed part, in the backward pass
         self._outer: list[GradientMode | None] = []
         self._around = ExitStack()
@@ -110,6 +114,32 @@ class GradientMode(TorchFunctionMode):
     def pin(self, t: Tensor) -> None:
         """Keep `t` in the graph, so that its gradient can be read."""
 
+    def what_blocks(self) -> str:
+        """Return the end of an error message: the likely reason why the output does not depend on the input."""
+        return ""
+
+    def before_saturation(self, outputs: Any) -> Any:
+        """Return the outputs that classes are selected from."""
+        return outputs
+
+    def with_gradient(self, value: Tensor) -> Tensor:
+        """Return the value to explain for a selected one."""
+        return value
+
+    def from_the_middle(self) -> AbstractContextManager:
+        """Prepare a backward pass from an intermediate layer."""
+        return nullcontext()
+
+    def _observing_hook(self, register: Callable[..., Any], args: tuple) -> Any:
+        """Register a hook of the model for observation only: the gradient that it returns is for training and is ignored."""
+        t, hook = args
+        self.observed = True
+
+        def look(g: Tensor) -> None:
+            hook(g)
+
+        return register(t, look)
+
     def _recompute(
         self, function: Callable[..., Any], args: tuple
     ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager]]:
@@ -129,17 +159,13 @@ class GradientMode(TorchFunctionMode):
 class ConstantParameters(GradientMode):
     """Mode for plain gradients with respect to the input; parameters are treated as constants."""
 
-    def __init__(self, scope: ModuleTracker, lookups: EmbeddingLookups):
-        super().__init__(scope)
-        self.lookups = lookups
-
     def __torch_function__(self, function, types, args=(), kwargs=None):
         raise_pending()
         facts = function_facts(function)
         if facts.asks:
             return function(*args, **(kwargs or {}))
         if facts.name == HOOK_REGISTRATION:
-            return _observing_hook(function, args)
+            return self._observing_hook(function, args)
         if overwrites(facts, kwargs or {}) and args and isinstance(args[0], Tensor):
             save_before_overwrite(args[0])
         given = args, kwargs or {}
@@ -179,9 +205,7 @@ class RelevanceMode(GradientMode):
         explains: bool = False,
         several: bool = False,
     ):
-        super().__init__(scope)
-        self.lookups = lookups or EmbeddingLookups({})
-        self.meter = ConservationMeter(idle=not explains)
+        super().__init__(scope, lookups or EmbeddingLookups({}), ConservationMeter(idle=not explains))
         self.matcher = prepared.matcher(rules)
         self.bench = OpContext(prepared, self.matcher, scope, self.meter, unknown, several, lambda: self)
         scope.leaving, scope.replacing = self._opaque_module, self.bench.known.stands_for
@@ -198,7 +222,7 @@ class RelevanceMode(GradientMode):
         self._reader = ArgumentReader(self.bench.known, all_known=self._explains)
         # tensors that native functions save for their gradients go through the cells as well
         guard = saved_tensors_hooks(self.bench.cells.save, SavedTensor.value.fget)  # type: ignore[attr-defined]
-        self.saving: AbstractContextManager = guard if prepared.guarded else nullcontext()
+        self.saving = guard if prepared.guarded else nullcontext()
         for x, written in zip(inputs, self.written, strict=True):
             self.bench.known.note(x, Facts(known_true(x.detach() >= 0), InputCompanion(written)))
 
@@ -444,7 +468,7 @@ class RelevanceMode(GradientMode):
                 "input; the rules would change the gradients it computes. Explain the part of the model before that call"
             )
         if call.name == HOOK_REGISTRATION and self._explains:
-            return _observing_hook(call.function, call.args)
+            return self._observing_hook(call.function, call.args)
         out = call.run()
         if not any(t.requires_grad and all(t is not d for d in call.data) for t in iter_tensors(out)):
             return out  # a size, an argmax, a comparison: without a gradient, so no relevance enters it
@@ -521,16 +545,6 @@ def _forward_class(node: Any) -> str:
     """Return the dotted name of the autograd.Function of a node, or an empty string."""
     function = getattr(type(node), "_forward_cls", None)
     return "" if function is None else f"{function.__module__}.{function.__qualname__}"
-
-
-def _observing_hook(register: Callable[..., Any], args: tuple) -> Any:
-    """Register a hook of the model for observation only: the gradient that it returns is for training and is ignored."""
-    t, hook = args
-
-    def look(g: Tensor) -> None:
-        hook(g)
-
-    return register(t, look)
 
 
 RULE_TREATMENTS: dict[type, Callable[[OpContext, Call], Any]] = {

@@ -75,6 +75,13 @@ class ModuleOutline:
         now = all_modules(self._model)
         return len(now) != len(self._parts) or not all(map(is_, now, self._parts))
 
+    @property
+    def has_backward_hooks(self) -> bool:
+        """Whether hooks of the user see the gradients at a module."""
+        if global_hooks._global_backward_hooks or global_hooks._global_backward_pre_hooks:
+            return True
+        return any(module._backward_hooks or module._backward_pre_hooks for module in self.modules.values())
+
     def names(self, module: object) -> list[str]:
         """Return all paths of a module: several if it is shared, none if it is not a part of the model."""
         return self._names.get(id(module), [])
