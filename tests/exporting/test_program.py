@@ -12,8 +12,8 @@ from torch import nn
 import whence
 from support.story_model import story_model
 from whence import errors, presets
-from whence.exporting.backward_decompositions import DECOMPOSITIONS
 from whence.exporting.program_files import METADATA_FILE
+from whence.graphs.backward_decompositions import DECOMPOSITIONS
 from whence.models.digits import digit_samples, digits
 
 WITHOUT_WHENCE = """

@@ -1,5 +1,7 @@
 """Explainers as files: they give what explain() gives, at any batch size, where this library cannot be imported."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -250,3 +252,50 @@ def test_targets_that_are_not_replayed_are_explained_plainly():
         explainer(x, [0, "a"])
     program = whence.export(model, x)
     assert not program.module()(x, torch.tensor([-7, 0]))["holds"]
+
+
+def small_convolutional() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_explanations_are_the_same_and_notice_changes():
+    torch.manual_seed(0)
+    model, x = small_convolutional().eval(), torch.rand(2, 3, 8, 8)
+    compiled = whence.Explainer(model, capture="compile")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+
+    def check():
+        for y in (torch.tensor([1, 4]), 0, None):
+            e, again = whence.explain(model, x, y), compiled(x, y)
+            torch.testing.assert_close(again.relevance, e.relevance, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(again.output, e.output)
+            assert torch.equal(again.target, e.target)
+        with pytest.raises(errors.TargetError):
+            compiled(x, 7)
+
+    check()
+    check()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    code = next(iter(compiled._captures._captures.values())).program
+    with torch.no_grad():
+        model[0].weight.mul_(-2)
+        model[3].bias.add_(1)
+    check()
+    assert next(iter(compiled._captures._captures.values())).program is code, "compiled again for other weights"
+    taken = model[0].weight.data
+    copy = taken.clone()
+    model[0].weight.data = torch.randn_like(taken)
+    check()
+    assert torch.equal(taken, copy), "wrote to a tensor of the user"
+
+
+def test_a_compiler_that_fails_is_reported(monkeypatch):
+    def broken(program, **settings):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(errors.ModelError, match=r"torch\.compile failed .*No working C\+\+ compiler.*capture=True"):
+        whence.Explainer(small_convolutional().eval(), capture="compile")(torch.rand(2, 3, 8, 8))
+    with pytest.raises(errors.RuleError, match="choose True, False, 'auto' or 'compile'"):
+        whence.Explainer(small_convolutional().eval(), capture="compiled")

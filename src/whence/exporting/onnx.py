@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.export import ExportedProgram, default_decompositions
 
 from whence.errors import MissingPackageError, ModelError, first_line
-from whence.exporting.backward_decompositions import DECOMPOSITIONS
 from whence.exporting.signature import signature_names
+from whence.graphs.backward_decompositions import DECOMPOSITIONS
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:

@@ -21,8 +21,8 @@ from whence.core.inputs import Inputs, check_model
 from whence.core.targets import Logit, Span, Target, check_classes
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, first_line
-from whence.exporting.backward_decompositions import replace_convolution_backward
 from whence.exporting.program_files import check_writable, load_translated, write_program
+from whence.graphs.backward_decompositions import replace_convolution_backward, replace_views
 from whence.graphs.tracing import HOLDS, check_equal, fold_constants, input_tensors, trace
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.training.differentiable import state_tensors
@@ -174,11 +174,8 @@ def _keep_outputs(graph: GraphModule) -> GraphModule:
     (found,) = output.args
     found = {"explained" if name == "target" else name: t for name, t in found.items()}  # an input already has the name target
     output.args = ({name: t for kind in OUTPUT_NAMES for name, t in found.items() if name.split(".")[0] == kind},)
-    for view in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        view.target = torch.ops.aten.reshape.default  # compilers may choose other memory layouts
     graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
+    return replace_views(graph)
 
 
 def _with_model_names(graph: GraphModule, model: Any) -> GraphModule:

@@ -1,6 +1,7 @@
 """Replay of captured explanations: the graph of the first explanation is run again on other inputs."""
 
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from whence.core.explanation import Explanation
 from whence.core.explanation_io import with_tensors
 from whence.core.inputs import Inputs
 from whence.core.targets import Logit, Target, class_indices
-from whence.errors import TargetError
+from whence.errors import ModelError, TargetError, first_line
+from whence.graphs.backward_decompositions import replace_convolution_backward, replace_views
 from whence.graphs.cuda_graphs import as_cuda_graph
 from whence.graphs.tracing import HOLDS, ExplainFunction, TracedExplanation, check_equal, fold_constants, input_tensors, trace
 from whence.lrp.torch_compat.model_state import ModelSettings
@@ -25,10 +27,17 @@ MAX_GRAPHS = 32  # the oldest are dropped
 
 
 class ReplayGraph:
-    """A graph, and its program with everything that depends on weights alone computed in advance."""
+    """A graph, and its program with everything that depends on weights alone computed in advance.
 
-    def __init__(self, written: TracedExplanation):
-        self.written = written
+    Args:
+        written: The graph.
+        compiled: Whether to compile the program by `torch.compile`.
+    """
+
+    def __init__(self, written: TracedExplanation, compiled: bool = False):
+        self.written, self._compiled = written, compiled
+        if compiled:
+            replace_views(replace_convolution_backward(written.graph))
         constants: Any = (node.target for node in written.graph.graph.find_nodes(op="get_attr"))
         self.weights: tuple[Tensor, ...] = tuple(getattr(written.graph, name) for name in constants)
         self.state: Hashable = None
@@ -42,21 +51,37 @@ class ReplayGraph:
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         # the graph contains all casts and backward passes: autocast and autograd must not apply again
-        with torch.inference_mode(False), torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
+        below = nullcontext() if self._compiled else torch._C._AutoDispatchBelowAutograd()
+        with torch.inference_mode(False), torch.no_grad(), below, torch._C._DisableAutocast():
             if (state := _weight_versions(self.weights)) != self.state:
-                program = fold_constants(self.written.graph)
-                self.own = {t.untyped_storage()._cdata for t in program.buffers()}  # must not be returned without a copy
-                self.program, self.state = as_cuda_graph(program, tensors), state
+                self._fold(tensors)
+                self.state = state
                 self.folds += 1
             found = self.program(*tensors)
-        return {name: t.clone() if t.untyped_storage()._cdata in self.own else t for name, t in found.items()}
+        return {name: t.clone() if _storage(t) in self.own else t for name, t in found.items()}
+
+    def _fold(self, tensors: list[Tensor]) -> None:
+        """Compute the parts of the program that depend on weights alone."""
+        folded = fold_constants(self.written.graph)
+        if self._compiled and self.folds:  # the code remains, since it reads the weights as inputs
+            for name, fresh in folded.named_buffers():
+                own = getattr(self._folded, name)
+                if _storage(own) in self._of_model:  # not ours to write to
+                    setattr(self._folded, name, fresh)
+                else:
+                    own.copy_(fresh)
+        else:
+            self._folded = folded
+            self.program = as_cuda_graph(torch.compile(folded, dynamic=False) if self._compiled else folded, tensors)
+        self._of_model = set(map(_storage, self.weights))
+        self.own = set(map(_storage, self._folded.buffers()))  # must not be returned without a copy
 
 
 class ReplayCache:
-    """The graphs of one model and method, by shapes, dtypes and devices of the inputs."""
+    """The graphs of one model and method, by shapes, dtypes and devices of the inputs; `compiled` by `torch.compile`."""
 
-    def __init__(self, model: Callable[..., Any]):
-        self._model = model
+    def __init__(self, model: Callable[..., Any], compiled: bool = False):
+        self._model, self._compiled = model, compiled
         self._captures: dict[Hashable, ReplayGraph | None] = {}  # None: cannot be captured
         self._current, self._settings = ModelSettings(model), None
 
@@ -86,11 +111,16 @@ class ReplayCache:
 
     def _written(self, explained: ExplainFunction, request: "ReplayRequest", first: Explanation) -> ReplayGraph | None:
         """Return the captured graph, checked against the explanation; None if an operator cannot run in a replay."""
-        capture = ReplayGraph(trace(explained, request.inputs, request.target))
+        capture = ReplayGraph(trace(explained, request.inputs, request.target), self._compiled)
         try:
             found = capture.replay(request.tensors)
-        except RuntimeError:  # oneDNN's gradient of an LSTM
-            return None
+        except RuntimeError as error:
+            if self._compiled:
+                raise ModelError(
+                    f"torch.compile failed on the explanation: {first_line(error)}. It needs a C++ compiler on CPUs and Triton "
+                    "on GPUs; capture=True replays the graph without one"
+                ) from error
+            return None  # oneDNN's gradient of an LSTM
         check_equal(found, first)
         return capture
 
@@ -150,6 +180,10 @@ def _static_part(target: Target) -> Hashable:
         indices = (target.index, target.rather_than)
         return (type(target), target.position, *("given" if isinstance(i, Tensor) else i for i in indices))
     return target  # type: ignore[return-value]
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
 
 
 def _weight_versions(weights: tuple[Tensor, ...]) -> Hashable:

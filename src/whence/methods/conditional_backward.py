@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
@@ -41,15 +42,19 @@ class ConditionalBackward:
         It starts at the layer that ran last: its gradient, restricted to its units, is propagated to the layer before, then
         restricted to the units of that layer, and so on.
         """
-        layers = {name for condition in conditions for name in condition.layers}
-        size = self._passes.chunk_size(max(self._taps.values[name][0].numel() for name in layers))
-        for first in range(0, len(conditions), size):
-            starts, flows = zip(*map(self._start, conditions[first : first + size]), strict=True)
-            with self._mode.from_the_middle():
-                yield from zip(self._passes.run(starts, keep_graph=True), flows, strict=True)
+        for name, several in groupby(conditions, self._lowest):
+            of_layer, size = list(several), self._passes.chunk_size(self._taps.values[name][0].numel())
+            for first in range(0, len(of_layer), size):
+                starts, flows = zip(*map(self._start, of_layer[first : first + size]), strict=True)
+                with self._mode.from_the_middle():
+                    yield from zip(self._passes.run(starts, keep_graph=True), flows, strict=True)
+
+    def _lowest(self, condition: Condition) -> str:
+        """Return the layer of a condition that ran first, at which the backward pass to the ends starts."""
+        return next(name for name in self._taps.values if name in condition.layers)
 
     def _start(self, condition: Condition) -> tuple[BackwardStart, ConditionalFlow]:
-        """Return where the backward pass to the ends starts: at the last layer of the condition, which ran first."""
+        """Return where the backward pass to the ends starts, and the relevance that flows from there."""
         order = [name for name in reversed(self._taps.values) if name in condition.layers]
         wanted = [(name, condition.units[name]) for name in order]
         shared = 0

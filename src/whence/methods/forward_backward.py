@@ -184,6 +184,7 @@ def target_gradients(
         copies = {i: source.clone() for i, source in zip(inputs.explained, sources, strict=True)}
         given = inputs.copied() | copies | mode.lookups.given
         outputs = inputs.call(task.model, tuple(given.values()))
+        indexed = mode.before_saturation(outputs) if any(map(reads_outputs, task.targets)) else outputs
     vectors = [lookup.vectors for lookup in mode.lookups.found]
     if not sources and not vectors:
         raise InputError(
@@ -194,14 +195,15 @@ def target_gradients(
     passes = BackwardPasses(ends.all, taps, mode.meter, together and not task.prepared.outline.has_backward_hooks)
 
     def selected(target: Target) -> tuple[Tensor, Any]:
-        with enter_all(gradients_enabled(), *contexts):
-            seen = mode.before_saturation(outputs) if reads_outputs(target) else outputs
+        seen = indexed if reads_outputs(target) else outputs
+        by_index = reads_outputs(target) and getattr(logits_of(seen), "requires_grad", False)
+        with enter_all(gradients_enabled(), *(() if by_index else contexts)):  # no rule applies to indexing
             values, resolved = select(seen, target, inputs, reading)
-            values = mode.with_gradient(values)
+            values = values if by_index else mode.with_gradient(values)
         _check_output(values, mode.what_blocks)
         return values, resolved
 
-    for first, chunk in _chunks(task, passes, outputs):
+    for first, chunk in _chunks(task, passes, indexed):
         values = [selected(target) for target in chunk]
         starts = [BackwardStart.at_values(value) for value, _ in values]
         keep_graph = bool(task.through) or first + len(chunk) < len(task.targets)

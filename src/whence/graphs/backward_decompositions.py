@@ -45,6 +45,14 @@ def replace_convolution_backward(graph: GraphModule) -> GraphModule:
     return graph
 
 
+def replace_views(graph: GraphModule) -> GraphModule:
+    """Replace the views in a graph, whose memory layout a compiler may choose otherwise, by `reshape`."""
+    for view in graph.graph.find_nodes(op="call_function", target=aten.view.default):
+        view.target = aten.reshape.default
+    graph.recompile()
+    return graph
+
+
 def adaptive_avg_pool_backward(g: Tensor, x: Tensor) -> Tensor:
     """Compute the gradient of adaptive average pooling with respect to its input, one dimension at a time."""
     for d in range(-(x.dim() - 2), 0):
