@@ -328,7 +328,7 @@ def test_layouts_lists_of_tensors_equal_targets_and_large_numbers():
             linear(torch.ones(1, 4), target)
     linear.method = whence.GradientTimesInput()
     assert isinstance(linear(torch.ones(1, 4), 0).method, whence.GradientTimesInput)
-    with pytest.raises(errors.RuleError, match="capture='always'; choose True, False or 'auto'"):
+    with pytest.raises(errors.RuleError, match="capture='always'; choose True, False, 'auto' or 'compile'"):
         whence.Explainer(nn.Linear(4, 3), capture="always")
 
 

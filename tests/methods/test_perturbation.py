@@ -252,6 +252,43 @@ def test_the_automatic_batch_size_goes_by_the_size_of_samples():
     assert 4 <= sizes[2] <= 128
 
 
+def test_the_batch_size_goes_by_the_largest_activation():
+    sizes: list[int] = []
+
+    class Wide(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.first, self.head = nn.Conv2d(1, channels, 3, padding=1), nn.Linear(channels, 2)
+
+        def forward(self, x):
+            sizes.append(len(x))
+            return self.head(self.first(x).relu().mean((2, 3)))
+
+    def largest(channels):
+        sizes.clear()
+        whence.explain(Wide(channels).eval(), torch.rand(2, 1, 16, 16), 0, method=FeatureAblation())
+        return max(sizes)
+
+    assert largest(1) == 512, "all rounds at once"
+    assert largest(64) == batching.ACTIVATIONS_PER_BATCH["cpu"] // (64 * 16 * 16)
+    assert largest(8192) == 6, "the check of the rows; then one round at a time"
+
+
+def test_the_time_left_is_shown_from_the_first_second(capsys, monkeypatch):
+    from whence.core import progress
+
+    seconds = iter([0.0, 4.0, 8.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds, 9.0))
+    assert progress._time_left(4.0, 1, 1801) == "2:00:00 left"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.progress("occlusion", 1801, shown=True) as advance:
+        advance(1)
+        advance(1)
+    shown = capsys.readouterr().err
+    assert "left" in shown
+    assert "1/1801" in shown or "2/1801" in shown
+
+
 def test_progress_is_told_to_a_function_and_silent_otherwise(capsys):
     told = []
     x = torch.randn(1, 10)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 SILENT_SECONDS = 3.0
@@ -28,13 +29,20 @@ def progress(label: str, total: int, shown: Progress) -> Iterator[Callable[..., 
             done += steps
             if callable(shown):
                 shown(done, total)
-            elif bar is not None:
-                bar.update(task, completed=done, description=f"{label} {note}")
-            elif shown and done < total and time.monotonic() - start > SILENT_SECONDS:
+                return
+            seconds = time.monotonic() - start
+            if bar is None and shown and done < total and seconds > SILENT_SECONDS:
                 bar = undo.enter_context(_bar())
-                task = bar.add_task(label, total=total, completed=done)
+                task = bar.add_task(label, total=total, left="")
+            if bar is not None:
+                bar.update(task, completed=done, description=f"{label} {note}", left=_time_left(seconds, done, total))
 
         yield advance
+
+
+def _time_left(seconds: float, done: int, total: int) -> str:
+    """Return the time that remains at the mean speed so far."""
+    return f"{timedelta(seconds=round(seconds * (total - done) / done))} left" if done else ""
 
 
 def _bar() -> Any:
@@ -43,5 +51,6 @@ def _bar() -> Any:
 
     console = Console(stderr=True)
     seen = console.is_terminal or console.is_jupyter  # a transient bar leaves blank lines in log files
-    columns = rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
+    left = rich.TextColumn("{task.fields[left]}", style="cyan")
+    columns = rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(), left
     return rich.Progress(*columns, console=console, transient=True, disable=not seen)

@@ -5,21 +5,25 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from whence.core.inputs import Inputs
 from whence.core.progress import progress
 from whence.errors import CostWarning, InputError, ModelError, TargetError, is_out_of_memory, value_repr
+from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, enter_all
 from whence.methods.feature_masks import reject_shared_parts
 from whence.methods.forward_backward import Task, target_values
 
 T = TypeVar("T")
 
 ENTRIES_PER_BATCH = {"cpu": 2**17, "cuda": 2**25}  # entries of the input that fill a CPU cache and a GPU
+ACTIVATIONS_PER_BATCH = {"cpu": 2**21, "cuda": 2**27}  # the same for the entries of the largest activation, if it is known
 FEW_SAMPLES, ENTRIES_FOR_FEW = 4, 2**21  # for images so large that the activations of one exceed any cache
 ENTRIES_PER_ID = 512  # a token id is counted as an embedding of this size
 MAX_ROUNDS = 2**14
 MANY_ROUNDS = 10_000
+ROWS_IN_CHECK = 3  # copies of the samples in the largest batch that `rows_are_independent` runs
 MAX_INTERACTION = 1e-3  # of the effect of an alteration, in the outputs of other rows
 
 
@@ -28,13 +32,20 @@ def run_batched(
 ) -> Iterator[T]:
     """Yield `evaluate(rounds)` for all `count` rounds, each of which runs all samples, with several rounds at once.
 
-    `batch_size` is the number of samples that the model runs at once; chosen by the size of the input if not given. It is
-    halved when memory runs out.
+    `batch_size` is the number of samples that the model runs at once; chosen by the size of the input, and then of the largest
+    activation of the model, if not given. It is halved when memory runs out.
     """
     reject_shared_parts(task.inputs, type(method).__name__)
-    at_once = 1 if task.inputs.whole else max(1, resolve_batch_size(batch_size, task.inputs) // task.inputs.batch_size)
-    if count > 1 and at_once > 1 and task.alter is None and not rows_are_independent(task):
-        at_once = 1
+    samples = task.inputs.batch_size
+    at_once = 1 if task.inputs.whole else max(1, resolve_batch_size(batch_size, task.inputs) // samples)
+    if count > 1 and at_once > 1 and task.alter is None:
+        with enter_all(FORCE_EAGER, largest := LargestActivation()):
+            independent = rows_are_independent(task)
+        if not independent:
+            at_once = 1
+        elif batch_size is None and largest.entries:
+            at_once = max(1, ACTIVATIONS_PER_BATCH[_device_kind(task.inputs)] * ROWS_IN_CHECK // largest.entries)
+            at_once = min(at_once, MAX_ROUNDS // samples or 1)
     done = 0
     with progress(getattr(method, "name", "whence").replace("_", " "), count, task.progress) as advance:
         while done < count:
@@ -72,9 +83,25 @@ def automatic_batch_size(inputs: Inputs) -> int:
     """Return the number of samples to run at once, chosen by their size."""
     tensors = [part for part in inputs.parts if isinstance(part, Tensor) and part.dim()]
     numbers = sum(t[0].numel() * (1 if t.is_floating_point() else ENTRIES_PER_ID) for t in tensors if len(t))
-    budget = ENTRIES_PER_BATCH["cuda" if any(t.is_cuda for t in tensors) else "cpu"]
+    budget = ENTRIES_PER_BATCH[_device_kind(inputs)]
     few = min(FEW_SAMPLES, ENTRIES_FOR_FEW // max(1, numbers))
     return min(MAX_ROUNDS, max(1, few, budget // max(1, numbers)))
+
+
+def _device_kind(inputs: Inputs) -> str:
+    return "cuda" if any(isinstance(part, Tensor) and part.is_cuda for part in inputs.parts) else "cpu"
+
+
+class LargestActivation(TorchFunctionMode):
+    """Mode that records the number of entries of the largest tensor that functions of the input return."""
+
+    entries = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and not all(isinstance(t, nn.Parameter) for t in args if isinstance(t, Tensor)):
+            self.entries = max(self.entries, out.numel())
+        return out
 
 
 def _reduce_batch_size(at_once: int, samples: int, error: BaseException) -> int:
@@ -101,7 +128,7 @@ def rows_are_independent(task: Task) -> bool:
     together = {i: torch.cat([inputs.parts[i], part, inputs.parts[i]]) for i, part in altered.items()}
     try:
         alone = target_values(task.moved(1, altered, resolved))
-        between = target_values(task.moved(3, together, resolved))
+        between = target_values(task.moved(ROWS_IN_CHECK, together, resolved))
     except (ModelError, TargetError):
         return False
     return all(_agree(x, a, b) for (x, _), (a, _), (b, _) in zip(answers, alone, between, strict=True))
