@@ -1,11 +1,11 @@
-"""What `whence.Explainer(model)` costs by default and replayed, beside the plain gradient, captum and zennit.
+"""What `whence.Explainer(model)` costs by default, replayed and compiled, beside the plain gradient, captum and zennit.
 
 python benchmarks/default_speed.py ../shared/data   # prints the table and writes benchmarks/results/default_speed.md
 
 CPU seconds of the process, so that a busy machine does not tell; ratios to the plain gradient × input (parameters frozen, its
 cheapest form). The second call is computed without a graph. `capture="auto"` captures one after `PAYS_AFTER` explanations of
 the same shapes; here after two, so that the benchmark ends. "Pays after" is the time of the capture over the time that one
-replay saves.
+replay saves. Compiled is `capture="compile"`, on one thread.
 """
 
 import sys
@@ -36,8 +36,9 @@ PICTURES = {
     "squeezenet1_1": 224, "resnet18": 224, "densenet121": 224, "vgg11": 64, "vit_b_16": 224,
 }  # fmt: skip
 HEAD = [
-    "| network | threads | gradient, ms | second call | replayed | pays after | captum, InputXGradient | zennit, EpsilonPlus |",
-    "|---|---|---|---|---|---|---|---|",
+    "| network | threads | gradient, ms | second call | replayed | pays after | compiled | compilation, s "
+    "| captum, InputXGradient | zennit, EpsilonPlus |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 ]
 
 
@@ -65,15 +66,26 @@ def row(name: str, model: nn.Module, given: object, gradient: Callable, others: 
     has_graph = any(graph is not None for graph in replaying._automatic._captures.values())
     replayed = cpu_seconds(lambda: replaying(given))
     pays = f"{capture / (second - replayed):.0f}" if has_graph else "no graph: it is not faster"
+    compiled, compilation = compiled_seconds(model, given) if torch.get_num_threads() == 1 else (float("nan"), float("nan"))
     of_peers = []
     for way in others:
         try:
             of_peers.append("" if way is None else f"{(way(), cpu_seconds(way))[1] / base:.2f}")
         except Exception as error:
             of_peers.append(type(error).__name__)
-    ratios = " | ".join([f"{second / base:.2f}", f"{replayed / base:.2f}", pays, *of_peers])
+    by_compiler = [f"{compiled / base:.2f}", f"{compilation:.0f}"] if compiled == compiled else ["", ""]
+    ratios = " | ".join([f"{second / base:.2f}", f"{replayed / base:.2f}", pays, *by_compiler, *of_peers])
     print(line := f"| {name} | {torch.get_num_threads()} | {base * 1e3:.1f} | {ratios} |", flush=True)
     return line
+
+
+def compiled_seconds(model: nn.Module, given: object) -> tuple[float, float]:
+    """Return the CPU seconds of a compiled explanation, and the seconds that its compilation takes."""
+    explainer = whence.Explainer(model, capture="compile")
+    start = time.perf_counter()
+    explainer(given)
+    compilation = time.perf_counter() - start
+    return cpu_seconds(lambda: explainer(given)), compilation
 
 
 def by_zennit(model: nn.Module, x: Tensor, target: int) -> Tensor:

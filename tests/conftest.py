@@ -55,6 +55,28 @@ def _seeded():
     torch.manual_seed(0)
 
 
+def state_of_torch():
+    """The modes and dispatch keys of this thread."""
+    return {
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "excluded dispatch keys": torch._C._dispatch_tls_local_exclude_set(),
+        "included dispatch keys": torch._C._dispatch_tls_local_include_set(),
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "vmap levels": torch._C._functorch.maybe_current_level(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before():
+    """Every test leaves the modes and dispatch keys of torch as they were."""
+    before = state_of_torch()
+    yield
+    assert state_of_torch() == before
+
+
 @pytest.fixture
 def float64():
     before = torch.get_default_dtype()

@@ -1,7 +1,6 @@
 """Replay of captured explanations: the graph of the first explanation is run again on other inputs."""
 
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +50,16 @@ class ReplayGraph:
 
     def replay(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         # the graph contains all casts and backward passes: autocast and autograd must not apply again
-        below = nullcontext() if self._compiled else torch._C._AutoDispatchBelowAutograd()
-        with torch.inference_mode(False), torch.no_grad(), below, torch._C._DisableAutocast():
+        with torch.inference_mode(False), torch.no_grad(), torch._C._DisableAutocast():
             if (state := _weight_versions(self.weights)) != self.state:
                 self._fold(tensors)
                 self.state = state
                 self.folds += 1
-            found = self.program(*tensors)
+            if self._compiled:
+                found = self.program(*tensors)
+            else:
+                with torch._C._AutoDispatchBelowAutograd():  # takes effect where it is made
+                    found = self.program(*tensors)
         return {name: t.clone() if _storage(t) in self.own else t for name, t in found.items()}
 
     def _fold(self, tensors: list[Tensor]) -> None:
