@@ -22,6 +22,7 @@ from whence import (
 from whence.auditing.artifact_removal import cure
 from whence.auditing.audit import audit
 from whence.auditing.interventions import prove
+from whence.contexts.sources import sources
 from whence.core.activation_checkpointing import checkpointed
 from whence.core.argument_checks import check_init as _check_init
 from whence.core.conditions import Directions, Features, Heads, Nodes, Places
@@ -162,6 +163,7 @@ __all__ = [
     "results",
     "roots",
     "shapley_values",
+    "sources",
     "subgraph_relevance",
     "subspaces",
     "superpixels",

@@ -104,6 +104,10 @@ class CostWarning(UserWarning):
     """A call evaluates the model very often for every sample, because of the size of the input."""
 
 
+class ContextWarning(UserWarning):
+    """A response hardly depends on its context, so that a ranking of the sources means little."""
+
+
 class MaskedGradientWarning(UserWarning):
     """A gradient-based attack found gradients of zero, so that its failure is not evidence of robustness."""
 

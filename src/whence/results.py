@@ -3,6 +3,7 @@
 from whence.auditing.artifact_removal import ProjectedModel
 from whence.auditing.audit import Audit
 from whence.auditing.interventions import InterventionTest
+from whence.contexts.sources import SourceAttribution
 from whence.core.generation import Generation
 from whence.core.result import Result
 from whence.evaluation.comparison import Comparison
@@ -45,6 +46,7 @@ __all__ = [
     "RobustFeaturesExperiment",
     "ShapleyValues",
     "SimilarityExplanation",
+    "SourceAttribution",
     "Store",
     "Subspaces",
     "TopSamples",

@@ -274,6 +274,23 @@ def test_the_batch_size_goes_by_the_largest_activation():
     assert largest(8192) == 6, "the check of the rows; then one round at a time"
 
 
+def test_weights_are_no_activations():
+    sizes: list[int] = []
+
+    class Quantised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("codes", torch.randint(-8, 8, (512, 512)).to(torch.int8))
+
+        def forward(self, x):
+            sizes.append(len(x))
+            weight = self.codes.to(x.dtype) * 0.1
+            return torch.nn.functional.linear(x, weight)[:, :3].sum(1)
+
+    whence.explain(Quantised().eval(), torch.rand(1, 512), method=FeatureAblation())
+    assert max(sizes) > 100
+
+
 def test_the_time_left_is_shown_from_the_first_second(capsys, monkeypatch):
     from whence.core import progress
 

@@ -132,7 +132,7 @@ def explain_generation(
         raise InputError(f"the continuation must be integer token ids [{len(ids)}, n], one row per text")
     start = ids.shape[1]
     if continuation is None:
-        whole = _greedy_continuation(model, inputs, ids, max_new_tokens)
+        whole = continue_greedily(model, inputs, ids, max_new_tokens)
     else:
         whole = torch.cat([ids, continuation.to(ids)], 1)
     if whole.shape[1] == start:
@@ -142,7 +142,8 @@ def explain_generation(
 
 
 @torch.no_grad()
-def _greedy_continuation(model: Any, inputs: Tree, ids: Tensor, count: int) -> Tensor:
+def continue_greedily(model: Any, inputs: Tree, ids: Tensor, count: int) -> Tensor:
+    """Return the token ids `[N, T]` followed by up to `count` more, each the likeliest, until all texts have ended."""
     settings = (getattr(model, name, None) for name in ("generation_config", "config"))
     ends = next((end for s in settings if (end := getattr(s, "eos_token_id", None)) is not None), [])
     ends = torch.tensor(ends, device=ids.device).view(-1)

@@ -2,15 +2,17 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from whence.core.inputs import Inputs
 from whence.core.progress import progress
 from whence.errors import CostWarning, InputError, ModelError, TargetError, is_out_of_memory, value_repr
+from whence.lrp.engine.function_calls import iter_tensors
 from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, enter_all
 from whence.methods.feature_masks import reject_shared_parts
 from whence.methods.forward_backward import Task, target_values
@@ -23,7 +25,8 @@ FEW_SAMPLES, ENTRIES_FOR_FEW = 4, 2**21  # for images so large that the activati
 ENTRIES_PER_ID = 512  # a token id is counted as an embedding of this size
 MAX_ROUNDS = 2**14
 MANY_ROUNDS = 10_000
-ROWS_IN_CHECK = 3  # copies of the samples in the largest batch that `rows_are_independent` runs
+MAX_INCREASE = 4  # by the size of activations, some of which no function returns: the gates of an LSTM, scripted modules
+ROWS_IN_CHECK = 3  # copies of the samples in the largest batch that `check_rows` runs
 MAX_INTERACTION = 1e-3  # of the effect of an alteration, in the outputs of other rows
 
 
@@ -39,13 +42,12 @@ def run_batched(
     samples = task.inputs.batch_size
     at_once = 1 if task.inputs.whole else max(1, resolve_batch_size(batch_size, task.inputs) // samples)
     if count > 1 and at_once > 1 and task.alter is None:
-        with enter_all(FORCE_EAGER, largest := LargestActivation()):
-            independent = rows_are_independent(task)
-        if not independent:
+        check = check_rows(task)
+        if not check.independent:
             at_once = 1
-        elif batch_size is None and largest.entries:
-            at_once = max(1, ACTIVATIONS_PER_BATCH[_device_kind(task.inputs)] * ROWS_IN_CHECK // largest.entries)
-            at_once = min(at_once, MAX_ROUNDS // samples or 1)
+        elif batch_size is None and check.largest_activation:
+            fitting = ACTIVATIONS_PER_BATCH[_device_kind(task.inputs)] // (check.largest_activation * samples)
+            at_once = max(1, min(fitting, MAX_INCREASE * at_once, MAX_ROUNDS // samples))
     done = 0
     with progress(getattr(method, "name", "whence").replace("_", " "), count, task.progress) as advance:
         while done < count:
@@ -92,18 +94,6 @@ def _device_kind(inputs: Inputs) -> str:
     return "cuda" if any(isinstance(part, Tensor) and part.is_cuda for part in inputs.parts) else "cpu"
 
 
-class LargestActivation(TorchFunctionMode):
-    """Mode that records the number of entries of the largest tensor that functions of the input return."""
-
-    entries = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not all(isinstance(t, nn.Parameter) for t in args if isinstance(t, Tensor)):
-            self.entries = max(self.entries, out.numel())
-        return out
-
-
 def _reduce_batch_size(at_once: int, samples: int, error: BaseException) -> int:
     if not is_out_of_memory(error):
         raise error
@@ -114,24 +104,68 @@ def _reduce_batch_size(at_once: int, samples: int, error: BaseException) -> int:
     return at_once // 2
 
 
+@dataclass(frozen=True)
+class RowCheck:
+    """How a model treats the rows of a batch.
+
+    Args:
+        independent: Whether altered samples have the same outputs alone and between the unaltered ones in one batch.
+        largest_activation: The entries of the largest activation of a sample; 0 if it is not known.
+    """
+
+    independent: bool
+    largest_activation: int = 0
+
+
 def rows_are_independent(task: Task) -> bool:
-    """Return whether altered samples have the same outputs alone and between the unaltered ones in one batch.
+    """Return whether altered samples have the same outputs alone and between the unaltered ones in one batch."""
+    return check_rows(task).independent
+
+
+def check_rows(task: Task) -> RowCheck:
+    """Run altered samples alone and between the unaltered ones in one batch, and compare their outputs.
 
     The rows of a model interact if it normalises or quantises by the batch, attends over it, or takes it for the time. Samples
     are halved and mirrored: a model may normalise the size away.
     """
     if task.rows_are_independent is not None:
-        return task.rows_are_independent
+        return RowCheck(task.rows_are_independent)
     inputs, answers = task.inputs, target_values(task)
     resolved = [target for _, target in answers]
     altered = {i: inputs.parts[i].flip(-1) / 2 for i in inputs.explained}
     together = {i: torch.cat([inputs.parts[i], part, inputs.parts[i]]) for i, part in altered.items()}
     try:
-        alone = target_values(task.moved(1, altered, resolved))
-        between = target_values(task.moved(ROWS_IN_CHECK, together, resolved))
+        with enter_all(FORCE_EAGER, few := OutputSizes()):
+            alone = target_values(task.moved(1, altered, resolved))
+        with enter_all(FORCE_EAGER, many := OutputSizes()):
+            between = target_values(task.moved(ROWS_IN_CHECK, together, resolved))
     except (ModelError, TargetError):
-        return False
-    return all(_agree(x, a, b) for (x, _), (a, _), (b, _) in zip(answers, alone, between, strict=True))
+        return RowCheck(False)
+    independent = all(_agree(x, a, b) for (x, _), (a, _), (b, _) in zip(answers, alone, between, strict=True))
+    return RowCheck(independent, few.largest_growing(many) // inputs.batch_size)
+
+
+class OutputSizes(TorchFunctionMode):
+    """Mode that records the number of entries of all tensors that functions return."""
+
+    def __init__(self):
+        super().__init__()
+        self._entries: list[int] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self._entries += [t.numel() for t in iter_tensors(out)]
+        return out
+
+    def largest_growing(self, other: "OutputSizes") -> int:
+        """Return the most entries of a tensor that another run, on more samples, made larger in proportion; else 0.
+
+        Others are weights. The runs must have called the same functions.
+        """
+        if len(self._entries) != len(other._entries):
+            return 0
+        pairs = zip(self._entries, other._entries, strict=True)
+        return max((few for few, many in pairs if many == ROWS_IN_CHECK * few), default=0)
 
 
 def _agree(unaltered: Tensor, alone: Tensor, between: Tensor) -> bool:

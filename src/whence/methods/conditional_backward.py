@@ -43,7 +43,7 @@ class ConditionalBackward:
         restricted to the units of that layer, and so on.
         """
         for name, several in groupby(conditions, self._lowest):
-            of_layer, size = list(several), self._passes.chunk_size(self._taps.values[name][0].numel())
+            of_layer, size = list(several), self._passes.chunk_size(self._edge(name))
             for first in range(0, len(of_layer), size):
                 starts, flows = zip(*map(self._start, of_layer[first : first + size]), strict=True)
                 with self._mode.from_the_middle():

@@ -220,7 +220,7 @@ def _chunks(task: Task, passes: BackwardPasses, outputs: Any) -> Iterator[tuple[
     """Yield the targets whose backward passes are computed together, with the index of the first."""
     logits, size = logits_of(outputs), 1
     if isinstance(logits, Tensor) and not task.through and all(map(reads_outputs, task.targets)):
-        size = passes.chunk_size(logits.numel())
+        size = passes.chunk_size(logits)
     for first in range(0, len(task.targets), size):
         yield first, task.targets[first : first + size]
 

@@ -47,7 +47,7 @@ from whence.lrp.torch_compat.deferred_checks import known_true
 from whence.lrp.torch_compat.interrupts import raise_pending
 from whence.lrp.torch_compat.model_state import save_before_overwrite
 from whence.lrp.torch_compat.module_tracker import ModulePlace, ModuleTracker
-from whence.lrp.torch_compat.saved_tensors import SavedTensor
+from whence.lrp.torch_compat.saved_tensors import SavedTensor, function_name
 from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, LOOPED_VMAP, TRACKED_CHECKPOINTS, recompute_with
 
 DIFFERENTIATING = ("grad", "backward")
@@ -324,7 +324,7 @@ class RelevanceMode(GradientMode):
             original = self.bench.known.looked_at(t) if t.grad_fn is not None else None
             if original is not None:
                 self.bench.known.stands_for(t, original)
-            elif t.grad_fn is not None and _forward_class(t.grad_fn) not in LINEAR_FUNCTIONS:
+            elif t.grad_fn is not None and function_name(t.grad_fn) not in LINEAR_FUNCTIONS:
                 replaced[id(t)] = self.bench.impassable(t, self._unseen(t.grad_fn.name(), call.name))
                 self.bench.see(replaced[id(t)])
             else:
@@ -539,12 +539,6 @@ class RelevanceMode(GradientMode):
 
 def _at(values: Sequence[Any], place: int) -> Any:
     return values[place] if place < len(values) else None
-
-
-def _forward_class(node: Any) -> str:
-    """Return the dotted name of the autograd.Function of a node, or an empty string."""
-    function = getattr(type(node), "_forward_cls", None)
-    return "" if function is None else f"{function.__module__}.{function.__qualname__}"
 
 
 RULE_TREATMENTS: dict[type, Callable[[OpContext, Call], Any]] = {

@@ -68,8 +68,8 @@ class Epsilon(WithoutSelector):
             return g.masked_fill(z == 0, 0) if rectified else g
         denominator = torch.add(z, self.epsilon) if rectified else z.abs().add_(self.epsilon)
         if z.dtype.itemsize < 4:  # half precision rounds ε itself, so the difference below would not cancel
-            return torch.div(z if rectified else z.abs(), denominator, out=denominator).nan_to_num_(nan=0.0).mul_(g)
-        return torch.addcdiv(g, g, denominator, value=-self.epsilon, out=denominator)
+            return torch.div(z if rectified else z.abs(), denominator).nan_to_num_(nan=0.0) * g
+        return torch.addcdiv(g, g, denominator, value=-self.epsilon)
 
 
 @dataclass(frozen=True)

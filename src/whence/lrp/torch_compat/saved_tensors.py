@@ -8,6 +8,7 @@ their values just before the model writes to it.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 from weakref import ref
 
 import torch
@@ -175,3 +176,9 @@ def version_of(t: Tensor) -> int:
 
 def _storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata  # also defined for fake tensors without data, used in tracing
+
+
+def function_name(node: Any) -> str:
+    """Return the dotted name of the `autograd.Function` of a node of an autograd graph; empty for torch's own functions."""
+    function = getattr(type(node), "_forward_cls", None)
+    return "" if function is None else f"{function.__module__}.{function.__qualname__}"

@@ -1,0 +1,45 @@
+"""Splitting of texts into sentences and paragraphs."""
+
+import re
+from dataclasses import dataclass
+
+# the end of a sentence: . ! ? … and their full-width forms, with closing quotes or brackets, before a space or the end; or a
+# line break. East Asian full stops need no space after them.
+SENTENCE_END = re.compile(r"""[.!?…]+["'”’)\]»]*(?=\s|$)|[。！？｡؟۔]+["”’」』）]*|\n+""")
+ABBREVIATIONS = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|e\.g|i\.e|etc|cf|Fig|No|[A-Z])\.$")
+PARAGRAPH_END = re.compile(r"\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a text, from character `start` to `stop`."""
+
+    text: str
+    start: int
+    stop: int
+
+
+def split_sentences(text: str) -> list[Passage]:
+    """Return the sentences of a text, without the whitespace around them.
+
+    >>> [s.text for s in split_sentences("Dr. Bell came. 她走了。他没有。")]
+    ['Dr. Bell came.', '她走了。', '他没有。']
+    """
+    ends = [m.end() for m in SENTENCE_END.finditer(text) if not ABBREVIATIONS.search(text[: m.end()])]
+    return _between(text, ends)
+
+
+def split_paragraphs(text: str) -> list[Passage]:
+    """Return the paragraphs of a text, which empty lines separate."""
+    return _between(text, [m.end() for m in PARAGRAPH_END.finditer(text)])
+
+
+def _between(text: str, ends: list[int]) -> list[Passage]:
+    found, start = [], 0
+    for stop in dict.fromkeys([*ends, len(text)]):
+        part = text[start:stop]
+        if part.strip():
+            first = start + len(part) - len(part.lstrip())
+            found.append(Passage(part.strip(), first, first + len(part.strip())))
+        start = stop
+    return found

@@ -1,0 +1,133 @@
+"""A prompt of sources and a query, of which some sources can be left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.contexts.passages import split_paragraphs, split_sentences
+from whence.errors import InputError, first_line, value_repr
+
+SPLITS = {"sentence": split_sentences, "paragraph": split_paragraphs}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part of the context: a sentence, a document or a message, with its position in the prompt.
+
+    Args:
+        name: Its name: "document 2", "user 1", or its number.
+        text: Its text.
+        tokens: The positions of its tokens in the prompt.
+    """
+
+    name: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a prompt, and the sources in it."""
+
+    ids: Tensor  # [T]
+    sources: tuple[Source, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def belongs(self) -> Tensor:
+        """Return which tokens belong to which source, a bool tensor `[K, T]`."""
+        found = torch.zeros(len(self.sources), len(self.ids), dtype=torch.bool)
+        for k, source in enumerate(self.sources):
+            found[k, list(source.tokens)] = True
+        return found
+
+    def kept(self, present: Tensor) -> Tensor:
+        """Return the tokens that remain for sources `[K]` that are present, a bool tensor `[T]`."""
+        return ~(self.belongs() & ~present[:, None]).any(0)
+
+
+def make_prompt(tokenizer: Any, context: Any, query: str, split: str) -> Prompt:
+    """Return the prompt of a context and a query.
+
+    A text is split into sentences or paragraphs. A model with a chat template gets the context and the query as one message of
+    the user; messages get the query as one more message.
+    """
+    if isinstance(context, str):
+        if split not in SPLITS:
+            raise InputError(f"split={value_repr(split)}; choose {' or '.join(map(repr, SPLITS))}")
+        pieces, text = [(str(i + 1), p.text) for i, p in enumerate(SPLITS[split](context))], context.strip()
+    elif isinstance(context, Mapping):
+        pieces, text = [(str(name), part) for name, part in context.items()], None
+    elif _are_messages(context):
+        return _of_messages(tokenizer, context, query)
+    elif isinstance(context, Sequence):
+        pieces, text = [(f"document {i + 1}", part) for i, part in enumerate(context)], None
+    else:
+        raise InputError(
+            f"context is of type {type(context).__name__}; expected a text, a list of documents, a dict of documents by "
+            "name, or a list of chat messages"
+        )
+    _check_texts(pieces)
+    text = "\n\n".join(part.strip() for _, part in pieces) if text is None else text
+    if getattr(tokenizer, "chat_template", None):
+        return _of_messages(tokenizer, [{"role": "user", "content": f"{text}\n\n{query}"}], None, pieces)
+    return _located(tokenizer, f"{text} {query}" if query else text, pieces, special=True)
+
+
+def _are_messages(context: Any) -> bool:
+    return isinstance(context, Sequence) and bool(context) and all(isinstance(m, Mapping) and "content" in m for m in context)
+
+
+def _of_messages(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], query: str | None, pieces: list[tuple[str, str]] | None = None
+) -> Prompt:
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template for messages; pass the context as a text or a list of documents")
+    if pieces is None:
+        pieces = [(f"{m.get('role', 'message')} {i + 1}", m["content"]) for i, m in enumerate(messages)]
+        _check_texts(pieces)
+    asked = [*messages, {"role": "user", "content": query}] if query else list(messages)
+    try:
+        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # of jinja, or raised by the template
+        raise InputError(f"the chat template failed on the messages: {first_line(error)}") from error
+    return _located(tokenizer, text, pieces, special=False)
+
+
+def _check_texts(pieces: list[tuple[str, str]]) -> None:
+    if not pieces:
+        raise InputError("the context is empty; pass a text, documents or messages")
+    for name, text in pieces:
+        if not isinstance(text, str):
+            raise InputError(f"source {name!r} is of type {type(text).__name__}; expected a text")
+        if not text.strip():
+            raise InputError(f"source {name!r} is empty; leave it out")
+
+
+def _located(tokenizer: Any, text: str, pieces: list[tuple[str, str]], special: bool) -> Prompt:
+    """Return the prompt of a text in which the sources follow each other."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            "the tokenizer does not tell which characters a token stands for; load a fast one: "
+            "AutoTokenizer.from_pretrained(…, use_fast=True)"
+        )
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    offsets, sources, after = encoded["offset_mapping"], [], 0
+    for name, piece in pieces:
+        start = text.find(piece.strip(), after)
+        if start < 0:
+            raise InputError(f"the chat template changes the text of source {name!r}; pass it as a document")
+        after = start + len(piece.strip())
+        tokens = tuple(i for i, (a, b) in enumerate(offsets) if a < b and start < b and _first_letter(text, a, b) < after
+                       and _first_letter(text, a, b) >= start)  # fmt: skip
+        sources.append(Source(name, piece.strip(), tokens))
+    return Prompt(torch.tensor(encoded["input_ids"]), tuple(sources))
+
+
+def _first_letter(text: str, start: int, stop: int) -> int:
+    """Return the position of the first character of a token that is no space."""
+    return start + len(text[start:stop]) - len(text[start:stop].lstrip()) if text[start:stop].strip() else start

@@ -1,0 +1,327 @@
+"""Which sources in its context made a language model write a statement."""
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.contexts.ablation_design import choose_ablations
+from whence.contexts.likelihoods import ResponseLikelihood
+from whence.contexts.passages import Passage, split_sentences
+from whence.contexts.prompt import Prompt, Source, make_prompt
+from whence.contexts.source_posterior import posterior_effects
+from whence.core.argument_checks import check_arguments
+from whence.core.devices import first_weight
+from whence.core.explain import explain_targets
+from whence.core.files import Rows, text_writer
+from whence.core.generation import continue_greedily
+from whence.core.inputs import check_model
+from whence.core.progress import Progress
+from whence.core.result import Result
+from whence.core.targets import Span
+from whence.errors import ContextWarning, InputError, TargetError, value_repr
+from whence.methods.registry import Method, resolve_method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Ablation = Literal["remove", "mask"]
+LEAST_DEVIATION = 0.6  # of log-probabilities over ablations, below which sources hardly matter
+BEST_ALONE = 3  # sources of which each is tried alone for `support`
+SHORT = 80  # characters of a source in a table or figure
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A part of the response.
+
+    Args:
+        text: Its text.
+        start: The first of its tokens, counted from the start of the response.
+        stop: The token after the last.
+        log_probability: Its log-probability after the whole prompt, ln p.
+    """
+
+    text: str
+    start: int
+    stop: int
+    log_probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class SourceAttribution(Result):
+    """The effect of every source in the context on every statement of a response.
+
+    >>> found = whence.sources(model, documents, "Who has the ball?", tokenizer=tokenizer)
+    >>> found.ranking(0)                # the sources of the first statement, the most important first
+    >>> found.save("sources.html")      # a page: click on a statement to see its sources
+
+    Args:
+        sources: The sources.
+        response: The text of the response.
+        statements: The statements.
+        scores: Estimated change of the log-probability of each statement if a source is left out, `[statements, K]`: positive
+            where the source made the model write it.
+        relevance: Relevance of each source for each statement by one backward pass, `[statements, K]`: the prior of `scores`.
+        support: For each statement, `[statements]`, by how much its best source alone raises its log-probability over that
+            without any context. Near or below 0, nothing in the context supports it. It measures what the model relies on, not
+            what is true.
+        deviation: Standard deviation of the log-probability of each statement over the ablations; None without ablations.
+        n_evaluations: How many prompts the model evaluated.
+        ablation: Whether sources were removed or masked.
+    """
+
+    sources: tuple[Source, ...]
+    response: str
+    statements: tuple[Statement, ...]
+    scores: Tensor  # [statements, K]
+    relevance: Tensor  # [statements, K]
+    support: Tensor  # [statements]
+    deviation: Tensor | None  # [statements]
+    n_evaluations: int
+    ablation: Ablation
+
+    def __len__(self) -> int:
+        return len(self.statements)
+
+    def __repr__(self) -> str:
+        lines = [f"Sources of {len(self)} statements among {len(self.sources)}, by {self.n_evaluations} evaluations"]
+        for i, statement in enumerate(self.statements):
+            source, score = self.ranking(i)[0]
+            lines.append(f"  {_short(statement.text)!r} ← {source.name}: {_short(source.text)!r} ({score:+.2f})")
+        return "\n".join(lines)
+
+    def ranking(self, statement: int = 0) -> list[tuple[Source, float]]:
+        """Return the sources of a statement with their scores, the largest first."""
+        order = self.scores[statement].argsort(descending=True, stable=True).tolist()
+        return [(self.sources[k], float(self.scores[statement, k])) for k in order]
+
+    @property
+    def table(self) -> Rows:
+        """Rows, one for each statement and source, ranked by score."""
+        return [
+            {
+                "statement": i, "text": statement.text, "rank": rank, "source": source.name, "source_text": source.text,
+                "score": score, "support": float(self.support[i]),
+            }
+            for i, statement in enumerate(self.statements)
+            for rank, (source, score) in enumerate(self.ranking(i))
+        ]  # fmt: skip
+
+    def figure(self) -> "Figure":
+        """Return a figure of the scores: bars for one statement, else a matrix of sources by statements."""
+        from whence.plotting.source_scores import source_figure
+
+        return source_figure(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Save a figure (.png, .jpg, .pdf, .svg), a page (.html) or the table (.csv, .json), and return the path."""
+        return self._save(path, {".html": text_writer(self._page)})
+
+    def _page(self) -> str:
+        from whence.plotting.source_scores import source_page
+
+        return source_page(self)
+
+
+@check_arguments
+def sources(
+    model: Callable[..., Any],
+    context: Any,
+    query: str = "",
+    response: str | None = None,
+    *,
+    tokenizer: Any,
+    statements: Sequence[str] | None = None,
+    n_ablations: int = 8,
+    ablation: Ablation = "remove",
+    split: Literal["sentence", "paragraph"] = "sentence",
+    method: Method | str | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    progress: Progress = True,
+) -> SourceAttribution:
+    """Find which sources in its context made a language model write its response.
+
+    >>> found = whence.sources(model, documents, "Who has the ball?", tokenizer=tokenizer)
+    >>> found.ranking(0)
+    >>> found.save("sources.html")
+
+    One backward pass for each statement gives the relevance of every source. `n_ablations` evaluations of the prompt with other
+    subsets of the sources refine it: the scores are the posterior mean of a Gaussian process whose prior mean is the relevance.
+    The subsets are chosen in advance, and all statements share their evaluations.
+
+    Args:
+        model: A causal language model in eval mode, as of transformers.
+        context: A text, which is split into sentences; a list of documents, or a dict of them by name; or chat messages
+            (dicts of "role" and "content").
+        query: The question or the beginning of the response; the last message of the user where the tokenizer has a chat
+            template.
+        response: The response; generated greedily if None.
+        tokenizer: The fast tokenizer of the model.
+        statements: Parts of the response to explain. By default its sentences, and the whole if there are several.
+        n_ablations: Number of subsets of the sources to evaluate; 0 for the relevance alone. 8 are enough for 8 sources, 32 for
+            32.
+        ablation: "remove" removes the tokens of a source, so that those after it move up; "mask" masks attention to them.
+        split: How to split a context that is one text: by "sentence" or "paragraph".
+        method: The method of the relevance; LRP by default.
+        max_new_tokens: The largest number of tokens to generate.
+        seed: Seed of the choice of subsets.
+        progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
+
+    Returns:
+        A `SourceAttribution`.
+
+    Raises:
+        InputError: The context is empty, the statement is not a part of the response, or the tokenizer is not a fast one.
+        TargetError: The model returns no logits `[N, T, vocabulary]`, or no token is generated.
+
+    References:
+        The task: Cohen-Wang et al. 2024 (ContextCite).
+    """
+    check_model(model)
+    _check_settings(query, n_ablations, ablation)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise InputError("sources() explains causal language models; this one is an encoder-decoder: use explain_generation()")
+    prompt = make_prompt(tokenizer, context, query, split)
+    _check_length(model, len(prompt), max_new_tokens if response is None else 0)
+    written = _response(model, tokenizer, prompt, response, max_new_tokens)
+    parts = _statements(tokenizer, written, statements)
+    relevance = _relevance(model, prompt, written, parts, resolve_method(method))
+    likelihood = ResponseLikelihood(model, prompt, written, ablation == "mask")
+    present = torch.ones(1, len(prompt.sources), dtype=torch.bool)
+    if n_ablations:
+        mean = (relevance / relevance.norm(dim=1, keepdim=True).clamp(min=1e-30)).abs().mean(0)
+        present = torch.cat([present, choose_ablations(mean, n_ablations, seed)])
+    count, alone = len(present), _alone(relevance)
+    tokens = likelihood(torch.cat([present, alone]), progress)
+    outputs = torch.stack([tokens[:, part.start : part.stop].sum(1) for part in parts])  # [statements, evaluations]
+    scores = torch.stack([posterior_effects(r, present, f[:count]) for r, f in zip(relevance, outputs, strict=True)])
+    return SourceAttribution(
+        prompt.sources,
+        tokenizer.decode(written, skip_special_tokens=True),
+        tuple(replace(part, log_probability=float(f[0])) for part, f in zip(parts, outputs, strict=True)),
+        scores,
+        relevance,
+        _support(relevance, alone, outputs[:, count:]),
+        _deviation(outputs[:, :count]),
+        len(tokens),
+        ablation,
+    )
+
+
+def _check_settings(query: Any, n_ablations: int, ablation: str) -> None:
+    if not isinstance(query, str):
+        raise InputError(f"query is of type {type(query).__name__}; expected a text")
+    if not isinstance(n_ablations, int) or n_ablations < 0:
+        raise InputError(f"n_ablations={value_repr(n_ablations)}; expected a number of evaluations, 0 or more")
+    if ablation not in ("remove", "mask"):
+        raise InputError(f"ablation={value_repr(ablation)}; choose 'remove' or 'mask'")
+
+
+def _check_length(model: Any, length: int, new: int) -> None:
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(limit, int) and length + new > limit:
+        raise InputError(
+            f"the prompt of {length} tokens{f' and max_new_tokens={new}' if new else ''} exceeds the {limit} tokens that "
+            "the model can read; pass fewer or shorter sources"
+        )
+
+
+def _response(model: Any, tokenizer: Any, prompt: Prompt, response: str | None, count: int) -> Tensor:
+    """Return the token ids of the response, `[R]`."""
+    if response is not None:
+        if not isinstance(response, str) or not response.strip():
+            raise InputError(f"response={value_repr(response)}; expected a text that is not empty, or None to generate it")
+        ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids)
+    weight = first_weight(model)
+    ids = prompt.ids[None] if weight is None else prompt.ids[None].to(weight.device)
+    found = continue_greedily(model, {"input_ids": ids}, ids, count)[0, len(prompt) :].cpu()
+    special = torch.tensor(getattr(tokenizer, "all_special_ids", []) or [-1])
+    ended = torch.isin(found, special).nonzero()
+    found = found[: int(ended[0])] if len(ended) else found
+    if not len(found):
+        raise TargetError("the model generated no token; pass a response, or another query")
+    return found
+
+
+def _statements(tokenizer: Any, written: Tensor, wanted: Sequence[str] | None) -> list[Statement]:
+    """Return the parts of the response to explain, with the tokens that they consist of."""
+    texts = [tokenizer.decode(written[:i]) for i in range(len(written) + 1)]
+    whole = texts[-1]
+    if wanted is None:
+        passages = split_sentences(whole)
+        passages = [*passages, Passage(whole.strip(), 0, len(whole))] if len(passages) > 1 else passages
+    elif isinstance(wanted, str):
+        raise InputError("statements must be a list of texts; pass [statement]")
+    else:
+        passages = [_found(whole, part) for part in wanted]
+    found = []
+    for passage in passages:
+        start = next(i for i in range(len(written)) if len(texts[i + 1]) > passage.start)
+        stop = next((i for i in range(1, len(texts)) if len(texts[i]) >= passage.stop), len(written))
+        found.append(Statement(passage.text, start, max(stop, start + 1), 0.0))
+    return found
+
+
+def _found(whole: str, part: str) -> Passage:
+    """Return where a statement is in the response, whatever the spaces between its words."""
+    words = part.split() if isinstance(part, str) else []
+    place = re.search(r"\s*".join(map(re.escape, words)), whole) if words else None
+    if place is None:
+        raise InputError(f"the statement {value_repr(part)} is not a part of the response {value_repr(whole.strip())}")
+    return Passage(place.group(), *place.span())
+
+
+def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Statement], method: Method) -> Tensor:
+    """Return the relevance of the sources for the logits of the statements, `[statements, K]`."""
+    begin = len(prompt)
+    ids = torch.cat([prompt.ids, written])[None]
+    weight = first_weight(model)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {name: t if weight is None else t.to(weight.device) for name, t in inputs.items()}
+    targets = [Span(begin + part.start, begin + part.stop) for part in parts]
+    found = explain_targets(model, inputs, targets, method=method)
+    tokens = torch.stack([e.relevance["input_ids"][0, :begin].double().cpu() for e in found])
+    return tokens @ prompt.belongs().double().T
+
+
+def _alone(relevance: Tensor) -> Tensor:
+    """Return which sources are present in the evaluations for `support`, `[1 + statements · best, K]`: none, and one each."""
+    best = relevance.topk(min(BEST_ALONE, relevance.shape[1]), 1).indices.flatten()
+    one = torch.zeros(len(best), relevance.shape[1], dtype=torch.bool)
+    one[torch.arange(len(best)), best] = True
+    return torch.cat([torch.zeros(1, relevance.shape[1], dtype=torch.bool), one])
+
+
+def _support(relevance: Tensor, alone: Tensor, outputs: Tensor) -> Tensor:
+    """Return by how much the best source alone raises the log-probability of each statement, `[statements]`."""
+    count = len(relevance)
+    best = outputs[:, 1:].reshape(count, count, -1)[torch.arange(count), torch.arange(count)]
+    return best.amax(1) - outputs[:, 0]
+
+
+def _deviation(outputs: Tensor) -> Tensor | None:
+    """Return the standard deviation over ablations; warn if the sources hardly matter."""
+    if outputs.shape[1] < 3:
+        return None
+    found = outputs.std(1)
+    if found.max() < LEAST_DEVIATION:
+        warnings.warn(
+            f"the response hardly depends on the context: its log-probability varies by {float(found.max()):.2f} when sources "
+            "are left out, so that the ranking of the sources means little",
+            ContextWarning,
+            stacklevel=4,
+        )
+    return found
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHORT else f"{line[: SHORT - 1]}…"
