@@ -30,7 +30,7 @@ peers.declare_torchvision_operators()
 import whence  # noqa: E402
 from support.story_model import story_model, story_tokenizer  # noqa: E402
 from whence.contexts.likelihoods import ResponseLikelihood  # noqa: E402
-from whence.contexts.prompt import make_prompt  # noqa: E402
+from whence.contexts.prompt import encode_response, make_prompt  # noqa: E402
 from whence.errors import ContextWarning  # noqa: E402
 
 CONTEXTS, TRUTHS, WRITTEN = 20, 96, 6
@@ -85,8 +85,8 @@ def row(model: Any, tokenizer: Any, count: int, ablation: Any, n: int) -> str:
             model, case.context, case.query, case.response, tokenizer=tokenizer, statements=[case.response], n_ablations=n,
             ablation=ablation, progress=False,
         )  # fmt: skip
-        written = torch.tensor(tokenizer(case.response, add_special_tokens=False)["input_ids"])
         prompt = make_prompt(tokenizer, case.context, case.query, "sentence")
+        written = encode_response(tokenizer, prompt, case.response)
         likelihood = ResponseLikelihood(model, prompt, written, ablation == "mask")
         generator = torch.Generator().manual_seed(number)
         present = torch.rand(TRUTHS + n + 4, count, generator=generator) < 0.5

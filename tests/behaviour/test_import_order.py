@@ -31,6 +31,7 @@ core.explanation
 methods core.activation_checkpointing
 graphs
 core.explainer core.explain core.generation
+contexts
 data
 prototypes robustness neuralization
 evaluation

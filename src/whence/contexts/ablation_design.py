@@ -11,13 +11,14 @@ CANDIDATES = 150
 def choose_ablations(relevance: Tensor, count: int, seed: int = 0) -> Tensor:
     """Return the sources to leave in each of `count` evaluations, a bool tensor `[count, K]`.
 
-    For at least as many evaluations as sources, these are the rows of a Hadamard matrix, their complements, then random halves.
-    For fewer, those among random halves, complements and Hadamard rows which, one after the other, reduce the expected squared
-    error of the effects most (A-optimality) under the prior; no outcome is needed for that, so that all run as one batch.
+    For at least twice as many evaluations as sources, these are the rows of a Hadamard matrix, their complements, then random
+    halves. For fewer, they are those among random halves, complements and Hadamard rows which, one after the other, reduce the
+    expected squared error of the effects most (A-optimality) under the prior; no outcome is needed for that, so that all run as
+    one batch.
     """
     k, generator = len(relevance), torch.Generator().manual_seed(seed)
     rows = _hadamard_rows(k, generator)
-    if count >= k:
+    if count >= 2 * k:
         halves = torch.rand(max(0, count - 2 * len(rows)), k, generator=generator) < 0.5
         return torch.cat([rows, ~rows, halves])[:count]
     halves = torch.rand(CANDIDATES, k, generator=generator) < 0.5

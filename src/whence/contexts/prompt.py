@@ -34,6 +34,8 @@ class Prompt:
 
     ids: Tensor  # [T]
     sources: tuple[Source, ...]
+    text: str
+    of_chat: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,6 +50,20 @@ class Prompt:
     def kept(self, present: Tensor) -> Tensor:
         """Return the tokens that remain for sources `[K]` that are present, a bool tensor `[T]`."""
         return ~(self.belongs() & ~present[:, None]).any(0)
+
+
+def encode_response(tokenizer: Any, prompt: Prompt, response: str) -> Tensor:
+    """Return the token ids of a response as they follow the prompt, `[R]`.
+
+    They are those of the whole text: alone, a response may get a space in front that it does not have there.
+    """
+    if not prompt.of_chat and prompt.text[-1:].isalnum() and response[:1].isalnum():
+        response = f" {response}"
+    whole = torch.tensor(tokenizer(prompt.text + response, add_special_tokens=not prompt.of_chat)["input_ids"])
+    count = len(prompt)
+    if len(whole) > count and torch.equal(whole[:count], prompt.ids):
+        return whole[count:]
+    return torch.tensor(tokenizer(response, add_special_tokens=False)["input_ids"])  # merged with the end of the prompt
 
 
 def make_prompt(tokenizer: Any, context: Any, query: str, split: str) -> Prompt:
@@ -125,7 +141,7 @@ def _located(tokenizer: Any, text: str, pieces: list[tuple[str, str]], special: 
         tokens = tuple(i for i, (a, b) in enumerate(offsets) if a < b and start < b and _first_letter(text, a, b) < after
                        and _first_letter(text, a, b) >= start)  # fmt: skip
         sources.append(Source(name, piece.strip(), tokens))
-    return Prompt(torch.tensor(encoded["input_ids"]), tuple(sources))
+    return Prompt(torch.tensor(encoded["input_ids"]), tuple(sources), text, not special)
 
 
 def _first_letter(text: str, start: int, stop: int) -> int:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from whence.contexts.ablation_design import choose_ablations
+from whence.contexts.attention_gate import gate_relevance
 from whence.contexts.likelihoods import ResponseLikelihood
 from whence.contexts.passages import Passage, split_sentences
-from whence.contexts.prompt import Prompt, Source, make_prompt
+from whence.contexts.prompt import Prompt, Source, encode_response, make_prompt
 from whence.contexts.source_posterior import posterior_effects
 from whence.core.argument_checks import check_arguments
 from whence.core.devices import first_weight
@@ -67,7 +68,8 @@ class SourceAttribution(Result):
         statements: The statements.
         scores: Estimated change of the log-probability of each statement if a source is left out, `[statements, K]`: positive
             where the source made the model write it.
-        relevance: Relevance of each source for each statement by one backward pass, `[statements, K]`: the prior of `scores`.
+        relevance: Relevance of each source for each statement by one backward pass, `[statements, K]`: the prior of `scores`,
+            in proportion only.
         support: For each statement, `[statements]`, by how much its best source alone raises its log-probability over that
             without any context. Near or below 0, nothing in the context supports it. It measures what the model relies on, not
             what is true.
@@ -117,16 +119,19 @@ class SourceAttribution(Result):
         """Return a figure of the scores: bars for one statement, else a matrix of sources by statements."""
         from whence.plotting.source_scores import source_figure
 
-        return source_figure(self)
+        names = [f"{source.name}: {source.text}" for source in self.sources]
+        return source_figure(names, [statement.text for statement in self.statements], self.scores)
 
     def save(self, path: str | Path) -> Path:
         """Save a figure (.png, .jpg, .pdf, .svg), a page (.html) or the table (.csv, .json), and return the path."""
         return self._save(path, {".html": text_writer(self._page)})
 
     def _page(self) -> str:
-        from whence.plotting.source_scores import source_page
+        from whence.plotting.html_pages import render_page
+        from whence.plotting.token_text import styled_tokens
 
-        return source_page(self)
+        texts = [source.text for source in self.sources]
+        return render_page("sources.html", found=self, effects=[styled_tokens(texts, scores) for scores in self.scores])
 
 
 @check_arguments
@@ -152,7 +157,7 @@ def sources(
     >>> found.ranking(0)
     >>> found.save("sources.html")
 
-    One backward pass for each statement gives the relevance of every source. `n_ablations` evaluations of the prompt with other
+    A backward pass for each statement gives the relevance of every source. `n_ablations` evaluations of the prompt with other
     subsets of the sources refine it: the scores are the posterior mean of a Gaussian process whose prior mean is the relevance.
     The subsets are chosen in advance, and all statements share their evaluations.
 
@@ -169,7 +174,8 @@ def sources(
             32.
         ablation: "remove" removes the tokens of a source, so that those after it move up; "mask" masks attention to them.
         split: How to split a context that is one text: by "sentence" or "paragraph".
-        method: The method of the relevance; LRP by default.
+        method: The method of the relevance, for the sum of the logits of a statement. By default a gate on the attention to
+            each source where the model takes a mask of floats, as most of transformers do, and LRP else or beyond 1024 tokens.
         max_new_tokens: The largest number of tokens to generate.
         seed: Seed of the choice of subsets.
         progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
@@ -192,7 +198,7 @@ def sources(
     _check_length(model, len(prompt), max_new_tokens if response is None else 0)
     written = _response(model, tokenizer, prompt, response, max_new_tokens)
     parts = _statements(tokenizer, written, statements)
-    relevance = _relevance(model, prompt, written, parts, resolve_method(method))
+    relevance = _relevance(model, prompt, written, parts, method)
     likelihood = ResponseLikelihood(model, prompt, written, ablation == "mask")
     present = torch.ones(1, len(prompt.sources), dtype=torch.bool)
     if n_ablations:
@@ -238,8 +244,7 @@ def _response(model: Any, tokenizer: Any, prompt: Prompt, response: str | None, 
     if response is not None:
         if not isinstance(response, str) or not response.strip():
             raise InputError(f"response={value_repr(response)}; expected a text that is not empty, or None to generate it")
-        ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-        return torch.tensor(ids)
+        return encode_response(tokenizer, prompt, response)
     weight = first_weight(model)
     ids = prompt.ids[None] if weight is None else prompt.ids[None].to(weight.device)
     found = continue_greedily(model, {"input_ids": ids}, ids, count)[0, len(prompt) :].cpu()
@@ -279,15 +284,19 @@ def _found(whole: str, part: str) -> Passage:
     return Passage(place.group(), *place.span())
 
 
-def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Statement], method: Method) -> Tensor:
-    """Return the relevance of the sources for the logits of the statements, `[statements, K]`."""
+def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Statement], method: Method | str | None) -> Tensor:
+    """Return the relevance of the sources for the statements, `[statements, K]`."""
+    if method is None:
+        found = gate_relevance(model, prompt, written, [slice(part.start, part.stop) for part in parts])
+        if found is not None:
+            return found
     begin = len(prompt)
     ids = torch.cat([prompt.ids, written])[None]
     weight = first_weight(model)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     inputs = {name: t if weight is None else t.to(weight.device) for name, t in inputs.items()}
     targets = [Span(begin + part.start, begin + part.stop) for part in parts]
-    found = explain_targets(model, inputs, targets, method=method)
+    found = explain_targets(model, inputs, targets, method=resolve_method(method))
     tokens = torch.stack([e.relevance["input_ids"][0, :begin].double().cpu() for e in found])
     return tokens @ prompt.belongs().double().T
 

@@ -20,6 +20,7 @@ from whence.frontends.cli.export import export
 from whence.frontends.cli.models import models
 from whence.frontends.cli.prototype import prototype
 from whence.frontends.cli.serve import serve
+from whence.frontends.cli.sources import sources
 
 app = typer.Typer(
     help="Explain the predictions of trained PyTorch networks, and find prototypes of what they have learned.",
@@ -33,6 +34,7 @@ app.command()(evaluate)
 app.command()(explain_dataset)
 app.command()(audit)
 app.command()(concepts)
+app.command()(sources)
 app.command()(export)
 app.command()(prototype)
 app.command()(attack)
