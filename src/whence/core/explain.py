@@ -10,6 +10,7 @@ from whence.core.explanation import Explanation
 from whence.core.inputs import check_model
 from whence.core.progress import Progress
 from whence.core.targets import Target
+from whence.core.texts import TextModel
 from whence.core.trees import Tree
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.methods.registry import Method, resolve_method
@@ -26,6 +27,7 @@ def explain(
     through: ThroughMapping | None = None,
     class_names: Names = (),
     feature_names: Any = None,
+    tokenizer: Any = None,
     progress: Progress = True,
 ) -> Explanation:
     """Compute the relevance of every input feature for the target output of each sample.
@@ -35,13 +37,14 @@ def explain(
     >>> e.conservation       # output = relevance + absorbed, to rounding
 
     Args:
-        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is not modified.
+        model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is not modified. A pipeline of
+            transformers and a `LoadedModel` are read as the model and tokenizer in them.
         inputs: Tensor `[N, …]`, or a tuple or dict of tensors; a dict is passed as keyword arguments. Each token id of `[N, T]`
-            has a relevance score. NumPy arrays and data frames are passed to functions of NumPy arrays
-            (`forest.predict_proba`), which methods without gradients explain.
-        target: Class index, or one per sample; None for the class with the largest output (arg max); a `Logit` (of a token at
-            a position, or the difference of two) or `Span` of a text; an objective inside the network
-            (`whence.objectives`); or a function from the model's outputs to values `[N]`.
+            has a relevance score. With a tokenizer, a text, a list of texts, or chat messages. NumPy arrays and data frames are
+            passed to functions of NumPy arrays (`forest.predict_proba`), which methods without gradients explain.
+        target: Class index or name, or one per sample; for a language model the id or text of a token; None for the class with
+            the largest output (arg max); a `Logit` (of a token at a position, or the difference of two) or `Span` of a text; an
+            objective inside the network (`whence.objectives`); or a function from the model's outputs to values `[N]`.
         method: A method or its short name ("lrp"); by default LRP with rules that fit most networks
             (`whence.presets.attn_lrp()`).
         layers: Module paths whose outputs' relevance is returned too, with * for any one component of a path:
@@ -53,6 +56,7 @@ def explain(
         class_names: Names of the outputs, for figures.
         feature_names: Names of a vector's features or a time series' channels, for figures; a dict by input where there are
             several inputs.
+        tokenizer: The tokenizer of the model, for inputs that are texts, and for the names of tokens.
         progress: Whether to show a progress bar where a method takes several seconds, or a function that is called with
             (done, total) instead.
 
@@ -64,10 +68,12 @@ def explain(
             explanation that is known to be wrong is never returned.
     """
     check_single_condition(through)
-    check_model(model)
-    names = DisplayNames.of(model, class_names, feature_names)
-    chosen = resolve_method(method)
-    return next(explanations(PreparedModel(model), chosen, inputs, [target], layers, progress, names, through))
+    texts = TextModel.of(model, tokenizer, class_names)
+    check_model(texts.model)
+    names = DisplayNames(texts.class_names, feature_names)
+    chosen, prepared, inputs = resolve_method(method), PreparedModel(texts.model), texts.read(inputs)
+    found = explanations(prepared, chosen, inputs, [texts.target(target)], layers, progress, names, through)
+    return texts.named(next(found))
 
 
 @check_arguments
@@ -81,6 +87,7 @@ def explain_targets(
     through: ThroughMapping | Sequence[ThroughMapping] | None = None,
     class_names: Names = (),
     feature_names: Any = None,
+    tokenizer: Any = None,
     progress: Progress = True,
 ) -> list[Explanation]:
     """Compute explanations of several targets of the same inputs, by one forward pass for all and one backward pass each.
@@ -100,6 +107,7 @@ def explain_targets(
             same forward pass.
         class_names: Names of the outputs, for figures.
         feature_names: Names of features or channels, for figures; a dict by input where there are several inputs.
+        tokenizer: The tokenizer of the model, for inputs that are texts, and for the names of tokens.
         progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
 
     Returns:
@@ -108,7 +116,9 @@ def explain_targets(
     Raises:
         WhenceError: The model, inputs, targets or settings cannot be explained (see `whence.errors`).
     """
-    check_model(model)
-    names = DisplayNames.of(model, class_names, feature_names)
-    chosen = resolve_method(method)
-    return list(explanations(PreparedModel(model), chosen, inputs, targets, layers, progress, names, through))
+    texts = TextModel.of(model, tokenizer, class_names)
+    check_model(texts.model)
+    names = DisplayNames(texts.class_names, feature_names)
+    chosen, prepared, inputs = resolve_method(method), PreparedModel(texts.model), texts.read(inputs)
+    found = explanations(prepared, chosen, inputs, texts.targets(targets), layers, progress, names, through)
+    return [texts.named(e) for e in found]

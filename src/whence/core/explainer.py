@@ -13,6 +13,7 @@ from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
 from whence.core.targets import Logit, Span, Target
+from whence.core.texts import TextModel
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, SelectorError, TargetError, suggest, value_repr
 from whence.graphs.automatic_replay import AutomaticReplay
@@ -44,6 +45,7 @@ class Explainer:
         method: A method or its short name; LRP by default.
         class_names: Names of the outputs, for figures.
         feature_names: Names of features or channels, for figures; a dict by input where there are several inputs.
+        tokenizer: The tokenizer of the model, for inputs that are texts, and for the names of tokens.
         capture: Whether to capture one graph of plain operators for each combination of input shapes, and to replay it, which
             is several times as fast where a network consists of many small functions. True captures it at the first
             explanation of a shape, which takes seconds, and raises `ModelError` if that is impossible, with the line of the
@@ -68,11 +70,13 @@ class Explainer:
         *,
         class_names: Names = (),
         feature_names: Any = None,
+        tokenizer: Any = None,
         capture: bool | Literal["auto", "compile"] = False,
     ):
-        self.model, self.method = model, resolve_method(method)
-        self._naming = DisplayNames.of(model, class_names, feature_names)
-        check_model(model)
+        self._texts = TextModel.of(model, tokenizer, class_names)
+        self.model, self.method = self._texts.model, resolve_method(method)
+        self._naming = DisplayNames(self._texts.class_names, feature_names)
+        check_model(self.model)
         if capture not in (True, False, "auto", "compile"):
             raise RuleError(f"capture={value_repr(capture)}; choose True, False, 'auto' or 'compile'")
         if capture in (True, "compile"):
@@ -112,12 +116,13 @@ class Explainer:
         """
         check_single_condition(through)
         check_model(self.model)
+        inputs, target = self._texts.read(inputs), self._texts.target(target)
         given = Inputs.of(inputs).detached()
         if any(now is not then for now, then in zip((self.model, self.method), self._captured, strict=True)):
             self.forget()
-        if through is None and (replayed := self._replayed(given, target, tuple(layers), progress)) is not None:
-            return replayed
-        return next(self._without_graph(given, [target], layers, through, progress))
+        found = None if through is not None else self._replayed(given, target, tuple(layers), progress)
+        found = next(self._without_graph(given, [target], layers, through, progress)) if found is None else found
+        return self._texts.named(found)
 
     def targets(
         self,
@@ -175,7 +180,8 @@ class Explainer:
             WhenceError: As `whence.explain`.
         """
         check_model(self.model)
-        return self._without_graph(inputs, targets, layers, through, progress)
+        inputs, targets = self._texts.read(inputs), self._texts.targets(targets)
+        return map(self._texts.named, self._without_graph(inputs, targets, layers, through, progress))
 
     def forget(self) -> None:
         """Clear the caches of everything computed from weights; they are filled again when needed."""
@@ -252,11 +258,6 @@ class DisplayNames:
     classes: Names = ()
     features: Any = None  # a list for a single input, or a dict by input
 
-    @classmethod
-    def of(cls, model: object, classes: Names, features: Any) -> "DisplayNames":
-        """Return the given names; classes of a Hugging Face classifier are named by its `config.id2label` if none are given."""
-        return cls(classes if len(classes) else _labels_of_classifier(model), features)
-
     def named(self, explanations: Iterator[Explanation], inputs: Inputs) -> Iterator[Explanation]:
         """Yield the explanations with these names, or else with the column names of a data frame."""
         features = self._by_input(inputs)
@@ -283,11 +284,6 @@ class DisplayNames:
                     "or per channel of a series [N, T, C] (dimension 2)"
                 )
         return {name: list(map(str, features)) for name, features in by_input.items()}
-
-
-def _labels_of_classifier(model: object) -> Names:
-    labels = getattr(getattr(model, "config", None), "id2label", None)
-    return labels if isinstance(labels, Mapping) and "Classification" in type(model).__name__ else ()
 
 
 def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:

@@ -13,6 +13,7 @@ from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.result import Result
 from whence.core.targets import Logit
+from whence.core.texts import DECODER, TextModel, is_encoder_decoder, with_decoder_start
 from whence.core.trees import Tree
 from whence.errors import InputError, TargetError
 from whence.lrp.engine.model_outputs import logits_of
@@ -20,8 +21,6 @@ from whence.methods.registry import Method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-DECODER = "decoder_input_ids"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +87,7 @@ def explain_generation(
     max_new_tokens: int = 20,
     continuation: Tensor | None = None,
     method: Method | str | None = None,
+    tokenizer: Any = None,
 ) -> Generation:
     """Generate text with a language model by greedy decoding, and explain the logit of each new token.
 
@@ -98,12 +98,14 @@ def explain_generation(
     pass, and one backward pass per token.
 
     Args:
-        model: A causal language model or an encoder-decoder (T5, Whisper), in eval mode.
-        inputs: Token ids `[N, T]`, all texts of the same length or padded on the left, or a dict with `input_ids`. For an
-            encoder-decoder, the inputs of its encoder; its decoder starts from its start token, or from `decoder_input_ids`.
+        model: A causal language model or an encoder-decoder (T5, Whisper), in eval mode, or a pipeline of transformers.
+        inputs: A text, a list of texts, or chat messages; or token ids `[N, T]`, all texts of the same length or padded on the
+            left, or a dict with `input_ids`. For an encoder-decoder, the inputs of its encoder; its decoder starts from its
+            start token, or from `decoder_input_ids`.
         max_new_tokens: The number of tokens to generate at most.
         continuation: Token ids `[N, n]` that were generated before (for example by sampling), to explain instead.
         method: A method or its short name; LRP by default.
+        tokenizer: The tokenizer of the model, for inputs that are texts or chat messages, and for the names of tokens.
 
     Returns:
         A `Generation`.
@@ -112,9 +114,11 @@ def explain_generation(
         InputError: The inputs or the continuation have another form, or texts are padded on the right.
         TargetError: The model returns no logits `[N, T, vocabulary]`, or no token is generated.
     """
+    texts = TextModel.of(model, tokenizer)
+    model, inputs = texts.model, texts.read(inputs, for_generation=True)
     check_model(model)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        inputs = _with_decoder_start(model, inputs)
+    if is_encoder_decoder(model):
+        inputs = with_decoder_start(model, inputs)
     parts = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
     writes, masks = _id_input_names(parts)
     ids, mask = parts.get(writes), parts.get(masks)
@@ -138,7 +142,8 @@ def explain_generation(
     if whole.shape[1] == start:
         raise TargetError("no token was generated; max_new_tokens must be at least 1, and a continuation must not be empty")
     targets = [Logit(whole[:, t], position=t - 1) for t in range(start, whole.shape[1])]
-    return Generation(whole, start, tuple(explain_targets(model, _append_ids(inputs, whole[:, :-1]), targets, method=method)))
+    explanations = explain_targets(model, _append_ids(inputs, whole[:, :-1]), targets, method=method)
+    return Generation(whole, start, tuple(map(texts.named, explanations)))
 
 
 @torch.no_grad()
@@ -165,19 +170,6 @@ def continue_greedily(model: Any, inputs: Tree, ids: Tensor, count: int) -> Tens
 
 def _are_ids(t: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 2 and not t.is_floating_point()
-
-
-def _with_decoder_start(model: Any, inputs: Tree) -> Tree:
-    """Return the inputs of an encoder-decoder, with its decoder's start token."""
-    parts = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
-    if DECODER in parts:
-        return parts
-    settings = (getattr(model, name, None) for name in ("generation_config", "config"))
-    first = next((start for s in settings if (start := getattr(s, "decoder_start_token_id", None)) is not None), None)
-    read = next((t for t in parts.values() if isinstance(t, Tensor)), None)
-    if first is None or read is None:
-        raise InputError("the model's config has no decoder_start_token_id; pass decoder_input_ids too")
-    return parts | {DECODER: torch.full((len(read), 1), first, device=read.device)}
 
 
 def _id_input_names(parts: Mapping[str, Any]) -> tuple[str, str]:
