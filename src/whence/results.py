@@ -4,6 +4,7 @@ from whence.auditing.artifact_removal import ProjectedModel
 from whence.auditing.audit import Audit
 from whence.auditing.interventions import InterventionTest
 from whence.contexts.sources import SourceAttribution
+from whence.core.aggregation import AggregatedRelevance
 from whence.core.generation import Generation
 from whence.core.result import Result
 from whence.evaluation.comparison import Comparison
@@ -26,6 +27,7 @@ from whence.robustness.robust_features import FeatureScores, RobustFeaturesExper
 from whence.stores.store import Store
 
 __all__ = [
+    "AggregatedRelevance",
     "AttackExplanation",
     "AttackResult",
     "AttributionGraph",

@@ -25,12 +25,13 @@ lrp.ops.registry
 lrp.engine.function_mode lrp.rules.presets
 lrp.training
 core data.sharding data.partial_failures data.dataset_rows plotting
-core.explanation_data core.result
+core.explanation_data core.result core.passages
+core.aggregation
 core.explanation_io core.explanation_figures
 core.explanation
 methods core.activation_checkpointing
 graphs
-core.explainer core.explain core.generation
+core.texts core.explainer core.explain core.generation
 contexts
 data
 prototypes robustness neuralization

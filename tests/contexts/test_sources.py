@@ -7,9 +7,9 @@ from torch import nn
 import whence
 from whence import errors
 from whence.contexts import ablation_design, source_posterior
-from whence.contexts.passages import split_paragraphs, split_sentences
 from whence.contexts.prompt import make_prompt
 from whence.contexts.source_posterior import posterior_effects
+from whence.core.passages import split_paragraphs, split_sentences
 
 transformers = pytest.importorskip("transformers")
 WORDS = "<s> </s> . the has Lily Tom Mia Ben ball kite car dog who ? user system : red".split()  # noqa: SIM905

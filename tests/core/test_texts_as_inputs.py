@@ -43,7 +43,7 @@ def test_a_text_is_the_text_encoded(tokenizer):
     e = whence.explain(model, text, "mat", tokenizer=tokenizer)
     expected = whence.explain(model, ids(text), WORDS.index("mat"))
     assert torch.equal(e.relevance["input_ids"], expected.relevance)
-    assert e.tokens == {"input_ids": [["the", "cat", "sat"]]}
+    assert e.tokens == {"input_ids": [["the", " cat", " sat"]]}
     assert e.target_names() == ["mat"]
     rather = whence.explain(model, text, whence.Logit("mat", rather_than="dog"), tokenizer=tokenizer)
     index = whence.Logit(WORDS.index("mat"), rather_than=WORDS.index("dog"))
@@ -92,7 +92,7 @@ def test_pipelines(classifier, tokenizer):
     e = whence.explain(pipeline, "not bad", "NEGATIVE")
     expected = whence.explain(classifier, "not bad", 0, tokenizer=tokenizer)
     assert torch.equal(e.relevance["input_ids"], expected.relevance["input_ids"])
-    assert e.tokens["input_ids"] == [["not", "bad"]]
+    assert e.tokens["input_ids"] == [["not", " bad"]]
     assert whence.Explainer(pipeline).model is pipeline.model
 
 
@@ -110,7 +110,7 @@ def test_chat_messages(tokenizer):
     chat.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}on{% endif %}"
     messages = [{"role": "system", "content": "the cat"}, {"role": "user", "content": "sat"}]
     e = whence.explain(Language(), messages, tokenizer=chat)
-    assert e.tokens["input_ids"] == [["the", "cat", "sat", "on"]]
+    assert e.tokens["input_ids"] == [["the", " cat", " sat", " on"]]
 
 
 def test_an_encoder_decoder_starts_its_decoder(tokenizer):

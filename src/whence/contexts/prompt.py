@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.contexts.passages import split_paragraphs, split_sentences
+from whence.core.passages import split_paragraphs, split_sentences
 from whence.errors import InputError, first_line, value_repr
 
 SPLITS = {"sentence": split_sentences, "paragraph": split_paragraphs}

@@ -13,7 +13,6 @@ from torch import Tensor
 from whence.contexts.ablation_design import choose_ablations
 from whence.contexts.attention_gate import gate_relevance
 from whence.contexts.likelihoods import ResponseLikelihood
-from whence.contexts.passages import Passage, split_sentences
 from whence.contexts.prompt import Prompt, Source, encode_response, make_prompt
 from whence.contexts.source_posterior import posterior_effects
 from whence.core.argument_checks import check_arguments
@@ -22,6 +21,7 @@ from whence.core.explain import explain_targets
 from whence.core.files import Rows, text_writer
 from whence.core.generation import continue_greedily
 from whence.core.inputs import check_model
+from whence.core.passages import Passage, split_sentences
 from whence.core.progress import Progress
 from whence.core.result import Result
 from whence.core.targets import Span

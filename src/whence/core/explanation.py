@@ -1,5 +1,6 @@
 """The class `Explanation`, which `explain` returns, and `load`, which reads a saved one."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -7,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from whence.core.aggregation import AggregatedRelevance, aggregate
 from whence.core.argument_checks import check_arguments
 from whence.core.explanation_data import ExplanationData
 from whence.core.explanation_io import cpu_tensors, read_fields, write_explanation
 from whence.core.files import PICTURE_SUFFIXES, Rows, text_writer
 from whence.core.result import Result
 from whence.core.targets import Logit
-from whence.core.tokens import token_strings
+from whence.core.tokens import text_strings, token_strings
 from whence.core.trees import named_leaves, short_repr
 from whence.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.figure import Figure
 
     from whence.plotting.stacked_panels import Panel
@@ -81,13 +81,32 @@ class Explanation(ExplanationData, Result):
         rows = {name: t.reshape(len(t), -1).tolist() for name, t in texts.items()}
         if isinstance(tokenizer, list | tuple):
             return replace(self, tokens={name: _check_token_strings(tokenizer, ids) for name, ids in rows.items()})
-        words = {name: [token_strings(tokenizer, row) for row in ids] for name, ids in rows.items()}
+        words = {name: [text_strings(tokenizer, row) for row in ids] for name, ids in rows.items()}
         if self.class_names or not isinstance(self.target, Tensor | Logit):
             return replace(self, tokens=words)
         target = self.target if isinstance(self.target, Logit) else Logit(self.target)
         ids = sorted({i for t in (target.index, target.rather_than) if isinstance(t, Tensor) for i in t.tolist()})
         names = [word.strip() or word for word in token_strings(tokenizer, ids)]
         return replace(self, tokens=words, class_names=dict(zip(ids, names, strict=True)))
+
+    def aggregate(self, by: str | Mapping[str, tuple[int, int]] | Sequence[str] = "word") -> AggregatedRelevance:
+        """Return the relevance of words, sentences or other passages of texts: the sums over their tokens.
+
+        >>> e.with_tokens(tokenizer).aggregate("sentence").to_frame()
+        >>> e.aggregate({"question": (0, 12), "context": (12, 80)}).scores
+
+        Args:
+            by: "word", "sentence" or "paragraph"; a list of texts that stand in the text one after the other (documents,
+                messages); or a dict from names to positions (start, stop) of tokens. All but the last need token strings, as
+                `with_tokens` or `tokenizer=` gives them.
+
+        Returns:
+            An `AggregatedRelevance`, which adds up to the relevance of all tokens: those outside of all passages are one more.
+
+        Raises:
+            InputError: The explained inputs are no texts, or the passages overlap or do not stand in the text.
+        """
+        return aggregate(self, by)
 
     def save(self, path: str | Path) -> Path:
         """Save the explanation in the format that the file's suffix names, and return the path.
@@ -179,7 +198,7 @@ def load(path: str | Path) -> Explanation:
     return Explanation(**read_fields(path))
 
 
-def _index(i: int, shape: "Sequence[int]") -> int | str:
+def _index(i: int, shape: Sequence[int]) -> int | str:
     """Return the index of an entry in row-major order; as "0,3,5" for several dimensions."""
     if len(shape) <= 1:
         return i
@@ -190,7 +209,7 @@ def _index(i: int, shape: "Sequence[int]") -> int | str:
     return ",".join(map(str, reversed(places)))
 
 
-def _check_token_strings(words: "Sequence[Any]", ids: list[list[int]]) -> list[list[str]]:
+def _check_token_strings(words: Sequence[Any], ids: list[list[int]]) -> list[list[str]]:
     """Return the token strings by text; raise `InputError` if there is not one for each id."""
     rows = [list(words)] if words and isinstance(words[0], str) else [list(row) for row in words]
     if [len(row) for row in rows] != [len(row) for row in ids]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,16 +58,26 @@ def styled_tokens(labels: Sequence[str], relevance: Tensor) -> list[tuple[str, S
 
 
 def merge_runs(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
-    """Merge long runs of one token, such as the placeholders of a photo, and sum their relevance.
+    """Merge long runs of one token, such as the placeholders of a photo, and the parts of one character; sum their relevance.
 
     >>> merge_runs(["<image>"] * 576 + [" cat"], relevance)[0]
     ['<image>×576', ' cat']
     """
+    labels, relevance = _whole_characters(labels, relevance.flatten())
     runs = [(word, len(list(run))) for word, run in groupby(labels)]
     parts = relevance.flatten().split([n for _, n in runs])
     words = [[f"{word}×{n}"] if n >= MIN_RUN else [word] * n for word, n in runs]
     sums = [part.sum()[None] if len(part) >= MIN_RUN else part for part in parts]
     return [word for run in words for word in run], torch.cat(sums)
+
+
+def _whole_characters(labels: Sequence[str], relevance: Tensor) -> tuple[list[str], Tensor]:
+    """Merge each token without text, as a part of a character is, with the next."""
+    if all(labels):
+        return list(labels), relevance
+    ends = [i for i, word in enumerate(labels) if word or i + 1 == len(labels)]
+    parts = relevance.split([end - start for start, end in pairwise([-1, *ends])])
+    return [labels[end] for end in ends], torch.stack([part.sum() for part in parts])
 
 
 def terminal_text(labels: Sequence[str], relevance: Tensor) -> "Text":

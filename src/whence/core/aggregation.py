@@ -1,0 +1,192 @@
+"""Relevance of words, sentences, paragraphs or other passages of a text: sums over their tokens."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from whence.core.files import Rows
+from whence.core.passages import Passage, split_paragraphs, split_sentences
+from whence.core.result import Result
+from whence.core.trees import named_leaves
+from whence.errors import InputError, value_repr
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from whence.core.explanation_data import ExplanationData
+
+OTHERS = "(other tokens)"  # special tokens, and what stands between passages
+MOST_FIGURES = 4  # samples that are drawn
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Tokens that belong together.
+
+    Args:
+        name: Their name, or their text.
+        tokens: Their positions.
+    """
+
+    name: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AggregatedRelevance(Result):
+    """Relevance of passages of texts, which adds up to that of all tokens.
+
+    >>> found = e.aggregate("sentence")
+    >>> found.to_frame()
+    >>> found.scores[0]                  # of the passages of the first sample
+
+    Args:
+        groups: The passages of each sample.
+        scores: Their relevance by sample.
+        targets: What is explained of each sample.
+    """
+
+    groups: tuple[tuple[TokenGroup, ...], ...]
+    scores: tuple[Tensor, ...]
+    targets: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __repr__(self) -> str:
+        lines = [f"Relevance of passages of {len(self)} samples"]
+        for sample in range(min(len(self), MOST_FIGURES)):
+            name, score = self.ranking(sample)[0]
+            lines.append(f"  {self.targets[sample]} ← {name!r} ({score:+.3g})")
+        return "\n".join(lines)
+
+    def ranking(self, sample: int = 0) -> list[tuple[str, float]]:
+        """Return the passages of a sample with their relevance, the largest first."""
+        order = self.scores[sample].argsort(descending=True, stable=True).tolist()
+        return [(self.groups[sample][i].name, float(self.scores[sample][i])) for i in order]
+
+    @property
+    def table(self) -> Rows:
+        """Rows, one for each sample and passage, in the order of the text."""
+        return [
+            {
+                "sample": sample,
+                "target": self.targets[sample],
+                "passage": group.name,
+                "tokens": len(group.tokens),
+                "relevance": r,
+            }
+            for sample, (groups, scores) in enumerate(zip(self.groups, self.scores, strict=True))
+            for group, r in zip(groups, scores.tolist(), strict=True)
+        ]
+
+    def figure(self) -> "Figure":
+        """Return bars of the passages of the first samples."""
+        from whence.plotting.bars import Bars
+        from whence.plotting.stacked_panels import stack_panels
+
+        panels = [
+            Bars(self.scores[i], self.targets[i], [group.name for group in self.groups[i]])
+            for i in range(min(len(self), MOST_FIGURES))
+        ]
+        return stack_panels(panels)
+
+
+def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
+    """Return the relevance of passages of the texts of an explanation."""
+    parts = {
+        name: relevance
+        for name, relevance in named_leaves(explanation.relevance).items()
+        if not named_leaves(explanation.inputs)[name].is_floating_point()
+    }
+    if not parts:
+        raise InputError("aggregate() sums over the tokens of texts; the explained inputs are no token ids")
+    groups, scores = [], []
+    for sample in range(len(explanation)):
+        found: list[TokenGroup] = []
+        sums: list[Tensor] = []
+        for name, relevance in parts.items():
+            words = explanation.tokens[name][sample] if name in explanation.tokens else None
+            tokens = relevance[sample].detach().flatten().float().cpu()
+            of_part = _with_others(_groups(words, len(tokens), by), len(tokens))
+            found += of_part
+            sums += [tokens[list(group.tokens)].sum() for group in of_part]
+        groups.append(tuple(found))
+        scores.append(torch.stack(sums))
+    return AggregatedRelevance(tuple(groups), tuple(scores), tuple(explanation.target_names()))
+
+
+def _groups(words: Sequence[str] | None, count: int, by: Any) -> list[TokenGroup]:
+    if isinstance(by, Mapping):
+        return [TokenGroup(str(name), tuple(_range(name, place, count))) for name, place in by.items()]
+    if words is None:
+        raise InputError(
+            "the tokens have no text; call explanation.with_tokens(tokenizer) first, or pass {name: (start, stop)}"
+        )
+    text = "".join(words)
+    if isinstance(by, str):
+        if by not in SPLITS:
+            raise InputError(
+                f"by={value_repr(by)}; choose {', '.join(map(repr, SPLITS))}, a list of texts, or a dict of (start, stop)"
+            )
+        return _located(words, [(p.text, p) for p in SPLITS[by](text)])
+    if isinstance(by, Sequence) and by and all(isinstance(part, str) and part.strip() for part in by):
+        return _located(words, list(zip(by, _in_order(text, by), strict=True)))
+    raise InputError(
+        f"by={value_repr(by)}; expected a word such as 'sentence', a list of texts, or a dict {{name: (start, stop)}}"
+    )
+
+
+def _range(name: Any, place: Any, count: int) -> range:
+    try:
+        start, stop = place
+        tokens = range(count)[start:stop]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"passage {name!r} is {value_repr(place)}; expected (start, stop), positions of tokens") from error
+    if not tokens or (stop is not None and stop > count):
+        raise InputError(f"passage {name!r}, tokens {start} to {stop}, is empty or out of range of {count} tokens")
+    return tokens
+
+
+def _in_order(text: str, parts: Sequence[str]) -> list[Passage]:
+    """Return where the parts stand in the text, one after the other, whatever the spaces between their words."""
+    found, after = [], 0
+    for part in parts:
+        place = re.compile(r"\s*".join(map(re.escape, part.split()))).search(text, after)
+        if place is None:
+            raise InputError(f"the passage {value_repr(part)} does not stand in the text, after the passages before it")
+        found.append(Passage(place.group(), *place.span()))
+        after = place.end()
+    return found
+
+
+def _located(words: Sequence[str], passages: Sequence[tuple[str, Passage]]) -> list[TokenGroup]:
+    """Return the tokens of passages: those whose first character that is no space stands in it."""
+    places, at = [], 0
+    for word in words:
+        places.append(at + len(word) - len(word.lstrip()) if word.strip() else at)
+        at += len(word)
+    return [
+        TokenGroup(name, tuple(i for i, place in enumerate(places) if passage.start <= place < passage.stop))
+        for name, passage in passages
+    ]
+
+
+def _with_others(groups: list[TokenGroup], count: int) -> list[TokenGroup]:
+    """Return the groups and one of all other tokens; raise `InputError` if groups overlap, since sums would count twice."""
+    taken = [i for group in groups for i in group.tokens]
+    if len(set(taken)) < len(taken):
+        raise InputError("the passages overlap, so that their relevance would not add up; pass passages without common tokens")
+    others = tuple(sorted(set(range(count)) - set(taken)))
+    return [*(group for group in groups if group.tokens), *([TokenGroup(OTHERS, others)] if others else [])]
+
+
+def _split_words(text: str) -> list[Passage]:
+    return [Passage(m.group(), *m.span()) for m in re.finditer(r"\w+(?:['’-]\w+)*|[^\w\s]+", text)]
+
+
+SPLITS = {"word": _split_words, "sentence": split_sentences, "paragraph": split_paragraphs}
