@@ -1,0 +1,104 @@
+"""Relevance of words, sentences and other passages: sums over tokens that conserve."""
+
+import pytest
+import torch
+from torch import nn
+
+import whence
+from support.small_language_model import Language
+from whence import errors
+
+PIECES = ["The", " cat", " sat", ".", " It", " was", " un", "afr", "aid", "!"]
+FACE = "\N{GRINNING FACE}"
+
+
+@pytest.fixture
+def explanation():
+    return whence.explain(Language(), torch.arange(10)[None], 3).with_tokens(PIECES)
+
+
+def test_words_sum_their_pieces(explanation):
+    found, tokens = explanation.aggregate(), explanation.relevance[0]
+    assert [g.name for g in found.groups[0]] == ["The", "cat", "sat", ".", "It", "was", "unafraid", "!"]
+    torch.testing.assert_close(found.scores[0][6], tokens[6:9].sum())
+    torch.testing.assert_close(found.scores[0].sum(), tokens.sum())
+    assert explanation.aggregate("word").ranking()[0][1] == pytest.approx(float(found.scores[0].max()))
+
+
+@pytest.mark.parametrize(
+    ("by", "names", "sizes"),
+    [
+        ("sentence", ["The cat sat.", "It was unafraid!"], [4, 6]),
+        ("paragraph", ["The cat sat. It was unafraid!"], [10]),
+        (["cat  sat", "unafraid"], ["cat  sat", "unafraid", "(other tokens)"], [2, 3, 5]),
+        ({"a": (0, 4), "b": (-2, None)}, ["a", "b", "(other tokens)"], [4, 2, 4]),
+    ],
+)
+def test_passages(explanation, by, names, sizes):
+    found = explanation.aggregate(by)
+    assert [row["passage"] for row in found.table] == names
+    assert [row["tokens"] for row in found.table] == sizes
+    torch.testing.assert_close(found.scores[0].sum(), explanation.relevance[0].sum())
+
+
+def test_batches_and_files(tmp_path):
+    e = whence.explain(Language(), torch.randint(0, 10, (2, 3))).with_tokens([["a", " b.", " c"], ["d", "e", " f"]])
+    found = e.aggregate("sentence")
+    assert [[g.name for g in groups] for groups in found.groups] == [["a b.", "c"], ["de f"]]
+    assert len(found) == len(found.to_frame()["sample"].unique()) == 2
+    assert found.save(tmp_path / "words.png").stat().st_size > 1000
+    assert "de f" in found.save(tmp_path / "words.csv").read_text()
+    assert "de f" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        ("line", "choose 'word', 'sentence', 'paragraph'"),
+        ({"a": (0, 4), "b": (3, 5)}, "the passages overlap"),
+        ({"a": (4, 4)}, "empty or out of range of 10 tokens"),
+        ({"a": (0, 11)}, "empty or out of range of 10 tokens"),
+        ({"a": 3}, r"expected \(start, stop\)"),
+        (["sat", "cat"], "'cat' does not stand in the text, after"),
+        (3, "by=3; expected"),
+    ],
+)
+def test_bad_passages(explanation, by, message):
+    with pytest.raises(errors.InputError, match=message):
+        explanation.aggregate(by)
+
+
+def test_inputs_without_text():
+    with pytest.raises(errors.InputError, match="with_tokens.tokenizer. first"):
+        whence.explain(Language(), torch.arange(4)[None], 3).aggregate()
+    with pytest.raises(errors.InputError, match="no token ids"):
+        whence.explain(nn.Linear(3, 2).eval(), torch.rand(1, 3)).aggregate()
+
+
+def test_parts_of_a_character_are_drawn_with_it():
+    from whence.plotting.token_text import merge_runs
+
+    words, sums = merge_runs(["a", "", "", FACE, " b", ""], torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    assert words == ["a", FACE, " b", ""]
+    assert sums.tolist() == [1, 9, 5, 6]
+
+
+def test_tokens_read_as_in_the_text():
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from whence.core.tokens import text_strings
+
+    vocabulary = {word: i for i, word in enumerate("[UNK] [CLS] un ##aff ##able cat ##s !".split())}  # noqa: SIM905
+    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    word_piece = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]", cls_token="[CLS]")
+    assert text_strings(word_piece, [1, 2, 3, 4, 5, 6, 7]) == ["[CLS]", "un", "aff", "able", " cat", "s", "!"]
+    letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytewise = Tokenizer(models.BPE(letters, []))
+    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    by_bytes = transformers.PreTrainedTokenizerFast(tokenizer_object=bytewise)
+    text = f"né {FACE} a"
+    found = text_strings(by_bytes, by_bytes(text)["input_ids"])
+    assert "".join(found) == text
+    assert found[-3:] == [FACE, " ", "a"]
