@@ -69,7 +69,7 @@ def test_bad_passages(explanation, by, message):
 
 
 def test_inputs_without_text():
-    with pytest.raises(errors.InputError, match="with_tokens.tokenizer. first"):
+    with pytest.raises(errors.InputError, match="the tokens have no text"):
         whence.explain(Language(), torch.arange(4)[None], 3).aggregate()
     with pytest.raises(errors.InputError, match="no token ids"):
         whence.explain(nn.Linear(3, 2).eval(), torch.rand(1, 3)).aggregate()
