@@ -88,3 +88,30 @@ def test_relevance_of_a_state_space_does_not_depend_on_how_it_is_chunked(chunk_s
     torch.testing.assert_close(a.output, b.output)
     torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-3, atol=1e-7)
     assert a.conservation.error.max() < 1e-3
+
+
+def test_the_page_of_a_generation_has_its_words_and_relevance(tmp_path):
+    import json
+    import re
+
+    from support.small_language_model import Language
+
+    def letters(ids):
+        return [" abcdefghijk"[i + 1] for i in ids]
+
+    written = whence.explain_generation(
+        Language().double(), torch.tensor([[1, 2, 3], [4, 5, 6]]), max_new_tokens=3, tokenizer=letters
+    )
+    assert written.words == tuple(letters(row) for row in written.ids.tolist())
+    page = written.save(tmp_path / "why.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', page).group(1))
+    for sample in range(2):
+        assert page.count('<span role="button"') == 6
+        found = torch.tensor(data["texts"][sample]["relevance"])
+        torch.testing.assert_close(found, written.relevance[:, sample].float(), rtol=1e-3, atol=1e-6)
+        assert len(data["texts"][sample]["notes"]) == 3
+    assert (
+        whence.explain_generation(Language().double(), torch.tensor([[1, 2]]), max_new_tokens=1)
+        .save(tmp_path / "ids.html")
+        .exists()
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from whence.core.argument_checks import check_arguments
 from whence.core.explain import explain_targets
 from whence.core.explanation import Explanation
+from whence.core.files import text_writer
 from whence.core.inputs import Inputs, check_model
 from whence.core.result import Result
 from whence.core.targets import Logit
 from whence.core.texts import DECODER, TextModel, is_encoder_decoder, with_decoder_start
+from whence.core.tokens import text_strings
 from whence.core.trees import Tree
 from whence.errors import InputError, TargetError
 from whence.lrp.engine.model_outputs import logits_of
@@ -35,11 +38,13 @@ class Generation(Result):
         ids: Token ids of the prompt and the continuation, `[N, T + n]`; those of the decoder for an encoder-decoder.
         start: The length T of the prompt, at which the new tokens start.
         explanations: The explanation of each of the n new tokens.
+        words: The strings of `ids` by sample, where a tokenizer is known.
     """
 
     ids: Tensor  # [N, T + n]; of the decoder for an encoder-decoder
     start: int  # T, where the new tokens start
     explanations: tuple[Explanation, ...]  # n
+    words: tuple[list[str], ...] = ()  # of `ids`, by sample
 
     @property
     def relevance(self) -> Tensor:
@@ -57,7 +62,8 @@ class Generation(Result):
 
     def with_tokens(self, tokenizer: Any) -> "Generation":
         """Return the generation with token strings, for figures and pages; `tokenizer` is as for `Explanation.with_tokens`."""
-        return replace(self, explanations=tuple(e.with_tokens(tokenizer) for e in self.explanations))
+        named = tuple(e.with_tokens(tokenizer) for e in self.explanations)
+        return replace(self, explanations=named, words=tuple(text_strings(tokenizer, row) for row in self.ids.tolist()))
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -69,14 +75,52 @@ class Generation(Result):
         from whence.plotting.token_text import token_grid
 
         relevance = self.relevance[:, 0].float().cpu()
-        first = self.explanations[0]
-        words = [word for rows in first.tokens.values() for word in rows[0]]
-        given = words or [str(int(i)) for t in _text_leaves(first.inputs) for i in t[0]]
-        written = [e.target_names()[0] for e in self.explanations]
-        begin = relevance.shape[1] - (self.ids.shape[1] - 1) + self.start
-        future = torch.arange(relevance.shape[1]) >= begin + torch.arange(len(relevance))[:, None]
+        first = self._first_new_token
+        future = torch.arange(relevance.shape[1]) >= first + torch.arange(len(relevance))[:, None]
         title = "relevance of preceding tokens for each generated token (square root of shares)"
-        return token_grid(written, given, relevance.masked_fill(future, float("nan")), title)
+        return token_grid(self._written(0), self._given(0), relevance.masked_fill(future, float("nan")), title)
+
+    def save(self, path: str | Path) -> Path:
+        """Save the figure (.png, .jpg, .pdf, .svg), a page (.html) or the table (.csv, .json), and return the path.
+
+        On the page, a generated token shows what it rests on when one points at it.
+        """
+        return self._save(path, {".html": text_writer(self._page)})
+
+    @property
+    def _first_new_token(self) -> int:
+        """The position of the first new token among all tokens, those of an encoder included."""
+        return self.relevance.shape[2] - (self.ids.shape[1] - 1) + self.start
+
+    def _given(self, sample: int) -> list[str]:
+        """Return the strings of the tokens of a sample before the last."""
+        e = self.explanations[0]
+        words = [word for rows in e.tokens.values() for word in rows[sample]]
+        return words or [f" {int(i)}" for t in _text_leaves(e.inputs) for i in t[sample]]
+
+    def _written(self, sample: int) -> list[str]:
+        """Return the names of the new tokens of a sample."""
+        return [e.target_names()[sample] for e in self.explanations]
+
+    def _page(self) -> str:
+        from whence.plotting.html_pages import render_page
+        from whence.plotting.palettes import PALETTES
+
+        first, relevance, texts = self._first_new_token, self.relevance.float().cpu(), []
+        for sample in range(relevance.shape[1]):
+            names, rows = self._written(sample), relevance[:, sample].tolist()
+            notes = [
+                f"{name!r}: output {float(e.output[sample]):.3g} = relevance {float(e.conservation.relevance[sample]):.3g}"
+                + ("" if e.conservation.absorbed is None else f" + absorbed {float(e.conservation.absorbed[sample]):.3g}")
+                for name, e in zip(names, self.explanations, strict=True)
+            ]
+            words = [*self._given(sample), f" {names[-1]}"]
+            if self.words:  # which follow those of an encoder
+                words[-len(self.words[sample]) :] = self.words[sample]
+            texts.append({"words": words, "first": first, "relevance": _rounded(rows), "notes": notes})
+        colours = [{"positive": pair.positive, "negative": pair.negative} for pair in PALETTES.values()]
+        data = {"texts": [{key: text[key] for key in ("relevance", "notes")} for text in texts], "palettes": colours}
+        return render_page("generation.html", texts=texts, data=data)
 
 
 @check_arguments
@@ -143,7 +187,8 @@ def explain_generation(
         raise TargetError("no token was generated; max_new_tokens must be at least 1, and a continuation must not be empty")
     targets = [Logit(whole[:, t], position=t - 1) for t in range(start, whole.shape[1])]
     explanations = explain_targets(model, _append_ids(inputs, whole[:, :-1]), targets, method=method)
-    return Generation(whole, start, tuple(map(texts.named, explanations)))
+    found = Generation(whole, start, tuple(explanations))
+    return found if texts.tokenizer is None else found.with_tokens(texts.tokenizer)
 
 
 @torch.no_grad()
@@ -191,6 +236,11 @@ def _append_ids(inputs: Tree, ids: Tensor) -> Tree:
 def _token_relevance(relevance: Tree) -> Tensor:
     texts = _text_leaves(relevance)
     return torch.cat([t.to(texts[0]) for t in texts], 1)
+
+
+def _rounded(rows: list[list[float]]) -> list[list[float]]:
+    """Return values of four digits, for short pages."""
+    return [[float(f"{value:.4g}") for value in row] for row in rows]
 
 
 def _text_leaves(nest: Tree) -> list[Tensor]:
