@@ -108,7 +108,7 @@ def test_the_page_of_a_generation_has_its_words_and_relevance(tmp_path):
     for sample in range(2):
         assert page.count('<span role="button"') == 6
         found = torch.tensor(data["texts"][sample]["relevance"])
-        torch.testing.assert_close(found, written.relevance[:, sample].float(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found, written.relevance[:, sample].to(found), rtol=1e-3, atol=1e-6)
         assert len(data["texts"][sample]["notes"]) == 3
     assert (
         whence.explain_generation(Language().double(), torch.tensor([[1, 2]]), max_new_tokens=1)
