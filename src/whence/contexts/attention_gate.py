@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from whence.contexts.prompt import Prompt
 from whence.core.devices import first_weight
 from whence.core.inputs import Inputs
-from whence.errors import WhenceError
 from whence.lrp.engine.model_outputs import logits_of
 from whence.methods.backward_passes import gradients_enabled
 
@@ -42,7 +41,7 @@ def gate_relevance(model: Any, prompt: Prompt, response: Tensor, parts: Sequence
             if not values.requires_grad:
                 return None
             found = [torch.autograd.grad(values[part].sum(), gates, retain_graph=True)[0] for part in parts]
-    except (WhenceError, RuntimeError, TypeError, ValueError):  # a model that does not take such a mask
+    except Exception:  # a model that does not take such a mask
         return None
     relevance = torch.stack(found).double().cpu()
     return relevance if bool(relevance.isfinite().all()) and bool(relevance.any()) else None

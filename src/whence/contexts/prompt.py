@@ -1,5 +1,6 @@
 """A prompt of sources and a query, of which some sources can be left out."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 from whence.core.passages import split_paragraphs, split_sentences
 from whence.errors import InputError, first_line, value_repr
 
+CLOSING = ".,;:!?)]}%’”»…"
+Place = tuple[str, str, int, int]  # name, text, first character, and the one after the last
 SPLITS = {"sentence": split_sentences, "paragraph": split_paragraphs}
 
 
@@ -57,13 +60,21 @@ def encode_response(tokenizer: Any, prompt: Prompt, response: str) -> Tensor:
 
     They are those of the whole text: alone, a response may get a space in front that it does not have there.
     """
-    if not prompt.of_chat and prompt.text[-1:].isalnum() and response[:1].isalnum():
-        response = f" {response}"
+    if not prompt.of_chat:
+        response = joined(prompt.text, response)[len(prompt.text) :]
     whole = torch.tensor(tokenizer(prompt.text + response, add_special_tokens=not prompt.of_chat)["input_ids"])
     count = len(prompt)
     if len(whole) > count and torch.equal(whole[:count], prompt.ids):
         return whole[count:]
     return torch.tensor(tokenizer(response, add_special_tokens=False)["input_ids"])  # merged with the end of the prompt
+
+
+def joined(before: str, after: str) -> str:
+    """Return two texts with a space between them where a reader expects one: not in Chinese, nor before a full stop."""
+    if not before or not after or before[-1].isspace() or after[0].isspace() or after[0] in CLOSING:
+        return before + after
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in (before[-1], after[0]))
+    return before + after if wide else f"{before} {after}"
 
 
 def make_prompt(tokenizer: Any, context: Any, query: str, split: str) -> Prompt:
@@ -90,28 +101,43 @@ def make_prompt(tokenizer: Any, context: Any, query: str, split: str) -> Prompt:
     _check_texts(pieces)
     text = "\n\n".join(part.strip() for _, part in pieces) if text is None else text
     if getattr(tokenizer, "chat_template", None):
-        return _of_messages(tokenizer, [{"role": "user", "content": f"{text}\n\n{query}"}], None, pieces)
-    return _located(tokenizer, f"{text} {query}" if query else text, pieces, special=True)
+        return _of_documents(tokenizer, f"{text}\n\n{query}", pieces)
+    return _located(tokenizer, joined(text, query), _places(joined(text, query), pieces), special=True)
 
 
 def _are_messages(context: Any) -> bool:
-    return isinstance(context, Sequence) and bool(context) and all(isinstance(m, Mapping) and "content" in m for m in context)
+    return (
+        isinstance(context, Sequence)
+        and bool(context)
+        and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in context)
+    )
 
 
-def _of_messages(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], query: str | None, pieces: list[tuple[str, str]] | None = None
-) -> Prompt:
+def _of_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], query: str) -> Prompt:
+    """Return the prompt of chat messages, each a source, and the query as one more message of the user."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("the tokenizer has no chat template for messages; pass the context as a text or a list of documents")
-    if pieces is None:
-        pieces = [(f"{m.get('role', 'message')} {i + 1}", m["content"]) for i, m in enumerate(messages)]
-        _check_texts(pieces)
+    pieces = [(f"{m['role']} {i + 1}", m["content"]) for i, m in enumerate(messages)]
+    _check_texts(pieces)
     asked = [*messages, {"role": "user", "content": query}] if query else list(messages)
+    text = _rendered(tokenizer, asked)
+    return _located(tokenizer, text, _places_of_messages(tokenizer, asked, text)[: len(pieces)], special=False)
+
+
+def _of_documents(tokenizer: Any, content: str, pieces: list[tuple[str, str]]) -> Prompt:
+    """Return the prompt of documents and the query in one message of the user."""
+    message = [{"role": "user", "content": content}]
+    text = _rendered(tokenizer, message)
+    ((_, shown, start, _),) = _places_of_messages(tokenizer, message, text)
+    places = [(name, piece, start + a, start + b) for name, piece, a, b in _places(shown, pieces)]
+    return _located(tokenizer, text, places, special=False)
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     try:
-        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # of jinja, or raised by the template
         raise InputError(f"the chat template failed on the messages: {first_line(error)}") from error
-    return _located(tokenizer, text, pieces, special=False)
 
 
 def _check_texts(pieces: list[tuple[str, str]]) -> None:
@@ -124,24 +150,52 @@ def _check_texts(pieces: list[tuple[str, str]]) -> None:
             raise InputError(f"source {name!r} is empty; leave it out")
 
 
-def _located(tokenizer: Any, text: str, pieces: list[tuple[str, str]], special: bool) -> Prompt:
-    """Return the prompt of a text in which the sources follow each other."""
+def _places(text: str, pieces: list[tuple[str, str]]) -> list[Place]:
+    """Return where the sources stand in a text, one after the other."""
+    found, after = [], 0
+    for name, piece in pieces:
+        start = text.find(piece.strip(), after)
+        if start < 0:
+            raise InputError(f"the chat template changes the text of source {name!r}; pass it as a document")
+        after = start + len(piece.strip())
+        found.append((name, piece.strip(), start, after))
+    return found
+
+
+def _places_of_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], text: str) -> list[Place]:
+    """Return where the messages stand in the text of the chat template, whose own text may hold the same words."""
+    marks = [f"\N{INVISIBLE SEPARATOR}message {i}\N{INVISIBLE SEPARATOR}" for i in range(len(messages))]
+    marked = _rendered(tokenizer, [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
+    found, at = [], 0
+    for i, (message, mark) in enumerate(zip(messages, marks, strict=True)):
+        before, is_there, marked = marked.partition(mark)
+        at, content = at + len(before), message["content"]
+        shown = next((part for part in (content, content.strip()) if text.startswith(part, at)), None)
+        if not is_there or shown is None:
+            raise InputError(f"the chat template changes the text of message {i + 1}; pass the context as documents")
+        start = at + len(shown) - len(shown.lstrip())
+        found.append((f"{message['role']} {i + 1}", shown.strip(), start, start + len(shown.strip())))
+        at += len(shown)
+    return found
+
+
+def _located(tokenizer: Any, text: str, places: list[Place], special: bool) -> Prompt:
+    """Return the prompt of a text with sources at these places."""
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             "the tokenizer does not tell which characters a token stands for; load a fast one: "
             "AutoTokenizer.from_pretrained(…, use_fast=True)"
         )
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    offsets, sources, after = encoded["offset_mapping"], [], 0
-    for name, piece in pieces:
-        start = text.find(piece.strip(), after)
-        if start < 0:
-            raise InputError(f"the chat template changes the text of source {name!r}; pass it as a document")
-        after = start + len(piece.strip())
-        tokens = tuple(i for i, (a, b) in enumerate(offsets) if a < b and start < b and _first_letter(text, a, b) < after
-                       and _first_letter(text, a, b) >= start)  # fmt: skip
-        sources.append(Source(name, piece.strip(), tokens))
-    return Prompt(torch.tensor(encoded["input_ids"]), tuple(sources), text, not special)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    while special and len(ids) > 1 and ids[-1] in tokenizer.all_special_ids:  # an end that the response would stand behind
+        ids, offsets = ids[:-1], offsets[:-1]
+    firsts = [_first_letter(text, a, b) if a < b else -1 for a, b in offsets]
+    sources = tuple(
+        Source(name, piece, tuple(i for i, at in enumerate(firsts) if start <= at < stop))
+        for name, piece, start, stop in places
+    )
+    return Prompt(torch.tensor(ids), sources, text, not special)
 
 
 def _first_letter(text: str, start: int, stop: int) -> int:

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,8 @@ from whence.core.passages import Passage, split_sentences
 from whence.core.progress import Progress
 from whence.core.result import Result
 from whence.core.targets import Span
+from whence.core.texts import TextModel, is_encoder_decoder
+from whence.core.tokens import text_strings
 from whence.errors import ContextWarning, InputError, TargetError, value_repr
 from whence.methods.registry import Method, resolve_method
 
@@ -66,13 +69,13 @@ class SourceAttribution(Result):
         sources: The sources.
         response: The text of the response.
         statements: The statements.
-        scores: Estimated change of the log-probability of each statement if a source is left out, `[statements, K]`: positive
-            where the source made the model write it.
+        scores: Estimate of by how much the log-probability of each statement falls if a source is left out, `[statements, K]`,
+            on average over which others are present: positive where the source made the model write it.
         relevance: Relevance of each source for each statement by one backward pass, `[statements, K]`: the prior of `scores`,
             in proportion only.
-        support: For each statement, `[statements]`, by how much its best source alone raises its log-probability over that
-            without any context. Near or below 0, nothing in the context supports it. It measures what the model relies on, not
-            what is true.
+        support: For each statement, `[statements]`, by how much the best of its three sources of most relevance alone raises
+            its log-probability over that without any context. Near or below 0, nothing in the context supports it. It measures
+            what the model relies on, not what is true.
         deviation: Standard deviation of the log-probability of each statement over the ablations; None without ablations.
         n_evaluations: How many prompts the model evaluated.
         ablation: Whether sources were removed or masked.
@@ -141,7 +144,7 @@ def sources(
     query: str = "",
     response: str | None = None,
     *,
-    tokenizer: Any,
+    tokenizer: Any = None,
     statements: Sequence[str] | None = None,
     n_ablations: int = 8,
     ablation: Ablation = "remove",
@@ -168,7 +171,7 @@ def sources(
         query: The question or the beginning of the response; the last message of the user where the tokenizer has a chat
             template.
         response: The response; generated greedily if None.
-        tokenizer: The fast tokenizer of the model.
+        tokenizer: The fast tokenizer of the model; not needed for a pipeline of transformers.
         statements: Parts of the response to explain. By default its sentences, and the whole if there are several.
         n_ablations: Number of subsets of the sources to evaluate; 0 for the relevance alone. 8 are enough for 8 sources, 32 for
             32.
@@ -190,13 +193,17 @@ def sources(
     References:
         The task: Cohen-Wang et al. 2024 (ContextCite).
     """
+    texts = TextModel.of(model, tokenizer)
+    model, tokenizer = texts.model, texts.tokenizer
     check_model(model)
-    _check_settings(query, n_ablations, ablation)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    _check_settings(query, n_ablations, ablation, seed)
+    if is_encoder_decoder(model):
         raise InputError("sources() explains causal language models; this one is an encoder-decoder: use explain_generation()")
     prompt = make_prompt(tokenizer, context, query, split)
+    _check_prompt(prompt, ablation)
     _check_length(model, len(prompt), max_new_tokens if response is None else 0)
     written = _response(model, tokenizer, prompt, response, max_new_tokens)
+    _check_length(model, len(prompt) + len(written), 0)
     parts = _statements(tokenizer, written, statements)
     relevance = _relevance(model, prompt, written, parts, method)
     likelihood = ResponseLikelihood(model, prompt, written, ablation == "mask")
@@ -221,7 +228,20 @@ def sources(
     )
 
 
-def _check_settings(query: Any, n_ablations: int, ablation: str) -> None:
+def _check_prompt(prompt: Prompt, ablation: str) -> None:
+    nothing = ~prompt.belongs().any(0)
+    if not nothing.any():
+        raise InputError("nothing is left of the prompt without its sources; pass a query")
+    if ablation == "mask" and not nothing[-1]:
+        raise InputError(
+            "ablation='mask' cannot hide the last source, from whose last token the response is predicted; pass a query, or "
+            "ablation='remove'"
+        )
+
+
+def _check_settings(query: Any, n_ablations: int, ablation: str, seed: Any) -> None:
+    if not isinstance(seed, int):
+        raise InputError(f"seed={value_repr(seed)}; expected an int")
     if not isinstance(query, str):
         raise InputError(f"query is of type {type(query).__name__}; expected a text")
     if not isinstance(n_ablations, int) or n_ablations < 0:
@@ -234,7 +254,7 @@ def _check_length(model: Any, length: int, new: int) -> None:
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if isinstance(limit, int) and length + new > limit:
         raise InputError(
-            f"the prompt of {length} tokens{f' and max_new_tokens={new}' if new else ''} exceeds the {limit} tokens that "
+            f"the text of {length} tokens{f' and max_new_tokens={new}' if new else ''} exceeds the {limit} tokens that "
             "the model can read; pass fewer or shorter sources"
         )
 
@@ -258,30 +278,45 @@ def _response(model: Any, tokenizer: Any, prompt: Prompt, response: str | None, 
 
 def _statements(tokenizer: Any, written: Tensor, wanted: Sequence[str] | None) -> list[Statement]:
     """Return the parts of the response to explain, with the tokens that they consist of."""
-    texts = [tokenizer.decode(written[:i]) for i in range(len(written) + 1)]
-    whole = texts[-1]
+    words = text_strings(tokenizer, written.tolist())
+    whole = "".join(words)
     if wanted is None:
-        passages = split_sentences(whole)
+        passages = split_sentences(whole) or [Passage(whole, 0, len(whole))]
         passages = [*passages, Passage(whole.strip(), 0, len(whole))] if len(passages) > 1 else passages
-    elif isinstance(wanted, str):
+    elif isinstance(wanted, str) or not len(wanted):
         raise InputError("statements must be a list of texts; pass [statement]")
     else:
-        passages = [_found(whole, part) for part in wanted]
+        passages = _in_order(whole, wanted)
+    ends = list(accumulate(map(len, words)))
     found = []
-    for passage in passages:
-        start = next(i for i in range(len(written)) if len(texts[i + 1]) > passage.start)
-        stop = next((i for i in range(1, len(texts)) if len(texts[i]) >= passage.stop), len(written))
-        found.append(Statement(passage.text, start, max(stop, start + 1), 0.0))
+    for (
+        passage
+    ) in passages:  # a character of several tokens is the string of the last, so that the empty ones before belong to it
+        start = next((i + 1 for i in reversed(range(len(words))) if words[i] and ends[i] <= passage.start), 0)
+        stop = next((i + 1 for i in range(len(words)) if ends[i] >= passage.stop), len(words))
+        found.append(Statement(passage.text.strip(), start, max(stop, start + 1), 0.0))
     return found
 
 
-def _found(whole: str, part: str) -> Passage:
-    """Return where a statement is in the response, whatever the spaces between its words."""
-    words = part.split() if isinstance(part, str) else []
-    place = re.search(r"\s*".join(map(re.escape, words)), whole) if words else None
-    if place is None:
-        raise InputError(f"the statement {value_repr(part)} is not a part of the response {value_repr(whole.strip())}")
-    return Passage(place.group(), *place.span())
+def _in_order(whole: str, parts: Sequence[str]) -> list[Passage]:
+    """Return where the parts are in the response as whole words, one after the other where they can be."""
+    found, after = [], 0
+    for part in parts:
+        pattern = _whole_words(part) if isinstance(part, str) and part.strip() else None
+        place = None if pattern is None else pattern.search(whole, after) or pattern.search(whole)
+        if place is None:
+            raise InputError(f"the statement {value_repr(part)} is not a part of the response {value_repr(whole.strip())}")
+        found.append(Passage(place.group(), *place.span()))
+        after = place.end()
+    return found
+
+
+def _whole_words(text: str) -> re.Pattern[str]:
+    """Return a pattern of a text with any spaces between its words, not within a longer word."""
+    words = text.split()
+    first, last = (letter.isascii() and letter.isalnum() for letter in (words[0][0], words[-1][-1]))
+    inside = r"\s*".join(map(re.escape, words))
+    return re.compile((r"(?<![A-Za-z0-9])" if first else "") + inside + (r"(?![A-Za-z0-9])" if last else ""))
 
 
 def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Statement], method: Method | str | None) -> Tensor:

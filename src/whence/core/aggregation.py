@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from whence.core.explanation_data import ExplanationData
 
+SPECIAL = re.compile(r"<[^<>\s]+>|<\|[^|]+\|>|\[[A-Z]+\]")  # <s>, <|im_end|>, [SEP]
 OTHERS = "(other tokens)"  # special tokens, and what stands between passages
 MOST_FIGURES = 4  # samples that are drawn
 
@@ -98,21 +99,23 @@ class AggregatedRelevance(Result):
 
 def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
     """Return the relevance of passages of the texts of an explanation."""
-    parts = {
-        name: relevance
-        for name, relevance in named_leaves(explanation.relevance).items()
-        if not named_leaves(explanation.inputs)[name].is_floating_point()
-    }
+    inputs = named_leaves(explanation.inputs)
+    ids = {name: r for name, r in named_leaves(explanation.relevance).items() if not inputs[name].is_floating_point()}
+    parts = {name: r for name, r in ids.items() if "input_ids" in name} or (ids if len(ids) == 1 else {})
     if not parts:
         raise InputError("aggregate() sums over the tokens of texts; the explained inputs are no token ids")
+    first, mask = next(iter(parts)), inputs.get("attention_mask")
     groups, scores = [], []
     for sample in range(len(explanation)):
         found: list[TokenGroup] = []
         sums: list[Tensor] = []
-        for name, relevance in parts.items():
+        for name, relevance in ids.items():
             words = explanation.tokens[name][sample] if name in explanation.tokens else None
             tokens = relevance[sample].detach().flatten().float().cpu()
-            of_part = _with_others(_groups(words, len(tokens), by), len(tokens))
+            # passages by name stand in the first text, that of an encoder; other inputs of ids have no text
+            given = name == first or (name in parts and isinstance(by, str))
+            hidden = _hidden(words, mask[sample] if name == first and isinstance(mask, Tensor) else None, len(tokens))
+            of_part = _with_others(_groups(words, len(tokens), by, hidden) if given else [], len(tokens))
             found += of_part
             sums += [tokens[list(group.tokens)].sum() for group in of_part]
         groups.append(tuple(found))
@@ -120,13 +123,21 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
     return AggregatedRelevance(tuple(groups), tuple(scores), tuple(explanation.target_names()))
 
 
-def _groups(words: Sequence[str] | None, count: int, by: Any) -> list[TokenGroup]:
+def _hidden(words: Sequence[str] | None, mask: Tensor | None, count: int) -> set[int]:
+    """Return the tokens that are no part of the text: special ones, and padding."""
+    special = {i for i, word in enumerate(words or ()) if SPECIAL.fullmatch(word.strip())}
+    padding = set() if mask is None or mask.shape != (count,) else {i for i in range(count) if not mask[i]}
+    return special | padding
+
+
+def _groups(words: Sequence[str] | None, count: int, by: Any, hidden: set[int]) -> list[TokenGroup]:
     if isinstance(by, Mapping):
         return [TokenGroup(str(name), tuple(_range(name, place, count))) for name, place in by.items()]
     if words is None:
         raise InputError(
             "the tokens have no text; call explanation.with_tokens(tokenizer) first, or pass {name: (start, stop)}"
         )
+    words = [" " if i in hidden else word for i, word in enumerate(words)]
     text = "".join(words)
     if isinstance(by, str):
         if by not in SPLITS:
@@ -168,7 +179,7 @@ def _located(words: Sequence[str], passages: Sequence[tuple[str, Passage]]) -> l
     """Return the tokens of passages: those whose first character that is no space stands in it."""
     places, at = [], 0
     for word in words:
-        places.append(at + len(word) - len(word.lstrip()) if word.strip() else at)
+        places.append(at + len(word) - len(word.lstrip()) if word.strip() else -1 if word else at)
         at += len(word)
     return [
         TokenGroup(name, tuple(i for i, place in enumerate(places) if passage.start <= place < passage.stop))

@@ -64,11 +64,18 @@ class TextModel:
         """Return a target with classes and tokens given by name as their indices."""
         if isinstance(target, str):
             return self._index(target)
-        if isinstance(target, list | tuple) and any(isinstance(name, str) for name in target):
-            return [self._index(name) if isinstance(name, str) else name for name in target]
+        if isinstance(target, list | tuple):
+            return self._of_list(target)
         if isinstance(target, Logit) and any(isinstance(name, str) for name in (target.index, target.rather_than)):
             return replace(target, index=self.target(target.index), rather_than=self.target(target.rather_than))
+        if isinstance(target, Logit):
+            return replace(target, index=self._of_list(target.index), rather_than=self._of_list(target.rather_than))
         return target
+
+    def _of_list(self, target: Any) -> Any:
+        if not isinstance(target, list | tuple) or not any(isinstance(name, str) for name in target):
+            return target
+        return [self._index(name) if isinstance(name, str) else name for name in target]
 
     def targets(self, targets: Any) -> Any:
         """Return a list of targets with names as indices; what is no list is left to the checks."""
@@ -105,6 +112,12 @@ class TextModel:
             raise InputError("the tokenizer returned no tokens for this text")
         self._check_vocabulary(encoded["input_ids"])
         accepted = _parameters(self.model)
+        mask = encoded.get("attention_mask")
+        if accepted is not None and "attention_mask" not in accepted and mask is not None and not mask.bool().all():
+            raise InputError(
+                "the texts have several lengths, but the model takes no attention_mask and would read the padding as text; "
+                "explain one text at a time"
+            )
         weight = first_weight(self.model)
         found = {
             name: t if weight is None else t.to(weight.device)
@@ -124,19 +137,43 @@ class TextModel:
     def _index(self, name: str) -> int:
         """Return the index of a class, in any case, or the id of a token."""
         pairs = self.class_names.items() if isinstance(self.class_names, Mapping) else enumerate(self.class_names)
-        known = {str(one).lower(): int(i) for i, one in pairs}
+        known = [(i, str(one)) for i, one in pairs]
         if known:
-            if name.lower() not in known:
-                raise TargetError(f"there is no class {name!r}{suggest(name, list(known))}; pass a name or an index of a class")
-            return known[name.lower()]
+            exact = [i for i, one in known if one == name] or [i for i, one in known if one.lower() == name.lower()]
+            if len(exact) > 1:
+                raise TargetError(
+                    f"{len(exact)} classes are named {name!r}, {', '.join(map(str, exact))}; pass the index of one"
+                )
+            if not exact:
+                hint = suggest(name, [one for _, one in known])
+                raise TargetError(f"there is no class {name!r}{hint}; pass a name or an index of a class")
+            return _class_number(exact[0])
         if self.tokenizer is None:
             raise TargetError(f"target {value_repr(name)} is a name; pass class_names=, tokenizer=, or the index of the class")
-        variants = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f" {name.strip()}", name)]
+        return self._token(name)
+
+    def _token(self, name: str) -> int:
+        """Return the id of a text that is a single token: of a word, the one with a space in front, where there is one."""
+        texts = [f" {name}", name] if name.isalnum() else [name]
+        variants = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        single = [ids[0] for ids in variants if len(ids) == 1 and (ids[0] != unknown or name == self.tokenizer.unk_token)]
+        if single:
+            return int(single[0])
         ids = min(variants, key=len)
-        if len(ids) != 1:
-            written = ", ".join(map(repr, token_strings(self.tokenizer, ids)))
-            raise TargetError(f"{name!r} is not a single token but {len(ids)}: {written}; choose one of them")
-        return int(ids[0])
+        if unknown in ids:
+            raise TargetError(f"{name!r} is not in the vocabulary of the tokenizer; pass another word or a token id")
+        written = ", ".join(map(repr, token_strings(self.tokenizer, ids)))
+        raise TargetError(f"{name!r} is not a single token but {len(ids)}: {written}; choose one of them")
+
+
+def _class_number(index: Any) -> int:
+    try:
+        return int(index)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"class_names has the key {value_repr(index)}; expected a list of names, or a dict {{index: name}}"
+        ) from error
 
 
 def is_encoder_decoder(model: Any) -> bool:

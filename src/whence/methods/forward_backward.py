@@ -185,6 +185,8 @@ def target_gradients(
         given = inputs.copied() | copies | mode.lookups.given
         outputs = inputs.call(task.model, tuple(given.values()))
         indexed = mode.before_saturation(outputs) if any(map(reads_outputs, task.targets)) else outputs
+        if isinstance(logits := logits_of(indexed), Tensor) and logits.requires_grad:
+            indexed = logits.view(logits.shape)  # read by the mode, which refuses the output of an unknown function
     vectors = [lookup.vectors for lookup in mode.lookups.found]
     if not sources and not vectors:
         raise InputError(

@@ -66,16 +66,20 @@ def _read(given: list[str]) -> dict[str, str]:
     for name in given:
         path = Path(name)
         if name == "-":
-            found["standard input"] = sys.stdin.read()
+            texts = {"standard input": sys.stdin.read()}
         elif path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".md"))
             if not files:
                 raise InputError(f"the folder {name} has no .txt or .md files")
-            found |= {file.name: _text(file) for file in files}
+            alone = len(given) == 1
+            texts = {file.name if alone else str(file): _text(file) for file in files}
         elif path.is_file():
-            found[name] = _text(path)
+            texts = {name: _text(path)}
         else:
             raise InputError(f"no file or folder {name!r}; pass text files, a folder of them, or - for standard input")
+        if twice := found.keys() & texts.keys():
+            raise InputError(f"{twice.pop()} is given twice; pass each document once")
+        found |= texts
     if not found:
         raise InputError("nothing to read: pass text files, a folder of them, or - for standard input")
     return found
@@ -83,7 +87,7 @@ def _read(given: list[str]) -> dict[str, str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text in UTF-8") from error
 
