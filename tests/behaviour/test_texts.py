@@ -271,8 +271,8 @@ def test_generation_explains_every_token_it_writes():
     for continuation in (torch.tensor([1]), torch.tensor([[1]]), torch.tensor([[1.0], [2.0]])):
         with pytest.raises(errors.InputError, match=r"the continuation must be integer token ids \[2, n\]"):
             whence.explain_generation(model, ids, continuation=continuation)
-    with pytest.raises(errors.WhenceError, match=r"cannot save as 'grid.html': the suffix must be one of .png"):
-        written.save("grid.html")
+    with pytest.raises(errors.WhenceError, match=r"cannot save as 'grid.npz': the suffix must be one of .png"):
+        written.save("grid.npz")
     with pytest.raises(errors.TargetError, match="no token was generated"):
         whence.explain_generation(model, ids, max_new_tokens=0)
 

@@ -242,6 +242,83 @@ def test_a_response_that_the_context_does_not_matter_for_warns(tokenizer):
     assert float(found.support[0]) == pytest.approx(0, abs=1e-9)
 
 
+def test_characters_of_several_tokens_belong_to_their_statement():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from whence.contexts.sources import _statements
+
+    letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(letters, []))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    by_bytes = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+    written = torch.tensor(by_bytes("她走了。他没有。")["input_ids"])
+    found = _statements(by_bytes, written, None)
+    assert [(s.text, s.start, s.stop) for s in found] == [
+        ("她走了。", 0, 12),
+        ("他没有。", 12, 24),
+        ("她走了。他没有。", 0, 24),
+    ]
+
+
+def test_statements_are_whole_words_in_their_order(tokenizer):
+    from whence.contexts.sources import _statements
+
+    written = torch.tensor(tokenizer("Tom . Mia . Tom .")["input_ids"])
+    assert [(s.start, s.stop) for s in _statements(tokenizer, written, ["Tom .", "Mia .", "Tom ."])] == [(0, 2), (2, 4), (4, 6)]
+    with pytest.raises(errors.InputError, match="is not a part"):
+        _statements(tokenizer, written, ["om"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "both"),
+    [
+        ("who ?", "Tom", "who ? Tom"),
+        ("谁有球", "我有球", "谁有球我有球"),
+        ("the", ", and", "the, and"),
+        ("a ", "b", "a b"),
+        ("", "b", "b"),
+    ],
+)
+def test_texts_are_joined_as_a_reader_expects(before, after, both):
+    from whence.contexts.prompt import joined
+
+    assert joined(before, after) == both
+
+
+def test_messages_are_found_beside_the_same_words_of_the_template(tokenizer):
+    import copy
+
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = (
+        "system : the car user {% for m in messages %}{{ m.role }} : {{ m.content | trim }} {% endfor %}"
+        "{% if add_generation_prompt %}system :{% endif %}"
+    )
+    prompt = make_prompt(
+        chat, [{"role": "user", "content": " the car "}, {"role": "user", "content": "user"}], "who", "sentence"
+    )
+    assert [source.tokens for source in prompt.sources] == [(7, 8), (11,)]
+
+
+def test_an_end_of_the_prompt_is_not_between_it_and_the_response(tokenizer):
+    import copy
+
+    from tokenizers import processors
+
+    ending = copy.deepcopy(tokenizer)
+    ending._tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    prompt = make_prompt(ending, CONTEXT, "Tom", "sentence")
+    assert tokenizer.decode(prompt.ids) == f"<s> {CONTEXT} Tom"
+
+
+def test_models_that_see_the_response_are_refused(tokenizer):
+    class Seeing(Copying):
+        def forward(self, input_ids, attention_mask=None):
+            return super().forward(input_ids) + self.table(input_ids).mean(1, keepdim=True) @ self.table.weight.T
+
+    with pytest.raises(errors.InputError, match="the model is not causal"):
+        whence.sources(Seeing(), CONTEXT, "Tom", "kite", tokenizer=tokenizer, progress=False)
+
+
 BAD = {
     "empty context": ({"context": "  "}, "context is empty"),
     "empty document": ({"context": ["a", " "]}, "source 'document 2' is empty"),
@@ -254,6 +331,9 @@ BAD = {
     "empty response": ({"response": " "}, "expected a text that is not empty"),
     "negative count": ({"n_ablations": -1}, "n_ablations=-1"),
     "another ablation": ({"ablation": "drop"}, "choose 'remove' or 'mask'"),
+    "no statements": ({"statements": []}, r"pass \[statement\]"),
+    "nothing left": ({"context": "Tom has .", "query": ""}, "pass a query"),
+    "another seed": ({"seed": "a"}, "expected an int"),
     "no fast tokenizer": ({"tokenizer": object()}, "load a fast one"),
 }
 

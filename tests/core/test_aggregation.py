@@ -51,6 +51,15 @@ def test_batches_and_files(tmp_path):
     assert "de f" in repr(found)
 
 
+def test_special_tokens_and_padding_are_no_text():
+    ids = {"input_ids": torch.tensor([[0, 2, 3, 1, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}
+    e = whence.explain(Language(), ids, 3).with_tokens(["<s>", " Not", " bad!", "[SEP]", "<pad>", "<pad>"])
+    for by, names in {"sentence": ["Not bad!"], "word": ["Not", "bad"]}.items():
+        found = [row for row in e.aggregate(by).table if row["passage"] != "(other tokens)"]
+        assert [row["passage"] for row in found] == names
+        torch.testing.assert_close(e.aggregate(by).scores[0].sum(), e.relevance["input_ids"].sum())
+
+
 @pytest.mark.parametrize(
     ("by", "message"),
     [

@@ -121,6 +121,31 @@ def test_an_encoder_decoder_starts_its_decoder(tokenizer):
     assert e.relevance["input_ids"].shape == (1, 3)
 
 
+def test_token_names_are_exact_where_they_are_no_words():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from whence.core.texts import TextModel
+
+    letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(letters | {"Ġa": 256, "Ġ.": 257}, [("Ġ", "a"), ("Ġ", ".")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model = TextModel(None, transformers.PreTrainedTokenizerFast(tokenizer_object=made))
+    assert model.target("a") == 256, "a word, with the space in front of it"
+    assert model.target(".") == letters["."]
+    assert model.target("\n") == letters["Ċ"]
+    assert model.target(whence.Logit(["a", 3])) == whence.Logit([256, 3])
+
+
+def test_padding_that_the_model_would_read_is_refused(tokenizer):
+    class Unmasked(Language):
+        def forward(self, input_ids):
+            return super().forward(input_ids)
+
+    whence.explain(Unmasked(), ["the cat", "the dog"], tokenizer=tokenizer)
+    with pytest.raises(errors.InputError, match="takes no attention_mask"):
+        whence.explain(Unmasked(), ["the", "the dog"], tokenizer=tokenizer)
+
+
 BAD = {
     "no tokenizer": ({"inputs": "the cat"}, "the input is a text; pass the tokenizer of the model"),
     "empty": ({"inputs": " ", "tokenizer": word_tokenizer}, "the text is empty"),
@@ -129,6 +154,15 @@ BAD = {
     "no template": ({"inputs": [{"role": "user", "content": "a"}], "tokenizer": word_tokenizer}, "no chat template"),
     "two tokens": ({"inputs": "the cat", "target": "cat dog", "tokenizer": word_tokenizer}, "is not a single token but 2"),
     "name without names": ({"inputs": torch.tensor([[2, 3]]), "target": "cat"}, "pass class_names=, tokenizer="),
+    "not in the vocabulary": ({"inputs": "the cat", "target": "zebra", "tokenizer": word_tokenizer}, "not in the vocabulary"),
+    "two of a name": (
+        {"inputs": torch.tensor([[2, 3]]), "target": "CAT", "class_names": ["cat", "Cat"]},
+        "2 classes are named",
+    ),
+    "names as keys": (
+        {"inputs": torch.tensor([[2]]), "target": "dog", "class_names": {"cat": "dog"}},
+        "expected a list of names",
+    ),
     "no such class": ({"inputs": torch.tensor([[2, 3]]), "target": "act", "class_names": ["cat", "dog"]}, "no class 'act'"),
 }
 

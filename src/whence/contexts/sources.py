@@ -21,7 +21,7 @@ from whence.core.devices import first_weight
 from whence.core.explain import explain_targets
 from whence.core.files import Rows, text_writer
 from whence.core.generation import continue_greedily
-from whence.core.inputs import check_model
+from whence.core.inputs import Inputs, check_model
 from whence.core.passages import Passage, split_sentences
 from whence.core.progress import Progress
 from whence.core.result import Result
@@ -29,6 +29,7 @@ from whence.core.targets import Span
 from whence.core.texts import TextModel, is_encoder_decoder
 from whence.core.tokens import text_strings
 from whence.errors import ContextWarning, InputError, TargetError, value_repr
+from whence.lrp.engine.model_outputs import logits_of
 from whence.methods.registry import Method, resolve_method
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def sources(
     _check_length(model, len(prompt), max_new_tokens if response is None else 0)
     written = _response(model, tokenizer, prompt, response, max_new_tokens)
     _check_length(model, len(prompt) + len(written), 0)
+    _check_causal(model, prompt, written)
     parts = _statements(tokenizer, written, statements)
     relevance = _relevance(model, prompt, written, parts, method)
     likelihood = ResponseLikelihood(model, prompt, written, ablation == "mask")
@@ -236,6 +238,22 @@ def _check_prompt(prompt: Prompt, ablation: str) -> None:
         raise InputError(
             "ablation='mask' cannot hide the last source, from whose last token the response is predicted; pass a query, or "
             "ablation='remove'"
+        )
+
+
+@torch.no_grad()
+def _check_causal(model: Any, prompt: Prompt, written: Tensor) -> None:
+    """Raise `InputError` if the logits of a token depend on later tokens, so that the model sees the response."""
+    ids = torch.cat([prompt.ids, written]).expand(2, -1).clone()
+    ids[1, -1] = ids[1, 0]
+    weight = first_weight(model)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = Inputs.of({name: t if weight is None else t.to(weight.device) for name, t in given.items()})
+    logits = logits_of(inputs.run(model))
+    if isinstance(logits, Tensor) and logits.dim() == 3 and not torch.allclose(logits[0, :-1], logits[1, :-1], atol=1e-3):
+        raise InputError(
+            "the model is not causal: its predictions depend on later tokens, such as those of the response; pass a causal "
+            "language model (AutoModelForCausalLM)"
         )
 
 

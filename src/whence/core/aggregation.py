@@ -104,7 +104,7 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
     parts = {name: r for name, r in ids.items() if "input_ids" in name} or (ids if len(ids) == 1 else {})
     if not parts:
         raise InputError("aggregate() sums over the tokens of texts; the explained inputs are no token ids")
-    first, mask = next(iter(parts)), inputs.get("attention_mask")
+    first = next(iter(parts))
     groups, scores = [], []
     for sample in range(len(explanation)):
         found: list[TokenGroup] = []
@@ -114,8 +114,7 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
             tokens = relevance[sample].detach().flatten().float().cpu()
             # passages by name stand in the first text, that of an encoder; other inputs of ids have no text
             given = name == first or (name in parts and isinstance(by, str))
-            hidden = _hidden(words, mask[sample] if name == first and isinstance(mask, Tensor) else None, len(tokens))
-            of_part = _with_others(_groups(words, len(tokens), by, hidden) if given else [], len(tokens))
+            of_part = _with_others(_groups(words, len(tokens), by) if given else [], len(tokens))
             found += of_part
             sums += [tokens[list(group.tokens)].sum() for group in of_part]
         groups.append(tuple(found))
@@ -123,21 +122,14 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
     return AggregatedRelevance(tuple(groups), tuple(scores), tuple(explanation.target_names()))
 
 
-def _hidden(words: Sequence[str] | None, mask: Tensor | None, count: int) -> set[int]:
-    """Return the tokens that are no part of the text: special ones, and padding."""
-    special = {i for i, word in enumerate(words or ()) if SPECIAL.fullmatch(word.strip())}
-    padding = set() if mask is None or mask.shape != (count,) else {i for i in range(count) if not mask[i]}
-    return special | padding
-
-
-def _groups(words: Sequence[str] | None, count: int, by: Any, hidden: set[int]) -> list[TokenGroup]:
+def _groups(words: Sequence[str] | None, count: int, by: Any) -> list[TokenGroup]:
     if isinstance(by, Mapping):
         return [TokenGroup(str(name), tuple(_range(name, place, count))) for name, place in by.items()]
     if words is None:
         raise InputError(
             "the tokens have no text; call explanation.with_tokens(tokenizer) first, or pass {name: (start, stop)}"
         )
-    words = [" " if i in hidden else word for i, word in enumerate(words)]
+    words = [" " if SPECIAL.fullmatch(word.strip()) else word for word in words]
     text = "".join(words)
     if isinstance(by, str):
         if by not in SPLITS:
