@@ -250,7 +250,10 @@ def _check_causal(model: Any, prompt: Prompt, written: Tensor) -> None:
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     inputs = Inputs.of({name: t if weight is None else t.to(weight.device) for name, t in given.items()})
     logits = logits_of(inputs.run(model))
-    if isinstance(logits, Tensor) and logits.dim() == 3 and not torch.allclose(logits[0, :-1], logits[1, :-1], atol=1e-3):
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        return  # refused with the reason when log-probabilities are read
+    rounding = 1e-3 if logits.dtype.itemsize >= 4 else 0.25
+    if not torch.allclose(logits[0, :-1], logits[1, :-1], atol=rounding):
         raise InputError(
             "the model is not causal: its predictions depend on later tokens, such as those of the response; pass a causal "
             "language model (AutoModelForCausalLM)"
