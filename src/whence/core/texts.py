@@ -52,7 +52,7 @@ class TextModel:
         if self.tokenizer is None:
             raise InputError(
                 "the input is a text; pass the tokenizer of the model: tokenizer=AutoTokenizer.from_pretrained(…), or a "
-                "transformers.pipeline as the model"
+                "transformers.pipeline as the model; read images by whence.Preprocessing(…).read(path)"
             )
         texts = [self._chat(inputs)] if _are_messages(inputs) else [inputs] if isinstance(inputs, str) else list(inputs)
         for text in texts:
