@@ -77,7 +77,7 @@ def test_target_out_of_range(target):
 @pytest.mark.parametrize(
     ("target", "message"),
     [([0, 1, 2], "each of the 2 samples"), (torch.tensor([[0], [1]]), "has shape"), (0.5, "class index"),
-     (torch.tensor(True), "class index"), ("cat", "is a name; pass class_names="), ([0, None], "expected a class index"), (2**70,
+     (torch.tensor(True), "class index"), ("cat", "is a name; pass"), ([0, None], "expected a class index"), (2**70,
      "expected a class index"), (lambda y: y, r"returned \(2, 3\)"), (lambda y: 3, "returned int"), (lambda y: y.sum(),
      r"returned \(\)")],
 )  # fmt: skip
