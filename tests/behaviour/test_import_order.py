@@ -10,7 +10,7 @@ SOURCES = Path(whence.__file__).parent
 
 
 ORDER = """
-errors core.files core.argument_checks core.missing_names core.fingerprints lrp.engine.model_outputs
+errors core.passages core.files core.argument_checks core.missing_names core.fingerprints lrp.engine.model_outputs
 lrp.ops.function_names lrp.ops.function_facts lrp.engine.function_calls lrp.torch_compat.deferred_checks
 lrp.torch_compat.traced_constants lrp.torch_compat.interrupts
 lrp.torch_compat.saved_tensors lrp.torch_compat.tensor_identity lrp.engine.conservation
@@ -25,7 +25,7 @@ lrp.ops.registry
 lrp.engine.function_mode lrp.rules.presets
 lrp.training
 core data.sharding data.partial_failures data.dataset_rows plotting
-core.explanation_data core.result core.passages
+core.explanation_data core.result
 core.aggregation
 core.explanation_io core.explanation_figures
 core.explanation

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.contexts.likelihoods import token_log_probabilities
 from whence.contexts.prompt import Prompt
 from whence.core.devices import first_weight
 from whence.core.inputs import Inputs
@@ -51,7 +52,7 @@ def _bias(prompt: Prompt, ids: Tensor, gates: Tensor) -> Tensor:
     """Return the additive causal mask `[1, 1, T, T]` with ln g where a query outside of a source reads a key inside."""
     count = ids.shape[1]
     own = torch.zeros(len(gates), count, dtype=gates.dtype, device=gates.device)
-    own[:, : len(prompt)] = prompt.belongs().to(own)
+    own[:, : len(prompt)] = prompt.membership.to(own)
     inside = own.T @ own > 0
     bias = (gates.log() @ own).expand(count, count).masked_fill(inside, 0)
     future = torch.ones(count, count, dtype=torch.bool, device=gates.device).triu(1)
@@ -59,9 +60,6 @@ def _bias(prompt: Prompt, ids: Tensor, gates: Tensor) -> Tensor:
 
 
 def _log_probabilities(model: Any, ids: Tensor, mask: Tensor, response: Tensor) -> Tensor:
-    weight = first_weight(model)
-    assert weight is not None
-    given = {"input_ids": ids.to(weight.device), "attention_mask": mask.to(weight.device)}
-    inputs = Inputs(tuple(given.values()), tuple(given))
-    logits = logits_of(inputs.call(model, tuple(given.values())))[0, -len(response) - 1 : -1].double()
-    return logits.log_softmax(-1).gather(1, response.to(logits.device)[:, None])[:, 0]
+    inputs = Inputs((ids, mask), ("input_ids", "attention_mask")).beside(model)
+    logits = logits_of(inputs.call(model, inputs.parts))
+    return token_log_probabilities(logits[:, -len(response) - 1 : -1], response)[0]

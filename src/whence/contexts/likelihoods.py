@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from whence.contexts.prompt import Prompt
-from whence.core.devices import first_weight
 from whence.core.inputs import Inputs
 from whence.core.progress import Progress, progress
 from whence.errors import TargetError
@@ -58,9 +57,7 @@ class ResponseLikelihood:
             "input_ids": torch.stack([_padded(row, longest) for row in ids]),
             "attention_mask": torch.stack([_padded(row, longest) for row in masks]),
         }
-        weight = first_weight(self.model)
-        inputs = Inputs.of({name: t if weight is None else t.to(weight.device) for name, t in padded.items()})
-        logits = logits_of(inputs.run(self.model))
+        logits = logits_of(Inputs.of(padded).beside(self.model).run(self.model))
         if not isinstance(logits, Tensor) or logits.dim() != 3:
             raise TargetError(
                 "the model returns no logits [N, T, vocabulary]; load it with a language model head (AutoModelForCausalLM)"
@@ -68,7 +65,7 @@ class ResponseLikelihood:
         written = len(self.response)
         stops = [len(row) for row in ids]
         rows = torch.stack([logits[i, stop - written - 1 : stop - 1] for i, stop in enumerate(stops)])
-        return rows.double().log_softmax(-1).cpu().gather(2, self.response.expand(len(rows), -1)[..., None])[..., 0]
+        return token_log_probabilities(rows, self.response).cpu()
 
     def _text(self, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return the token ids of the prompt and the response, and their attention mask."""
@@ -76,6 +73,12 @@ class ResponseLikelihood:
         ids = self.prompt.ids if self.mask else self.prompt.ids[kept]
         mask = kept if self.mask else torch.ones_like(ids)
         return torch.cat([ids, self.response]), torch.cat([mask.long(), torch.ones_like(self.response)])
+
+
+def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of each of `tokens` `[R]` in logits `[n, R, vocabulary]`, `[n, R]` in float64."""
+    index = tokens.to(logits.device).expand(len(logits), -1)[..., None]
+    return logits.double().log_softmax(-1).gather(2, index)[..., 0]
 
 
 def _padded(row: Tensor, length: int) -> Tensor:

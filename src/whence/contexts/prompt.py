@@ -3,13 +3,15 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from whence.core.passages import split_paragraphs, split_sentences
-from whence.errors import InputError, first_line, value_repr
+from whence.core.texts import are_messages, render_chat
+from whence.errors import InputError, value_repr
 
 CLOSING = ".,;:!?)]}%’”»…"
 Place = tuple[str, str, int, int]  # name, text, first character, and the one after the last
@@ -43,8 +45,9 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def belongs(self) -> Tensor:
-        """Return which tokens belong to which source, a bool tensor `[K, T]`."""
+    @cached_property
+    def membership(self) -> Tensor:
+        """The tokens that belong to each source, a bool tensor `[K, T]`."""
         found = torch.zeros(len(self.sources), len(self.ids), dtype=torch.bool)
         for k, source in enumerate(self.sources):
             found[k, list(source.tokens)] = True
@@ -52,7 +55,7 @@ class Prompt:
 
     def kept(self, present: Tensor) -> Tensor:
         """Return the tokens that remain for sources `[K]` that are present, a bool tensor `[T]`."""
-        return ~(self.belongs() & ~present[:, None]).any(0)
+        return ~(self.membership & ~present[:, None]).any(0)
 
 
 def encode_response(tokenizer: Any, prompt: Prompt, response: str) -> Tensor:
@@ -89,7 +92,7 @@ def make_prompt(tokenizer: Any, context: Any, query: str, split: str) -> Prompt:
         pieces, text = [(str(i + 1), p.text) for i, p in enumerate(SPLITS[split](context))], context.strip()
     elif isinstance(context, Mapping):
         pieces, text = [(str(name), part) for name, part in context.items()], None
-    elif _are_messages(context):
+    elif are_messages(context):
         return _of_messages(tokenizer, context, query)
     elif isinstance(context, Sequence):
         pieces, text = [(f"document {i + 1}", part) for i, part in enumerate(context)], None
@@ -105,14 +108,6 @@ def make_prompt(tokenizer: Any, context: Any, query: str, split: str) -> Prompt:
     return _located(tokenizer, joined(text, query), _places(joined(text, query), pieces), special=True)
 
 
-def _are_messages(context: Any) -> bool:
-    return (
-        isinstance(context, Sequence)
-        and bool(context)
-        and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in context)
-    )
-
-
 def _of_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], query: str) -> Prompt:
     """Return the prompt of chat messages, each a source, and the query as one more message of the user."""
     if not getattr(tokenizer, "chat_template", None):
@@ -120,24 +115,17 @@ def _of_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], query: s
     pieces = [(f"{m['role']} {i + 1}", m["content"]) for i, m in enumerate(messages)]
     _check_texts(pieces)
     asked = [*messages, {"role": "user", "content": query}] if query else list(messages)
-    text = _rendered(tokenizer, asked)
+    text = render_chat(tokenizer, asked)
     return _located(tokenizer, text, _places_of_messages(tokenizer, asked, text)[: len(pieces)], special=False)
 
 
 def _of_documents(tokenizer: Any, content: str, pieces: list[tuple[str, str]]) -> Prompt:
     """Return the prompt of documents and the query in one message of the user."""
     message = [{"role": "user", "content": content}]
-    text = _rendered(tokenizer, message)
+    text = render_chat(tokenizer, message)
     ((_, shown, start, _),) = _places_of_messages(tokenizer, message, text)
     places = [(name, piece, start + a, start + b) for name, piece, a, b in _places(shown, pieces)]
     return _located(tokenizer, text, places, special=False)
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # of jinja, or raised by the template
-        raise InputError(f"the chat template failed on the messages: {first_line(error)}") from error
 
 
 def _check_texts(pieces: list[tuple[str, str]]) -> None:
@@ -165,7 +153,7 @@ def _places(text: str, pieces: list[tuple[str, str]]) -> list[Place]:
 def _places_of_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], text: str) -> list[Place]:
     """Return where the messages stand in the text of the chat template, whose own text may hold the same words."""
     marks = [f"\N{INVISIBLE SEPARATOR}message {i}\N{INVISIBLE SEPARATOR}" for i in range(len(messages))]
-    marked = _rendered(tokenizer, [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
+    marked = render_chat(tokenizer, [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
     found, at = [], 0
     for i, (message, mark) in enumerate(zip(messages, marks, strict=True)):
         before, is_there, marked = marked.partition(mark)

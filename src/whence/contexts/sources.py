@@ -17,12 +17,12 @@ from whence.contexts.likelihoods import ResponseLikelihood
 from whence.contexts.prompt import Prompt, Source, encode_response, make_prompt
 from whence.contexts.source_posterior import posterior_effects
 from whence.core.argument_checks import check_arguments
-from whence.core.devices import first_weight
+from whence.core.devices import to_device_of
 from whence.core.explain import explain_targets
 from whence.core.files import Rows, text_writer
 from whence.core.generation import continue_greedily
 from whence.core.inputs import Inputs, check_model
-from whence.core.passages import Passage, split_sentences
+from whence.core.passages import Passage, shorten_line, spaced_pattern, split_sentences
 from whence.core.progress import Progress
 from whence.core.result import Result
 from whence.core.targets import Span
@@ -99,7 +99,8 @@ class SourceAttribution(Result):
         lines = [f"Sources of {len(self)} statements among {len(self.sources)}, by {self.n_evaluations} evaluations"]
         for i, statement in enumerate(self.statements):
             source, score = self.ranking(i)[0]
-            lines.append(f"  {_short(statement.text)!r} ← {source.name}: {_short(source.text)!r} ({score:+.2f})")
+            written, read = (shorten_line(part.text, SHORT) for part in (statement, source))
+            lines.append(f"  {written!r} ← {source.name}: {read!r} ({score:+.2f})")
         return "\n".join(lines)
 
     def ranking(self, statement: int = 0) -> list[tuple[Source, float]]:
@@ -231,7 +232,7 @@ def sources(
 
 
 def _check_prompt(prompt: Prompt, ablation: str) -> None:
-    nothing = ~prompt.belongs().any(0)
+    nothing = ~prompt.membership.any(0)
     if not nothing.any():
         raise InputError("nothing is left of the prompt without its sources; pass a query")
     if ablation == "mask" and not nothing[-1]:
@@ -246,10 +247,8 @@ def _check_causal(model: Any, prompt: Prompt, written: Tensor) -> None:
     """Raise `InputError` if the logits of a token depend on later tokens, so that the model sees the response."""
     ids = torch.cat([prompt.ids, written]).expand(2, -1).clone()
     ids[1, -1] = ids[1, 0]
-    weight = first_weight(model)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs = Inputs.of({name: t if weight is None else t.to(weight.device) for name, t in given.items()})
-    logits = logits_of(inputs.run(model))
+    logits = logits_of(Inputs.of(given).beside(model).run(model))
     if not isinstance(logits, Tensor) or logits.dim() != 3:
         return  # refused with the reason when log-probabilities are read
     rounding = 1e-3 if logits.dtype.itemsize >= 4 else 0.25
@@ -286,8 +285,7 @@ def _response(model: Any, tokenizer: Any, prompt: Prompt, response: str | None, 
         if not isinstance(response, str) or not response.strip():
             raise InputError(f"response={value_repr(response)}; expected a text that is not empty, or None to generate it")
         return encode_response(tokenizer, prompt, response)
-    weight = first_weight(model)
-    ids = prompt.ids[None] if weight is None else prompt.ids[None].to(weight.device)
+    ids = to_device_of(prompt.ids[None], model)
     found = continue_greedily(model, {"input_ids": ids}, ids, count)[0, len(prompt) :].cpu()
     special = torch.tensor(getattr(tokenizer, "all_special_ids", []) or [-1])
     ended = torch.isin(found, special).nonzero()
@@ -310,9 +308,8 @@ def _statements(tokenizer: Any, written: Tensor, wanted: Sequence[str] | None) -
         passages = _in_order(whole, wanted)
     ends = list(accumulate(map(len, words)))
     found = []
-    for (
-        passage
-    ) in passages:  # a character of several tokens is the string of the last, so that the empty ones before belong to it
+    # a character of several tokens is the string of the last of them: the empty ones before it belong to it
+    for passage in passages:
         start = next((i + 1 for i in reversed(range(len(words))) if words[i] and ends[i] <= passage.start), 0)
         stop = next((i + 1 for i in range(len(words)) if ends[i] >= passage.stop), len(words))
         found.append(Statement(passage.text.strip(), start, max(stop, start + 1), 0.0))
@@ -336,8 +333,7 @@ def _whole_words(text: str) -> re.Pattern[str]:
     """Return a pattern of a text with any spaces between its words, not within a longer word."""
     words = text.split()
     first, last = (letter.isascii() and letter.isalnum() for letter in (words[0][0], words[-1][-1]))
-    inside = r"\s*".join(map(re.escape, words))
-    return re.compile((r"(?<![A-Za-z0-9])" if first else "") + inside + (r"(?![A-Za-z0-9])" if last else ""))
+    return re.compile((r"(?<![A-Za-z0-9])" if first else "") + spaced_pattern(text) + (r"(?![A-Za-z0-9])" if last else ""))
 
 
 def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Statement], method: Method | str | None) -> Tensor:
@@ -347,14 +343,12 @@ def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Stat
         if found is not None:
             return found
     begin = len(prompt)
-    ids = torch.cat([prompt.ids, written])[None]
-    weight = first_weight(model)
+    ids = to_device_of(torch.cat([prompt.ids, written])[None], model)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs = {name: t if weight is None else t.to(weight.device) for name, t in inputs.items()}
     targets = [Span(begin + part.start, begin + part.stop) for part in parts]
     found = explain_targets(model, inputs, targets, method=resolve_method(method))
     tokens = torch.stack([e.relevance["input_ids"][0, :begin].double().cpu() for e in found])
-    return tokens @ prompt.belongs().double().T
+    return tokens @ prompt.membership.double().T
 
 
 def _alone(relevance: Tensor) -> Tensor:
@@ -385,8 +379,3 @@ def _deviation(outputs: Tensor) -> Tensor | None:
             stacklevel=4,
         )
     return found
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHORT else f"{line[: SHORT - 1]}…"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.core.files import Rows
-from whence.core.passages import Passage, split_paragraphs, split_sentences
+from whence.core.passages import Passage, spaced_pattern, split_paragraphs, split_sentences
 from whence.core.result import Result
 from whence.core.trees import named_leaves
 from whence.errors import InputError, value_repr
@@ -159,7 +159,7 @@ def _in_order(text: str, parts: Sequence[str]) -> list[Passage]:
     """Return where the parts stand in the text, one after the other, whatever the spaces between their words."""
     found, after = [], 0
     for part in parts:
-        place = re.compile(r"\s*".join(map(re.escape, part.split()))).search(text, after)
+        place = re.compile(spaced_pattern(part)).search(text, after)
         if place is None:
             raise InputError(f"the passage {value_repr(part)} does not stand in the text, after the passages before it")
         found.append(Passage(place.group(), *place.span()))

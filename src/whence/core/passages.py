@@ -1,4 +1,4 @@
-"""Splitting of texts into sentences and paragraphs."""
+"""Passages of texts: sentences, paragraphs, and how to find and shorten one."""
 
 import re
 from dataclasses import dataclass
@@ -32,6 +32,17 @@ def split_sentences(text: str) -> list[Passage]:
 def split_paragraphs(text: str) -> list[Passage]:
     """Return the paragraphs of a text, which empty lines separate."""
     return _between(text, [m.end() for m in PARAGRAPH_END.finditer(text)])
+
+
+def spaced_pattern(text: str) -> str:
+    """Return a regular expression for a text with any spaces between its words."""
+    return r"\s*".join(map(re.escape, text.split()))
+
+
+def shorten_line(text: str, length: int) -> str:
+    """Return a text in one line of at most `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def _between(text: str, ends: list[int]) -> list[Passage]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.core.devices import first_weight
+from whence.core.devices import to_device_of
 from whence.core.explanation import Explanation
 from whence.core.missing_names import suggest
 from whence.core.targets import Logit
@@ -47,18 +47,18 @@ class TextModel:
 
     def read(self, inputs: Any, for_generation: bool = False) -> Tree:
         """Return the inputs, with texts and chat messages encoded; padded on the left for generation."""
-        if not _are_texts(inputs) and not _are_messages(inputs):
+        if not _are_texts(inputs) and not are_messages(inputs):
             return inputs
         if self.tokenizer is None:
             raise InputError(
                 "the input is a text; pass the tokenizer of the model: tokenizer=AutoTokenizer.from_pretrained(…), or a "
                 "transformers.pipeline as the model; read images by whence.Preprocessing(…).read(path)"
             )
-        texts = [self._chat(inputs)] if _are_messages(inputs) else [inputs] if isinstance(inputs, str) else list(inputs)
+        texts = [self._chat(inputs)] if are_messages(inputs) else [inputs] if isinstance(inputs, str) else list(inputs)
         for text in texts:
             if not text.strip():
                 raise InputError("the text is empty" if len(texts) == 1 else f"text {texts.index(text)} is empty")
-        return self._encoded(texts, for_generation, special=not _are_messages(inputs))
+        return self._encoded(texts, for_generation, special=not are_messages(inputs))
 
     def target(self, target: Any) -> Any:
         """Return a target with classes and tokens given by name as their indices."""
@@ -90,10 +90,7 @@ class TextModel:
     def _chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
             raise InputError("the tokenizer has no chat template for messages; pass one text")
-        try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # of jinja, or raised by the template
-            raise InputError(f"the chat template failed on the messages: {first_line(error)}") from error
+        return render_chat(self.tokenizer, messages)
 
     def _encoded(self, texts: list[str], for_generation: bool, special: bool) -> dict[str, Tensor]:
         several: dict[str, Any] = {"padding": True} if len(texts) > 1 else {}
@@ -118,9 +115,8 @@ class TextModel:
                 "the texts have several lengths, but the model takes no attention_mask and would read the padding as text; "
                 "explain one text at a time"
             )
-        weight = first_weight(self.model)
         found = {
-            name: t if weight is None else t.to(weight.device)
+            name: to_device_of(t, self.model)
             for name, t in encoded.items()
             if isinstance(t, Tensor) and (accepted is None or name in accepted)
         }
@@ -206,10 +202,19 @@ def _are_texts(inputs: Any) -> bool:
     )
 
 
-def _are_messages(inputs: Any) -> bool:
+def are_messages(inputs: Any) -> bool:
+    """Return whether inputs are chat messages: dicts with the keys "role" and "content"."""
     return isinstance(inputs, list | tuple) and bool(inputs) and all(
         isinstance(m, Mapping) and set(m) >= MESSAGE_KEYS for m in inputs
     )  # fmt: skip
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of chat messages in the template of the tokenizer, up to where the response begins."""
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # of jinja, or raised by the template
+        raise InputError(f"the chat template failed on the messages: {first_line(error)}") from error
 
 
 def _parameters(model: Any) -> set[str] | None:

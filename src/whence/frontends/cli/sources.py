@@ -10,6 +10,7 @@ from rich.console import Console
 
 from whence.contexts.sources import SourceAttribution, sources as run
 from whence.core.files import PICTURE_SUFFIXES, check_writable
+from whence.core.passages import shorten_line
 from whence.errors import InputError
 from whence.frontends.cli.options import Json, Weights
 from whence.frontends.common.terminal import print_table, warn_about_model
@@ -98,13 +99,8 @@ def _print(found: SourceAttribution, out: Path) -> None:
     rows = []
     for i, statement in enumerate(found.statements):
         for rank, (source, score) in enumerate(found.ranking(i)[:BEST]):
-            first = [_short(statement.text), f"{float(found.support[i]):+.2f}"] if rank == 0 else ["", ""]
-            rows.append([*first, f"{score:+.2f}", source.name, _short(source.text)])
+            first = [shorten_line(statement.text, SHORT), f"{float(found.support[i]):+.2f}"] if rank == 0 else ["", ""]
+            rows.append([*first, f"{score:+.2f}", source.name, shorten_line(source.text, SHORT)])
     title = f"sources by {found.n_evaluations} evaluations; support: by how much the best alone raises ln p"
     print_table(console, ["statement", "support", "score", "source", "text"], rows, title)
     console.print(f"saved {out}", markup=False)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHORT else f"{line[: SHORT - 1]}…"
