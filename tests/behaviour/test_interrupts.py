@@ -18,6 +18,7 @@ import whence
 from whence.lrp.engine.tensor_facts import TensorFacts
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # with unlucky weights, no unit behind the ReLU is active
 signal.signal(signal.SIGINT, signal.default_int_handler)
 net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).eval()
 x = torch.rand(2, 1, 6, 6)
