@@ -1,17 +1,23 @@
-"""Which sentence made the model write this: agreement with deletions (LDS) per evaluation, beside ContextCite's estimator.
+"""Which source made the model write this: agreement with deletions (LDS) per evaluation, beside ContextCite and inseq.
 
-python benchmarks/sources.py ../shared/data   # prints the table and writes benchmarks/results/sources.md
+python benchmarks/sources.py ../shared/data   # prints the tables and writes benchmarks/results/sources.md
 
-The language model of stories; contexts "{name} had a {colour} {thing}.", the query "{name} went to the park with the", and
-its response of six tokens. The truth is the log-probability of the response under 96 random deletions; LDS is its rank
-correlation with the summed scores of the sentences left. ContextCite: LASSO (α = .01) on the logit of the probability per token
-under as many random deletions as whence evaluates prompts besides its backward pass, and four more, which the pass may cost.
+The language model of stories; contexts of facts "{name} had a {colour} {thing}.", the query "{name} went to the park with the",
+and the model's response of six tokens. The truth is the log-probability of the response under 96 random deletions; LDS is its
+rank correlation with the summed scores of the sources left. "n evaluations" are all prompts that whence evaluates besides the
+whole one, those of `support` included. ContextCite: LASSO (α = .01) on the logit of the probability per token, with as many
+random deletions as whence evaluates prompts, and four more, which the backward pass may cost. inseq (where it is installed):
+input × gradient by token, in its default aggregation, summed over the tokens of a source.
+
+"Nothing in the context supports this": facts of the context against the same statements where the sentence of the fact is left
+out; the area under the ROC curve of `support`, of the fall of the log-probability without the context, and of the best score.
 """
 
+import copy
 import random
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,7 @@ sys.path.pop(0)  # a file beside this one is called as the library transformers
 import torch
 from scipy.stats import spearmanr
 from sklearn.linear_model import Lasso
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
@@ -30,39 +37,63 @@ peers.declare_torchvision_operators()
 import whence  # noqa: E402
 from support.story_model import story_model, story_tokenizer  # noqa: E402
 from whence.contexts.likelihoods import ResponseLikelihood  # noqa: E402
-from whence.contexts.prompt import encode_response, make_prompt  # noqa: E402
-from whence.errors import ContextWarning  # noqa: E402
+from whence.contexts.prompt import Prompt, encode_response, make_prompt  # noqa: E402
 
-CONTEXTS, TRUTHS, WRITTEN = 20, 96, 6
+CONTEXTS, TRUTHS, WRITTEN = 40, 96, 6
+SUPPORT = 4  # evaluations for `support`: no source, and three alone
 NAMES = (
     "Lily,Tom,Mia,Ben,Sue,Max,Anna,Tim,Sam,Lucy,Jack,Amy,Bob,Sara,Joe,Kate,Leo,Emma,Dan,Ella,Rex,Nina,Bill,Rose,Finn,Ruby,Otto,"
     "Ivy,Hugo,Zoe,Carl,Jane"
 )
 COLOURS = "red,blue,green,big,small,pink,yellow,brown,old,new"
 THINGS = "ball,kite,car,dog,cat,hat,box,bear,boat,book,cup,doll,bird,fish,toy,cake"
+SCENERY = (
+    "The sun was warm.,It was a nice day.,There was a big tree.,The birds sang.,The grass was green.,The wind blew.,"
+    "A dog ran by.,The sky was blue.,It was time to play.,The flowers were pretty."
+)
 HEAD = [
-    "| sentences | ablation | evaluations | whence, LDS | relevance alone | ContextCite | ContextCite + 4 |",
-    "|---|---|---|---|---|---|---|",
+    "| context | sources | ablation | evaluations | whence | relevance alone | ContextCite | ContextCite + 4 | inseq |",
+    "|---|---|---|---|---|---|---|---|---|",
 ]
+SUPPORT_HEAD = ["| context | sources | support | fall without the context | best score |", "|---|---|---|---|---|"]
 
 
 @dataclass
 class Case:
-    """A context whose response is the model's own."""
+    """A list of sources with a query and a statement."""
 
-    context: str
+    context: str | list[str]
     query: str
-    response: str
+    response: str = ""
 
     @classmethod
-    def make(cls, model: Any, tokenizer: Any, count: int, draw: random.Random) -> "Case":
+    def make(cls, kind: str, count: int, draw: random.Random, without: bool = False) -> "Case":
+        """Draw a context in which the query's name has one fact, and the statement of that fact; or the same without the fact."""
         names, colours, things = (words.split(",") for words in (NAMES, COLOURS, THINGS))
         names = draw.sample(names, count)
-        context = " ".join(f"{name} had a {draw.choice(colours)} {draw.choice(things)}." for name in names)
-        query = f"{draw.choice(names)} went to the park with the"
-        ids = tokenizer(f"{context} {query}", return_tensors="pt")["input_ids"]
-        found = model.generate(ids, max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False, pad_token_id=0)
-        return cls(context, query, tokenizer.decode(found[0, ids.shape[1] :]))
+        facts = [(draw.choice(colours), draw.choice(things)) for _ in names]
+        sentences = "{} had a {thing}. It was {colour}." if kind == "two sentences" else "{} had a {colour} {thing}."
+        sources = [
+            sentences.format(name, colour=colour, thing=thing) for name, (colour, thing) in zip(names, facts, strict=True)
+        ]
+        if kind == "distractors":
+            sources[count // 2 :] = draw.sample(SCENERY.split(","), count - count // 2)
+        asked = draw.randrange(count // 2 if kind == "distractors" else count)
+        fact = sources[asked]
+        draw.shuffle(sources)
+        if without:
+            sources.remove(fact)
+        context = sources if kind == "two sentences" else " ".join(sources)
+        return cls(context, f"{names[asked]} went to the park with the", " ".join(facts[asked]))
+
+    def prompt(self, tokenizer: Any) -> Prompt:
+        return make_prompt(tokenizer, self.context, self.query, "sentence")
+
+    def written_by(self, model: Any, tokenizer: Any) -> "Case":
+        """Return the case with the model's own response."""
+        ids = self.prompt(tokenizer).ids[None]
+        written = model.generate(ids, max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False, pad_token_id=0)
+        return replace(self, response=tokenizer.decode(written[0, ids.shape[1] :]))
 
 
 def lds(scores: Tensor, present: Tensor, outputs: Tensor) -> float:
@@ -77,39 +108,87 @@ def contextcite(present: Tensor, tokens: Tensor) -> Tensor:
     return torch.tensor(Lasso(alpha=0.01, max_iter=10_000).fit(present.double().numpy(), logits.numpy()).coef_)
 
 
-def row(model: Any, tokenizer: Any, count: int, ablation: Any, n: int) -> str:
-    draw, found = random.Random(count), []
+def inseq_scores(model: Any, prompt: Prompt, written: Tensor) -> Tensor | None:
+    """Return the scores of sources by inseq, or None where it is not installed."""
+    try:
+        import inseq
+    except ImportError:
+        return None
+    tokenizer = copy.deepcopy(model.story_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    attribution = inseq.load_model(model, "input_x_gradient", tokenizer=tokenizer)
+    texts = [tokenizer.decode(ids[1:]) for ids in (prompt.ids, torch.cat([prompt.ids, written]))]
+    found = attribution.attribute(*texts, show_progress=False)[0].aggregate()
+    tokens = found.target_attributions[: len(prompt)].nan_to_num().sum(1).double()
+    return tokens.cpu() @ prompt.membership.double().T
+
+
+def row(model: Any, tokenizer: Any, kind: str, count: int, ablation: Any, n: int) -> str:
+    draw, found = random.Random(f"{kind} {count}"), []
     for number in range(CONTEXTS):
-        case = Case.make(model, tokenizer, count, draw)
+        case = Case.make(kind, count, draw).written_by(model, tokenizer)
         attribution = whence.sources(
-            model, case.context, case.query, case.response, tokenizer=tokenizer, statements=[case.response], n_ablations=n,
-            ablation=ablation, progress=False,
+            model, case.context, case.query, case.response, tokenizer=tokenizer, statements=[case.response],
+            n_ablations=n - SUPPORT, ablation=ablation, progress=False,
         )  # fmt: skip
-        prompt = make_prompt(tokenizer, case.context, case.query, "sentence")
+        prompt = case.prompt(tokenizer)
         written = encode_response(tokenizer, prompt, case.response)
         likelihood = ResponseLikelihood(model, prompt, written, ablation == "mask")
         generator = torch.Generator().manual_seed(number)
-        present = torch.rand(TRUTHS + n + 4, count, generator=generator) < 0.5
+        present = torch.rand(TRUTHS + n + 5, count, generator=generator) < 0.5
         tokens = likelihood(present)
         truth, outputs = present[:TRUTHS], tokens[:TRUTHS].sum(1)
-        by_lasso = [contextcite(present[TRUTHS : TRUTHS + m], tokens[TRUTHS : TRUTHS + m]) for m in (n, n + 4)]
-        found.append([lds(s, truth, outputs) for s in (attribution.scores[0], attribution.relevance[0], *by_lasso)])
-    table = torch.tensor(found).nan_to_num()
-    means, errors = table.mean(0), table.std(0) / len(table) ** 0.5
-    cells = " | ".join(f"{mean:.3f} ± {error:.3f}" for mean, error in zip(means.tolist(), errors.tolist(), strict=True))
-    print(line := f"| {count} | {ablation} | 1 pass + {n} | {cells} |", flush=True)
+        by_lasso = [contextcite(present[TRUTHS : TRUTHS + m], tokens[TRUTHS : TRUTHS + m]) for m in (n + 1, n + 5)]
+        by_inseq = inseq_scores(model, prompt, written)
+        scores = [attribution.scores[0], attribution.relevance[0], *by_lasso, *([] if by_inseq is None else [by_inseq])]
+        found.append([lds(s, truth, outputs) for s in scores])
+    cells = [_interval(column) for column in torch.tensor(found).nan_to_num().T]
+    cells += ["–"] * (5 - len(cells))
+    print(line := f"| {kind} | {count} | {ablation} | 1 pass + {n} | {' | '.join(cells)} |", flush=True)
     return line
 
 
+def support_row(model: Any, tokenizer: Any, kind: str, count: int) -> str:
+    truth, found = [], []
+    for number in range(CONTEXTS):
+        for supported in (True, False):
+            case = Case.make(kind, count, random.Random(f"support {kind} {count} {number}"), without=not supported)
+            attribution = whence.sources(
+                model, case.context, case.query, case.response, tokenizer=tokenizer, statements=[case.response],
+                progress=False,
+            )  # fmt: skip
+            prompt = case.prompt(tokenizer)
+            likelihood = ResponseLikelihood(model, prompt, encode_response(tokenizer, prompt, case.response), False)
+            without = float(likelihood(torch.zeros(1, len(prompt.sources), dtype=torch.bool)).sum())
+            truth.append(supported)
+            statement = attribution.statements[0].log_probability
+            found.append([float(attribution.support[0]), statement - without, float(attribution.scores.max())])
+    areas = [f"{roc_auc_score(truth, column):.3f}" for column in zip(*found, strict=True)]
+    print(line := f"| {kind} | {count} | {' | '.join(areas)} |", flush=True)
+    return line
+
+
+def _interval(values: Tensor) -> str:
+    """Return the mean with a 95 % interval."""
+    return f"{values.mean():.3f} ± {1.96 * values.std() / len(values) ** 0.5:.3f}"
+
+
 def main(data: Path) -> None:
-    warnings.simplefilter("ignore", ContextWarning)
+    warnings.simplefilter("ignore")  # of weak contexts, and of inseq
     torch.set_num_threads(2)
     model, tokenizer = story_model(data), story_tokenizer(data)
-    cells = [(8, "remove", 4), (8, "remove", 8), (8, "remove", 16), (8, "mask", 8), (16, "remove", 16), (16, "mask", 16),
-             (32, "remove", 32), (32, "mask", 32)]  # fmt: skip
+    model.story_tokenizer = tokenizer
+    cells = [
+        *[("facts", 4, a, 8) for a in ("remove", "mask")], *[("facts", 8, "remove", n) for n in (4, 8, 16)],
+        ("facts", 8, "mask", 8), ("two sentences", 8, "remove", 8), ("distractors", 8, "remove", 8),
+        *[("facts", k, a, k) for k in (16, 32) for a in ("remove", "mask")],
+    ]  # fmt: skip
     rows = [row(model, tokenizer, *cell) for cell in cells]
-    title = f"# The sources of a response\n\n{peers.versions('transformers', 'scikit-learn')}; {CONTEXTS} contexts a row.\n"
-    peers.write("sources", title, [*HEAD, *rows])
+    kinds = [("facts", 4), ("facts", 8), ("two sentences", 8), ("distractors", 8), ("facts", 16), ("facts", 32)]
+    support = [support_row(model, tokenizer, *cell) for cell in kinds]
+    title = f"# The sources of a response\n\n{peers.versions('transformers', 'scikit-learn', 'inseq')}; {CONTEXTS} contexts a row.\n"
+    middle = ["", "## Nothing in the context supports the statement: area under the ROC curve", "", *SUPPORT_HEAD]
+    peers.write("sources", title, [*HEAD, *rows, *middle, *support])
 
 
 if __name__ == "__main__":

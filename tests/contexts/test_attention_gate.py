@@ -32,7 +32,7 @@ def log_probability(model, gates, part=slice(None)):
 
 
 def test_the_relevance_is_the_derivative_by_each_gate(model):
-    parts, step = [slice(0, 3), slice(1, 2)], 1e-3  # norms and softmax of Llama are in float32
+    parts, step = [slice(0, 3), slice(1, 2)], 1e-2  # norms and softmax of Llama are in float32
     found = attention_gate.gate_relevance(model, PROMPT, RESPONSE, parts)
     for row, part in zip(found, parts, strict=True):
         for k in range(3):
@@ -67,4 +67,4 @@ def test_sources_with_default_settings_use_the_gate(model):
     prompt = whence.contexts.prompt.make_prompt(tokenizer, ["b c", "d e f"], "g h", "sentence")
     expected = attention_gate.gate_relevance(model, prompt, torch.tensor([8, 9]), [slice(0, 2)])
     torch.testing.assert_close(found.relevance, expected)
-    assert found.n_evaluations == 1 + 8 + 1 + 2
+    assert found.n_evaluations == 4  # all subsets of two sources

@@ -51,6 +51,9 @@ class Copying(nn.Module):
         return 6 * (attention @ x) @ self.table.weight.T
 
 
+WHOLE = torch.ones(1, 1, dtype=torch.bool)
+
+
 def effects_slowly(relevance, present, outputs, unit):
     """The posterior mean of the main effects by the joint Gaussian, written out."""
     u = relevance / relevance.norm()
@@ -83,13 +86,15 @@ def test_the_posterior_is_that_of_the_joint_gaussian(monkeypatch):
 
 def test_additive_effects_are_found_from_enough_ablations():
     truth = torch.tensor([3.0, -1.0, 0.0, 0.5, 2.0, 0.0])
-    present = torch.cat([torch.ones(1, 6, dtype=torch.bool), ablation_design.choose_ablations(truth.abs(), 32)])
+    present = torch.cat(
+        [torch.ones(1, 6, dtype=torch.bool), ablation_design.choose_ablations(truth.abs(), 32, WHOLE.expand(1, 6))]
+    )
     found = posterior_effects(torch.ones(6), present, present.float() @ truth - 7)
-    torch.testing.assert_close(found.float(), truth, atol=0.1, rtol=0)
+    torch.testing.assert_close(found.float(), truth, atol=0.2, rtol=0)
 
 
 def test_the_scale_of_the_relevance_does_not_matter():
-    present = ablation_design.choose_ablations(torch.ones(4), 8)
+    present = ablation_design.choose_ablations(torch.ones(4), 8, WHOLE.expand(1, 4))
     outputs = present.float() @ torch.tensor([2.0, 0.0, 1.0, 0.0])
     for scale in (1e-3, 1e3):
         found = posterior_effects(scale * torch.tensor([2.0, 0.1, 1.0, 0.1]), present, outputs)
@@ -107,10 +112,12 @@ def test_no_ablation_and_equal_outputs():
 
 @pytest.mark.parametrize(("k", "count"), [(1, 1), (1, 4), (2, 1), (8, 3), (8, 8), (8, 40), (33, 16)])
 def test_designs_have_the_asked_size_and_vary_every_source(k, count):
-    present = ablation_design.choose_ablations(torch.rand(k), count)
-    assert present.shape == (count, k)
+    evaluated = torch.cat([WHOLE.expand(1, k), ~WHOLE.expand(1, k)])
+    present = ablation_design.choose_ablations(torch.rand(k), count, evaluated)
+    assert present.shape == (min(count, 2 ** min(k, 20) - 2), k)
     assert present.dtype == torch.bool
-    assert torch.equal(present, ablation_design.choose_ablations(torch.rand(k), count)) or count < 2 * k
+    assert len(torch.cat([present, evaluated]).unique(dim=0)) == len(present) + 2
+    assert torch.equal(present, ablation_design.choose_ablations(torch.rand(k), count, evaluated)) or count < 2 * k
     if count >= 2 * k > 2:
         assert present.any(0).all()
         assert (~present).any(0).all()
@@ -125,8 +132,8 @@ def test_designs_of_few_ablations_tell_more_than_random_halves():
         across = prior.covariance_with_effects(z)
         return float((prior.effect_covariance - across.T @ torch.linalg.solve(gram, across)).trace())
 
-    everything = torch.ones(1, 8, dtype=torch.bool)
-    chosen = left(torch.cat([everything, ablation_design.choose_ablations(relevance, 4)]))
+    everything = WHOLE.expand(1, 8)
+    chosen = left(torch.cat([everything, ablation_design.choose_ablations(relevance, 4, everything)]))
     halves = [left(torch.cat([everything, torch.rand(4, 8) < 0.5])) for _ in range(20)]
     assert chosen < min(halves)
 
@@ -178,7 +185,7 @@ def test_the_copied_sentence_is_the_source(tokenizer, name, thing, place, n_abla
     )  # fmt: skip
     assert found.ranking(0)[0][0].text == f"{name} has the {thing} ."
     assert found.n_evaluations == 1 + n_ablations + 1 + 3
-    assert (found.deviation is None) == (n_ablations < 2)
+    assert found.deviation > 0.6
     if n_ablations == 8:
         assert float(found.scores[0, place]) > 2 * float(found.scores[0].abs().sort().values[-2])
         assert float(found.support[0]) > 1

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from whence.contexts.likelihoods import token_log_probabilities
 from whence.contexts.prompt import Prompt
-from whence.core.devices import first_weight
+from whence.core.devices import device_of, first_weight
 from whence.core.inputs import Inputs
 from whence.lrp.engine.model_outputs import logits_of
 from whence.methods.backward_passes import gradients_enabled
 
-GATE = 0.06
+GATE = 0.2
 CLOSE = 1e-2  # of the log-probabilities with an open gate to those of the model
 MAX_TOKENS = 1024  # a bias on attention takes T² memory and slow kernels
 
@@ -29,7 +29,7 @@ def gate_relevance(model: Any, prompt: Prompt, response: Tensor, parts: Sequence
     weight = first_weight(model)
     if not isinstance(model, nn.Module) or weight is None or ids.shape[1] > MAX_TOKENS:
         return None
-    gates = torch.full((len(prompt.sources),), GATE, dtype=weight.dtype, device=weight.device)
+    gates = torch.full((len(prompt.sources),), GATE, dtype=weight.dtype, device=device_of(model))
     try:
         with torch.no_grad():
             plain = _log_probabilities(model, ids, torch.ones_like(ids), response)

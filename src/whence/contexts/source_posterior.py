@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CONSTANT, MAIN, COMMON, PAIRS, NOISE = 100.0, 0.6, 0.3, 0.7, 0.2  # c, λ, γ, ρ, σ
+CONSTANT, MAIN, COMMON, PAIRS, NOISE = 100.0, 0.6, 0.3, 0.7, 0.4  # c, λ, γ, ρ, σ
 EVEN = 0.45  # share of the prior variance that sources get whatever their relevance is
 USUAL_UNIT = 0.4  # S/‖r‖ of LRP for logits
 UNITS = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64).exp()  # relative to it, of which the likeliest is taken

@@ -77,7 +77,7 @@ class SourceAttribution(Result):
         support: For each statement, `[statements]`, by how much the best of its three sources of most relevance alone raises
             its log-probability over that without any context. Near or below 0, nothing in the context supports it. It measures
             what the model relies on, not what is true.
-        deviation: Standard deviation of the log-probability of each statement over the ablations; None without ablations.
+        deviation: Standard deviation of the log-probability of each statement over the evaluations, `[statements]`.
         n_evaluations: How many prompts the model evaluated.
         ablation: Whether sources were removed or masked.
     """
@@ -88,7 +88,7 @@ class SourceAttribution(Result):
     scores: Tensor  # [statements, K]
     relevance: Tensor  # [statements, K]
     support: Tensor  # [statements]
-    deviation: Tensor | None  # [statements]
+    deviation: Tensor  # [statements]
     n_evaluations: int
     ablation: Ablation
 
@@ -175,8 +175,8 @@ def sources(
         response: The response; generated greedily if None.
         tokenizer: The fast tokenizer of the model; not needed for a pipeline of transformers.
         statements: Parts of the response to explain. By default its sentences, and the whole if there are several.
-        n_ablations: Number of subsets of the sources to evaluate; 0 for the relevance alone. 8 are enough for 8 sources, 32 for
-            32.
+        n_ablations: Number of subsets of the sources to evaluate besides the whole context, no context and the three sources of
+            most relevance alone, which `support` needs. As many as there are sources are enough.
         ablation: "remove" removes the tokens of a source, so that those after it move up; "mask" masks attention to them.
         split: How to split a context that is one text: by "sentence" or "paragraph".
         method: The method of the relevance, for the sum of the logits of a statement. By default a gate on the attention to
@@ -210,22 +210,22 @@ def sources(
     parts = _statements(tokenizer, written, statements)
     relevance = _relevance(model, prompt, written, parts, method)
     likelihood = ResponseLikelihood(model, prompt, written, ablation == "mask")
-    present = torch.ones(1, len(prompt.sources), dtype=torch.bool)
-    if n_ablations:
-        mean = (relevance / relevance.norm(dim=1, keepdim=True).clamp(min=1e-30)).abs().mean(0)
-        present = torch.cat([present, choose_ablations(mean, n_ablations, seed)])
-    count, alone = len(present), _alone(relevance)
-    tokens = likelihood(torch.cat([present, alone]), progress)
+    anyway = _anyway(relevance)
+    mean = (relevance / relevance.norm(dim=1, keepdim=True).clamp(min=1e-30)).abs().mean(0)
+    designed = choose_ablations(mean, n_ablations, anyway.unique(dim=0), seed)
+    evaluations, index = torch.cat([anyway, designed]).unique(dim=0, return_inverse=True)
+    whole, alone = index[0], index[1 : len(anyway)]
+    tokens = likelihood(evaluations, progress)
     outputs = torch.stack([tokens[:, part.start : part.stop].sum(1) for part in parts])  # [statements, evaluations]
-    scores = torch.stack([posterior_effects(r, present, f[:count]) for r, f in zip(relevance, outputs, strict=True)])
+    scores = torch.stack([posterior_effects(r, evaluations, f) for r, f in zip(relevance, outputs, strict=True)])
     return SourceAttribution(
         prompt.sources,
         tokenizer.decode(written, skip_special_tokens=True),
-        tuple(replace(part, log_probability=float(f[0])) for part, f in zip(parts, outputs, strict=True)),
+        tuple(replace(part, log_probability=float(f[whole])) for part, f in zip(parts, outputs, strict=True)),
         scores,
         relevance,
-        _support(relevance, alone, outputs[:, count:]),
-        _deviation(outputs[:, :count]),
+        _support(relevance, outputs[:, alone]),
+        _deviation(outputs),
         len(tokens),
         ablation,
     )
@@ -351,25 +351,24 @@ def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Stat
     return tokens @ prompt.membership.double().T
 
 
-def _alone(relevance: Tensor) -> Tensor:
-    """Return which sources are present in the evaluations for `support`, `[1 + statements · best, K]`: none, and one each."""
+def _anyway(relevance: Tensor) -> Tensor:
+    """Return the sources of the evaluations that need no design, `[2 + statements · best, K]`: all, none, and one each."""
     best = relevance.topk(min(BEST_ALONE, relevance.shape[1]), 1).indices.flatten()
     one = torch.zeros(len(best), relevance.shape[1], dtype=torch.bool)
     one[torch.arange(len(best)), best] = True
-    return torch.cat([torch.zeros(1, relevance.shape[1], dtype=torch.bool), one])
+    everything = torch.ones(1, relevance.shape[1], dtype=torch.bool)
+    return torch.cat([everything, ~everything, one])
 
 
-def _support(relevance: Tensor, alone: Tensor, outputs: Tensor) -> Tensor:
+def _support(relevance: Tensor, outputs: Tensor) -> Tensor:
     """Return by how much the best source alone raises the log-probability of each statement, `[statements]`."""
     count = len(relevance)
     best = outputs[:, 1:].reshape(count, count, -1)[torch.arange(count), torch.arange(count)]
     return best.amax(1) - outputs[:, 0]
 
 
-def _deviation(outputs: Tensor) -> Tensor | None:
-    """Return the standard deviation over ablations; warn if the sources hardly matter."""
-    if outputs.shape[1] < 3:
-        return None
+def _deviation(outputs: Tensor) -> Tensor:
+    """Return the standard deviation over evaluations; warn if the sources hardly matter."""
     found = outputs.std(1)
     if found.max() < LEAST_DEVIATION:
         warnings.warn(

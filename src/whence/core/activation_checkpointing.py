@@ -1,13 +1,15 @@
 """Activation checkpointing of layers: less memory for long inputs, at the cost of a second forward pass."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from whence.core.argument_checks import check_arguments
+from whence.core.devices import is_offloaded
+from whence.errors import InputError
 from whence.lrp.torch_compat.module_tracker import named_layers
 
 
@@ -21,7 +23,8 @@ def checkpointed(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
 
     Instead of the activations of all layers, only those of one layer and the inputs of all layers are in memory at a time
     (Chen et al. 2016); the backward pass computes each layer a second time. Outputs and relevance stay the same. Key-value
-    caches must be turned off (`use_cache=False`): they would be filled twice.
+    caches, which would be filled twice, are not filled. Layers of a model whose weights are offloaded by accelerate are
+    checkpointed without this.
 
     Args:
         model: An `nn.Module`; its layers are restored when the block ends.
@@ -32,12 +35,54 @@ def checkpointed(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
 
     Raises:
         SelectorError: A path matches no module.
+        InputError: A layer is called with a key-value cache of earlier tokens.
     """
+    with _checkpointed(named_layers(model, layers).values()):
+        yield
+
+
+def offloaded_layers_checkpointed(model: Any) -> AbstractContextManager[None]:
+    """Checkpoint the layers of a model with offloaded weights, so that the weights of one layer are in memory at a time.
+
+    The graph of the backward pass would hold the weights of all layers.
+    """
+    return _checkpointed(_offloaded_layers(model)) if is_offloaded(model) else nullcontext()
+
+
+def _offloaded_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost modules in lists of modules that have offloaded weights."""
+    for child in model.children():
+        if isinstance(model, nn.ModuleList | nn.Sequential) and is_offloaded(child):
+            yield child
+        else:
+            yield from _offloaded_layers(child)
+
+
+@contextmanager
+def _checkpointed(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Checkpoint modules, and restore them afterwards."""
     with ExitStack() as undo:
-        for module in set(named_layers(model, layers).values()):
+        for module in set(layers):
             if (own := vars(module).get("forward")) is None:
                 undo.callback(vars(module).pop, "forward", None)
             else:
                 undo.callback(setattr, module, "forward", own)
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = _with_checkpoint(module.forward)
         yield
+
+
+def _with_checkpoint(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward pass that is computed again for the backward pass, to its end, so that all hooks after it run too."""
+
+    def checkpointed_forward(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, early_stop=False, **_without_cache(kwargs))
+
+    return checkpointed_forward
+
+
+def _without_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments of a layer without an empty key-value cache of transformers."""
+    caches = {name for name, value in kwargs.items() if callable(getattr(value, "get_seq_length", None))}
+    if any(kwargs[name].get_seq_length() for name in caches):
+        raise InputError("checkpointed layers cannot continue a key-value cache; pass the whole text and no past_key_values")
+    return {name: None if name in caches else value for name, value in kwargs.items()}

@@ -7,9 +7,26 @@ from torch import Tensor, nn
 
 
 def device_of(model: Any) -> torch.device | None:
-    """Return the device of a model's first floating-point weight; None if it has no weights or is not a module."""
+    """Return the device of a model's first floating-point weight; None if it has no weights or is not a module.
+
+    For weights that are offloaded, this is the device on which they are used.
+    """
     first = first_weight(model)
-    return None if first is None else first.device
+    if first is None or not first.is_meta:
+        return None if first is None else first.device
+    hooks = (hook for module in model.modules() for hook in _hooks_of(module) if getattr(hook, "offload", False))
+    return torch.device(next((hook.execution_device for hook in hooks), "meta"))
+
+
+def is_offloaded(model: Any) -> bool:
+    """Return whether the model has a module whose weights accelerate loads when it runs and drops afterwards."""
+    return isinstance(model, nn.Module) and any(getattr(h, "offload", False) for m in model.modules() for h in _hooks_of(m))
+
+
+def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    """Return accelerate's hooks of a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return getattr(hook, "hooks", (hook,))
 
 
 def to_device_of(t: Tensor, model: Any) -> Tensor:

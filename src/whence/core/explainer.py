@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from whence.core.activation_checkpointing import offloaded_layers_checkpointed
 from whence.core.argument_checks import check_arguments
 from whence.core.conditions import Condition, LayerPart, ThroughMapping, parse_conditions
 from whence.core.explanation import Explanation
@@ -227,7 +228,8 @@ def explanations(
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
-    return _without_inference_mode(_with_notes(naming.named(method.explanations(task), given), task))
+    found = _with_notes(naming.named(method.explanations(task), given), task)
+    return _within_modes(found, prepared.model)
 
 
 def check_single_condition(through: Any) -> None:
@@ -286,10 +288,14 @@ class DisplayNames:
         return {name: list(map(str, features)) for name, features in by_input.items()}
 
 
-def _without_inference_mode(explanations: Iterator[Explanation]) -> Iterator[Explanation]:
-    """Compute explanations outside of inference mode, so that they can be differentiated later on."""
+def _within_modes(explanations: Iterator[Explanation], model: Any) -> Iterator[Explanation]:
+    """Compute explanations outside of inference mode, so that they can be differentiated later on.
+
+    Where weights are offloaded, those of one layer are in memory at a time. The user's code between two explanations runs
+    without these modes.
+    """
     while True:
-        with enter_all(torch.inference_mode(False)):
+        with enter_all(torch.inference_mode(False), offloaded_layers_checkpointed(model)):
             explanation = next(explanations, None)
         if explanation is None:
             return

@@ -5,12 +5,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from torch import nn
 
 from whence.errors import LoadError, first_line
+from whence.models.offloaded_weights import offloaded_model
 from whence.models.preprocessing import Preprocessing
 from whence.models.text_tokenizer import TextTokenizer
 from whence.models.vision_language import VisionLanguageProcessor
@@ -36,26 +38,35 @@ class HuggingFaceModel:
     classes: list[str] = field(default_factory=list)
 
 
-def load(transformers: Any, name: str) -> HuggingFaceModel:
-    """Load the model in a folder, or with a name on the hub."""
+def load(transformers: Any, name: str, offload_to: str | None = None) -> HuggingFaceModel:
+    """Load the model in a folder, or with a name on the hub.
+
+    With a device in `offload_to`, its weights stay on disk, and each layer's are read when it runs on that device.
+    """
     try:
         with _silence(transformers.utils.logging):
-            return _load(transformers, name)
+            return _load(transformers, name, offload_to)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         where = "" if os.path.isdir(name) else "; check the name and connection, or pass a folder written by save_pretrained"
         raise LoadError(f"transformers cannot load {name!r}: {first_line(_root_cause(error))}{where}") from error
 
 
-def _load(transformers: Any, name: str) -> HuggingFaceModel:
+def _load(transformers: Any, name: str, offload_to: str | None) -> HuggingFaceModel:
     where = {} if os.path.isdir(name) or _hub_reachable() else {"local_files_only": True}  # else it tries for half a minute
     config = transformers.AutoConfig.from_pretrained(name, **where)
     architecture = (config.architectures or ["?"])[0]
     if architecture in CONTRASTIVE or (hasattr(config, "vision_config") and architecture.endswith(GENERATIVE)):
+        if offload_to is not None:
+            raise LoadError(f"hf:{name} takes images and texts; offload=True is for models of texts or of images alone")
         return _load_both(transformers, name, architecture, where)
     loader = next((loader for ending, loader in HEADS.items() if architecture.endswith(ending)), None)
     if loader is None:
         raise LoadError(f"hf:{name} is a {architecture}; supported are {', '.join(HEADS)}; load others in Python")
-    model = getattr(transformers, loader).from_pretrained(name, **where)
+    kind = getattr(transformers, loader)
+    if offload_to is None:
+        model = kind.from_pretrained(name, **where)
+    else:
+        model = offloaded_model(kind, config, _folder(name, where), offload_to)
     if loader == "AutoModelForImageClassification":
         return HuggingFaceModel(model, pictures=_image_preprocessing(transformers, name), classes=_classes(config))
     text = TextTokenizer(transformers.AutoTokenizer.from_pretrained(name, **where))
@@ -67,6 +78,16 @@ def _load_both(transformers: Any, name: str, architecture: str, where: dict[str,
     model = getattr(transformers, architecture if compares else "AutoModelForImageTextToText").from_pretrained(name, **where)
     processor = transformers.AutoProcessor.from_pretrained(name, **where)
     return HuggingFaceModel(model, text=TextTokenizer(processor.tokenizer), both=VisionLanguageProcessor(processor, compares))
+
+
+def _folder(name: str, where: dict[str, bool]) -> Path:
+    """Return the folder of a model, downloaded if it is not on disk."""
+    if os.path.isdir(name):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    local = where.get("local_files_only", False)
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], local_files_only=local))
 
 
 def _hub_reachable() -> bool:

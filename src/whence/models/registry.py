@@ -85,7 +85,12 @@ class LoadedModel:
 
 @check_arguments
 def load_model(
-    name: str, weights: str | Path | None = None, *, size: int | None = None, device: str | None = None
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    size: int | None = None,
+    device: str | None = None,
+    offload: bool = False,
 ) -> LoadedModel:
     """Load a model by name, in eval mode.
 
@@ -109,6 +114,8 @@ def load_model(
         weights: Weights file (.safetensors, .npz, .pt, .pth), or the name of published weights such as "DEFAULT".
         size: Side of the images that the model takes, if it does not specify one.
         device: Device to move the model to, such as "cuda".
+        offload: Whether the weights of a model of Hugging Face stay on disk and are read a layer at a time, forward and again
+            backward: for models larger than memory. Needs accelerate.
 
     Returns:
         A `LoadedModel`.
@@ -117,6 +124,8 @@ def load_model(
         LoadError: If the model or its weights cannot be loaded.
     """
     source, _, rest = name.partition(":")
+    if offload and source != "hf":
+        raise LoadError(f"offload=True is available for models of Hugging Face, hf:NAME_OR_FOLDER, not for {name}")
     if name in BUNDLED:
         loaded = LoadedModel(
             name, BUNDLED[name](), Preprocessing((28, 28), channels=1), [str(d) for d in range(10)], trained=True
@@ -126,7 +135,7 @@ def load_model(
     elif ".py:" in name:
         loaded = _factory(*name.rsplit(":", 1))
     elif source == "hf" and rest:
-        loaded = _hugging_face(rest)
+        loaded = _hugging_face(rest, (device or "cpu") if offload else None)
     elif name.endswith(".py"):
         raise LoadError(f"{name} is a file; name the function in it that returns the model: {name}:FUNCTION")
     elif name.endswith(tuple(READERS)):
@@ -149,7 +158,7 @@ def load_model(
         if name in BUNDLED or loaded.text is not None or loaded.vision_language is not None:
             raise LoadError(f"{name} has a fixed input size, or takes no images; omit size={size}")
         loaded = replace(loaded, preprocessing=loaded.preprocessing.of_size(size))
-    if device is not None:
+    if device is not None and not offload:
         _move_to_device(loaded, device)
     return loaded
 
@@ -208,8 +217,11 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
     return LoadedModel(f"timm:{name}", model, preprocessing, trained=_names_published_weights(weights))
 
 
-def _hugging_face(name: str) -> LoadedModel:
-    found = hugging_face.load(_import("transformers", "transformers"), name)
+def _hugging_face(name: str, offload_to: str | None) -> LoadedModel:
+    transformers = _import("transformers", "transformers")
+    if offload_to is not None:
+        _import("accelerate", "accelerate")
+    found = hugging_face.load(transformers, name, offload_to)
     pictures = found.pictures or Preprocessing(None, bounds_known=False)
     return LoadedModel(
         f"hf:{name}", found.model, pictures, found.classes, trained=True, text=found.text, vision_language=found.both

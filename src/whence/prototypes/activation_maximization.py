@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
-from whence.core.devices import first_weight
+from whence.core.devices import device_of, first_weight
 from whence.core.inputs import check_model
 from whence.core.progress import Progress
 from whence.errors import InputError, RuleError, value_repr
@@ -185,4 +185,4 @@ def _transform(given: Any, image: Any, prior: Any, shape: tuple[int, ...]) -> An
 def _empty_like_model(model: Any) -> Tensor:
     """Return an empty tensor in the model's dtype and on its device."""
     first = first_weight(model)
-    return torch.empty(0) if first is None else first.detach().new_empty(0)
+    return torch.empty(0) if first is None else torch.empty(0, dtype=first.dtype, device=device_of(model))

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
+from torch import nn
+
 from whence.lrp.engine.weight_cache import WeightCache
 from whence.lrp.rules.composites import Composite, Matcher, Selector
 from whence.lrp.rules.rules import Rule
@@ -20,7 +22,9 @@ class PreparedModel:
 
     def __init__(self, model: Any, lasting: bool = False):
         self.model = model
-        self.kept = WeightCache(lasting)
+        offloaded = isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters())
+        self.can_cache = not offloaded  # else each pass loads its weights, which a cache would hold in memory
+        self.kept = WeightCache(lasting and self.can_cache)
         self.guarded = True  # whether saved tensors are guarded against in-place operations, which most networks do not use
         self._outline: ModuleOutline | None = None  # made on demand: opaque models have none, and not all methods need one
         self._matchers: dict[int, tuple[object, Matcher]] = {}
@@ -39,7 +43,7 @@ class PreparedModel:
 
     def for_several(self) -> "PreparedModel":
         """Return a copy with a persistent cache, for several backward passes that need the same modified weights."""
-        if self.kept.lasting:
+        if self.kept.lasting or not self.can_cache:
             return self
         lasting = copy(self)
         lasting._outline = self.outline

@@ -20,16 +20,21 @@ from whence.lrp.torch_compat.saved_tensors import with_gradient_hook
 def plain_dense(bench: OpContext, call: Call) -> bool:
     """Return whether a dense layer has no bias and the rule LRP-0, so that its own gradient suffices."""
     args = call.args
-    if len(args) != 3 or args[2] is not None or len(call.data) > 1 or call.data[0] is not args[0]:
+    if len(args) != 3 or args[2] is not None or len(call.data) > 1 or call.data[0] is not args[0] or _is_quantised(args[1]):
         return False
     rule = bench.linear_rule(call.facts.name, touches_input=False)
     return rule is LRP_0 or rule == LRP_0
 
 
+def _is_quantised(weight: Tensor) -> bool:
+    """Return whether a weight is a quantised tensor, as of torchao, whose own backward pass may round the gradient."""
+    return type(weight) not in (Tensor, Parameter) and hasattr(weight, "dequantize")
+
+
 def dense(bench: OpContext, call: Call) -> Tensor:
     """Handle a dense layer as a linear map with its rule."""
     x, weight, bias = call.bind("input weight bias", bias=None)
-    if type(weight) not in (Tensor, Parameter) and hasattr(weight, "dequantize"):  # a quantised tensor of torchao
+    if _is_quantised(weight):
         return bench.linear(call, x, Dense(weight.dequantize(), bias))
     if len(call.data) > 1 or call.data[0] is not x:
         return _computed_weight(bench, call, bias, dim=-1)
