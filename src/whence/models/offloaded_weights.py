@@ -93,6 +93,7 @@ def offloaded_model(kind: Any, config: Any, folder: Path, device: str) -> nn.Mod
     dtype = config.dtype or torch.float32
     with EmptyOnMeta(), init_empty_weights(include_buffers=False):
         model = kind.from_config(config, dtype=dtype)
+    model.tie_weights()
     weights = WeightsOnDisk(_stored_weights(model, folder), dtype)
     buffers = {name: weights[name] for name, _ in model.named_buffers() if name in weights}
     model.load_state_dict(buffers, strict=False, assign=True)
