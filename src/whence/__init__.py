@@ -24,6 +24,7 @@ from whence.auditing.audit import audit
 from whence.auditing.interventions import prove
 from whence.contexts.sources import sources
 from whence.core.activation_checkpointing import checkpointed
+from whence.core.aggregation import token_passages
 from whence.core.argument_checks import check_init as _check_init
 from whence.core.conditions import Directions, Features, Heads, Nodes, Places
 from whence.core.explain import explain, explain_targets
@@ -167,6 +168,7 @@ __all__ = [
     "subgraph_relevance",
     "subspaces",
     "superpixels",
+    "token_passages",
     "top_samples",
     "tune",
     "walks",

@@ -39,7 +39,7 @@ FRONT = """
 attack attack_explanation attribution_graph audit channel_relevance check_exported checkpointed compare concepts cure
 evaluate explain explain_attack explain_dataset explain_generation explain_similarity explain_targets export flow load
 load_model neuralize open_store palette patches patching prototype prove relevance_rules shapley_values sources
-subgraph_relevance subspaces superpixels top_samples tune walks Explainer Explanation LoadedModel Preprocessing
+subgraph_relevance subspaces superpixels token_passages top_samples tune walks Explainer Explanation LoadedModel Preprocessing
 Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop IntegratedGradients LRP LayerCAM
 Occlusion RISE Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity
 RisingGamma WSquare ZBox ZPlus Logit Span Directions Features Heads Nodes Places attacks conditions errors experiments

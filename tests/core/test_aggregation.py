@@ -84,6 +84,99 @@ def test_inputs_without_text():
         whence.explain(nn.Linear(3, 2).eval(), torch.rand(1, 3)).aggregate()
 
 
+class BagOfWords(nn.Module):
+    """The sum of a weight of each token, and of each pair of neighbours."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Embedding(20, 1)
+
+    def forward(self, input_ids):
+        values = self.weight(input_ids)
+        return (values.sum(1) + 0.1 * (values[:, 1:] * values[:, :-1]).sum(1)).expand(-1, 2)
+
+
+def words_tokenizer():
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate("[PAD] [MASK] the cat sat . a dog ran away ! <s>".split())}  # noqa: SIM905
+    made = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", mask_token="[MASK]", bos_token="<s>")
+
+
+TEXT = "<s> the cat sat . a dog ran away !"
+
+
+@pytest.mark.parametrize("kind", [whence.FeatureAblation, whence.Shapley])
+def test_sentences_are_the_features_of_methods_that_remove_them(kind):
+    torch.manual_seed(0)
+    model, tokenizer = BagOfWords().eval(), words_tokenizer()
+    ids = tokenizer(TEXT, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    mask = whence.token_passages(ids, tokenizer)
+    assert mask.tolist() == [[2, 0, 0, 0, 0, 1, 1, 1, 1, 1]]
+    method = kind(feature_mask=mask, baselines=tokenizer.mask_token_id)
+    e = whence.explain(model, {"input_ids": ids}, 0, method=method, tokenizer=tokenizer, progress=False)
+    found = e.aggregate("sentence")
+    assert [name for name, _ in sorted(found.ranking())][1:] == ["a dog ran away !", "the cat sat ."]
+    ablated = [torch.where(mask == number, tokenizer.mask_token_id, ids) for number in range(3)]
+    with torch.no_grad():
+        drops = [float((model(ids) - model(one))[0, 0]) for one in ablated]
+        whole = float((model(ids) - model(torch.full_like(ids, tokenizer.mask_token_id)))[0, 0])
+    if kind is whence.FeatureAblation:
+        torch.testing.assert_close(found.scores[0], torch.tensor(drops))
+    else:
+        assert float(found.scores[0].sum()) == pytest.approx(whole, rel=1e-4)
+    torch.testing.assert_close(e.aggregate({"all": (0, 10)}).scores[0], found.scores[0].sum()[None])
+
+
+def test_features_that_are_not_known_are_refused(tmp_path):
+    torch.manual_seed(0)
+    model, tokenizer = BagOfWords().eval(), words_tokenizer()
+    ids = tokenizer([TEXT, TEXT], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    method = whence.FeatureAblation(feature_mask=whence.token_passages(ids, tokenizer, "word"), baselines=1)
+    e = whence.explain(model, {"input_ids": ids}, 0, method=method, tokenizer=tokenizer, progress=False)
+    assert len(e.aggregate("sentence").scores) == 2
+    with pytest.raises(errors.InputError, match="whole batch, before saving"):
+        e[:1].aggregate("sentence")
+    with pytest.raises(errors.InputError, match="whole batch, before saving"):
+        whence.load(e.save(tmp_path / "e.safetensors")).aggregate("sentence")
+
+
+def test_sentences_are_the_regions_of_an_evaluation():
+    torch.manual_seed(0)
+    model, tokenizer = BagOfWords().eval(), words_tokenizer()
+    ids = tokenizer(
+        [TEXT, "the dog sat . the cat ran ! a cat sat ."], return_tensors="pt", padding=True, add_special_tokens=False
+    )
+    data = ({"input_ids": ids["input_ids"]}, torch.tensor([0, 1]))
+    seen = []
+
+    def sentences(x):
+        seen.append(whence.token_passages(x, tokenizer))
+        return seen[-1]
+
+    found = whence.evaluate(
+        model, data, ["gradient_times_input"], ["mif"], regions=sentences, imputer=1, progress=False
+    )
+    assert seen[0].max() == 3
+    assert all(torch.tensor(row["mean"]).isfinite() for row in found.table)
+
+
+@pytest.mark.parametrize(
+    ("ids", "by", "message"),
+    [
+        (torch.rand(1, 3), "word", "token ids"),
+        (torch.tensor([1, 2]), "word", "token ids"),
+        (torch.tensor([[2, 3]]), "line", "by='line'"),
+    ],
+)
+def test_passages_of_what_is_no_text(ids, by, message):
+    with pytest.raises(errors.InputError, match=message):
+        whence.token_passages(ids, words_tokenizer(), by)
+
+
 def test_parts_of_a_character_are_drawn_with_it():
     from whence.plotting.token_text import merge_runs
 

@@ -1,4 +1,4 @@
-"""Relevance of words, sentences, paragraphs or other passages of a text: sums over their tokens."""
+"""Passages of texts, such as words and sentences: their relevance, the sum over their tokens, and their feature masks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.core.argument_checks import check_arguments
 from whence.core.files import Rows
 from whence.core.passages import Passage, spaced_pattern, split_paragraphs, split_sentences
 from whence.core.result import Result
+from whence.core.tokens import text_strings
 from whence.core.trees import named_leaves
 from whence.errors import InputError, value_repr
 
@@ -105,13 +107,14 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
     if not parts:
         raise InputError("aggregate() sums over the tokens of texts; the explained inputs are no token ids")
     first = next(iter(parts))
+    per_token = {name: _per_token(explanation, name, r.detach().flatten(1).float().cpu()) for name, r in ids.items()}
     groups, scores = [], []
     for sample in range(len(explanation)):
         found: list[TokenGroup] = []
         sums: list[Tensor] = []
-        for name, relevance in ids.items():
+        for name in ids:
             words = explanation.tokens[name][sample] if name in explanation.tokens else None
-            tokens = relevance[sample].detach().flatten().float().cpu()
+            tokens = per_token[name][sample]
             # passages by name stand in the first text, that of an encoder; other inputs of ids have no text
             given = name == first or (name in parts and isinstance(by, str))
             of_part = _with_others(_groups(words, len(tokens), by) if given else [], len(tokens))
@@ -120,6 +123,22 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
         groups.append(tuple(found))
         scores.append(torch.stack(sums))
     return AggregatedRelevance(tuple(groups), tuple(scores), tuple(explanation.target_names()))
+
+
+def _per_token(explanation: "ExplanationData", name: str, relevance: Tensor) -> Tensor:
+    """Return the relevance of each token, `[N, T]`; the tokens of a feature, each of which has its score, share it evenly."""
+    if "feature_mask=" not in repr(explanation.method):
+        return relevance
+    mask = getattr(explanation.method, "feature_mask", None)
+    mask = mask.get(name) if isinstance(mask, Mapping) else mask
+    if not isinstance(mask, Tensor) or len(mask) not in (1, len(relevance)):
+        raise InputError(
+            "the tokens of a feature have its score each, and the features of a loaded explanation or of a part of a batch are "
+            "not known; call aggregate() on the explanation of the whole batch, before saving"
+        )
+    numbers = mask.detach().cpu().long().flatten(1).expand(len(relevance), -1)
+    sizes = torch.zeros(len(relevance), int(numbers.max()) + 1).scatter_add(1, numbers, torch.ones(numbers.shape))
+    return relevance / sizes.gather(1, numbers)
 
 
 def _groups(words: Sequence[str] | None, count: int, by: Any) -> list[TokenGroup]:
@@ -190,6 +209,38 @@ def _with_others(groups: list[TokenGroup], count: int) -> list[TokenGroup]:
 
 def _split_words(text: str) -> list[Passage]:
     return [Passage(m.group(), *m.span()) for m in re.finditer(r"\w+(?:['’-]\w+)*|[^\w\s]+", text)]
+
+
+@check_arguments
+def token_passages(ids: Tensor, tokenizer: Any, by: str = "sentence") -> Tensor:
+    """Number the words, sentences or paragraphs of texts, as a feature mask.
+
+    >>> sentences = whence.token_passages(inputs["input_ids"], tokenizer, "sentence")
+    >>> method = whence.Shapley(feature_mask=sentences, baselines=tokenizer.pad_token_id)
+    >>> whence.explain(model, inputs, method=method, tokenizer=tokenizer).aggregate("sentence")
+    >>> whence.evaluate(model, data, ["lrp"], ["mif"], regions=lambda ids: whence.token_passages(ids, tokenizer))
+
+    Args:
+        ids: Token ids `[N, T]`.
+        tokenizer: The tokenizer of the model.
+        by: "word", "sentence" or "paragraph".
+
+    Returns:
+        Integer tensor `[N, T]` with the number of the passage of each token, from 0 in each text. Special tokens, and others
+        outside of all passages, have the number that follows the last passage of all texts.
+
+    Raises:
+        InputError: `ids` are not token ids `[N, T]`, or `by` is not one of these.
+    """
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise InputError(f"token_passages needs token ids [N, T], got {ids.dtype} of shape {tuple(ids.shape)}")
+    found = torch.full(ids.shape, -1)
+    for row, text in zip(found, ids.tolist(), strict=True):
+        groups = [g for g in _groups(text_strings(tokenizer, text), len(text), by) if g.tokens]
+        for number, group in enumerate(groups):
+            row[list(group.tokens)] = number
+    found[found < 0] = found.max() + 1
+    return found.to(ids.device)
 
 
 SPLITS = {"word": _split_words, "sentence": split_sentences, "paragraph": split_paragraphs}
