@@ -157,9 +157,7 @@ def test_sentences_are_the_regions_of_an_evaluation():
         seen.append(whence.token_passages(x, tokenizer))
         return seen[-1]
 
-    found = whence.evaluate(
-        model, data, ["gradient_times_input"], ["mif"], regions=sentences, imputer=1, progress=False
-    )
+    found = whence.evaluate(model, data, ["gradient_times_input"], ["mif"], regions=sentences, imputer=1, progress=False)
     assert seen[0].max() == 3
     assert all(torch.tensor(row["mean"]).isfinite() for row in found.table)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import whence
+from support.small_language_model import Language
 from whence import errors
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -115,3 +116,76 @@ def test_the_page_of_a_generation_has_its_words_and_relevance(tmp_path):
         .save(tmp_path / "ids.html")
         .exists()
     )
+
+
+PIECES = ["The", " cat", " sat", ".", " It", " was", " un", "afr", "aid", "!", " So"]
+
+
+def pieces(ids):
+    return [PIECES[i] for i in ids]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_passages_of_the_generated_text_rest_on_those_before(batch):
+    ids = torch.tensor([[0, 1, 2, 3, 4], [4, 5, 2, 3, 0]])[:batch]
+    continuation = torch.tensor([[5, 6, 7, 8, 3, 10, 1, 9], [5, 3, 0, 1, 2, 9, 10, 4]])[:batch]
+    written = whence.explain_generation(Language(), ids, continuation=continuation, tokenizer=pieces)
+    found = written.aggregate("sentence")
+    assert list(found.targets)[:2] == ["was unafraid.", "So cat!"]
+    assert [group.name for group in found.groups[1]] == ["The cat sat.", "It", "was unafraid.", "So cat!"]
+    rows = written.relevance[:, 0].float()
+    torch.testing.assert_close(found.scores[0].sum(), rows[:5].sum())
+    torch.testing.assert_close(
+        found.scores[1], torch.stack([rows[5:, a:b].sum() for a, b in ((0, 4), (4, 5), (5, 10), (10, 12))])
+    )
+    named = written.aggregate({"start": (0, 2)})
+    assert [group.name for group in named.groups[0]] == ["start", "was unafraid.", "(other tokens)"]
+    assert len(found.to_frame()) == sum(map(len, found.groups))
+    with pytest.raises(errors.InputError, match="with_tokens"):
+        whence.explain_generation(Language(), ids, continuation=continuation).aggregate()
+
+
+def test_an_encoder_decoder_rests_on_the_passages_of_both():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=11, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=3, eos_token_id=9
+    )
+    model, ids = transformers.T5ForConditionalGeneration(config).eval(), torch.tensor([[0, 1, 2, 3, 4, 5, 9]])
+    written = whence.explain_generation(model, ids, continuation=torch.tensor([[0, 1, 3, 4]]), tokenizer=pieces)
+    found = written.aggregate("sentence")
+    assert list(found.targets) == ["The cat.", "It"]
+    assert [group.name for group in found.groups[0]][:2] == ["The cat sat.", "It was!."]
+    torch.testing.assert_close(found.scores[0].sum(), written.relevance[:3].sum().float())
+
+
+def test_a_contrast_explains_the_difference_to_the_likeliest_other_token():
+    model, ids = Language(), torch.tensor([[0, 1, 2], [3, 4, 5]])
+    written = whence.explain_generation(model, ids, max_new_tokens=3, contrast=True)
+    with torch.no_grad():
+        logits = model(written.ids)
+    for step, e in enumerate(written):
+        best = logits[:, ids.shape[1] - 1 + step].topk(2).values
+        torch.testing.assert_close(e.output, best[:, 0] - best[:, 1])
+        assert e.conservation.error.max() < 1e-6
+    sampled = whence.explain_generation(model, ids, continuation=torch.tensor([[7], [7]]), contrast=True)
+    assert (sampled[0].target.rather_than == logits[:, 2].scatter(1, torch.full((2, 1), 7), -9e9).argmax(1)).all()
+
+
+def test_the_progress_of_a_generation_is_counted_in_tokens():
+    seen = []
+    whence.explain_generation(
+        Language(), torch.tensor([[0, 1]]), max_new_tokens=4, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (4, 4)
+
+
+@pytest.mark.parametrize("count", [5, 120])
+def test_long_generations_are_drawn_by_sentence(count, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    continuation = torch.randint(0, 11, (1, count), generator=generator)
+    written = whence.explain_generation(Language(), torch.tensor([[0, 1, 2, 3]]), continuation=continuation, tokenizer=pieces)
+    figure = written.figure()
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(rows) == (5 if count == 5 else len(written.aggregate("sentence")))
+    assert max(figure.get_size_inches()) < 16
+    written.save(tmp_path / "written.png")

@@ -204,7 +204,7 @@ def sources(
     prompt = make_prompt(tokenizer, context, query, split)
     _check_prompt(prompt, ablation)
     _check_length(model, len(prompt), max_new_tokens if response is None else 0)
-    written = _response(model, tokenizer, prompt, response, max_new_tokens)
+    written = _response(model, tokenizer, prompt, response, max_new_tokens, progress)
     _check_length(model, len(prompt) + len(written), 0)
     _check_causal(model, prompt, written)
     parts = _statements(tokenizer, written, statements)
@@ -279,14 +279,14 @@ def _check_length(model: Any, length: int, new: int) -> None:
         )
 
 
-def _response(model: Any, tokenizer: Any, prompt: Prompt, response: str | None, count: int) -> Tensor:
+def _response(model: Any, tokenizer: Any, prompt: Prompt, response: str | None, count: int, progress: Progress) -> Tensor:
     """Return the token ids of the response, `[R]`."""
     if response is not None:
         if not isinstance(response, str) or not response.strip():
             raise InputError(f"response={value_repr(response)}; expected a text that is not empty, or None to generate it")
         return encode_response(tokenizer, prompt, response)
     ids = to_device_of(prompt.ids[None], model)
-    found = continue_greedily(model, {"input_ids": ids}, ids, count)[0, len(prompt) :].cpu()
+    found = continue_greedily(model, {"input_ids": ids}, ids, count, progress)[0, len(prompt) :].cpu()
     special = torch.tensor(getattr(tokenizer, "all_special_ids", []) or [-1])
     ended = torch.isin(found, special).nonzero()
     found = found[: int(ended[0])] if len(ended) else found

@@ -99,6 +99,30 @@ class AggregatedRelevance(Result):
         return stack_panels(panels)
 
 
+def aggregate_generation(relevance: Tensor, words: Sequence[Sequence[str]], first: int, by: Any) -> AggregatedRelevance:
+    """Return what each passage of generated texts rests on: passages of the prompt, and those that were generated before.
+
+    Args:
+        relevance: Relevance by new token, sample and preceding token, `[n, N, T + n − 1]`.
+        words: The strings of all tokens, `[N][T + n]`.
+        first: The position of the first new token, T.
+        by: How to divide the texts, as for `aggregate`; a list or a dict divides the prompt, and sentences the generated text.
+    """
+    groups, scores, targets = [], [], []
+    for sample, strings in enumerate(words):
+        rows, count = relevance[:, sample], relevance.shape[2]
+        prompt = _groups(strings[:first], first, by)
+        written = _groups(strings[first:], len(strings) - first, by if isinstance(by, str) else "sentence")
+        for number, passage in enumerate(written):
+            before = [TokenGroup(g.name, tuple(first + i for i in g.tokens if first + i < count)) for g in written]
+            within = _with_others([*prompt, *before[: number + 1]], count)
+            summed = rows[list(passage.tokens)].sum(0)
+            groups.append(tuple(within))
+            scores.append(torch.stack([summed[list(group.tokens)].sum() for group in within]))
+            targets.append(passage.name)
+    return AggregatedRelevance(tuple(groups), tuple(scores), tuple(targets))
+
+
 def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
     """Return the relevance of passages of the texts of an explanation."""
     inputs = named_leaves(explanation.inputs)

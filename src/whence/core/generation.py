@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from whence.core.aggregation import AggregatedRelevance, aggregate_generation
 from whence.core.argument_checks import check_arguments
-from whence.core.explain import explain_targets
+from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
 from whence.core.files import text_writer
 from whence.core.inputs import Inputs, check_model
+from whence.core.progress import Progress, progress as progressing
 from whence.core.result import Result
 from whence.core.targets import Logit
 from whence.core.texts import DECODER, TextModel, is_encoder_decoder, with_decoder_start
@@ -24,6 +26,8 @@ from whence.methods.registry import Method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SHORT = 40  # characters of a sentence in a figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +74,52 @@ class Generation(Result):
         """Rows, one for each new token, sample and preceding token: the relevance of the latter."""
         return [{"new_token": step, **row} for step, e in enumerate(self.explanations) for row in e.table]
 
-    def figure(self) -> "Figure":
-        """Return a heatmap of the first text, with a row for each new token and a column for each preceding token."""
-        from whence.plotting.token_text import token_grid
+    def aggregate(self, by: Any = "sentence") -> AggregatedRelevance:
+        """Sum the relevance over passages: for each passage of the generated texts, that of each passage before it.
 
+        >>> written.aggregate("sentence").ranking(0)            # what the first generated sentence rests on
+        >>> written.aggregate({"question": (0, 12), "text": (12, 80)}).to_frame()
+
+        Args:
+            by: "word", "sentence" or "paragraph"; or texts of passages of the prompt in their order, or a dict from names to
+                (start, stop), positions of tokens of the prompt, where the generated text is divided into sentences.
+
+        Returns:
+            An `AggregatedRelevance`, whose samples are the passages of the generated texts.
+        """
+        if not self.words:
+            raise InputError("the tokens have no text; call with_tokens(tokenizer) first")
+        first = self._first_new_token
+        words = [[*self._given(i)[: first - self.start], *self.words[i]] for i in range(len(self.words))]
+        return aggregate_generation(self.relevance.detach().float().cpu(), words, first, by)
+
+    def figure(self) -> "Figure":
+        """Return a heatmap of the first text, with a row for each new token and a column for each preceding token.
+
+        For long texts, rows and columns are sentences.
+        """
+        from whence.plotting.token_text import MOST_TOKENS, token_grid
+
+        if self.words and max(self.relevance.shape[0], self.relevance.shape[2]) > MOST_TOKENS:
+            return self._sentence_figure()
         relevance = self.relevance[:, 0].float().cpu()
         first = self._first_new_token
         future = torch.arange(relevance.shape[1]) >= first + torch.arange(len(relevance))[:, None]
         title = "relevance of preceding tokens for each generated token (square root of shares)"
         return token_grid(self._written(0), self._given(0), relevance.masked_fill(future, float("nan")), title)
+
+    def _sentence_figure(self) -> "Figure":
+        from whence.core.passages import shorten_line
+        from whence.plotting.token_text import token_grid
+
+        found = replace(self, words=self.words[:1]).aggregate("sentence")
+        columns = {group.tokens: i for i, group in enumerate(found.groups[-1])}
+        relevance = torch.full((len(found), len(columns)), float("nan"), dtype=torch.float32)
+        for row, (groups, scores) in enumerate(zip(found.groups, found.scores, strict=True)):
+            relevance[row, [columns.get(group.tokens, len(columns) - 1) for group in groups]] = scores  # others come last
+        names = [group.name for group in found.groups[-1]]
+        written, given = ([shorten_line(name, SHORT) for name in side] for side in (found.targets, names))
+        return token_grid(written, given, relevance, "relevance of preceding sentences (square root of shares)")
 
     def save(self, path: str | Path) -> Path:
         """Save the figure (.png, .jpg, .pdf, .svg), a page (.html) or the table (.csv, .json), and return the path.
@@ -130,8 +171,10 @@ def explain_generation(
     *,
     max_new_tokens: int = 20,
     continuation: Tensor | None = None,
+    contrast: bool = False,
     method: Method | str | None = None,
     tokenizer: Any = None,
+    progress: Progress = True,
 ) -> Generation:
     """Generate text with a language model by greedy decoding, and explain the logit of each new token.
 
@@ -148,8 +191,11 @@ def explain_generation(
             start token, or from `decoder_input_ids`.
         max_new_tokens: The number of tokens to generate at most.
         continuation: Token ids `[N, n]` that were generated before (for example by sampling), to explain instead.
+        contrast: Whether to explain why each token was written rather than the likeliest other one, the difference of their
+            logits.
         method: A method or its short name; LRP by default.
         tokenizer: The tokenizer of the model, for inputs that are texts or chat messages, and for the names of tokens.
+        progress: Whether to show a progress bar, or a function that is called with (done, total) instead, in new tokens.
 
     Returns:
         A `Generation`.
@@ -180,37 +226,55 @@ def explain_generation(
         raise InputError(f"the continuation must be integer token ids [{len(ids)}, n], one row per text")
     start = ids.shape[1]
     if continuation is None:
-        whole = continue_greedily(model, inputs, ids, max_new_tokens)
+        whole = continue_greedily(model, inputs, ids, max_new_tokens, progress)
     else:
         whole = torch.cat([ids, continuation.to(ids)], 1)
     if whole.shape[1] == start:
         raise TargetError("no token was generated; max_new_tokens must be at least 1, and a continuation must not be empty")
-    targets = [Logit(whole[:, t], position=t - 1) for t in range(start, whole.shape[1])]
-    explanations = explain_targets(model, _append_ids(inputs, whole[:, :-1]), targets, method=method)
+    given = _append_ids(inputs, whole[:, :-1])
+    others = _likeliest_others(model, given, whole[:, start:]) if contrast else None
+    targets = [
+        Logit(whole[:, t], position=t - 1, rather_than=None if others is None else others[:, t - start])
+        for t in range(start, whole.shape[1])
+    ]
+    explanations = []
+    with progressing("explanation", len(targets), progress) as advance:
+        for e in Explainer(model, method).iter_targets(given, targets):
+            explanations.append(e)
+            advance(1)
     found = Generation(whole, start, tuple(explanations))
     return found if texts.tokenizer is None else found.with_tokens(texts.tokenizer)
 
 
 @torch.no_grad()
-def continue_greedily(model: Any, inputs: Tree, ids: Tensor, count: int) -> Tensor:
+def continue_greedily(model: Any, inputs: Tree, ids: Tensor, count: int, progress: Progress = False) -> Tensor:
     """Return the token ids `[N, T]` followed by up to `count` more, each the likeliest, until all texts have ended."""
     settings = (getattr(model, name, None) for name in ("generation_config", "config"))
     ends = next((end for s in settings if (end := getattr(s, "eos_token_id", None)) is not None), [])
     ends = torch.tensor(ends, device=ids.device).view(-1)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for _ in range(count):
-        given = Inputs.of(_append_ids(inputs, ids))
-        outputs = given.call(model, given.parts)
-        logits = logits_of(outputs)
-        if not isinstance(logits, Tensor) or logits.dim() != 3:
-            raise TargetError(
-                "the model returns no logits [N, T, vocabulary]; load it with a language model head (AutoModelForCausalLM)"
-            )
-        ids = torch.cat([ids, logits[:, -1:].argmax(-1).to(ids)], 1)
-        ended |= torch.isin(ids[:, -1], ends)
-        if ended.all():
-            break
+    with progressing("generation", count, progress) as advance:
+        for _ in range(count):
+            given = Inputs.of(_append_ids(inputs, ids))
+            logits = logits_of(given.call(model, given.parts))
+            if not isinstance(logits, Tensor) or logits.dim() != 3:
+                raise TargetError(
+                    "the model returns no logits [N, T, vocabulary]; load it with a language model head (AutoModelForCausalLM)"
+                )
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1).to(ids)], 1)
+            advance(1)
+            ended |= torch.isin(ids[:, -1], ends)
+            if ended.all():
+                break
     return ids
+
+
+@torch.no_grad()
+def _likeliest_others(model: Any, inputs: Tree, written: Tensor) -> Tensor:
+    """Return for each written token `[N, n]` the id of the likeliest other token in its place."""
+    given = Inputs.of(inputs)
+    logits = logits_of(given.call(model, given.parts))[:, -written.shape[1] :].clone()
+    return logits.scatter(2, written[..., None], -torch.inf).argmax(2)
 
 
 def _are_ids(t: Any) -> bool:

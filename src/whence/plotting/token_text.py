@@ -145,11 +145,16 @@ class TokenText:
                           color=text_color(value, top))  # fmt: skip
 
 
+MOST_TOKENS = 80  # of each side of a grid, beyond which their names are too small to read
+
+
 def token_grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, title: str) -> Figure:
     """Return a heatmap of generated tokens (rows) by context tokens (columns), scaled by row and square root; NaN is blank."""
     shares = relevance / relevance.nan_to_num().abs().amax(1, keepdim=True).clamp(min=1e-30)
     scaled = shares.sign() * shares.abs().sqrt()
-    drawn = Figure(figsize=(1.6 + 0.26 * len(given), 1.2 + 0.26 * len(written)), dpi=120, layout="constrained")
+    beside, below = (0.7 + 0.07 * max(map(len, names)) for names in (written, given))  # inches for the names
+    size = max(beside + 0.26 * len(given), 0.07 * len(title)), below + 0.26 * len(written)
+    drawn = Figure(figsize=size, dpi=120, layout="constrained")
     axis = drawn.subplots()
     axis.imshow(scaled.numpy(), cmap=current_palette().map, vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor("#eeeeee")
