@@ -111,8 +111,8 @@ def aggregate_generation(relevance: Tensor, words: Sequence[Sequence[str]], firs
     groups, scores, targets = [], [], []
     for sample, strings in enumerate(words):
         rows, count = relevance[:, sample], relevance.shape[2]
-        prompt = _groups(strings[:first], first, by)
-        written = _groups(strings[first:], len(strings) - first, by if isinstance(by, str) else "sentence")
+        prompt = token_groups(strings[:first], first, by)
+        written = token_groups(strings[first:], len(strings) - first, by if isinstance(by, str) else "sentence")
         for number, passage in enumerate(written):
             before = [TokenGroup(g.name, tuple(first + i for i in g.tokens if first + i < count)) for g in written]
             within = _with_others([*prompt, *before[: number + 1]], count)
@@ -141,7 +141,7 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
             tokens = per_token[name][sample]
             # passages by name stand in the first text, that of an encoder; other inputs of ids have no text
             given = name == first or (name in parts and isinstance(by, str))
-            of_part = _with_others(_groups(words, len(tokens), by) if given else [], len(tokens))
+            of_part = _with_others(token_groups(words, len(tokens), by) if given else [], len(tokens))
             found += of_part
             sums += [tokens[list(group.tokens)].sum() for group in of_part]
         groups.append(tuple(found))
@@ -165,7 +165,8 @@ def _per_token(explanation: "ExplanationData", name: str, relevance: Tensor) -> 
     return relevance / sizes.gather(1, numbers)
 
 
-def _groups(words: Sequence[str] | None, count: int, by: Any) -> list[TokenGroup]:
+def token_groups(words: Sequence[str] | None, count: int, by: Any) -> list[TokenGroup]:
+    """Return the tokens of passages of a text, by the strings of its tokens."""
     if isinstance(by, Mapping):
         return [TokenGroup(str(name), tuple(_range(name, place, count))) for name, place in by.items()]
     if words is None:
@@ -260,7 +261,7 @@ def token_passages(ids: Tensor, tokenizer: Any, by: str = "sentence") -> Tensor:
         raise InputError(f"token_passages needs token ids [N, T], got {ids.dtype} of shape {tuple(ids.shape)}")
     found = torch.full(ids.shape, -1)
     for row, text in zip(found, ids.tolist(), strict=True):
-        groups = [g for g in _groups(text_strings(tokenizer, text), len(text), by) if g.tokens]
+        groups = [g for g in token_groups(text_strings(tokenizer, text), len(text), by) if g.tokens]
         for number, group in enumerate(groups):
             row[list(group.tokens)] = number
     found[found < 0] = found.max() + 1

@@ -1,6 +1,6 @@
 """Explanations of the tokens that a language model generates."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.core.aggregation import AggregatedRelevance, aggregate_generation
+from whence.core.aggregation import AggregatedRelevance, aggregate_generation, token_groups
 from whence.core.argument_checks import check_arguments
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
@@ -16,11 +16,12 @@ from whence.core.files import text_writer
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress, progress as progressing
 from whence.core.result import Result
-from whence.core.targets import Logit
+from whence.core.targets import Logit, Span
 from whence.core.texts import DECODER, TextModel, is_encoder_decoder, with_decoder_start
 from whence.core.tokens import text_strings
-from whence.core.trees import Tree
+from whence.core.trees import Tree, named_leaves, with_leaves
 from whence.errors import InputError, TargetError
+from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.model_outputs import logits_of
 from whence.methods.registry import Method
 
@@ -74,6 +75,29 @@ class Generation(Result):
         """Rows, one for each new token, sample and preceding token: the relevance of the latter."""
         return [{"new_token": step, **row} for step, e in enumerate(self.explanations) for row in e.table]
 
+    def passage(self, text: str, sample: int = 0) -> Explanation:
+        """Return why a passage of the generated text was written: the sum of the explanations of its tokens.
+
+        >>> written.passage("a red ball").save("ball.png")          # with a heatmap of the picture that the answer is about
+
+        Args:
+            text: A part of the generated text.
+            sample: The number of the text.
+
+        Returns:
+            An `Explanation` of the sum of the logits of these tokens, of this sample alone.
+        """
+        self._check_words()
+        strings = self.words[sample][self.start :]
+        (group,) = token_groups(strings, len(strings), [text])
+        found = sum_explanations([self.explanations[i][sample] for i in group.tokens])
+        target = Span(self.start + group.tokens[0], self.start + group.tokens[-1] + 1, self.ids[sample : sample + 1])
+        return replace(found, target=target, note=f"{text!r}")
+
+    def _check_words(self) -> None:
+        if not self.words:
+            raise InputError("the tokens have no text; call with_tokens(tokenizer) first")
+
     def aggregate(self, by: Any = "sentence") -> AggregatedRelevance:
         """Sum the relevance over passages: for each passage of the generated texts, that of each passage before it.
 
@@ -87,8 +111,7 @@ class Generation(Result):
         Returns:
             An `AggregatedRelevance`, whose samples are the passages of the generated texts.
         """
-        if not self.words:
-            raise InputError("the tokens have no text; call with_tokens(tokenizer) first")
+        self._check_words()
         first = self._first_new_token
         words = [[*self._given(i)[: first - self.start], *self.words[i]] for i in range(len(self.words))]
         return aggregate_generation(self.relevance.detach().float().cpu(), words, first, by)
@@ -164,6 +187,34 @@ class Generation(Result):
         return render_page("generation.html", texts=texts, data=data)
 
 
+def sum_explanations(explanations: Sequence[Explanation]) -> Explanation:
+    """Return the explanation of the sum of the outputs of explanations of the same inputs."""
+    first, accounts = explanations[0], [e.conservation for e in explanations]
+    named = [named_leaves(e.relevance) for e in explanations]
+    relevance = {name: _sum([leaves[name] for leaves in named]) for name in named[0]}
+    layers = {path for account in accounts for path in account.by_layer}
+    output = _sum([e.output for e in explanations])
+    account = Conservation(
+        output,
+        _sum([a.relevance for a in accounts]),
+        _sum_known([a.absorbed for a in accounts]),
+        {path: _sum([a.by_layer[path] for a in accounts if path in a.by_layer]) for path in layers},
+        _sum_known([a.baseline for a in accounts]),
+        accounts[0].adds_up,
+    )
+    return replace(first, relevance=with_leaves(first.relevance, relevance), output=output, conservation=account, layers={})
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
+
+
+def _sum_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the sum of amounts, or None if any is not known."""
+    known = [t for t in tensors if t is not None]
+    return _sum(known) if len(known) == len(tensors) else None
+
+
 @check_arguments
 def explain_generation(
     model: Callable[..., Any],
@@ -212,7 +263,7 @@ def explain_generation(
     parts = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
     writes, masks = _id_input_names(parts)
     ids, mask = parts.get(writes), parts.get(masks)
-    if not isinstance(ids, Tensor) or not _are_ids(ids) or (writes != DECODER and set(parts) - {writes, masks}):
+    if not isinstance(ids, Tensor) or not _are_ids(ids):
         raise InputError(
             "expected integer token ids [N, T]; pass them as a tensor, or as a dict of input_ids and attention_mask"
         )
@@ -287,13 +338,14 @@ def _id_input_names(parts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _append_ids(inputs: Tree, ids: Tensor) -> Tree:
-    """Return the inputs with longer token ids, and with an attention mask of the same length."""
+    """Return the inputs with longer token ids, an attention mask of the same length, and new tokens of the type of texts, 0."""
     if isinstance(inputs, Tensor):
         return ids
     writes, masks = _id_input_names(inputs)
     longer = {**inputs, writes: ids}
-    if (mask := inputs.get(masks)) is not None:
-        longer[masks] = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], 1)
+    for name, value in inputs.items():
+        if name == masks or (name.endswith("token_type_ids") and writes != DECODER):
+            longer[name] = torch.cat([value, value.new_full((len(ids), ids.shape[1] - value.shape[1]), name == masks)], 1)
     return longer
 
 

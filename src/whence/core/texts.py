@@ -28,27 +28,33 @@ class TextModel:
         model: The model.
         tokenizer: Its tokenizer; None for a model of other inputs.
         class_names: The names of its classes; empty for a language model.
+        processor: Its processor of pictures and texts, for a model that reads both.
     """
 
     model: Any
     tokenizer: Any = None
     class_names: Any = ()
+    processor: Any = None
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None, class_names: Any = ()) -> "TextModel":
         """Return the parts of a `transformers.pipeline` or a `whence.LoadedModel`, and other models as they are."""
         if hasattr(model, "preprocess") and hasattr(model, "postprocess") and hasattr(model, "model"):  # a pipeline
-            model, tokenizer = model.model, tokenizer or model.tokenizer
+            model, tokenizer = model.model, tokenizer or getattr(model, "processor", None) or model.tokenizer
         elif hasattr(model, "class_index") and hasattr(model, "preprocessing"):  # a LoadedModel
-            text, names = model.text, model.class_names
-            model, tokenizer = model.model, tokenizer or getattr(text, "tokenizer", None)
+            both, text, names = model.vision_language, model.text, model.class_names
+            model, tokenizer = model.model, tokenizer or getattr(both, "processor", None) or getattr(text, "tokenizer", None)
             class_names = class_names if len(class_names) else names
-        return cls(model, tokenizer, class_names if len(class_names) else labels_of_classifier(model))
+        reads_pictures = hasattr(tokenizer, "tokenizer") and hasattr(tokenizer, "image_processor")
+        processor, tokenizer = (tokenizer, tokenizer.tokenizer) if reads_pictures else (None, tokenizer)
+        return cls(model, tokenizer, class_names if len(class_names) else labels_of_classifier(model), processor)
 
     def read(self, inputs: Any, for_generation: bool = False) -> Tree:
         """Return the inputs, with texts and chat messages encoded; padded on the left for generation."""
         if not _are_texts(inputs) and not are_messages(inputs):
             return inputs
+        if are_messages(inputs) and any(_has_pictures(message) for message in inputs):
+            return self._read_pictures(inputs)
         if self.tokenizer is None:
             raise InputError(
                 "the input is a text; pass the tokenizer of the model: tokenizer=AutoTokenizer.from_pretrained(…), or a "
@@ -59,6 +65,22 @@ class TextModel:
             if not text.strip():
                 raise InputError("the text is empty" if len(texts) == 1 else f"text {texts.index(text)} is empty")
         return self._encoded(texts, for_generation, special=not are_messages(inputs))
+
+    def _read_pictures(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return chat messages with pictures as the inputs of a model that reads both."""
+        if self.processor is None:
+            raise InputError(
+                "the messages have pictures; pass the processor of the model: tokenizer=AutoProcessor.from_pretrained(…), or "
+                "a pipeline of the task 'image-text-to-text' as the model"
+            )
+        if not getattr(self.processor, "chat_template", None):
+            raise InputError("the processor has no chat template for messages; pass the inputs that it returns")
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        try:
+            encoded = self.processor.apply_chat_template(list(messages), **options)
+        except Exception as error:  # of jinja, of a picture that cannot be read
+            raise InputError(f"the processor failed on the messages: {first_line(error)}") from error
+        return self._accepted(encoded)
 
     def target(self, target: Any) -> Any:
         """Return a target with classes and tokens given by name as their indices."""
@@ -115,12 +137,14 @@ class TextModel:
                 "the texts have several lengths, but the model takes no attention_mask and would read the padding as text; "
                 "explain one text at a time"
             )
-        found = {
-            name: to_device_of(t, self.model)
-            for name, t in encoded.items()
-            if isinstance(t, Tensor) and (accepted is None or name in accepted)
-        }
+        found = self._accepted(encoded)
         return with_decoder_start(self.model, found) if is_encoder_decoder(self.model) else found
+
+    def _accepted(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors that the model takes, on its device."""
+        accepted = _parameters(self.model)
+        given = {name: t for name, t in encoded.items() if isinstance(t, Tensor) and (accepted is None or name in accepted)}
+        return {name: to_device_of(t, self.model) for name, t in given.items()}
 
     def _check_vocabulary(self, ids: Tensor) -> None:
         size = getattr(getattr(self.model, "config", None), "vocab_size", None)
@@ -207,6 +231,11 @@ def are_messages(inputs: Any) -> bool:
     return isinstance(inputs, list | tuple) and bool(inputs) and all(
         isinstance(m, Mapping) and set(m) >= MESSAGE_KEYS for m in inputs
     )  # fmt: skip
+
+
+def _has_pictures(message: Mapping[str, Any]) -> bool:
+    content = message["content"]
+    return isinstance(content, list | tuple) and any(isinstance(p, Mapping) and p.get("type") == "image" for p in content)
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
