@@ -1,4 +1,4 @@
-"""`whence sources` on a language model with random weights in a folder."""
+"""`whence sources`, and `whence explain` of texts, on a language model with random weights in a folder."""
 
 import json
 
@@ -57,3 +57,17 @@ def test_bad_options(asked, message, tmp_path):
     assert ran.returncode == 2
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_explain_reads_text_files_and_standard_input(folder, tmp_path):
+    text = "Tom has the kite . Lily has the"
+    (tmp_path / "text.txt").write_text(text)
+    reports = []
+    for given, stdin in ((text, None), ("text.txt", None), ("-", text)):
+        ran = command("explain", given, "--model", f"hf:{folder}", "--json", "--out", "why.html", cwd=tmp_path, stdin=stdin)
+        assert ran.returncode == 0, ran.stderr
+        reports.append({k: v for k, v in json.loads(ran.stdout).items() if k != "input"})
+    assert reports[0] == reports[1] == reports[2]
+    missing = command("explain", "txt.txt", "--model", f"hf:{folder}", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "did you mean 'text.txt'" in missing.stderr

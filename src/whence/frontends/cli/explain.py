@@ -22,6 +22,7 @@ from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weigh
 from whence.frontends.common.data import is_array_file, read_array
 from whence.frontends.common.methods import PRESETS, check_rules, make_method
 from whence.frontends.common.terminal import print_table, warn, warn_about_model
+from whence.frontends.common.text_files import read_text
 from whence.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
             )
         return images[sample : sample + 1]
     if loaded.text is not None:
-        return loaded.text.read(given)
+        return loaded.text.read(read_text(given))
     if is_array_file(given):
         return _to_model_dtype(read_array(Path(given)), loaded.model)
     image = to_8bit(read_image(given), given)

@@ -7,7 +7,10 @@ import typer
 from whence.errors import InputError
 
 Input = Annotated[
-    str | None, typer.Argument(help="An image, a .npy batch, or a text for hf: models. Default: a bundled digit.")
+    str | None,
+    typer.Argument(
+        help="An image, a .npy batch; for hf: models a text, a .txt file or - for standard input. Default: a digit."
+    ),
 ]
 Model = Annotated[
     str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")

@@ -1,7 +1,6 @@
 """`whence sources`: which document or sentence made a language model write its response."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from whence.core.passages import shorten_line
 from whence.errors import InputError
 from whence.frontends.cli.options import Json, Weights
 from whence.frontends.common.terminal import print_table, warn_about_model
+from whence.frontends.common.text_files import STANDARD_INPUT, SUFFIXES as TEXT_SUFFIXES, read_text, read_text_file
 
 SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".csv", ".json")
 BEST, SHORT = 3, 70  # sources of a statement that are printed, and their characters
@@ -66,16 +66,16 @@ def _read(given: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in given:
         path = Path(name)
-        if name == "-":
-            texts = {"standard input": sys.stdin.read()}
+        if name == STANDARD_INPUT:
+            texts = {"standard input": read_text(name)}
         elif path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".md"))
+            files = sorted(file for file in path.iterdir() if file.suffix in TEXT_SUFFIXES)
             if not files:
                 raise InputError(f"the folder {name} has no .txt or .md files")
             alone = len(given) == 1
-            texts = {file.name if alone else str(file): _text(file) for file in files}
+            texts = {file.name if alone else str(file): read_text_file(file) for file in files}
         elif path.is_file():
-            texts = {name: _text(path)}
+            texts = {name: read_text_file(path)}
         else:
             raise InputError(f"no file or folder {name!r}; pass text files, a folder of them, or - for standard input")
         if twice := found.keys() & texts.keys():
@@ -84,13 +84,6 @@ def _read(given: list[str]) -> dict[str, str]:
     if not found:
         raise InputError("nothing to read: pass text files, a folder of them, or - for standard input")
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text in UTF-8") from error
 
 
 def _print(found: SourceAttribution, out: Path) -> None:
