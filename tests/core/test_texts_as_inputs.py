@@ -179,3 +179,27 @@ def test_a_tokenizer_of_another_model(classifier):
     big = word_tokenizer(additional_special_tokens=["<extra>"])
     with pytest.raises(errors.InputError, match="pass the tokenizer of this model"):
         whence.explain(classifier, "the <extra>", tokenizer=big)
+
+
+def test_tokens_are_the_parts_of_the_text_that_was_given():
+    """Where decoding changes it: WordPiece puts spaces around punctuation, and lowers letters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    words = "[PAD] [UNK] [CLS] [SEP] don ' t pay 3 . 5 it was good ##ness !".split()  # noqa: SIM905
+    pieces = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = decoders.WordPiece()
+    pieces.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pieces, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=len(words), **sizes)).eval()
+    texts = ["Don't pay 3.5! It was goodness.", "It was good."]
+    e = whence.explain(model, texts, 0, tokenizer=tokenizer)
+    assert "".join(e.tokens["input_ids"][0][1:-1]) == texts[0]
+    assert [group.name for group in e.aggregate("word").groups[0]][:4] == ["Don't", "pay", "3.5", "!"]
+    assert [group.name for group in e.aggregate("sentence").groups[0]][:2] == ["Don't pay 3.5!", "It was goodness."]
+    assert [group.name for group in e.aggregate("sentence").groups[1]][:1] == ["It was good."]
+    explainer = whence.Explainer(model, tokenizer=tokenizer)
+    assert "".join(explainer(texts[1], 0).tokens["input_ids"][0][1:-1]) == texts[1]

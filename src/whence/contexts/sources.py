@@ -275,7 +275,8 @@ def _check_length(model: Any, length: int, new: int) -> None:
     if isinstance(limit, int) and length + new > limit:
         raise InputError(
             f"the text of {length} tokens{f' and max_new_tokens={new}' if new else ''} exceeds the {limit} tokens that "
-            "the model can read; pass fewer or shorter sources"
+            "the model can read; pass fewer or shorter sources, or call sources() on one part of the context after the other, "
+            "with the same response="
         )
 
 

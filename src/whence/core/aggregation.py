@@ -233,7 +233,7 @@ def _with_others(groups: list[TokenGroup], count: int) -> list[TokenGroup]:
 
 
 def _split_words(text: str) -> list[Passage]:
-    return [Passage(m.group(), *m.span()) for m in re.finditer(r"\w+(?:['’-]\w+)*|[^\w\s]+", text)]
+    return [Passage(m.group(), *m.span()) for m in re.finditer(r"\d+(?:[.,]\d+)+|\w+(?:['’-]\w+)*|[^\w\s]+", text)]
 
 
 @check_arguments

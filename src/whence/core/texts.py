@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from whence.core.explanation import Explanation
 from whence.core.missing_names import suggest
 from whence.core.targets import Logit
 from whence.core.tokens import token_strings
-from whence.core.trees import Tree
+from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, TargetError, first_line, value_repr
 
 DECODER = "decoder_input_ids"
@@ -35,6 +35,7 @@ class TextModel:
     tokenizer: Any = None
     class_names: Any = ()
     processor: Any = None
+    strings: dict[tuple[int, ...], list[str]] = field(default_factory=dict)  # of the tokens of the texts that were read last
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None, class_names: Any = ()) -> "TextModel":
@@ -107,7 +108,14 @@ class TextModel:
         """Return the explanation with token strings, if the model reads texts."""
         if self.tokenizer is None or not _reads_ids(explanation.inputs):
             return explanation
-        return explanation.with_tokens(self.tokenizer)
+        found = explanation.with_tokens(self.tokenizer)
+        ids = named_leaves(explanation.inputs)
+        as_read = {
+            name: [self.strings.get(tuple(row), words) for row, words in zip(ids[name].tolist(), rows, strict=True)]
+            for name, rows in found.tokens.items()
+            if ids[name].dim() == 2
+        }
+        return replace(found, tokens=found.tokens | as_read)
 
     def _chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -123,6 +131,8 @@ class TextModel:
             )
         if several and for_generation:
             several["padding_side"] = "left"
+        if getattr(self.tokenizer, "is_fast", False):
+            several["return_offsets_mapping"] = True
         try:
             encoded = dict(self.tokenizer(texts, return_tensors="pt", add_special_tokens=special, **several))
         except (ValueError, TypeError, KeyError) as error:
@@ -130,6 +140,7 @@ class TextModel:
         if not encoded["input_ids"].numel():
             raise InputError("the tokenizer returned no tokens for this text")
         self._check_vocabulary(encoded["input_ids"])
+        self._remember_strings(texts, encoded.pop("offset_mapping", None), encoded["input_ids"])
         accepted = _parameters(self.model)
         mask = encoded.get("attention_mask")
         if accepted is not None and "attention_mask" not in accepted and mask is not None and not mask.bool().all():
@@ -139,6 +150,23 @@ class TextModel:
             )
         found = self._accepted(encoded)
         return with_decoder_start(self.model, found) if is_encoder_decoder(self.model) else found
+
+    def _remember_strings(self, texts: Sequence[str], offsets: Tensor | None, ids: Tensor) -> None:
+        """Keep the part of the text that each token stands for, which decoding may change ("don't" to "don ' t")."""
+        self.strings.clear()
+        if offsets is None:
+            return
+        for text, places, row in zip(texts, offsets.tolist(), ids.tolist(), strict=True):
+            pieces, found, done = token_strings(self.tokenizer, row), [], 0
+            for i, (start, stop) in enumerate(places):
+                if start == stop:  # a special token
+                    found.append(pieces[i])
+                elif i + 1 < len(places) and places[i + 1] == [start, stop]:  # the character has more tokens
+                    found.append("")
+                else:
+                    found.append(text[done:stop])
+                    done = stop
+            self.strings[tuple(row)] = found
 
     def _accepted(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the tensors that the model takes, on its device."""
