@@ -16,6 +16,7 @@ WhenceError
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -115,6 +116,16 @@ class MaskedGradientWarning(UserWarning):
 FLEX_ATTENTION = (
     "flex_attention is not supported, because its operations cannot be traced; load the model with attn_implementation='sdpa'"
 )
+
+
+ATTENTION_KERNEL = re.compile(r"flash.?(attn|attention)|xformers|memory_efficient_attention|sage.?attn", re.IGNORECASE)
+
+
+def describe_attention_kernel(name: str) -> str:
+    """Return what to do about a function that is an attention kernel of another package; empty for other functions."""
+    if not ATTENTION_KERNEL.search(name):
+        return ""
+    return f"{name} is an attention kernel, whose operations cannot be traced; load the model with attn_implementation='sdpa'"
 
 
 def first_line(error: BaseException) -> str:

@@ -143,6 +143,34 @@ def test_layers_of_bitsandbytes(bits):
         assert torch.cosine_similarity(found, expected, 0) > 0.999
 
 
+class FlashAttnFunc(torch.autograd.Function):
+    """Stands for the attention of the package flash_attn."""
+
+    @staticmethod
+    def forward(ctx, q):
+        return torch.softmax(q @ q.mT, -1) @ q
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+LIBRARY = torch.library.Library("flash_attn_of_a_test", "DEF")
+LIBRARY.define("forward(Tensor q) -> Tensor")
+LIBRARY.impl("forward", lambda q: torch.softmax(q @ q.mT, -1) @ q, "CompositeExplicitAutograd")
+
+
+@pytest.mark.parametrize("kernel", [FlashAttnFunc.apply, torch.ops.flash_attn_of_a_test.forward])
+def test_attention_kernels_of_other_packages_are_refused_with_what_to_load(kernel):
+    query = nn.Linear(4, 4)
+
+    def model(x):
+        return kernel(query(x)).mean(1)
+
+    with pytest.raises(errors.WhenceError, match="load the model with attn_implementation='sdpa'"):
+        whence.explain(model, torch.rand(1, 3, 4), 0)
+
+
 class _UncheckedAssign(torch.autograd.Function):
     """Stands for that of torchdiffeq's adaptive solvers, which stores a slope in the last dimension of a buffer."""
 

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.errors import FLEX_ATTENTION, ModelError, OpaqueError, RuleError
+from whence.errors import FLEX_ATTENTION, ModelError, OpaqueError, RuleError, describe_attention_kernel
 from whence.lrp.engine.arguments import ArgumentReader
 from whence.lrp.engine.conservation import ConservationMeter
 from whence.lrp.engine.embeddings import EmbeddingLookups
@@ -340,6 +340,8 @@ class RelevanceMode(GradientMode):
             )
         if maker.startswith("FlexAttention"):
             return OpaqueError(f"{here}: {FLEX_ATTENTION}")
+        if kernel := describe_attention_kernel(maker):
+            return OpaqueError(f"{here}: {kernel}")
         return OpaqueError(
             f"{here} reads a tensor made by {maker}, which whence cannot intercept: an autograd.Function, a compiled "
             "extension, or code that ran outside the rules; write it with torch functions, detach it, or give its module "

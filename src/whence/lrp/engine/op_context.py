@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import _get_current_function_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.errors import RuleError, UnknownFunctionError, WhenceError
+from whence.errors import RuleError, UnknownFunctionError, WhenceError, describe_attention_kernel
 from whence.lrp.engine.conservation import ConservationMeter, batch_dot, batch_sum
 from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.engine.linear_maps import LinearMap
@@ -257,7 +257,8 @@ class OpContext:
             "whence.Gradient(), or pass LRP(unknown='gradient')"
         )
         if self._unknown == "error":
-            return self.refused(call, UnknownFunctionError(message))
+            kernel = describe_attention_kernel(call.name)
+            return self.refused(call, UnknownFunctionError(f"in '{self.path}', {kernel}" if kernel else message))
         if self._unknown == "warn":
             warnings.warn(message, stacklevel=2)
         return self.own_gradient(call)
