@@ -32,6 +32,7 @@ from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation, load
 from whence.core.generation import explain_generation
 from whence.core.missing_names import missing_name as _missing_name
+from whence.core.region import Region
 from whence.core.targets import Logit, Span
 from whence.evaluation.comparison import compare
 from whence.evaluation.evaluate import evaluate
@@ -112,6 +113,7 @@ __all__ = [
     "Occlusion",
     "Places",
     "Preprocessing",
+    "Region",
     "RisingGamma",
     "Sensitivity",
     "Shapley",

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from whence.core.explanation_data import ExplanationData
 
-SPECIAL = re.compile(r"<[^<>\s]+>|<\|[^|]+\|>|\[[A-Z]+\]")  # <s>, <|im_end|>, [SEP]
+# <s>, <|im_end|>, [SEP]; but not what stands for a word, [UNK] and [MASK]
+SPECIAL = re.compile(r"(?!.*(unk|mask))(<[^<>\s]+>|<\|[^|]+\|>|\[[a-z]+\])", re.IGNORECASE)
 OTHERS = "(other tokens)"  # special tokens, and what stands between passages
 MOST_FIGURES = 4  # samples that are drawn
 

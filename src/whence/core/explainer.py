@@ -13,6 +13,7 @@ from whence.core.conditions import Condition, LayerPart, ThroughMapping, parse_c
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
+from whence.core.region import Region
 from whence.core.targets import Logit, Span, Target
 from whence.core.texts import TextModel
 from whence.core.trees import Tree
@@ -223,7 +224,7 @@ def explanations(
     through: ThroughMapping | Sequence[ThroughMapping] | None = None,
 ) -> Iterator[Explanation]:
     """Return an iterator over the explanations of a checked model, by target and then by condition."""
-    if isinstance(targets, int | str | Tensor | Logit | Span) or callable(targets):
+    if isinstance(targets, int | str | Tensor | Logit | Span | Region) or callable(targets):
         raise TargetError(f"targets must be a list of targets that explain() accepts, got {value_repr(targets)}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs).detached()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from whence.core.forward_record import InternalTarget
 from whence.core.image_patches import PatchLayout
+from whence.core.region import Region
 from whence.core.targets import Logit, Span, select_target_samples
 from whence.core.trees import Tree, map_leaves, named_leaves
 from whence.lrp.engine.conservation import Conservation
@@ -82,7 +83,7 @@ class ExplanationData:
         """Return the name of each sample's target."""
         if isinstance(self.target, Tensor):
             return [self._name(i) for i in self.target.tolist()]
-        if isinstance(self.target, Logit | Span):
+        if isinstance(self.target, Logit | Span | Region):
             return [self.target.words(self._name, i) for i in range(len(self))]
         name = str(self.target) if isinstance(self.target, InternalTarget) else getattr(self.target, "__name__", "function")
         return [name] * len(self)

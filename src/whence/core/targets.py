@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from whence.core.class_indices import check_classes, class_indices
 from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.inputs import Inputs
+from whence.core.region import Region, describe_outputs
 from whence.errors import ModelError, TargetError, WhenceError, first_line, is_out_of_memory, value_repr
 from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.torch_compat.deferred_checks import check_holds
@@ -125,7 +127,7 @@ class Span:
         return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
 
 
-Target = Index | Logit | Span | InternalTarget | Callable[[Any], Tensor]
+Target = Index | Logit | Span | Region | InternalTarget | Callable[[Any], Tensor]
 
 
 def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord | None = None) -> tuple[Tensor, Any]:
@@ -139,6 +141,8 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
     """
     if isinstance(target, InternalTarget):
         return _check_values(_read_internal(target, outputs, reading), inputs), target
+    if isinstance(target, Region):
+        return target.select(outputs, inputs)
     if callable(target):
         function = partial(target.values, count=inputs.batch_size) if isinstance(target, RepeatedTarget) else target
         return _check_values(_call_target(function, outputs, inputs.batch_size), inputs), target
@@ -165,44 +169,20 @@ def extract_logits(
     """Return the logits `[N, classes]` or `[N, T, vocabulary]` of a model's outputs; `[N, 1]` for one value per sample."""
     logits = logits_of(outputs)
     if not isinstance(logits, Tensor):
-        keys = list(map(str, outputs.keys())) if hasattr(outputs, "keys") else []
-        fields = f" with {', '.join(keys)}{'' if 'logits' in keys else ' and no logits'}" if keys else ""
-        kind = type(outputs).__name__
-        raise TargetError(f"the model returns {kind}{fields}; load it with a head (AutoModelFor…) or {advice}")
+        raise TargetError(
+            f"the model returns no logits but {describe_outputs(outputs)}; load it with a head (AutoModelFor…), pass "
+            f"whence.Region(…) for a map of classes, or {advice}"
+        )
     shape = tuple(logits.shape)
     if logits.dim() == 1 or (logits.dim() == 0 and batch_size == 1):
         logits = logits.reshape(-1, 1)
     if logits.dim() not in (2, 3) or not admits(logits.shape[0]):
         raise TargetError(
             f"the model's output has shape {shape}; expected [N, classes] or [N, T, vocabulary] with N = {batch_size}, the "
-            "size of dimension 0 of the input: give a single sample a batch dimension, x[None], and transpose sequences "
-            f"[T, N, C]; or {advice}"
+            "size of dimension 0 of the input: give a single sample a batch dimension, x[None], transpose sequences "
+            f"[T, N, C], pass whence.Region(class) for a map [N, classes, H, W], or {advice}"
         )
     return logits
-
-
-def class_indices(given: Any, count: int, kind: str = "target", device: torch.device | str | None = None) -> Tensor:
-    """Return class indices `[count]` from one index for all samples, or one for each."""
-    try:
-        indices = torch.as_tensor(given, device=device)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        named = "; pass the index of the class" if isinstance(given, str) else ""
-        raise TargetError(f"invalid {kind} {value_repr(given)}: expected a class index, or one per sample{named}") from error
-    indices = indices.clone() if indices.is_inference() else indices
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TargetError(f"a {kind} must be an integer class index, got {indices.dtype}")
-    if indices.dim() > 1 or (indices.dim() == 1 and indices.shape[0] != count):
-        raise TargetError(
-            f"{kind} has shape {tuple(indices.shape)}; expected one class, or one for each of the {count} samples"
-        )
-    return indices.long().expand(count).contiguous()  # torch.compile refuses an expanded index
-
-
-def check_classes(indices: Tensor, classes: int, kind: str = "target") -> None:
-    """Raise `TargetError` for indices out of range of the model's classes."""
-    inside = (indices >= 0) & (indices < classes)
-    if not check_holds(inside):
-        raise TargetError(f"{kind} {int(indices[~inside][0])} is out of range: the model has classes 0 to {classes - 1}")
 
 
 def repeat_target(target: Target, times: int) -> Target:
@@ -257,7 +237,7 @@ def select_target_samples(target: Target, samples: slice | Tensor) -> Target:
 
 
 def _map_indices(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
-    if isinstance(target, Logit):
+    if isinstance(target, Logit | Region):
         return target.mapped(change)
     if isinstance(target, Span):
         return target if target.ids is None else replace(target, ids=change(target.ids))

@@ -11,12 +11,14 @@ from torch import Tensor
 from whence.core.devices import to_device_of
 from whence.core.explanation import Explanation
 from whence.core.missing_names import suggest
+from whence.core.region import Region
 from whence.core.targets import Logit
 from whence.core.tokens import token_strings
 from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, TargetError, first_line, value_repr
 
 DECODER = "decoder_input_ids"
+TASKS_OF_CLASSES = ("Classification", "Segmentation", "Detection")
 MESSAGE_KEYS = {"role", "content"}
 
 
@@ -91,6 +93,8 @@ class TextModel:
             return self._of_list(target)
         if isinstance(target, Logit) and any(isinstance(name, str) for name in (target.index, target.rather_than)):
             return replace(target, index=self.target(target.index), rather_than=self.target(target.rather_than))
+        if isinstance(target, Region):
+            return replace(target, index=self.target(target.index))
         if isinstance(target, Logit):
             return replace(target, index=self._of_list(target.index), rather_than=self._of_list(target.rather_than))
         return target
@@ -243,9 +247,9 @@ def with_decoder_start(model: Any, inputs: Tree) -> Tree:
 
 
 def labels_of_classifier(model: object) -> Any:
-    """Return the names of the classes of a classifier of transformers by index; empty for other models."""
-    labels = getattr(getattr(model, "config", None), "id2label", None)
-    return labels if isinstance(labels, Mapping) and "Classification" in type(model).__name__ else ()
+    """Return the names of the classes of a model of transformers that tells classes, by index; empty for other models."""
+    labels, kind = getattr(getattr(model, "config", None), "id2label", None), type(model).__name__
+    return labels if isinstance(labels, Mapping) and any(task in kind for task in TASKS_OF_CLASSES) else ()
 
 
 def _are_texts(inputs: Any) -> bool:

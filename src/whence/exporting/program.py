@@ -14,11 +14,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from whence.core.argument_checks import check_arguments
+from whence.core.class_indices import check_classes
 from whence.core.explainer import DisplayNames, explanations
 from whence.core.explanation import Explanation
 from whence.core.files import atomic_write
 from whence.core.inputs import Inputs, check_model
-from whence.core.targets import Logit, Span, Target, check_classes
+from whence.core.targets import Logit, Span, Target
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, first_line
 from whence.exporting.program_files import check_writable, load_translated, write_program

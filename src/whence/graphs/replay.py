@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.core.class_indices import class_indices
 from whence.core.explanation import Explanation
 from whence.core.explanation_io import with_tensors
 from whence.core.inputs import Inputs
-from whence.core.targets import Logit, Target, class_indices
+from whence.core.targets import Logit, Target
 from whence.errors import ModelError, TargetError, first_line
 from whence.graphs.backward_decompositions import replace_convolution_backward, replace_views
 from whence.graphs.cuda_graphs import as_cuda_graph

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.argument_checks import check_arguments
+from whence.core.class_indices import check_classes, class_indices
 from whence.core.inputs import check_model
 from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.result import Result
-from whence.core.targets import Index, check_classes, class_indices
+from whence.core.targets import Index
 from whence.core.trees import short_repr
 from whence.errors import InputError, RuleError, value_repr
 from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool

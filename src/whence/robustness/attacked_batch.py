@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whence.core.class_indices import check_classes, class_indices
 from whence.core.inputs import Inputs, check_model
 from whence.core.pixel_bounds import Box, checked_pixels
 from whence.core.progress import progress
-from whence.core.targets import Index, check_classes, class_indices, extract_logits
+from whence.core.targets import Index, extract_logits
 from whence.errors import InputError, ModelError, TargetError
 from whence.methods.backward_passes import BackwardStart, backward, gradients_enabled
 from whence.methods.batching import automatic_batch_size

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.argument_checks import check_arguments
+from whence.core.class_indices import class_indices
 from whence.core.inputs import check_model
 from whence.core.pixel_bounds import UNIT_PIXELS, Box, checked_pixels
 from whence.core.progress import Progress, progress as progressing
 from whence.core.result import Result
-from whence.core.targets import Index, class_indices
+from whence.core.targets import Index
 from whence.errors import InputError, RuleError, value_repr
 from whence.methods.backward_passes import BackwardStart, backward, gradients_enabled
 from whence.methods.layer_reader import LayerReader
