@@ -215,7 +215,10 @@ def test_integer_images_and_headless_models_say_what_to_do():
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
-    with pytest.raises(errors.TargetError, match=r"last_hidden_state, pooler_output and no logits; load it with a head"):
+    with pytest.raises(
+        errors.TargetError,
+        match=r"no logits but a .* of last_hidden_state: a tensor of shape \(1, 2, 8\); .* load it with a head",
+    ):
         whence.explain(transformers.BertModel(config).eval(), {"input_ids": torch.tensor([[1, 2]])})
     with pytest.raises(errors.ModelError, match="float16"):
         whence.explain(Language().half(), torch.tensor([[1, 2]]))
@@ -273,8 +276,10 @@ def test_generation_explains_every_token_it_writes():
             whence.explain_generation(model, ids, continuation=continuation)
     with pytest.raises(errors.WhenceError, match=r"cannot save as 'grid.npz': the suffix must be one of .png"):
         written.save("grid.npz")
-    with pytest.raises(errors.TargetError, match="no token was generated"):
+    with pytest.raises(errors.InputError, match="max_new_tokens=0; expected an int of at least 1"):
         whence.explain_generation(model, ids, max_new_tokens=0)
+    with pytest.raises(errors.TargetError, match="no token was generated"):
+        whence.explain_generation(model, ids, continuation=ids[:, :0])
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_special_tokens_and_padding_are_no_text():
         ({"a": (4, 4)}, "empty or out of range of 10 tokens"),
         ({"a": (0, 11)}, "empty or out of range of 10 tokens"),
         ({"a": 3}, r"expected \(start, stop\)"),
-        (["sat", "cat"], "'cat' does not stand in the text, after"),
+        (["sat", "cat"], "'cat' does not stand in the text as whole words"),
         (3, "by=3; expected"),
     ],
 )
@@ -129,6 +129,20 @@ def test_sentences_are_the_features_of_methods_that_remove_them(kind):
     else:
         assert float(found.scores[0].sum()) == pytest.approx(whole, rel=1e-4)
     torch.testing.assert_close(e.aggregate({"all": (0, 10)}).scores[0], found.scores[0].sum()[None])
+
+
+def test_unknown_and_masked_words_belong_to_their_sentence():
+    tokenizer = words_tokenizer()
+    tokenizer.add_special_tokens({"unk_token": "[UNK]"})
+    ids = torch.tensor([[11, 2, tokenizer.unk_token_id, 4, 5, 6, 1, 8, 10]])
+    assert whence.token_passages(ids, tokenizer).tolist() == [[2, 0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+def test_a_page_of_passages(tmp_path):
+    e = whence.explain(Language(), torch.arange(10)[None], 3).with_tokens(PIECES)
+    page = e.aggregate("sentence").save(tmp_path / "passages.html").read_text()
+    assert page.index("The cat sat.") < page.index("It was unafraid!")
+    assert page.count("<span style") == 2 * 2
 
 
 def test_features_that_are_not_known_are_refused(tmp_path):

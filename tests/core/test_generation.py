@@ -189,3 +189,80 @@ def test_long_generations_are_drawn_by_sentence(count, tmp_path):
     assert len(rows) == (5 if count == 5 else len(written.aggregate("sentence")))
     assert max(figure.get_size_inches()) < 16
     written.save(tmp_path / "written.png")
+
+
+WORDS = ["Then", " she", " saw", " a", " big", " hen", ".", " was", "<s>", " cat", " dog"]
+
+
+def words(ids):
+    return [WORDS[i] for i in ids]
+
+
+def test_a_passage_is_found_as_whole_words():
+    written = whence.explain_generation(
+        Language(), torch.tensor([[8]]), continuation=torch.tensor([[0, 1, 2, 3, 4, 5, 6]]), tokenizer=words
+    )
+    assert written.passage("hen").target == whence.Span(6, 7)
+    for text, reason in (("he", "as whole words"), ("ad. The", "as whole words"), ("cat", "as whole words")):
+        with pytest.raises(errors.InputError, match=reason):
+            written.passage(text)
+    with pytest.raises(errors.InputError, match="as whole words"):
+        written.aggregate(["he"])
+    with pytest.raises(errors.InputError, match="sample=5 is out of range"):
+        written.passage("hen", 5)
+    assert repr(written).splitlines() == ["Generation of 7 tokens, 1 texts", "  '<s>' → 'Then she saw a big hen.'"]
+
+
+def test_a_passage_of_a_contrast_is_that_contrast():
+    model, ids = Language(), torch.tensor([[8, 0]])
+    written = whence.explain_generation(model, ids, continuation=torch.tensor([[1, 2, 5, 6]]), tokenizer=words, contrast=True)
+    found = written.passage("she saw")
+    with torch.no_grad():
+        logits = model(written.ids)
+    torch.testing.assert_close(found.target(logits), found.output)
+    torch.testing.assert_close(found.output, written[0].output + written[1].output)
+    assert found.target_names() == ["tokens 2 to 4 rather than the likeliest others"]
+    again = whence.explain(model, written[0].inputs, found.target)
+    torch.testing.assert_close(again.relevance, found.relevance)
+
+
+def test_all_relevance_of_the_new_tokens_is_aggregated():
+    """That of line breaks and special tokens too."""
+    written = whence.explain_generation(
+        Language(), torch.tensor([[8, 0]]), continuation=torch.tensor([[1, 2, 6, 8, 0, 1, 8]]), tokenizer=words
+    )
+    found = written.aggregate("sentence")
+    assert found.targets[-1] == "(other tokens)"
+    torch.testing.assert_close(torch.stack([s.sum() for s in found.scores]).sum(), written.relevance.sum().float())
+
+
+class Ending(Language):
+    """A model whose every logit of token 3 is the largest behind token 2."""
+
+    def forward(self, input_ids, attention_mask=None):
+        logits = super().forward(input_ids, attention_mask).clone()
+        logits[..., 7] += 100 * (input_ids != 2)
+        logits[..., 6] += 100 * (input_ids == 2)
+        return logits
+
+
+def test_a_text_that_has_ended_is_padded_while_others_go_on():
+    model = Ending()
+    model.generation_config = type("Settings", (), {"eos_token_id": 6})()
+    written = whence.explain_generation(model, torch.tensor([[0, 2], [2, 0]]), max_new_tokens=4)
+    assert written.ids.tolist() == [[0, 2, 6, 6, 6, 6], [2, 0, 7, 7, 7, 7]]
+
+
+def test_scores_of_features_are_not_counted_for_each_token():
+    method = whence.FeatureAblation(feature_mask=torch.tensor([[0, 0, 1, 1]]), baselines=8)
+    written = whence.explain_generation(
+        Language(), torch.tensor([[8, 0, 1]]), continuation=torch.tensor([[2, 6]]), tokenizer=words, method=method
+    )
+    with pytest.raises(errors.InputError, match="aggregate the explanation of each token"):
+        written.aggregate("sentence")
+
+
+@pytest.mark.parametrize("count", [1.5, True, "3"])
+def test_the_number_of_new_tokens_is_checked(count):
+    with pytest.raises(errors.InputError, match="max_new_tokens="):
+        whence.explain_generation(Language(), torch.tensor([[0]]), max_new_tokens=count)

@@ -99,3 +99,19 @@ def test_pictures_need_a_processor_that_can_read_them(model, processor, messages
     messages[0]["content"][0]["image"] = "no_such_picture.png"
     with pytest.raises(errors.InputError, match="the processor failed on the messages"):
         whence.explain(model, messages, tokenizer=processor)
+
+
+def test_any_part_that_is_no_text_is_given_to_the_processor(model, processor, messages):
+    messages[0]["content"][0] = {"type": "image_url", "image_url": {"url": "nowhere.png"}}
+    processor.tokenizer.chat_template = "{{ messages }}"
+    try:
+        with pytest.raises(errors.InputError, match="the processor failed on the messages"):
+            whence.explain(model, messages, tokenizer=processor)
+    finally:
+        processor.tokenizer.chat_template = None
+
+
+def test_questions_without_a_picture_are_read_by_the_template_of_the_processor(model, processor):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "what is in the picture ?"}]}]
+    e = whence.explain(model, messages, "ball", tokenizer=processor)
+    assert e.tokens["input_ids"][0][-1].strip() == "ASSISTANT:"

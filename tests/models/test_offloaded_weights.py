@@ -142,3 +142,59 @@ def test_models_that_cannot_be_offloaded(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(errors.LoadError, match=r"has no model\.safetensors"):
         whence.load_model(f"hf:{tmp_path}", offload=True)
+
+
+def test_what_needs_the_weights_in_memory_is_refused(tmp_path):
+    saved("bert", tmp_path)
+    model = whence.load_model(f"hf:{tmp_path}", offload=True).model
+    data = ({"input_ids": IDS}, torch.tensor([0]))
+    with pytest.raises(errors.WhenceError, match="cannot be randomized"):
+        whence.evaluate(model, data, ["lrp"], ["mprt"], progress=False)
+    with pytest.raises(errors.ModelError, match="have no fingerprint"):
+        whence.core.fingerprints.fingerprint(model)
+
+
+def test_weights_that_a_failure_left_in_memory_are_dropped(tmp_path):
+    saved("llama", tmp_path)
+    model = whence.load_model(f"hf:{tmp_path}", offload=True).model
+    with pytest.raises((IndexError, errors.WhenceError)) as caught:
+        whence.explain(model, {"input_ids": IDS + 50}, 2)
+    assert "pass x.to('meta')" not in str(caught.value)
+    assert_on_disk(model)
+
+
+def test_the_end_tokens_of_the_generation_config_are_known(tmp_path):
+    model = saved("llama", tmp_path)
+    with torch.no_grad():
+        first = int(model(IDS).logits[0, -1].argmax())
+    transformers.GenerationConfig(eos_token_id=first).save_pretrained(tmp_path)
+    loaded = whence.load_model(f"hf:{tmp_path}", offload=True)
+    assert len(whence.explain_generation(loaded, {"input_ids": IDS}, max_new_tokens=4)) == 1
+
+
+def test_an_index_left_from_an_earlier_version_is_not_read(tmp_path):
+    saved("llama", tmp_path, shards="4KB")
+    model = saved("llama", tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "gone.safetensors"}}))
+    loaded = whence.load_model(f"hf:{tmp_path}", offload=True)
+    found = whence.explain(loaded.model, {"input_ids": IDS}, 2)
+    assert torch.equal(found.relevance["input_ids"], whence.explain(model, {"input_ids": IDS}, 2).relevance["input_ids"])
+
+
+def test_the_dtype_is_that_of_the_file_where_the_config_has_none(tmp_path):
+    saved("llama", tmp_path, torch.bfloat16)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}))
+    loaded = whence.load_model(f"hf:{tmp_path}", offload=True)
+    assert loaded.model.dtype == torch.bfloat16
+
+
+def test_state_space_models_can_be_offloaded(tmp_path):
+    config = transformers.MambaConfig(vocab_size=20, hidden_size=16, state_size=4, num_hidden_layers=2)
+    torch.manual_seed(0)
+    model = transformers.MambaForCausalLM(config).eval()
+    expected = whence.explain(model, {"input_ids": IDS}, 2)
+    offloaded = accelerate.cpu_offload(model, torch.device("cpu"))
+    found = whence.explain(offloaded, {"input_ids": IDS}, 2)
+    torch.testing.assert_close(found.relevance["input_ids"], expected.relevance["input_ids"])

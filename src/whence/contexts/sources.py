@@ -1,6 +1,5 @@
 """Which sources in its context made a language model write a statement."""
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,9 @@ from whence.core.argument_checks import check_arguments
 from whence.core.devices import to_device_of
 from whence.core.explain import explain_targets
 from whence.core.files import Rows, text_writer
-from whence.core.generation import continue_greedily
+from whence.core.generation import check_token_count, continue_greedily
 from whence.core.inputs import Inputs, check_model
-from whence.core.passages import Passage, shorten_line, spaced_pattern, split_sentences
+from whence.core.passages import Passage, shorten_line, split_sentences, whole_words_pattern
 from whence.core.progress import Progress
 from whence.core.result import Result
 from whence.core.targets import Span
@@ -68,6 +67,7 @@ class SourceAttribution(Result):
 
     Args:
         sources: The sources.
+        query: The question, or the beginning of the response.
         response: The text of the response.
         statements: The statements.
         scores: Estimate of by how much the log-probability of each statement falls if a source is left out, `[statements, K]`,
@@ -83,6 +83,7 @@ class SourceAttribution(Result):
     """
 
     sources: tuple[Source, ...]
+    query: str
     response: str
     statements: tuple[Statement, ...]
     scores: Tensor  # [statements, K]
@@ -199,6 +200,7 @@ def sources(
     model, tokenizer = texts.model, texts.tokenizer
     check_model(model)
     _check_settings(query, n_ablations, ablation, seed)
+    check_token_count(max_new_tokens)
     if is_encoder_decoder(model):
         raise InputError("sources() explains causal language models; this one is an encoder-decoder: use explain_generation()")
     prompt = make_prompt(tokenizer, context, query, split)
@@ -220,6 +222,7 @@ def sources(
     scores = torch.stack([posterior_effects(r, evaluations, f) for r, f in zip(relevance, outputs, strict=True)])
     return SourceAttribution(
         prompt.sources,
+        query,
         tokenizer.decode(written, skip_special_tokens=True),
         tuple(replace(part, log_probability=float(f[whole])) for part, f in zip(parts, outputs, strict=True)),
         scores,
@@ -264,7 +267,7 @@ def _check_settings(query: Any, n_ablations: int, ablation: str, seed: Any) -> N
         raise InputError(f"seed={value_repr(seed)}; expected an int")
     if not isinstance(query, str):
         raise InputError(f"query is of type {type(query).__name__}; expected a text")
-    if not isinstance(n_ablations, int) or n_ablations < 0:
+    if not isinstance(n_ablations, int) or isinstance(n_ablations, bool) or n_ablations < 0:
         raise InputError(f"n_ablations={value_repr(n_ablations)}; expected a number of evaluations, 0 or more")
     if ablation not in ("remove", "mask"):
         raise InputError(f"ablation={value_repr(ablation)}; choose 'remove' or 'mask'")
@@ -321,20 +324,13 @@ def _in_order(whole: str, parts: Sequence[str]) -> list[Passage]:
     """Return where the parts are in the response as whole words, one after the other where they can be."""
     found, after = [], 0
     for part in parts:
-        pattern = _whole_words(part) if isinstance(part, str) and part.strip() else None
+        pattern = whole_words_pattern(part) if isinstance(part, str) and part.strip() else None
         place = None if pattern is None else pattern.search(whole, after) or pattern.search(whole)
         if place is None:
             raise InputError(f"the statement {value_repr(part)} is not a part of the response {value_repr(whole.strip())}")
         found.append(Passage(place.group(), *place.span()))
         after = place.end()
     return found
-
-
-def _whole_words(text: str) -> re.Pattern[str]:
-    """Return a pattern of a text with any spaces between its words, not within a longer word."""
-    words = text.split()
-    first, last = (letter.isascii() and letter.isalnum() for letter in (words[0][0], words[-1][-1]))
-    return re.compile((r"(?<![A-Za-z0-9])" if first else "") + spaced_pattern(text) + (r"(?![A-Za-z0-9])" if last else ""))
 
 
 def _relevance(model: Any, prompt: Prompt, written: Tensor, parts: Sequence[Statement], method: Method | str | None) -> Tensor:

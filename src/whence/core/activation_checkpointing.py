@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from whence.core.argument_checks import check_arguments
-from whence.core.devices import is_offloaded
+from whence.core.devices import drop_offloaded_weights, is_offloaded
 from whence.errors import InputError
 from whence.lrp.torch_compat.module_tracker import named_layers
 
@@ -46,7 +46,17 @@ def offloaded_layers_checkpointed(model: Any) -> AbstractContextManager[None]:
 
     The graph of the backward pass would hold the weights of all layers.
     """
-    return _checkpointed(_offloaded_layers(model)) if is_offloaded(model) else nullcontext()
+    return _dropping_weights(model) if is_offloaded(model) else nullcontext()
+
+
+@contextmanager
+def _dropping_weights(model: nn.Module) -> Iterator[None]:
+    """Checkpoint the offloaded layers, and drop the weights that a module which failed has left in memory."""
+    try:
+        with _checkpointed(_offloaded_layers(model)):
+            yield
+    finally:
+        drop_offloaded_weights(model)
 
 
 def _offloaded_layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -83,6 +93,17 @@ def _with_checkpoint(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _without_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return keyword arguments of a layer without an empty key-value cache of transformers."""
     caches = {name for name, value in kwargs.items() if callable(getattr(value, "get_seq_length", None))}
-    if any(kwargs[name].get_seq_length() for name in caches):
+    if any(_is_filled(kwargs[name]) for name in caches):
         raise InputError("checkpointed layers cannot continue a key-value cache; pass the whole text and no past_key_values")
     return {name: None if name in caches else value for name, value in kwargs.items()}
+
+
+def _is_filled(cache: Any) -> bool:
+    """Return whether a key-value cache of transformers, or the states of its state-space layers, hold earlier tokens."""
+    states = [getattr(layer, "has_previous_state", False) for layer in getattr(cache, "layers", ())]
+    if any(any(state.values()) if isinstance(state, dict) else state is True for state in states):
+        return True
+    try:
+        return bool(cache.get_seq_length())
+    except ValueError:  # no layer of attention
+        return False

@@ -3,14 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
-from whence.core.files import Rows
-from whence.core.passages import Passage, spaced_pattern, split_paragraphs, split_sentences
+from whence.core.files import Rows, text_writer
+from whence.core.passages import Passage, split_paragraphs, split_sentences, whole_words_pattern
 from whence.core.result import Result
 from whence.core.tokens import text_strings
 from whence.core.trees import named_leaves
@@ -88,6 +89,21 @@ class AggregatedRelevance(Result):
             for group, r in zip(groups, scores.tolist(), strict=True)
         ]
 
+    def save(self, path: str | Path) -> Path:
+        """Save the bars (.png, .jpg, .pdf, .svg), a page of the coloured texts (.html) or the table (.csv, .json)."""
+        return self._save(path, {".html": text_writer(self._page)})
+
+    def _page(self) -> str:
+        from whence.plotting.html_pages import render_page
+        from whence.plotting.token_text import styled_tokens
+
+        order = [sorted(range(len(groups)), key=lambda i, groups=groups: groups[i].tokens[0]) for groups in self.groups]
+        texts = [
+            (target, styled_tokens([f"{groups[i].name} " for i in places], scores[places]))
+            for target, groups, scores, places in zip(self.targets, self.groups, self.scores, order, strict=True)
+        ]
+        return render_page("aggregation.html", texts=texts)
+
     def figure(self) -> "Figure":
         """Return bars of the passages of the first samples."""
         from whence.plotting.bars import Bars
@@ -114,7 +130,8 @@ def aggregate_generation(relevance: Tensor, words: Sequence[Sequence[str]], firs
         rows, count = relevance[:, sample], relevance.shape[2]
         prompt = token_groups(strings[:first], first, by)
         written = token_groups(strings[first:], len(strings) - first, by if isinstance(by, str) else "sentence")
-        for number, passage in enumerate(written):
+        between = _with_others(written, len(strings) - first)[len(written) :]
+        for number, passage in enumerate([*written, *between]):
             before = [TokenGroup(g.name, tuple(first + i for i in g.tokens if first + i < count)) for g in written]
             within = _with_others([*prompt, *before[: number + 1]], count)
             summed = rows[list(passage.tokens)].sum(0)
@@ -183,7 +200,10 @@ def token_groups(words: Sequence[str] | None, count: int, by: Any) -> list[Token
             )
         return _located(words, [(p.text, p) for p in SPLITS[by](text)])
     if isinstance(by, Sequence) and by and all(isinstance(part, str) and part.strip() for part in by):
-        return _located(words, list(zip(by, _in_order(text, by), strict=True)))
+        found = _located(words, list(zip(by, _in_order(text, by), strict=True)))
+        if inside := next((group.name for group in found if not group.tokens), None):
+            raise InputError(f"the passage {value_repr(inside)} is only a part of a token; pass more of the text")
+        return found
     raise InputError(
         f"by={value_repr(by)}; expected a word such as 'sentence', a list of texts, or a dict {{name: (start, stop)}}"
     )
@@ -204,9 +224,11 @@ def _in_order(text: str, parts: Sequence[str]) -> list[Passage]:
     """Return where the parts stand in the text, one after the other, whatever the spaces between their words."""
     found, after = [], 0
     for part in parts:
-        place = re.compile(spaced_pattern(part)).search(text, after)
+        place = whole_words_pattern(part).search(text, after)
         if place is None:
-            raise InputError(f"the passage {value_repr(part)} does not stand in the text, after the passages before it")
+            raise InputError(
+                f"the passage {value_repr(part)} does not stand in the text as whole words, after the passages before it"
+            )
         found.append(Passage(place.group(), *place.span()))
         after = place.end()
     return found
@@ -258,8 +280,12 @@ def token_passages(ids: Tensor, tokenizer: Any, by: str = "sentence") -> Tensor:
     Raises:
         InputError: `ids` are not token ids `[N, T]`, or `by` is not one of these.
     """
-    if ids.dim() != 2 or ids.is_floating_point():
-        raise InputError(f"token_passages needs token ids [N, T], got {ids.dtype} of shape {tuple(ids.shape)}")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        given = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(f"token_passages needs token ids [N, T], got {given}")
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    if size is not None and not ((ids >= 0) & (ids < size)).all():
+        raise InputError(f"ids has values from {int(ids.min())} to {int(ids.max())}; the tokenizer has the ids 0 to {size - 1}")
     found = torch.full(ids.shape, -1)
     for row, text in zip(found, ids.tolist(), strict=True):
         groups = [g for g in token_groups(text_strings(tokenizer, text), len(text), by) if g.tokens]

@@ -23,6 +23,14 @@ def is_offloaded(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(getattr(h, "offload", False) for m in model.modules() for h in _hooks_of(m))
 
 
+def drop_offloaded_weights(model: nn.Module) -> None:
+    """Drop weights of an offloaded model that are in memory, as a module does that has run to its end."""
+    for module in model.modules():
+        for hook in _hooks_of(module):
+            if getattr(hook, "offload", False) and not all(w.is_meta for w in module.parameters(recurse=False)):
+                hook.post_forward(module, None)
+
+
 def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
     """Return accelerate's hooks of a module."""
     hook = getattr(module, "_hf_hook", None)

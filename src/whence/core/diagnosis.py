@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.core.devices import first_weight
+from whence.core.devices import device_of, first_weight
 
 AS_TENSOR = "a PyTorch model takes tensors: pass torch.from_numpy(x).float()"
 CHANNELS, PRODUCT = "channels, but got", "shapes cannot be multiplied"  # from torch's messages about mismatched shapes
@@ -21,7 +21,7 @@ def diagnose(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, e
         return ""
     if as_arrays:
         return f"; {AS_TENSOR}"
-    known = _device_hint(weight, tensors) or _dtype_hint(weight, tensors)
+    known = _device_hint(device_of(model), tensors) or _dtype_hint(weight, tensors)
     return known or (_shape_hint(model, tensors[0], str(error)) if tensors[0].is_floating_point() else "")
 
 
@@ -40,11 +40,9 @@ def describe_non_model(given: object) -> str:
     return f"a model must be callable, not {type(given).__name__}{how}"
 
 
-def _device_hint(weight: Tensor, tensors: Sequence[Tensor]) -> str:
-    elsewhere = next((t.device for t in tensors if t.device != weight.device), None)
-    if elsewhere is None:
-        return ""
-    return f"; the input is on {elsewhere}, the model on {weight.device}: pass x.to('{weight.device}')"
+def _device_hint(device: torch.device | None, tensors: Sequence[Tensor]) -> str:
+    elsewhere = next((t.device for t in tensors if t.device != device), None)
+    return "" if elsewhere is None else f"; the input is on {elsewhere}, the model on {device}: pass x.to('{device}')"
 
 
 def _dtype_hint(weight: Tensor, tensors: Sequence[Tensor]) -> str:

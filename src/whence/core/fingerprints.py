@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence.errors import ModelError
+
 IGNORED_ATTRIBUTES = (
     "training",
     "_compiled_call_impl",
@@ -45,6 +47,8 @@ class Fingerprinter:
 
     def add(self, thing: Any) -> None:
         self._say(f"{type(thing).__module__}.{type(thing).__qualname__}(")
+        if isinstance(thing, Tensor) and thing.is_meta:
+            raise ModelError("weights that are offloaded or on the meta device have no fingerprint; load them into memory")
         if isinstance(thing, Tensor | np.ndarray | np.generic):
             self._numbers(torch.as_tensor(thing) if not _is_plain(thing) else thing)
         elif isinstance(thing, str | bytes | bytearray | int | float | complex | bool | range | slice | None | type(...)):

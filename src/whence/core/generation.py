@@ -20,7 +20,7 @@ from whence.core.targets import Logit, Span
 from whence.core.texts import DECODER, TextModel, is_encoder_decoder, with_decoder_start
 from whence.core.tokens import text_strings
 from whence.core.trees import Tree, named_leaves, with_leaves
-from whence.errors import InputError, TargetError
+from whence.errors import InputError, TargetError, value_repr
 from whence.lrp.engine.conservation import Conservation
 from whence.lrp.engine.model_outputs import logits_of
 from whence.methods.registry import Method
@@ -59,6 +59,11 @@ class Generation(Result):
     def __len__(self) -> int:
         return len(self.explanations)
 
+    def __repr__(self) -> str:
+        lines = [f"Generation of {len(self)} tokens, {len(self.ids)} texts"]
+        lines += [f"  {''.join(words[: self.start])!r} → {''.join(words[self.start :])!r}" for words in self.words]
+        return "\n".join(lines)
+
     def __iter__(self) -> Iterator[Explanation]:
         return iter(self.explanations)
 
@@ -85,14 +90,16 @@ class Generation(Result):
             sample: The number of the text.
 
         Returns:
-            An `Explanation` of the sum of the logits of these tokens, of this sample alone.
+            An `Explanation` of the sum of the logits of these tokens, or of their contrasts, of this sample alone.
         """
         self._check_words()
+        if not isinstance(sample, int) or not 0 <= sample < len(self.words):
+            raise InputError(f"sample={value_repr(sample)} is out of range; the generation has {len(self.words)} texts")
         strings = self.words[sample][self.start :]
         (group,) = token_groups(strings, len(strings), [text])
-        found = sum_explanations([self.explanations[i][sample] for i in group.tokens])
-        target = Span(self.start + group.tokens[0], self.start + group.tokens[-1] + 1, self.ids[sample : sample + 1])
-        return replace(found, target=target, note=f"{text!r}")
+        chosen = [self.explanations[i][sample] for i in group.tokens]
+        target = _sum_of_targets([e.target for e in chosen], self.start + group.tokens[0], self.ids[sample : sample + 1])
+        return replace(sum_explanations(chosen), target=target, note=f"{text!r}")
 
     def _check_words(self) -> None:
         if not self.words:
@@ -112,6 +119,11 @@ class Generation(Result):
             An `AggregatedRelevance`, whose samples are the passages of the generated texts.
         """
         self._check_words()
+        if "feature_mask=" in repr(self.explanations[0].method):
+            raise InputError(
+                "the tokens of a feature have its score each, so that sums over tokens count it several times; aggregate the "
+                "explanation of each token: written[i].aggregate(…)"
+            )
         first = self._first_new_token
         words = [[*self._given(i)[: first - self.start], *self.words[i]] for i in range(len(self.words))]
         return aggregate_generation(self.relevance.detach().float().cpu(), words, first, by)
@@ -187,6 +199,23 @@ class Generation(Result):
         return render_page("generation.html", texts=texts, data=data)
 
 
+def _sum_of_targets(targets: Sequence[Any], start: int, ids: Tensor) -> Any:
+    """Return the target of the sum of the logits of tokens that follow each other, or of their contrasts."""
+    others = [target.rather_than for target in targets]
+    span = Span(start, start + len(targets), ids)
+    if all(other is None for other in others):
+        return span
+
+    def contrast(outputs: Any) -> Tensor:
+        predicted = logits_of(outputs)[:, start - 1 : start - 1 + len(targets)]
+        both = (ids[:, start : start + len(targets)], torch.stack(others, 1))
+        written, instead = (predicted.gather(2, index[..., None]).sum((1, 2)) for index in both)
+        return written - instead
+
+    contrast.__name__ = f"{span.words(str, 0)} rather than the likeliest others"
+    return contrast
+
+
 def sum_explanations(explanations: Sequence[Explanation]) -> Explanation:
     """Return the explanation of the sum of the outputs of explanations of the same inputs."""
     first, accounts = explanations[0], [e.conservation for e in explanations]
@@ -255,6 +284,7 @@ def explain_generation(
         InputError: The inputs or the continuation have another form, or texts are padded on the right.
         TargetError: The model returns no logits `[N, T, vocabulary]`, or no token is generated.
     """
+    check_token_count(max_new_tokens)
     texts = TextModel.of(model, tokenizer)
     model, inputs = texts.model, texts.read(inputs, for_generation=True)
     check_model(model)
@@ -281,7 +311,7 @@ def explain_generation(
     else:
         whole = torch.cat([ids, continuation.to(ids)], 1)
     if whole.shape[1] == start:
-        raise TargetError("no token was generated; max_new_tokens must be at least 1, and a continuation must not be empty")
+        raise TargetError("no token was generated: the continuation is empty; pass token ids [N, n], or None to generate them")
     given = _append_ids(inputs, whole[:, :-1])
     others = _likeliest_others(model, given, whole[:, start:]) if contrast else None
     targets = [
@@ -303,6 +333,7 @@ def continue_greedily(model: Any, inputs: Tree, ids: Tensor, count: int, progres
     settings = (getattr(model, name, None) for name in ("generation_config", "config"))
     ends = next((end for s in settings if (end := getattr(s, "eos_token_id", None)) is not None), [])
     ends = torch.tensor(ends, device=ids.device).view(-1)
+    padding = ends[0].to(ids) if len(ends) else ids.new_zeros(())  # behind the end of a text, while others go on
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     with progressing("generation", count, progress) as advance:
         for _ in range(count):
@@ -312,7 +343,8 @@ def continue_greedily(model: Any, inputs: Tree, ids: Tensor, count: int, progres
                 raise TargetError(
                     "the model returns no logits [N, T, vocabulary]; load it with a language model head (AutoModelForCausalLM)"
                 )
-            ids = torch.cat([ids, logits[:, -1:].argmax(-1).to(ids)], 1)
+            likeliest = logits[:, -1].argmax(-1).to(ids)
+            ids = torch.cat([ids, torch.where(ended, padding, likeliest)[:, None]], 1)
             advance(1)
             ended |= torch.isin(ids[:, -1], ends)
             if ended.all():
@@ -326,6 +358,12 @@ def _likeliest_others(model: Any, inputs: Tree, written: Tensor) -> Tensor:
     given = Inputs.of(inputs)
     logits = logits_of(given.call(model, given.parts))[:, -written.shape[1] :].clone()
     return logits.scatter(2, written[..., None], -torch.inf).argmax(2)
+
+
+def check_token_count(max_new_tokens: Any) -> None:
+    """Raise `InputError` if this is not a number of tokens."""
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens={value_repr(max_new_tokens)}; expected an int of at least 1")
 
 
 def _are_ids(t: Any) -> bool:

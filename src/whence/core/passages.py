@@ -39,6 +39,13 @@ def spaced_pattern(text: str) -> str:
     return r"\s*".join(map(re.escape, text.split()))
 
 
+def whole_words_pattern(text: str) -> re.Pattern[str]:
+    """Return a pattern of a text with any spaces between its words, not within a longer word."""
+    words = text.split()
+    first, last = (letter.isascii() and letter.isalnum() for letter in (words[0][0], words[-1][-1]))
+    return re.compile((r"(?<![A-Za-z0-9])" if first else "") + spaced_pattern(text) + (r"(?![A-Za-z0-9])" if last else ""))
+
+
 def shorten_line(text: str, length: int) -> str:
     """Return a text in one line of at most `length` characters."""
     line = " ".join(text.split())

@@ -56,7 +56,7 @@ class TextModel:
         """Return the inputs, with texts and chat messages encoded; padded on the left for generation."""
         if not _are_texts(inputs) and not are_messages(inputs):
             return inputs
-        if are_messages(inputs) and any(_has_pictures(message) for message in inputs):
+        if are_messages(inputs) and (self._only_processor_has_template or not all(map(_is_text, inputs))):
             return self._read_pictures(inputs)
         if self.tokenizer is None:
             raise InputError(
@@ -69,12 +69,17 @@ class TextModel:
                 raise InputError("the text is empty" if len(texts) == 1 else f"text {texts.index(text)} is empty")
         return self._encoded(texts, for_generation, special=not are_messages(inputs))
 
+    @property
+    def _only_processor_has_template(self) -> bool:
+        has_template = (bool(getattr(one, "chat_template", None)) for one in (self.processor, self.tokenizer))
+        return list(has_template) == [True, False]
+
     def _read_pictures(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return chat messages with pictures as the inputs of a model that reads both."""
         if self.processor is None:
             raise InputError(
-                "the messages have pictures; pass the processor of the model: tokenizer=AutoProcessor.from_pretrained(…), or "
-                "a pipeline of the task 'image-text-to-text' as the model"
+                "the messages have parts that are no texts; pass the processor of the model: "
+                "tokenizer=AutoProcessor.from_pretrained(…), or a pipeline of the task 'image-text-to-text' as the model"
             )
         if not getattr(self.processor, "chat_template", None):
             raise InputError("the processor has no chat template for messages; pass the inputs that it returns")
@@ -206,7 +211,7 @@ class TextModel:
 
     def _token(self, name: str) -> int:
         """Return the id of a text that is a single token: of a word, the one with a space in front, where there is one."""
-        texts = [f" {name}", name] if name.isalnum() else [name]
+        texts = [f" {name}", name] if name.isalnum() else [name, name.lstrip()]  # some tokenizers add the space themselves
         variants = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         single = [ids[0] for ids in variants if len(ids) == 1 and (ids[0] != unknown or name == self.tokenizer.unk_token)]
@@ -216,7 +221,10 @@ class TextModel:
         if unknown in ids:
             raise TargetError(f"{name!r} is not in the vocabulary of the tokenizer; pass another word or a token id")
         written = ", ".join(map(repr, token_strings(self.tokenizer, ids)))
-        raise TargetError(f"{name!r} is not a single token but {len(ids)}: {written}; choose one of them")
+        raise TargetError(
+            f"{name!r} is not a single token but {len(ids)}: {written}; choose one of them, or explain a passage of a text by "
+            "whence.Span(start, stop), or by sources(…, response=…)"
+        )
 
 
 def _class_number(index: Any) -> int:
@@ -265,9 +273,10 @@ def are_messages(inputs: Any) -> bool:
     )  # fmt: skip
 
 
-def _has_pictures(message: Mapping[str, Any]) -> bool:
+def _is_text(message: Mapping[str, Any]) -> bool:
+    """Return whether a chat message is a text alone, without parts of another type, such as images."""
     content = message["content"]
-    return isinstance(content, list | tuple) and any(isinstance(p, Mapping) and p.get("type") == "image" for p in content)
+    return isinstance(content, str) or all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:

@@ -66,7 +66,10 @@ def _load(transformers: Any, name: str, offload_to: str | None) -> HuggingFaceMo
     if offload_to is None:
         model = kind.from_pretrained(name, **where)
     else:
-        model = offloaded_model(kind, config, _folder(name, where), offload_to)
+        folder = _folder(name, where)
+        model = offloaded_model(kind, config, folder, offload_to)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     if loader == "AutoModelForImageClassification":
         return HuggingFaceModel(model, pictures=_image_preprocessing(transformers, name), classes=_classes(config))
     text = TextTokenizer(transformers.AutoTokenizer.from_pretrained(name, **where))

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from whence.errors import LoadError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-IN_PYTHON = "load it in Python: from_pretrained(…, device_map='auto', offload_folder=…)"
+IN_PYTHON = "load it in Python: from_pretrained(…, device_map={'': 'disk'}, offload_folder=…)"
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
@@ -90,11 +90,13 @@ def offloaded_model(kind: Any, config: Any, folder: Path, device: str) -> nn.Mod
 
     if getattr(config, "quantization_config", None):
         raise LoadError(f"{folder} holds quantised weights, which cannot be offloaded; load it without offload=True")
-    dtype = config.dtype or torch.float32
+    stored = {name: weight for file in _files(folder) for name, weight in _read_header(file).items()}
+    floats = (weight.dtype for weight in stored.values() if weight.dtype.is_floating_point)
+    dtype = config.dtype or next(floats, torch.float32)
     with EmptyOnMeta(), init_empty_weights(include_buffers=False):
         model = kind.from_config(config, dtype=dtype)
     model.tie_weights()
-    weights = WeightsOnDisk(_stored_weights(model, folder), dtype)
+    weights = WeightsOnDisk(_stored_weights(model, stored, folder), dtype)
     buffers = {name: weights[name] for name, _ in model.named_buffers() if name in weights}
     model.load_state_dict(buffers, strict=False, assign=True)
     if unknown := next((name for name, buffer in model.named_buffers() if buffer.is_meta), None):
@@ -102,9 +104,8 @@ def offloaded_model(kind: Any, config: Any, folder: Path, device: str) -> nn.Mod
     return cpu_offload(model.eval(), torch.device(device), state_dict=cast("dict[str, Tensor]", weights))
 
 
-def _stored_weights(model: nn.Module, folder: Path) -> dict[str, StoredWeight]:
+def _stored_weights(model: nn.Module, stored: Mapping[str, StoredWeight], folder: Path) -> dict[str, StoredWeight]:
     """Return where the weights of a model are stored: under their names, without the prefix of the head, or as tied weights."""
-    stored = {name: weight for file in _files(folder) for name, weight in _read_header(file).items()}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     weights = model.state_dict(keep_vars=True)
     names = {name: next((n for n in (name, name.removeprefix(prefix)) if n in stored), None) for name in weights}
@@ -121,11 +122,11 @@ def _stored_weights(model: nn.Module, folder: Path) -> dict[str, StoredWeight]:
 
 def _files(folder: Path) -> set[Path]:
     """Return the safetensors files of a folder."""
-    if (folder / INDEX).is_file():
-        return {folder / file for file in json.loads((folder / INDEX).read_text())["weight_map"].values()}
-    if not (folder / WEIGHTS).is_file():
+    if (folder / WEIGHTS).is_file():  # an index beside it is left from an earlier version
+        return {folder / WEIGHTS}
+    if not (folder / INDEX).is_file():
         raise LoadError(f"{folder} has no {WEIGHTS}, from which weights can be read one at a time; {IN_PYTHON}")
-    return {folder / WEIGHTS}
+    return {folder / file for file in json.loads((folder / INDEX).read_text())["weight_map"].values()}
 
 
 def _read_header(path: Path) -> dict[str, StoredWeight]:

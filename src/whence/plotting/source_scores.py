@@ -18,7 +18,8 @@ def source_figure(sources: Sequence[str], statements: Sequence[str], scores: Ten
     names = [shorten_line(source, NAME_LENGTH) for source in sources]
     if len(statements) > 1:
         rows = [escape_mathtext(name) for name in names]
-        return matrix_figure({"effect on the log-probability": scores.T.float()}, rows, "statement")
+        columns = [escape_mathtext(shorten_line(statement, NAME_LENGTH)) for statement in statements]
+        return matrix_figure({"effect on the log-probability": scores.T.float()}, rows, columns)
     bars = Bars(scores[0].float(), shorten_line(f"sources of: {statements[0]}", TITLE_LENGTH), names)
     figure = Figure(figsize=(bars.width, bars.height), dpi=120, layout="constrained")
     bars.draw(figure.subfigures(1, 1, squeeze=False)[0, 0], bars.width)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from whence.core.devices import is_offloaded
 from whence.errors import ModelError, RuleError, TargetError, value_repr
 from whence.evaluation.evaluation_batch import ExplainedBatch, MethodAdapter
 from whence.evaluation.metrics.faithfulness_subsets import pearson
@@ -141,6 +142,8 @@ class RandomLogit:
 def randomized_models(case: ExplainedBatch, seed: int, only_all: bool = False) -> Iterator[ExplainedBatch]:
     """Yield the batch explained for copies of the model, with one more layer randomized each, from the output down."""
     model = case.way.prepared.model
+    if is_offloaded(model):
+        raise ModelError("the weights of an offloaded model cannot be randomized; load the model into memory")
     copy = deepcopy(model)
     assert isinstance(copy, nn.Module)
     with torch.random.fork_rng(devices=[]):
