@@ -42,7 +42,7 @@ load_model neuralize open_store palette patches patching prototype prove relevan
 subgraph_relevance subspaces superpixels token_passages top_samples tune walks Explainer Explanation LoadedModel Preprocessing
 Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop IntegratedGradients LRP LayerCAM
 Occlusion RISE Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity
-RisingGamma WSquare ZBox ZPlus Logit Span Directions Features Heads Nodes Places attacks conditions errors experiments
+RisingGamma WSquare ZBox ZPlus Logit Span Region Directions Features Heads Nodes Places attacks conditions errors experiments
 images imputers layers metrics objectives presets priors results roots
 """
 NAMESPACES = [
@@ -216,7 +216,7 @@ def test_every_common_shape_is_drawn(shape, tmp_path):
 
 
 def test_what_cannot_be_drawn_says_so(tmp_path):
-    e = whence.explain(lambda x: x.flatten(1), torch.rand(1, 2, 3, 4, 5), 0)
+    e = whence.explain(lambda x: x.flatten(1), torch.rand(1, 2, 2, 3, 4, 5), 0)
     with pytest.raises(whence.errors.WhenceError, match="cannot draw"):
         e.save(tmp_path / "e.png")
 

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from whence.core.explanation_data import ExplanationData
+from whence.core.region import Region
 from whence.core.trees import named_leaves, short_repr
 from whence.plotting.bars import Bars
 from whence.plotting.heatmaps import Heatmap
@@ -13,6 +14,7 @@ from whence.plotting.interactions import InteractionMatrix
 from whence.plotting.stacked_panels import Panel, stack_panels
 from whence.plotting.time_series import TimeSeries, is_series
 from whence.plotting.token_text import TokenText, merge_runs, styled_tokens
+from whence.plotting.volumes import VolumeSlices
 
 MAX_SAMPLES = 16
 FEW_ROWS = 4
@@ -57,10 +59,12 @@ def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor
         return [Heatmap(picture, heat, title) for picture, heat in both]
     if x.dim() == 2 and len(x) != len(e) and len(x) > FEW_ROWS:
         return [Heatmap(x, relevance, title)]
-    return [_panel_of_row(e, name, x[row], relevance[row], title) for row in e.rows_of_sample(x, sample)]
+    rows = e.rows_of_sample(x, sample)
+    region = e.target.places[sample] if isinstance(e.target, Region) and e.target.places is not None else None
+    return [_panel_of_row(e, name, x[row], relevance[row], title, region) for row in rows]
 
 
-def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str) -> Panel:
+def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, region: Tensor | None) -> Panel:
     """Return the panel of one row: bars for a vector, lines for a time series, else a heatmap."""
 
     names = e.feature_names.get(name, ())
@@ -68,7 +72,11 @@ def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, t
         return Bars(relevance, title, names)
     if x.dim() == 2 and len(names) == x.shape[1] != x.shape[0]:  # a series [T, C], with the time first
         x, relevance = x.T, relevance.T
-    return TimeSeries(x, relevance, title, names) if is_series(x) else Heatmap(x, relevance, title)
+    if is_series(x):
+        return TimeSeries(x, relevance, title, names)
+    if relevance.dim() == 4:
+        return VolumeSlices(x, relevance, title)
+    return Heatmap(x, relevance, title, region if region is not None and region.dim() == 2 else None)
 
 
 def render(e: ExplanationData) -> str:

@@ -83,6 +83,7 @@ class Region:
     def words(self, name: Callable[[int], str], sample: int) -> str:
         """Return the description of a sample's target."""
         shown = name(int(self.index[sample]))
+        shown = f"class {shown}" if shown.isdecimal() else shown
         if self._predicted:
             return f"{shown} where it is predicted"
         part = "mask" if self.mask is not None else "point" if self.point is not None else "box"

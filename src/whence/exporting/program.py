@@ -19,6 +19,7 @@ from whence.core.explainer import DisplayNames, explanations
 from whence.core.explanation import Explanation
 from whence.core.files import atomic_write
 from whence.core.inputs import Inputs, check_model
+from whence.core.region import Region
 from whence.core.targets import Logit, Span, Target
 from whence.core.trees import Tree
 from whence.errors import InputError, ModelError, RuleError, first_line
@@ -146,6 +147,11 @@ def _check_matches(
 
 
 def _check_static_target(target: Target) -> None:
+    if isinstance(target, Region):
+        raise RuleError(
+            "export() takes no Region, whose places depend on the sample; pass a function of the outputs with fixed places: "
+            "target=lambda outputs: outputs[:, 1, 10:20, 10:20].mean((1, 2))"
+        )
     indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
     if any(isinstance(index, Tensor | list | tuple | np.ndarray) for index in indices) or isinstance(target, Span):
         raise RuleError(

@@ -1,9 +1,11 @@
 """Heatmaps of relevance on a symmetric scale: red for relevance, blue for counter-relevance, white for zero."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from whence.errors import WhenceError
@@ -17,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A panel of one input of one sample, its heatmap, and their overlay."""
+    """A panel of one input of one sample, its heatmap, and their overlay; a region `[h, w]` of it is outlined."""
 
     x: Tensor
     relevance: Tensor
     title: str
+    region: Tensor | None = None
     width: float = 9.6
     height: float = 3.35
 
@@ -33,12 +36,27 @@ class Heatmap:
         draw_overlay(axes[2], picture, heat, limit)
         for axis, heading in zip(axes, ("input", self.title, "overlay"), strict=True):
             hide_ticks(axis, heading)
+            if self.region is not None:
+                draw_outline(axis, self.region, heat.shape)
         draw_color_bar(part, shown, axes[2])
 
 
 def draw_map(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
     """Draw a heatmap and return the matplotlib image, from which a colour bar can be made."""
     return axis.imshow(heat.numpy(), cmap=current_palette().map, vmin=-limit, vmax=limit, interpolation="nearest", **more)
+
+
+def draw_outline(axis: "Axes", region: Tensor, size: Sequence[int]) -> None:
+    """Draw the outline of a region `[h, w]`, of any resolution, on a picture of a size [H, W]."""
+    height, width = size
+    inside = F.pad(region.cpu().float(), (1, 1, 1, 1))  # so that outlines close at the edges
+    down, across = (
+        (torch.arange(-1, n + 1) + 0.5) * side / n - 0.5 for n, side in zip(region.shape, (height, width), strict=True)
+    )
+    for color, line in (("white", 2.6), ("black", 1.2)):
+        axis.contour(across.numpy(), down.numpy(), inside.numpy(), levels=[0.5], colors=color, linewidths=line)
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
 
 
 def draw_color_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
