@@ -62,7 +62,7 @@ from whence.mechanistic.relevance_flow import flow
 from whence.mechanistic.similarity import explain_similarity
 from whence.mechanistic.subspaces import subspaces
 from whence.mechanistic.walks import subgraph_relevance, walks
-from whence.methods.class_activation_maps import GradCAM, LayerCAM
+from whence.methods.class_activation_maps import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from whence.methods.feature_masks import patches
 from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
 from whence.methods.integrated_gradients import ExpectedGradients, IntegratedGradients
@@ -91,6 +91,7 @@ __all__ = [
     "Constant",
     "Deconvnet",
     "Directions",
+    "EigenCAM",
     "Epsilon",
     "ExpectedGradients",
     "Explainer",
@@ -100,10 +101,12 @@ __all__ = [
     "Flat",
     "Gamma",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Gradient",
     "GradientTimesInput",
     "GuidedBackprop",
     "Heads",
+    "HiResCAM",
     "Identity",
     "IntegratedGradients",
     "LayerCAM",
@@ -121,6 +124,7 @@ __all__ = [
     "SmoothGrad",
     "Span",
     "WSquare",
+    "XGradCAM",
     "ZBox",
     "ZPlus",
     "attack",

@@ -217,3 +217,82 @@ def test_the_default_layer_of_a_hugging_face_vision_transformer():
     e = whence.explain(model, torch.randn(1, 3, 32, 32), 1, method=GradCAM())
     assert e.note == "at layer 'vit.layers.1.layernorm_before'"
     assert e.layers["vit.layers.1.layernorm_before"].shape == (1, 1, 4, 4)
+
+
+def plus_plus(a, g):
+    """Grad-CAM++ as in the paper, position by position."""
+    out = torch.zeros(a.shape[1:])
+    for channel in range(len(a)):
+        weight = 0.0
+        for row in range(a.shape[1]):
+            for column in range(a.shape[2]):
+                d = float(g[channel, row, column])
+                below = 2 * d**2 + d**3 * float(a[channel].sum())
+                weight += (d**2 / below if d and below else 0.0) * max(d, 0.0)
+        out += weight * a[channel]
+    return out
+
+
+def xgrad(a, g):
+    out = torch.zeros(a.shape[1:])
+    for channel in range(len(a)):
+        total = float(a[channel].sum())
+        if total:
+            out += float((g[channel] * a[channel]).sum()) / total * a[channel]
+    return out
+
+
+def hires(a, g):
+    return sum(g[channel] * a[channel] for channel in range(len(a)))
+
+
+def eigen(a, g):
+    rows = a.flatten(1).T - a.flatten(1).T.mean(0)
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    component = (rows @ vectors[:, values.argmax()]).view(a.shape[1:])
+    sign = float((component * (a.sum(0) - a.sum(0).mean())).sum())
+    return component if sign >= 0 else -component
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "by_position"),
+    [
+        (whence.GradCAMPlusPlus, plus_plus), (whence.XGradCAM, xgrad), (whence.HiResCAM, hires), (whence.EigenCAM, eigen),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 3])
+def test_other_maps_are_those_of_their_papers(kind, by_position, relu, batch):
+    model, x = cnn(), torch.randn(batch, 3, 12, 12)
+    a = model[:2](x).detach().requires_grad_()
+    (g,) = torch.autograd.grad(model[2:](a)[:, 2].sum(), a)
+    expected = torch.stack([by_position(one.detach(), of_one) for one, of_one in zip(a, g, strict=True)])[:, None]
+    found = whence.explain(model, x, 2, method=kind("1", relu=relu))
+    torch.testing.assert_close(found.layers["1"], expected.clamp(min=0) if relu else expected)
+    assert kind().name in whence.methods.registry.METHODS
+
+
+@pytest.mark.parametrize("kind", [whence.HiResCAM, whence.XGradCAM])
+def test_maps_of_a_linear_head_add_up_to_the_output(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3, bias=False)).eval()
+    x = torch.randn(2, 2, 6, 6)
+    e = whence.explain(model, x, 1, method=kind("1", relu=False))
+    torch.testing.assert_close(e.layers["1"].flatten(1).sum(1), model(x)[:, 1].detach())
+
+
+@pytest.mark.parametrize("kind", [whence.GradCAMPlusPlus, whence.HiResCAM, whence.XGradCAM, whence.EigenCAM])
+def test_other_maps_read_channels_last_and_zero_gradients(kind):
+    torch.manual_seed(0)
+    model, x = ChannelsLast().eval(), torch.randn(2, 3, 16, 16)
+    found = whence.explain(model, x, 1, method=kind("block"))
+    first = nn.Sequential(model.embed, nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head).eval()
+    with torch.no_grad():
+        first[1].weight.copy_(model.block.weight[:, :, None, None])
+        first[1].bias.copy_(model.block.bias)
+    expected = whence.explain(first, x, 1, method=kind("1"))
+    torch.testing.assert_close(found.relevance, expected.relevance)
+    constant = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)).eval()
+    with torch.no_grad():
+        constant[0].bias.fill_(-1e3)
+    assert not whence.explain(constant, torch.randn(1, 1, 6, 6), 0, method=kind("1")).relevance.any()

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from whence.core.channel_layout import ChannelLayout, input_channel_dim
@@ -70,6 +71,97 @@ class LayerCAM:
         return _cam_explanations(self, task, lambda a, g: (g.clamp(min=0) * a).sum(1, keepdim=True))
 
 
+@dataclass(frozen=True)
+class GradCAMPlusPlus:
+    """Grad-CAM++, max(0, Σ_c w_c a_c), w_c = Σ α_c max(0, g_c) (Chattopadhay et al. 2018, eq. 9, 10 and 19).
+
+    >>> whence.explain(model, x, target=3, method=whence.GradCAMPlusPlus("layer4")).relevance
+
+    α = g² / (2 g² + g³ Σ a) where g ≠ 0, with sums over positions, for an output that is the exponential of the explained
+    score. Objects that occur several times get about equal weight. The scores do not add up to the output.
+
+    Args:
+        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
+        relu: Whether to set negative values, which are evidence against the target, to 0.
+    """
+
+    layer: str | nn.Module | None = None
+    relu: bool = True
+
+    name: ClassVar[str] = "grad_cam_plus_plus"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _cam_explanations(self, task, lambda a, g: (_plus_plus_weights(a, g) * a).sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class HiResCAM:
+    """HiResCAM, max(0, Σ_c g_c · a_c) at a layer (Draelos and Carin 2020, eq. 5).
+
+    >>> whence.explain(model, x, target=3, method=whence.HiResCAM("layer4", relu=False)).layers["layer4"].sum()
+
+    Gradients are not averaged, so that the map shows only positions that the model used: without `relu`, for a linear head on
+    the feature map, it adds up to the output without the bias.
+
+    Args:
+        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
+        relu: Whether to set negative values, which are evidence against the target, to 0.
+    """
+
+    layer: str | nn.Module | None = None
+    relu: bool = True
+
+    name: ClassVar[str] = "hires_cam"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _cam_explanations(self, task, lambda a, g: (g * a).sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class XGradCAM:
+    """XGrad-CAM, max(0, Σ_c w_c a_c), w_c = Σ (a_c / Σ a_c) g_c over positions (Fu et al. 2020, eq. 8).
+
+    >>> whence.explain(model, x, target=3, method=whence.XGradCAM("layer4")).relevance
+
+    Without `relu`, the map adds up to Σ g · a: for a linear head on non-negative activations, to the output without the bias.
+
+    Args:
+        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
+        relu: Whether to set negative values, which are evidence against the target, to 0.
+    """
+
+    layer: str | nn.Module | None = None
+    relu: bool = True
+
+    name: ClassVar[str] = "xgrad_cam"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _cam_explanations(self, task, lambda a, g: (_share_weights(a, g) * a).sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class EigenCAM:
+    """Eigen-CAM, the projection of activations on their first principal component (Muhammad and Yeasin 2020).
+
+    >>> whence.explain(model, x, method=whence.EigenCAM("layer4")).relevance
+
+    The map does not depend on the target: it shows what the layer responds to most. The sign of the component is that which
+    correlates with the sum of the activations.
+
+    Args:
+        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
+        relu: Whether to set negative values, which are evidence against the target, to 0.
+    """
+
+    layer: str | nn.Module | None = None
+    relu: bool = True
+
+    name: ClassVar[str] = "eigen_cam"
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _cam_explanations(self, task, lambda a, g: _first_component(a))
+
+
 class LastFeatureMaps(LayerTaps):
     """Taps at the last leaf modules whose outputs are feature maps."""
 
@@ -99,9 +191,7 @@ class LastFeatureMaps(LayerTaps):
         return found is not None and found.covers(self._maps.x) and (not of_tokens or "Norm" in type(self._ends[name]).__name__)
 
 
-def _cam_explanations(
-    method: GradCAM | LayerCAM, task: Task, combined: Callable[[Tensor, Tensor], Tensor]
-) -> Iterator[Explanation]:
+def _cam_explanations(method: Any, task: Task, combined: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Explanation]:
     reject_layers(method, task)
     if not isinstance(task.model, nn.Module):
         raise ModelError(
@@ -188,4 +278,32 @@ def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
 
 
 def _channel_means(g: Tensor) -> Tensor:
-    return g.mean(tuple(range(2, g.dim())), keepdim=True)
+    return g.mean(_positions(g), keepdim=True)
+
+
+def _plus_plus_weights(a: Tensor, g: Tensor) -> Tensor:
+    """Return w_c = Σ α_c max(0, g_c), `[N, C, 1, …]`."""
+    denominator = 2 * g**2 + g**3 * a.sum(_positions(a), keepdim=True)
+    alpha = torch.where((g != 0) & (denominator != 0), g**2 / torch.where(denominator == 0, 1.0, denominator), 0.0)
+    return (alpha * g.clamp(min=0)).sum(_positions(g), keepdim=True)
+
+
+def _share_weights(a: Tensor, g: Tensor) -> Tensor:
+    """Return w_c = Σ g_c a_c / Σ a_c, `[N, C, 1, …]`; 0 for channels whose activations sum to 0."""
+    total = a.sum(_positions(a), keepdim=True)
+    weighted = (a * g).sum(_positions(a), keepdim=True)
+    return torch.where(total == 0, 0.0, weighted / torch.where(total == 0, 1.0, total))
+
+
+def _first_component(a: Tensor) -> Tensor:
+    """Return the projection of the centred activations of each position on their first principal component, `[N, 1, …]`."""
+    rows = a.flatten(2).mT  # [N, positions, C]
+    rows = rows - rows.mean(1, keepdim=True)
+    _, _, components = torch.linalg.svd(rows, full_matrices=False)
+    projected = (rows @ components[:, :1].mT).mT.unflatten(2, a.shape[2:])
+    along = (projected * (a - _channel_means(a)).sum(1, keepdim=True)).flatten(1).sum(1)
+    return projected * torch.where(along < 0, -1.0, 1.0).view(-1, *[1] * (a.dim() - 1))
+
+
+def _positions(t: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, t.dim()))

@@ -8,7 +8,7 @@ from whence.core.explanation import Explanation
 from whence.core.missing_names import equivalent
 from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.rules.composites import Composite
-from whence.methods.class_activation_maps import GradCAM, LayerCAM
+from whence.methods.class_activation_maps import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from whence.methods.forward_backward import Task
 from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
 from whence.methods.integrated_gradients import ExpectedGradients, IntegratedGradients
@@ -32,7 +32,8 @@ class Method(Protocol):
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (LRP, GradientTimesInput, Sensitivity, IntegratedGradients, SmoothGrad, GuidedBackprop, Deconvnet, GradCAM,
-                   LayerCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE, Shapley)
+                   LayerCAM, GradCAMPlusPlus, HiResCAM, XGradCAM, EigenCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE,
+                   Shapley)
 }  # fmt: skip
 
 SINGLE_GRAPH_METHODS = (
@@ -43,6 +44,10 @@ SINGLE_GRAPH_METHODS = (
     Deconvnet,
     GradCAM,
     LayerCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    XGradCAM,
+    EigenCAM,
 )  # no draws, no searches
 
 for _kind in (*METHODS.values(), ExpectedGradients):
