@@ -40,6 +40,8 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/many_targets.py ../shared/data
 	$(BIN)/python benchmarks/sources.py ../shared/data
+	$(BIN)/python benchmarks/long_texts.py
+	$(BIN)/python benchmarks/quantised.py ../shared/data
 	$(BIN)/python benchmarks/which_method.py ../shared/data
 	$(BIN)/python benchmarks/dataset.py ../shared/data
 	$(BIN)/python benchmarks/inside.py ../shared/data

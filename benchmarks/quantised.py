@@ -2,6 +2,8 @@
 
 python benchmarks/quantised.py ../shared/data   # prints the table and writes benchmarks/results/quantised.md
 
+Schemes whose packages (hqq, torchao, optimum-quanto) are not installed have a row that says so.
+
 The language model of stories, all of whose linear layers but the head are quantised by every scheme that can be imported. The
 twin has the layers' outputs for the unit vectors as its weights, in float32.
 """

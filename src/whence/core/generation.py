@@ -231,7 +231,10 @@ def sum_explanations(explanations: Sequence[Explanation]) -> Explanation:
         _sum_known([a.baseline for a in accounts]),
         accounts[0].adds_up,
     )
-    return replace(first, relevance=with_leaves(first.relevance, relevance), output=output, conservation=account, layers={})
+    return replace(
+        first, relevance=with_leaves(first.relevance, relevance), output=output, conservation=account, layers={},
+        standard_errors=None, interactions=None,
+    )  # fmt: skip
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
