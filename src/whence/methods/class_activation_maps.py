@@ -96,7 +96,7 @@ class GradCAMPlusPlus:
 
 @dataclass(frozen=True)
 class HiResCAM:
-    """HiResCAM, max(0, Σ_c g_c · a_c) at a layer (Draelos and Carin 2020, eq. 5).
+    """HiResCAM, max(0, Σ_c g_c · a_c) at a layer (Draelos et al. 2020, eq. 5).
 
     >>> whence.explain(model, x, target=3, method=whence.HiResCAM("layer4", relu=False)).layers["layer4"].sum()
 
