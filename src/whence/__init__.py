@@ -27,6 +27,7 @@ from whence.core.activation_checkpointing import checkpointed
 from whence.core.aggregation import token_passages
 from whence.core.argument_checks import check_init as _check_init
 from whence.core.conditions import Directions, Features, Heads, Nodes, Places
+from whence.core.detection import Detection
 from whence.core.explain import explain, explain_targets
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation, load
@@ -90,6 +91,7 @@ __all__ = [
     "AlphaBeta",
     "Constant",
     "Deconvnet",
+    "Detection",
     "Directions",
     "EigenCAM",
     "Epsilon",

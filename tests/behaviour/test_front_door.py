@@ -43,7 +43,8 @@ subgraph_relevance subspaces superpixels token_passages top_samples tune walks E
 Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop IntegratedGradients LRP LayerCAM
 GradCAMPlusPlus HiResCAM XGradCAM EigenCAM
 Occlusion RISE Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity
-RisingGamma WSquare ZBox ZPlus Logit Span Region Directions Features Heads Nodes Places attacks conditions errors experiments
+RisingGamma WSquare ZBox ZPlus Logit Span Region Detection Directions Features Heads Nodes Places attacks conditions
+errors experiments
 images imputers layers metrics objectives presets priors results roots
 """
 NAMESPACES = [

@@ -10,6 +10,7 @@ from torch import Tensor
 from whence.core.activation_checkpointing import offloaded_layers_checkpointed
 from whence.core.argument_checks import check_arguments
 from whence.core.conditions import Condition, LayerPart, ThroughMapping, parse_conditions
+from whence.core.detection import Detection
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
@@ -224,7 +225,7 @@ def explanations(
     through: ThroughMapping | Sequence[ThroughMapping] | None = None,
 ) -> Iterator[Explanation]:
     """Return an iterator over the explanations of a checked model, by target and then by condition."""
-    if isinstance(targets, int | str | Tensor | Logit | Span | Region) or callable(targets):
+    if isinstance(targets, int | str | Tensor | Logit | Span | Region | Detection) or callable(targets):
         raise TargetError(f"targets must be a list of targets that explain() accepts, got {value_repr(targets)}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
     given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs).detached()

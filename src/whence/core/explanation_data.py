@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from whence.core.detection import Detection
 from whence.core.forward_record import InternalTarget
 from whence.core.image_patches import PatchLayout
 from whence.core.region import Region
@@ -83,7 +84,7 @@ class ExplanationData:
         """Return the name of each sample's target."""
         if isinstance(self.target, Tensor):
             return [self._name(i) for i in self.target.tolist()]
-        if isinstance(self.target, Logit | Span | Region):
+        if isinstance(self.target, Logit | Span | Region | Detection):
             return [self.target.words(self._name, i) for i in range(len(self))]
         name = str(self.target) if isinstance(self.target, InternalTarget) else getattr(self.target, "__name__", "function")
         return [name] * len(self)

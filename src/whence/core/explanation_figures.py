@@ -4,6 +4,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from whence.core.detection import Detection
 from whence.core.explanation_data import ExplanationData
 from whence.core.region import Region
 from whence.core.trees import named_leaves, short_repr
@@ -60,8 +61,17 @@ def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor
     if x.dim() == 2 and len(x) != len(e) and len(x) > FEW_ROWS:
         return [Heatmap(x, relevance, title)]
     rows = e.rows_of_sample(x, sample)
-    region = e.target.places[sample] if isinstance(e.target, Region) and e.target.places is not None else None
+    region = _outlined(e, x, sample)
     return [_panel_of_row(e, name, x[row], relevance[row], title, region) for row in rows]
+
+
+def _outlined(e: ExplanationData, x: Tensor, sample: int) -> Tensor | None:
+    """Return the region or box of a sample that is explained, `[h, w]`, or None."""
+    if isinstance(e.target, Region) and e.target.places is not None:
+        return e.target.places[sample]
+    if isinstance(e.target, Detection) and x.dim() == 4:
+        return e.target.outline(sample, x.shape[-2], x.shape[-1])
+    return None
 
 
 def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, region: Tensor | None) -> Panel:

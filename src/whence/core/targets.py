@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from whence.core.class_indices import check_classes, class_indices
+from whence.core.detection import Detection
 from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.inputs import Inputs
 from whence.core.region import Region, describe_outputs
@@ -127,7 +128,7 @@ class Span:
         return f"tokens {self.start} to {'the end' if self.stop is None else self.stop}"
 
 
-Target = Index | Logit | Span | Region | InternalTarget | Callable[[Any], Tensor]
+Target = Index | Logit | Span | Region | Detection | InternalTarget | Callable[[Any], Tensor]
 
 
 def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord | None = None) -> tuple[Tensor, Any]:
@@ -141,7 +142,7 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
     """
     if isinstance(target, InternalTarget):
         return _check_values(_read_internal(target, outputs, reading), inputs), target
-    if isinstance(target, Region):
+    if isinstance(target, Region | Detection):
         return target.select(outputs, inputs)
     if callable(target):
         function = partial(target.values, count=inputs.batch_size) if isinstance(target, RepeatedTarget) else target
@@ -157,7 +158,7 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
 
 def reads_outputs(target: Target) -> bool:
     """Return whether a target indexes the model's outputs (classes or tokens)."""
-    return not callable(target) and not isinstance(target, InternalTarget)
+    return not callable(target) and not isinstance(target, InternalTarget | Detection)
 
 
 def extract_logits(
@@ -237,7 +238,7 @@ def select_target_samples(target: Target, samples: slice | Tensor) -> Target:
 
 
 def _map_indices(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
-    if isinstance(target, Logit | Region):
+    if isinstance(target, Logit | Region | Detection):
         return target.mapped(change)
     if isinstance(target, Span):
         return target if target.ids is None else replace(target, ids=change(target.ids))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.detection import Detection
 from whence.core.devices import to_device_of
 from whence.core.explanation import Explanation
 from whence.core.missing_names import suggest
@@ -100,6 +101,8 @@ class TextModel:
             return replace(target, index=self.target(target.index), rather_than=self.target(target.rather_than))
         if isinstance(target, Region):
             return replace(target, index=self.target(target.index))
+        if isinstance(target, Detection):
+            return replace(target, label=self.target(target.label))
         if isinstance(target, Logit):
             return replace(target, index=self._of_list(target.index), rather_than=self._of_list(target.rather_than))
         return target

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from whence.core.argument_checks import check_arguments
 from whence.core.class_indices import check_classes
+from whence.core.detection import Detection
 from whence.core.explainer import DisplayNames, explanations
 from whence.core.explanation import Explanation
 from whence.core.files import atomic_write
@@ -147,10 +148,10 @@ def _check_matches(
 
 
 def _check_static_target(target: Target) -> None:
-    if isinstance(target, Region):
+    if isinstance(target, Region | Detection):
         raise RuleError(
-            "export() takes no Region, whose places depend on the sample; pass a function of the outputs with fixed places: "
-            "target=lambda outputs: outputs[:, 1, 10:20, 10:20].mean((1, 2))"
+            f"export() takes no {type(target).__name__}, whose places depend on the sample; pass a function of the outputs "
+            "with fixed places: target=lambda outputs: outputs[:, 1, 10:20, 10:20].mean((1, 2))"
         )
     indices = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
     if any(isinstance(index, Tensor | list | tuple | np.ndarray) for index in indices) or isinstance(target, Span):

@@ -7,7 +7,7 @@ every tensor a, so that its relevance is a · g.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from whence.lrp.ops.function_facts import function_facts
 from whence.lrp.ops.function_names import LEAVES_VALUES
 from whence.lrp.ops.opaque_modules import hidden_linear_map, opaque_module
 from whence.lrp.ops.registry import ADDS, LINEAR_MAPS, Op, find_op
+from whence.lrp.ops.saturated_flow import Flow, can_flow, flow_of_logits
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.protocol import is_input_rule
 from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, Rule
@@ -262,6 +263,8 @@ class RelevanceMode(GradientMode):
             out = call.run()
         else:
             out = self._pass(operation, call)
+        if self.bench.saturated and not call.overwrites:
+            self._follow_saturated(call, out)
         for t in (out,) if type(out) is Tensor else iter_tensors(args[0] if out is None else out):
             if results is not NO_FACTS:
                 known.learn(t, results)
@@ -360,7 +363,7 @@ class RelevanceMode(GradientMode):
         if call.overwrites and call.args and isinstance(call.args[0], Tensor):
             self._overwrite_unseen(call.args[0], call.name)
         out = self.lookups.run(call.function, call.args, call.kwargs, record=not self.recomputing, see=self._see_looked_up)
-        if call.facts.moves and self.bench.saturated and isinstance(out, Tensor):
+        if self.bench.saturated:
             self._follow_saturated(call, out)
         return undetached(out, given, (call.args, call.kwargs))
 
@@ -408,13 +411,27 @@ class RelevanceMode(GradientMode):
         if not any(t.requires_grad or self.bench.deferred_gate(t) is not None for t in results):
             self.bench.defer_all(results, live)
 
-    def _follow_saturated(self, call: Call, out: Tensor) -> None:
-        """Follow saturated values through functions that only rearrange them, as in `sigmoid(x).squeeze(1)`."""
-        (moved,) = call.bind("input")
-        before = self.bench.saturation(moved) if isinstance(moved, Tensor) else None
-        if before is not None:
-            value = lambda: self.bench.follow(call.run_with, {id(moved): before.value()})  # noqa: E731
-            self.bench.saturated[out] = SaturatedValue(before.name, out._version, value)
+    def _follow_saturated(self, call: Call, out: Any) -> None:
+        """Follow saturated values through functions that rearrange, select, join or multiply them.
+
+        Examples are `sigmoid(x).squeeze(1)`, the scores of the boxes that non-maximum suppression keeps, and
+        σ(class) · σ(objectness), whose logits are added, since the logarithms of small scores are.
+        """
+        if not can_flow(call):
+            return
+        given = (*call.constants, *call.data)
+        before = {id(t): found for t in given if (found := self.bench.saturation(t)) is not None}
+        flow = flow_of_logits(call, out, before) if before else None
+        if flow is None:
+            return
+        logits = cache(lambda: self.bench.follow(self._logits_behind, flow, before))
+        name = " and ".join(dict.fromkeys(found.name for found in before.values()))
+        for place, t in enumerate(t for t in iter_tensors(out) if t.is_floating_point()):
+            value = lambda place=place: logits()[place]  # noqa: E731
+            self.bench.saturated[t] = SaturatedValue(name, t._version, value)
+
+    def _logits_behind(self, flow: Flow, before: Mapping[int, SaturatedValue]) -> Any:
+        return flow({key: found.value() for key, found in before.items()})
 
     def _overwrite_unseen(self, target: Tensor, name: str) -> None:
         """Check an in-place operation without gradients: allowed on buffers, an error on tensors that depend on the input."""

@@ -1,0 +1,180 @@
+"""Targets that are detected boxes: the class logit behind a box that a detector returns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.core.inputs import Inputs
+from whence.core.region import describe_outputs
+from whence.errors import TargetError, value_repr
+
+FIELDS = ("boxes", "scores", "labels")  # of torchvision's detectors, a dict for each photo
+WITH_BACKGROUND = ("DetrObjectDetectionOutput", "YolosObjectDetectionOutput", "TableTransformerObjectDetectionOutput")
+SAME_OBJECT = 0.5  # IoU from which a box of a changed photo is that of the explained object
+
+
+@dataclass(frozen=True)
+class PhotoDetections:
+    """The boxes that a detector found in one photo.
+
+    Args:
+        boxes: Their corners `[K, 4]`, x0, y0, x1, y1 in pixels of the input.
+        values: What is explained of each, `[K]`: its class logit, or its score if the detector returns no logits.
+        scores: Their scores `[K]`, between 0 and 1.
+        labels: Their classes `[K]`.
+    """
+
+    boxes: Tensor
+    values: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """Target of one detected box: its class logit, before sigmoid, softmax, product with objectness and suppression.
+
+    >>> whence.explain(detector, photo, whence.Detection())                              # the best box
+    >>> whence.explain(detector, photo, whence.Detection(2, label="cat"), class_names=names)   # the third best cat
+
+    The outputs are those of torchvision's detectors (a list of dicts), of DETR and its kin in transformers (`logits` and
+    `pred_boxes`), or a tensor `[N, 4 + classes, boxes]` of YOLO. A detector of torchvision takes a batch `[N, 3, H, W]` of
+    photos of one size. LRP explains the logit; methods that compute with the outputs themselves explain the score. For methods
+    that change the photo, the box is that of the same class with an IoU of at least 0.5, and the value 0 if there is none.
+
+    Args:
+        index: The number of the box by score, 0 for the best, among those of the label.
+        label: Index or name of a class, or one per sample; None for all.
+        score: The least score of a box.
+
+    Raises:
+        TargetError: When the model is explained, if its outputs are no detections, or there is no such box.
+    """
+
+    index: int = 0
+    label: Any = None
+    score: float = 0.0
+    box: Tensor | None = field(default=None, repr=False)  # [N, 4], filled in
+    labels: Tensor | None = field(default=None, repr=False)  # [N], filled in
+    scores: Tensor | None = field(default=None, repr=False)  # [N], filled in
+
+    def __post_init__(self):
+        if not isinstance(self.index, int) or isinstance(self.index, bool) or self.index < 0:
+            raise TargetError(f"index={value_repr(self.index)}; expected the number of a box by score, 0 for the best")
+
+    def select(self, outputs: Any, inputs: Inputs) -> "tuple[Tensor, Detection]":
+        """Return the values `[N]`, and this target with its boxes filled in."""
+        photos = read_detections(outputs, inputs)
+        if self.box is not None:
+            return torch.stack([self._same_object(photo, i) for i, photo in enumerate(photos)]), self
+        chosen = [self._chosen(photo, i) for i, photo in enumerate(photos)]
+        values = [photo.values[k] for photo, k in zip(photos, chosen, strict=True)]
+        box, labels, scores = (
+            torch.stack([getattr(photo, name)[k].detach() for photo, k in zip(photos, chosen, strict=True)])
+            for name in ("boxes", "labels", "scores")
+        )
+        return torch.stack(values), replace(self, box=box, labels=labels, scores=scores)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Detection":
+        """Return the target with `change` applied to its boxes."""
+        names = ("box", "labels", "scores", "label")
+        return replace(self, **{n: change(t) for n in names if isinstance(t := getattr(self, n), Tensor)})
+
+    def words(self, name: Callable[[int], str], sample: int) -> str:
+        """Return the description of a sample's target."""
+        assert self.labels is not None
+        assert self.box is not None
+        assert self.scores is not None
+        shown = name(int(self.labels[sample]))
+        corners = ", ".join(f"{value:.0f}" for value in self.box[sample].tolist())
+        return f"{f'class {shown}' if shown.isdecimal() else shown} {float(self.scores[sample]):.2f} in the box ({corners})"
+
+    def outline(self, sample: int, height: int, width: int) -> Tensor:
+        """Return the pixels `[H, W]` in the box of a sample."""
+        assert self.box is not None
+        x0, y0, x1, y1 = (round(value) for value in self.box[sample].tolist())
+        inside = torch.zeros(height, width, dtype=torch.bool)
+        inside[max(y0, 0) : max(y1, y0 + 1), max(x0, 0) : max(x1, x0 + 1)] = True
+        return inside
+
+    def _chosen(self, photo: PhotoDetections, sample: int) -> int:
+        wanted = self._label_of(sample)
+        among = photo.scores.detach() >= self.score
+        among &= (photo.labels == wanted) if wanted is not None else True
+        order = [int(k) for k in photo.scores.detach().argsort(descending=True, stable=True) if among[k]]
+        if self.index >= len(order):
+            of_label = "" if wanted is None else f" of class {wanted}"
+            raise TargetError(
+                f"photo {sample} has {len(order)} boxes{of_label} with a score of at least {self.score:g}, and no box "
+                f"{self.index}; lower score=, or the detector's own threshold"
+            )
+        return order[self.index]
+
+    def _label_of(self, sample: int) -> int | None:
+        if self.label is None:
+            return None
+        return int(torch.as_tensor(self.label).view(-1)[sample if torch.as_tensor(self.label).numel() > 1 else 0])
+
+    def _same_object(self, photo: PhotoDetections, sample: int) -> Tensor:
+        """Return the value of the box of a changed photo that overlaps most with the explained one; 0 without such a box."""
+        assert self.box is not None
+        assert self.labels is not None
+        overlap = _iou(photo.boxes.detach(), self.box[sample].to(photo.boxes))
+        overlap = torch.where(photo.labels == self.labels[sample], overlap, -1.0)
+        if not len(overlap) or overlap.max() < SAME_OBJECT:
+            return photo.values.sum() * 0
+        return photo.values[overlap.argmax()]
+
+
+def read_detections(outputs: Any, inputs: Inputs) -> list[PhotoDetections]:
+    """Return the boxes of each photo in a detector's outputs; raise `TargetError` if there are none."""
+    if isinstance(outputs, list | tuple) and outputs and all(_is_photo(photo) for photo in outputs):
+        return [PhotoDetections(p["boxes"], p["scores"], p["scores"].detach(), p["labels"]) for p in outputs]
+    logits, boxes = (getattr(outputs, name, None) for name in ("logits", "pred_boxes"))
+    if isinstance(logits, Tensor) and isinstance(boxes, Tensor):
+        return _of_queries(logits, boxes, type(outputs).__name__ in WITH_BACKGROUND, inputs)
+    found = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
+    if isinstance(found, Tensor) and found.dim() == 3 and found.shape[1] > 4 and found.shape[2] > found.shape[1]:
+        return [_of_yolo(photo) for photo in found]
+    raise TargetError(
+        "a Detection needs outputs with boxes: a list of dicts with boxes, scores and labels, an object with logits and "
+        f"pred_boxes, or a tensor [N, 4 + classes, boxes]; the output is {describe_outputs(outputs)}"
+    )
+
+
+def _is_photo(photo: Any) -> bool:
+    return isinstance(photo, Mapping) and all(isinstance(photo.get(name), Tensor) for name in FIELDS)
+
+
+def _of_queries(logits: Tensor, boxes: Tensor, background: bool, inputs: Inputs) -> list[PhotoDetections]:
+    """Return the queries of DETR and its kin; with `background`, the last class means that there is no object."""
+    height, width = inputs.parts[inputs.explained[0]].shape[-2:]
+    scale = boxes.new_tensor([width, height, width, height])
+    likely = logits.detach().softmax(-1)[..., :-1] if background else logits.detach().sigmoid()
+    scores, labels = likely.max(-1)
+    values = logits.gather(2, labels[..., None])[..., 0]
+    return [PhotoDetections(*photo) for photo in zip(_corners(boxes) * scale, values, scores, labels, strict=True)]
+
+
+def _of_yolo(photo: Tensor) -> PhotoDetections:
+    """Return the boxes of YOLO's output `[4 + classes, boxes]` with centres and sizes in pixels."""
+    scores, labels = photo[4:].detach().max(0)
+    values = photo[4 + labels, torch.arange(len(labels), device=labels.device)]
+    return PhotoDetections(_corners(photo[:4].detach().mT), values, scores, labels)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """Return boxes given by centre and size as corners."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def _iou(boxes: Tensor, box: Tensor) -> Tensor:
+    """Return the intersection over union of boxes `[K, 4]` with a box."""
+    low, high = torch.maximum(boxes[:, :2], box[:2]), torch.minimum(boxes[:, 2:], box[2:])
+    shared = (high - low).clamp(min=0).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
+    return shared / (areas - shared).clamp(min=1e-12)
