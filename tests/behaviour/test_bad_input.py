@@ -152,8 +152,8 @@ def test_a_single_row_of_a_table():
 
 
 def test_an_input_elsewhere():
-    weight = nn.Linear(3, 2, device="meta").weight
-    assert diagnosis._device_hint(weight, [torch.ones(3)]) == "; the input is on cpu, the model on meta: pass x.to('meta')"
+    device = nn.Linear(3, 2, device="meta").weight.device
+    assert diagnosis._device_hint(device, [torch.ones(3)]) == "; the input is on cpu, the model on meta: pass x.to('meta')"
 
 
 def test_a_class_a_picture_and_a_path():
@@ -221,7 +221,7 @@ def test_nan_output():
 
 def test_output_that_is_not_classes():
     refused(errors.TargetError, r"expected \[N, classes\]", lambda x: x, X)
-    refused(errors.TargetError, "returns dict", lambda x: {"y": x}, X)
+    refused(errors.TargetError, "no logits but a dict of y: a tensor", lambda x: {"y": x}, X)
 
 
 def test_models_and_methods_that_are_none():

@@ -5,7 +5,7 @@ from typing import Any
 
 from whence.core.argument_checks import check_arguments
 from whence.core.conditions import ThroughMapping
-from whence.core.explainer import DisplayNames, Names, check_single_condition, explanations
+from whence.core.explainer import DisplayNames, Names, check_single_condition, explanations, single_explanation
 from whence.core.explanation import Explanation
 from whence.core.inputs import check_model
 from whence.core.progress import Progress
@@ -73,7 +73,7 @@ def explain(
     names = DisplayNames(texts.class_names, feature_names)
     chosen, prepared, inputs = resolve_method(method), PreparedModel(texts.model), texts.read(inputs)
     found = explanations(prepared, chosen, inputs, [texts.target(target)], layers, progress, names, through)
-    return texts.named(next(found))
+    return texts.named(single_explanation(found))
 
 
 @check_arguments

@@ -124,7 +124,7 @@ class Explainer:
         if any(now is not then for now, then in zip((self.model, self.method), self._captured, strict=True)):
             self.forget()
         found = None if through is not None else self._replayed(given, target, tuple(layers), progress)
-        found = next(self._without_graph(given, [target], layers, through, progress)) if found is None else found
+        found = single_explanation(self._without_graph(given, [target], layers, through, progress)) if found is None else found
         return self._texts.named(found)
 
     def targets(
@@ -204,10 +204,11 @@ class Explainer:
         """Return the explanation by a graph, or None."""
 
         def explained(inputs: Tree, target: Target) -> Explanation:
-            return next(explanations(PreparedModel(self.model), self.method, inputs, [target], layers, False, self._naming))
+            prepared = PreparedModel(self.model)
+            return single_explanation(explanations(prepared, self.method, inputs, [target], layers, False, self._naming))
 
         def without_graph() -> Explanation:
-            return next(self._without_graph(inputs, [target], layers, None, progress))
+            return single_explanation(self._without_graph(inputs, [target], layers, None, progress))
 
         if self._captures is not None:
             return self._captures(explained, inputs, target, layers)
@@ -232,6 +233,15 @@ def explanations(
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
     found = _with_notes(naming.named(method.explanations(task), given), task)
     return _within_modes(found, prepared.model)
+
+
+def single_explanation(explanations: Iterator[Explanation]) -> Explanation:
+    """Return the explanation of a single target.
+
+    The iterator runs to its end: an interrupt while Python frees a suspended generator would be lost.
+    """
+    (found,) = explanations
+    return found
 
 
 def check_single_condition(through: Any) -> None:
