@@ -227,3 +227,18 @@ def test_detectors_of_torchvision(name, head, options, monkeypatch):
     assert e.conservation.error.max() < 1e-4
     if name.startswith("retinanet"):
         torch.testing.assert_close(e.output.sigmoid(), e.target.scores)
+
+
+def test_other_outputs_that_are_products_of_probabilities_keep_their_predicted_class():
+    """σ(a) · σ(b) is largest where a + b need not be."""
+
+    def model(x):
+        return (x * torch.tensor([[9.0, 3.0]])).sigmoid() * (x * torch.tensor([[-2.0, 1.0]])).sigmoid()
+
+    x = torch.ones(1, 2)
+    assert int(model(x).argmax()) == 1
+    e = whence.explain(model, x)
+    assert e.target.tolist() == [1]
+    torch.testing.assert_close(e.output, model(x)[:, 1])
+    joined = whence.explain(lambda x: torch.cat([x.softmax(1), (3 * x[:, :2]).softmax(1)], 1), torch.tensor([[2.0, 0.0, 0.5]]))
+    assert joined.target.tolist() == [3]

@@ -119,7 +119,7 @@ class GradientMode(TorchFunctionMode):
         """Return the end of an error message: the likely reason why the output does not depend on the input."""
         return ""
 
-    def before_saturation(self, outputs: Any) -> Any:
+    def before_saturation(self, outputs: Any, of_boxes: bool = False) -> Any:
         """Return the outputs that classes are selected from."""
         return outputs
 
@@ -280,11 +280,15 @@ class RelevanceMode(GradientMode):
         explain = "explain the value before it (the logits), as in target=whence.objectives.Neuron('head', 3)"
         return f"; {held}. Either {explain}, or give it a rule"
 
-    def before_saturation(self, outputs: Any) -> Any:
-        """Return the logits if the outputs are a sigmoid or softmax, through which no relevance passes, else the outputs."""
+    def before_saturation(self, outputs: Any, of_boxes: bool = False) -> Any:
+        """Return the logits if the outputs are a sigmoid or softmax, through which no relevance passes, else the outputs.
+
+        The scores of boxes may be products, joined or sorted; of other outputs, the class of the largest logit would then not
+        be the predicted one.
+        """
         logits = logits_of(outputs)
         before = self.bench.saturation(logits) if isinstance(logits, Tensor) else None
-        if before is None:
+        if before is None or not (before.rearranged or of_boxes):
             return outputs
         self.saturated = f"before the final {before.name}"
         return before.value()
@@ -426,9 +430,10 @@ class RelevanceMode(GradientMode):
             return
         logits = cache(lambda: self.bench.follow(self._logits_behind, flow, before))
         name = " and ".join(dict.fromkeys(found.name for found in before.values()))
+        rearranged = call.facts.moves and all(found.rearranged for found in before.values())
         for place, t in enumerate(t for t in iter_tensors(out) if t.is_floating_point()):
             value = lambda place=place: logits()[place]  # noqa: E731
-            self.bench.saturated[t] = SaturatedValue(name, t._version, value)
+            self.bench.saturated[t] = SaturatedValue(name, t._version, value, rearranged)
 
     def _logits_behind(self, flow: Flow, before: Mapping[int, SaturatedValue]) -> Any:
         return flow({key: found.value() for key, found in before.items()})

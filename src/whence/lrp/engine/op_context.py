@@ -47,6 +47,7 @@ class SaturatedValue(NamedTuple):
     name: str
     version: int  # of the tensor: once modified in place it is not a sigmoid any more
     value: Callable[[], Tensor]  # returns the input
+    rearranged: bool = True  # the same values in other places; else joined, selected by size or multiplied with others
 
 
 class DeferredGate:
