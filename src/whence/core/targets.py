@@ -172,7 +172,7 @@ def extract_logits(
     if not isinstance(logits, Tensor):
         raise TargetError(
             f"the model returns no logits but {describe_outputs(outputs)}; load it with a head (AutoModelFor…), pass "
-            f"whence.Region(…) for a map of classes, or {advice}"
+            f"whence.Region(…) for a map of classes or whence.Detection(…) for boxes, or {advice}"
         )
     shape = tuple(logits.shape)
     if logits.dim() == 1 or (logits.dim() == 0 and batch_size == 1):
