@@ -20,7 +20,7 @@ from whence.lrp.rules.rules import Rule
 
 # a page for each subject, by the modules that its names are defined in
 PAGES = {
-    "explaining": ("Explaining", ("core.", "contexts.", "lrp.engine.conservation.")),
+    "explaining": ("Explaining", ("core.", "contexts.", "errors.", "lrp.engine.conservation.")),
     "lrp": ("Layer-wise relevance propagation", ("lrp.", "methods.lrp.", "core.conditions.")),
     "methods": ("Other methods", ("methods.",)),
     "inside": ("Inside the network", ("mechanistic.",)),

@@ -25,6 +25,7 @@ import torch
 
 __all__ = [
     "ConservationWarning",
+    "ContextWarning",
     "CostWarning",
     "InputError",
     "LoadError",
