@@ -242,3 +242,12 @@ def test_other_outputs_that_are_products_of_probabilities_keep_their_predicted_c
     torch.testing.assert_close(e.output, model(x)[:, 1])
     joined = whence.explain(lambda x: torch.cat([x.softmax(1), (3 * x[:, :2]).softmax(1)], 1), torch.tensor([[2.0, 0.0, 0.5]]))
     assert joined.target.tolist() == [3]
+
+
+def test_a_value_in_the_shape_of_scores_is_no_score():
+    """The first argument is moved, not the one whose shape or type is read."""
+    x = torch.tensor([[0.5, 2.0]])
+    e = whence.explain(lambda x: (3 * x).expand_as(x.sigmoid()).type_as(x.sigmoid()), x)
+    assert e.note == ""
+    assert e.output.tolist() == [6.0]
+    assert e.relevance.tolist() == [[0.0, 6.0]]
