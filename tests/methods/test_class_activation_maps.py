@@ -296,3 +296,15 @@ def test_other_maps_read_channels_last_and_zero_gradients(kind):
     with torch.no_grad():
         constant[0].bias.fill_(-1e3)
     assert not whence.explain(constant, torch.randn(1, 1, 6, 6), 0, method=kind("1")).relevance.any()
+
+
+@pytest.mark.parametrize("kind", [GradCAM, LayerCAM, whence.GradCAMPlusPlus, whence.HiResCAM, whence.XGradCAM, whence.EigenCAM])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_single_output_with_default_settings(kind, batch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 1)).eval()
+    x = torch.randn(batch, 2, 8, 8)
+    e = whence.explain(model, x, method=kind())
+    assert e.relevance.shape == x.shape
+    alone = whence.explain(model, x[:1], method=kind())
+    torch.testing.assert_close(e.relevance[:1], alone.relevance)

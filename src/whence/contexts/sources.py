@@ -21,7 +21,7 @@ from whence.core.explain import explain_targets
 from whence.core.files import Rows, text_writer
 from whence.core.generation import check_token_count, continue_greedily
 from whence.core.inputs import Inputs, check_model
-from whence.core.passages import Passage, shorten_line, split_sentences, whole_words_pattern
+from whence.core.passages import Passage, find_passages, shorten_line, split_sentences
 from whence.core.progress import Progress
 from whence.core.result import Result
 from whence.core.targets import Span
@@ -322,14 +322,11 @@ def _statements(tokenizer: Any, written: Tensor, wanted: Sequence[str] | None) -
 
 def _in_order(whole: str, parts: Sequence[str]) -> list[Passage]:
     """Return where the parts are in the response as whole words, one after the other where they can be."""
-    found, after = [], 0
-    for part in parts:
-        pattern = whole_words_pattern(part) if isinstance(part, str) and part.strip() else None
-        place = None if pattern is None else pattern.search(whole, after) or pattern.search(whole)
+    found = []
+    for part, place in zip(parts, find_passages(whole, parts, anywhere=True), strict=True):
         if place is None:
             raise InputError(f"the statement {value_repr(part)} is not a part of the response {value_repr(whole.strip())}")
-        found.append(Passage(place.group(), *place.span()))
-        after = place.end()
+        found.append(place)
     return found
 
 

@@ -1,7 +1,7 @@
 """Activation checkpointing of layers: less memory for long inputs, at the cost of a second forward pass."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -41,17 +41,13 @@ def checkpointed(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def offloaded_layers_checkpointed(model: Any) -> AbstractContextManager[None]:
+@contextmanager
+def offloaded_layers_checkpointed(model: nn.Module) -> Iterator[None]:
     """Checkpoint the layers of a model with offloaded weights, so that the weights of one layer are in memory at a time.
 
-    The graph of the backward pass would hold the weights of all layers.
+    The graph of the backward pass would hold the weights of all layers. Weights that a module which failed has left in memory
+    are dropped.
     """
-    return _dropping_weights(model) if is_offloaded(model) else nullcontext()
-
-
-@contextmanager
-def _dropping_weights(model: nn.Module) -> Iterator[None]:
-    """Checkpoint the offloaded layers, and drop the weights that a module which failed has left in memory."""
     try:
         with _checkpointed(_offloaded_layers(model)):
             yield

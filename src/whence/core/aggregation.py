@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
 from whence.core.files import Rows, text_writer
-from whence.core.passages import Passage, split_paragraphs, split_sentences, whole_words_pattern
+from whence.core.passages import Passage, find_passages, split_paragraphs, split_sentences
 from whence.core.result import Result
 from whence.core.tokens import text_strings
 from whence.core.trees import named_leaves
@@ -167,9 +167,14 @@ def aggregate(explanation: "ExplanationData", by: Any) -> AggregatedRelevance:
     return AggregatedRelevance(tuple(groups), tuple(scores), tuple(explanation.target_names()))
 
 
+def scores_features(method: Any) -> bool:
+    """Return whether each token has the score of a feature of several tokens; a loaded explanation has the method's repr."""
+    return "feature_mask=" in repr(method)
+
+
 def _per_token(explanation: "ExplanationData", name: str, relevance: Tensor) -> Tensor:
     """Return the relevance of each token, `[N, T]`; the tokens of a feature, each of which has its score, share it evenly."""
-    if "feature_mask=" not in repr(explanation.method):
+    if not scores_features(explanation.method):
         return relevance
     mask = getattr(explanation.method, "feature_mask", None)
     mask = mask.get(name) if isinstance(mask, Mapping) else mask
@@ -222,15 +227,13 @@ def _range(name: Any, place: Any, count: int) -> range:
 
 def _in_order(text: str, parts: Sequence[str]) -> list[Passage]:
     """Return where the parts stand in the text, one after the other, whatever the spaces between their words."""
-    found, after = [], 0
-    for part in parts:
-        place = whole_words_pattern(part).search(text, after)
+    found = []
+    for part, place in zip(parts, find_passages(text, parts), strict=True):
         if place is None:
             raise InputError(
                 f"the passage {value_repr(part)} does not stand in the text as whole words, after the passages before it"
             )
-        found.append(Passage(place.group(), *place.span()))
-        after = place.end()
+        found.append(place)
     return found
 
 

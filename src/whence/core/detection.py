@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whence.core.class_indices import class_indices
 from whence.core.inputs import Inputs
-from whence.core.region import describe_outputs
 from whence.errors import TargetError, value_repr
+from whence.lrp.engine.model_outputs import describe_outputs
 
 FIELDS = ("boxes", "scores", "labels")  # of torchvision's detectors, a dict for each photo
 WITH_BACKGROUND = ("DetrObjectDetectionOutput", "YolosObjectDetectionOutput", "TableTransformerObjectDetectionOutput")
@@ -70,7 +71,8 @@ class Detection:
         photos = read_detections(outputs, inputs)
         if self.box is not None:
             return torch.stack([self._same_object(photo, i) for i, photo in enumerate(photos)]), self
-        chosen = [self._chosen(photo, i) for i, photo in enumerate(photos)]
+        wanted = [None] * len(photos) if self.label is None else class_indices(self.label, len(photos), "label").tolist()
+        chosen = [self._chosen(photo, i, label) for i, (photo, label) in enumerate(zip(photos, wanted, strict=True))]
         values = [photo.values[k] for photo, k in zip(photos, chosen, strict=True)]
         box, labels, scores = (
             torch.stack([getattr(photo, name)[k].detach() for photo, k in zip(photos, chosen, strict=True)])
@@ -100,8 +102,7 @@ class Detection:
         inside[max(y0, 0) : max(y1, y0 + 1), max(x0, 0) : max(x1, x0 + 1)] = True
         return inside
 
-    def _chosen(self, photo: PhotoDetections, sample: int) -> int:
-        wanted = self._label_of(sample)
+    def _chosen(self, photo: PhotoDetections, sample: int, wanted: int | None) -> int:
         among = photo.scores.detach() >= self.score
         among &= (photo.labels == wanted) if wanted is not None else True
         order = [int(k) for k in photo.scores.detach().argsort(descending=True, stable=True) if among[k]]
@@ -112,11 +113,6 @@ class Detection:
                 f"{self.index}; lower score=, or the detector's own threshold"
             )
         return order[self.index]
-
-    def _label_of(self, sample: int) -> int | None:
-        if self.label is None:
-            return None
-        return int(torch.as_tensor(self.label).view(-1)[sample if torch.as_tensor(self.label).numel() > 1 else 0])
 
     def _same_object(self, photo: PhotoDetections, sample: int) -> Tensor:
         """Return the value of the box of a changed photo that overlaps most with the explained one; 0 without such a box."""

@@ -1,5 +1,6 @@
 """Helpers to find the weights of a model and the device that they are on."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,27 +15,28 @@ def device_of(model: Any) -> torch.device | None:
     first = first_weight(model)
     if first is None or not first.is_meta:
         return None if first is None else first.device
-    hooks = (hook for module in model.modules() for hook in _hooks_of(module) if getattr(hook, "offload", False))
-    return torch.device(next((hook.execution_device for hook in hooks), "meta"))
+    return torch.device(next((hook.execution_device for _, hook in _offloading_hooks(model)), "meta"))
 
 
 def is_offloaded(model: Any) -> bool:
     """Return whether the model has a module whose weights accelerate loads when it runs and drops afterwards."""
-    return isinstance(model, nn.Module) and any(getattr(h, "offload", False) for m in model.modules() for h in _hooks_of(m))
+    return isinstance(model, nn.Module) and any(True for _ in _offloading_hooks(model))
 
 
 def drop_offloaded_weights(model: nn.Module) -> None:
     """Drop weights of an offloaded model that are in memory, as a module does that has run to its end."""
+    for module, hook in _offloading_hooks(model):
+        if not all(weight.is_meta for weight in module.parameters(recurse=False)):
+            hook.post_forward(module, None)
+
+
+def _offloading_hooks(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Yield the modules whose weights are offloaded, with accelerate's hooks that load them."""
     for module in model.modules():
-        for hook in _hooks_of(module):
-            if getattr(hook, "offload", False) and not all(w.is_meta for w in module.parameters(recurse=False)):
-                hook.post_forward(module, None)
-
-
-def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
-    """Return accelerate's hooks of a module."""
-    hook = getattr(module, "_hf_hook", None)
-    return getattr(hook, "hooks", (hook,))
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            if getattr(one, "offload", False):
+                yield module, one
 
 
 def to_device_of(t: Tensor, model: Any) -> Tensor:

@@ -232,7 +232,7 @@ def explanations(
     given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
     found = _with_notes(naming.named(method.explanations(task), given), task)
-    return _within_modes(found, prepared.model)
+    return _within_modes(found, prepared)
 
 
 def single_explanation(explanations: Iterator[Explanation]) -> Explanation:
@@ -300,14 +300,15 @@ class DisplayNames:
         return {name: list(map(str, features)) for name, features in by_input.items()}
 
 
-def _within_modes(explanations: Iterator[Explanation], model: Any) -> Iterator[Explanation]:
+def _within_modes(explanations: Iterator[Explanation], prepared: PreparedModel) -> Iterator[Explanation]:
     """Compute explanations outside of inference mode, so that they can be differentiated later on.
 
     Where weights are offloaded, those of one layer are in memory at a time. The user's code between two explanations runs
     without these modes.
     """
     while True:
-        with enter_all(torch.inference_mode(False), offloaded_layers_checkpointed(model)):
+        streamed = [offloaded_layers_checkpointed(prepared.model)] if prepared.offloaded else []
+        with enter_all(torch.inference_mode(False), *streamed):
             explanation = next(explanations, None)
         if explanation is None:
             return

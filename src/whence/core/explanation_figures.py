@@ -67,11 +67,9 @@ def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor
 
 def _outlined(e: ExplanationData, x: Tensor, sample: int) -> Tensor | None:
     """Return the region or box of a sample that is explained, `[h, w]`, or None."""
-    if isinstance(e.target, Region) and e.target.places is not None:
-        return e.target.places[sample]
-    if isinstance(e.target, Detection) and x.dim() == 4:
-        return e.target.outline(sample, x.shape[-2], x.shape[-1])
-    return None
+    if x.dim() != 4 or not isinstance(e.target, Region | Detection):
+        return None
+    return e.target.outline(sample, x.shape[-2], x.shape[-1])
 
 
 def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, region: Tensor | None) -> Panel:
@@ -86,7 +84,7 @@ def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, t
         return TimeSeries(x, relevance, title, names)
     if relevance.dim() == 4:
         return VolumeSlices(x, relevance, title)
-    return Heatmap(x, relevance, title, region if region is not None and region.dim() == 2 else None)
+    return Heatmap(x, relevance, title, region)
 
 
 def render(e: ExplanationData) -> str:

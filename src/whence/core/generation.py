@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.core.aggregation import AggregatedRelevance, aggregate_generation, token_groups
+from whence.core.aggregation import AggregatedRelevance, aggregate_generation, scores_features, token_groups
 from whence.core.argument_checks import check_arguments
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
@@ -119,7 +119,7 @@ class Generation(Result):
             An `AggregatedRelevance`, whose samples are the passages of the generated texts.
         """
         self._check_words()
-        if "feature_mask=" in repr(self.explanations[0].method):
+        if scores_features(self.explanations[0].method):
             raise InputError(
                 "the tokens of a feature have its score each, so that sums over tokens count it several times; aggregate the "
                 "explanation of each token: written[i].aggregate(…)"

@@ -1,6 +1,7 @@
 """Passages of texts: sentences, paragraphs, and how to find and shorten one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # the end of a sentence: . ! ? … and their full-width forms, with closing quotes or brackets, before a space or the end; or a
@@ -44,6 +45,21 @@ def whole_words_pattern(text: str) -> re.Pattern[str]:
     words = text.split()
     first, last = (letter.isascii() and letter.isalnum() for letter in (words[0][0], words[-1][-1]))
     return re.compile((r"(?<![A-Za-z0-9])" if first else "") + spaced_pattern(text) + (r"(?![A-Za-z0-9])" if last else ""))
+
+
+def find_passages(text: str, parts: Sequence[str], anywhere: bool = False) -> list[Passage | None]:
+    """Return where parts stand in a text as whole words, each behind those before it; None for other parts.
+
+    With `anywhere`, a part that stands only before them is found there.
+    """
+    found: list[Passage | None] = []
+    after = 0
+    for part in parts:
+        pattern = whole_words_pattern(part) if isinstance(part, str) and part.strip() else None
+        place = pattern and (pattern.search(text, after) or (pattern.search(text) if anywhere else None))
+        found.append(None if place is None else Passage(place.group(), *place.span()))
+        after = after if place is None else place.end()
+    return found
 
 
 def shorten_line(text: str, length: int) -> str:

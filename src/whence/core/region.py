@@ -11,6 +11,7 @@ from torch import Tensor
 from whence.core.class_indices import check_classes, class_indices
 from whence.core.inputs import Inputs
 from whence.errors import TargetError, value_repr
+from whence.lrp.engine.model_outputs import describe_outputs
 
 MAP_NAMES = ("out", "logits", "pred_masks", "masks", "reconstruction", "predicted_depth")  # of fields with a map
 QUERY_MAPS = ("class_queries_logits", "masks_queries_logits")  # of Mask2Former and its kin
@@ -90,6 +91,10 @@ class Region:
         place = {"mask": "", "point": self.point, "box": self.box}[part]
         return f"{shown} {'at' if part == 'point' else 'in'} the {part} {'' if part == 'mask' else tuple(place)}".rstrip()
 
+    def outline(self, sample: int, height: int, width: int) -> Tensor | None:
+        """Return the places of a sample in a picture, `[h, w]`, at the resolution of the map; None for other maps."""
+        return self.places[sample] if self.places is not None and self.places.dim() == 3 else None
+
     @property
     def _predicted(self) -> bool:
         return self.point is None and self.box is None and (self.mask is None or isinstance(self.mask, str))
@@ -158,21 +163,6 @@ def output_map(outputs: Any, inputs: Inputs) -> Tensor:
     if found is None:
         raise TargetError(f"the output has no map [N, C, H, W] for a Region: it is {describe_outputs(outputs)}")
     return found[:, None] if found.dim() == 3 and _input_size(inputs, 2) == tuple(found.shape[1:]) else found
-
-
-def describe_outputs(outputs: Any) -> str:
-    """Return what a model's outputs are: their fields with shapes."""
-    if isinstance(outputs, Tensor):
-        return f"a tensor of shape {tuple(outputs.shape)}"
-    if isinstance(outputs, Mapping):
-        parts = [f"{name}: {describe_outputs(value)}" for name, value in outputs.items()]
-    elif isinstance(outputs, list | tuple):
-        parts = [describe_outputs(value) for value in outputs[:3]] + (["…"] if len(outputs) > 3 else [])
-    elif hasattr(outputs, "__dict__") and any(isinstance(value, Tensor) for value in vars(outputs).values()):
-        parts = [f"{name}: {describe_outputs(value)}" for name, value in vars(outputs).items()]
-    else:
-        return f"a {type(outputs).__name__}"
-    return f"a {type(outputs).__name__} of {'; '.join(parts) or 'nothing'}"
 
 
 def _map_of_queries(classes: Tensor, masks: Tensor) -> Tensor:

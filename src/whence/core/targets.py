@@ -13,9 +13,9 @@ from whence.core.class_indices import check_classes, class_indices
 from whence.core.detection import Detection
 from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.inputs import Inputs
-from whence.core.region import Region, describe_outputs
+from whence.core.region import Region
 from whence.errors import ModelError, TargetError, WhenceError, first_line, is_out_of_memory, value_repr
-from whence.lrp.engine.model_outputs import logits_of
+from whence.lrp.engine.model_outputs import describe_outputs, logits_of
 from whence.lrp.torch_compat.deferred_checks import check_holds
 
 Index = None | int | Sequence[int] | Tensor  # None: arg max; one index for all samples, or one for each

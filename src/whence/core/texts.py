@@ -51,7 +51,7 @@ class TextModel:
             class_names = class_names if len(class_names) else names
         reads_pictures = hasattr(tokenizer, "tokenizer") and hasattr(tokenizer, "image_processor")
         processor, tokenizer = (tokenizer, tokenizer.tokenizer) if reads_pictures else (None, tokenizer)
-        return cls(model, tokenizer, class_names if len(class_names) else labels_of_classifier(model), processor)
+        return cls(model, tokenizer, class_names if len(class_names) else class_labels(model), processor)
 
     def read(self, inputs: Any, for_generation: bool = False) -> Tree:
         """Return the inputs, with texts and chat messages encoded; padded on the left for generation."""
@@ -257,7 +257,7 @@ def with_decoder_start(model: Any, inputs: Tree) -> Tree:
     return parts | {DECODER: torch.full((len(read), 1), first, device=read.device)}
 
 
-def labels_of_classifier(model: object) -> Any:
+def class_labels(model: object) -> Any:
     """Return the names of the classes of a model of transformers that tells classes, by index; empty for other models."""
     labels, kind = getattr(getattr(model, "config", None), "id2label", None), type(model).__name__
     return labels if isinstance(labels, Mapping) and any(task in kind for task in TASKS_OF_CLASSES) else ()

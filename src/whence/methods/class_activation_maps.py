@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,22 @@ LAYERS_IN_MEMORY = 4  # candidates for the default layer; the class token alone 
 
 
 @dataclass(frozen=True)
-class GradCAM:
+class ClassActivationMap:
+    """A map that combines the channels of a layer, by their activations and gradients."""
+
+    layer: str | nn.Module | None = None
+    relu: bool = True
+
+    def combined(self, a: Tensor, g: Tensor) -> Tensor:
+        """Return the map `[N, 1, …]` of activations and their gradients, both `[N, C, …]`."""
+        raise NotImplementedError
+
+    def explanations(self, task: Task) -> Iterator[Explanation]:
+        return _cam_explanations(self, task)
+
+
+@dataclass(frozen=True)
+class GradCAM(ClassActivationMap):
     """Grad-CAM, max(0, Σ_c w_c a_c) at a layer, w_c the mean gradient of channel c (Selvaraju et al. 2017, eq. 1 and 2).
 
     >>> e = whence.explain(model, x, target=3, method=whence.GradCAM("layer4"))
@@ -39,17 +54,14 @@ class GradCAM:
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | nn.Module | None = None
-    relu: bool = True
-
     name: ClassVar[str] = "grad_cam"
 
-    def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _cam_explanations(self, task, lambda a, g: (_channel_means(g) * a).sum(1, keepdim=True))
+    def combined(self, a: Tensor, g: Tensor) -> Tensor:
+        return (_channel_means(g) * a).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class LayerCAM:
+class LayerCAM(ClassActivationMap):
     """LayerCAM, max(0, Σ_c max(0, g_c) · a_c) at a layer (Jiang et al. 2021, eq. 5 and 6).
 
     >>> whence.explain(model, x, target=3, method=whence.LayerCAM("layer2")).relevance
@@ -62,17 +74,14 @@ class LayerCAM:
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | nn.Module | None = None
-    relu: bool = True
-
     name: ClassVar[str] = "layer_cam"
 
-    def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _cam_explanations(self, task, lambda a, g: (g.clamp(min=0) * a).sum(1, keepdim=True))
+    def combined(self, a: Tensor, g: Tensor) -> Tensor:
+        return (g.clamp(min=0) * a).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class GradCAMPlusPlus:
+class GradCAMPlusPlus(ClassActivationMap):
     """Grad-CAM++, max(0, Σ_c w_c a_c), w_c = Σ α_c max(0, g_c) (Chattopadhay et al. 2018, eq. 9, 10 and 19).
 
     >>> whence.explain(model, x, target=3, method=whence.GradCAMPlusPlus("layer4")).relevance
@@ -85,17 +94,14 @@ class GradCAMPlusPlus:
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | nn.Module | None = None
-    relu: bool = True
-
     name: ClassVar[str] = "grad_cam_plus_plus"
 
-    def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _cam_explanations(self, task, lambda a, g: (_plus_plus_weights(a, g) * a).sum(1, keepdim=True))
+    def combined(self, a: Tensor, g: Tensor) -> Tensor:
+        return (_plus_plus_weights(a, g) * a).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class HiResCAM:
+class HiResCAM(ClassActivationMap):
     """HiResCAM, max(0, Σ_c g_c · a_c) at a layer (Draelos et al. 2020, eq. 5).
 
     >>> whence.explain(model, x, target=3, method=whence.HiResCAM("layer4", relu=False)).layers["layer4"].sum()
@@ -108,17 +114,14 @@ class HiResCAM:
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | nn.Module | None = None
-    relu: bool = True
-
     name: ClassVar[str] = "hires_cam"
 
-    def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _cam_explanations(self, task, lambda a, g: (g * a).sum(1, keepdim=True))
+    def combined(self, a: Tensor, g: Tensor) -> Tensor:
+        return (g * a).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class XGradCAM:
+class XGradCAM(ClassActivationMap):
     """XGrad-CAM, max(0, Σ_c w_c a_c), w_c = Σ (a_c / Σ a_c) g_c over positions (Fu et al. 2020, eq. 8).
 
     >>> whence.explain(model, x, target=3, method=whence.XGradCAM("layer4")).relevance
@@ -130,17 +133,14 @@ class XGradCAM:
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | nn.Module | None = None
-    relu: bool = True
-
     name: ClassVar[str] = "xgrad_cam"
 
-    def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _cam_explanations(self, task, lambda a, g: (_share_weights(a, g) * a).sum(1, keepdim=True))
+    def combined(self, a: Tensor, g: Tensor) -> Tensor:
+        return (_share_weights(a, g) * a).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class EigenCAM:
+class EigenCAM(ClassActivationMap):
     """Eigen-CAM, the projection of activations on their first principal component (Muhammad and Yeasin 2020).
 
     >>> whence.explain(model, x, method=whence.EigenCAM("layer4")).relevance
@@ -153,13 +153,10 @@ class EigenCAM:
         relu: Whether to set negative values, which are evidence against the target, to 0.
     """
 
-    layer: str | nn.Module | None = None
-    relu: bool = True
-
     name: ClassVar[str] = "eigen_cam"
 
-    def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _cam_explanations(self, task, lambda a, g: _first_component(a))
+    def combined(self, a: Tensor, g: Tensor) -> Tensor:
+        return _first_component(a)
 
 
 class LastFeatureMaps(LayerTaps):
@@ -191,7 +188,7 @@ class LastFeatureMaps(LayerTaps):
         return found is not None and found.covers(self._maps.x) and (not of_tokens or "Norm" in type(self._ends[name]).__name__)
 
 
-def _cam_explanations(method: Any, task: Task, combined: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Explanation]:
+def _cam_explanations(method: ClassActivationMap, task: Task) -> Iterator[Explanation]:
     reject_layers(method, task)
     if not isinstance(task.model, nn.Module):
         raise ModelError(
@@ -206,7 +203,7 @@ def _cam_explanations(method: Any, task: Task, combined: Callable[[Tensor, Tenso
     taps = LastFeatureMaps(maps, layers) if method.layer is None else LayerTaps(tuple(layers))
     for found in input_gradients(task, taps):
         name, feature_map, (a, g) = _last_with_gradient(maps, found)
-        cam = combined(feature_map.read(a), feature_map.read(g))
+        cam = method.combined(feature_map.read(a), feature_map.read(g))
         cam = cam.clamp(min=0) if method.relu else cam
         note = f"at layer '{name}'"
         if known_true(feature_map.read(g) == 0):

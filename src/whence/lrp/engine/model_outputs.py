@@ -1,5 +1,6 @@
 """Outputs of models and modules: the representative tensor of an output with several tensors, and its logits."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,21 @@ from whence.errors import SelectorError
 def logits_of(outputs: Any) -> Any:
     """Return the `logits` attribute of an output that has one, as those of transformers do, else the output itself."""
     return getattr(outputs, "logits", outputs)
+
+
+def describe_outputs(outputs: Any) -> str:
+    """Return what a model's outputs are: their fields with shapes."""
+    if isinstance(outputs, Tensor):
+        return f"a tensor of shape {tuple(outputs.shape)}"
+    if isinstance(outputs, Mapping):
+        parts = [f"{name}: {describe_outputs(value)}" for name, value in outputs.items()]
+    elif isinstance(outputs, list | tuple):
+        parts = [describe_outputs(value) for value in outputs[:3]] + (["…"] if len(outputs) > 3 else [])
+    elif hasattr(outputs, "__dict__") and any(isinstance(value, Tensor) for value in vars(outputs).values()):
+        parts = [f"{name}: {describe_outputs(value)}" for name, value in vars(outputs).items()]
+    else:
+        return f"a {type(outputs).__name__}"
+    return f"a {type(outputs).__name__} of {'; '.join(parts) or 'nothing'}"
 
 
 def first_tensor(output: object) -> Tensor | None:

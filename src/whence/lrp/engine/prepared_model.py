@@ -22,9 +22,9 @@ class PreparedModel:
 
     def __init__(self, model: Any, lasting: bool = False):
         self.model = model
-        offloaded = isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters())
-        self.can_cache = not offloaded  # else each pass loads its weights, which a cache would hold in memory
-        self.kept = WeightCache(lasting and self.can_cache)
+        # weights that each pass loads anew, which a cache would hold in memory
+        self.offloaded = isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters())
+        self.kept = WeightCache(lasting and not self.offloaded)
         self.guarded = True  # whether saved tensors are guarded against in-place operations, which most networks do not use
         self._outline: ModuleOutline | None = None  # made on demand: opaque models have none, and not all methods need one
         self._matchers: dict[int, tuple[object, Matcher]] = {}
@@ -43,7 +43,7 @@ class PreparedModel:
 
     def for_several(self) -> "PreparedModel":
         """Return a copy with a persistent cache, for several backward passes that need the same modified weights."""
-        if self.kept.lasting or not self.can_cache:
+        if self.kept.lasting or self.offloaded:
             return self
         lasting = copy(self)
         lasting._outline = self.outline
