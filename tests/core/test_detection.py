@@ -126,6 +126,8 @@ def test_the_logit_behind_the_box_is_explained(kind, number):
     torch.testing.assert_close(e.output, by_hand(X).detach())
     torch.testing.assert_close(e.relevance, expected.relevance, atol=1e-6, rtol=1e-4)
     assert e.conservation.error.max() < 1e-5
+    of_logits, name = kind in (Detr, DetrWithBackground), "softmax" if kind is OfSoftmax else "sigmoid"
+    assert e.note == ("" if of_logits else f"before the final {name}")
     boxes = model.boxes(X)[[cell for cell, _ in cells]]
     torch.testing.assert_close(e.target.box, boxes)
     shift = 1 if kind is OfSoftmax else 0  # its labels do not count the background

@@ -121,12 +121,18 @@ class SourceAttribution(Result):
             for rank, (source, score) in enumerate(self.ranking(i))
         ]  # fmt: skip
 
+    @property
+    def statement_names(self) -> list[str]:
+        """The texts of the statements, and "the whole response" for one that is all of it beside others."""
+        whole = self.response.strip() if len(self.statements) > 1 else None
+        return ["the whole response" if s.text == whole else s.text for s in self.statements]
+
     def figure(self) -> "Figure":
         """Return a figure of the scores: bars for one statement, else a matrix of sources by statements."""
         from whence.plotting.source_scores import source_figure
 
         names = [f"{source.name}: {source.text}" for source in self.sources]
-        return source_figure(names, [statement.text for statement in self.statements], self.scores)
+        return source_figure(names, self.statement_names, self.scores)
 
     def save(self, path: str | Path) -> Path:
         """Save a figure (.png, .jpg, .pdf, .svg), a page (.html) or the table (.csv, .json), and return the path."""

@@ -154,7 +154,7 @@ class Generation(Result):
             relevance[row, [columns.get(group.tokens, len(columns) - 1) for group in groups]] = scores  # others come last
         names = [group.name for group in found.groups[-1]]
         written, given = ([shorten_line(name, SHORT) for name in side] for side in (found.targets, names))
-        return token_grid(written, given, relevance, "relevance of preceding sentences (square root of shares)")
+        return token_grid(written, given, relevance, "relevance of each sentence and those before it (square root of shares)")
 
     def save(self, path: str | Path) -> Path:
         """Save the figure (.png, .jpg, .pdf, .svg), a page (.html) or the table (.csv, .json), and return the path.

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from whence.core.detection import Detection
 from whence.core.explanation import Explanation
 from whence.core.targets import reads_outputs
 from whence.errors import ConservationWarning, ModelError, RuleError, value_repr
@@ -70,7 +71,7 @@ class LRP:
                 mode.meter.add("ids created inside the model", amount)
             conservation = mode.meter.read(found.output, sum_relevance(scores, found.output.shape[0]), found.conditional_output)
             _warn_if_unbalanced(conservation)
-            layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if reads_outputs(found.target) else "")
+            layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if _is_selected(found.target) else "")
             yield make_explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
 
     def gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
@@ -92,6 +93,11 @@ class LRP:
         for found in target_gradients(task, sources, mode, taps, reading):
             task.prepared.guarded = mode.bench.overwrote
             yield found, mode
+
+
+def _is_selected(target: Any) -> bool:
+    """Return whether a target selects a value among the outputs, which may be a probability that has a logit."""
+    return reads_outputs(target) or isinstance(target, Detection)
 
 
 def _warn_if_unbalanced(account: Conservation) -> None:
