@@ -63,12 +63,14 @@ from whence.mechanistic.relevance_flow import flow
 from whence.mechanistic.similarity import explain_similarity
 from whence.mechanistic.subspaces import subspaces
 from whence.mechanistic.walks import subgraph_relevance, walks
-from whence.methods.class_activation_maps import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from whence.methods.feature_masks import patches
+from whence.methods.full_gradient import FullGrad
+from whence.methods.gradient_cams import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
 from whence.methods.integrated_gradients import ExpectedGradients, IntegratedGradients
 from whence.methods.lrp import LRP
 from whence.methods.perturbation import RISE, FeatureAblation, Occlusion
+from whence.methods.perturbation_cams import AblationCAM, ScoreCAM
 from whence.methods.shapley import Shapley
 from whence.methods.shapley_values import shapley_values
 from whence.methods.simple_taylor import SimpleTaylor
@@ -88,6 +90,7 @@ __version__ = _version("whence")
 __all__ = [
     "LRP",
     "RISE",
+    "AblationCAM",
     "AlphaBeta",
     "Constant",
     "Deconvnet",
@@ -101,6 +104,7 @@ __all__ = [
     "FeatureAblation",
     "Features",
     "Flat",
+    "FullGrad",
     "Gamma",
     "GradCAM",
     "GradCAMPlusPlus",
@@ -120,6 +124,7 @@ __all__ = [
     "Preprocessing",
     "Region",
     "RisingGamma",
+    "ScoreCAM",
     "Sensitivity",
     "Shapley",
     "SimpleTaylor",

@@ -41,7 +41,7 @@ evaluate explain explain_attack explain_dataset explain_generation explain_simil
 load_model neuralize open_store palette patches patching prototype prove relevance_rules shapley_values sources
 subgraph_relevance subspaces superpixels token_passages top_samples tune walks Explainer Explanation LoadedModel Preprocessing
 Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop IntegratedGradients LRP LayerCAM
-GradCAMPlusPlus HiResCAM XGradCAM EigenCAM
+GradCAMPlusPlus HiResCAM XGradCAM EigenCAM ScoreCAM AblationCAM FullGrad
 Occlusion RISE Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity
 RisingGamma WSquare ZBox ZPlus Logit Span Region Detection Directions Features Heads Nodes Places attacks conditions
 errors experiments

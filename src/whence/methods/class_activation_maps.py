@@ -1,10 +1,9 @@
-"""Class activation maps: channels of a layer's feature map, weighted by their gradients."""
+"""Class activation maps: what they share, the layers that they read and the maps that they resize to the input."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from whence.core.channel_layout import ChannelLayout, input_channel_dim
@@ -12,151 +11,84 @@ from whence.core.explanation import Explanation
 from whence.errors import InputError, ModelError, SelectorError
 from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
 from whence.lrp.torch_compat.module_tracker import module_names, named_layers
-from whence.methods.feature_maps import FeatureMap
+from whence.methods.feature_maps import FeatureMap, to_unit_range
 from whence.methods.feature_masks import UPSAMPLING
 from whence.methods.forward_backward import Gradients, Task, make_explanation, reject_layers
 from whence.methods.gradients import input_gradients
 from whence.methods.layer_taps import LayerTaps
 
 LAYERS_IN_MEMORY = 4  # candidates for the default layer; the class token alone reads the last normalisations of a transformer
+Layer = str | nn.Module
+
+
+@dataclass(frozen=True)
+class TappedMap:
+    """A layer's feature map in one forward and backward pass.
+
+    Args:
+        layer: The path of the layer.
+        calls: How often the layer was called; the map is that of the last call.
+        feature_map: Where its activations lie on the input.
+        activations: `[N, C, …]`.
+        gradients: Those of the explained output, `[N, C, …]`.
+        output: The explained output, `[N]`.
+        target: The target, with its indices resolved.
+    """
+
+    layer: str
+    calls: int
+    feature_map: FeatureMap
+    activations: Tensor
+    gradients: Tensor
+    output: Tensor
+    target: Any
 
 
 @dataclass(frozen=True)
 class ClassActivationMap:
-    """A map that combines the channels of a layer, by their activations and gradients."""
+    """A map that combines the channels of one layer, or the mean of the maps of several."""
 
-    layer: str | nn.Module | None = None
+    layer: Layer | Sequence[Layer] | None = None
     relu: bool = True
 
-    def combined(self, a: Tensor, g: Tensor) -> Tensor:
-        """Return the map `[N, 1, …]` of activations and their gradients, both `[N, C, …]`."""
+    def combined(self, task: Task, tapped: TappedMap) -> Tensor:
+        """Return the map `[N, 1, …]` of a layer."""
         raise NotImplementedError
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        return _cam_explanations(self, task)
+        reject_layers(self, task)
+        if not isinstance(task.model, nn.Module):
+            kind = type(task.model).__name__
+            raise ModelError(f"{type(self).__name__} reads a layer of a torch.nn.Module, but the model is of type {kind}")
+        i, x = picture_input(task, "class activation maps")
+        names = _layer_names(task.model, self.layer)
+        if names is None:
+            layers = {name: m for name, m in module_names(task.model).items() if not any(m.children())}
+        else:
+            layers = named_layers(task.model, names)
+        maps = MapReader.of(task, layers, x)
+        taps = LastFeatureMaps(maps, layers) if names is None else LayerTaps(names)
+        for found in input_gradients(task, taps):
+            tapped = [_last_with_gradient(maps, found)] if names is None else [maps.tapped(name, found) for name in names]
+            cams = [self._map(task, one) for one in tapped]
+            scaled = cams if len(cams) == 1 else [self._scaled(cam) / len(cams) for cam in cams]
+            relevance = sum(one.feature_map.spread(cam, x) for one, cam in zip(tapped, scaled, strict=True))
+            made_by = self if self.layer is None else replace(self, layer=names[0] if len(names) == 1 else names)
+            yield make_explanation(
+                made_by, task, found.output, found.target, {i: relevance},
+                layers={one.layer: [cam] for one, cam in zip(tapped, cams, strict=True)}, note=_note(tapped),
+            )  # fmt: skip
 
+    def _map(self, task: Task, tapped: TappedMap) -> Tensor:
+        cam = self.combined(task, tapped)
+        return cam.clamp(min=0) if self.relu else cam
 
-@dataclass(frozen=True)
-class GradCAM(ClassActivationMap):
-    """Grad-CAM, max(0, Σ_c w_c a_c) at a layer, w_c the mean gradient of channel c (Selvaraju et al. 2017, eq. 1 and 2).
-
-    >>> e = whence.explain(model, x, target=3, method=whence.GradCAM("layer4"))
-    >>> e.layers["layer4"]          # the map itself, [N, 1, h, w]
-    >>> e.relevance                 # the map resized to x and divided evenly among its channels
-
-    The scores do not add up to the output.
-
-    Args:
-        layer: Path of a module, or the module, whose output is a feature map: `[N, channels, …]`, `[N, …, channels]`, or tokens
-            `[N, T, channels]` of an image's patches in rows, behind class, distillation and register tokens, which are
-            left out. By default the last layer with such an output whose gradient is not zero; of tokens, the last
-            normalisation. The explanation's note names it.
-        relu: Whether to set negative values, which are evidence against the target, to 0.
-    """
-
-    name: ClassVar[str] = "grad_cam"
-
-    def combined(self, a: Tensor, g: Tensor) -> Tensor:
-        return (_channel_means(g) * a).sum(1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class LayerCAM(ClassActivationMap):
-    """LayerCAM, max(0, Σ_c max(0, g_c) · a_c) at a layer (Jiang et al. 2021, eq. 5 and 6).
-
-    >>> whence.explain(model, x, target=3, method=whence.LayerCAM("layer2")).relevance
-
-    Each position is weighted by its own gradient, so that maps at early layers are finer than those of `GradCAM`. The scores do
-    not add up to the output.
-
-    Args:
-        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
-        relu: Whether to set negative values, which are evidence against the target, to 0.
-    """
-
-    name: ClassVar[str] = "layer_cam"
-
-    def combined(self, a: Tensor, g: Tensor) -> Tensor:
-        return (g.clamp(min=0) * a).sum(1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class GradCAMPlusPlus(ClassActivationMap):
-    """Grad-CAM++, max(0, Σ_c w_c a_c), w_c = Σ α_c max(0, g_c) (Chattopadhay et al. 2018, eq. 9, 10 and 19).
-
-    >>> whence.explain(model, x, target=3, method=whence.GradCAMPlusPlus("layer4")).relevance
-
-    α = g² / (2 g² + g³ Σ a) where g ≠ 0, with sums over positions, for an output that is the exponential of the explained
-    score. Objects that occur several times get about equal weight. The scores do not add up to the output.
-
-    Args:
-        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
-        relu: Whether to set negative values, which are evidence against the target, to 0.
-    """
-
-    name: ClassVar[str] = "grad_cam_plus_plus"
-
-    def combined(self, a: Tensor, g: Tensor) -> Tensor:
-        return (_plus_plus_weights(a, g) * a).sum(1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class HiResCAM(ClassActivationMap):
-    """HiResCAM, max(0, Σ_c g_c · a_c) at a layer (Draelos et al. 2020, eq. 5).
-
-    >>> whence.explain(model, x, target=3, method=whence.HiResCAM("layer4", relu=False)).layers["layer4"].sum()
-
-    Gradients are not averaged, so that the map shows only positions that the model used: without `relu`, for a linear head on
-    the feature map, it adds up to the output without the bias.
-
-    Args:
-        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
-        relu: Whether to set negative values, which are evidence against the target, to 0.
-    """
-
-    name: ClassVar[str] = "hires_cam"
-
-    def combined(self, a: Tensor, g: Tensor) -> Tensor:
-        return (g * a).sum(1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class XGradCAM(ClassActivationMap):
-    """XGrad-CAM, max(0, Σ_c w_c a_c), w_c = Σ (a_c / Σ a_c) g_c over positions (Fu et al. 2020, eq. 8).
-
-    >>> whence.explain(model, x, target=3, method=whence.XGradCAM("layer4")).relevance
-
-    Without `relu`, the map adds up to Σ g · a: for a linear head on non-negative activations, to the output without the bias.
-
-    Args:
-        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
-        relu: Whether to set negative values, which are evidence against the target, to 0.
-    """
-
-    name: ClassVar[str] = "xgrad_cam"
-
-    def combined(self, a: Tensor, g: Tensor) -> Tensor:
-        return (_share_weights(a, g) * a).sum(1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class EigenCAM(ClassActivationMap):
-    """Eigen-CAM, the projection of activations on their first principal component (Muhammad and Yeasin 2020).
-
-    >>> whence.explain(model, x, method=whence.EigenCAM("layer4")).relevance
-
-    The map does not depend on the target: it shows what the layer responds to most. The sign of the component is that which
-    correlates with the sum of the activations.
-
-    Args:
-        layer: Path of a module, or the module, whose output is a feature map, as in `GradCAM`.
-        relu: Whether to set negative values, which are evidence against the target, to 0.
-    """
-
-    name: ClassVar[str] = "eigen_cam"
-
-    def combined(self, a: Tensor, g: Tensor) -> Tensor:
-        return _first_component(a)
+    def _scaled(self, cam: Tensor) -> Tensor:
+        """Return a map scaled to [0, 1], or to [-1, 1] where it keeps its sign, so that maps of several layers count alike."""
+        if self.relu:
+            return to_unit_range(cam)
+        largest = cam.abs().amax(tuple(range(1, cam.dim())), keepdim=True)
+        return cam / largest.where(largest != 0, 1.0)
 
 
 class LastFeatureMaps(LayerTaps):
@@ -188,48 +120,22 @@ class LastFeatureMaps(LayerTaps):
         return found is not None and found.covers(self._maps.x) and (not of_tokens or "Norm" in type(self._ends[name]).__name__)
 
 
-def _cam_explanations(method: ClassActivationMap, task: Task) -> Iterator[Explanation]:
-    reject_layers(method, task)
-    if not isinstance(task.model, nn.Module):
-        raise ModelError(
-            f"{type(method).__name__} reads a layer of a torch.nn.Module, but the model is of type {type(task.model).__name__}"
-        )
-    i, x = _picture_input(task)
-    if method.layer is None:
-        layers = {name: m for name, m in module_names(task.model).items() if not any(m.children())}
-    else:
-        layers = named_layers(task.model, [_layer_name(task.model, method.layer)])
-    maps = MapReader.of(task, layers, x)
-    taps = LastFeatureMaps(maps, layers) if method.layer is None else LayerTaps(tuple(layers))
-    for found in input_gradients(task, taps):
-        name, feature_map, (a, g) = _last_with_gradient(maps, found)
-        cam = method.combined(feature_map.read(a), feature_map.read(g))
-        cam = cam.clamp(min=0) if method.relu else cam
-        note = f"at layer '{name}'"
-        if known_true(feature_map.read(g) == 0):
-            note += ", on whose positions the output does not depend"
-        made_by = replace(method, layer=name) if isinstance(method.layer, nn.Module) else method
-        yield make_explanation(
-            made_by, task, found.output, found.target, {i: feature_map.spread(cam, x)}, layers={name: [cam]},
-            note=note,
-        )  # fmt: skip
+def picture_input(task: Task, what: str) -> tuple[int, Tensor]:
+    """Return the number of the only picture, series or volume among the inputs, and that input."""
+    pictures = [i for i in task.inputs.explained if task.inputs.parts[i].dim() in UPSAMPLING]
+    if len(pictures) != 1:
+        raise InputError(f"{what} need exactly one image input [N, C, …], got {len(pictures)}")
+    return pictures[0], task.inputs.parts[pictures[0]]
 
 
-def _last_with_gradient(maps: "MapReader", found: Gradients) -> tuple[str, FeatureMap, tuple[Tensor, Tensor]]:
+def _last_with_gradient(maps: "MapReader", found: Gradients) -> TappedMap:
     """Return the last tapped layer at whose positions the gradient is not zero, or else the last."""
-    several, x = [], maps.x
     if not found.layers:
-        raise SelectorError(f"no layer of the model returns feature maps of {x.dim()} dimensions; choose one with layer=")
-    for name, calls in reversed(found.layers.items()):
-        a, g = calls[-1]
-        feature_map = maps.of_layer(name, a)
-        if feature_map is None:
-            raise SelectorError(
-                f"layer '{name}' returns {tuple(a.shape)}, which is not a feature map of the input {tuple(x.shape)}; choose a "
-                "layer that returns [N, channels, …], or tokens [N, T, channels] with one for each patch of the image"
-            )
-        several.append((name, feature_map, (a, g)))
-        if len(found.layers) == 1 or check_holds(feature_map.read(g).any()):
+        raise SelectorError(f"no layer of the model returns feature maps of {maps.x.dim()} dimensions; choose one with layer=")
+    several = []
+    for name in reversed(found.layers):
+        several.append(maps.tapped(name, found))
+        if len(found.layers) == 1 or check_holds(several[-1].gradients.any()):
             return several[-1]
     return several[0]
 
@@ -251,15 +157,32 @@ class MapReader:
         """Return the feature map that a layer's activations are, or None."""
         return FeatureMap.of(a, self.layouts[name].dimension(a, self.x), self.x, self.input_channels)
 
+    def tapped(self, name: str, found: Gradients) -> TappedMap:
+        """Return the feature map of a layer with its gradients; raise `SelectorError` if its output is none."""
+        calls = found.layers[name]
+        a, g = calls[-1]
+        feature_map = self.of_layer(name, a)
+        if feature_map is None:
+            raise SelectorError(
+                f"layer '{name}' returns {tuple(a.shape)}, which is not a feature map of the input {tuple(self.x.shape)}; "
+                "choose a layer that returns [N, channels, …], or tokens [N, T, channels] with one for each patch of the image"
+            )
+        return TappedMap(
+            name, len(calls), feature_map, feature_map.read(a), feature_map.read(g), found.output, found.target
+        )  # fmt: skip
 
-def _picture_input(task: Task) -> tuple[int, Tensor]:
-    pictures = [i for i in task.inputs.explained if task.inputs.parts[i].dim() in UPSAMPLING]
-    if len(pictures) != 1:
-        raise InputError(f"class activation maps need exactly one image input [N, C, …], got {len(pictures)}")
-    return pictures[0], task.inputs.parts[pictures[0]]
+
+def _layer_names(model: nn.Module, layer: Layer | Sequence[Layer] | None) -> tuple[str, ...] | None:
+    """Return the paths of layers given as paths or modules, or None for the default."""
+    if layer is None:
+        return None
+    given = [layer] if isinstance(layer, str | nn.Module) and not isinstance(layer, nn.ModuleList) else list(layer)
+    if not given:
+        raise SelectorError("layer=() names no layer; pass a path, a module or several, or None for the default")
+    return tuple(dict.fromkeys(_layer_name(model, one) for one in given))
 
 
-def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
+def _layer_name(model: nn.Module, layer: Layer) -> str:
     """Return the path of a layer given as a path or as the module itself."""
     if isinstance(layer, nn.Module):
         name = next((name for name, module in module_names(model).items() if module is layer), None)
@@ -274,33 +197,9 @@ def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
     return names[0]
 
 
-def _channel_means(g: Tensor) -> Tensor:
-    return g.mean(_positions(g), keepdim=True)
-
-
-def _plus_plus_weights(a: Tensor, g: Tensor) -> Tensor:
-    """Return w_c = Σ α_c max(0, g_c), `[N, C, 1, …]`."""
-    denominator = 2 * g**2 + g**3 * a.sum(_positions(a), keepdim=True)
-    alpha = torch.where((g != 0) & (denominator != 0), g**2 / torch.where(denominator == 0, 1.0, denominator), 0.0)
-    return (alpha * g.clamp(min=0)).sum(_positions(g), keepdim=True)
-
-
-def _share_weights(a: Tensor, g: Tensor) -> Tensor:
-    """Return w_c = Σ g_c a_c / Σ a_c, `[N, C, 1, …]`; 0 for channels whose activations sum to 0."""
-    total = a.sum(_positions(a), keepdim=True)
-    weighted = (a * g).sum(_positions(a), keepdim=True)
-    return torch.where(total == 0, 0.0, weighted / torch.where(total == 0, 1.0, total))
-
-
-def _first_component(a: Tensor) -> Tensor:
-    """Return the projection of the centred activations of each position on their first principal component, `[N, 1, …]`."""
-    rows = a.flatten(2).mT  # [N, positions, C]
-    rows = rows - rows.mean(1, keepdim=True)
-    _, _, components = torch.linalg.svd(rows, full_matrices=False)
-    projected = (rows @ components[:, :1].mT).mT.unflatten(2, a.shape[2:])
-    along = (projected * (a - _channel_means(a)).sum(1, keepdim=True)).flatten(1).sum(1)
-    return projected * torch.where(along < 0, -1.0, 1.0).view(-1, *[1] * (a.dim() - 1))
-
-
-def _positions(t: Tensor) -> tuple[int, ...]:
-    return tuple(range(2, t.dim()))
+def _note(tapped: Sequence[TappedMap]) -> str:
+    if len(tapped) > 1:
+        names = ", ".join(f"'{one.layer}'" for one in tapped)
+        return f"at layers {names}: the mean of their maps, each scaled to [0, 1]"
+    unused = ", on whose positions the output does not depend" if known_true(tapped[0].gradients == 0) else ""
+    return f"at layer '{tapped[0].layer}'{unused}"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -51,6 +52,17 @@ class FeatureMap:
 
     def spread(self, cam: Tensor, x: Tensor) -> Tensor:
         """Return a map `[N, 1, …]` resized to the input `x` and divided evenly among its channels."""
+        return (self.resized(cam, x) / x.shape[self.input_channels]).contiguous()
+
+    def resized(self, cam: Tensor, x: Tensor) -> Tensor:
+        """Return a map `[N, 1, …]` resized to the input `x`, the same in all its channels."""
         picture = x.movedim(self.input_channels, 1)
         sized = F.interpolate(cam, picture.shape[2:], mode=UPSAMPLING[x.dim()], align_corners=False)
-        return (sized / picture.shape[1]).expand_as(picture).movedim(1, self.input_channels).to(x).contiguous()
+        return sized.expand_as(picture).movedim(1, self.input_channels).to(x)
+
+
+def to_unit_range(values: Tensor) -> Tensor:
+    """Return values `[N, …]` scaled to [0, 1] for each sample; 0 for one that is constant."""
+    positions = tuple(range(1, values.dim()))
+    low, high = values.amin(positions, keepdim=True), values.amax(positions, keepdim=True)
+    return torch.where(high > low, (values - low) / (high - low).where(high > low, 1.0), 0.0)

@@ -8,12 +8,14 @@ from whence.core.explanation import Explanation
 from whence.core.missing_names import equivalent
 from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.rules.composites import Composite
-from whence.methods.class_activation_maps import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from whence.methods.forward_backward import Task
+from whence.methods.full_gradient import FullGrad
+from whence.methods.gradient_cams import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from whence.methods.gradients import Deconvnet, GradientTimesInput, GuidedBackprop, Sensitivity
 from whence.methods.integrated_gradients import ExpectedGradients, IntegratedGradients
 from whence.methods.lrp import LRP
 from whence.methods.perturbation import RISE, FeatureAblation, Occlusion
+from whence.methods.perturbation_cams import AblationCAM, ScoreCAM
 from whence.methods.shapley import Shapley
 from whence.methods.simple_taylor import SimpleTaylor
 from whence.methods.smoothgrad import SmoothGrad
@@ -32,8 +34,8 @@ class Method(Protocol):
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (LRP, GradientTimesInput, Sensitivity, IntegratedGradients, SmoothGrad, GuidedBackprop, Deconvnet, GradCAM,
-                   LayerCAM, GradCAMPlusPlus, HiResCAM, XGradCAM, EigenCAM, SimpleTaylor, Occlusion, FeatureAblation, RISE,
-                   Shapley)
+                   LayerCAM, GradCAMPlusPlus, HiResCAM, XGradCAM, EigenCAM, ScoreCAM, AblationCAM, FullGrad, SimpleTaylor,
+                   Occlusion, FeatureAblation, RISE, Shapley)
 }  # fmt: skip
 
 SINGLE_GRAPH_METHODS = (
@@ -48,6 +50,7 @@ SINGLE_GRAPH_METHODS = (
     HiResCAM,
     XGradCAM,
     EigenCAM,
+    FullGrad,
 )  # no draws, no searches
 
 for _kind in (*METHODS.values(), ExpectedGradients):
