@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from whence.lrp.engine.model_outputs import describe_outputs
 
 FIELDS = ("boxes", "scores", "labels")  # of torchvision's detectors, a dict for each photo
 WITH_BACKGROUND = ("DetrObjectDetectionOutput", "YolosObjectDetectionOutput", "TableTransformerObjectDetectionOutput")
+SIDES = ("left", "top", "right", "bottom")
 SAME_OBJECT = 0.5  # IoU from which a box of a changed photo is that of the explained object
 
 
@@ -22,7 +23,7 @@ class PhotoDetections:
     """The boxes that a detector found in one photo.
 
     Args:
-        boxes: Their corners `[K, 4]`, x0, y0, x1, y1 in pixels of the input.
+        boxes: Their corners `[K, 4]`, left, top, right, bottom, in pixels of the input.
         values: What is explained of each, `[K]`: its class logit, or its score if the detector returns no logits.
         scores: Their scores `[K]`, between 0 and 1.
         labels: Their classes `[K]`.
@@ -40,6 +41,7 @@ class Detection:
 
     >>> whence.explain(detector, photo, whence.Detection())                              # the best box
     >>> whence.explain(detector, photo, whence.Detection(2, label="cat"), class_names=names)   # the third best cat
+    >>> whence.explain(detector, photo, whence.Detection(part="left"))                   # the place of its left side
 
     The outputs are those of torchvision's detectors (a list of dicts), of DETR and its kin in transformers (`logits` and
     `pred_boxes`), or a tensor `[N, 4 + classes, boxes]` of YOLO. A detector of torchvision takes a batch `[N, 3, H, W]` of
@@ -50,6 +52,8 @@ class Detection:
         index: The number of the box by score, 0 for the best, among those of the label.
         label: Index or name of a class, or one per sample; None for all.
         score: The least score of a box.
+        part: "class" for the class logit; "left", "top", "right" or "bottom" for the place of a side, in pixels; or "iou" for the
+            overlap with the box that is found in the changed photo, for methods without gradients.
 
     Raises:
         TargetError: When the model is explained, if its outputs are no detections, or there is no such box.
@@ -58,6 +62,7 @@ class Detection:
     index: int = 0
     label: Any = None
     score: float = 0.0
+    part: Literal["class", "left", "top", "right", "bottom", "iou"] = "class"
     box: Tensor | None = field(default=None, repr=False)  # [N, 4], filled in
     labels: Tensor | None = field(default=None, repr=False)  # [N], filled in
     scores: Tensor | None = field(default=None, repr=False)  # [N], filled in
@@ -65,6 +70,8 @@ class Detection:
     def __post_init__(self):
         if not isinstance(self.index, int) or isinstance(self.index, bool) or self.index < 0:
             raise TargetError(f"index={value_repr(self.index)}; expected the number of a box by score, 0 for the best")
+        if self.part not in ("class", "iou", *SIDES):
+            raise TargetError(f"part={value_repr(self.part)}; choose 'class', {', '.join(map(repr, SIDES))} or 'iou'")
 
     def select(self, outputs: Any, inputs: Inputs) -> "tuple[Tensor, Detection]":
         """Return the values `[N]`, and this target with its boxes filled in."""
@@ -73,7 +80,7 @@ class Detection:
             return torch.stack([self._same_object(photo, i) for i, photo in enumerate(photos)]), self
         wanted = [None] * len(photos) if self.label is None else class_indices(self.label, len(photos), "label").tolist()
         chosen = [self._chosen(photo, i, label) for i, (photo, label) in enumerate(zip(photos, wanted, strict=True))]
-        values = [photo.values[k] for photo, k in zip(photos, chosen, strict=True)]
+        values = [self._value(photo, k) for photo, k in zip(photos, chosen, strict=True)]
         box, labels, scores = (
             torch.stack([getattr(photo, name)[k].detach() for photo, k in zip(photos, chosen, strict=True)])
             for name in ("boxes", "labels", "scores")
@@ -87,12 +94,17 @@ class Detection:
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
         """Return the description of a sample's target."""
-        assert self.labels is not None
         assert self.box is not None
+        corners = ", ".join(f"{value:.0f}" for value in self.box[sample].tolist())
+        part = {"class": "", "iou": "overlap with the box of "}.get(self.part, f"{self.part} side of the box of ")
+        return f"{part}{self.caption(name, sample)} {'in the box ' if self.part == 'class' else ''}({corners})"
+
+    def caption(self, name: Callable[[int], str], sample: int) -> str:
+        """Return the class and score of a sample's box."""
+        assert self.labels is not None
         assert self.scores is not None
         shown = name(int(self.labels[sample]))
-        corners = ", ".join(f"{value:.0f}" for value in self.box[sample].tolist())
-        return f"{f'class {shown}' if shown.isdecimal() else shown} {float(self.scores[sample]):.2f} in the box ({corners})"
+        return f"{f'class {shown}' if shown.isdecimal() else shown} {float(self.scores[sample]):.2f}"
 
     def outline(self, sample: int, height: int, width: int) -> Tensor:
         """Return the pixels `[H, W]` in the box of a sample."""
@@ -114,15 +126,33 @@ class Detection:
             )
         return order[self.index]
 
+    def _value(self, photo: PhotoDetections, k: int) -> Tensor:
+        """Return what is explained of a box, in the photo itself."""
+        if self.part == "class":
+            return photo.values[k]
+        if self.part in SIDES:
+            return photo.boxes[k, SIDES.index(self.part)]
+        if photo.boxes.requires_grad:
+            raise TargetError(
+                "the overlap of a box with itself is the largest there is, and has no gradient; pass a method without gradients, "
+                "such as whence.RISE() or whence.Occlusion(), or a side, as in part='left'"
+            )
+        return photo.boxes.new_ones(())
+
     def _same_object(self, photo: PhotoDetections, sample: int) -> Tensor:
-        """Return the value of the box of a changed photo that overlaps most with the explained one; 0 without such a box."""
+        """Return the value of the box of a changed photo that overlaps most with the explained one.
+
+        Without such a box it is 0, or for a side the middle of the explained box.
+        """
         assert self.box is not None
         assert self.labels is not None
-        overlap = _iou(photo.boxes.detach(), self.box[sample].to(photo.boxes))
+        box = self.box[sample].to(photo.boxes)
+        overlap = _iou(photo.boxes.detach(), box)
         overlap = torch.where(photo.labels == self.labels[sample], overlap, -1.0)
-        if not len(overlap) or overlap.max() < SAME_OBJECT:
-            return photo.values.sum() * 0
-        return photo.values[overlap.argmax()]
+        if len(overlap) and overlap.max() >= SAME_OBJECT:
+            return overlap.max() if self.part == "iou" else self._value(photo, int(overlap.argmax()))
+        missing = photo.values.sum() * 0
+        return missing + (box[SIDES.index(self.part) % 2 :: 2].mean() if self.part in SIDES else 0)
 
 
 def read_detections(outputs: Any, inputs: Inputs) -> list[PhotoDetections]:
@@ -159,7 +189,7 @@ def _of_yolo(photo: Tensor) -> PhotoDetections:
     """Return the boxes of YOLO's output `[4 + classes, boxes]` with centres and sizes in pixels."""
     scores, labels = photo[4:].detach().max(0)
     values = photo[4 + labels, torch.arange(len(labels), device=labels.device)]
-    return PhotoDetections(_corners(photo[:4].detach().mT), values, scores, labels)
+    return PhotoDetections(_corners(photo[:4].mT), values, scores, labels)
 
 
 def _corners(boxes: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from whence.core.channel_layout import ChannelLayout, input_channel_dim
@@ -72,10 +74,10 @@ class ClassActivationMap:
             tapped = [_last_with_gradient(maps, found)] if names is None else [maps.tapped(name, found) for name in names]
             cams = [self._map(task, one) for one in tapped]
             scaled = cams if len(cams) == 1 else [self._scaled(cam) / len(cams) for cam in cams]
-            relevance = sum(one.feature_map.spread(cam, x) for one, cam in zip(tapped, scaled, strict=True))
-            made_by = self if self.layer is None else replace(self, layer=names[0] if len(names) == 1 else names)
+            spread = [one.feature_map.spread(cam, x) for one, cam in zip(tapped, scaled, strict=True)]
+            made_by = self if names is None else replace(self, layer=names[0] if len(names) == 1 else names)
             yield make_explanation(
-                made_by, task, found.output, found.target, {i: relevance},
+                made_by, task, found.output, found.target, {i: reduce(torch.add, spread)},
                 layers={one.layer: [cam] for one, cam in zip(tapped, cams, strict=True)}, note=_note(tapped),
             )  # fmt: skip
 

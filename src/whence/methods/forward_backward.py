@@ -202,7 +202,8 @@ def target_gradients(
         by_index = reads_outputs(target) and getattr(logits_of(seen), "requires_grad", False)
         with enter_all(gradients_enabled(), *(() if by_index else contexts)):  # no rule applies to indexing
             values, resolved = select(seen, target, inputs, reading)
-            values = mode.before_saturation(values, of_boxes=True) if isinstance(target, Detection) else values
+            if isinstance(target, Detection) and target.part == "class":
+                values = mode.before_saturation(values, of_boxes=True)
             values = values if by_index else mode.with_gradient(values)
         _check_output(values, mode.what_blocks)
         return values, resolved

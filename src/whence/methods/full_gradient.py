@@ -73,7 +73,7 @@ def _bias(module: nn.Module) -> Tensor | None:
     """Return the bias `[C]` of a convolution, or that which a batch normalisation implies; None if it has none."""
     if isinstance(module, batchnorm._BatchNorm):
         if module.running_mean is None or module.running_var is None:
-            raise ModelError("FullGrad needs the running statistics of batch normalisations, but one has none; use another method")
+            raise ModelError("FullGrad needs running statistics of batch normalisations, but one has none; use another method")
         scale = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight.detach())
         return (0.0 if module.bias is None else module.bias.detach()) - scale * module.running_mean
     return module.bias.detach() if isinstance(module, conv._ConvNd) and module.bias is not None else None
