@@ -174,7 +174,7 @@ def test_outputs_without_a_map_say_what_they_are():
         errors.TargetError, match=r"no logits but a list of a dict of boxes: a tensor of shape \(2, 4\); labels"
     ):
         whence.explain(Boxes().eval(), X)
-    with pytest.raises(errors.TargetError, match=r"has no map \[N, C, H, W\] for a Region: it is a list of a dict"):
+    with pytest.raises(errors.TargetError, match=r"has no map \[N, C, H, W\] for a Region; the output is a list of a dict"):
         whence.explain(Boxes().eval(), X, whence.Region(1))
     with pytest.raises(errors.TargetError, match=r"pass whence\.Region\(class\) for a map"):
         whence.explain(Segmenter().eval(), X)

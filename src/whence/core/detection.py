@@ -1,38 +1,21 @@
 """Targets that are detected boxes: the class logit behind a box that a detector returns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import index as to_index
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from whence.core.class_indices import class_indices
+from whence.core.detector_outputs import PhotoDetections, read_detections
 from whence.core.inputs import Inputs
 from whence.errors import TargetError, value_repr
-from whence.lrp.engine.model_outputs import describe_outputs
 
-FIELDS = ("boxes", "scores", "labels")  # of torchvision's detectors, a dict for each photo
-WITH_BACKGROUND = ("DetrObjectDetectionOutput", "YolosObjectDetectionOutput", "TableTransformerObjectDetectionOutput")
 SIDES = ("left", "top", "right", "bottom")
 SAME_OBJECT = 0.5  # IoU from which a box of a changed photo is that of the explained object
-
-
-@dataclass(frozen=True)
-class PhotoDetections:
-    """The boxes that a detector found in one photo.
-
-    Args:
-        boxes: Their corners `[K, 4]`, left, top, right, bottom, in pixels of the input.
-        values: What is explained of each, `[K]`: its class logit, or its score if the detector returns no logits.
-        scores: Their scores `[K]`, between 0 and 1.
-        labels: Their classes `[K]`.
-    """
-
-    boxes: Tensor
-    values: Tensor
-    scores: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +26,20 @@ class Detection:
     >>> whence.explain(detector, photo, whence.Detection(2, label="cat"), class_names=names)   # the third best cat
     >>> whence.explain(detector, photo, whence.Detection(part="left"))                   # the place of its left side
 
-    The outputs are those of torchvision's detectors (a list of dicts), of DETR and its kin in transformers (`logits` and
-    `pred_boxes`), or a tensor `[N, 4 + classes, boxes]` of YOLO. A detector of torchvision takes a batch `[N, 3, H, W]` of
-    photos of one size. LRP explains the logit; methods that compute with the outputs themselves explain the score. For methods
-    that change the photo, the box is that of the same class with an IoU of at least 0.5, and the value 0 if there is none.
+    The outputs are those of torchvision's detectors (a list of dicts), of DETR and its kin (`logits` or `pred_logits`, and
+    `pred_boxes`), or a tensor of YOLO: `[N, 4 + classes, boxes]`, `[N, boxes, 5 + classes]` or `[N, boxes, 6]`. A detector of
+    torchvision takes a batch `[N, 3, H, W]` of photos of one size. LRP explains the logit, or the score with a note where no
+    logit can be found; methods that compute with the outputs themselves explain the score. For methods that change the photo,
+    the box is that of the same class with an IoU of at least 0.5, and the value 0 if there is none.
 
     Args:
         index: The number of the box by score, 0 for the best, among those of the label.
         label: Index or name of a class, or one per sample; None for all.
         score: The least score of a box.
-        part: "class" for the class logit; "left", "top", "right" or "bottom" for the place of a side, in pixels; or "iou" for the
-            overlap with the box that is found in the changed photo, for methods without gradients.
+        part: "class" for the class logit; "left", "top", "right" or "bottom" for the place of a side, in pixels; or "iou" for
+            the overlap with the box that is found in the changed photo, for methods without gradients.
+        no_object: Whether the last logit of a query means that there is no object, as of DETR, so that scores are a softmax;
+            known for models of transformers.
 
     Raises:
         TargetError: When the model is explained, if its outputs are no detections, or there is no such box.
@@ -63,19 +49,25 @@ class Detection:
     label: Any = None
     score: float = 0.0
     part: Literal["class", "left", "top", "right", "bottom", "iou"] = "class"
+    no_object: bool | None = None
     box: Tensor | None = field(default=None, repr=False)  # [N, 4], filled in
     labels: Tensor | None = field(default=None, repr=False)  # [N], filled in
     scores: Tensor | None = field(default=None, repr=False)  # [N], filled in
 
     def __post_init__(self):
+        if not isinstance(self.index, bool):
+            with suppress(TypeError):
+                object.__setattr__(self, "index", to_index(self.index))
         if not isinstance(self.index, int) or isinstance(self.index, bool) or self.index < 0:
             raise TargetError(f"index={value_repr(self.index)}; expected the number of a box by score, 0 for the best")
+        if not isinstance(self.score, float | int):
+            raise TargetError(f"score={value_repr(self.score)}; expected a number, the least score of a box")
         if self.part not in ("class", "iou", *SIDES):
             raise TargetError(f"part={value_repr(self.part)}; choose 'class', {', '.join(map(repr, SIDES))} or 'iou'")
 
     def select(self, outputs: Any, inputs: Inputs) -> "tuple[Tensor, Detection]":
         """Return the values `[N]`, and this target with its boxes filled in."""
-        photos = read_detections(outputs, inputs)
+        photos = read_detections(outputs, inputs, self.no_object)
         if self.box is not None:
             return torch.stack([self._same_object(photo, i) for i, photo in enumerate(photos)]), self
         wanted = [None] * len(photos) if self.label is None else class_indices(self.label, len(photos), "label").tolist()
@@ -106,6 +98,10 @@ class Detection:
         shown = name(int(self.labels[sample]))
         return f"{f'class {shown}' if shown.isdecimal() else shown} {float(self.scores[sample]):.2f}"
 
+    def explains_score(self, output: Tensor) -> bool:
+        """Return whether the explained outputs are the scores of the boxes, not logits behind them."""
+        return self.part == "class" and self.scores is not None and torch.equal(output, self.scores)
+
     def outline(self, sample: int, height: int, width: int) -> Tensor:
         """Return the pixels `[H, W]` in the box of a sample."""
         assert self.box is not None
@@ -134,8 +130,8 @@ class Detection:
             return photo.boxes[k, SIDES.index(self.part)]
         if photo.boxes.requires_grad:
             raise TargetError(
-                "the overlap of a box with itself is the largest there is, and has no gradient; pass a method without gradients, "
-                "such as whence.RISE() or whence.Occlusion(), or a side, as in part='left'"
+                "the overlap of a box with itself is the largest there is, and has no gradient; pass a method without "
+                "gradients, such as whence.RISE() or whence.Occlusion(), or a side, as in part='left'"
             )
         return photo.boxes.new_ones(())
 
@@ -153,49 +149,6 @@ class Detection:
             return overlap.max() if self.part == "iou" else self._value(photo, int(overlap.argmax()))
         missing = photo.values.sum() * 0
         return missing + (box[SIDES.index(self.part) % 2 :: 2].mean() if self.part in SIDES else 0)
-
-
-def read_detections(outputs: Any, inputs: Inputs) -> list[PhotoDetections]:
-    """Return the boxes of each photo in a detector's outputs; raise `TargetError` if there are none."""
-    if isinstance(outputs, list | tuple) and outputs and all(_is_photo(photo) for photo in outputs):
-        return [PhotoDetections(p["boxes"], p["scores"], p["scores"].detach(), p["labels"]) for p in outputs]
-    logits, boxes = (getattr(outputs, name, None) for name in ("logits", "pred_boxes"))
-    if isinstance(logits, Tensor) and isinstance(boxes, Tensor):
-        return _of_queries(logits, boxes, type(outputs).__name__ in WITH_BACKGROUND, inputs)
-    found = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
-    if isinstance(found, Tensor) and found.dim() == 3 and found.shape[1] > 4 and found.shape[2] > found.shape[1]:
-        return [_of_yolo(photo) for photo in found]
-    raise TargetError(
-        "a Detection needs outputs with boxes: a list of dicts with boxes, scores and labels, an object with logits and "
-        f"pred_boxes, or a tensor [N, 4 + classes, boxes]; the output is {describe_outputs(outputs)}"
-    )
-
-
-def _is_photo(photo: Any) -> bool:
-    return isinstance(photo, Mapping) and all(isinstance(photo.get(name), Tensor) for name in FIELDS)
-
-
-def _of_queries(logits: Tensor, boxes: Tensor, background: bool, inputs: Inputs) -> list[PhotoDetections]:
-    """Return the queries of DETR and its kin; with `background`, the last class means that there is no object."""
-    height, width = inputs.parts[inputs.explained[0]].shape[-2:]
-    scale = boxes.new_tensor([width, height, width, height])
-    likely = logits.detach().softmax(-1)[..., :-1] if background else logits.detach().sigmoid()
-    scores, labels = likely.max(-1)
-    values = logits.gather(2, labels[..., None])[..., 0]
-    return [PhotoDetections(*photo) for photo in zip(_corners(boxes) * scale, values, scores, labels, strict=True)]
-
-
-def _of_yolo(photo: Tensor) -> PhotoDetections:
-    """Return the boxes of YOLO's output `[4 + classes, boxes]` with centres and sizes in pixels."""
-    scores, labels = photo[4:].detach().max(0)
-    values = photo[4 + labels, torch.arange(len(labels), device=labels.device)]
-    return PhotoDetections(_corners(photo[:4].mT), values, scores, labels)
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    """Return boxes given by centre and size as corners."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], -1)
 
 
 def _iou(boxes: Tensor, box: Tensor) -> Tensor:

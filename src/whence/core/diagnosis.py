@@ -11,6 +11,7 @@ from whence.core.devices import device_of, first_weight
 
 AS_TENSOR = "a PyTorch model takes tensors: pass torch.from_numpy(x).float()"
 CHANNELS, PRODUCT = "channels, but got", "shapes cannot be multiplied"  # from torch's messages about mismatched shapes
+COLOURS = (1, 3, 4)  # channels of a photo
 OF_ONE_SIZE = "; networks that end in linear layers expect images of one size: use whence.Preprocessing((H, W)), or --size"
 
 
@@ -21,7 +22,7 @@ def diagnose(model: Callable[..., Any], parts: Sequence[Any], as_arrays: bool, e
         return ""
     if as_arrays:
         return f"; {AS_TENSOR}"
-    known = _device_hint(device_of(model), tensors) or _dtype_hint(weight, tensors)
+    known = _device_hint(device_of(model), tensors) or _dtype_hint(weight, tensors) or _photos_hint(model, parts)
     return known or (_shape_hint(model, tensors[0], str(error)) if tensors[0].is_floating_point() else "")
 
 
@@ -52,6 +53,15 @@ def _dtype_hint(weight: Tensor, tensors: Sequence[Tensor]) -> str:
     return f"; the input has dtype {_dtype_name(other)}, the model {_dtype_name(weight.dtype)}: pass x.to({weight.dtype})"
 
 
+def _photos_hint(model: Any, parts: Sequence[Any]) -> str:
+    photos = len(parts) > 1 and all(isinstance(part, Tensor) and part.dim() == 3 and len(part) in COLOURS for part in parts)
+    if not photos or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return ""
+    if len({part.shape for part in parts}) > 1:
+        return "; a list is taken as several inputs of one sample: explain photos of unequal size one at a time, as photo[None]"
+    return "; a list is taken as several inputs of one sample: pass torch.stack(photos), a batch [N, C, H, W]"
+
+
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -62,7 +72,9 @@ def _shape_hint(model: Any, x: Tensor, said: str) -> str:
         linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
         alone = linear is not None and x.dim() == 1 and len(x) == linear.in_features
         return "; inputs need a batch dimension: pass x[None]" if alone else ""
-    if not any(sign in said for sign in (CHANNELS, PRODUCT, "input to conv")):  # not about shapes
+    if not any(
+        sign in said for sign in (CHANNELS, PRODUCT, "input to conv", "expected 4D input", "list of 3d tensors")
+    ):  # not about shapes
         return ""
     batched, channels = len(convolution.kernel_size) + 2, convolution.in_channels
     if x.dim() == batched - 2 and channels == 1:

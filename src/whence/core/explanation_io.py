@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,10 +10,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from whence.core.detection import Detection
 from whence.core.explanation_data import ExplanationData
 from whence.core.files import write_npz, write_safetensors
 from whence.core.fingerprints import fingerprint
 from whence.core.image_patches import PatchLayout
+from whence.core.region import Region
 from whence.core.targets import Logit
 from whence.core.trees import Tree, named_leaves, short_repr, with_leaves
 from whence.errors import LoadError, first_line
@@ -32,6 +34,8 @@ def to_tensors(e: ExplanationData) -> dict[str, Tensor]:
     logit = Logit(e.target) if isinstance(e.target, Tensor) else e.target
     if isinstance(logit, Logit):
         named |= {key: t for key, t in (("target", logit.index), ("rather_than", logit.rather_than)) if isinstance(t, Tensor)}
+    if isinstance(e.target, Region | Detection):
+        named |= {f"target.{key}": t for key, t in _target_fields(e.target).items() if isinstance(t, Tensor)}
     account = {name: getattr(e.conservation, name) for name in ("absorbed", "baseline", "conditional_output")}
     named |= {name: t for name, t in (account | {"interactions": e.interactions}).items() if t is not None}
     return named | named_leaves(e.standard_errors, "standard_errors") | named_leaves(e.root, "root")
@@ -42,6 +46,8 @@ def with_tensors(e: E, named: Mapping[str, Tensor]) -> E:
     logit = Logit(e.target) if isinstance(e.target, Tensor) else e.target
     if isinstance(logit, Logit):
         logit = replace(logit, index=named.get("target"), rather_than=named.get("rather_than"))
+    if isinstance(logit, Region | Detection):
+        logit = replace(logit, **_with_prefix(named, "target"))
     account = replace(
         e.conservation,
         output=named["output"], relevance=named["relevance_sum"], absorbed=named.get("absorbed"),
@@ -61,8 +67,8 @@ def cpu_tensors(e: ExplanationData) -> dict[str, Tensor]:
 
 
 KEYS = {
-    "method", "targets", "structure", "parts", "adds_up", "class_names", "feature_names", "tokens", "layers", "patches",
-    "bfloat16", "note",
+    "method", "targets", "target", "structure", "parts", "adds_up", "class_names", "feature_names", "tokens", "layers",
+    "patches", "bfloat16", "note",
 }  # fmt: skip
 
 
@@ -81,6 +87,7 @@ def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
     described = {
         "method": short_repr(e.method),
         "targets": e.target_names(),
+        "target": _described_target(e.target),
         "structure": "tensor" if isinstance(e.relevance, Tensor) else type(e.relevance).__name__,
         "parts": e.input_names,
         "adds_up": e.conservation.adds_up,
@@ -142,7 +149,7 @@ def _fields(numbers: dict[str, Tensor], about: dict[str, Any]) -> dict[str, Any]
     return {
         "relevance": _tree(numbers, "relevance", about),
         "output": numbers["output"],
-        "target": _target(numbers, about["targets"]),
+        "target": _target(numbers, about["targets"], about.get("target")),
         "conservation": _conservation(numbers, about["adds_up"]),
         "layers": _layers(numbers, about["layers"]),
         "inputs": _tree(numbers, "inputs", about),
@@ -192,10 +199,25 @@ def _conservation(numbers: Mapping[str, Tensor], adds_up: bool) -> Conservation:
     )
 
 
-def _target(numbers: Mapping[str, Tensor], told: list[str]) -> Any:
+def _target(numbers: Mapping[str, Tensor], told: list[str], described: dict[str, Any] | None) -> Any:
+    if described is not None:
+        values: dict[str, Any] = described | _with_prefix(numbers, "target")
+        return {"Region": Region, "Detection": Detection}[values.pop("type")](**values)
     if "target" not in numbers:
         return SavedRepr(told[0] if told else "")
     return Logit(numbers["target"], numbers["rather_than"]) if "rather_than" in numbers else numbers["target"]
+
+
+def _described_target(target: Any) -> dict[str, Any] | None:
+    """Return the fields of a region or detection that are no tensors, with its type; None for other targets."""
+    if not isinstance(target, Region | Detection):
+        return None
+    others = {key: value for key, value in _target_fields(target).items() if not isinstance(value, Tensor)}
+    return {"type": type(target).__name__} | others
+
+
+def _target_fields(target: Region | Detection) -> dict[str, Any]:
+    return {field.name: getattr(target, field.name) for field in fields(target)}
 
 
 class SavedRepr:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import prod
 from os import PathLike
 from typing import Any
 
@@ -134,6 +135,11 @@ class Inputs:
         """Whether some part is shared by all samples, without a row for each; one-dimensional integer parts are not counted."""
         several = [i for i, part in self.ids.items() if part.dim() > 1]
         return any(self.parts[i].shape[0] != self.batch_size for i in [*self.explained, *several] or self.ids)
+
+    def picture_size(self, dims: int) -> tuple[int, ...]:
+        """Return the size of the largest explained input `[N, C, …]` with this number of dimensions behind its channels."""
+        shapes = [self.parts[i].shape for i in self.explained if self.parts[i].dim() == dims + 2]
+        return tuple(max(shapes, key=prod)[-dims:]) if shapes else ()  # others are points, boxes
 
     def admits(self, count: int) -> bool:
         """Return whether outputs may have `count` rows: one per sample, one per row of a part, or one in total."""

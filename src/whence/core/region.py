@@ -1,20 +1,18 @@
 """Targets that are regions of an output map: segmentations, keypoints, depth, images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from whence.core.class_indices import check_classes, class_indices
 from whence.core.inputs import Inputs
+from whence.core.output_maps import OutputMap, read_map
 from whence.errors import TargetError, value_repr
-from whence.lrp.engine.model_outputs import describe_outputs
-
-MAP_NAMES = ("out", "logits", "pred_masks", "masks", "reconstruction", "predicted_depth")  # of fields with a map
-QUERY_MAPS = ("class_queries_logits", "masks_queries_logits")  # of Mask2Former and its kin
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,17 +23,19 @@ class Region:
     >>> whence.explain(model, photo, whence.Region("cat", box=(40, 60, 200, 180)), class_names=names)
     >>> whence.explain(model, photo, whence.Region(point=(120, 64)))                    # the class predicted there
 
-    The map is the output itself, its `out` (torchvision) or `logits` at any resolution (transformers), or, of Mask2Former and
-    its kin, the classes and masks of the queries, combined as for semantic segmentation. It may have any number of dimensions
-    behind the classes: `[N, C, T]`, `[N, C, D, H, W]`.
+    The map is the output itself, or its field of a map: `out` (torchvision), `logits` at any resolution (transformers), masks
+    of Segment Anything, whose channels are the masks; of Mask2Former and its kin, classes and masks of the queries are combined
+    as for semantic segmentation. It may have any number of dimensions behind the classes: `[N, C, T]`, `[N, C, D, H, W]`.
 
     Args:
         index: Class index or name, or one per sample; None for the class that is predicted most often in the region.
         mask: Bool tensor `[H, W]` or `[N, H, W]`, of the size of the input or of the map; "predicted" for the places where the
-            class is predicted, the default if there is neither a point nor a box.
+            class is predicted, the default if there is neither a point nor a box. That is where its score is the largest; of a
+            single channel or of masks where it is positive, or at least 0.5 if all scores are probabilities.
         point: A place (x, y) in pixels of the input.
         box: A box (x0, y0, x1, y1) in pixels of the input.
         reduce: "mean" or "sum" over the region.
+        output: Name or position of the map among the outputs, where they have several.
 
     Raises:
         TargetError: When the model is explained, if the output has no map, or the region is empty or of another size.
@@ -46,7 +46,9 @@ class Region:
     point: Sequence[float] | None = None
     box: Sequence[float] | None = None
     reduce: Literal["mean", "sum"] = "mean"
+    output: str | int | None = None
     places: Tensor | None = field(default=None, repr=False)  # [N, …], filled in: those of a perturbed input differ
+    kind: str | None = field(default=None, repr=False)  # of the map, filled in
 
     def __post_init__(self):
         if self.reduce not in ("mean", "sum"):
@@ -55,16 +57,22 @@ class Region:
             raise TargetError(f"mask={value_repr(self.mask)}; expected a bool tensor, or 'predicted'")
         if sum(part is not None for part in (self.mask, self.point, self.box)) > 1:
             raise TargetError("a Region is one of mask=, point= and box=; pass one")
+        for name, given in (("point", self.point), ("box", self.box)):
+            if given is not None:
+                object.__setattr__(self, name, _numbers(given, name))
+        if self.mask is not None and not isinstance(self.mask, str):
+            object.__setattr__(self, "mask", _bool_mask(self.mask))
 
     def select(self, outputs: Any, inputs: Inputs) -> "tuple[Tensor, Region]":
         """Return the values `[N]`, and this target with its classes and places filled in."""
-        scores = output_map(outputs, inputs)
+        found = read_map(outputs, inputs, self.output)
+        scores = found.scores
         count, classes = scores.shape[:2]
         places = self._places(scores, inputs) if self.places is None else self.places.to(scores.device)
-        index = self._index(scores, places)
+        index = self._index(found, places)
         check_classes(index, classes)
         if places is None:
-            places = scores.detach().argmax(1) == index.view(-1, *[1] * (scores.dim() - 2))
+            places = found.predicted(index)
         sizes = places.flatten(1).sum(1)
         if not bool(sizes.all()):
             sample = int((sizes == 0).nonzero()[0])
@@ -74,7 +82,8 @@ class Region:
             )
         chosen = scores[torch.arange(count, device=scores.device), index]
         summed = (chosen * places).flatten(1).sum(1)
-        return summed / sizes if self.reduce == "mean" else summed, replace(self, index=index, places=places)
+        values = summed / sizes if self.reduce == "mean" else summed
+        return values, replace(self, index=index, places=places, kind=found.kind)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Region":
         """Return the target with `change` applied to its classes and places."""
@@ -84,9 +93,10 @@ class Region:
     def words(self, name: Callable[[int], str], sample: int) -> str:
         """Return the description of a sample's target."""
         shown = name(int(self.index[sample]))
-        shown = f"class {shown}" if shown.isdecimal() else shown
+        if shown.isdecimal():
+            shown = "output" if self.kind == "values" else f"{'mask' if self.kind == 'masks' else 'class'} {shown}"
         if self._predicted:
-            return f"{shown} where it is predicted"
+            return f"{shown} {'everywhere' if self.kind == 'values' else 'where it is predicted'}"
         part = "mask" if self.mask is not None else "point" if self.point is not None else "box"
         place = {"mask": "", "point": self.point, "box": self.box}[part]
         return f"{shown} {'at' if part == 'point' else 'in'} the {part} {'' if part == 'mask' else tuple(place)}".rstrip()
@@ -99,18 +109,17 @@ class Region:
     def _predicted(self) -> bool:
         return self.point is None and self.box is None and (self.mask is None or isinstance(self.mask, str))
 
-    def _index(self, scores: Tensor, places: Tensor | None) -> Tensor:
+    def _index(self, found: OutputMap, places: Tensor | None) -> Tensor:
         if self.index is not None:
-            return class_indices(self.index, len(scores), device=scores.device)
-        predicted = scores.detach().argmax(1)
-        votes = F.one_hot(predicted, scores.shape[1]) * (1 if places is None else places[..., None])
-        return votes.flatten(1, -2).sum(1).argmax(1)
+            return class_indices(self.index, len(found.scores), device=found.scores.device)
+        return found.default_index(places)
 
     def _places(self, scores: Tensor, inputs: Inputs) -> Tensor | None:
         """Return the places of the map in the region, `[N, …]`; None for those where the class is predicted."""
         if self._predicted:
             return None
-        size, of_input = tuple(scores.shape[2:]), _input_size(inputs, scores.dim() - 2)
+        size = tuple(scores.shape[2:])
+        of_input = inputs.picture_size(len(size))
         if self.mask is not None:
             mask = self._given_mask(size, of_input, len(scores))
         else:
@@ -119,8 +128,7 @@ class Region:
         return _resized(mask.to(scores.device), size).expand(len(scores), *size)
 
     def _given_mask(self, size: tuple[int, ...], of_input: tuple[int, ...], count: int) -> Tensor:
-        mask = torch.as_tensor(self.mask)
-        mask = mask[None] if mask.dim() == len(size) else mask
+        mask = self.mask[None] if self.mask.dim() == len(size) else self.mask
         if mask.dim() != len(size) + 1 or tuple(mask.shape[1:]) not in (size, of_input) or len(mask) not in (1, count):
             raise TargetError(
                 f"mask has shape {tuple(mask.shape)}; expected {list(of_input)}, the size of the input, or {list(size)}, that "
@@ -128,19 +136,18 @@ class Region:
             )
         if not mask.any():
             raise TargetError("the mask is empty; pass one that is True somewhere")
-        return mask.bool()
+        return mask
 
     def _slices(self, size: tuple[int, ...]) -> tuple[slice, ...]:
         """Return the part of the input in the box, or at the point, by dimension."""
         given = self.point if self.box is None else self.box
-        try:
-            values = [float(value) for value in given]  # type: ignore[union-attr]
-        except (TypeError, ValueError) as error:
-            raise TargetError(f"a {'point' if self.box is None else 'box'} must be numbers, got {value_repr(given)}") from error
+        values = list(given or ())
         if len(values) != len(size) * (1 if self.box is None else 2):
             raise TargetError(
                 f"got {value_repr(given)} for an input of size {list(size)}; expected point=(x, y) or box=(x0, y0, x1, y1)"
             )
+        if self.box is not None and max(values) <= 1 and any(value % 1 for value in values):
+            raise TargetError(f"box={value_repr(given)} seems to be relative; expected pixels, from 0 to {list(size[::-1])}")
         low, high = values[: len(size)][::-1], values[-len(size) :][::-1]  # x is the last dimension
         inside = [0 <= a <= b <= n and (self.box is None) * a < n for a, b, n in zip(low, high, size, strict=True)]
         if not all(inside):
@@ -148,32 +155,6 @@ class Region:
         if self.box is None:
             return tuple(slice(int(a), int(a) + 1) for a in low)
         return tuple(slice(int(a), max(int(a) + 1, round(b))) for a, b in zip(low, high, strict=True))
-
-
-def output_map(outputs: Any, inputs: Inputs) -> Tensor:
-    """Return the map `[N, C, …]` of a model's outputs; raise `TargetError` if there is none."""
-    named = outputs if isinstance(outputs, Mapping) else {n: getattr(outputs, n, None) for n in (*MAP_NAMES, *QUERY_MAPS)}
-    classes, masks = (named.get(name) for name in QUERY_MAPS)
-    if isinstance(classes, Tensor) and isinstance(masks, Tensor):
-        return _map_of_queries(classes, masks)
-    candidates = [outputs, *(named.get(name) for name in MAP_NAMES)]
-    if isinstance(outputs, list | tuple):  # deep supervision: the first is the final one
-        candidates += list(outputs)
-    found = next((t for t in candidates if isinstance(t, Tensor) and t.dim() >= 3 and inputs.admits(t.shape[0])), None)
-    if found is None:
-        raise TargetError(f"the output has no map [N, C, H, W] for a Region: it is {describe_outputs(outputs)}")
-    return found[:, None] if found.dim() == 3 and _input_size(inputs, 2) == tuple(found.shape[1:]) else found
-
-
-def _map_of_queries(classes: Tensor, masks: Tensor) -> Tensor:
-    """Return the scores of classes at places, Σ_q p(class | query) · σ(mask of the query), without the class of no object."""
-    return torch.einsum("nqc,nqhw->nchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
-
-
-def _input_size(inputs: Inputs, dims: int) -> tuple[int, ...]:
-    """Return the size of the first explained input in its last dimensions."""
-    x = inputs.parts[inputs.explained[0]] if inputs.explained else None
-    return tuple(x.shape[-dims:]) if isinstance(x, Tensor) and x.dim() > dims else ()
 
 
 def _resized(mask: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -186,3 +167,26 @@ def _resized(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     half = pooled[:, 0] >= 0.5
     some = half.flatten(1).any(1).view(-1, *[1] * len(size))
     return torch.where(some, half, pooled[:, 0] > 0)
+
+
+def _numbers(given: Any, name: str) -> tuple[float, ...]:
+    """Return a point or box as numbers, whole ones as int, as they are shown in titles."""
+    try:
+        values = [float(value) for value in given]
+    except (TypeError, ValueError) as error:
+        raise TargetError(f"a {name} must be numbers, got {value_repr(given)}") from error
+    return tuple(int(value) if value.is_integer() else value for value in values)
+
+
+def _bool_mask(given: Any) -> Tensor:
+    """Return a mask of a tensor, array or picture as a bool tensor."""
+    try:
+        mask = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(f"mask={value_repr(given)}; expected a bool tensor [H, W] or [N, H, W], or 'predicted'") from error
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise TargetError(
+            f"the mask has values other than 0 and 1, such as {mask[(mask != 0) & (mask != 1)][0].item():g}; expected "
+            "a bool tensor: of a map of labels pass labels == 3, of a grey picture pass picture > 127"
+        )
+    return mask.bool()

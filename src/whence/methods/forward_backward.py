@@ -31,6 +31,8 @@ from whence.methods.backward_passes import BackwardPasses, BackwardStart, gradie
 from whence.methods.conditional_backward import ConditionalBackward, ConditionalFlow
 from whence.methods.layer_taps import LayerTaps, ValueAndGradient
 
+SCORE_NOTE = "the score of the box, not the logit behind it"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -293,6 +295,7 @@ def make_explanation(
     scores: dict[int, Tensor],
     conservation: Conservation | None = None,
     layers: dict[str, list[Tensor]] | None = None,
+    note: str = "",
     **more: Any,
 ) -> Explanation:
     """Return the explanation in the structure of the inputs; a layer called more than once gives a tuple."""
@@ -305,6 +308,7 @@ def make_explanation(
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,
         patches=PatchLayout.found(task.model, task.inputs),
+        note=note or (SCORE_NOTE if isinstance(target, Detection) and target.explains_score(output) else ""),
         **more,
     )
 

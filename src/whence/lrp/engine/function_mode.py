@@ -315,6 +315,8 @@ class RelevanceMode(GradientMode):
         """Return whether the first argument depends on the input without relevant facts, and no other argument is a tensor."""
         if not args or not self.bench.known.plain(args[0]) or not args[0].requires_grad:
             return False
+        if self.bench.saturated and self.bench.saturation(args[0]) is not None:  # its logits are followed
+            return False
         for value in args[1:]:
             if type(value) not in INERT_TYPES and not (type(value) is tuple and INERT_TYPES.issuperset(map(type, value))):
                 return False
@@ -395,7 +397,11 @@ class RelevanceMode(GradientMode):
             gates.pop(id(call.args[0]), None)
         if not gates:
             return call
-        call = call.with_replaced({key: gate.live() for key, gate in gates.items()})
+        live = {key: gate.live() for key, gate in gates.items()}
+        for t in call.constants:
+            if id(t) in live and (record := self.bench.saturation(t)) is not None:  # of a score that is added has a logit too
+                self.bench.saturated[live[id(t)]] = record._replace(version=live[id(t)]._version)
+        call = call.with_replaced(live)
         return self._reader.call(call.function, call.facts, call.args, call.kwargs)
 
     def _gates_among(self, constants: Sequence[Tensor]) -> dict[int, DeferredGate]:

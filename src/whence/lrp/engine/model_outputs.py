@@ -13,6 +13,11 @@ def logits_of(outputs: Any) -> Any:
     return getattr(outputs, "logits", outputs)
 
 
+def output_field(outputs: Any, name: str) -> Any:
+    """Return a field of a model's outputs, of a mapping or an object, or None."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
 def describe_outputs(outputs: Any) -> str:
     """Return what a model's outputs are: their fields with shapes."""
     if isinstance(outputs, Tensor):
