@@ -83,9 +83,9 @@ class ExplanationData:
     def target_names(self) -> list[str]:
         """Return the name of each sample's target."""
         if isinstance(self.target, Tensor):
-            return [self._name(i) for i in self.target.tolist()]
+            return [self.class_name(i) for i in self.target.tolist()]
         if isinstance(self.target, Logit | Span | Region | Detection):
-            return [self.target.words(self._name, i) for i in range(len(self))]
+            return [self.target.words(self.class_name, i) for i in range(len(self))]
         name = str(self.target) if isinstance(self.target, InternalTarget) else getattr(self.target, "__name__", "function")
         return [name] * len(self)
 
@@ -98,7 +98,8 @@ class ExplanationData:
         """Return the token strings of a sample's first text; an empty list before `with_tokens`."""
         return next((rows[sample] for rows in self.tokens.values()), [])
 
-    def _name(self, index: int) -> str:
+    def class_name(self, index: int) -> str:
+        """Return the name of a class or token, or its index as a string."""
         known = index in self.class_names if isinstance(self.class_names, Mapping) else index < len(self.class_names)
         return self.class_names[index] if known else str(index)
 

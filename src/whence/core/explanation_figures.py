@@ -61,18 +61,20 @@ def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor
     if x.dim() == 2 and len(x) != len(e) and len(x) > FEW_ROWS:
         return [Heatmap(x, relevance, title)]
     rows = e.rows_of_sample(x, sample)
-    region = _outlined(e, x, sample)
-    return [_panel_of_row(e, name, x[row], relevance[row], title, region) for row in rows]
+    region, caption = _outlined(e, x, sample)
+    return [_panel_of_row(e, name, x[row], relevance[row], title, region, caption) for row in rows]
 
 
-def _outlined(e: ExplanationData, x: Tensor, sample: int) -> Tensor | None:
-    """Return the region or box of a sample that is explained, `[h, w]`, or None."""
+def _outlined(e: ExplanationData, x: Tensor, sample: int) -> tuple[Tensor | None, str]:
+    """Return the region or box of a sample that is explained, `[h, w]`, with its caption, or None."""
     if x.dim() != 4 or not isinstance(e.target, Region | Detection):
-        return None
-    return e.target.outline(sample, x.shape[-2], x.shape[-1])
+        return None, ""
+    return e.target.outline(sample, x.shape[-2], x.shape[-1]), e.target.caption(e.class_name, sample)
 
 
-def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, region: Tensor | None) -> Panel:
+def _panel_of_row(
+    e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, region: Tensor | None, caption: str
+) -> Panel:
     """Return the panel of one row: bars for a vector, lines for a time series, else a heatmap."""
 
     names = e.feature_names.get(name, ())
@@ -84,7 +86,7 @@ def _panel_of_row(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, t
         return TimeSeries(x, relevance, title, names)
     if relevance.dim() == 4:
         return VolumeSlices(x, relevance, title)
-    return Heatmap(x, relevance, title, region)
+    return Heatmap(x, relevance, title, region, caption)
 
 
 def render(e: ExplanationData) -> str:

@@ -92,14 +92,19 @@ class Region:
 
     def words(self, name: Callable[[int], str], sample: int) -> str:
         """Return the description of a sample's target."""
-        shown = name(int(self.index[sample]))
-        if shown.isdecimal():
-            shown = "output" if self.kind == "values" else f"{'mask' if self.kind == 'masks' else 'class'} {shown}"
+        shown = self.caption(name, sample)
         if self._predicted:
             return f"{shown} {'everywhere' if self.kind == 'values' else 'where it is predicted'}"
         part = "mask" if self.mask is not None else "point" if self.point is not None else "box"
         place = {"mask": "", "point": self.point, "box": self.box}[part]
-        return f"{shown} {'at' if part == 'point' else 'in'} the {part} {'' if part == 'mask' else tuple(place)}".rstrip()
+        return f"{shown} {'at' if part == 'point' else 'in'} the {part} {place or ''}".rstrip()
+
+    def caption(self, name: Callable[[int], str], sample: int) -> str:
+        """Return the name of a sample's class, mask or value."""
+        shown = name(int(self.index[sample]))
+        if not shown.isdecimal():
+            return shown
+        return "output" if self.kind == "values" else f"{'mask' if self.kind == 'masks' else 'class'} {shown}"
 
     def outline(self, sample: int, height: int, width: int) -> Tensor | None:
         """Return the places of a sample in a picture, `[h, w]`, at the resolution of the map; None for other maps."""
@@ -181,7 +186,7 @@ def _numbers(given: Any, name: str) -> tuple[float, ...]:
 def _bool_mask(given: Any) -> Tensor:
     """Return a mask of a tensor, array or picture as a bool tensor."""
     try:
-        mask = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+        mask = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TargetError(f"mask={value_repr(given)}; expected a bool tensor [H, W] or [N, H, W], or 'predicted'") from error
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A panel of one input of one sample, its heatmap, and their overlay; a region `[h, w]` of it is outlined."""
+    """A panel of one input of one sample, its heatmap, and their overlay; a region `[h, w]` is outlined, with a caption."""
 
     x: Tensor
     relevance: Tensor
     title: str
     region: Tensor | None = None
+    caption: str = ""
     width: float = 9.6
     height: float = 3.35
 
@@ -38,6 +39,8 @@ class Heatmap:
             hide_ticks(axis, heading)
             if self.region is not None:
                 draw_outline(axis, self.region, heat.shape)
+        if self.region is not None and self.caption:
+            draw_caption(axes[0], self.region, heat.shape, self.caption)
         draw_color_bar(part, shown, axes[2])
 
 
@@ -57,6 +60,21 @@ def draw_outline(axis: "Axes", region: Tensor, size: Sequence[int]) -> None:
         axis.contour(across.numpy(), down.numpy(), inside.numpy(), levels=[0.5], colors=color, linewidths=line)
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
+
+
+def draw_caption(axis: "Axes", region: Tensor, size: Sequence[int], caption: str) -> None:
+    """Write a caption at the upper left corner of a region `[h, w]`, within the picture of a size [H, W]."""
+    places = region.nonzero().float()
+    if not len(places):
+        return
+    rows, columns = (side / n for n, side in zip(region.shape, size, strict=True))
+    top, left = float(places[:, 0].min()) * rows, float(places[:, 1].min()) * columns
+    above = top > 0.12 * size[0]
+    axis.text(
+        max(left - 0.5, -0.5), top - 0.5, escape_mathtext(caption), fontsize=7, color="white",
+        verticalalignment="bottom" if above else "top", clip_on=True,
+        bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.75, "pad": 1.5},
+    )  # fmt: skip
 
 
 def draw_color_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
