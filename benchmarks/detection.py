@@ -2,7 +2,7 @@
 
 python benchmarks/detection.py            # trains two networks (minutes), prints the tables, writes results/detection.md
 
-Scenes of 96 × 96 pixels with two or three discs, squares and triangles of random colour, size and place on a cluttered ground.
+Scenes of 64 × 64 pixels with two or three discs, squares and triangles of random colour, size and place on a cluttered ground.
 A detector of eleven convolutions predicts a class and a box for each cell of 8 × 8 pixels; a U-Net gives each pixel a class.
 Explained are the best box of each held-out scene, with `whence.Detection()`, and one class where it is predicted, with
 `whence.Region(...)`, at default settings. Peers: the class activation maps of pytorch-grad-cam (in its own code, where it is
@@ -35,8 +35,8 @@ import peers
 import support.torchvision_operators  # noqa: F401
 import whence
 
-SIDE, CELL, CLASSES = 96, 8, ("disc", "square", "triangle")
-STEPS, BATCH, SCENES = 1500, 32, 100
+SIDE, CELL, CLASSES = 64, 8, ("disc", "square", "triangle")
+STEPS, BATCH, SCENES = 1200, 32, 100
 MASKS, MASK_CELLS = 1000, 8
 MEASURES = ("energy", "pointing", "deletion")
 Map = Callable[[Tensor, Any, Tensor], Tensor]  # (scene [1, 3, H, W], explanation, value) -> [H, W]
@@ -61,7 +61,7 @@ def draw_scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor,
             scenes[i, :, line] = uniform(0, 1, 3, 1)
         for k in range(2 + int(uniform(0, 2, 1))):
             for _ in range(20):
-                half = float(uniform(9, 17, 1))
+                half = float(uniform(6, 12, 1))
                 x, y = (float(value) for value in uniform(half, SIDE - half, 2))
                 box = torch.tensor([x - half, y - half, x + half, y + half])
                 if not (whole_iou(boxes[i], box) > 0).any():
@@ -100,10 +100,10 @@ class Detector(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.early = nn.Sequential(block(3, 16), block(16, 32, 2), block(32, 32), block(32, 64, 2), block(64, 64))
-        self.late = nn.Sequential(block(64, 96, 2), block(96, 96), block(96, 96))
-        self.classes = nn.Sequential(block(96, 64), nn.Conv2d(64, 3, 1))
-        self.boxes = nn.Sequential(block(96, 64), nn.Conv2d(64, 4, 1))
+        self.early = nn.Sequential(block(3, 16), block(16, 24, 2), block(24, 24), block(24, 48, 2), block(48, 48))
+        self.late = nn.Sequential(block(48, 64, 2), block(64, 64), block(64, 64))
+        self.classes = nn.Sequential(block(64, 48), nn.Conv2d(48, 3, 1))
+        self.boxes = nn.Sequential(block(64, 48), nn.Conv2d(48, 4, 1))
 
     def raw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.late(self.early(x))
@@ -127,10 +127,10 @@ class Segmenter(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fine, self.middle, self.coarse = block(3, 16), block(16, 32, 2), nn.Sequential(block(32, 64, 2), block(64, 64))
-        self.deep = nn.Sequential(block(64, 64, 2), block(64, 64))
-        self.up1, self.up2, self.up3 = block(128, 64), block(96, 32), block(48, 16)
-        self.head = nn.Conv2d(16, 4, 1)
+        self.fine, self.middle, self.coarse = block(3, 12), block(12, 24, 2), nn.Sequential(block(24, 48, 2), block(48, 48))
+        self.deep = nn.Sequential(block(48, 48, 2), block(48, 48))
+        self.up1, self.up2, self.up3 = block(96, 48), block(72, 24), block(36, 12)
+        self.head = nn.Conv2d(12, 4, 1)
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def segmentation_loss(model: Segmenter, x: Tensor, boxes: Tensor, classes: Tenso
 
 def train(model: nn.Module, loss_of: Callable[..., Tensor]) -> Any:
     generator = torch.Generator().manual_seed(0)
-    scenes = draw_scenes(6400, generator)
+    scenes = draw_scenes(3200, generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, STEPS)
     for step in range(STEPS):

@@ -29,6 +29,7 @@ from whence.core.argument_checks import check_init as _check_init
 from whence.core.conditions import Directions, Features, Heads, Nodes, Places
 from whence.core.detection import Detection
 from whence.core.explain import explain, explain_targets
+from whence.core.explain_detections import explain_detections
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation, load
 from whence.core.generation import explain_generation
@@ -152,6 +153,7 @@ __all__ = [
     "explain",
     "explain_attack",
     "explain_dataset",
+    "explain_detections",
     "explain_generation",
     "explain_similarity",
     "explain_targets",

@@ -31,7 +31,7 @@ core.explanation_io core.explanation_figures
 core.explanation
 methods core.activation_checkpointing
 graphs
-core.texts core.explainer core.explain core.generation
+core.texts core.explainer core.explain core.generation core.explain_detections
 contexts
 data
 prototypes robustness neuralization

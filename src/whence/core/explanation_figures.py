@@ -1,5 +1,8 @@
 """Figures and pages of explanations."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -9,7 +12,7 @@ from whence.core.explanation_data import ExplanationData
 from whence.core.region import Region
 from whence.core.trees import named_leaves, short_repr
 from whence.plotting.bars import Bars
-from whence.plotting.heatmaps import Heatmap
+from whence.plotting.heatmaps import Heatmap, Photo
 from whence.plotting.html_pages import embed_in_each_palette, render_page
 from whence.plotting.interactions import InteractionMatrix
 from whence.plotting.stacked_panels import Panel, stack_panels
@@ -48,6 +51,19 @@ def panels(e: ExplanationData, sample: int) -> list[Panel]:
         names = next(iter(e.feature_names.values()), ())
         panels.append(InteractionMatrix(e.interactions[sample], "interactions of features", names))
     return panels
+
+
+def detection_set_figure(explanations: Sequence[ExplanationData]) -> Figure:
+    """Return a figure of explanations of boxes of one photo: the photo with all boxes, and a heatmap for each."""
+    first = explanations[0]
+    x = max((t for t in named_leaves(first.inputs).values() if t.is_floating_point() and t.dim() == 4), key=Tensor.numel)
+    regions, captions = [], []
+    for number, e in enumerate(explanations):
+        regions.append(e.target.outline(0, x.shape[-2], x.shape[-1]))
+        captions.append(f"{number}: {e.target.caption(e.class_name, 0)}")
+    numbered = [(i, panel) for i, e in enumerate(explanations) for panel in panels(e, 0)]
+    below = [replace(panel, title=f"{i}: {panel.title}") for i, panel in numbered]  # type: ignore[type-var]
+    return stack_panels([Photo(x[0], f"{len(explanations)} boxes", regions, captions), *below])
 
 
 def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor, title: str, sample: int) -> list[Panel]:

@@ -1,9 +1,11 @@
 """Heatmaps of relevance on a symmetric scale: red for relevance, blue for counter-relevance, white for zero."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,8 @@ from whence.plotting.text_escape import escape_mathtext
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase, SubFigure
+
+TITLE_LENGTH = 120  # characters of 9 points in the width of a panel
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,34 @@ class Heatmap:
         axes[0].imshow(picture.numpy(), cmap="gray")
         shown = draw_map(axes[1], heat, limit)
         draw_overlay(axes[2], picture, heat, limit)
-        for axis, heading in zip(axes, ("input", self.title, "overlay"), strict=True):
+        part.suptitle(wrap_title(self.title), fontsize=9)
+        for axis, heading in zip(axes, ("input", "relevance", "overlay"), strict=True):
             hide_ticks(axis, heading)
             if self.region is not None:
                 draw_outline(axis, self.region, heat.shape)
         if self.region is not None and self.caption:
             draw_caption(axes[0], self.region, heat.shape, self.caption)
         draw_color_bar(part, shown, axes[2])
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A panel of one picture with outlines of regions `[h, w]` and their captions."""
+
+    x: Tensor
+    title: str
+    regions: Sequence[Tensor]
+    captions: Sequence[str]
+    width: float = 9.6
+    height: float = 5.0
+
+    def draw(self, part: "SubFigure", width: float) -> None:
+        axis = part.subplots()
+        axis.imshow(to_picture(self.x).numpy(), cmap="gray")
+        hide_ticks(axis, self.title)
+        for region, caption in zip(self.regions, self.captions, strict=True):
+            draw_outline(axis, region, self.x.shape[-2:])
+            draw_caption(axis, region, self.x.shape[-2:], caption)
 
 
 def draw_map(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
@@ -71,17 +96,25 @@ def draw_caption(axis: "Axes", region: Tensor, size: Sequence[int], caption: str
     top, left = float(places[:, 0].min()) * rows, float(places[:, 1].min()) * columns
     above = top > 0.12 * size[0]
     axis.text(
-        max(left - 0.5, -0.5), top - 0.5, escape_mathtext(caption), fontsize=7, color="white",
+        left, top - 0.5 if above else top + 0.02 * size[0], escape_mathtext(caption), fontsize=7, color="white",
         verticalalignment="bottom" if above else "top", clip_on=True,
         bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.75, "pad": 1.5},
     )  # fmt: skip
 
 
 def draw_color_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
-    """Draw a colour bar with small labels."""
-    bar = part.colorbar(shown, ax=axes, fraction=fraction, pad=pad)
+    """Draw a colour bar with small labels; beside a single picture, as high as it."""
+    if isinstance(axes, list | np.ndarray):
+        bar = part.colorbar(shown, ax=axes, fraction=fraction, pad=pad)
+    else:
+        bar = part.colorbar(shown, cax=axes.inset_axes((1 + pad, 0, fraction, 1)))
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
+
+
+def wrap_title(title: str) -> str:
+    """Return a title in lines of a figure's width, escaped."""
+    return "\n".join(escape_mathtext(line) for line in textwrap.wrap(title, TITLE_LENGTH)) or title
 
 
 def hide_ticks(axis: "Axes", heading: str) -> None:
