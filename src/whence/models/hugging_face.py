@@ -24,7 +24,12 @@ HEADS = {
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
     "ForImageClassification": "AutoModelForImageClassification",
+    "ForObjectDetection": "AutoModelForObjectDetection",
+    "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+    "ForUniversalSegmentation": "AutoModelForUniversalSegmentation",
+    "ForDepthEstimation": "AutoModelForDepthEstimation",
 }
+OF_WHOLE_PHOTOS = ("ForObjectDetection", "ForSemanticSegmentation", "ForUniversalSegmentation", "ForDepthEstimation")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ def _load(transformers: Any, name: str, offload_to: str | None) -> HuggingFaceMo
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     if loader == "AutoModelForImageClassification":
         return HuggingFaceModel(model, pictures=_image_preprocessing(transformers, name), classes=_classes(config))
+    if architecture.endswith(OF_WHOLE_PHOTOS):
+        classes = [] if architecture.endswith("ForDepthEstimation") else _classes(config)
+        return HuggingFaceModel(model, pictures=_photo_preprocessing(transformers, name), classes=classes)
     text = TextTokenizer(transformers.AutoTokenizer.from_pretrained(name, **where))
     return HuggingFaceModel(model, text=text, classes=_classes(config) if "Classification" in loader else [])
 
@@ -129,9 +137,28 @@ def _classes(config: Any) -> list[str]:
 
 
 def _image_preprocessing(transformers: Any, name: str) -> Preprocessing:
-    settings, _ = transformers.image_processing_utils.BaseImageProcessor.get_image_processor_dict(name)
-    size = settings.get("crop_size") if settings.get("do_center_crop") else settings["size"]
+    settings = _processor_settings(transformers, name)
+    size = settings["crop_size" if settings.get("do_center_crop") else "size"]
     side = size.get("shortest_edge") or size["height"]
-    normalised = settings.get("do_normalize", True)
-    mean, std = (tuple(settings[key]) if normalised else () for key in ("image_mean", "image_std"))
+    mean, std = _normalisation(settings)
     return Preprocessing((side, size.get("width", side)), 3, mean, std, settings["size"].get("shortest_edge", side))
+
+
+def _photo_preprocessing(transformers: Any, name: str) -> Preprocessing:
+    """Return the preprocessing of whole photos: resized to a size, or their shorter side."""
+    settings = _processor_settings(transformers, name)
+    size, (mean, std) = settings.get("size") or {}, _normalisation(settings)
+    if not settings.get("do_resize", True) or not size:
+        return Preprocessing(None, 3, mean, std)
+    if "height" in size:
+        return Preprocessing((size["height"], size["width"]), 3, mean, std, crop=False)
+    return Preprocessing(None, 3, mean, std, size["shortest_edge"])
+
+
+def _processor_settings(transformers: Any, name: str) -> dict[str, Any]:
+    return transformers.image_processing_utils.BaseImageProcessor.get_image_processor_dict(name)[0]
+
+
+def _normalisation(settings: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = (tuple(settings[key]) if settings.get("do_normalize", True) else () for key in ("image_mean", "image_std"))
+    return mean, std

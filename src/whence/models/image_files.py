@@ -51,6 +51,12 @@ def resize_and_crop(image: Image.Image, size: tuple[int, int], resize: int | Non
     return image.crop((left, top, left + width, top + height))
 
 
+def resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
+    """Resize the whole image so that its shorter side has a length; a thin one, so that the longer is at most 4 times that."""
+    ratio = min(side / min(image.size), MAX_ENLARGEMENT * side / max(image.size))
+    return image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), Image.Resampling.BILINEAR)
+
+
 def resize_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize the whole image to a height and width, without cropping."""
     height, width = size

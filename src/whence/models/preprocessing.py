@@ -26,8 +26,9 @@ class Preprocessing:
     torch.Size([1, 3, 64, 64])
 
     `size` is height and width, `channels` 3 or 1 (grey); `mean` and `std` are of pixels in [0, 1], one for each channel, as the
-    model was trained. `resize` is what the shorter side becomes before the centre is cropped. Without `crop` the whole picture
-    is resized to `size` regardless of its aspect ratio, as torchvision's `Resize((64, 64))` does.
+    model was trained. `resize` is what the shorter side becomes before the centre is cropped, or, with `size` None, in the
+    whole picture. Without `crop` the whole picture is resized to `size` regardless of its aspect ratio, as torchvision's
+    `Resize((64, 64))` does.
     """
 
     size: tuple[int, int] | None  # None: as the picture is
@@ -52,8 +53,8 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.box.mean) not in (0, self.channels):
             raise InputError(f"mean and std of {len(self.mean)} numbers for {self.channels} channels; give one per channel")
-        if self.resize is not None and not (self.crop and size):
-            raise InputError(f"resize={self.resize} is the size before cropping; it requires size= and crop=True")
+        if self.resize is not None and size is not None and not self.crop:
+            raise InputError(f"resize={self.resize} is the size before cropping; it requires crop=True")
 
     @classmethod
     @check_arguments
@@ -72,11 +73,13 @@ class Preprocessing:
 
     def of_image(self, image: "Image") -> Tensor:
         """Return an opened image as a batch of one, `[1, C, H, W]`."""
-        from whence.models.image_files import resize_and_crop, resize_to
+        from whence.models.image_files import resize_and_crop, resize_shorter_side, resize_to
 
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
             image = resize_and_crop(image, self.size, self.resize) if self.crop else resize_to(image, self.size)
+        elif self.resize is not None:
+            image = resize_shorter_side(image, self.resize)
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
         return self.normalise(pixels)[None].contiguous()

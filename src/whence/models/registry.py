@@ -181,11 +181,13 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
     published = models.get_model_weights(name)
     preset = published.DEFAULT if len(published) else None
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    kind = next((k for k in ("detection", "segmentation") if name in models.list_models(module=getattr(models, k))), None)
+    backbone = {"weights_backbone": None} if kind else {}  # else they are downloaded
     try:
         model = (
             models.get_model(name, weights=str(weights))
             if _names_published_weights(weights)
-            else models.get_model(name, weights=None, **extra)
+            else models.get_model(name, weights=None, **extra, **backbone)
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise LoadError(f"torchvision cannot load {name} with weights {weights}: {first_line(error)}") from error
@@ -197,6 +199,10 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
     transforms = preset.transforms() if preset is not None else None
     size, resize = (getattr(transforms, name, [224])[0] for name in ("crop_size", "resize_size"))
     preprocessing = Preprocessing.imagenet(size, resize)
+    if kind == "detection":  # they normalise and resize photos themselves
+        preprocessing = Preprocessing(None)
+    elif kind == "segmentation":  # of the whole photo
+        preprocessing = replace(preprocessing, size=None)
     if extra:  # published for inputs in [−1, 1], which they make themselves of ImageNet's normalisation
         model.transform_input = False
         preprocessing = replace(preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3)

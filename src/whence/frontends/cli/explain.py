@@ -13,12 +13,15 @@ from torch import Tensor
 
 from whence.core.devices import first_weight
 from whence.core.explain import explain as run
+from whence.core.explain_detections import explain_detections
 from whence.core.explanation import SUFFIXES, Explanation
 from whence.core.files import check_writable
+from whence.core.result import RESULT_SUFFIXES
 from whence.core.targets import Logit
 from whence.core.trees import named_leaves
 from whence.errors import InputError, TargetError
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
+from whence.frontends.cli.picture_targets import PictureTarget
 from whence.frontends.common.data import is_array_file, read_array
 from whence.frontends.common.methods import PRESETS, check_rules, make_method
 from whence.frontends.common.terminal import print_table, warn, warn_about_model
@@ -48,6 +51,15 @@ def explain(
     position: Annotated[
         int, typer.Option(help="Position of the token after which a language model predicts; -1 is the last.")
     ] = -1,
+    detection: Annotated[
+        str | None, typer.Option(help="Explain a detected box: its number by score, a class, CLASS:NUMBER, or all boxes.")
+    ] = None,
+    score: Annotated[float, typer.Option(help="The least score of a box.")] = 0.5,
+    region: Annotated[
+        str | None, typer.Option(help="Explain a class of a segmentation, by index or name; 'predicted' for the largest.")
+    ] = None,
+    point: Annotated[str | None, typer.Option(help="The region: a pixel X,Y. Default: where the class is predicted.")] = None,
+    box: Annotated[str | None, typer.Option(help="The region: a box LEFT,TOP,RIGHT,BOTTOM in pixels.")] = None,
     method: Annotated[str, typer.Option(help=f"Explanation method: {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
     sample: Sample = 0,
@@ -59,6 +71,8 @@ def explain(
     from whence.models.registry import load_model
 
     _check(method, rules, out)
+    place = PictureTarget(detection, score, region, point, box)
+    place.check(target, rather_than)
     loaded = load_model(model, weights, size=size)
     x = (
         read_input(input, loaded, sample)
@@ -71,7 +85,10 @@ def explain(
     if loaded.vision_language is not None and loaded.vision_language.compares:
         explained: Any = _text_target(loaded.model, x, text or [], target, rather_than)
     else:
-        explained = Logit(loaded.class_index(target), loaded.class_index(rather_than), position)
+        if detection == "all":
+            _explain_boxes(loaded, x, score, chosen, out, as_json)
+            return
+        explained = place.read(loaded) or Logit(loaded.class_index(target), loaded.class_index(rather_than), position)
     if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
         raise TargetError(f"--target and --rather-than are both {target}; expected two different classes")
     explanation = replace(run(loaded.model, x, explained, method=chosen), class_names=tuple(loaded.class_names))
@@ -84,6 +101,22 @@ def explain(
     else:
         warn_about_model(loaded, not is_array_file(input))
         _print(report)
+
+
+def _explain_boxes(loaded: "LoadedModel", x: Any, score: float, method: Any, out: Path, as_json: bool) -> None:
+    boxes = explain_detections(loaded.model, x, score=score, method=method, class_names=loaded.class_names)
+    if out.suffix not in RESULT_SUFFIXES:
+        raise InputError(f"cannot save all boxes as {out.name!r}; the suffix must be one of {', '.join(RESULT_SUFFIXES)}")
+    boxes.save(out)
+    if as_json:
+        print(json.dumps({"model": loaded.name, "boxes": list(boxes.table), "picture": str(out)}))
+        return
+    warn_about_model(loaded, True)
+    console = Console(highlight=False, soft_wrap=True)
+    columns = ("box", "label", "score", "left", "top", "right", "bottom", "output", "relevance")
+    rows = [tuple(f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(row.get, columns)) for row in boxes.table]
+    print_table(console, columns, rows, f"{len(boxes)} boxes by {loaded.name}")
+    console.print(f"saved {out}", markup=False)
 
 
 def _require_image(input: str | None, loaded: "LoadedModel") -> str:
