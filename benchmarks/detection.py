@@ -13,7 +13,7 @@ Energy: the share of positive relevance in the box or region (Wang et al. 2020).
 it. Deletion: the area under the curve of the explained score while pixels are replaced by their blurred values, the most
 relevant first, as a share of the score of the whole scene; smaller is better. Of a detector the score is the largest IoU with
 the explained box × probability of its class (D-RISE's measure of "the same detection"); of a segmenter, the mean probability of
-the class in the region. Differences are those of whence from the best peer of each measure, over scenes, with bootstrapped
+the class in the region. Differences are those of the default from the best peer of each measure, over scenes, with bootstrapped
 95 % intervals.
 """
 
@@ -207,7 +207,7 @@ def d_rise(x: Tensor, score: Callable[[Tensor], Tensor], generator: torch.Genera
     return (weights.view(-1, 1, 1) * masks[:, 0]).sum(0) / masks[:, 0].sum(0)
 
 
-def cams(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Callable[[Tensor, Callable[[Any], Tensor]], Tensor]]:
+def cams(model: nn.Module, layers: dict[str, str]) -> dict[str, Callable[[Tensor, Callable[[Any], Tensor]], Tensor]]:
     """Return the class activation maps of pytorch-grad-cam: functions of a scene and of the explained logit."""
     if not find_spec("pytorch_grad_cam"):
         return {}
@@ -215,7 +215,8 @@ def cams(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Callable[[
 
     ways = {}
     for name in ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "XGradCAM", "EigenCAM", "EigenGradCAM", "LayerCAM"):
-        for place, layer in layers.items():
+        for place, path in layers.items():
+            layer = model.get_submodule(path)
 
             def way(x: Tensor, logit: Callable[[Any], Tensor], name: str = name, layer: nn.Module = layer) -> Tensor:
                 with getattr(library, name)(model=model, target_layers=[layer]) as cam:
@@ -223,6 +224,15 @@ def cams(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Callable[[
 
             ways[f"{name}, {place}"] = way
     return ways
+
+
+def whence_maps(e: whence.Explanation, layers: dict[str, str]) -> dict[str, Tensor]:
+    """Return the relevance of pixels, and that of layers, resized."""
+    maps = {"whence, default": e.relevance[0].sum(0)}
+    for place, name in layers.items():
+        coarse = e.layers[name].sum(1, keepdim=True)
+        maps[f"whence, relevance at the {place}"] = F.interpolate(coarse, (SIDE, SIDE), mode="bilinear")[0, 0]
+    return maps
 
 
 def measured(x: Tensor, heat: Tensor, inside: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
@@ -233,7 +243,8 @@ def measured(x: Tensor, heat: Tensor, inside: Tensor, score: Callable[[Tensor], 
 
 def detections(model: Detector, x: Tensor, boxes: Tensor, classes: Tensor) -> dict[str, tuple[float, ...]] | None:
     """Return the measures of all ways for the best box of a scene; None if the box is wrong."""
-    e = whence.explain(model, x, whence.Detection())
+    layers = {"last layer": "late", "middle layer": "early"}
+    e = whence.explain(model, x, whence.Detection(), layers=list(layers.values()))
     box, label = e.target.box[0], int(e.target.labels[0])
     right = (whole_iou(boxes, box) >= 0.5) & (classes == label)
     if not right.any():
@@ -250,8 +261,7 @@ def detections(model: Detector, x: Tensor, boxes: Tensor, classes: Tensor) -> di
         return out[4 + label, cell].logit()
 
     inside = e.target.outline(0, SIDE, SIDE)
-    layers = {"last layer": model.late, "middle layer": model.early}
-    maps = {"whence, default": e.relevance[0].sum(0)}
+    maps = whence_maps(e, layers)
     maps |= {name: way(x, logit) for name, way in cams(model, layers).items()}
     maps["D-RISE"] = d_rise(x, score, torch.Generator().manual_seed(0))
     return {name: measured(x, heat, inside, score) for name, heat in maps.items()}
@@ -260,7 +270,8 @@ def detections(model: Detector, x: Tensor, boxes: Tensor, classes: Tensor) -> di
 def regions(model: Segmenter, x: Tensor, boxes: Tensor, classes: Tensor) -> dict[str, tuple[float, ...]] | None:
     """Return the measures of all ways for the first object of a scene, where its class is predicted."""
     label = int(classes[0])
-    e = whence.explain(model, x, whence.Region(label))
+    layers = {"deepest layer": "deep", "last layer": "up3"}
+    e = whence.explain(model, x, whence.Region(label), layers=list(layers.values()))
     inside = e.target.places[0]
 
     @torch.no_grad()
@@ -270,8 +281,7 @@ def regions(model: Segmenter, x: Tensor, boxes: Tensor, classes: Tensor) -> dict
     def logit(out: Tensor) -> Tensor:
         return (out[label] * inside).sum() / inside.sum()
 
-    layers = {"deepest layer": model.deep, "last layer": model.up3}
-    maps = {"whence, default": e.relevance[0].sum(0)}
+    maps = whence_maps(e, layers)
     maps |= {name: way(x, logit) for name, way in cams(model, layers).items()}
     maps["RISE"] = d_rise(x, score, torch.Generator().manual_seed(0))
     return {name: measured(x, heat, inside, score) for name, heat in maps.items()}
@@ -285,7 +295,10 @@ def table(title: str, results: list[dict[str, tuple[float, ...]]]) -> list[str]:
     lines = [f"\n{title} ({len(results)} scenes)\n", f"| way | {' | '.join(MEASURES)} |", "|---|" + "---|" * len(MEASURES)]
     lines += [f"| {name} | {' | '.join(f'{m:.3f}' for m in row)} |" for name, row in zip(names, means.tolist(), strict=True)]
     lines += ["", f"| whence − the best peer | {' | '.join(MEASURES)} |", "|---|" + "---|" * len(MEASURES)]
-    best = [1 + int((means[1:, k] * (-1 if measure == "deletion" else 1)).argmax()) for k, measure in enumerate(MEASURES)]
+    first = next(k for k, name in enumerate(names) if not name.startswith("whence"))
+    best = [
+        first + int((means[first:, k] * (-1 if measure == "deletion" else 1)).argmax()) for k, measure in enumerate(MEASURES)
+    ]
     generator, cells = torch.Generator().manual_seed(0), []
     for k, peer in enumerate(best):
         difference = values[:, 0, k] - values[:, peer, k]

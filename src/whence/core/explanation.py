@@ -13,6 +13,7 @@ from whence.core.argument_checks import check_arguments
 from whence.core.explanation_data import ExplanationData
 from whence.core.explanation_io import cpu_tensors, read_fields, write_explanation
 from whence.core.files import PICTURE_SUFFIXES, Rows, text_writer
+from whence.core.nifti_files import write_nifti
 from whence.core.result import Result
 from whence.core.targets import Logit
 from whence.core.tokens import text_strings, token_strings
@@ -125,6 +126,30 @@ class Explanation(ExplanationData, Result):
         """
         file = {suffix: lambda target: write_explanation(self, target) for suffix in (".npz", ".safetensors")}
         return self._save(path, {".html": text_writer(self._page), **file})
+
+    def save_nifti(self, path: str | Path, like: Any = None, sample: int = 0) -> Path:
+        """Save the relevance of a volume `[N, C, D, H, W]`, summed over channels, for viewers of medical images.
+
+        >>> e.save_nifti("relevance.nii.gz", like="scan.nii.gz")
+
+        Args:
+            path: File to write, of suffix `.nii` or `.nii.gz`.
+            like: File or nibabel image of the same shape, whose orientation and voxel size are taken; by default voxels are
+                of 1 mm.
+            sample: Number of the sample.
+
+        Returns:
+            The path.
+
+        Raises:
+            MissingPackageError: nibabel is not installed: `pip install 'whence[nifti]'`.
+            InputError: The explanation is not of one volume, or the image `like` has another shape.
+        """
+        volumes = [t for t in named_leaves(self.relevance).values() if t.dim() == 5]
+        if len(volumes) != 1 or not -len(self) <= sample < len(self):
+            given = {name: list(t.shape) for name, t in named_leaves(self.relevance).items()}
+            raise InputError(f"expected the relevance of one volume [N, C, D, H, W] and one of its samples, got {given}")
+        return write_nifti(path, volumes[0][sample].sum(0), like)
 
     def figure(self) -> "Figure":
         """Return a figure of the first samples, with a row for each sample and input.

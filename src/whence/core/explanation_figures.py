@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -15,10 +16,12 @@ from whence.plotting.bars import Bars
 from whence.plotting.heatmaps import Heatmap, Photo
 from whence.plotting.html_pages import embed_in_each_palette, render_page
 from whence.plotting.interactions import InteractionMatrix
+from whence.plotting.palettes import PALETTES, palette
 from whence.plotting.stacked_panels import Panel, stack_panels
 from whence.plotting.time_series import TimeSeries, is_series
 from whence.plotting.token_text import TokenText, merge_runs, styled_tokens
-from whence.plotting.volumes import VolumeSlices
+from whence.plotting.videos import VideoFrames
+from whence.plotting.volumes import VolumeSlices, slice_images, strongest_place
 
 MAX_SAMPLES = 16
 FEW_ROWS = 4
@@ -100,6 +103,8 @@ def _panel_of_row(
         x, relevance = x.T, relevance.T
     if is_series(x):
         return TimeSeries(x, relevance, title, names)
+    if (time := VideoFrames.time_first(x)) is not None:
+        return VideoFrames(x.movedim(time, 0), relevance.movedim(time, 0), title)
     if relevance.dim() == 4:
         return VolumeSlices(x, relevance, title)
     return Heatmap(x, relevance, title, region, caption)
@@ -126,7 +131,29 @@ def render(e: ExplanationData) -> str:
         layers=[(name, amount.tolist()) for name, amount in layers],
         texts=_styled_texts(e),
         picture=embed_in_each_palette(lambda: figure(e)) if pictures else None,
+        volumes=_volumes(e),
     )
+
+
+def _volumes(e: ExplanationData) -> list[dict[str, Any]]:
+    """Return the slices of the volumes of the first samples, once in each palette, for a slider."""
+    found, relevance = [], named_leaves(e.relevance)
+    for name, x in named_leaves(e.inputs).items():
+        if x.dim() != 5 or len(x) != len(e) or VideoFrames.time_first(x[0]) is not None:
+            continue
+        for i in range(min(len(e), FEW_ROWS)):
+            images = []
+            for colors in PALETTES:
+                with palette(colors):
+                    images.append(slice_images(x[i], relevance[name][i]))
+            start = strongest_place(relevance[name][i].detach().float().sum(0))[0]
+            depths = list(images[0])
+            nearest = min(range(len(depths)), key=lambda k: abs(depths[k] - start))
+            found.append({
+                "title": e.heading(i), "depths": depths, "start": nearest, "count": x.shape[2],
+                "images": [list(one.values()) for one in images],
+            })  # fmt: skip
+    return found
 
 
 def _styled_texts(e: ExplanationData) -> list[tuple[str, list]]:

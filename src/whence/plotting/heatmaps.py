@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from torch import Tensor
 
 from whence.errors import WhenceError
@@ -151,8 +152,14 @@ def color_limit(heat: Tensor) -> float:
 
 
 def draw_overlay(axis: "Axes", picture: Tensor, heat: Tensor, limit: float) -> None:
-    """Draw a heatmap over a pale grey input, with an opacity that grows with |relevance|."""
-    grey = picture.mean(2) if picture.dim() == 3 else picture
-    axis.imshow((0.55 + 0.45 * grey).numpy(), cmap="gray", vmin=0, vmax=1)
-    opacity = (heat.abs() / limit).clamp(max=1).sqrt()
-    draw_map(axis, heat, limit, alpha=opacity.numpy())
+    """Draw a heatmap over a pale grey input."""
+    axis.imshow(overlay_pixels(picture, heat, limit).numpy(), interpolation="nearest")
+
+
+def overlay_pixels(picture: Tensor, heat: Tensor, limit: float) -> Tensor:
+    """Return the pixels `[H, W, 3]` of a heatmap over a pale grey input, with an opacity that grows with |relevance|."""
+    grey = 0.55 + 0.45 * (picture.mean(2) if picture.dim() == 3 else picture)
+    share = (heat / limit).clamp(-1, 1)
+    colors = torch.from_numpy(colormaps[current_palette().map]((share.numpy() + 1) / 2)[..., :3])
+    opacity = share.abs().sqrt()[..., None]
+    return (grey[..., None] * (1 - opacity) + colors * opacity).float()

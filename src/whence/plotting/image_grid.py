@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from whence.plotting.bars import colors_by_sign
+from whence.plotting.volumes import montage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ class ImageTile:
         if x.dim() == 1:
             axis.bar(range(len(x)), x.numpy(), color=colors_by_sign(x.tolist()))
             return
-        picture = x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
+        picture = montage(x) if x.dim() == 4 else x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
         if self.bounds is None and len(picture) != 3 and bool((picture.min() < 0) & (picture.max() > 0)):  # 0 is mid-grey
             limit = float(picture.abs().max())
             axis.imshow(picture.mean(0).numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")

@@ -1,16 +1,31 @@
-"""Volumes [C, D, H, W]: three slices through the strongest relevance."""
+"""Volumes [C, D, H, W]: three slices through the strongest relevance, all slices of a page, montages."""
 
+from base64 import b64encode
 from dataclasses import dataclass
+from io import BytesIO
+from math import ceil
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from whence.plotting.heatmaps import color_limit, draw_color_bar, draw_map, draw_overlay, hide_ticks, wrap_title
+from whence.plotting.heatmaps import (
+    color_limit,
+    draw_color_bar,
+    draw_map,
+    draw_overlay,
+    hide_ticks,
+    overlay_pixels,
+    wrap_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 AXES = ("depth", "height", "width")
+MAX_SLICES, SLICE_WIDTH = 64, 640  # of a page, the width in pixels
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,29 @@ class VolumeSlices:
         shown.set_alpha(None)
         shown.set_visible(False)
         draw_color_bar(part, shown, axes)
+
+
+def slice_images(x: Tensor, relevance: Tensor) -> dict[int, str]:
+    """Return slices of a volume `[C, D, H, W]` along its depth beside their overlays, as base64 strings of PNG by depth."""
+    volume, heat = (t.detach().float().cpu() for t in (x.mean(0), relevance.sum(0)))
+    volume = (volume - volume.min()) / (volume.max() - volume.min()).clamp(min=1e-12)
+    limit, images = color_limit(heat), {}
+    for k in range(0, len(volume), -(-len(volume) // MAX_SLICES)):
+        grey = volume[k][..., None].expand(-1, -1, 3)
+        both = torch.cat([grey, torch.ones(len(grey), 2, 3), overlay_pixels(volume[k], heat[k], limit)], 1)
+        picture = Image.fromarray((both * 255).round().byte().numpy())
+        factor = max(1, SLICE_WIDTH // picture.width)
+        buffer = BytesIO()
+        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(buffer, "PNG")
+        images[k] = b64encode(buffer.getvalue()).decode()
+    return images
+
+
+def montage(x: Tensor) -> Tensor:
+    """Return a volume `[C, D, H, W]` as a picture of its slices along the depth, row by row, `[C, rows · H, columns · W]`."""
+    columns = ceil(x.shape[1] ** 0.5)
+    padded = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % columns))
+    return padded.unflatten(1, (-1, columns)).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def strongest_place(heat: Tensor) -> tuple[int, ...]:
