@@ -112,7 +112,7 @@ def channel_handler(question: ChannelRequest) -> dict[str, Any]:
     loaded, x = read_question(question)
     if question.channel is None:
         raise InputError("missing channel; expected channel=INDEX")
-    e = explain(loaded.model, x, make_target(question, loaded), method=make_question_method(question, loaded, x),
+    e = explain(loaded.model, x, make_target(question, loaded, x), method=make_question_method(question, loaded, x),
                 through={question.layer: question.channel}, progress=False)  # fmt: skip
     return {
         "relevance": pack_tensor(e.relevance[0].sum(0)),

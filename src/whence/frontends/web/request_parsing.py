@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.detection import Detection
 from whence.core.explain import explain
 from whence.core.explainer import Explainer
 from whence.core.explanation import Explanation
+from whence.core.region import Region
 from whence.core.targets import Logit
 from whence.errors import InputError, RuleError, TargetError, suggest
 from whence.frontends.common.methods import PRESETS, make_method
 from whence.frontends.web.images import MAX_PIXELS, MAX_UNRESIZED_PIXELS, decode_base64, drawing_to_tensor, open_image
+from whence.frontends.web.picture_outputs import PictureOutputs
 from whence.frontends.web.schemas import ExplainRequest, RuleSettings
 from whence.frontends.web.served_models import input_shape, models
 from whence.lrp.engine.model_outputs import logits_of
@@ -38,8 +41,11 @@ def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
     raise InputError(f"{loaded.name} needs {'a text' if loaded.text is not None else 'an image'}, but the request has none")
 
 
-def make_target(question: ExplainRequest, loaded: LoadedModel) -> Logit:
+def make_target(question: ExplainRequest, loaded: LoadedModel, x: Any) -> Logit | Detection | Region:
     """Return the target of a request."""
+    outputs = None if loaded.name in BUNDLED else PictureOutputs.of(loaded, x, CLASSES_SHOWN)
+    if outputs is not None and outputs.kind != "classes":
+        return outputs.target(question, loaded)
     target, other = loaded.class_index(question.target), loaded.class_index(question.rather_than)
     if target is not None and target == other:
         raise TargetError("the class is the same as the one it is compared with; expected two different classes")
@@ -64,7 +70,7 @@ def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) 
 
 def explain_question(question: ExplainRequest, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
     """Return the explanation that a request describes."""
-    target, method = make_target(question, loaded), make_question_method(question, loaded, x)
+    target, method = make_target(question, loaded, x), make_question_method(question, loaded, x)
     if loaded.name in BUNDLED and isinstance(method, SINGLE_GRAPH_METHODS) and not _sets_rules(question):
         replaying = replaying_explainer(question.model, question.method)
         return replaying(x, target, layers=layers)
@@ -105,17 +111,15 @@ def class_probabilities(loaded: LoadedModel, x: Any) -> Tensor:
 
 
 def describe_prediction(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
-    """Return the prediction, its top classes, and the conservation of relevance."""
-    account, shares = e.conservation, class_probabilities(loaded, x)[0]
-    likeliest = shares.topk(min(CLASSES_SHOWN, len(shares)))
+    """Return the prediction, its top classes, boxes or regions, and the conservation of relevance."""
+    account, outputs = e.conservation, PictureOutputs.of(loaded, x, CLASSES_SHOWN)
     (target,) = e.target_names()
-    index = e.target.index if isinstance(e.target, Logit) else e.target
+    index = e.target.index if isinstance(e.target, Logit | Region | Detection) else e.target
     return {
-        "target": {"name": target, "index": int(index[0]) if isinstance(index, Tensor) else None},
-        "classes": [
-            {"index": i, "name": loaded.class_name(i), "share": share}
-            for i, share in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        ],
+        "target": {"name": target, "index": int(index) if isinstance(index, Tensor | int) else None},
+        "kind": outputs.kind,
+        "classes": outputs.choices,
+        "point": e.target.point if isinstance(e.target, Region) else None,
         "output": float(account.output),
         "relevance_sum": float(account.relevance),
         "absorbed": None if account.absorbed is None else float(account.absorbed),

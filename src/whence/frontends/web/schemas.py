@@ -39,6 +39,7 @@ class ExplainRequest(ModelRequest):
     text: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
     target: ClassReference = None
     rather_than: ClassReference = None
+    point: tuple[float, float] | None = None  # of a segmentation: a pixel (x, y) of the picture as the model takes it
     position: Annotated[int, Field(ge=-MAX_TEXT, le=MAX_TEXT)] = -1
     method: ShortName = "lrp"
     settings: RuleSettings = RuleSettings()

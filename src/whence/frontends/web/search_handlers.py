@@ -60,7 +60,7 @@ def concept_handler(question: ChannelRequest) -> dict[str, Any]:
     data = read_images(models.data_of(question.model)) if models.has_data(question.model) else None
     settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "n_steps": STEPS}
     found = concepts(
-        loaded.model, x, question.layer, make_target(question, loaded), channels=[question.channel], reference_inputs=data,
+        loaded.model, x, question.layer, make_target(question, loaded, x), channels=[question.channel], reference_inputs=data,
         n_references=REFERENCES, prototypes=settings, method=make_question_method(question, loaded, x), progress=False,
     )  # fmt: skip
     assert found.prototypes is not None

@@ -5,7 +5,7 @@ import { $, attempt, digits, made, options, picture, says, tile } from "./dom.js
 import { Drawing } from "./drawing.js";
 import * as heat from "./heat.js";
 
-const state = { target: null, position: -1, picture: null, answer: null, layers: null };
+const state = { target: null, point: null, position: -1, picture: null, answer: null, layers: null };
 let runs = 0; // counts the comparisons of methods
 const drawing = new Drawing($("drawing"), () => { anew(); explain(); });
 let models = [];
@@ -21,7 +21,7 @@ function question(more = {}) {
     part: $("part").value,
   };
   return {
-    model: name, ...input, target: state.target, position: state.position, rather_than: $("rather").value || null,
+    model: name, ...input, target: state.target, point: state.point, position: state.position, rather_than: $("rather").value || null,
     method: $("method").value, settings, ...more,
   };
 }
@@ -46,14 +46,19 @@ async function refresh() {
   });
 }
 
-const anew = () => Object.assign(state, { target: null, position: -1 }); // the top class, at the last position
+const anew = () => Object.assign(state, { target: null, point: null, position: -1 }); // the top class, at the last position
 
 async function show(answer) {
   const relevance = numbers(answer.relevance), text = model().takes === "text";
   $("heat").hidden = text;
   $("tokens").hidden = !text;
   if (text) showTokens(answer.tokens, relevance.values);
-  else await paintOver(relevance, answer);
+  else {
+    await paintOver(relevance, answer);
+    outline($("heat"), answer);
+  }
+  $("heat").classList.toggle("choosable", answer.kind !== "classes");
+  $("choose").textContent = { boxes: "Choose a box, here or in the picture, to explain it.", map: "Choose a class, or click a place in the picture, to explain it." }[answer.kind] ?? "Choose a class to explain it.";
   const parts = [`relevance ${digits(answer.relevance_sum)}`];
   if (Math.abs(answer.absorbed ?? 0) > 1e-5 * Math.abs(answer.output)) parts.push(`absorbed (by biases and ε) ${digits(answer.absorbed)}`);
   $("account").textContent = `${answer.target.name}: output ${digits(answer.output)} ${answer.adds_up ? "=" : "; not conserved by this method:"} `
@@ -61,9 +66,55 @@ async function show(answer) {
   $("classes").replaceChildren(...answer.classes.map(({ index, name, share }) => {
     const button = made("button", { type: "button" }, made("span", {}, name || "␣"), made("span", {}, `${(100 * share).toFixed(1)} %`));
     button.setAttribute("aria-pressed", index === answer.target.index);
-    button.addEventListener("click", () => { state.target = index; explain(); });
+    button.addEventListener("click", () => { Object.assign(state, { target: index, point: null }); explain(); });
     return made("li", {}, button);
   }));
+}
+
+// draw the boxes of a detector, the explained one thick, or the point of a segmentation
+
+function outline(canvas, answer) {
+  const [height, width] = numbers(answer.relevance).shape.slice(-2), pen = canvas.getContext("2d");
+  const scale = canvas.width / width, vertical = canvas.height / height;
+  const strokes = path => [["white", 3], ["black", 1.5]].forEach(([style, line]) => {
+    Object.assign(pen, { strokeStyle: style, lineWidth: line });
+    path();
+  });
+  for (const { box, index, name } of answer.classes.filter(({ box }) => box)) {
+    const [left, top, right, bottom] = box, chosen = index === answer.target.index;
+    pen.globalAlpha = chosen ? 1 : 0.5;
+    strokes(() => pen.strokeRect(left * scale, top * vertical, (right - left) * scale, (bottom - top) * vertical));
+    if (chosen) {
+      pen.font = "14px sans-serif";
+      const y = Math.max(16, top * vertical), x = Math.max(0, left * scale);
+      pen.fillStyle = "black";
+      pen.fillRect(x, y - 16, pen.measureText(name).width + 6, 16);
+      pen.fillStyle = "white";
+      pen.fillText(name, x + 3, y - 4);
+    }
+  }
+  pen.globalAlpha = 1;
+  if (answer.point) {
+    const [x, y] = answer.point;
+    strokes(() => { pen.beginPath(); pen.arc((x + 0.5) * scale, (y + 0.5) * vertical, 6, 0, 7); pen.stroke(); });
+  }
+}
+
+// explain the smallest box at the place that was clicked, or the class that is predicted there
+
+function choosePlace(event) {
+  const answer = state.answer, canvas = $("heat");
+  if (!answer || answer.kind === "classes") return;
+  const [height, width] = numbers(answer.relevance).shape.slice(-2), edges = canvas.getBoundingClientRect();
+  const x = (event.clientX - edges.left) / edges.width * width, y = (event.clientY - edges.top) / edges.height * height;
+  if (answer.kind === "map") Object.assign(state, { target: null, point: [Math.min(Math.floor(x), width - 1), Math.min(Math.floor(y), height - 1)] });
+  else {
+    const area = ([left, top, right, bottom]) => (right - left) * (bottom - top);
+    const here = answer.classes.filter(({ box: [left, top, right, bottom] }) => left <= x && x <= right && top <= y && y <= bottom);
+    if (!here.length) return;
+    state.target = here.reduce((a, b) => area(a.box) <= area(b.box) ? a : b).index;
+  }
+  explain();
 }
 
 async function paintOver(relevance, answer, canvas = $("heat")) {
@@ -265,6 +316,7 @@ async function download(format) {
 function remember() {
   const asked = question();
   delete asked.picture;
+  if (state.answer?.kind !== "classes") delete asked.target;
   try {
     history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(asked))}`);
   } catch { /* browsers limit the rate; a later call succeeds */ }
@@ -318,6 +370,7 @@ for (const kind of ["dragover", "drop"]) $("drop").addEventListener(kind, event 
 $("text-input").addEventListener("submit", event => { event.preventDefault(); anew(); explain(); });
 for (const id of ["method", "rule", "gamma", "alpha", "epsilon", "part", "rather"]) $(id).addEventListener("input", () => { changeRules(); explain(); });
 $("over").addEventListener("change", () => state.answer && show(state.answer));
+$("heat").addEventListener("click", choosePlace);
 $("likeliest").addEventListener("click", () => { anew(); explain(); });
 $("show-layers").addEventListener("click", showLayers);
 $("link").addEventListener("click", () => attempt(async () => {

@@ -1,0 +1,75 @@
+"""What a served model returns for a picture: scores of classes, boxes, or a map; and the targets that the page can choose."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.core.detection import Detection
+from whence.core.detector_outputs import read_detections
+from whence.core.inputs import Inputs
+from whence.core.output_maps import read_map
+from whence.core.region import Region
+from whence.errors import TargetError
+from whence.frontends.web.schemas import ExplainRequest
+from whence.lrp.engine.model_outputs import logits_of
+from whence.models.registry import LoadedModel
+
+BOXES_SHOWN = 10
+LEAST_SCORE = 0.05
+
+
+@dataclass(frozen=True)
+class PictureOutputs:
+    """A model's outputs for one picture.
+
+    Args:
+        kind: "classes", "boxes" or "map".
+        choices: What the page lists: its index, name and share, and for boxes the corners.
+    """
+
+    kind: Literal["classes", "boxes", "map"]
+    choices: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, x: Any, shown: int) -> "PictureOutputs":
+        inputs = Inputs.of(x).detached()
+        with torch.no_grad():
+            outputs = inputs.run(loaded.model)
+        logits = logits_of(outputs)
+        if isinstance(logits, Tensor) and logits.dim() == 3 and loaded.text is not None:
+            logits = logits[:, -1]
+        if isinstance(logits, Tensor) and logits.dim() == 2:
+            return cls("classes", _likeliest(loaded, logits.softmax(1)[0], shown))
+        try:
+            (photo,) = read_detections(outputs, inputs)
+        except TargetError:
+            shares = _predicted_shares(read_map(outputs, inputs).scores)
+            return cls("map", [choice for choice in _likeliest(loaded, shares, shown) if choice["share"] > 0])
+        order = [k for k in photo.scores.argsort(descending=True).tolist() if photo.scores[k] >= LEAST_SCORE][:BOXES_SHOWN]
+        return cls("boxes", [
+            {"index": number, "name": loaded.class_name(int(photo.labels[k])), "share": float(photo.scores[k]),
+             "box": photo.boxes[k].tolist()} for number, k in enumerate(order)
+        ])  # fmt: skip
+
+    def target(self, question: ExplainRequest, loaded: LoadedModel) -> Detection | Region:
+        """Return the box or region that a request explains."""
+        if question.rather_than is not None:
+            raise TargetError("boxes and regions are explained alone; choose (nothing) for 'rather than'")
+        if self.kind == "map":
+            return Region(loaded.class_index(question.target), point=question.point)
+        if not self.choices:
+            raise TargetError(f"the detector finds no box with a score of at least {LEAST_SCORE}")
+        return Detection(0 if question.target is None else int(question.target), score=LEAST_SCORE)
+
+
+def _likeliest(loaded: LoadedModel, shares: Tensor, shown: int) -> list[dict[str, Any]]:
+    found = shares.topk(min(shown, len(shares)))
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [{"index": i, "name": loaded.class_name(i), "share": share} for i, share in pairs]
+
+
+def _predicted_shares(scores: Tensor) -> Tensor:
+    """Return the share of places where each class is predicted, `[C]`."""
+    return torch.bincount(scores[0].argmax(0).flatten(), minlength=scores.shape[1]) / scores[0, 0].numel()
