@@ -190,3 +190,67 @@ def test_no_memory_is_held_by_reference_cycles():
         assert [ref() for ref in held] == [None, None]
     finally:
         gc.enable()
+
+
+class Interior(nn.Module):
+    """A network with one function of interest inside."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.mix, self.norm = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=1), nn.LayerNorm(8)
+        self.gru, self.attention = nn.GRU(8, 8, batch_first=True), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.function = function
+        self.eval()
+
+    def forward(self, x):
+        return self.function(self, x, self.first(x)).mean(1)
+
+
+def over_channels(net, x, y):
+    y = net.mix(y.softmax(-1).transpose(1, 2))
+    return (y + y).transpose(1, 2)
+
+
+def in_place(net, x, y):
+    y[:, 0] = 0
+    y += 1
+    return y.relu_()
+
+
+INTERIORS = {
+    "softmax": over_channels,
+    "in place": in_place,
+    "relu": lambda net, x, y: net.first(y.relu()),
+    "added gate": lambda net, x, y: y.sigmoid() + x,
+    "gate": lambda net, x, y: y.sigmoid() * x + y.sigmoid(),
+    "joined gate": lambda net, x, y: torch.cat([y.sigmoid(), x], -1),
+    "norm": lambda net, x, y: net.first(net.norm(y)),
+    "gelu": lambda net, x, y: nn.functional.gelu(y),
+    "recurrent": lambda net, x, y: net.gru(y)[0],
+    "attention": lambda net, x, y: net.attention(y[:, :64], y[:, :64], y[:, :64])[0],
+    "clamp": lambda net, x, y: y.clamp(-1, 1),
+    "exp": lambda net, x, y: (y.exp() + 1).log(),
+    "maximum": lambda net, x, y: torch.maximum(y, x),
+    "division": lambda net, x, y: y / (1 + x.abs().mean(-1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient_times_input", "integrated_gradients"])
+@pytest.mark.parametrize("function", INTERIORS.values(), ids=INTERIORS)
+@pytest.mark.filterwarnings("ignore::whence.errors.ConservationWarning")
+def test_no_large_tensors_wait_for_garbage_collection(function, method):
+    net, x = Interior(function), torch.randn(2, 1000, 8)
+
+    def large():
+        return sum(type(o) is torch.Tensor and o.numel() >= 8000 for o in gc.get_objects())
+
+    whence.explain(net, x, 0, method=method)  # fills caches
+    gc.collect()
+    before = large()
+    gc.disable()
+    try:
+        whence.explain(net, x, 0, method=method)
+        assert large() <= before
+    finally:
+        gc.enable()

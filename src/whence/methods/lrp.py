@@ -90,9 +90,12 @@ class LRP:
         mode = RelevanceMode(self.rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
         reading = record_internals(task, scope, mode.bench.see)
-        for found in target_gradients(task, sources, mode, taps, reading):
-            task.prepared.guarded = mode.bench.overwrote
-            yield found, mode
+        try:
+            for found in target_gradients(task, sources, mode, taps, reading):
+                task.prepared.guarded = mode.bench.overwrote
+                yield found, mode
+        finally:
+            mode.forget()
 
 
 def _is_selected(target: Any) -> bool:
@@ -117,5 +120,5 @@ def _check_relevance_arrives(found: Gradients, mode: RelevanceMode) -> None:
     """Raise `ModelError` if gates blocked all relevance, since zeros would look like a valid explanation."""
     gradients = [g for _, g in (*found.inputs.values(), *found.looked_up)] + found.extras
     arrived = torch.stack([g.any() for g in gradients]).any()
-    if mode.bench.gates_reached and found.flow is None and not check_holds(arrived | ~found.output.any()):
+    if mode.meter.gates_reached and found.flow is None and not check_holds(arrived | ~found.output.any()):
         raise ModelError(f"no relevance reaches the input{mode.what_blocks()}")

@@ -124,6 +124,7 @@ class ConservationMeter:
 
     def __init__(self, idle: bool = False):
         self._idle = idle
+        self.gates_reached = False  # whether relevance was absorbed by outputs of a sigmoid or softmax
         self._absorbed: defaultdict[str, list[Tensor]] = defaultdict(list)  # [rows] each
 
     def add(self, path: str, amount: Tensor) -> None:

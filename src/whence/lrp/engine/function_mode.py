@@ -298,6 +298,11 @@ class RelevanceMode(GradientMode):
         gate = self.bench.deferred_gate(value)
         return value if gate is None else gate.live()
 
+    def forget(self) -> None:
+        """Discard the tensors of the forward pass: the mode refers to itself, so that they would wait for garbage collection."""
+        self.bench.forget()
+        self.written.clear()
+
     def pin(self, t: Tensor) -> None:
         """Prevent later functions from merging with the linear map that made `t`, since relevance is read at `t`."""
         self.bench.known.without_link(t)

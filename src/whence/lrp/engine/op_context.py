@@ -94,11 +94,16 @@ class OpContext:
         self.cells = SavedTensors()
         self.saturated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # outputs of a sigmoid or softmax: `SaturatedValue`
         self.deferred: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by held value: `DeferredGate`
-        self.gates_reached = False  # whether relevance was absorbed by outputs of a sigmoid or softmax
         self._held: tuple[str, ModulePlace] | None = None
         self.copies = False  # whether to save copies: of a recomputed part, torch saves the tensors themselves
         self._matcher, self._unknown, self._several = matcher, unknown, several
         self.depths = LayerDepths()
+
+    def forget(self) -> None:
+        """Discard what is known about the tensors of the forward pass."""
+        self.known.by_id.clear()
+        self.saturated.clear()
+        self.deferred.clear()
 
     # facts
 

@@ -25,14 +25,14 @@ def softmax(bench: OpContext, call: Call) -> Tensor:
     x, dim = call.bind("input dim", dim=None)
     if not isinstance(dim, int):
         return bench.own_gradient(call)
-    path, dtype = bench.path, x.dtype
+    path, meter, dtype = bench.path, bench.meter, x.dtype
 
     def back(g: Tensor, s: Tensor) -> tuple[Tensor]:
         relevance = g * s
         returned = torch.addcmul(relevance, s, relevance.sum(dim, keepdim=True), value=-1)
         # Σ x · g over a row, without x: x = log s + const, and the gradient sums to 0
         log = s.log().nan_to_num_(neginf=0.0)
-        bench.meter.add(path, batch_sum(relevance) - batch_dot(log, returned))
+        meter.add(path, batch_sum(relevance) - batch_dot(log, returned))
         return (returned.to(dtype),)
 
     return bench.node(x, call.run, back, lambda s: (s,))
