@@ -183,3 +183,39 @@ def test_saved_regions_keep_their_names_and_outlines(suffix, tmp_path):
         assert loaded[1].target_names() == [e.target_names()[1]]
         assert torch.equal(loaded.target.places, e.target.places)
         assert loaded.target.reduce == "mean"
+
+
+def test_a_volume_made_of_a_vector_is_a_map_of_its_channels():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 2 * 27), nn.Unflatten(1, (2, 3, 3, 3))).eval(), torch.randn(2, 4)
+    e = whence.explain(model, x, whence.Region(1, mask=torch.ones(3, 3, 3)))
+    torch.testing.assert_close(e.output, model(x)[:, 1].mean((1, 2, 3)).detach())
+
+
+def test_a_mask_with_a_channel_and_places_of_volumes():
+    torch.manual_seed(0)
+    model, x = nn.Conv3d(1, 2, 1).eval(), torch.rand(1, 1, 4, 6, 8)
+    mask = torch.zeros(1, 1, 4, 6, 8, dtype=torch.bool)
+    mask[..., 1:3, 2:5, 3:7] = True
+    by_mask = whence.explain(model, x, whence.Region(1, mask=mask))
+    by_box = whence.explain(model, x, whence.Region(1, box=(3, 2, 1, 7, 5, 3)))
+    torch.testing.assert_close(by_mask.output, by_box.output)
+    assert torch.equal(by_box.target.places, mask[0])
+    with pytest.raises(errors.TargetError, match=r"outside of an input of 8 × 6 × 4 in x, y, z"):
+        whence.explain(model, x, whence.Region(1, point=(0, 0, 4)))
+    with pytest.raises(errors.TargetError, match=r"expected point=\(x, y, z\) or box=\(x0, y0, z0, x1, y1, z1\)"):
+        whence.explain(model, x, whence.Region(1, box=(0, 0, 1, 1)))
+
+
+class Annotated(torch.Tensor):
+    """A tensor with metadata, as MONAI's."""
+
+
+def test_tensors_with_metadata_are_explained_as_plain_ones():
+    model = Maps(lambda t: t)
+    annotated = X.clone().as_subclass(Annotated)
+    for target in (BOX, whence.Region(2, point=(3, 3))):
+        e = whence.explain(model, annotated, target)
+        torch.testing.assert_close(e.relevance, whence.explain(model, X, target).relevance)
+        assert type(e.relevance) is torch.Tensor
+    assert type(annotated) is Annotated

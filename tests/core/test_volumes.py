@@ -17,10 +17,13 @@ from whence import errors
 from whence.plotting.volumes import montage, slice_images, strongest_place
 
 
-def test_the_strongest_place_is_that_of_the_largest_magnitude():
-    heat = torch.zeros(3, 4, 5)
-    heat[2, 1, 3], heat[0, 0, 0] = -2.0, 1.0
-    assert strongest_place(heat) == (2, 1, 3)
+def test_the_strongest_place_is_that_of_the_largest_magnitude_around_it():
+    heat = torch.zeros(6, 7, 8)
+    heat[3:6, 2:5, 4:7], heat[0, 0, 0] = -1.0, 9.0  # the noise of one voxel counts less
+    assert strongest_place(heat) == (4, 3, 5)
+    region = torch.zeros(6, 7, 8, dtype=torch.bool)
+    region[0, :2] = True
+    assert strongest_place(heat, region)[:1] == (0,)
 
 
 def test_a_volume_is_drawn_by_default(tmp_path):
@@ -105,3 +108,24 @@ def test_nifti_files(suffix, tmp_path):
         e.save_nifti(tmp_path / "r.nii", like=scan)
     with pytest.raises(errors.InputError, match="expected the relevance of one volume"):
         whence.explain(lambda x: x.flatten(1).sum(1), torch.rand(1, 3, 4, 4)).save_nifti(tmp_path / "r.nii")
+
+
+def test_a_region_is_outlined_and_cut():
+    torch.manual_seed(0)
+    net = nn.Conv3d(1, 2, 1).eval()
+    e = whence.explain(net, torch.rand(1, 1, 6, 8, 10), whence.Region(1, box=(6, 4, 2, 9, 7, 5)))
+    axes = e.figure().axes
+    depth, height, width = (int(re.search(r"(\d+) of", axis.get_title())[1]) for axis in axes[:3])
+    assert 2 <= depth < 5
+    assert 4 <= height < 7
+    assert 6 <= width < 9
+    assert [len(axis.collections) for axis in axes[:6]] == [2] * 6  # the outline, in two colours
+    assert list(axes[0].get_xticks()) == [width]
+    assert list(axes[0].get_yticks()) == [height]
+
+
+def test_modalities_with_names_are_a_volume():
+    x = torch.rand(1, 3, 4, 8, 8)
+    e = whence.explain(lambda x: x.flatten(1).sum(1), x, feature_names=["T1", "T2", "FLAIR"])
+    assert e.figure().axes[0].get_title().startswith("depth")
+    assert whence.explain(lambda x: x.flatten(1).sum(1), x).figure().axes[0].get_title() == "frame 0"

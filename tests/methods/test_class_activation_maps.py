@@ -308,3 +308,13 @@ def test_a_single_output_with_default_settings(kind, batch):
     assert e.relevance.shape == x.shape
     alone = whence.explain(model, x[:1], method=kind())
     torch.testing.assert_close(e.relevance[:1], alone.relevance)
+
+
+def test_the_default_layer_of_a_segmenter_is_the_one_before_its_map():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    e = whence.explain(model, x, whence.Region(1, box=(2, 2, 6, 6)), method=GradCAM())
+    assert e.note.startswith("at layer '1'")
+    named = whence.explain(model, x, whence.Region(1, box=(2, 2, 6, 6)), method=GradCAM("2"))
+    assert named.note == "at layer '2'"

@@ -85,10 +85,12 @@ def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor
 
 
 def _outlined(e: ExplanationData, x: Tensor, sample: int) -> tuple[Tensor | None, str]:
-    """Return the region or box of a sample that is explained, `[h, w]`, with its caption, or None."""
-    if x.dim() != 4 or not isinstance(e.target, Region | Detection):
+    """Return the region or box of a sample that is explained, `[h, w]` or `[d, h, w]`, with its caption, or None."""
+    if x.dim() not in (4, 5) or not isinstance(e.target, Region | Detection):
         return None, ""
-    return e.target.outline(sample, x.shape[-2], x.shape[-1]), e.target.caption(e.class_name, sample)
+    outline = e.target.outline(sample, x.shape[-2], x.shape[-1])
+    fits = outline is not None and outline.dim() == x.dim() - 2
+    return (outline, e.target.caption(e.class_name, sample)) if fits else (None, "")
 
 
 def _panel_of_row(
@@ -103,10 +105,10 @@ def _panel_of_row(
         x, relevance = x.T, relevance.T
     if is_series(x):
         return TimeSeries(x, relevance, title, names)
-    if (time := VideoFrames.time_first(x)) is not None:
+    if (time := VideoFrames.time_first(x)) is not None and not names:  # channels with names are modalities of a volume
         return VideoFrames(x.movedim(time, 0), relevance.movedim(time, 0), title)
     if relevance.dim() == 4:
-        return VolumeSlices(x, relevance, title)
+        return VolumeSlices(x, relevance, title, region)
     return Heatmap(x, relevance, title, region, caption)
 
 
@@ -139,7 +141,8 @@ def _volumes(e: ExplanationData) -> list[dict[str, Any]]:
     """Return the slices of the volumes of the first samples, once in each palette, for a slider."""
     found, relevance = [], named_leaves(e.relevance)
     for name, x in named_leaves(e.inputs).items():
-        if x.dim() != 5 or len(x) != len(e) or VideoFrames.time_first(x[0]) is not None:
+        is_video = x.dim() == 5 and VideoFrames.time_first(x[0]) is not None and name not in e.feature_names
+        if x.dim() != 5 or len(x) != len(e) or is_video:
             continue
         for i in range(min(len(e), FEW_ROWS)):
             images = []

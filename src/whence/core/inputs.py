@@ -35,6 +35,7 @@ from whence.lrp.torch_compat.interrupts import raise_pending
 from whence.lrp.torch_compat.model_state import preserve_state
 from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quantized
 
+DISPATCH = "__torch_dispatch__"  # overridden by tensors that are no plain memory (fake, distributed)
 NEEDS_GRADIENTS = "does not require grad and does not have a grad_fn"  # in torch's message
 
 
@@ -84,6 +85,7 @@ class Inputs:
                 "inputs must be a tensor, an array, a data frame, or a tuple or dict of tensors, got "
                 f"{type(inputs).__name__}{how}"
             )
+        found = replace(found, parts=tuple(map(_plain_tensor, found.parts)))
         found._check()
         return found.as_one_sample() if found.shared and found.batch_size == 1 else found
 
@@ -305,6 +307,15 @@ def as_tensor(array: Any) -> Any:
         raise InputError(
             f"the inputs are an array of {kind}; pass an array of numbers, with categories as one-hot columns"
         ) from None
+
+
+def _plain_tensor(part: Any) -> Any:
+    """Return a tensor of a subclass that only adds metadata (MONAI's MetaTensor) as a plain tensor."""
+    kind = type(part)
+    if not isinstance(part, Tensor) or kind is Tensor or getattr(kind, DISPATCH) is not getattr(Tensor, DISPATCH):
+        return part
+    with torch._C.DisableTorchFunctionSubclass():
+        return part.as_subclass(Tensor)
 
 
 def _is_frame(data: Any) -> bool:

@@ -118,7 +118,7 @@ def _map_of(t: Tensor, name: str, outputs: Any, inputs: Inputs) -> OutputMap:
     size = inputs.picture_size(t.dim() - 2)
     if size and tuple(t.shape[1:-1]) == size != tuple(t.shape[2:]):  # channels last
         t = t.movedim(-1, 1)
-    if t.dim() == 5 and not inputs.picture_size(3):  # masks of prompts, [N, prompts, masks, H, W]
+    if t.dim() == 5 and inputs.picture_size(2):  # masks of prompts, [N, prompts, masks, H, W]
         quality = output_field(outputs, "iou_scores")
         known = isinstance(quality, Tensor) and quality.numel() == t[:, :, :, 0, 0].numel()
         return OutputMap(t.flatten(1, 2), "masks", quality.detach().flatten(1) if known else None)

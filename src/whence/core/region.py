@@ -32,8 +32,8 @@ class Region:
         mask: Bool tensor `[H, W]` or `[N, H, W]`, of the size of the input or of the map; "predicted" for the places where the
             class is predicted, the default if there is neither a point nor a box. That is where its score is the largest; of a
             single channel or of masks where it is positive, or at least 0.5 if all scores are probabilities.
-        point: A place (x, y) in pixels of the input.
-        box: A box (x0, y0, x1, y1) in pixels of the input.
+        point: A place (x, y) in pixels of the input, or (x, y, z) in a volume, x along the last dimension.
+        box: A box (x0, y0, x1, y1) in pixels of the input, or (x0, y0, z0, x1, y1, z1) in a volume.
         reduce: "mean" or "sum" over the region.
         output: Name or position of the map among the outputs, where they have several.
 
@@ -107,8 +107,8 @@ class Region:
         return "output" if self.kind == "values" else f"{'mask' if self.kind == 'masks' else 'class'} {shown}"
 
     def outline(self, sample: int, height: int, width: int) -> Tensor | None:
-        """Return the places of a sample in a picture, `[h, w]`, at the resolution of the map; None for other maps."""
-        return self.places[sample] if self.places is not None and self.places.dim() == 3 else None
+        """Return the places of a sample, `[h, w]` or `[d, h, w]`, at the resolution of the map; None for other maps."""
+        return self.places[sample] if self.places is not None and self.places.dim() in (3, 4) else None
 
     @property
     def _predicted(self) -> bool:
@@ -134,6 +134,7 @@ class Region:
 
     def _given_mask(self, size: tuple[int, ...], of_input: tuple[int, ...], count: int) -> Tensor:
         mask = self.mask[None] if self.mask.dim() == len(size) else self.mask
+        mask = mask[:, 0] if mask.dim() == len(size) + 2 and mask.shape[1] == 1 else mask  # with a channel
         if mask.dim() != len(size) + 1 or tuple(mask.shape[1:]) not in (size, of_input) or len(mask) not in (1, count):
             raise TargetError(
                 f"mask has shape {tuple(mask.shape)}; expected {list(of_input)}, the size of the input, or {list(size)}, that "
@@ -147,16 +148,21 @@ class Region:
         """Return the part of the input in the box, or at the point, by dimension."""
         given = self.point if self.box is None else self.box
         values = list(given or ())
+        axes = ("x", "y", "z")[: len(size)]
+        expected = f"point=({', '.join(axes)}) or box=({', '.join(f'{a}{i}' for i in (0, 1) for a in axes)})"
         if len(values) != len(size) * (1 if self.box is None else 2):
             raise TargetError(
-                f"got {value_repr(given)} for an input of size {list(size)}; expected point=(x, y) or box=(x0, y0, x1, y1)"
+                f"got {value_repr(given)} for an input of size {list(size)}; expected {expected}, x along the last"
             )
         if self.box is not None and max(values) <= 1 and any(value % 1 for value in values):
             raise TargetError(f"box={value_repr(given)} seems to be relative; expected pixels, from 0 to {list(size[::-1])}")
         low, high = values[: len(size)][::-1], values[-len(size) :][::-1]  # x is the last dimension
         inside = [0 <= a <= b <= n and (self.box is None) * a < n for a, b, n in zip(low, high, size, strict=True)]
         if not all(inside):
-            raise TargetError(f"{value_repr(given)} is empty or outside of an input of {size[-1]} × {size[0]} (width × height)")
+            raise TargetError(
+                f"{value_repr(given)} is empty or outside of an input of {' × '.join(map(str, size[::-1]))} in "
+                f"{', '.join(axes)}; expected {expected}"
+            )
         if self.box is None:
             return tuple(slice(int(a), int(a) + 1) for a in low)
         return tuple(slice(int(a), max(int(a) + 1, round(b))) for a, b in zip(low, high, strict=True))

@@ -131,15 +131,23 @@ def picture_input(task: Task, what: str) -> tuple[int, Tensor]:
 
 
 def _last_with_gradient(maps: "MapReader", found: Gradients) -> TappedMap:
-    """Return the last tapped layer at whose positions the gradient is not zero, or else the last."""
+    """Return the last tapped layer whose gradient is not zero in several channels, or else in one, or else the last.
+
+    In one channel alone it is at a map of classes itself, the output of a segmenter.
+    """
     if not found.layers:
         raise SelectorError(f"no layer of the model returns feature maps of {maps.x.dim()} dimensions; choose one with layer=")
     several = []
     for name in reversed(found.layers):
         several.append(maps.tapped(name, found))
-        if len(found.layers) == 1 or check_holds(several[-1].gradients.any()):
+        if len(found.layers) == 1 or check_holds(_channels_in_use(several[-1]) > 1):
             return several[-1]
-    return several[0]
+    return next((one for one in several if check_holds(_channels_in_use(one) > 0)), several[0])
+
+
+def _channels_in_use(tapped: TappedMap) -> Tensor:
+    """Return in how many channels the gradient of a sample is not zero, at most."""
+    return (tapped.gradients.flatten(2) != 0).any(2).sum(1).amax()
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -
 def _warn_if_incomplete(account: Conservation, size: Tensor, task: Task, n_steps: int) -> None:
     """Warn of a gap that is large compared with f(x) − f(x̃), and not small compared with Σ|R|, `size`."""
     change = (account.output - account.baseline).abs() if account.baseline is not None else account.output.abs()
-    missing = account.gap.abs() > torch.maximum(MAX_GAP * change, MAX_GAP / 10 * size)
+    missing = account.gap.abs() > torch.maximum(MAX_GAP * change, MAX_GAP / 40 * size)
     if not known_true(~missing) and len(missing) > 1 and not rows_are_independent(task):  # these account for each other
         missing = missing & (account.gap.sum().abs() > MAX_GAP / 10 * size.sum())
     if not check_holds(~missing):
@@ -211,7 +211,7 @@ def _warn_if_incomplete(account: Conservation, size: Tensor, task: Task, n_steps
         warnings.warn(
             f"integrated gradients do not add up to f(x) − f(baseline) = {float(change[missing].max()):.3g}: "
             f"{float(account.gap[missing].abs().max()):.3g} is missing. Either n_steps={n_steps} are too few, or the model is "
-            f"not smooth at the baseline, as RMSNorm and LayerNorm are not at zero; then pass {other}",
+            f"not smooth at the baseline, as LayerNorm, InstanceNorm and RMSNorm are not at zero; then pass {other}",
             ConservationWarning,
             stacklevel=2,
         )

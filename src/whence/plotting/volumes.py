@@ -1,6 +1,7 @@
 """Volumes [C, D, H, W]: three slices through the strongest relevance, all slices of a page, montages."""
 
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
@@ -15,6 +16,7 @@ from whence.plotting.heatmaps import (
     color_limit,
     draw_color_bar,
     draw_map,
+    draw_outline,
     draw_overlay,
     hide_ticks,
     overlay_pixels,
@@ -22,6 +24,7 @@ from whence.plotting.heatmaps import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
 AXES = ("depth", "height", "width")
@@ -30,18 +33,23 @@ MAX_SLICES, SLICE_WIDTH = 64, 640  # of a page, the width in pixels
 
 @dataclass(frozen=True)
 class VolumeSlices:
-    """A panel of a volume: its slices along each axis through the place of the largest |relevance|, and their overlays."""
+    """A panel of a volume: its slices along each axis through the strongest place, and their overlays.
+
+    A region `[d, h, w]` is outlined, and the slices go through the strongest place in it.
+    """
 
     x: Tensor
     relevance: Tensor
     title: str
+    region: Tensor | None = None
     width: float = 9.6
     height: float = 6.4
 
     def draw(self, part: "SubFigure", width: float) -> None:
         volume, heat = (t.detach().float().cpu() for t in (self.x.mean(0), self.relevance.sum(0)))
         volume = (volume - volume.min()) / (volume.max() - volume.min()).clamp(min=1e-12)
-        limit, place = color_limit(heat), strongest_place(heat)
+        region = None if self.region is None else resized_region(self.region, heat.shape)
+        limit, place = color_limit(heat), strongest_place(heat, region)
         axes = part.subplots(2, 3)
         part.suptitle(wrap_title(self.title), fontsize=9)
         for axis, (name, at) in enumerate(zip(AXES, place, strict=True)):
@@ -52,6 +60,10 @@ class VolumeSlices:
             down, across = (other for other in AXES if other != name)
             hide_ticks(above, f"{name} {at} of {volume.shape[axis]}  ({down} ↓, {across} →)")
             hide_ticks(below, "")
+            for each in (above, below):
+                _mark_cuts(each, [at for k, at in enumerate(place) if k != axis])
+                if region is not None and (here := region.select(axis, at)).any():
+                    draw_outline(each, here, here.shape)
         for axis, label in zip(axes[:, 0], ("input", "overlay"), strict=True):
             axis.set_ylabel(label, fontsize=8)
         shown = draw_map(axes[1, 2], heat.select(2, place[2]), limit, alpha=0.0)
@@ -83,10 +95,25 @@ def montage(x: Tensor) -> Tensor:
     return padded.unflatten(1, (-1, columns)).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-def strongest_place(heat: Tensor) -> tuple[int, ...]:
-    """Return the indices of the largest |relevance|."""
-    at, place = int(heat.abs().argmax()), []
+def strongest_place(heat: Tensor, region: Tensor | None = None) -> tuple[int, ...]:
+    """Return the indices of the largest |relevance|, averaged over 3 × 3 × 3 voxels, within a region if there is one."""
+    strength = F.avg_pool3d(heat.abs()[None, None], 3, 1, 1)[0, 0]
+    strength = strength if region is None or not region.any() else strength.masked_fill(~region, -1)
+    at, place = int(strength.argmax()), []
     for size in reversed(heat.shape):
         at, index = divmod(at, size)
         place.append(index)
     return tuple(reversed(place))
+
+
+def resized_region(region: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a region `[d, h, w]` at the size of the volume."""
+    return F.interpolate(region[None, None].float().cpu(), tuple(size), mode="nearest")[0, 0] > 0.5
+
+
+def _mark_cuts(axis: "Axes", places: Sequence[int]) -> None:
+    """Mark at the edges of a slice where the other two slices cut it."""
+    down, across = places
+    axis.set_xticks([across], [""])
+    axis.set_yticks([down], [""])
+    axis.tick_params(length=5, width=1.5, top=True, right=True, direction="out")

@@ -1,4 +1,4 @@
-"""What a served model returns for a picture: scores of classes, boxes, or a map; and the targets that the page can choose."""
+"""Outputs of a served model for a picture, scores of classes, boxes or a map, and the targets that the page can choose."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -299,7 +299,7 @@ class RelevanceMode(GradientMode):
         return value if gate is None else gate.live()
 
     def forget(self) -> None:
-        """Discard the tensors of the forward pass: the mode refers to itself, so that they would wait for garbage collection."""
+        """Discard the tensors of the forward pass, which would wait for garbage collection: the mode refers to itself."""
         self.bench.forget()
         self.written.clear()
 
