@@ -39,6 +39,7 @@ from whence.core.targets import Logit, Span
 from whence.evaluation.comparison import compare
 from whence.evaluation.evaluate import evaluate
 from whence.evaluation.regions import superpixels
+from whence.evaluation.reliability import reliability
 from whence.evaluation.tuning import tune
 from whence.exporting.program import export
 from whence.exporting.program_files import check_exported
@@ -176,6 +177,7 @@ __all__ = [
     "prototype",
     "prove",
     "relevance_rules",
+    "reliability",
     "results",
     "roots",
     "shapley_values",

@@ -1,6 +1,6 @@
 """Imputers, which fill in the parts of an input that are removed."""
 
-from whence.evaluation.imputers import IMPUTERS, BackgroundSamples, Blur, ConstantValue, Imputer, Inpainting, Mean
+from whence.evaluation.imputers import IMPUTERS, BackgroundSamples, Blur, ConstantValue, Imputer, Inpainting, Mean, OtherPlaces
 
 __all__ = [
     "IMPUTERS",
@@ -10,4 +10,5 @@ __all__ = [
     "Imputer",
     "Inpainting",
     "Mean",
+    "OtherPlaces",
 ]

@@ -38,13 +38,13 @@ def test_the_test_above_can_fail():
 FRONT = """
 attack attack_explanation attribution_graph audit channel_relevance check_exported checkpointed compare concepts cure
 evaluate explain explain_attack explain_dataset explain_detections explain_generation explain_similarity explain_targets
-export flow load load_model neuralize open_store palette patches patching prototype prove relevance_rules shapley_values
-sources subgraph_relevance subspaces superpixels token_passages top_samples tune walks Explainer Explanation LoadedModel
-Preprocessing Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop IntegratedGradients LRP
-LayerCAM GradCAMPlusPlus HiResCAM XGradCAM EigenCAM ScoreCAM AblationCAM FullGrad Occlusion RISE Sensitivity Shapley
-SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity RisingGamma WSquare ZBox ZPlus Logit Span
-Region Detection Directions Features Heads Nodes Places attacks conditions errors experiments images imputers layers metrics
-objectives presets priors results roots
+export flow load load_model neuralize open_store palette patches patching prototype prove relevance_rules reliability
+shapley_values sources subgraph_relevance subspaces superpixels token_passages top_samples tune walks Explainer Explanation
+LoadedModel Preprocessing Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop
+IntegratedGradients LRP LayerCAM GradCAMPlusPlus HiResCAM XGradCAM EigenCAM ScoreCAM AblationCAM FullGrad Occlusion RISE
+Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity RisingGamma WSquare ZBox
+ZPlus Logit Span Region Detection Directions Features Heads Nodes Places attacks conditions errors experiments images
+imputers layers metrics objectives presets priors results roots
 """
 NAMESPACES = [
     space for space in vars(whence).values() if isinstance(space, ModuleType) and f"{space.__name__}".startswith("whence.")

@@ -1,7 +1,9 @@
 """The forms in which detectors return boxes: which box is explained, at which logit, and what is refused."""
 
+from collections import namedtuple
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -272,3 +274,30 @@ def test_a_detector_in_training_mode():
     model.head = nn.Sequential(model.head, nn.BatchNorm2d(8))
     with pytest.raises(errors.WhenceError, match=r"model.eval\(\)"):
         whence.explain(model.train(), X, whence.Detection())
+
+
+def test_a_namedtuple_of_logits_and_boxes_must_say_what_the_last_logit_is():
+    kind = namedtuple("kind", "pred_logits pred_boxes")
+    model = Head(lambda boxes, _, classes: kind(classes.mT, boxes.mT / 16))
+    with pytest.raises(errors.TargetError, match="whether the last logit means no object"):
+        whence.explain(model, X, whence.Detection())
+    assert (whence.explain(model, X, whence.Detection(no_object=True)).target.labels < 2).all()
+    one = Head(lambda boxes, _, classes: kind(classes[:, :1].mT, boxes.mT / 16))
+    with pytest.raises(errors.TargetError, match="have a single logit"):
+        whence.explain(one, X, whence.Detection(no_object=True))
+
+
+def test_relative_boxes_and_targets_of_other_photos():
+    relative = Head(lambda b, _, c: torch.cat([b / 16, c.sigmoid()], 1))
+    with pytest.raises(errors.TargetError, match="not in pixels of the photo"):
+        whence.explain(relative, X, whence.Detection())
+    e = whence.explain(Head(v8), X, whence.Detection())
+    with pytest.raises(errors.TargetError, match="is of the boxes of 2 photos, but the model detects in 1"):
+        whence.explain(Head(v8), X[:1], e.target)
+
+
+@pytest.mark.parametrize("label", [np.array([1, 1]), np.int64(1), [np.int64(1), np.int64(1)]], ids=["array", "number", "list"])
+def test_labels_and_scores_of_numpy_are_saved(label, tmp_path):
+    e = whence.explain(Head(v8), X, whence.Detection(label=label, score=np.float32(0.0)))
+    loaded = whence.load(e.save(tmp_path / "e.npz"))
+    assert loaded.target_names() == e.target_names()

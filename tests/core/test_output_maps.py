@@ -219,3 +219,35 @@ def test_tensors_with_metadata_are_explained_as_plain_ones():
         torch.testing.assert_close(e.relevance, whence.explain(model, X, target).relevance)
         assert type(e.relevance) is torch.Tensor
     assert type(annotated) is Annotated
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_maps_with_channels_last(stride):
+    torch.manual_seed(0)
+    body, x = nn.Conv2d(3, 5, 3, stride, 1).eval(), torch.rand(2, 3, 16, 24)
+    box = whence.Region(1, box=(4, 4, 20, 12))
+    first = whence.explain(body, x, box)
+    last = whence.explain(lambda x: body(x).movedim(1, -1), x, box)
+    torch.testing.assert_close(last.output, first.output)
+    torch.testing.assert_close(last.relevance, first.relevance)
+    of_photo = whence.explain(lambda x: body(x.movedim(-1, 1)).movedim(1, -1), x.movedim(1, -1), box)
+    torch.testing.assert_close(of_photo.output, first.output)
+    assert torch.equal(of_photo.target.places, first.target.places)
+
+
+def test_series_and_tokens_with_the_time_first():
+    torch.manual_seed(0)
+    head, x = nn.Linear(4, 6), torch.randn(2, 9, 4)
+    e = whence.explain(head, x, whence.Region(3, mask=torch.arange(9) == 5))
+    torch.testing.assert_close(e.output, head(x)[:, 5, 3].detach())
+    model, ids = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 12)).eval(), torch.randint(10, (2, 7))
+    e = whence.explain(model, ids, whence.Region(3, mask=torch.ones(7)))
+    torch.testing.assert_close(e.output, model(ids)[:, :, 3].mean(1).detach())
+
+
+def test_whether_a_mask_has_probabilities_is_decided_for_each_photo():
+    scores = torch.stack([torch.linspace(0.01, 0.99, 96), torch.linspace(-3, 3, 96)]).view(2, 1, 8, 12)
+    model = lambda x: scores[: len(x)] + 0 * x[:, :1]  # noqa: E731
+    e = whence.explain(model, X, whence.Region(), method="occlusion")
+    assert torch.equal(e.target.places[0], scores[0, 0] > 0.5)
+    assert torch.equal(e.target.places[1], scores[1, 0] > 0)

@@ -129,3 +129,10 @@ def test_modalities_with_names_are_a_volume():
     e = whence.explain(lambda x: x.flatten(1).sum(1), x, feature_names=["T1", "T2", "FLAIR"])
     assert e.figure().axes[0].get_title().startswith("depth")
     assert whence.explain(lambda x: x.flatten(1).sum(1), x).figure().axes[0].get_title() == "frame 0"
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 2, 2), (1, 1, 1)])
+def test_thin_volumes_are_drawn(shape, tmp_path):
+    e = whence.explain(lambda x: x.flatten(1).sum(1), torch.rand(1, 2, *shape))
+    assert e.save(tmp_path / "e.png").is_file()
+    assert e.save(tmp_path / "e.html").is_file()

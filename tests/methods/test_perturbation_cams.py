@@ -180,3 +180,57 @@ def test_full_grad_needs_running_statistics():
     model[4] = nn.BatchNorm2d(5, track_running_stats=False).eval()
     with pytest.raises(errors.ModelError, match="running statistics"):
         whence.explain(model, x, 1, method=FullGrad())
+
+
+def test_a_compiled_model_is_ablated_as_the_model_itself():
+    model, x = body_and_picture()
+    compiled = torch.compile(model, backend="eager")
+    found, expected = (whence.explain(m, x, 1, method=AblationCAM("5", relu=False)).relevance for m in (compiled, model))
+    torch.testing.assert_close(found, expected)
+    assert found.any()
+
+
+class Keyed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return {0: self.conv(x).relu(), 1: x}
+
+
+def test_a_layer_that_returns_a_dict():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.head = Keyed(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.body(x)[0].mean((2, 3)))
+
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    a = net.body(x)[0].detach()
+    weights = net.head.weight[1] * a.mean((2, 3))
+    expected = torch.einsum("nc,nchw->nhw", weights, a).detach()
+    torch.testing.assert_close(whence.explain(net, x, 1, method=AblationCAM("body", relu=False)).layers["body"][:, 0], expected)
+
+
+def test_full_grad_reads_frozen_normalisations_and_leaves_out_other_maps():
+    from torchvision.ops import FrozenBatchNorm2d
+
+    model, x = body_and_picture()
+    frozen = FrozenBatchNorm2d(5)
+    frozen.load_state_dict({k: v for k, v in model[4].state_dict().items() if "batches" not in k})
+    expected = whence.explain(model, x, 1, method=FullGrad()).relevance
+    model[4] = frozen
+    torch.testing.assert_close(whence.explain(model, x, 1, method=FullGrad()).relevance, expected)
+    folded = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Conv1d(4, 2, 3), nn.Flatten(), nn.LazyLinear(2))
+    folded(x)
+    assert whence.explain(folded.eval(), x, 1, method=FullGrad()).relevance.any()
+
+
+def test_a_layer_that_is_no_layer():
+    model, x = body_and_picture()
+    with pytest.raises(errors.SelectorError, match="layer=5; expected the path of a module"):
+        whence.explain(model, x, 1, method=whence.GradCAM(5))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from operator import index as to_index
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,12 @@ class Detection:
                 object.__setattr__(self, "index", to_index(self.index))
         if not isinstance(self.index, int) or isinstance(self.index, bool) or self.index < 0:
             raise TargetError(f"index={value_repr(self.index)}; expected the number of a box by score, 0 for the best")
-        if not isinstance(self.score, float | int):
+        if not isinstance(self.label, Tensor | str | int | None):  # arrays and numbers of NumPy become those of Python
+            with suppress(TypeError, ValueError):
+                object.__setattr__(self, "label", np.array(self.label).tolist())
+        with suppress(TypeError, ValueError):
+            object.__setattr__(self, "score", self.score if isinstance(self.score, str) else float(self.score))
+        if not isinstance(self.score, float):
             raise TargetError(f"score={value_repr(self.score)}; expected a number, the least score of a box")
         if self.part not in ("class", "iou", *SIDES):
             raise TargetError(f"part={value_repr(self.part)}; choose 'class', {', '.join(map(repr, SIDES))} or 'iou'")
@@ -68,6 +74,8 @@ class Detection:
     def select(self, outputs: Any, inputs: Inputs) -> "tuple[Tensor, Detection]":
         """Return the values `[N]`, and this target with its boxes filled in."""
         photos = read_detections(outputs, inputs, self.no_object)
+        if self.box is not None and len(self.box) != len(photos):
+            raise TargetError(f"the target is of the boxes of {len(self.box)} photos, but the model detects in {len(photos)}")
         if self.box is not None:
             return torch.stack([self._same_object(photo, i) for i, photo in enumerate(photos)]), self
         wanted = [None] * len(photos) if self.label is None else class_indices(self.label, len(photos), "label").tolist()

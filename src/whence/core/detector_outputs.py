@@ -14,6 +14,10 @@ from whence.lrp.engine.model_outputs import describe_outputs, output_field
 FIELDS = ("boxes", "scores", "labels")  # of torchvision's detectors, a dict for each photo
 LOGITS, BOXES = ("logits", "pred_logits"), "pred_boxes"  # of DETR and its kin, one for each query
 SOFTMAX = ("Detr", "Yolos", "TableTransformer")  # first words of the outputs whose last logit means no object
+NOT_IN_PIXELS = (
+    "the boxes are not in pixels of the photo, or their corners not in the order left, top, right, bottom; pass a function "
+    "that returns [N, 4 + classes, boxes] with centres and sizes, or [N, boxes, 6] with corners, in pixels"
+)
 ROW_OF_BOX = 6  # values of a box of detectors without suppression: its corners, score and label
 
 
@@ -61,17 +65,22 @@ def _last_is_no_object(outputs: Any, given: bool | None) -> bool:
     """Return whether the last logit means that there is no object, so that scores are a softmax, not sigmoids."""
     if given is not None:
         return given
-    if isinstance(outputs, Mapping) and type(outputs).__module__.split(".")[0] != "transformers":
+    kind = type(outputs)
+    if kind.__module__.split(".")[0] != "transformers" and not kind.__name__.endswith(
+        ("DetectionOutput", "SegmentationOutput")
+    ):
         raise TargetError(
             "the output has pred_logits and pred_boxes, but not whether the last logit means no object: pass "
             "whence.Detection(no_object=True) for DETR, whose scores are a softmax, or no_object=False for Deformable DETR, "
             "DINO and others with sigmoids"
         )
-    return type(outputs).__name__.startswith(SOFTMAX)
+    return kind.__name__.startswith(SOFTMAX)
 
 
 def _of_queries(logits: Tensor, boxes: Tensor, no_object: bool, inputs: Inputs) -> list[PhotoDetections]:
     """Return the queries of DETR and its kin."""
+    if no_object and logits.shape[-1] < 2:
+        raise TargetError("no_object=True, but the queries have a single logit; pass no_object=False")
     height, width = inputs.picture_size(2)
     scale = boxes.new_tensor([width, height, width, height])
     likely = logits.detach().softmax(-1)[..., :-1] if no_object else logits.detach().sigmoid()
@@ -112,6 +121,7 @@ def _of_yolo(photo: Tensor, classes: int | None) -> PhotoDetections:
         raise TargetError(f"a tensor [N, {rows}, {columns}] has no classes behind the four numbers of a box")
     values, labels = scores.max(1)
     _check_scores(scores)
+    _check_pixels(boxes.detach())
     return PhotoDetections(_corners(boxes), values, values.detach(), labels)
 
 
@@ -128,11 +138,15 @@ def _check_scores(scores: Tensor) -> None:
 
 def _check_corners(corners: Tensor) -> None:
     """Raise `TargetError` if corners are not those of boxes in pixels."""
-    if bool((corners[:, 2:] < corners[:, :2]).any()) or bool((corners.abs() <= 2).all()):
-        raise TargetError(
-            "the boxes are not in pixels of the photo, or their corners not in the order left, top, right, bottom; pass a "
-            "function that returns [N, 4 + classes, boxes] with centres and sizes, or [N, boxes, 6] with corners, in pixels"
-        )
+    if bool((corners[:, 2:] < corners[:, :2]).any()):
+        raise TargetError(NOT_IN_PIXELS)
+    _check_pixels(corners)
+
+
+def _check_pixels(boxes: Tensor) -> None:
+    """Raise `TargetError` if boxes are relative to the size of the photo."""
+    if bool((boxes.abs() <= 2).all()):
+        raise TargetError(NOT_IN_PIXELS)
 
 
 def _corners(boxes: Tensor) -> Tensor:

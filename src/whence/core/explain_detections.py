@@ -1,7 +1,7 @@
 """All boxes that a detector finds in a photo, each explained, in one result."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,15 +116,17 @@ def explain_detections(
     given = Inputs.of(inputs).beside(texts.model).detached()
     if given.batch_size != 1:
         raise InputError(f"got {given.batch_size} photos; pass one at a time, as photos[:1], or whence.Detection() for a batch")
-    if limit < 1:
+    if not isinstance(limit, int) or limit < 1:
         raise TargetError(f"limit={value_repr(limit)}; expected at least 1, the number of boxes to explain")
     wanted = texts.target(Detection(0, label, score, no_object=no_object))
     with torch.no_grad():
         (photo,) = read_detections(given.run(texts.model), given, no_object)
     count = int(_wanted(photo.scores, photo.labels, wanted).sum())
     if not count:
-        best = f"the best has {float(photo.scores.max()):.3g}" if len(photo.scores) else "it finds none"
-        raise TargetError(f"the detector finds no box with a score of at least {score:g}: {best}; lower score=")
+        of_label = photo.scores[_wanted(photo.scores, photo.labels, replace(wanted, score=0.0))]
+        best = f"the best has {float(of_label.max()):.3g}; lower score=" if len(of_label) else "it finds none at all"
+        which = "" if label is None else f" of class {label}"
+        raise TargetError(f"the detector finds no box{which} with a score of at least {score:g}: {best}")
     targets = [Detection(number, wanted.label, score, no_object=no_object) for number in range(min(count, limit))]
     found = explain_targets(model, inputs, targets, method=method, class_names=class_names, progress=progress)
     return DetectionSet(tuple(found))

@@ -146,7 +146,8 @@ class Explanation(ExplanationData, Result):
             InputError: The explanation is not of one volume, or the image `like` has another shape.
         """
         volumes = [t for t in named_leaves(self.relevance).values() if t.dim() == 5]
-        if len(volumes) != 1 or not -len(self) <= sample < len(self):
+        channels_last = any(t.shape[-1] <= 4 < t.shape[1] for t in volumes)
+        if len(volumes) != 1 or channels_last or not isinstance(sample, int) or not -len(self) <= sample < len(self):
             given = {name: list(t.shape) for name, t in named_leaves(self.relevance).items()}
             raise InputError(f"expected the relevance of one volume [N, C, D, H, W] and one of its samples, got {given}")
         return write_nifti(path, volumes[0][sample].sum(0), like)

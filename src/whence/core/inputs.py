@@ -35,6 +35,7 @@ from whence.lrp.torch_compat.interrupts import raise_pending
 from whence.lrp.torch_compat.model_state import preserve_state
 from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quantized
 
+COLOURS = (1, 3, 4)  # channels of a picture
 DISPATCH = "__torch_dispatch__"  # overridden by tensors that are no plain memory (fake, distributed)
 NEEDS_GRADIENTS = "does not require grad and does not have a grad_fn"  # in torch's message
 
@@ -141,7 +142,11 @@ class Inputs:
     def picture_size(self, dims: int) -> tuple[int, ...]:
         """Return the size of the largest explained input `[N, C, …]` with this number of dimensions behind its channels."""
         shapes = [self.parts[i].shape for i in self.explained if self.parts[i].dim() == dims + 2]
-        return tuple(max(shapes, key=prod)[-dims:]) if shapes else ()  # others are points, boxes
+        if not shapes:
+            return ()
+        shape = max(shapes, key=prod)  # others are points, boxes
+        channels_last = dims > 1 and shape[-1] in COLOURS and shape[1] not in COLOURS
+        return tuple(shape[1:-1] if channels_last else shape[2:])
 
     def admits(self, count: int) -> bool:
         """Return whether outputs may have `count` rows: one per sample, one per row of a part, or one in total."""

@@ -1,6 +1,6 @@
 """The maps in the outputs of models: scores of classes, masks or values at each place of a picture, series or volume."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ CLASS_MAPS = ("out", "logits", "semantic_seg", "segmentation_logits")  # fields 
 MASK_MAPS = ("pred_masks", "masks")
 VALUE_MAPS = ("predicted_depth", "reconstruction")
 QUERY_MAPS = ("class_queries_logits", "masks_queries_logits")  # of Mask2Former and its kin
+
+MAX_STRIDE_RATIO = 1.2  # between the dimensions of a map, which an odd size makes unequal
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class OutputMap:
         if self.kind == "classes":
             return scores.argmax(1) == index.view(-1, *[1] * (scores.dim() - 2))
         chosen = scores[torch.arange(len(scores), device=scores.device), index]
-        return torch.ones_like(chosen, dtype=torch.bool) if self.kind == "values" else chosen > self._threshold
+        return torch.ones_like(chosen, dtype=torch.bool) if self.kind == "values" else chosen > self._threshold[:, 0]
 
     def default_index(self, places: Tensor | None) -> Tensor:
         """Return the class `[N]` that is predicted most often among some places, or the best mask; None for all places."""
@@ -52,10 +54,11 @@ class OutputMap:
         return here.flatten(2).sum(2).argmax(1)
 
     @property
-    def _threshold(self) -> float:
-        """The least score of a mask: 0 of logits, 0.5 of probabilities."""
+    def _threshold(self) -> Tensor:
+        """The least score of a mask of each sample, `[N, 1, …]`: 0 of logits, 0.5 of probabilities."""
         scores = self.scores.detach()
-        return 0.5 if bool(((scores >= 0) & (scores <= 1)).all()) else 0.0
+        probable = ((scores >= 0) & (scores <= 1)).flatten(1).all(1)
+        return (0.5 * probable).view(-1, *[1] * (scores.dim() - 1))
 
 
 def read_map(outputs: Any, inputs: Inputs, which: str | int | None = None) -> OutputMap:
@@ -110,13 +113,33 @@ def _is_one_channel(t: Tensor, inputs: Inputs) -> bool:
     return inputs.picture_size(t.dim() - 1) == tuple(t.shape[1:])
 
 
+def _has_channels_last(t: Tensor, inputs: Inputs) -> bool:
+    """Return whether a map is `[N, …, C]`: its first dimensions, and not its last ones, are in proportion to the input.
+
+    Of series, and token ids `[N, T]`, the time is the dimension that is as long as in the input.
+    """
+    if t.dim() == 3:
+        lengths = [
+            (part.shape[1], part.shape[2] if part.dim() == 3 else None)
+            for part in (inputs.parts[i] for i in (*inputs.explained, *inputs.ids))
+            if part.dim() in (2, 3) and len(part) == len(t)
+        ]
+        return any(t.shape[1] == first and t.shape[2] != last for first, last in lengths)
+    size = inputs.picture_size(t.dim() - 2)
+    return bool(size) and _in_proportion(t.shape[1:-1], size) and not _in_proportion(t.shape[2:], size)
+
+
+def _in_proportion(sides: Sequence[int], size: Sequence[int]) -> bool:
+    strides = [length / side for side, length in zip(sides, size, strict=True)]
+    return max(strides) <= MAX_STRIDE_RATIO * min(strides)
+
+
 def _map_of(t: Tensor, name: str, outputs: Any, inputs: Inputs) -> OutputMap:
     if name in VALUE_MAPS:
         return OutputMap(t[:, None] if t.dim() == 3 else t, "values")
     if _is_one_channel(t, inputs):
         t = t[:, None]
-    size = inputs.picture_size(t.dim() - 2)
-    if size and tuple(t.shape[1:-1]) == size != tuple(t.shape[2:]):  # channels last
+    if _has_channels_last(t, inputs):
         t = t.movedim(-1, 1)
     if t.dim() == 5 and inputs.picture_size(2):  # masks of prompts, [N, prompts, masks, H, W]
         quality = output_field(outputs, "iou_scores")

@@ -148,6 +148,8 @@ class Region:
         """Return the part of the input in the box, or at the point, by dimension."""
         given = self.point if self.box is None else self.box
         values = list(given or ())
+        if not size:
+            raise TargetError("a point or box needs an input [N, C, …] of as many dimensions as the map; pass mask=")
         axes = ("x", "y", "z")[: len(size)]
         expected = f"point=({', '.join(axes)}) or box=({', '.join(f'{a}{i}' for i in (0, 1) for a in axes)})"
         if len(values) != len(size) * (1 if self.box is None else 2):

@@ -129,6 +129,45 @@ class BackgroundSamples:
 
 
 @dataclass(frozen=True)
+class OtherPlaces:
+    """Imputer that replaces removed entries by those of other places of the same sample: it is shifted at random, circularly.
+
+    For pictures, series, volumes and token ids; it keeps the texture of a picture, and the words of a text.
+
+    >>> whence.evaluate(model, x, ["lrp"], ["srg"], imputer=whence.imputers.OtherPlaces(4))
+
+    Args:
+        n_samples: The number of shifts drawn for each input; scores are averaged over them.
+    """
+
+    n_samples: int = 1
+
+    name: ClassVar[str] = "other_places"
+
+    def fills(self, x: Tensor, random: list[torch.Generator]) -> list[FillFunction]:
+        first = 2 if x.is_floating_point() else 1  # behind the channels
+        if x.dim() <= first:
+            raise InputError(
+                f"imputer '{self.name}' expects images or series [N, C, …] or token ids [N, T], got {tuple(x.shape)}"
+            )
+        dims = tuple(range(first, x.dim()))
+        along = [d - 1 for d in dims]  # of a sample
+        copies = (
+            torch.stack([one.roll(self._shifts(one, along, r), along) for one, r in zip(x, random, strict=True)])
+            for _ in range(self.n_samples)
+        )
+        return [_fill_from_copy(x, copy) for copy in copies]
+
+    def _shifts(self, one: Tensor, along: list[int], random: torch.Generator) -> list[int]:
+        """Return a shift along each dimension, of at least an eighth of its length."""
+        found = []
+        for size in (one.shape[d] for d in along):
+            least = min(size - 1, -(-size // 8))
+            found.append(int(torch.randint(least, max(size - least, least) + 1, (), generator=random)) if size > 1 else 0)
+        return found
+
+
+@dataclass(frozen=True)
 class Inpainting:
     """Imputer that fills removed regions from the rest of the image or series.
 
@@ -150,7 +189,7 @@ class Inpainting:
         return [fill]
 
 
-IMPUTERS: dict[str, type] = {kind.name: kind for kind in (ConstantValue, Mean, Blur, Inpainting)}
+IMPUTERS: dict[str, type] = {kind.name: kind for kind in (ConstantValue, Mean, Blur, OtherPlaces, Inpainting)}
 
 
 def make_imputer(given: "Imputer | Tensor | float | str") -> Imputer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from whence.core.channel_layout import ChannelLayout, input_channel_dim
 from whence.core.explanation import Explanation
-from whence.errors import InputError, ModelError, SelectorError
+from whence.errors import InputError, ModelError, SelectorError, value_repr
 from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
 from whence.lrp.torch_compat.module_tracker import module_names, named_layers
 from whence.methods.feature_maps import FeatureMap, to_unit_range
@@ -186,6 +186,8 @@ def _layer_names(model: nn.Module, layer: Layer | Sequence[Layer] | None) -> tup
     """Return the paths of layers given as paths or modules, or None for the default."""
     if layer is None:
         return None
+    if not isinstance(layer, str | nn.Module | Sequence):
+        raise SelectorError(f"layer={value_repr(layer)}; expected the path of a module, a module, or several")
     given = [layer] if isinstance(layer, str | nn.Module) and not isinstance(layer, nn.ModuleList) else list(layer)
     if not given:
         raise SelectorError("layer=() names no layer; pass a path, a module or several, or None for the default")

@@ -308,9 +308,13 @@ def make_explanation(
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,
         patches=PatchLayout.found(task.model, task.inputs),
-        note=note or (SCORE_NOTE if isinstance(target, Detection) and target.explains_score(output) else ""),
+        note=", ".join(filter(None, [note, SCORE_NOTE if _is_score(target, output) else ""])),
         **more,
     )
+
+
+def _is_score(target: Any, output: Tensor) -> bool:
+    return isinstance(target, Detection) and target.explains_score(output)
 
 
 def reject_layers(method: object, task: Task) -> None:

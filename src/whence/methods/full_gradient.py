@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv
@@ -17,7 +17,7 @@ from whence.methods.forward_backward import Task, make_explanation, reject_layer
 from whence.methods.gradients import input_gradients
 from whence.methods.layer_taps import LayerTaps
 
-BIASED = (conv._ConvNd, batchnorm._BatchNorm)
+FROZEN = "FrozenBatchNorm2d"  # torchvision's
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FullGrad:
         biases = {name: b for name, m in module_names(task.model).items() if (b := _bias(m)) is not None}
         channels = input_channel_dim(task.model, task.inputs, x)
         own = FeatureMap(channels, channels)
-        for found in input_gradients(task, CalledLayers(tuple(biases))):
+        for found in input_gradients(task, CalledLayers(tuple(biases), x)):
             x, g = found.inputs[i]
             total = own.spread(to_unit_range(own.read(x * g).abs()).sum(1, keepdim=True), x)
             for name, calls in found.layers.items():
@@ -54,24 +54,24 @@ class FullGrad:
 
 
 class CalledLayers(LayerTaps):
-    """Taps at those of some layers that a forward pass calls on feature maps that depend on the input."""
+    """Taps at those of some layers whose outputs are feature maps of the input `x`, one for each sample."""
 
-    def __init__(self, names: tuple[str, ...]):
+    def __init__(self, names: tuple[str, ...], x: Tensor):
         super().__init__(())
-        self._wanted = names
+        self._wanted, self._x = names, x
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
         return {name: lambda out, name=name: self._called(name, out, pin) for name in self._wanted}
 
     def _called(self, name: str, out: Tensor, pin: Callable[[Tensor], None]) -> None:
-        if out.requires_grad and out.dim() > 2:
+        if out.requires_grad and out.dim() == self._x.dim() and len(out) == len(self._x):
             self._tap(name, out, pin)
             self.names = tuple(self.values)
 
 
-def _bias(module: nn.Module) -> Tensor | None:
+def _bias(module: Any) -> Tensor | None:
     """Return the bias `[C]` of a convolution, or that which a batch normalisation implies; None if it has none."""
-    if isinstance(module, batchnorm._BatchNorm):
+    if isinstance(module, batchnorm._BatchNorm) or type(module).__name__ == FROZEN:
         if module.running_mean is None or module.running_var is None:
             raise ModelError("FullGrad needs running statistics of batch normalisations, but one has none; use another method")
         scale = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight.detach())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from whence.errors import SelectorError
 from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.torch_compat.module_tracker import named_layers
-from whence.lrp.torch_compat.torch_patches import enter_all, temporary_hook
+from whence.lrp.torch_compat.torch_patches import FORCE_EAGER, enter_all, temporary_hook
 from whence.methods.batching import run_batched, warn_of_many_rounds
 from whence.methods.class_activation_maps import ClassActivationMap, TappedMap, picture_input
 from whence.methods.feature_maps import to_unit_range
@@ -96,7 +96,8 @@ def channel_outputs(method: ClassActivationMap, task: Task, tapped: TappedMap, e
 
 def outputs_of(task: Task, tapped: TappedMap, altered: dict[int, Tensor], channels: int) -> Tensor:
     """Return the explained output `[channels, N]` of altered inputs `[channels · N, …]`."""
-    ((output, _),) = target_values(task.moved(channels, altered, [tapped.target]))
+    with enter_all(FORCE_EAGER):  # hooks on parts of a compiled graph do not run
+        ((output, _),) = target_values(task.moved(channels, altered, [tapped.target]))
     return output.view(channels, -1)
 
 

@@ -97,7 +97,7 @@ def montage(x: Tensor) -> Tensor:
 
 def strongest_place(heat: Tensor, region: Tensor | None = None) -> tuple[int, ...]:
     """Return the indices of the largest |relevance|, averaged over 3 × 3 × 3 voxels, within a region if there is one."""
-    strength = F.avg_pool3d(heat.abs()[None, None], 3, 1, 1)[0, 0]
+    strength = F.avg_pool3d(F.pad(heat.abs()[None, None], (1,) * 6), 3, 1)[0, 0]
     strength = strength if region is None or not region.any() else strength.masked_fill(~region, -1)
     at, place = int(strength.argmax()), []
     for size in reversed(heat.shape):

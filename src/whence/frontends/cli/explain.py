@@ -20,6 +20,7 @@ from whence.core.result import RESULT_SUFFIXES
 from whence.core.targets import Logit
 from whence.core.trees import named_leaves
 from whence.errors import InputError, TargetError
+from whence.evaluation.reliability import reliability
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
 from whence.frontends.cli.picture_targets import PictureTarget
 from whence.frontends.common.data import is_array_file, read_array
@@ -58,13 +59,19 @@ def explain(
     region: Annotated[
         str | None, typer.Option(help="Explain a class of a segmentation, by index or name; 'predicted' for the largest.")
     ] = None,
-    point: Annotated[str | None, typer.Option(help="The region: a pixel X,Y. Default: where the class is predicted.")] = None,
-    box: Annotated[str | None, typer.Option(help="The region: a box LEFT,TOP,RIGHT,BOTTOM in pixels.")] = None,
+    point: Annotated[
+        str | None,
+        typer.Option(help="The region: a pixel X,Y, of the photo as the model takes it. Default: the predicted part."),
+    ] = None,
+    box: Annotated[str | None, typer.Option(help="The region: a box LEFT,TOP,RIGHT,BOTTOM in those pixels.")] = None,
     method: Annotated[str, typer.Option(help=f"Explanation method: {', '.join(METHODS)}.")] = "lrp",
     rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
     sample: Sample = 0,
     text: Annotated[list[str] | None, typer.Option(help="Text of vision-language models; repeatable for CLIP.")] = None,
     out: Annotated[Path, typer.Option(help="Output file: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path("heat.png"),
+    reliable: Annotated[
+        bool, typer.Option("--reliability", help="Also measure whether the most relevant features keep the output.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Explain a prediction by a heatmap of relevance."""
@@ -96,6 +103,8 @@ def explain(
         explanation = explanation.with_tokens(loaded.text.tokenizer)
     explanation.save(out)
     report = _report(explanation, loaded, input, sample, out)
+    if reliable:
+        report["reliability"] = reliability(loaded.model, explanation, x).sentences
     if as_json:
         print(json.dumps(report))
     else:
@@ -244,6 +253,8 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"the explained output: {report['note']}")
     if report["caution"]:
         warn(report["caution"])
+    for sentence in report.get("reliability", ()):
+        console.print(sentence)
     if len(parts) > 1:
         console.print(f"output = {' + '.join(PART_LABELS[part] for part in parts)}")
     console.print(f"saved {report['picture']}", markup=False)

@@ -46,6 +46,8 @@ def with_first_tensor(output: Any, t: Tensor, path: str) -> Any:
         return t
     if isinstance(output, dict):
         first = next(iter(output))
+        if type(output) is dict:
+            return output | {first: with_first_tensor(output[first], t, path)}
         rest = {name: value for name, value in output.items() if name != first}
         return type(output)(**{first: with_first_tensor(output[first], t, path)}, **rest)
     if type(output) in (list, tuple):
