@@ -13,7 +13,7 @@ from whence.core.trees import Tree
 from whence.errors import RuleError, value_repr
 from whence.lrp.rules import presets
 from whence.lrp.rules.composites import input_layer
-from whence.lrp.rules.rules import Flat
+from whence.lrp.rules.rules import Flat, RisingGamma, WSquare, ZBox, ZPlus
 from whence.methods.layer_reader import layer_shapes
 from whence.methods.lrp import LRP
 
@@ -21,6 +21,7 @@ Bounds = tuple[float | Tensor, float | Tensor]
 CONVOLUTIONAL = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LINEAR = (*CONVOLUTIONAL, nn.Linear)
 GAMMAS = (0.05, 0.25, 1.0)
+STEPS = (0.03, 0.3, 1.0)  # of γ from layer to layer, besides that of the default
 GAMMA_RAMPS = ((1.0, 0.01), (1.0, 0.1), (0.25, 0.01), (0.1, 1.0))
 
 
@@ -48,6 +49,7 @@ def rule_sets(model: Callable[..., Any], inputs: Tree, bounds: Bounds | None = N
         found |= {f"attn_lrp(gamma={g:g})": presets.attn_lrp(gamma=g) for g in GAMMAS}
         found |= {f"cp_lrp(gamma={g:g})": presets.cp_lrp(gamma=g) for g in (0.0, *GAMMAS)}
     if spatial:
+        found |= _around_the_default(spatial, bounds)
         found |= {f"epsilon_gamma(gamma={g:g})": presets.epsilon_gamma(gamma=g) for g in (*GAMMAS, 0.5)}
         found |= {"epsilon_plus()": presets.epsilon_plus(), "epsilon_plus_flat()": presets.epsilon_plus_flat(),
                   "epsilon_alpha2_beta1()": presets.epsilon_alpha2_beta1(), "flat, γ 0.25": _uniform_gamma(0.25)}  # fmt: skip
@@ -81,6 +83,26 @@ def vary_fields(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, 
     for given in combined:
         name = ", ".join(f"{field}={_shorten(value)}" for field, value in given.items())
         found[name if name not in found else f"{name} ({len(found) + 1})"] = replace(method, **given)
+    return found
+
+
+def _around_the_default(spatial: Sequence[str], bounds: Bounds | None) -> dict[str, LRP]:
+    """Return the default with a rule of the input layer, other steps of γ, and z⁺ in the lower half of the convolutions."""
+    default: Any = LRP().rules
+    found = {
+        "flat input, default": LRP({input_layer: Flat()} | default),
+        "w² input, default": LRP({input_layer: WSquare()} | default),
+    }
+    if bounds is not None:
+        found["z^B, default"] = LRP({input_layer: ZBox(*bounds)} | default)
+    for step in STEPS:
+        rule: Any = {CONVOLUTIONAL: RisingGamma(step)}
+        found[f"default, step {step:g}"] = LRP(rule | default)
+        found[f"flat input, step {step:g}"] = LRP({input_layer: Flat()} | (rule | default))
+    if len(spatial) > 2:
+        lower: Any = {tuple(spatial[: len(spatial) // 2]): ZPlus()}
+        found["z⁺ below, default"] = LRP(lower | default)
+        found["flat input, z⁺ below, default"] = LRP({input_layer: Flat()} | (lower | default))
     return found
 
 

@@ -17,7 +17,7 @@ from whence.core.targets import Target, select_target_samples
 from whence.data.batches import batches, require_all
 from whence.data.dataset_rows import SampleBatch
 from whence.errors import InputError, RuleError, WhenceError
-from whence.evaluation.bootstrap import Interval
+from whence.evaluation.bootstrap import Interval, paired_interval
 from whence.evaluation.evaluate import evaluate
 from whence.evaluation.imputers import Imputer
 from whence.evaluation.metrics.complexity import Sparseness
@@ -25,6 +25,7 @@ from whence.evaluation.metrics.registry import METRICS, Metric, make_metrics
 from whence.evaluation.regions import RegionSpec
 from whence.evaluation.results import Evaluation, format_interval
 from whence.evaluation.search_space import Bounds, rule_sets, vary_fields
+from whence.methods.integrated_gradients import ExpectedGradients
 from whence.methods.lrp import LRP
 from whence.methods.registry import Method
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 FIRST_SAMPLES = 8  # number of samples on which all candidates are evaluated
 N_FINALISTS = 3
+DEFAULT = "default"
+MAX_BACKGROUND = 20  # samples of expected gradients
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,6 +55,8 @@ class Tuning(Result):
         candidates: One row per candidate, the best first: its mean metric and sparseness, and the number `n` of samples on
             which it was evaluated; candidates that were eliminated early were evaluated on few.
         held_out: The `Evaluation` of the finalists and the default on held-out samples.
+        gain: How much better the best candidate is than the default on held-out samples, paired by sample, with its interval;
+            None if it is the default, or the default cannot explain the model.
     """
 
     name: str
@@ -60,6 +65,12 @@ class Tuning(Result):
     better: str
     candidates: Sequence[Mapping[str, Any]]
     held_out: Evaluation
+    gain: Interval | None = None
+
+    @property
+    def better_than_default(self) -> bool:
+        """Whether the best candidate is better than the default on samples that chose nothing, by more than the interval."""
+        return self.gain is not None and self.gain.low > 0
 
     @property
     def table(self) -> Sequence[Mapping[str, Any]]:
@@ -84,7 +95,13 @@ class Tuning(Result):
 
     def __repr__(self) -> str:
         head = f"Tuning of {len(self.table)} candidates: {self.name} has {self.metric} {format_interval(self.score)}"
-        return f"{head} on {self.score.n} held-out samples\n{self.held_out!r}"
+        return f"{head} on {self.score.n} held-out samples, {self._beside_default()}\n{self.held_out!r}"
+
+    def _beside_default(self) -> str:
+        if self.gain is None:
+            return "and is the default itself" if self.name == DEFAULT else "where the default cannot explain the model"
+        better = "better" if self.better_than_default else "no better"
+        return f"{better} than the default there: by {format_interval(self.gain)}"
 
     def figure(self) -> "Figure":
         """Return a figure of the metric over sparseness, with the Pareto front as a line."""
@@ -170,7 +187,8 @@ def tune(
     winner, finalists = search.halved(progress)
     named = _add_default(search, {name: methods[name] for name in finalists}, samples)
     found = search.evaluated(named, samples.kept_out)
-    return Tuning(winner, methods[winner], chosen.name, chosen.better, search.table(), found)
+    gain = _gain(found, winner, chosen)
+    return Tuning(winner, methods[winner], chosen.name, chosen.better, search.table(), found, gain)
 
 
 @dataclass(frozen=True)
@@ -263,13 +281,22 @@ class SuccessiveHalving:
         return float(torch.cat(values).nanmean())
 
 
+def _gain(found: Evaluation, winner: str, metric: Metric) -> Interval | None:
+    """Return how much better the winner is than the default; None if it is the default, or that could not be evaluated."""
+    if winner == DEFAULT or DEFAULT not in found.values:
+        return None
+    sign = 1 if metric.better == "higher" else -1
+    ours, default = (sign * found.values[name][metric.name] for name in (winner, DEFAULT))
+    return paired_interval(ours, default)
+
+
 def _add_default(search: SuccessiveHalving, finalists: dict[str, Method], samples: TuningData) -> dict[str, Method]:
     """Return the finalists with the default method added, if it can explain the model."""
     try:
-        search.evaluated({"default": LRP()}, samples.choosing[:1])
+        search.evaluated({DEFAULT: LRP()}, samples.choosing[:1])
     except WhenceError:
         return finalists
-    return {"default": LRP()} | finalists
+    return {DEFAULT: LRP()} | finalists
 
 
 def _make_candidates(
@@ -290,7 +317,13 @@ def _make_candidates(
             )
         return vary_fields(given, fields)
     if given is None:
-        return dict(rule_sets(model, samples.inputs.of_samples(samples.choosing[:1]).beside(model).nest, bounds))
+        found: dict[str, Method] = {
+            **rule_sets(model, samples.inputs.of_samples(samples.choosing[:1]).beside(model).nest, bounds)
+        }
+        if samples.inputs.single and samples.inputs.explained:
+            background = samples.inputs.of_samples(samples.choosing[:MAX_BACKGROUND]).beside(model).parts[0]
+            found["expected gradients"] = ExpectedGradients(background, n_samples=MAX_BACKGROUND)
+        return found
     if not isinstance(given, Mapping) or not given:
         raise RuleError("candidates must be a dict of methods by name, or one method with fields= to vary")
     return dict(given)

@@ -101,7 +101,7 @@ class OpContext:
 
     def forget(self) -> None:
         """Discard what is known about the tensors of the forward pass."""
-        self.known.by_id.clear()
+        self.known.forget()
         self.saturated.clear()
         self.deferred.clear()
 

@@ -58,6 +58,15 @@ class TensorFacts:
         by_id = self.by_id
         self._forget = lambda dead: by_id.pop(dead.key, None)
 
+    def forget(self) -> None:
+        """Discard all records, and what they refer to, one by one: CPython crashes on freeing long chains of weak references."""
+        left = [known for known in self.by_id.values() if type(known) is TensorRecord]
+        self.by_id.clear()
+        while left:
+            known = left.pop()
+            left += known.inherited.made_of
+            known.inherited, known.link = NO_FACTS, None
+
     def seen(self, t: Tensor) -> bool:
         """Return whether the tensor was registered."""
         known = self.by_id.get(id(t))
