@@ -101,3 +101,34 @@ def test_ways_of_other_libraries_stand_beside_ours():
     way = MethodAdapter("m", lambda model, x, target: x, PreparedModel(model))
     assert way.external
     assert not MethodAdapter("m", whence.LRP(), PreparedModel(model)).external
+
+
+def test_the_winner_is_compared_with_the_default_on_samples_that_chose_nothing():
+    model, x = linear(), torch.rand(40, 12)
+    noise = {f"noise {i}": Random(seed=i) for i in range(4)}
+    better = whence.tune(model, x, {**noise, "mine": whence.GradientTimesInput()}, imputer=0.0, progress=False)
+    assert not better.better_than_default  # of a linear model, the default is the same
+    assert better.gain.mean == pytest.approx(0, abs=1e-6)
+    assert "no better than the default there" in repr(better)
+    worse = whence.tune(model, x, noise, imputer=0.0, progress=False)
+    assert worse.gain.high < 0
+    itself = whence.tune(model, x, {"default": whence.LRP(), **noise}, imputer=0.0, progress=False)
+    assert itself.gain is None
+    assert "is the default itself" in repr(itself)
+
+
+def test_candidates_vary_the_default():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(),
+        nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2),
+    ).eval()  # fmt: skip
+    x = torch.rand(6, 3, 8, 8)
+    sets = whence.experiments.rule_sets(model, x[:1], bounds=(0.0, 1.0))
+    names = {"flat input, default", "w² input, default", "z^B, default", "default, step 0.3", "z⁺ below, default"}
+    assert names <= sets.keys()
+    for name in (*names, "flat input, z⁺ below, default", "flat input, step 1"):
+        e = whence.explain(model, x, 0, method=sets[name])
+        assert e.conservation.error.max() < 1e-4, name
+    found = whence.tune(model, x, bounds=(0.0, 1.0), progress=False)
+    assert "expected gradients" in {row["method"] for row in found.table}

@@ -99,9 +99,12 @@ def _around_the_default(spatial: Sequence[str], bounds: Bounds | None) -> dict[s
         rule: Any = {CONVOLUTIONAL: RisingGamma(step)}
         found[f"default, step {step:g}"] = LRP(rule | default)
         found[f"flat input, step {step:g}"] = LRP({input_layer: Flat()} | (rule | default))
-    if len(spatial) > 2:
-        lower: Any = {tuple(spatial[: len(spatial) // 2]): ZPlus()}
+    half = len(spatial) // 2
+    if half:
+        lower: Any = {tuple(spatial[:half]): ZPlus()}
         found["z⁺ below, default"] = LRP(lower | default)
+    if half > 1:  # the first is that of the input
+        lower = {tuple(spatial[1:half]): ZPlus()}
         found["flat input, z⁺ below, default"] = LRP({input_layer: Flat()} | (lower | default))
     return found
 

@@ -59,7 +59,7 @@ class TensorFacts:
         self._forget = lambda dead: by_id.pop(dead.key, None)
 
     def forget(self) -> None:
-        """Discard all records, and what they refer to, one by one: CPython crashes on freeing long chains of weak references."""
+        """Discard all records one by one: CPython crashes on freeing long chains of weak references."""
         left = [known for known in self.by_id.values() if type(known) is TensorRecord]
         self.by_id.clear()
         while left:
