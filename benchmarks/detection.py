@@ -10,7 +10,7 @@ installed: pip install --no-deps grad-cam ttach opencv-python-headless), given t
 at the middle layer of the backbone; D-RISE (Petsiuk et al. 2021) with 1000 masks of 8 × 8 cells.
 
 Energy: the share of positive relevance in the box or region (Wang et al. 2020). Pointing: whether the largest relevance is in
-it. Deletion: the area under the curve of the explained score while patches of 4 × 4 pixels are blurred, the most
+it. Deletion: the area under the curve of the explained score while pixels are replaced by their blurred values, the most
 relevant first, as a share of the score of the whole scene; smaller is better. Of a detector the score is the largest IoU with
 the explained box × probability of its class (D-RISE's measure of "the same detection"); of a segmenter, the mean probability of
 the class in the region. Differences are those of the default from the best peer of each measure, over scenes, with bootstrapped
@@ -38,7 +38,6 @@ import whence
 SIDE, CELL, CLASSES = 64, 8, ("disc", "square", "triangle")
 STEPS, BATCH, SCENES = 1200, 32, 100
 MASKS, MASK_CELLS = 1000, 8
-REMOVED = 4  # side of the patches that are removed at once, in pixels
 MEASURES = ("energy", "pointing", "deletion")
 Map = Callable[[Tensor, Any, Tensor], Tensor]  # (scene [1, 3, H, W], explanation, value) -> [H, W]
 
@@ -189,13 +188,11 @@ def blurred(x: Tensor) -> Tensor:
 def deletion(x: Tensor, heat: Tensor, score: Callable[[Tensor], Tensor]) -> float:
     """Return the area under the curve of the score, over its value for the whole scene."""
     steps = 24
-    sides = SIDE // REMOVED
-    order = F.avg_pool2d(heat[None], REMOVED).flatten().argsort(descending=True, stable=True)
+    order = heat.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
-    removed = rank.view(1, 1, sides, sides) < (torch.arange(steps + 1) * len(order) / steps).view(-1, 1, 1, 1)
-    removed = removed.repeat_interleave(REMOVED, 2).repeat_interleave(REMOVED, 3)
-    scores = score(torch.where(removed, blurred(x), x))
+    removed = rank.view(1, 1, 1, SIDE, SIDE) < (torch.arange(steps + 1) * len(order) / steps).view(-1, 1, 1, 1, 1)
+    scores = score(torch.where(removed[:, 0], blurred(x), x))
     return float(torch.trapezoid(scores) / steps / scores[0])
 
 

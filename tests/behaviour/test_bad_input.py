@@ -137,7 +137,7 @@ def test_preprocessing_says_what_does_not_fit():
         ({"size": (0, 4)}, "give height and width"),
         ({"size": (4, 4), "channels": 4}, "expected 3"),
         ({"size": (4, 4), "channels": 1, "mean": (0.5,) * 3, "std": (0.5,) * 3}, "3 numbers for 1 channels"),
-        ({"size": (4, 4), "crop": False, "resize": 8}, "is the size before cropping; it requires size"),
+        ({"size": (4, 4), "crop": False, "resize": 8}, "is the size before cropping; it requires crop=True"),
     ):
         with pytest.raises(errors.InputError, match=message):
             Preprocessing(**given)

@@ -144,7 +144,7 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
         return _check_values(_read_internal(target, outputs, reading), inputs), target
     if isinstance(target, Region | Detection):
         return target.select(outputs, inputs)
-    if target in (Logit, Span, Region, Detection):
+    if isinstance(target, type) and issubclass(target, Logit | Span | Region | Detection):
         raise TargetError(f"got the class {target.__name__}; pass an instance, whence.{target.__name__}(…)")
     if callable(target):
         function = partial(target.values, count=inputs.batch_size) if isinstance(target, RepeatedTarget) else target

@@ -188,7 +188,7 @@ def test_processes_and_their_files_go_with_a_server_that_is_killed(tmp_path):
         pid, folder = server.stdout.readline().split()
         server.kill()
     deadline = time.monotonic() + 60
-    while not ended(pid) and time.monotonic() < deadline:
+    while (not ended(pid) or Path(folder).exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert ended(pid)
     assert not Path(folder).exists()
