@@ -39,6 +39,7 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python benchmarks/attacks.py ../shared/data
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/many_targets.py ../shared/data
+	$(BIN)/python benchmarks/detection.py
 	$(BIN)/python benchmarks/sources.py ../shared/data
 	$(BIN)/python benchmarks/long_texts.py
 	$(BIN)/python benchmarks/quantised.py ../shared/data
