@@ -4,24 +4,27 @@ from whence.evaluation.metrics.complexity import Completeness, Complexity, Conse
 from whence.evaluation.metrics.faithfulness_curves import (
     ABPC,
     AOPC,
+    IROF,
     LIF,
     MIF,
     SRG,
     Deletion,
     Insertion,
+    Monotonicity,
     RegionFlipping,
     Selectivity,
 )
 from whence.evaluation.metrics.faithfulness_subsets import Infidelity, SensitivityN
-from whence.evaluation.metrics.localization import PointingGame, RelevanceMass, RelevanceRank
+from whence.evaluation.metrics.localization import PointingGame, RelevanceMass, RelevanceRank, TopKIntersection
 from whence.evaluation.metrics.randomization import MPRT, EfficientMPRT, RandomLogit, SmoothMPRT
 from whence.evaluation.metrics.registry import METRICS, Metric
-from whence.evaluation.metrics.robustness import Continuity, MaxSensitivity
+from whence.evaluation.metrics.robustness import Continuity, MaxSensitivity, RelativeInputStability, RelativeOutputStability
 from whence.evaluation.perturbation import Removal
 
 __all__ = [
     "ABPC",
     "AOPC",
+    "IROF",
     "LIF",
     "METRICS",
     "MIF",
@@ -37,9 +40,12 @@ __all__ = [
     "Insertion",
     "MaxSensitivity",
     "Metric",
+    "Monotonicity",
     "PointingGame",
     "RandomLogit",
     "RegionFlipping",
+    "RelativeInputStability",
+    "RelativeOutputStability",
     "RelevanceMass",
     "RelevanceRank",
     "RelevanceRatio",
@@ -48,4 +54,5 @@ __all__ = [
     "SensitivityN",
     "SmoothMPRT",
     "Sparseness",
+    "TopKIntersection",
 ]

@@ -34,9 +34,9 @@ def test_a_volume_is_drawn_by_default(tmp_path):
     depth, height, width = strongest_place(e.relevance[0].sum(0))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:3] == [
-        f"depth {depth} of 6  (height ↓, width →)",
-        f"height {height} of 8  (depth ↓, width →)",
-        f"width {width} of 10  (depth ↓, height →)",
+        f"depth {depth} of 0 to 5  (height ↓, width →)",
+        f"height {height} of 0 to 7  (depth ↓, width →)",
+        f"width {width} of 0 to 9  (depth ↓, height →)",
     ]
     drawn = [axis.images[0].get_array().shape for axis in figure.axes[:3]]
     assert drawn == [(8, 10), (6, 10), (6, 8)]

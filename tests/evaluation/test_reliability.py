@@ -121,6 +121,8 @@ def test_what_is_refused():
     for settings in ({"share": 0}, {"share": 1.5}, {"n_samples": 2}):
         with pytest.raises(errors.RuleError, match="expected"):
             whence.reliability(model, e, imputer=0.0, **settings)
+    with pytest.raises(errors.InputError, match="expected what whence"):
+        whence.reliability(model, x)
     masked = whence.explain(
         lambda x, mask: (x * mask).sum(1, keepdim=True), {"x": torch.rand(2, 4), "mask": torch.ones(2, 4)}, 0
     )

@@ -318,3 +318,41 @@ def test_the_default_layer_of_a_segmenter_is_the_one_before_its_map():
     assert e.note.startswith("at layer '1'")
     named = whence.explain(model, x, whence.Region(1, box=(2, 2, 6, 6)), method=GradCAM("2"))
     assert named.note == "at layer '2'"
+
+
+def test_the_default_layer_of_a_model_whose_modules_return_lists():
+    class Listing(nn.Module):
+        def forward(self, x):
+            return [{"x": x}], None
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.transform, self.conv, self.head = Listing(), nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.transform(x)[0][0]["x"]
+            return self.head(self.conv(x).relu().mean((2, 3)))
+
+    e = whence.explain(Net().eval(), torch.rand(2, 3, 8, 8), 1, method=GradCAM())
+    assert e.note.startswith("at layer 'conv'")
+
+
+@pytest.mark.parametrize("method", ["gradient_times_input", "grad_cam", "sensitivity"])
+def test_relevance_that_is_not_a_number_is_an_error(method):
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Identity()).eval()
+    with torch.no_grad():
+        for weight in body.parameters():
+            weight.zero_()
+    with pytest.raises(whence.errors.ModelError, match=r"NaN or infinite relevance.*sqrt"):
+        whence.explain(Rooted(body).eval(), torch.rand(1, 3, 8, 8), 1, method=method)
+
+
+class Rooted(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return (self.body(x) ** 2).mean((2, 3)).sqrt()

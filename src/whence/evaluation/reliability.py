@@ -13,8 +13,9 @@ from whence.core.files import Rows
 from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
 from whence.core.result import Result
+from whence.core.texts import TextModel
 from whence.core.trees import Tree
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, value_repr
 from whence.evaluation.evaluation_batch import EvaluationBatch
 from whence.evaluation.imputers import BackgroundSamples, FillFunction, Imputer, OtherPlaces, make_imputer
 from whence.evaluation.regions import Regions, RegionSpec
@@ -54,10 +55,9 @@ class Reliability(Result):
         share: The share of the features that are kept or removed.
         sufficiency: The share of the output that the most relevant features keep when all others are replaced.
         necessity: The share of the output that is lost when they are replaced.
-        random_sufficiency: The share that as many features at random keep, in the mean of such sets.
-        random_necessity: The share that is lost without as many features at random, in the mean of such sets.
-        better_than_chance: Whether the shown features keep, or lose if replaced, more of the output than 97.5 % of random
-            sets, `[N]`.
+        random_sufficiency: The share that as many features at random keep, in the mean of such sets, and the range in which
+            95 % of the sets are.
+        random_necessity: The share that is lost without as many features at random, and that range.
         targets: Names of the targets.
     """
 
@@ -66,8 +66,13 @@ class Reliability(Result):
     necessity: Share
     random_sufficiency: Share
     random_necessity: Share
-    better_than_chance: Tensor
     targets: list[str]
+
+    @property
+    def better_than_chance(self) -> Tensor:
+        """Whether the shown features keep, or lose if replaced, more of the output than 97.5 % of random sets, `[N]`."""
+        enough, needed = (getattr(self, name).value > getattr(self, f"random_{name}").high for name in MEASURES)
+        return enough | needed
 
     @property
     def sentences(self) -> list[str]:
@@ -94,14 +99,16 @@ class Reliability(Result):
         return interval_bars(groups, self.targets)
 
     def __repr__(self) -> str:
-        return "\n".join(f"{target}: {text}" for target, text in zip(self.targets, self.sentences, strict=True))
+        both = zip(self.targets, self.sentences, strict=True)
+        return "\n".join(f"sample {i}, {target}: {text}" for i, (target, text) in enumerate(both))
 
     def _sentence(self, sample: int) -> str:
         if self.sufficiency.value[sample].isnan():
             return "the output does not depend on the replaced features more than on the draws that replace them; no statement"
-        part, verdict = f"{100 * self.share:g} %", "" if self.better_than_chance[sample] else ". No better than chance"
+        part = f"{100 * self.share:g} %"
+        verdict = "" if self.better_than_chance[sample] else "; random sets may do as well: no better than chance"
         kept, lost = (
-            f"{shown.percent(sample)} of the output, a random {part} {random.percent(sample)}"
+            f"{shown.percent(sample)} of the output (random sets {random.percent(sample)})"
             for shown, random in ((self.sufficiency, self.random_sufficiency), (self.necessity, self.random_necessity))
         )
         return f"keeping the most relevant {part} of the features keeps {kept}; replacing them loses {lost}{verdict}"
@@ -119,25 +126,25 @@ def reliability(
     imputer: Imputer | Tensor | float | str | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    tokenizer: Any = None,
     progress: Progress = True,
 ) -> Reliability:
     """Measure whether the features shown as relevant are enough for the output, and needed for it.
 
     >>> e = whence.explain(model, x)
     >>> print(whence.reliability(model, e))
-    cat: keeping the most relevant 10 % of the features keeps 83 % [78, 88] of the output, a random 10 % 31 % [9, 53]; …
+    sample 0, cat: keeping the most relevant 10 % of the features keeps 83 % [78, 88] of the output (random sets 31 % …
 
     The most relevant features (patches of pictures, about fourteen a side; tokens; columns) are kept while all others are
     replaced (sufficiency), and replaced themselves (necessity), and so are random sets of as many features, by the same
-    `n_samples` draws of values. Output is counted from its mean when all features are replaced. Intervals are
-    Fieller's, for a ratio of means over the draws. The shown features are better than chance if they keep (or lose) more than
-    97.5 % of random sets, by the variation of the difference over sets and draws. The model is evaluated 5 · `n_samples` times
-    for each sample.
+    `n_samples` draws of values. Output is counted from its mean when all features are replaced. Intervals of the
+    shown features are Fieller's, for a ratio of means over the draws; those of random sets are the range of 95 % of the sets,
+    so that shown features within it are no better than chance. The model is evaluated 5 · `n_samples` times for each sample.
 
     Args:
         model: The model that was explained.
         explanation: An explanation of it.
-        inputs: The inputs, if the explanation does not have all of them: masks, numbers, inputs that are not explained.
+        inputs: The inputs, if the explanation does not have all of them: texts, masks, numbers, inputs that are not explained.
         share: The share of the features that are kept or replaced.
         n_samples: The number of draws, at least 3.
         regions: The features, as for `evaluate`.
@@ -146,6 +153,7 @@ def reliability(
             other places of the same picture, series or text, or columns of the other samples.
         seed: Random seed.
         batch_size: Number of altered samples that the model evaluates at once; chosen by the size of the input by default.
+        tokenizer: The tokenizer of the model, for inputs that are texts.
         progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
 
     Returns:
@@ -155,14 +163,19 @@ def reliability(
         InputError: The explanation lacks inputs, or a single vector cannot be imputed without an imputer.
         RuleError: `share` or `n_samples` is out of range.
     """
+    if not isinstance(explanation, Explanation):
+        raise InputError(f"got {value_repr(explanation)}; expected what whence.explain returned")
+    texts = TextModel.of(model, tokenizer)
+    model = texts.model
     check_model(model)
     if not 0 < share < 1:
         raise RuleError(f"share={share}; expected a share of the features between 0 and 1")
     if n_samples < 3:
         raise RuleError(f"n_samples={n_samples}; expected at least 3 draws")
     if inputs is None and explanation.held_fixed:
-        raise InputError(f"the explanation does not have the inputs {', '.join(explanation.held_fixed)}; pass inputs=")
-    given = Inputs.of(explanation.inputs if inputs is None else inputs).beside(model).detached()
+        text = " (the text, with tokenizer=)" if explanation.tokens else ""
+        raise InputError(f"the explanation does not have the inputs {', '.join(explanation.held_fixed)}; pass inputs={text}")
+    given = Inputs.of(explanation.inputs if inputs is None else texts.read(inputs)).beside(model).detached()
     batch = EvaluationBatch.of(PreparedModel(model), given, explanation.target, seed=seed)
     trial = FeatureReplacement.of(batch, explanation, regions, imputer, share, n_samples)
     outputs = trial.outputs(batch_size, progress)  # [kinds, draws, N]
@@ -173,10 +186,9 @@ def reliability(
         share,
         sufficiency=_shares(kept, blank, output),
         necessity=_shares(lost, blank, output),
-        random_sufficiency=_shares(random_kept, blank, output),
-        random_necessity=_shares(random_lost, blank, output),
-        better_than_chance=_above_sets(kept, random_kept, blank, output) | _above_sets(lost, random_lost, blank, output),
-        targets=explanation.target_names(),
+        random_sufficiency=_shares_of_sets(random_kept, kept, blank, output),
+        random_necessity=_shares_of_sets(random_lost, lost, blank, output),
+        targets=[explanation.heading(i) for i in range(len(explanation))],
     )
 
 
@@ -271,16 +283,17 @@ def _shares(values: Tensor, blank: Tensor, output: Tensor) -> Share:
     return Share(*(torch.where(known, value, nan) for value in (a / b, (middle - root) / square, (middle + root) / square)))
 
 
-def _above_sets(shown: Tensor, random: Tensor, blank: Tensor, output: Tensor) -> Tensor:
-    """Return whether the values of the shown set, `[draws, N]`, are in the mean above 97.5 % of random sets, `[N]`.
+def _shares_of_sets(random: Tensor, shown: Tensor, blank: Tensor, output: Tensor) -> Share:
+    """Return the mean share of random sets, `[draws, N]`, one for each draw, and the range in which 95 % of the sets are.
 
-    Each draw of `random` is of another set: its variance is that of sets and of what replaces features, which a random set of
-    the same number of draws would have in its mean only to the share of 1 / draws.
+    The variance of the draws is that of the sets and of what replaces features, which is that of the shown set; of it, the mean
+    of as many draws of one set has 1 / draws.
     """
-    draws, sign = len(shown), (output - blank.mean(0)).sign()
+    draws, span = len(random), output - blank.mean(0)
     of_sets = (random.var(0) - shown.var(0)).clamp(min=0)
-    error = (of_sets + (random.var(0) + shown.var(0)) / draws).sqrt()
-    return (shown.mean(0) - random.mean(0)) * sign > _student_quantile(draws - 1) * error
+    error = (of_sets + (random.var(0) + shown.var(0)) / draws).sqrt() * _student_quantile(draws - 1) / span.abs()
+    share = _shares(random, blank, output).value
+    return Share(share, share - error, share + error)
 
 
 def _student_quantile(freedom: int) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -101,9 +101,12 @@ class LastFeatureMaps(LayerTaps):
         self._maps, self._ends = maps, ends
 
     def callbacks(self, pin: Callable[[Tensor], None]) -> dict[str, Callable[[Tensor], None]]:
-        return {name: lambda out, name=name: self._later(name, out, pin) for name in self._ends}
+        taps: dict[str, Any] = {name: partial(self._later, name, pin) for name in self._ends}
+        for tap in taps.values():
+            tap.optional = True  # a detector's modules return lists and dicts as well
+        return taps
 
-    def _later(self, name: str, out: Tensor, pin: Callable[[Tensor], None]) -> None:
+    def _later(self, name: str, pin: Callable[[Tensor], None], out: Tensor) -> None:
         if not out.requires_grad or not self._is_map(name, out):
             return
         self.values.pop(name, None)

@@ -298,7 +298,15 @@ def make_explanation(
     note: str = "",
     **more: Any,
 ) -> Explanation:
-    """Return the explanation in the structure of the inputs; a layer called more than once gives a tuple."""
+    """Return the explanation in the structure of the inputs; a layer called more than once gives a tuple.
+
+    Raise `ModelError` for relevance that is not finite.
+    """
+    if not all(check_holds(torch.isfinite(score)) for score in scores.values()):
+        raise ModelError(
+            f"{type(method).__name__} gives NaN or infinite relevance: a function of the model has no finite gradient there, "
+            "as sqrt, norm and pow at 0, or numbers exceed the dtype; use another method, or model.double() and x.double()"
+        )
     return Explanation(
         relevance=task.inputs.together(scores),
         output=output,

@@ -58,7 +58,7 @@ class VolumeSlices:
             above.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
             draw_overlay(below, picture, slice_of_heat, limit)
             down, across = (other for other in AXES if other != name)
-            hide_ticks(above, f"{name} {at} of {volume.shape[axis]}  ({down} ↓, {across} →)")
+            hide_ticks(above, f"{name} {at} of 0 to {volume.shape[axis] - 1}  ({down} ↓, {across} →)")
             hide_ticks(below, "")
             for each in (above, below):
                 _mark_cuts(each, [at for k, at in enumerate(place) if k != axis])

@@ -144,3 +144,22 @@ def test_fewer_regions_than_steps_and_a_single_region():
     one = torch.zeros(1, 3, dtype=torch.long)
     found = scores(model, x, "lrp", metrics.SRG(metrics.RegionFlipping(metrics.Removal(regions=one))))
     assert torch.equal(found, torch.zeros(2, dtype=torch.float64))
+
+
+def test_irof_and_monotonicity_by_hand():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 3)).eval(), torch.rand(2, 6)
+    relevance = torch.randn(2, 6)
+    way = {"m": lambda model, x, target: relevance}
+    found = whence.evaluate(model, x, way, ["irof", "monotonicity"], n_steps=6, progress=False).values["m"]
+    for i in range(2):
+        label, order = int(model(x[i : i + 1]).argmax()), relevance[i].argsort(descending=True)
+        inputs = [x[i].clone()]
+        for j in order:
+            inputs.append(inputs[-1].clone())
+            inputs[-1][j] = 0  # the mean of standardized columns
+        outputs = model(torch.stack(inputs)).detach()
+        shares = outputs.softmax(1)[:, label] / outputs.softmax(1)[0, label]
+        assert float(found["irof"][i]) == pytest.approx(float(1 - torch.trapezoid(shares) / 6), abs=1e-5)
+        logits = outputs[:, label]
+        assert float(found["monotonicity"][i]) == pytest.approx(float((logits[:-1] >= logits[1:]).float().mean()))

@@ -63,3 +63,18 @@ def test_masks_that_do_not_fit_are_refused():
         whence.evaluate(model, x, ["lrp"], ["relevance_mass"], masks=torch.ones(3, 4, 4))
     with pytest.raises(errors.InputError, match="2 masks for 3 samples"):
         whence.evaluate(model, x, ["lrp"], ["relevance_mass"], masks=torch.ones(2, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("k", [1, 5, 1000])
+def test_top_k_intersection_by_hand(k):
+    model, x = cnn(), torch.rand(3, 2, SIDE, SIDE)
+    relevance = torch.randn(3, 2, SIDE, SIDE)
+    masks = torch.rand(3, SIDE, SIDE) > 0.6
+    found = scores(model, x, given_map(relevance), metrics.TopKIntersection(k), masks=masks)
+    for i in range(3):
+        heat = relevance[i].sum(0).flatten().tolist()
+        top = sorted(range(len(heat)), key=lambda j, heat=heat: -heat[j])[:k]
+        expected = sum(bool(masks[i].flatten()[j]) for j in top) / len(top)
+        assert float(found[i]) == pytest.approx(expected)
+    with pytest.raises(errors.RuleError, match="k=0; expected at least 1"):
+        metrics.TopKIntersection(0)

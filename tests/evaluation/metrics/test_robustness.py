@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 import whence
-from whence import metrics
+from whence import errors, metrics
+from whence.core.inputs import Inputs
+from whence.evaluation.evaluation_batch import EvaluationBatch
+from whence.evaluation.metrics.robustness import uniform_noise
+from whence.lrp.engine.prepared_model import PreparedModel
 
 SIDE = 6
 
@@ -68,3 +72,32 @@ def test_captum_agrees_on_max_sensitivity():
     )
     theirs = captum.metrics.sensitivity_max(Saliency(model).attribute, x, target=target, n_perturb_samples=60, abs=False)
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.35, atol=1e-3)  # both are random searches
+
+
+@pytest.mark.parametrize("kind", [metrics.RelativeInputStability, metrics.RelativeOutputStability])
+def test_relative_stability_by_hand(kind):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).eval(), torch.rand(3, 5) + 0.5
+    metric = kind(radius=0.05, n_samples=4)
+    found = whence.evaluate(model, x, ["gradient_times_input"], [metric], progress=False).values["gradient_times_input"][
+        metric.name
+    ]
+    batch = EvaluationBatch.of(PreparedModel(model), Inputs.of(x), None)
+    noise = uniform_noise(batch, {0: x}, 4, "stability")[0]
+    for i in range(3):
+        here, expected = whence.explain(model, x[i : i + 1], method="gradient_times_input"), float("nan")
+        for k in range(4):
+            moved = (x[i] + (2 * noise[k, i] - 1) * 0.05)[None]
+            if model(moved).argmax() != model(x[i : i + 1]).argmax():
+                continue
+            there = whence.explain(model, moved, here.target, method="gradient_times_input")
+            change = ((there.relevance - here.relevance) / here.relevance.abs().clamp(min=1e-3)).norm()
+            if kind is metrics.RelativeInputStability:
+                far = ((moved - x[i]) / x[i].abs().clamp(min=1e-3)).norm()
+            else:
+                far = (model(moved) - model(x[i : i + 1])).detach().norm()
+            ratio = float(change / far.clamp(min=1e-3))
+            expected = ratio if expected != expected else max(expected, ratio)
+        assert float(found[i]) == pytest.approx(expected, rel=1e-3, nan_ok=True)
+    with pytest.raises(errors.RuleError, match="expected a positive radius"):
+        kind(radius=0)

@@ -112,6 +112,7 @@ def auc_least_first(metric: FlippingMetric, case: ExplainedBatch) -> Tensor:
 MEAN_FLIPPING = RegionFlipping()
 ZERO_FLIPPING = RegionFlipping(Removal(imputer=0.0))
 PROBABILITY_ZERO_FLIPPING = RegionFlipping(Removal(imputer=0.0, score="probability"))
+PROBABILITY_MEAN_FLIPPING = RegionFlipping(Removal(score="probability"))
 PROBABILITY_BLUR_FLIPPING = RegionFlipping(Removal(imputer=Blur(5.0), score="probability"))
 
 
@@ -269,3 +270,49 @@ class Selectivity:
     better: ClassVar[str] = "lower"
 
     __call__ = auc_most_first
+
+
+@dataclass(frozen=True)
+class IROF:
+    """Iterative removal of features: the area over the curve of f(x⁽ᵏ⁾) / f(x), f the probability (Rieger and Hansen 2020).
+
+    Regions are replaced by the mean of their channel, the most relevant first. The paper removes superpixels: pass
+    `regions=lambda x: whence.superpixels(x, 100)` to `evaluate`.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.IROF()])
+
+    Args:
+        flipping: The removal of regions.
+    """
+
+    flipping: RegionFlipping = PROBABILITY_MEAN_FLIPPING
+
+    name: ClassVar[str] = "irof"
+    better: ClassVar[str] = "higher"
+
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        curves = self.flipping.curves(case)
+        return 1 - area_under_curve(curves.most_first / curves.most_first[:, :1], curves.fractions)
+
+
+@dataclass(frozen=True)
+class Monotonicity:
+    """Share of the steps at which f does not fall as regions are inserted, the least relevant first (Arya et al. 2019).
+
+    Arya et al. ask whether f rises at every step; the share says how nearly. Regions are inserted into the mean of their
+    channel.
+
+    >>> whence.evaluate(model, x, ["lrp", "random"], [whence.metrics.Monotonicity()])
+
+    Args:
+        flipping: The removal of regions.
+    """
+
+    flipping: RegionFlipping = MEAN_FLIPPING
+
+    name: ClassVar[str] = "monotonicity"
+    better: ClassVar[str] = "higher"
+
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        removed = self.flipping.curves(case).most_first  # read backwards, the most relevant is inserted last
+        return (removed[:, :-1] >= removed[:, 1:]).double().mean(1)

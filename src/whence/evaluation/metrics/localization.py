@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from whence.errors import InputError
+from whence.errors import InputError, RuleError
 from whence.evaluation.evaluation_batch import ExplainedBatch
 
 
@@ -69,6 +69,32 @@ class RelevanceRank:
         rank = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)
         size = mask.flatten(1).sum(1, keepdim=True)
         return _nan_where_empty(((rank < size) & mask.flatten(1)).sum(1) / size[:, 0], mask)
+
+
+@dataclass(frozen=True)
+class TopKIntersection:
+    """Share of the k most relevant entries that are inside the mask (Theiner, Müller-Budack and Ewerth 2022).
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.TopKIntersection(200)], masks=masks)
+
+    Args:
+        k: The number of entries; all, where there are fewer.
+    """
+
+    k: int = 100
+
+    name: ClassVar[str] = "top_k_intersection"
+    better: ClassVar[str] = "higher"
+    needs_masks: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise RuleError(f"k={self.k}; expected at least 1 entry")
+
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        heat, mask = reduce_to_masks(case)
+        top = heat.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : self.k]
+        return _nan_where_empty(mask.flatten(1).gather(1, top).double().mean(1), mask)
 
 
 def reduce_to_masks(case: ExplainedBatch) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,13 @@ from whence.evaluation.metrics.complexity import (
 from whence.evaluation.metrics.faithfulness_curves import (
     ABPC,
     AOPC,
+    IROF,
     LIF,
     MIF,
     SRG,
     Deletion,
     Insertion,
+    Monotonicity,
     Selectivity,
 )
 from whence.evaluation.metrics.faithfulness_subsets import Infidelity, SensitivityN
@@ -33,6 +35,7 @@ from whence.evaluation.metrics.localization import (
     PointingGame,
     RelevanceMass,
     RelevanceRank,
+    TopKIntersection,
 )
 from whence.evaluation.metrics.randomization import (
     MPRT,
@@ -40,7 +43,7 @@ from whence.evaluation.metrics.randomization import (
     RandomLogit,
     SmoothMPRT,
 )
-from whence.evaluation.metrics.robustness import Continuity, MaxSensitivity
+from whence.evaluation.metrics.robustness import Continuity, MaxSensitivity, RelativeInputStability, RelativeOutputStability
 
 
 class Metric(Protocol):
@@ -59,9 +62,10 @@ class Metric(Protocol):
 
 METRICS: dict[str, type[Any]] = {
     metric.name: metric
-    for metric in (SRG, MIF, LIF, AOPC, ABPC, Deletion, Insertion, Selectivity, SensitivityN, Infidelity, Continuity,
-                   MaxSensitivity, MPRT, SmoothMPRT, EfficientMPRT, RandomLogit, PointingGame, RelevanceMass, RelevanceRank,
-                   Sparseness, Complexity, Completeness, ConservationGap, RelevanceRatio)
+    for metric in (SRG, MIF, LIF, AOPC, ABPC, Deletion, Insertion, Selectivity, IROF, Monotonicity, SensitivityN, Infidelity,
+                   Continuity, MaxSensitivity, RelativeInputStability, RelativeOutputStability, MPRT, SmoothMPRT, EfficientMPRT,
+                   RandomLogit, PointingGame, RelevanceMass, RelevanceRank, TopKIntersection, Sparseness, Complexity,
+                   Completeness, ConservationGap, RelevanceRatio)
 }  # fmt: skip
 
 Metrics = Sequence[Metric | str] | Metric | str

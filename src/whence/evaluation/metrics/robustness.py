@@ -1,6 +1,7 @@
 """Robustness metrics: how much explanations differ between close inputs."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.core.targets import repeat_target
-from whence.errors import InputError, RuleError
+from whence.errors import InputError, RuleError, TargetError, value_repr
 from whence.evaluation.evaluation_batch import EvaluationBatch, ExplainedBatch
 from whence.evaluation.method_adapters import make_adapters
 from whence.lrp.engine.prepared_model import PreparedModel
@@ -108,6 +109,102 @@ class MaxSensitivity:
             there = case.flat(case.again({i: x + (2 * noises[i][k] - 1) * self.radius for i, x in parts.items()}))
             worst = torch.maximum(worst, (there - here).norm(dim=1) / here.norm(dim=1))
         return worst
+
+
+@dataclass(frozen=True)
+class RelativeInputStability:
+    """Largest relative change of an explanation over that of the input, for small random changes (Agarwal et al. 2022, eq. 2).
+
+    The maximum of ‖(R(x) − R(x′)) / R(x)‖ / max(‖(x − x′) / x‖, ε) over x′ with the same predicted class, with Euclidean norms.
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.RelativeInputStability()])
+
+    Args:
+        radius: The largest change of an entry.
+        n_samples: The number of random changes.
+        epsilon: What denominators are at least, in magnitude.
+    """
+
+    radius: float = 0.02
+    n_samples: int = 10
+    epsilon: float = 1e-3
+
+    name: ClassVar[str] = "relative_input_stability"
+    better: ClassVar[str] = "lower"
+
+    def __post_init__(self):
+        _check_changes(self)
+
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        parts = float_inputs(case.batch)
+        here = torch.cat([x.flatten(1) for x in parts.values()], 1).double().cpu()
+
+        def far(moved: dict[int, Tensor], _: Tensor) -> Tensor:
+            there = torch.cat([moved[i].flatten(1) for i in parts], 1).double().cpu()
+            return _relative_norm(there - here, here, self.epsilon)
+
+        return _largest_ratio(self, case, far)
+
+
+@dataclass(frozen=True)
+class RelativeOutputStability:
+    """Largest relative change of an explanation over the change of the logits (Agarwal et al. 2022, eq. 5).
+
+    The maximum of ‖(R(x) − R(x′)) / R(x)‖ / max(‖h(x) − h(x′)‖, ε) over x′ with the same predicted class, h the logits.
+
+    >>> whence.evaluate(model, x, ["lrp"], [whence.metrics.RelativeOutputStability()])
+
+    Args:
+        radius: The largest change of an entry.
+        n_samples: The number of random changes.
+        epsilon: What denominators are at least, in magnitude.
+    """
+
+    radius: float = 0.02
+    n_samples: int = 10
+    epsilon: float = 1e-3
+
+    name: ClassVar[str] = "relative_output_stability"
+    better: ClassVar[str] = "lower"
+
+    def __post_init__(self):
+        _check_changes(self)
+
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        here = case.batch.logits.double().cpu()
+        return _largest_ratio(self, case, lambda _, logits: (logits - here).norm(dim=1))
+
+
+def _check_changes(metric: Any) -> None:
+    if metric.radius <= 0 or metric.n_samples < 1 or metric.epsilon <= 0:
+        raise RuleError(f"{metric!r}: expected a positive radius and epsilon, and n_samples of at least 1")
+
+
+def _largest_ratio(metric: Any, case: ExplainedBatch, far: Callable[[dict[int, Tensor], Tensor], Tensor]) -> Tensor:
+    """Return the largest relative change of relevance over the distance `far`, of changes that keep the predicted class, `[N]`.
+
+    NaN for samples whose class every change alters.
+    """
+    batch, here, parts, draws = case.batch, case.flat(), float_inputs(case.batch), metric.n_samples
+    if not isinstance(batch.target, Tensor):
+        raise TargetError(
+            f"{metric.name} compares predicted classes; it needs a class as target, got {value_repr(batch.target)}"
+        )
+    noises = batch.once(("stability", draws), lambda: uniform_noise(batch, parts, draws, "stability"))
+    predicted, worst = batch.logits.argmax(1), torch.full((len(batch),), torch.nan, dtype=torch.float64)
+    for k in range(draws):
+        moved = {i: x + (2 * noises[i][k] - 1) * metric.radius for i, x in parts.items()}
+        logits = replace(batch, task=batch.task.moved(1, moved), _once={}).logits
+        change = _relative_norm(case.flat(case.again(moved)) - here, here, metric.epsilon)
+        ratio = change / far(moved, logits.double().cpu()).clamp(min=metric.epsilon)
+        same = (logits.argmax(1) == predicted).cpu()
+        worst = torch.where(same, torch.fmax(worst, ratio), worst)
+    return worst
+
+
+def _relative_norm(change: Tensor, values: Tensor, epsilon: float) -> Tensor:
+    """Return ‖change / values‖ of each row, with denominators of at least ε in magnitude."""
+    return (change / torch.where(values.abs() < epsilon, epsilon, values.abs())).norm(dim=1)
 
 
 def float_inputs(batch: EvaluationBatch) -> dict[int, Tensor]:

@@ -26,7 +26,7 @@ QUANTISED = re.compile(r"^torch(\.ao)?\.nn(\.intrinsic)?\.quantized\.(dynamic\.)
 HIDDEN_LINEAR = frozenset({"Linear8bitLt", "Linear4bit", "LinearFP4", "LinearNF4", "HQQLinear", "BitLinear", "AutoBitLinear",
                            "QuantLinear", "WQLinear_GEMM", "WQLinear_GEMV", "FP8Linear", "EetqLinear", "QLinear"})  # fmt: skip
 
-Tap = Callable[[Tensor], None]
+Tap = Callable[[Tensor], None]  # with an attribute `optional` that is true, not called for outputs that are no tensors
 Leaving = Callable[[nn.Module, tuple, dict, object], object]  # (module, args, kwargs, output) -> another output, or None
 
 
@@ -192,6 +192,8 @@ class ModuleTracker:
         return changed
 
     def _read_off(self, module: nn.Module, taps: list[Tap], output: object, changed: object) -> object:
+        if first_tensor(output) is None and all(getattr(tap, "optional", False) for tap in taps):
+            return changed
         read = self._single(module, output if changed is None else changed)
         if read.requires_grad and read._is_view():  # the tap has to survive an in-place operation on the view
             held = with_gradient_hook(read, lambda g: g)
