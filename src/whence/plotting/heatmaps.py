@@ -65,9 +65,10 @@ class Photo:
         axis = part.subplots()
         axis.imshow(to_picture(self.x).numpy(), cmap="gray")
         hide_ticks(axis, self.title)
+        places: list[tuple[float, float]] = []
         for region, caption in zip(self.regions, self.captions, strict=True):
             draw_outline(axis, region, self.x.shape[-2:])
-            draw_caption(axis, region, self.x.shape[-2:], caption)
+            places.append(draw_caption(axis, region, self.x.shape[-2:], caption, places))
 
 
 def draw_map(axis: "Axes", heat: Tensor, limit: float, **more: Any) -> Any:
@@ -88,19 +89,27 @@ def draw_outline(axis: "Axes", region: Tensor, size: Sequence[int]) -> None:
     axis.set_ylim(height - 0.5, -0.5)
 
 
-def draw_caption(axis: "Axes", region: Tensor, size: Sequence[int], caption: str) -> None:
-    """Write a caption at the upper left corner of a region `[h, w]`, within the picture of a size [H, W]."""
+def draw_caption(
+    axis: "Axes", region: Tensor, size: Sequence[int], caption: str, others: Sequence[tuple[float, float]] = ()
+) -> tuple[float, float]:
+    """Write a caption at the upper left corner of a region `[h, w]`, within the picture of a size [H, W]; return its place.
+
+    It moves down from the places of `others` that it would cover.
+    """
     places = region.nonzero().float()
     if not len(places):
-        return
+        return -1.0, -1.0
     rows, columns = (side / n for n, side in zip(region.shape, size, strict=True))
-    top, left = float(places[:, 0].min()) * rows, float(places[:, 1].min()) * columns
-    above = top > 0.12 * size[0]
+    line, length = 0.05 * size[0], 0.3 * size[1]
+    left, top = float(places[:, 1].min()) * columns, float(places[:, 0].min()) * rows
+    top = max(top, line)
+    while any(abs(left - x) < length and abs(top - y) < line for x, y in others):
+        top += line
     axis.text(
-        left, top - 0.5 if above else top + 0.02 * size[0], escape_mathtext(caption), fontsize=7, color="white",
-        verticalalignment="bottom" if above else "top", clip_on=True,
-        bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.75, "pad": 1.5},
+        left, top - 0.5, escape_mathtext(caption), fontsize=7, color="white", verticalalignment="bottom", clip_on=True,
+        bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.75, "pad": 1.0},
     )  # fmt: skip
+    return left, top
 
 
 def draw_color_bar(part: "FigureBase", shown: Any, axes: Any, fraction: float = 0.05, pad: float = 0.02) -> None:
