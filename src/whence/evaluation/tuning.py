@@ -143,7 +143,7 @@ def tune(
 ) -> Tuning:
     """Search for the method that explains a model best on given data, according to a metric.
 
-    >>> found = whence.tune(model, (x, y))                                         # about twenty LRP rule sets
+    >>> found = whence.tune(model, (x, y))                                         # about thirty LRP rule sets
     >>> whence.explain(model, x, method=found.method)
     >>> whence.tune(model, (x, y), bounds=(low, high))                             # with z^B rules for the input layer
     >>> whence.tune(model, x, whence.IntegratedGradients(), fields={"n_steps": [8, 32], "baselines": [0.0, 0.5]})
