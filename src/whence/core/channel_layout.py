@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.core.inputs import Inputs
+from whence.core.inputs import Inputs, has_colours_last
 from whence.errors import SelectorError, WhenceError
 from whence.lrp.engine.model_outputs import first_tensor
 from whence.lrp.torch_compat.deferred_checks import are_checks_deferred
@@ -27,7 +27,6 @@ CHANNELS_FIRST = (
 )  # fmt: skip
 CHANNEL_COUNTS = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "embed_dim")
 INPUT_COUNTS = ("in_features", "in_channels", "input_size")
-COLOURS = (1, 3, 4)  # channels of a picture
 
 
 class LayerChannels(NamedTuple):
@@ -119,7 +118,7 @@ def input_channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int:
         return places[0]
     if taken.kind is not None and x.dim() == 3:
         return 1 if taken.kind == "first" else 2
-    return x.dim() - 1 if x.shape[-1] in COLOURS and x.shape[1] not in COLOURS else 1
+    return x.dim() - 1 if has_colours_last(x.shape) else 1
 
 
 def executed_layouts(model: Any, inputs: Inputs) -> ExecutedLayouts:

@@ -87,6 +87,13 @@ class Detection:
         )
         return torch.stack(values), replace(self, box=box, labels=labels, scores=scores)
 
+    def ranked(self, photo: PhotoDetections, label: int | None) -> list[int]:
+        """Return the numbers of the boxes of a label, or of all for None, that have the least score, the best first."""
+        scores = photo.scores.detach()
+        among = scores >= self.score
+        among &= (photo.labels == label) if label is not None else True
+        return [int(k) for k in scores.argsort(descending=True, stable=True) if among[k]]
+
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Detection":
         """Return the target with `change` applied to its boxes."""
         names = ("box", "labels", "scores", "label")
@@ -119,9 +126,7 @@ class Detection:
         return inside
 
     def _chosen(self, photo: PhotoDetections, sample: int, wanted: int | None) -> int:
-        among = photo.scores.detach() >= self.score
-        among &= (photo.labels == wanted) if wanted is not None else True
-        order = [int(k) for k in photo.scores.detach().argsort(descending=True, stable=True) if among[k]]
+        order = self.ranked(photo, wanted)
         if self.index >= len(order):
             of_label = "" if wanted is None else f" of class {wanted}"
             raise TargetError(

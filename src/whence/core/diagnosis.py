@@ -11,7 +11,7 @@ from whence.core.devices import device_of, first_weight
 
 AS_TENSOR = "a PyTorch model takes tensors: pass torch.from_numpy(x).float()"
 CHANNELS, PRODUCT = "channels, but got", "shapes cannot be multiplied"  # from torch's messages about mismatched shapes
-COLOURS = (1, 3, 4)  # channels of a photo
+COLOURS = (1, 3, 4)  # channels of a picture
 OF_ONE_SIZE = "; networks that end in linear layers expect images of one size: use whence.Preprocessing((H, W)), or --size"
 
 

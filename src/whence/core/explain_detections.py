@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
 from whence.core.class_indices import class_indices
@@ -121,17 +120,13 @@ def explain_detections(
     wanted = texts.target(Detection(0, label, score, no_object=no_object))
     with torch.no_grad():
         (photo,) = read_detections(given.run(texts.model), given, no_object)
-    count = int(_wanted(photo.scores, photo.labels, wanted).sum())
+    index = None if wanted.label is None else int(class_indices(wanted.label, 1, "label"))
+    count = len(wanted.ranked(photo, index))
     if not count:
-        of_label = photo.scores[_wanted(photo.scores, photo.labels, replace(wanted, score=0.0))]
-        best = f"the best has {float(of_label.max()):.3g}; lower score=" if len(of_label) else "it finds none at all"
+        of_label = replace(wanted, score=0.0).ranked(photo, index)
+        best = f"the best has {float(photo.scores[of_label[0]]):.3g}; lower score=" if of_label else "it finds none at all"
         which = "" if label is None else f" of class {label}"
         raise TargetError(f"the detector finds no box{which} with a score of at least {score:g}: {best}")
     targets = [Detection(number, wanted.label, score, no_object=no_object) for number in range(min(count, limit))]
     found = explain_targets(model, inputs, targets, method=method, class_names=class_names, progress=progress)
     return DetectionSet(tuple(found))
-
-
-def _wanted(scores: Tensor, labels: Tensor, target: Detection) -> Tensor:
-    among = scores >= target.score
-    return among if target.label is None else among & (labels == class_indices(target.label, 1, "label").to(labels.device))

@@ -105,11 +105,16 @@ def _panel_of_row(
         x, relevance = x.T, relevance.T
     if is_series(x):
         return TimeSeries(x, relevance, title, names)
-    if (time := VideoFrames.time_first(x)) is not None and not names:  # channels with names are modalities of a volume
+    if (time := _time_of_video(x, names)) is not None:
         return VideoFrames(x.movedim(time, 0), relevance.movedim(time, 0), title)
     if relevance.dim() == 4:
         return VolumeSlices(x, relevance, title, region)
     return Heatmap(x, relevance, title, region, caption)
+
+
+def _time_of_video(x: Tensor, names: Sequence[str]) -> int | None:
+    """Return the dimension of the time in a sample of a video; None for others: channels with names are those of a volume."""
+    return None if names else VideoFrames.time_dimension(x)
 
 
 def render(e: ExplanationData) -> str:
@@ -141,8 +146,7 @@ def _volumes(e: ExplanationData) -> list[dict[str, Any]]:
     """Return the slices of the volumes of the first samples, once in each palette, for a slider."""
     found, relevance = [], named_leaves(e.relevance)
     for name, x in named_leaves(e.inputs).items():
-        is_video = x.dim() == 5 and VideoFrames.time_first(x[0]) is not None and name not in e.feature_names
-        if x.dim() != 5 or len(x) != len(e) or is_video:
+        if x.dim() != 5 or len(x) != len(e) or _time_of_video(x[0], e.feature_names.get(name, ())) is not None:
             continue
         for i in range(min(len(e), FEW_ROWS)):
             images = []

@@ -1,7 +1,7 @@
 """Inputs of a model (a tensor, a tuple of tensors, or a dict of keyword arguments), and checks of inputs and models."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from whence.core.devices import to_device_of
-from whence.core.diagnosis import describe_non_model, diagnose
+from whence.core.diagnosis import COLOURS, describe_non_model, diagnose
 from whence.core.fingerprints import closure_values
 from whence.core.tables import TableFormat, is_pandas, is_row_of_frame
 from whence.core.trees import Tree
@@ -35,7 +35,6 @@ from whence.lrp.torch_compat.interrupts import raise_pending
 from whence.lrp.torch_compat.model_state import preserve_state
 from whence.lrp.torch_compat.module_tracker import MKLDNN, is_exported, is_quantized
 
-COLOURS = (1, 3, 4)  # channels of a picture
 DISPATCH = "__torch_dispatch__"  # overridden by tensors that are no plain memory (fake, distributed)
 NEEDS_GRADIENTS = "does not require grad and does not have a grad_fn"  # in torch's message
 
@@ -145,8 +144,7 @@ class Inputs:
         if not shapes:
             return ()
         shape = max(shapes, key=prod)  # others are points, boxes
-        channels_last = dims > 1 and shape[-1] in COLOURS and shape[1] not in COLOURS
-        return tuple(shape[1:-1] if channels_last else shape[2:])
+        return tuple(shape[1:-1] if dims > 1 and has_colours_last(shape) else shape[2:])
 
     def admits(self, count: int) -> bool:
         """Return whether outputs may have `count` rows: one per sample, one per row of a part, or one in total."""
@@ -298,6 +296,11 @@ class Inputs:
         mask = self.named("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and not check_holds(mask.bool().any(1)):
             raise InputError("attention_mask masks all tokens of a sample; remove empty texts from the batch")
+
+
+def has_colours_last(shape: Sequence[int]) -> bool:
+    """Return whether the last dimension of pictures `[N, …]` may be their channels, and the first one not."""
+    return shape[-1] in COLOURS and shape[1] not in COLOURS
 
 
 def as_tensor(array: Any) -> Any:

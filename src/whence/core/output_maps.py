@@ -126,12 +126,13 @@ def _has_channels_last(t: Tensor, inputs: Inputs) -> bool:
         ]
         return any(t.shape[1] == first and t.shape[2] != last for first, last in lengths)
     size = inputs.picture_size(t.dim() - 2)
-    return bool(size) and _in_proportion(t.shape[1:-1], size) and not _in_proportion(t.shape[2:], size)
+    return bool(size) and in_proportion(t.shape[1:-1], size) and not in_proportion(t.shape[2:], size)
 
 
-def _in_proportion(sides: Sequence[int], size: Sequence[int]) -> bool:
+def in_proportion(sides: Sequence[int], size: Sequence[int], most: float = MAX_STRIDE_RATIO) -> bool:
+    """Return whether a grid has about the same stride in all dimensions of an input, up to a ratio of `most`."""
     strides = [length / side for side, length in zip(sides, size, strict=True)]
-    return max(strides) <= MAX_STRIDE_RATIO * min(strides)
+    return max(strides) <= most * min(strides)
 
 
 def _map_of(t: Tensor, name: str, outputs: Any, inputs: Inputs) -> OutputMap:

@@ -95,6 +95,8 @@ class EvaluationBatch:
         return self.once("logits", self._logits)
 
     def _logits(self) -> Tensor:
+        if not isinstance(self.target, Tensor):
+            raise TargetError(f"the logits of all classes need a class as target, got {value_repr(self.target)}")
         shown: list[Tensor] = []
         target_values(replace(self.task, targets=[LogitRecorder(self.target, shown=shown)]))
         return shown[0]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whence.core.output_maps import in_proportion
 from whence.methods.feature_masks import UPSAMPLING
 
 MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens before those of the patches
@@ -42,8 +43,7 @@ class FeatureMap:
     def covers(self, x: Tensor) -> bool:
         """Return whether the grid has more than one position and about the same stride in all dimensions of the input."""
         lengths = [size for i, size in enumerate(x.shape) if i not in (0, self.input_channels)]
-        strides = [length / side for length, side in zip(lengths, self.sides, strict=True)]
-        return max(self.sides) > 1 and max(strides) <= MAX_STRIDE_RATIO[self.channels == 1] * min(strides)
+        return max(self.sides) > 1 and in_proportion(self.sides, lengths, MAX_STRIDE_RATIO[self.channels == 1])
 
     def read(self, a: Tensor) -> Tensor:
         """Return activations, or their gradient, as `[N, C, …]`."""

@@ -19,17 +19,13 @@ from whence.models.vision_language import VisionLanguageProcessor
 
 GENERATIVE = ("ForConditionalGeneration", "ForVision2Seq")  # about a picture, on from a text
 CONTRASTIVE = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "ChineseCLIPModel", "AlignModel", "MetaClip2Model")
+OF_WHOLE_PHOTOS = ("ForObjectDetection", "ForSemanticSegmentation", "ForUniversalSegmentation", "ForDepthEstimation")
 HEADS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
     "ForImageClassification": "AutoModelForImageClassification",
-    "ForObjectDetection": "AutoModelForObjectDetection",
-    "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
-    "ForUniversalSegmentation": "AutoModelForUniversalSegmentation",
-    "ForDepthEstimation": "AutoModelForDepthEstimation",
-}
-OF_WHOLE_PHOTOS = ("ForObjectDetection", "ForSemanticSegmentation", "ForUniversalSegmentation", "ForDepthEstimation")
+} | {ending: f"AutoModel{ending}" for ending in OF_WHOLE_PHOTOS}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from torch import Tensor
 
 from whence.errors import WhenceError
@@ -146,11 +148,21 @@ def sum_channels(relevance: Tensor) -> Tensor:
 
 def to_picture(x: Tensor) -> Tensor:
     """Return one input as an image in [0, 1]: [H, W], or [H, W, 3] if it has three channels."""
-    x = x.detach().float().cpu()
-    x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
+    x = in_unit_range(x)
     if x.dim() == 3 and len(x) == 3:
         return x.permute(1, 2, 0)
     return x.mean(0) if x.dim() == 3 else torch.atleast_2d(x)
+
+
+def in_unit_range(x: Tensor) -> Tensor:
+    """Return values scaled to [0, 1], in CPU memory."""
+    x = x.detach().float().cpu()
+    return (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
+
+
+def color_scale(limit: float) -> ScalarMappable:
+    """Return the scale of heatmaps up to a limit, for a colour bar."""
+    return ScalarMappable(Normalize(-limit, limit), current_palette().map)
 
 
 def color_limit(heat: Tensor) -> float:

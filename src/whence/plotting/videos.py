@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from whence.plotting.bars import colors_by_sign
-from whence.plotting.heatmaps import color_limit, draw_color_bar, draw_map, draw_overlay, hide_ticks, to_picture, wrap_title
+from whence.plotting.heatmaps import color_limit, color_scale, draw_color_bar, draw_overlay, hide_ticks, to_picture, wrap_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-COLOURS = 3
+RGB = 3  # channels
 MAX_FRAMES = 8
 
 
@@ -27,11 +27,11 @@ class VideoFrames:
     height: float = 4.6
 
     @classmethod
-    def time_first(cls, x: Tensor) -> int | None:
+    def time_dimension(cls, x: Tensor) -> int | None:
         """Return the dimension of the time in a sample `[3, T, H, W]` or `[T, 3, H, W]`; None for other samples, volumes."""
         if x.dim() != 4:
             return None
-        return 1 if x.shape[0] == COLOURS else 0 if x.shape[1] == COLOURS else None
+        return 1 if x.shape[0] == RGB else 0 if x.shape[1] == RGB else None
 
     def draw(self, part: "SubFigure", width: float) -> None:
         video, heat = self.x.detach().float().cpu(), self.relevance.detach().float().cpu().sum(1)
@@ -47,10 +47,7 @@ class VideoFrames:
             draw_overlay(axes[f"overlay {k}"], pictures[k], heat[k], limit)
             hide_ticks(axes[f"frame {k}"], f"frame {k}")
             hide_ticks(axes[f"overlay {k}"], "")
-        last = axes[f"overlay {numbers[-1]}"]
-        shown = draw_map(last, heat[numbers[-1]], limit)
-        shown.set_visible(False)
-        draw_color_bar(part, shown, last)
+        draw_color_bar(part, color_scale(limit), axes[f"overlay {numbers[-1]}"])
         amounts = heat.flatten(1).sum(1).tolist()
         curve = axes["curve"]
         curve.bar(range(len(amounts)), amounts, color=colors_by_sign(amounts))

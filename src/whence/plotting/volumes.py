@@ -14,11 +14,12 @@ from torch import Tensor
 
 from whence.plotting.heatmaps import (
     color_limit,
+    color_scale,
     draw_color_bar,
-    draw_map,
     draw_outline,
     draw_overlay,
     hide_ticks,
+    in_unit_range,
     overlay_pixels,
     wrap_title,
 )
@@ -46,8 +47,7 @@ class VolumeSlices:
     height: float = 6.4
 
     def draw(self, part: "SubFigure", width: float) -> None:
-        volume, heat = (t.detach().float().cpu() for t in (self.x.mean(0), self.relevance.sum(0)))
-        volume = (volume - volume.min()) / (volume.max() - volume.min()).clamp(min=1e-12)
+        volume, heat = in_unit_range(self.x.mean(0)), self.relevance.detach().float().cpu().sum(0)
         region = None if self.region is None else resized_region(self.region, heat.shape)
         limit, place = color_limit(heat), strongest_place(heat, region)
         axes = part.subplots(2, 3)
@@ -66,16 +66,12 @@ class VolumeSlices:
                     draw_outline(each, here, here.shape)
         for axis, label in zip(axes[:, 0], ("input", "overlay"), strict=True):
             axis.set_ylabel(label, fontsize=8)
-        shown = draw_map(axes[1, 2], heat.select(2, place[2]), limit, alpha=0.0)
-        shown.set_alpha(None)
-        shown.set_visible(False)
-        draw_color_bar(part, shown, axes)
+        draw_color_bar(part, color_scale(limit), axes)
 
 
 def slice_images(x: Tensor, relevance: Tensor) -> dict[int, str]:
     """Return slices of a volume `[C, D, H, W]` along its depth beside their overlays, as base64 strings of PNG by depth."""
-    volume, heat = (t.detach().float().cpu() for t in (x.mean(0), relevance.sum(0)))
-    volume = (volume - volume.min()) / (volume.max() - volume.min()).clamp(min=1e-12)
+    volume, heat = in_unit_range(x.mean(0)), relevance.detach().float().cpu().sum(0)
     limit, images = color_limit(heat), {}
     for k in range(0, len(volume), -(-len(volume) // MAX_SLICES)):
         grey = volume[k][..., None].expand(-1, -1, 3)

@@ -1,6 +1,5 @@
 """Robustness metrics: how much explanations differ between close inputs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs
 from whence.core.targets import repeat_target
-from whence.errors import InputError, RuleError, TargetError, value_repr
+from whence.errors import InputError, RuleError
 from whence.evaluation.evaluation_batch import EvaluationBatch, ExplainedBatch
 from whence.evaluation.method_adapters import make_adapters
 from whence.lrp.engine.prepared_model import PreparedModel
@@ -106,13 +105,46 @@ class MaxSensitivity:
         noises = batch.once(self, lambda: uniform_noise(batch, parts, self.n_samples, "max_sensitivity"))
         worst = torch.zeros(len(batch), dtype=torch.float64)
         for k in range(self.n_samples):
-            there = case.flat(case.again({i: x + (2 * noises[i][k] - 1) * self.radius for i, x in parts.items()}))
+            there = case.flat(case.again(changed_inputs(parts, noises, k, self.radius)))
             worst = torch.maximum(worst, (there - here).norm(dim=1) / here.norm(dim=1))
         return worst
 
 
 @dataclass(frozen=True)
-class RelativeInputStability:
+class RelativeStability:
+    """The largest relative change of an explanation over a distance, of small random changes that keep the predicted class."""
+
+    radius: float = 0.02
+    n_samples: int = 10
+    epsilon: float = 1e-3
+
+    better: ClassVar[str] = "lower"
+
+    def __post_init__(self):
+        if self.radius <= 0 or self.n_samples < 1 or self.epsilon <= 0:
+            raise RuleError(f"{self!r}: expected a positive radius and epsilon, and n_samples of at least 1")
+
+    def distance(self, batch: EvaluationBatch, changed: EvaluationBatch) -> Tensor:
+        """Return the distance of each sample from the changed one, `[N]`."""
+        raise NotImplementedError
+
+    def __call__(self, case: ExplainedBatch) -> Tensor:
+        """Compute the largest ratio of each sample, NaN where every change alters the class, `[N]`."""
+        batch, here, parts, draws = case.batch, case.flat(), float_inputs(case.batch), self.n_samples
+        noises = batch.once(("stability", draws), lambda: uniform_noise(batch, parts, draws, "stability"))
+        predicted, worst = batch.logits.argmax(1), torch.full((len(batch),), torch.nan, dtype=torch.float64)
+        for k in range(draws):
+            moved = changed_inputs(parts, noises, k, self.radius)
+            changed = replace(batch, task=batch.task.moved(1, moved), _once={})
+            change = _relative_norm(case.flat(case.again(moved)) - here, here, self.epsilon)
+            ratio = change / self.distance(batch, changed).clamp(min=self.epsilon)
+            same = (changed.logits.argmax(1) == predicted).cpu()
+            worst = torch.where(same, torch.fmax(worst, ratio), worst)
+        return worst
+
+
+@dataclass(frozen=True)
+class RelativeInputStability(RelativeStability):
     """Largest relative change of an explanation over that of the input, for small random changes (Agarwal et al. 2022, eq. 2).
 
     The maximum of ‖(R(x) − R(x′)) / R(x)‖ / max(‖(x − x′) / x‖, ε) over x′ with the same predicted class, with Euclidean norms.
@@ -125,29 +157,17 @@ class RelativeInputStability:
         epsilon: What denominators are at least, in magnitude.
     """
 
-    radius: float = 0.02
-    n_samples: int = 10
-    epsilon: float = 1e-3
-
     name: ClassVar[str] = "relative_input_stability"
-    better: ClassVar[str] = "lower"
 
-    def __post_init__(self):
-        _check_changes(self)
-
-    def __call__(self, case: ExplainedBatch) -> Tensor:
-        parts = float_inputs(case.batch)
-        here = torch.cat([x.flatten(1) for x in parts.values()], 1).double().cpu()
-
-        def far(moved: dict[int, Tensor], _: Tensor) -> Tensor:
-            there = torch.cat([moved[i].flatten(1) for i in parts], 1).double().cpu()
-            return _relative_norm(there - here, here, self.epsilon)
-
-        return _largest_ratio(self, case, far)
+    def distance(self, batch: EvaluationBatch, changed: EvaluationBatch) -> Tensor:
+        here, there = (
+            torch.cat([x.flatten(1) for x in float_inputs(side).values()], 1).double().cpu() for side in (batch, changed)
+        )
+        return _relative_norm(there - here, here, self.epsilon)
 
 
 @dataclass(frozen=True)
-class RelativeOutputStability:
+class RelativeOutputStability(RelativeStability):
     """Largest relative change of an explanation over the change of the logits (Agarwal et al. 2022, eq. 5).
 
     The maximum of ‖(R(x) − R(x′)) / R(x)‖ / max(‖h(x) − h(x′)‖, ε) over x′ with the same predicted class, h the logits.
@@ -160,46 +180,10 @@ class RelativeOutputStability:
         epsilon: What denominators are at least, in magnitude.
     """
 
-    radius: float = 0.02
-    n_samples: int = 10
-    epsilon: float = 1e-3
-
     name: ClassVar[str] = "relative_output_stability"
-    better: ClassVar[str] = "lower"
 
-    def __post_init__(self):
-        _check_changes(self)
-
-    def __call__(self, case: ExplainedBatch) -> Tensor:
-        here = case.batch.logits.double().cpu()
-        return _largest_ratio(self, case, lambda _, logits: (logits - here).norm(dim=1))
-
-
-def _check_changes(metric: Any) -> None:
-    if metric.radius <= 0 or metric.n_samples < 1 or metric.epsilon <= 0:
-        raise RuleError(f"{metric!r}: expected a positive radius and epsilon, and n_samples of at least 1")
-
-
-def _largest_ratio(metric: Any, case: ExplainedBatch, far: Callable[[dict[int, Tensor], Tensor], Tensor]) -> Tensor:
-    """Return the largest relative change of relevance over the distance `far`, of changes that keep the predicted class, `[N]`.
-
-    NaN for samples whose class every change alters.
-    """
-    batch, here, parts, draws = case.batch, case.flat(), float_inputs(case.batch), metric.n_samples
-    if not isinstance(batch.target, Tensor):
-        raise TargetError(
-            f"{metric.name} compares predicted classes; it needs a class as target, got {value_repr(batch.target)}"
-        )
-    noises = batch.once(("stability", draws), lambda: uniform_noise(batch, parts, draws, "stability"))
-    predicted, worst = batch.logits.argmax(1), torch.full((len(batch),), torch.nan, dtype=torch.float64)
-    for k in range(draws):
-        moved = {i: x + (2 * noises[i][k] - 1) * metric.radius for i, x in parts.items()}
-        logits = replace(batch, task=batch.task.moved(1, moved), _once={}).logits
-        change = _relative_norm(case.flat(case.again(moved)) - here, here, metric.epsilon)
-        ratio = change / far(moved, logits.double().cpu()).clamp(min=metric.epsilon)
-        same = (logits.argmax(1) == predicted).cpu()
-        worst = torch.where(same, torch.fmax(worst, ratio), worst)
-    return worst
+    def distance(self, batch: EvaluationBatch, changed: EvaluationBatch) -> Tensor:
+        return (changed.logits.double() - batch.logits.double()).norm(dim=1).cpu()
 
 
 def _relative_norm(change: Tensor, values: Tensor, epsilon: float) -> Tensor:
@@ -220,6 +204,11 @@ def uniform_noise(batch: EvaluationBatch, parts: dict[int, Tensor], draws: int, 
     """Draw uniform noise from [0, 1), `[draws, N, …]`, which for each sample is independent of its batch."""
     random = batch.random(purpose)
     return {i: torch.stack([torch.rand(draws, *x.shape[1:], generator=r) for r in random], 1).to(x) for i, x in parts.items()}
+
+
+def changed_inputs(parts: dict[int, Tensor], noises: dict[int, Tensor], k: int, radius: float) -> dict[int, Tensor]:
+    """Return the inputs with the k-th noise, scaled to at most `radius` in magnitude."""
+    return {i: x + (2 * noises[i][k] - 1) * radius for i, x in parts.items()}
 
 
 def shift(x: Tensor, d: int, step: int) -> Tensor:

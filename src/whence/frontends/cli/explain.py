@@ -113,9 +113,9 @@ def explain(
 
 
 def _explain_boxes(loaded: "LoadedModel", x: Any, score: float, method: Any, out: Path, as_json: bool) -> None:
-    boxes = explain_detections(loaded.model, x, score=score, method=method, class_names=loaded.class_names)
     if out.suffix not in RESULT_SUFFIXES:
         raise InputError(f"cannot save all boxes as {out.name!r}; the suffix must be one of {', '.join(RESULT_SUFFIXES)}")
+    boxes = explain_detections(loaded.model, x, score=score, method=method, class_names=loaded.class_names)
     boxes.save(out)
     if as_json:
         print(json.dumps({"model": loaded.name, "boxes": list(boxes.table), "picture": str(out)}))

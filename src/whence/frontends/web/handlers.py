@@ -18,6 +18,7 @@ from whence.core.trees import named_leaves
 from whence.errors import InputError
 from whence.frontends.common.methods import PRESETS
 from whence.frontends.web.images import pack_tensor, tensor_to_png
+from whence.frontends.web.picture_outputs import PictureOutputs
 from whence.frontends.web.request_parsing import (
     describe_prediction,
     explain_question,
@@ -81,8 +82,9 @@ def describe_models(_: None) -> list[dict[str, Any]]:
 def explain_handler(question: ExplainRequest) -> dict[str, Any]:
     """Return the explanation of a prediction."""
     loaded, x = read_question(question)
-    e = explain_question(question, loaded, x)
-    found = describe_prediction(loaded, x, e)
+    outputs = PictureOutputs.of(loaded, x)
+    e = explain_question(question, loaded, x, outputs)
+    found = describe_prediction(outputs, e)
     for name, relevance in named_leaves(e.relevance).items():
         found["relevance"] = pack_tensor(relevance[0].sum(0) if relevance.dim() == 4 else relevance[0])
         if loaded.text is None:
@@ -97,14 +99,15 @@ def layers_handler(question: ExplainRequest) -> dict[str, Any]:
     loaded, x = read_question(question)
     shapes = {name: shape for name, shape in layer_shapes(loaded.model, x).items() if len(shape) == 4 and shape[0] == 1}
     names = leaf_layers(shapes)
-    e = explain_question(question, loaded, x, names)
+    outputs = PictureOutputs.of(loaded, x)
+    e = explain_question(question, loaded, x, outputs, names)
     found = []
     for name in names:
         r = relevance_channels_last(loaded.model, e, name)[0]
         channels = _top_channels(r.flatten(0, 1).sum(0), float(e.output))
         about = {"name": name, "kind": _module_type(loaded.model, name), "shape": list(shapes[name][1:])}
         found.append(about | {"map": pack_tensor(r.sum(-1)), "channels": channels})
-    return describe_prediction(loaded, x, e) | {"layers": found}
+    return describe_prediction(outputs, e) | {"layers": found}
 
 
 def channel_handler(question: ChannelRequest) -> dict[str, Any]:
@@ -112,7 +115,8 @@ def channel_handler(question: ChannelRequest) -> dict[str, Any]:
     loaded, x = read_question(question)
     if question.channel is None:
         raise InputError("missing channel; expected channel=INDEX")
-    e = explain(loaded.model, x, make_target(question, loaded, x), method=make_question_method(question, loaded, x),
+    target = make_target(question, loaded, PictureOutputs.of(loaded, x))
+    e = explain(loaded.model, x, target, method=make_question_method(question, loaded, x),
                 through={question.layer: question.channel}, progress=False)  # fmt: skip
     return {
         "relevance": pack_tensor(e.relevance[0].sum(0)),
@@ -124,7 +128,7 @@ def channel_handler(question: ChannelRequest) -> dict[str, Any]:
 def download_handler(question: DownloadRequest) -> bytes:
     """Return the explanation as the bytes of a file."""
     loaded, x = read_question(question)
-    e = explain_question(question, loaded, x)
+    e = explain_question(question, loaded, x, PictureOutputs.of(loaded, x))
     e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         return e.save(Path(folder) / f"explanation.{question.format}").read_bytes()

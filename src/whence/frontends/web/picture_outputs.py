@@ -16,7 +16,7 @@ from whence.frontends.web.schemas import ExplainRequest
 from whence.lrp.engine.model_outputs import logits_of
 from whence.models.registry import LoadedModel
 
-BOXES_SHOWN = 10
+BOXES_SHOWN = CLASSES_SHOWN = 10
 LEAST_SCORE = 0.05
 
 
@@ -33,21 +33,19 @@ class PictureOutputs:
     choices: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, x: Any, shown: int) -> "PictureOutputs":
+    def of(cls, loaded: LoadedModel, x: Any) -> "PictureOutputs":
+        """Run the model once."""
         inputs = Inputs.of(x).detached()
         with torch.no_grad():
             outputs = inputs.run(loaded.model)
-        logits = logits_of(outputs)
-        if isinstance(logits, Tensor) and logits.dim() == 3 and loaded.text is not None:
-            logits = logits[:, -1]
-        if isinstance(logits, Tensor) and logits.dim() == 2:
-            return cls("classes", _likeliest(loaded, logits.softmax(1)[0], shown))
+        if (shares := class_probabilities(loaded, outputs)) is not None:
+            return cls("classes", _likeliest(loaded, shares[0]))
         try:
             (photo,) = read_detections(outputs, inputs)
         except TargetError:
             shares = _predicted_shares(read_map(outputs, inputs).scores)
-            return cls("map", [choice for choice in _likeliest(loaded, shares, shown) if choice["share"] > 0])
-        order = [k for k in photo.scores.argsort(descending=True).tolist() if photo.scores[k] >= LEAST_SCORE][:BOXES_SHOWN]
+            return cls("map", [choice for choice in _likeliest(loaded, shares) if choice["share"] > 0])
+        order = Detection(score=LEAST_SCORE).ranked(photo, None)[:BOXES_SHOWN]
         return cls("boxes", [
             {"index": number, "name": loaded.class_name(int(photo.labels[k])), "share": float(photo.scores[k]),
              "box": photo.boxes[k].tolist()} for number, k in enumerate(order)
@@ -64,8 +62,16 @@ class PictureOutputs:
         return Detection(0 if question.target is None else int(question.target), score=LEAST_SCORE)
 
 
-def _likeliest(loaded: LoadedModel, shares: Tensor, shown: int) -> list[dict[str, Any]]:
-    found = shares.topk(min(shown, len(shares)))
+def class_probabilities(loaded: LoadedModel, outputs: Any) -> Tensor | None:
+    """Return the probability of each class, or next token, `[N, C]`; None if the outputs are no scores of classes."""
+    logits = logits_of(outputs)
+    if isinstance(logits, Tensor) and logits.dim() == 3 and loaded.text is not None:
+        logits = logits[:, -1]
+    return logits.softmax(1) if isinstance(logits, Tensor) and logits.dim() == 2 else None
+
+
+def _likeliest(loaded: LoadedModel, shares: Tensor) -> list[dict[str, Any]]:
+    found = shares.topk(min(CLASSES_SHOWN, len(shares)))
     pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
     return [{"index": i, "name": loaded.class_name(i), "share": share} for i, share in pairs]
 

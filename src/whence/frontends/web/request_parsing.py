@@ -19,13 +19,10 @@ from whence.frontends.web.images import MAX_PIXELS, MAX_UNRESIZED_PIXELS, decode
 from whence.frontends.web.picture_outputs import PictureOutputs
 from whence.frontends.web.schemas import ExplainRequest, RuleSettings
 from whence.frontends.web.served_models import input_shape, models
-from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.rules.rules import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
 from whence.methods.lrp import LRP
 from whence.methods.registry import METHODS, SINGLE_GRAPH_METHODS
 from whence.models.registry import BUNDLED, LoadedModel
-
-CLASSES_SHOWN = 10
 
 
 def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
@@ -41,10 +38,9 @@ def read_question(question: ExplainRequest) -> tuple[LoadedModel, Any]:
     raise InputError(f"{loaded.name} needs {'a text' if loaded.text is not None else 'an image'}, but the request has none")
 
 
-def make_target(question: ExplainRequest, loaded: LoadedModel, x: Any) -> Logit | Detection | Region:
+def make_target(question: ExplainRequest, loaded: LoadedModel, outputs: PictureOutputs) -> Logit | Detection | Region:
     """Return the target of a request."""
-    outputs = None if loaded.name in BUNDLED else PictureOutputs.of(loaded, x, CLASSES_SHOWN)
-    if outputs is not None and outputs.kind != "classes":
+    if outputs.kind != "classes":
         return outputs.target(question, loaded)
     target, other = loaded.class_index(question.target), loaded.class_index(question.rather_than)
     if target is not None and target == other:
@@ -68,9 +64,11 @@ def make_question_method(question: ExplainRequest, loaded: LoadedModel, x: Any) 
     return LRP(mine | LRP().rules)  # type: ignore[operator]
 
 
-def explain_question(question: ExplainRequest, loaded: LoadedModel, x: Any, layers: Sequence[str] = ()) -> Explanation:
+def explain_question(
+    question: ExplainRequest, loaded: LoadedModel, x: Any, outputs: PictureOutputs, layers: Sequence[str] = ()
+) -> Explanation:
     """Return the explanation that a request describes."""
-    target, method = make_target(question, loaded, x), make_question_method(question, loaded, x)
+    target, method = make_target(question, loaded, outputs), make_question_method(question, loaded, x)
     if loaded.name in BUNDLED and isinstance(method, SINGLE_GRAPH_METHODS) and not _sets_rules(question):
         replaying = replaying_explainer(question.model, question.method)
         return replaying(x, target, layers=layers)
@@ -102,17 +100,9 @@ def replaying_explainer(model: str, method: str) -> Explainer:
     return Explainer(loaded.model, make_question_method(question, loaded, x), class_names=loaded.class_names, capture=True)
 
 
-def class_probabilities(loaded: LoadedModel, x: Any) -> Tensor:
-    """Return the probability of each class, or next token, `[N, C]`."""
-    with torch.no_grad():
-        outputs = loaded.model(**x) if isinstance(x, dict) else loaded.model(x)
-    logits = logits_of(outputs)
-    return (logits[:, -1] if logits.dim() == 3 else logits).softmax(1)
-
-
-def describe_prediction(loaded: LoadedModel, x: Any, e: Explanation) -> dict[str, Any]:
+def describe_prediction(outputs: PictureOutputs, e: Explanation) -> dict[str, Any]:
     """Return the prediction, its top classes, boxes or regions, and the conservation of relevance."""
-    account, outputs = e.conservation, PictureOutputs.of(loaded, x, CLASSES_SHOWN)
+    account = e.conservation
     (target,) = e.target_names()
     index = e.target.index if isinstance(e.target, Logit | Region | Detection) else e.target
     return {

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
+
 from whence.errors import InputError
 from whence.frontends.common.data import read_images
 from whence.frontends.common.prototypes import default_image, search_prototypes
 from whence.frontends.web.images import pack_tensor, tensor_to_png
+from whence.frontends.web.picture_outputs import PictureOutputs, class_probabilities
 from whence.frontends.web.request_parsing import (
-    class_probabilities,
     describe_prediction,
     explain_question,
     make_question_method,
@@ -37,7 +39,10 @@ def prototypes_handler(question: PrototypeRequest) -> dict[str, Any]:
         None,
         {"n_steps": question.n_steps, "seed": question.seed, "progress": False},
     )
-    rows = zip(chosen, found.images, found.activation.tolist(), class_probabilities(loaded, found.images), strict=True)
+    with torch.no_grad():
+        shares = class_probabilities(loaded, loaded.model(found.images))
+    assert shares is not None  # the prototypes are of classes
+    rows = zip(chosen, found.images, found.activation.tolist(), shares, strict=True)
     return {
         "note": found.note,
         "prototypes": [
@@ -59,8 +64,9 @@ def concept_handler(question: ChannelRequest) -> dict[str, Any]:
         raise InputError("missing channel; expected channel=INDEX")
     data = read_images(models.data_of(question.model)) if models.has_data(question.model) else None
     settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "n_steps": STEPS}
+    target = make_target(question, loaded, PictureOutputs.of(loaded, x))
     found = concepts(
-        loaded.model, x, question.layer, make_target(question, loaded, x), channels=[question.channel], reference_inputs=data,
+        loaded.model, x, question.layer, target, channels=[question.channel], reference_inputs=data,
         n_references=REFERENCES, prototypes=settings, method=make_question_method(question, loaded, x), progress=False,
     )  # fmt: skip
     assert found.prototypes is not None
@@ -85,8 +91,9 @@ def attack_handler(question: AttackRequest) -> dict[str, Any]:
     kind = FGSM if question.attack == "fgsm" else PGD
     found = attack(loaded.model, x, None, kind(question.epsilon, box=loaded.preprocessing.box))
     free = question.model_copy(update={"target": None, "rather_than": None})
-    e = explain_question(free, loaded, found.inputs)
-    return describe_prediction(loaded, found.inputs, e) | {
+    outputs = PictureOutputs.of(loaded, found.inputs)
+    e = explain_question(free, loaded, found.inputs, outputs)
+    return describe_prediction(outputs, e) | {
         "picture": tensor_to_png(found.inputs[0], loaded.preprocessing),
         "relevance": pack_tensor(e.relevance[0].sum(0)),
         "success": bool(found.success),
