@@ -1,6 +1,6 @@
 """Published composites of LRP rules, and the building blocks of custom composites."""
 
-from whence.lrp.rules.composites import Composite, input_layer
+from whence.lrp.rules.composites import Composite, input_layer, picture_convolution
 from whence.lrp.rules.presets import (
     CONVOLUTIONS,
     DENSE,
@@ -38,5 +38,6 @@ __all__ = [
     "epsilon_plus_flat",
     "falling_gamma",
     "input_layer",
+    "picture_convolution",
     "vgg16_falling_gamma",
 ]

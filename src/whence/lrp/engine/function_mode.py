@@ -41,7 +41,7 @@ from whence.lrp.ops.function_names import LEAVES_VALUES
 from whence.lrp.ops.opaque_modules import hidden_linear_map, opaque_module
 from whence.lrp.ops.registry import ADDS, LINEAR_MAPS, Op, find_op
 from whence.lrp.ops.saturated_flow import Flow, can_flow, flow_of_logits
-from whence.lrp.rules.composites import Composite, Selector
+from whence.lrp.rules.composites import Composite, Selector, picture_convolution
 from whence.lrp.rules.protocol import is_input_rule
 from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, Rule
 from whence.lrp.torch_compat.deferred_checks import known_true
@@ -213,7 +213,10 @@ class RelevanceMode(GradientMode):
         # zeros whose gradients are the relevance by rules of the input layer: one per input, then one per recorded look-up
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
         self.beside_lookups: list[int] = []  # indices of those look-ups
-        self._rules_at_input = any(is_input_rule(rule) for _, rule in Composite.of(rules).entries)
+        # of any kind of input: the default's rule of pictures does not act on looked-up vectors
+        self._rules_at_input = any(
+            is_input_rule(rule) and selector is not picture_convolution for selector, rule in Composite.of(rules).entries
+        )
         self._explains = explains
         self.saturated = ""  # note for the explanation where the logits are explained instead of the probabilities
         # values that an opaque module modified in place

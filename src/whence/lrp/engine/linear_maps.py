@@ -13,6 +13,9 @@ from whence.lrp.engine.conservation import batch_sum
 Modification = Callable[[Tensor], Tensor]  # weight or bias -> the modified one
 
 
+COLORS = 3
+
+
 class LinearMap(Protocol):
     """Protocol of maps that are linear in `a` and in `weight`, with a bias along one dimension of the output."""
 
@@ -265,6 +268,15 @@ class Bilinear:
 
     def folded(self) -> tuple[Tensor, None]:
         return self.weight, None
+
+
+def reads_picture(linear: LinearMap) -> bool:
+    """Return whether a map is a convolution of three channels, as of a color picture or video, with windows that overlap."""
+    if not isinstance(linear, Convolution) or linear.geometry.transposed or linear.geometry.groups > 1:
+        return False
+    channels, *windows = linear.weight.shape[1:]
+    overlap = all(step < size for step, size in zip(linear.geometry.stride, windows, strict=True))
+    return channels == COLORS and len(windows) > 1 and overlap
 
 
 def contributions_by_size(linear: LinearMap, weights: RuleWeights, z: Tensor, a: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from whence.errors import RuleError, UnknownFunctionError, WhenceError, describe_attention_kernel
 from whence.lrp.engine.conservation import ConservationMeter, batch_dot, batch_sum
 from whence.lrp.engine.function_calls import Call, iter_tensors
-from whence.lrp.engine.linear_maps import LinearMap
+from whence.lrp.engine.linear_maps import LinearMap, reads_picture
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.engine.propagation import InputCompanion, LayerDepths, LinearBackward, LinearLink, LinearStep
 from whence.lrp.engine.tensor_facts import Facts, TensorFacts, gate_factor
@@ -115,8 +115,10 @@ class OpContext:
     def function_rule(self, name: str) -> FunctionRule | None:
         return self._matcher.function_rule(self.scope.place, name)
 
-    def linear_rule(self, name: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
-        return self._matcher.linear_rule(self.scope.place, name, touches_input)
+    def linear_rule(
+        self, name: str, touches_input: bool, reads_picture: bool = False
+    ) -> LinearRule | InputRule | Constant | None:
+        return self._matcher.linear_rule(self.scope.place, name, touches_input, reads_picture)
 
     def companion(self, t: Tensor) -> InputCompanion | None:
         return self.known.inherited(t).companion
@@ -318,7 +320,8 @@ class OpContext:
         """Return the value of a linear map with the user's rule for it; `native`: autograd's gradient is the transposed map."""
         known = self.known.inherited(source)
         companion = known.companion
-        rule = self.linear_rule(call.name, companion is not None) or default
+        touches_input = companion is not None
+        rule = self.linear_rule(call.name, touches_input, touches_input and reads_picture(linear)) or default
         if isinstance(rule, Constant):
             return self.constant(call)
         if native and (rule is LRP_0 or rule == LRP_0):

@@ -28,7 +28,17 @@ class InputLayer:
 
 input_layer = InputLayer()
 
-Selector = str | type[nn.Module] | Callable[..., Any] | InputLayer | tuple[Any, ...]
+
+class PictureConvolution:
+    """Selector of the convolution that touches the explained input, if it reads three channels in windows that overlap."""
+
+    def __repr__(self) -> str:
+        return "picture_convolution"
+
+
+picture_convolution = PictureConvolution()
+
+Selector = str | type[nn.Module] | Callable[..., Any] | InputLayer | PictureConvolution | tuple[Any, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,7 +107,13 @@ class SelectorMatch:
         self.modules = bool(patterns or self._classes)
         self.everything = "*" in atoms  # including calls outside all modules
         self.at_input = any(isinstance(atom, InputLayer) for atom in atoms)
-        self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type | InputLayer)}
+        self.at_pictures = any(isinstance(atom, PictureConvolution) for atom in atoms)
+        self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type)}
+
+    def function(self, function: str, touches_input: bool, reads_picture: bool) -> bool:
+        """Return whether the selector matches a call of the function, wherever in the model."""
+        at_input = (touches_input and self.at_input) or (reads_picture and self.at_pictures)
+        return self.everything or function in self.functions or at_input
 
     def module(self, place: ModulePlace) -> bool:
         for name in place.names:
@@ -116,10 +132,13 @@ class Matcher:
         self._matched: set[int] = set()
         self._decided: dict[Hashable, Any] = {}
 
-    def linear_rule(self, place: ModulePlace, function: str, touches_input: bool) -> LinearRule | InputRule | Constant | None:
-        key = (self._around(place), function, touches_input)
+    def linear_rule(
+        self, place: ModulePlace, function: str, touches_input: bool, reads_picture: bool = False
+    ) -> LinearRule | InputRule | Constant | None:
+        key = (self._around(place), function, touches_input, reads_picture)
         if key not in self._decided:
-            self._decided[key] = self._search(place, function, touches_input, LinearRule | InputRule | Constant)
+            kinds = LinearRule | InputRule | Constant
+            self._decided[key] = self._search(place, function, touches_input, kinds, reads_picture)
         return self._decided[key]
 
     def function_rule(self, place: ModulePlace, function: str) -> FunctionRule | None:
@@ -145,10 +164,12 @@ class Matcher:
             earlier = " that an earlier selector did not match" if position else ""
             raise SelectorError(f"selector {selector_repr(selector)} matched no {kind} of the model{earlier}{near}")
 
-    def _search(self, place: ModulePlace, function: str, touches_input: bool, kind: Any) -> Rule | None:
+    def _search(
+        self, place: ModulePlace, function: str, touches_input: bool, kind: Any, reads_picture: bool = False
+    ) -> Rule | None:
         around = self._around(place)
         for position, (picks, rule) in enumerate(self._entries):
-            picked = picks.everything or function in picks.functions or (touches_input and picks.at_input) or position in around
+            picked = position in around or picks.function(function, touches_input, reads_picture)
             if picked and isinstance(rule, kind):
                 self._matched.add(position)
                 if is_input_rule(rule) and not touches_input:
@@ -184,7 +205,7 @@ def _flatten_selector(selector: Selector) -> Iterator[Selector]:
 def selector_repr(selector: Selector) -> str:
     if isinstance(selector, tuple):
         return " or ".join(map(selector_repr, selector))
-    if isinstance(selector, str | InputLayer):
+    if isinstance(selector, str | InputLayer | PictureConvolution):
         return repr(selector)
     return getattr(selector, "__name__", repr(selector))
 
@@ -199,5 +220,5 @@ def _check_selector(selector: Selector) -> None:
         raise SelectorError(
             f"selector {selector.__name__} is not a torch.nn.Module class; pass a path, a module class or a torch function"
         )
-    elif not (isinstance(selector, str | InputLayer) or callable(selector)):
+    elif not (isinstance(selector, str | InputLayer | PictureConvolution) or callable(selector)):
         raise SelectorError(f"selector {selector!r} is not valid; expected a module path, a module class or a torch function")

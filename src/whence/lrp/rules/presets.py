@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from whence.core.argument_checks import check_arguments
 from whence.errors import RuleError, value_repr
 from whence.lrp.ops.state_spaces import state_space_parts
-from whence.lrp.rules.composites import Composite, Selector, input_layer
+from whence.lrp.rules.composites import Composite, Selector, input_layer, picture_convolution
 from whence.lrp.rules.rules import (
     LRP_0,
     AlphaBeta,
@@ -233,7 +233,8 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     >>> whence.explain(model, x, method=whence.LRP(whence.presets.attn_lrp()))
 
     The softmax keeps its own gradient, and products are halved. In state-space models step sizes, B and C are constant
-    (MambaLRP, Rezaei Jafari et al. 2024).
+    (MambaLRP, Rezaei Jafari et al. 2024). The convolution that reads a color picture in windows that overlap has the flat rule
+    (`picture_convolution`).
 
     Args:
         gamma: γ of dense layers. 0 is LRP-0, the gradient, at no extra cost: keep it for language models. On vision
@@ -245,6 +246,7 @@ def attn_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
     """
     return _composite(
         (STATE_SPACE_GATES, Constant()),
+        (picture_convolution, Flat()),
         (OPAQUE_ACTIVATIONS, Identity()),
         (CONVOLUTIONS, _gamma_rule(conv_gamma)),
         (DENSE_LAYERS, _gamma_rule(gamma)),

@@ -1,0 +1,151 @@
+"""`bench`: scores of explanation methods on data and networks for which the right explanation is known."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.benchmarking.ground_truth_task import BenchSettings, GroundTruthTask
+from whence.benchmarking.peer_methods import PEER_METHODS
+from whence.benchmarking.results import BenchResult, MethodFailure, ScoredTask, UnlearnedTask, package_versions
+from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS, resolve_for_task
+from whence.benchmarking.suites import SUITES
+from whence.core.argument_checks import check_arguments
+from whence.core.progress import Progress, progress as show_progress
+from whence.errors import InputError, RuleError, first_line, suggest_or_list, value_repr
+from whence.evaluation.evaluate import evaluate
+from whence.evaluation.method_adapters import Methods, make_adapters
+
+MIN_SAMPLES = 5  # for intervals
+PACKAGES = ("torch", "whence", "captum", "zennit", "lxt", "shap")
+
+
+@check_arguments
+def bench(
+    suites: Sequence[str] | str | None = None,
+    methods: Methods | None = None,
+    *,
+    peers: bool = True,
+    n_samples: int = 100,
+    cache_dir: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = True,
+) -> BenchResult:
+    """Score explanation methods on generated data, where the right explanation is known.
+
+    >>> found = whence.bench("hand_made")
+    >>> found = whence.bench(methods={"mine": lambda model, inputs, target: …, "lrp": "lrp"}, cache_dir="bench")
+    >>> found.save("bench.html")
+
+    The networks are trained by the call, on data that it generates. Random relevance and, for pictures, an edge filter that
+    ignores the network are always scored. A method is level with the best in a task if the paired bootstrap interval of the
+    difference contains 0. All suites take some twenty minutes on two cores; networks and scores are read from `cache_dir` where
+    nothing that they depend on has changed.
+
+    Args:
+        suites: Names of suites, all by default: "xai_tris" (tetrominoes in noise), "hand_made" (networks with known terms),
+            "lstm_arithmetic", "mosaics", "lexical_shortcuts", "time_series", "graph_motifs", "drawn_parts".
+        methods: Methods or their names, or a dict of them by name, which may contain functions `(model, inputs, target) →
+            relevance`. By default all standard methods. "expected_gradients", "feature_ablation" and "shapley" are given the
+            background, baseline and features of each task.
+        peers: Whether to score the methods of captum, zennit, LXT and shap too, where they are installed.
+        n_samples: Number of samples explained in each task, at least 5; those that the network classifies right.
+        cache_dir: A folder for trained networks and scores; None trains and scores again.
+        seed: Random seed of the data, of the training, and of random relevance.
+        progress: Whether to show a progress bar, or a function that is called with (done, total).
+    Returns:
+        A `BenchResult`. A method that raises an error in a task has no score there and is listed in `failures`.
+    Raises:
+        RuleError: A suite or method is unknown.
+        InputError: `n_samples` is below 5.
+    """
+    if n_samples < MIN_SAMPLES:
+        raise InputError(f"n_samples={n_samples}; expected at least {MIN_SAMPLES}, so that intervals can be computed")
+    ways = _named_methods(methods)
+    chosen = [(suite, name, make) for suite in _suites(suites) for name, make in SUITES[suite].items()]
+    folder = None if cache_dir is None else Path(cache_dir)
+    settings = BenchSettings(n_samples, seed, folder)
+    tasks: list[ScoredTask] = []
+    failures: list[MethodFailure] = []
+    unlearned: list[UnlearnedTask] = []
+    with _one_thread(), show_progress("bench", len(chosen), progress) as advance:
+        for _, name, make in chosen:
+            task = make(settings)
+            if task.learned:
+                tasks += _scored(task, ways | (PEER_METHODS if peers else {}), folder, seed, failures)
+            else:
+                unlearned.append(UnlearnedTask(task.title, float(task.accuracy or 0), task.required))
+            advance(1, name)
+    if not tasks:
+        raise RuleError("no network of these suites reached the accuracy it needs; " + str(unlearned[0]))
+    about = {"n_samples": n_samples, "seed": seed, "versions": package_versions(PACKAGES)}
+    return BenchResult(tasks, failures, unlearned, about)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread, since networks so small are several times slower on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _suites(given: Sequence[str] | str | None) -> list[str]:
+    names = list(SUITES) if given is None else [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in SUITES:
+            raise RuleError(f"unknown suite {value_repr(name)}{suggest_or_list(name, SUITES)}")
+    if not names:
+        raise RuleError(f"no suites given; choose from {', '.join(SUITES)}")
+    return names
+
+
+def _named_methods(given: Methods | None) -> dict[str, Any]:
+    """Return the methods by name, with the baselines that are always scored."""
+    if given is None:
+        return {**{name: name for name in STANDARD_METHODS}, **{name: name for name in BASELINES}}
+    special = {*STANDARD_METHODS, *BASELINES}
+    if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
+        given = [given]
+    named = dict(given) if isinstance(given, Mapping) else {}
+    for method in () if isinstance(given, Mapping) else given:
+        named[method if isinstance(method, str) else getattr(method, "name", str(method))] = method
+    others = {name: method for name, method in named.items() if not (isinstance(method, str) and method in special)}
+    if others or not named:
+        make_adapters(None, others)  # checks them
+    return named | {name: name for name in BASELINES}
+
+
+def _scored(
+    task: GroundTruthTask, ways: Mapping[str, Any], folder: Path | None, seed: int, failures: list[MethodFailure]
+) -> Iterator[ScoredTask]:
+    """Yield the scores of a task by each of its metrics, and add the methods that fail to `failures`."""
+    values: dict[str, dict[str, Tensor]] = {metric.name: {} for metric in task.metrics}
+    for name, way in ways.items():
+        try:
+            found = _evaluate(task, name, way, folder, seed)
+        except Exception as error:
+            failures.append(MethodFailure(name, task.title, first_line(error)))
+            continue
+        for metric, scores in found.items():
+            values[metric][name] = scores
+    for metric in task.metrics:
+        yield ScoredTask(task.suite, task.name, metric.name, metric.better, values[metric.name], task.accuracy)
+
+
+def _evaluate(task: GroundTruthTask, name: str, way: Any, folder: Path | None, seed: int) -> Mapping[str, Tensor]:
+    method = way(task) if name in PEER_METHODS and way is PEER_METHODS[name] else resolve_for_task(name, way, task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = evaluate(
+            task.model, task.x, {name: method}, task.metrics, target=task.target, masks=task.truth, seed=seed,
+            cache_dir=None if folder is None else folder / "scores", progress=False,
+        )  # fmt: skip
+    return found.values[name]

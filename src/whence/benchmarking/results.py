@@ -1,0 +1,211 @@
+"""The result of the benchmark: the score of every method in every task, with intervals, as a table, a file or a report."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from whence.core.files import PICTURE_SUFFIXES, text_writer, write_json
+from whence.core.result import Result
+from whence.errors import RuleError, suggest_or_list, value_repr
+from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
+from whence.evaluation.results import ARROWS, format_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BENCH_SUFFIXES = (*PICTURE_SUFFIXES, ".csv", ".json", ".html")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredTask:
+    """The scores of all methods by one metric of one task.
+
+    Args:
+        suite: Name of the suite.
+        task: Name of the task.
+        metric: Name of the metric.
+        better: "higher" or "lower".
+        values: Scores of each method, `[n]`.
+        accuracy: Accuracy of the network, None if it is not trained.
+    """
+
+    suite: str
+    task: str
+    metric: str
+    better: str
+    values: Mapping[str, Tensor]
+    accuracy: float | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.suite}: {self.task}" + (f", {self.metric}" if self.metric.startswith("average_precision_") else "")
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The mean score of each method with its bootstrap interval."""
+        return {name: mean_interval(values) for name, values in self.values.items()}
+
+    @cached_property
+    def best(self) -> str:
+        """The method with the best mean."""
+        sign = 1 if self.better == "higher" else -1
+        return max(self.intervals, key=lambda name: sign * self.intervals[name].mean)
+
+    @cached_property
+    def level(self) -> frozenset[str]:
+        """The methods that are not worse than the best: the paired interval of the difference contains 0."""
+        reference = self.values[self.best]
+        found = {self.best}
+        for name, values in self.values.items():
+            low, high = paired_interval(values, reference)[1:3]
+            if (high >= 0) if self.better == "higher" else (low <= 0):
+                found.add(name)
+        return frozenset(found)
+
+
+@dataclass(frozen=True)
+class MethodFailure:
+    """A method that could not explain a task, with its error message."""
+
+    method: str
+    task: str
+    message: str
+
+
+@dataclass(frozen=True)
+class UnlearnedTask:
+    """A task that is not scored, since its network does not reach the accuracy that the suite requires."""
+
+    task: str
+    accuracy: float
+    required: float
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class BenchResult(Result):
+    """The scores of explanation methods on tasks whose correct explanation is known.
+
+    >>> found = whence.bench(["hand_made"])
+    >>> found.share_level("lrp")        # share of cells in which LRP is not worse than the best method
+    >>> found.save("bench.html")        # or .json, .csv, .png
+
+    Args:
+        tasks: The scores, one entry for each task and metric.
+        failures: The methods that failed, by task.
+        unlearned: The tasks that are not scored.
+        settings: The settings of the run and the versions of the packages.
+    """
+
+    tasks: Sequence[ScoredTask]
+    failures: Sequence[MethodFailure] = ()
+    unlearned: Sequence[UnlearnedTask] = ()
+    settings: Mapping[str, Any] = None  # type: ignore[assignment]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The names of the methods with a score in any task, in the order given."""
+        return list(dict.fromkeys(name for task in self.tasks for name in task.values))
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row per task, metric and method: the mean, its interval, and whether it is level with the best."""
+        return [
+            {
+                "suite": task.suite, "task": task.task, "metric": task.metric, "better": task.better, "method": name,
+                **found._asdict(), "level": name in task.level, "accuracy": task.accuracy,
+            }
+            for task in self.tasks
+            for name, found in task.intervals.items()
+        ]  # fmt: skip
+
+    def share_level(self, method: str) -> float:
+        """Return the share of tasks and metrics in which a method is not worse than the best by more than the paired interval.
+
+        Tasks in which the method failed count as worse.
+
+        Args:
+            method: The name of a method.
+        """
+        if method not in self.methods:
+            raise RuleError(f"no method {value_repr(method)} in this result{suggest_or_list(method, self.methods, 'it has')}")
+        return sum(method in task.level for task in self.tasks) / len(self.tasks)
+
+    @property
+    def ranking(self) -> list[tuple[str, float]]:
+        """The methods with the share of tasks in which they are level with the best, best first."""
+        return sorted(((name, self.share_level(name)) for name in self.methods), key=lambda pair: -pair[1])
+
+    def __repr__(self) -> str:
+        widest = max(map(len, self.methods), default=0)
+        lines = [f"{name:<{widest}}  {share:4.0%}" for name, share in self.ranking]
+        return "\n".join([f"level with the best, of {len(self.tasks)} cells:", *lines, self.footnote])
+
+    @property
+    def footnote(self) -> str:
+        """The tasks that are not scored, and the methods that failed, as text."""
+        unlearned = [
+            f"{found.task} is not scored: its network has an accuracy of {found.accuracy:.0%}, below {found.required:.0%}"
+            for found in self.unlearned
+        ]
+        counts: dict[str, int] = {}
+        for failure in self.failures:
+            counts[failure.method] = counts.get(failure.method, 0) + 1
+        failed = [f"{name} cannot explain {count} of the tasks" for name, count in counts.items()]
+        return "; ".join([*unlearned, *failed])
+
+    def save(self, path: str | Path) -> Path:
+        """Write a report (.html), all scores (.json), the table (.csv) or a figure (.png, .pdf, …), and return the path."""
+        return self._save(path, {".json": self._write_json, ".html": text_writer(self._page)})
+
+    def figure(self) -> "Figure":
+        """Return a figure of the share of tasks in which each method is level with the best."""
+        from whence.plotting.bars import bar_figure
+
+        names, shares = zip(*self.ranking, strict=True)
+        return bar_figure(names, shares, "share of tasks in which the method is level with the best")
+
+    def _write_json(self, path: Path) -> None:
+        values = [
+            {"suite": task.suite, "task": task.task, "metric": task.metric, "values": dict(task.values)} for task in self.tasks
+        ]
+        failures, unlearned = ([vars(found) for found in each] for each in (self.failures, self.unlearned))
+        write_json(
+            path,
+            {"settings": self.settings, "table": self.table, "values": values, "failures": failures, "unlearned": unlearned},
+        )
+
+    def _page(self) -> str:
+        from whence.plotting.html_pages import embed_figure, render_page
+
+        rows = [
+            (name, [(_cell(task, name), name in task.level) for task in self.tasks], f"{self.share_level(name):.0%}")
+            for name, _ in self.ranking
+        ]
+        heads = [(task.suite, task.title.partition(": ")[2], ARROWS[task.better], task.accuracy) for task in self.tasks]
+        return render_page(
+            "bench.html", heads=heads, rows=rows, settings=self.settings, failures=self.failures, unlearned=self.unlearned,
+            picture=embed_figure(self.figure()),
+        )  # fmt: skip
+
+
+def _cell(task: ScoredTask, method: str) -> str:
+    return format_interval(task.intervals[method]) if method in task.values else "–"
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of the packages that are installed, and of Python."""
+    from importlib.metadata import PackageNotFoundError
+
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
