@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,14 @@ class Block(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
         self.more = (after - before) // 2
 
+    def residual(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more, self.more)) if self.more else x
+
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + (F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more, self.more)) if self.more else x))
+        return F.relu(self.residual(x) + self.shortcut(x))
 
 
 class Separable(nn.Module):
@@ -84,11 +90,11 @@ def mobile() -> nn.Module:
     )  # fmt: skip
 
 
-def plain() -> nn.Module:
-    """A VGG-like network with batch norm."""
+def plain(normalised: bool = True) -> nn.Module:
+    """A VGG-like network with or without batch norm."""
     layers: list[nn.Module] = []
     for before, after in ((3, 24), (24, 24), (24, 48), (48, 48)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        layers += [nn.Conv2d(before, after, 3, padding=1), *([nn.BatchNorm2d(after)] if normalised else []), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if before == after else []
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * 64, 64), nn.ReLU(), nn.Linear(64, 8))
 
@@ -236,6 +242,7 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "resnet20": _resnet20,
     "squeezenet": _squeezenet,
     "plain": _on_shapes("VGG-like, shapes", plain),
+    "plain-biased": _on_shapes("VGG-like without batch norm, shapes", partial(plain, normalised=False)),
     "mobile": _on_shapes("MobileNet-like, shapes", mobile),
     "vit": _on_digits("ViT, digits", _learned("vit", VisionTransformer, 8, 1e-3)),
 }

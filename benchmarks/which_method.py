@@ -21,8 +21,8 @@ from whence import presets
 from whence.evaluation.results import Evaluation
 from whence.methods.feature_masks import PATCHES_PER_SIDE
 
-SAMPLES = {"digits": 100, "digits-robust": 100, "lenet": 100, "resnet20": 100, "squeezenet": 36, "plain": 100, "mobile": 100,
-           "vit": 100}  # fmt: skip
+SAMPLES = {"digits": 200, "digits-robust": 200, "lenet": 200, "resnet20": 300, "squeezenet": 36, "plain": 100,
+           "plain-biased": 100, "mobile": 100, "vit": 200}  # fmt: skip
 
 
 def ours(subject: Subject) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def ours(subject: Subject) -> dict[str, Any]:
     cells = whence.patches(subject.x, side)
     sets = {
         "LRP, as it comes": presets.attn_lrp(),
-        "LRP, γ 0.25 (before)": presets.attn_lrp(conv_gamma=0.25),
+        "LRP, no flat rule (before)": {presets.input_layer: whence.RisingGamma()} | presets.attn_lrp(),
+        "LRP, γ 0.25": presets.attn_lrp(conv_gamma=0.25),
         "LRP ε, γ 0.5": presets.epsilon_gamma(gamma=0.5),
         "LRP ε, γ, z^B": presets.epsilon_gamma_box(low, high),
         "LRP ε, z⁺": presets.epsilon_plus(),
@@ -56,14 +57,23 @@ def theirs(subject: Subject) -> dict[str, Callable]:
     import captum.attr
     import zennit.composites
     from zennit.attribution import Gradient
-    from zennit.canonizers import SequentialMergeBatchNorm
+    from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, SequentialMergeBatchNorm
+    from zennit.layer import Sum
 
     low, high = (torch.as_tensor(bound).float() for bound in subject.bounds)
+
+    def sum_of_residuals(name: str, module: Any) -> dict[str, Any]:
+        """A residual block whose sum is zennit's module, which its composites divide by contributions."""
+        if isinstance(module, networks.Block | networks.Separable):
+            return {"add": Sum(), "forward": residual_forward(module)}
+        return {}
+
+    canonizer = CompositeCanonizer([AttributeCanonizer(sum_of_residuals), SequentialMergeBatchNorm()])
 
     def by_zennit(name: str, **more: Any) -> Callable:
         def way(model: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             given = {k: v.expand_as(x) for k, v in more.items()}
-            composite = getattr(zennit.composites, name)(canonizers=[SequentialMergeBatchNorm()], **given)
+            composite = getattr(zennit.composites, name)(canonizers=[canonizer], **given)
             grown = [p.requires_grad_() for p in model.parameters()]
             classes = model(x[:1]).shape[1]
             with Gradient(model, composite) as attributor:
@@ -90,6 +100,17 @@ def theirs(subject: Subject) -> dict[str, Callable]:
     }
 
 
+def residual_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward function of a residual block, with its sum as a module over the last dimension."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if isinstance(module, networks.Separable):
+            return module.add(torch.stack([x, module.parts(x)], -1)) if module.adds else module.parts(x)
+        return torch.relu(module.add(torch.stack([module.residual(x), module.shortcut(x)], -1)))
+
+    return forward
+
+
 def measured(subject: Subject, count: int) -> Evaluation:
     """Of all ways that can explain this network."""
     x, ways, able = subject.x[:count], ours(subject) | theirs(subject), {}
@@ -99,7 +120,7 @@ def measured(subject: Subject, count: int) -> Evaluation:
         except Exception:
             continue
         able[name] = way
-    return whence.evaluate(subject.model, x, able, ["srg", "arrived"], progress=False)
+    return whence.evaluate(subject.model, x, able, ["srg"], progress=False)
 
 
 def table(found: dict[str, Evaluation]) -> list[str]:

@@ -22,6 +22,7 @@ from whence import (
 from whence.auditing.artifact_removal import cure
 from whence.auditing.audit import audit
 from whence.auditing.interventions import prove
+from whence.benchmarking.bench import bench
 from whence.contexts.sources import sources
 from whence.core.activation_checkpointing import checkpointed
 from whence.core.aggregation import token_passages
@@ -141,6 +142,7 @@ __all__ = [
     "attacks",
     "attribution_graph",
     "audit",
+    "bench",
     "channel_relevance",
     "check_exported",
     "checkpointed",

@@ -3,6 +3,7 @@
 from whence.auditing.artifact_removal import ProjectedModel
 from whence.auditing.audit import Audit
 from whence.auditing.interventions import InterventionTest
+from whence.benchmarking.results import BenchResult
 from whence.contexts.sources import SourceAttribution
 from whence.core.aggregation import AggregatedRelevance
 from whence.core.generation import Generation
@@ -32,6 +33,7 @@ __all__ = [
     "AttackResult",
     "AttributionGraph",
     "Audit",
+    "BenchResult",
     "Comparison",
     "Concepts",
     "Conservation",

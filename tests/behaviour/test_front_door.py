@@ -36,7 +36,7 @@ def test_the_test_above_can_fail():
 
 
 FRONT = """
-attack attack_explanation attribution_graph audit channel_relevance check_exported checkpointed compare concepts cure
+attack attack_explanation attribution_graph audit bench channel_relevance check_exported checkpointed compare concepts cure
 evaluate explain explain_attack explain_dataset explain_detections explain_generation explain_similarity explain_targets
 export flow load load_model neuralize open_store palette patches patching prototype prove relevance_rules reliability
 shapley_values sources subgraph_relevance subspaces superpixels token_passages top_samples tune walks Explainer Explanation

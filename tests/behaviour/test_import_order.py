@@ -36,7 +36,7 @@ contexts
 data
 prototypes robustness neuralization
 evaluation
-stores mechanistic exporting
+stores mechanistic exporting benchmarking
 auditing
 models
 frontends.common

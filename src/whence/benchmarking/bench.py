@@ -76,7 +76,7 @@ def bench(
         for _, name, make in chosen:
             task = make(settings)
             if task.learned:
-                tasks += _scored(task, ways | (PEER_METHODS if peers else {}), folder, seed, failures)
+                tasks += _scored(task, {**ways, **(PEER_METHODS if peers else {})}, folder, seed, failures)
             else:
                 unlearned.append(UnlearnedTask(task.title, float(task.accuracy or 0), task.required))
             advance(1, name)
@@ -136,7 +136,7 @@ def _scored(
             continue
         for metric, scores in found.items():
             values[metric][name] = scores
-    for metric in task.metrics:
+    for metric in task.metrics if any(values.values()) else ():
         yield ScoredTask(task.suite, task.name, metric.name, metric.better, values[metric.name], task.accuracy)
 
 
@@ -148,4 +148,9 @@ def _evaluate(task: GroundTruthTask, name: str, way: Any, folder: Path | None, s
             task.model, task.x, {name: method}, task.metrics, target=task.target, masks=task.truth, seed=seed,
             cache_dir=None if folder is None else folder / "scores", progress=False,
         )  # fmt: skip
-    return found.values[name]
+    scores = found.values[name]
+    lost = max(int(values.isnan().sum()) for values in scores.values())
+    if lost:  # a mean over the others would compare different samples
+        first = found.failures[0].message if found.failures else "a relevance that has no score, as of zeros alone"
+        raise InputError(f"{lost} of {len(task.x)} samples have no score: {first}")
+    return scores

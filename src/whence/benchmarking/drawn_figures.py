@@ -5,11 +5,8 @@ drawn without it, which looks like those that the network was trained on. *Mosai
 pictures beside each other, and a network in which the class of one cannot depend on the others.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from whence.benchmarking.ground_truth_metrics import PartCorrelation
 from whence.benchmarking.ground_truth_task import BenchSettings, GroundTruthTask, TaskFactory, correct_samples

@@ -46,8 +46,8 @@ class AveragePrecision:
     """Area under precision over recall of the mask's entries, ranked by |R| (Ismail et al. 2020).
 
     Args:
-        over: "time" sums |R| `[N, T, F]` over features and ranks time steps, "features" the other way around; "entries" ranks
-            all entries.
+        over: "time" sums R `[N, T, F]` over features and ranks time steps, "features" the other way around; "entries" ranks all
+            entries.
     """
 
     over: str = "entries"
@@ -63,7 +63,7 @@ class AveragePrecision:
         heat, mask = reduce_to_masks(case)
         if self.over != "entries":
             other = 2 if self.over == "time" else 1
-            heat, mask = heat.abs().sum(other), mask.any(other)
+            heat, mask = heat.sum(other), mask.any(other)
         return average_precision(heat.abs().flatten(1), mask.flatten(1))
 
 

@@ -51,7 +51,7 @@ def interacting(count: int, random: torch.Generator) -> Example:
 def shattered(count: int, random: torch.Generator) -> Example:
     """f = Σ h_i(x_i), each h_i a line with a sawtooth of ReLUs on top; R_i = h_i(x_i), whatever the slope at x_i."""
     w, x = torch.randn(N_FEATURES, generator=random), 2 * torch.rand(count + 100, N_FEATURES, generator=random)
-    net = Sawtooth(w)
+    net = Sawtooth(w).requires_grad_(False)
     return net, x[:count], net.terms(x[:count]), x[count:]
 
 

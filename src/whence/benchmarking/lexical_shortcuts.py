@@ -67,7 +67,7 @@ class TextClassifier(nn.Module):
 
 
 def task(shortcut: str, settings: BenchSettings) -> GroundTruthTask:
-    """Generate texts, and train a transformer on them; some words are replaced by padding, so that it is known to the network."""
+    """Generate texts, and train a transformer on them, with some words replaced by padding so that it learns what that is."""
     random = settings.generator(f"{SUITE} {shortcut}")
     ids, y, mask = texts(shortcut, N_TRAIN + 1000, random)
     dropped = (torch.rand(N_TRAIN, LENGTH, generator=random) < 0.1) & ~mask[:N_TRAIN]

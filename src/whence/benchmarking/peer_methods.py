@@ -15,6 +15,17 @@ from whence.errors import MissingPackageError, RuleError
 ExternalMethod = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
+class SingleOutput(nn.Module):
+    """One output of a network, as `[N, 1]`."""
+
+    def __init__(self, network: nn.Module, index: int):
+        super().__init__()
+        self.network, self.index = network, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[:, self.index : self.index + 1]
+
+
 def captum_method(name: str, **options: Any) -> Callable[[GroundTruthTask], ExternalMethod]:
     """Return a factory of a captum method; for token ids, of its form for the embedding layer."""
 
@@ -82,9 +93,14 @@ def shap_explainer(name: str) -> Callable[[GroundTruthTask], ExternalMethod]:
             raise RuleError(f"shap's {name} does not explain token ids")
 
         def explain(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-            with torch.enable_grad():
-                found = torch.as_tensor(getattr(shap, name)(model, task.background).shap_values(x))
-            return found.gather(-1, target.view(-1, *[1] * (x.dim())).expand(*x.shape, 1))[..., 0].float()
+            relevance = torch.zeros_like(x)
+            for index in target.unique().tolist():  # shap explains all outputs; one at a time costs a fraction
+                rows = target == index
+                with torch.enable_grad():
+                    explainer = getattr(shap, name)(SingleOutput(model, index), task.background)
+                    values = torch.as_tensor(explainer.shap_values(x[rows]))
+                relevance[rows] = values.reshape(x[rows].shape).to(x)
+            return relevance
 
         return explain
 

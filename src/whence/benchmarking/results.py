@@ -1,8 +1,10 @@
 """The result of the benchmark: the score of every method in every task, with intervals, as a table, a file or a report."""
 
+import math
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +14,15 @@ from torch import Tensor
 
 from whence.core.files import PICTURE_SUFFIXES, text_writer, write_json
 from whence.core.result import Result
-from whence.errors import RuleError, suggest_or_list, value_repr
+from whence.errors import RuleError, count_noun, suggest_or_list, value_repr
 from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from whence.evaluation.results import ARROWS, format_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NEGLIGIBLE = 1e-3  # share of the distance from random relevance to the best score
+RANDOM, DEFAULT = "random", "lrp"
 BENCH_SUFFIXES = (*PICTURE_SUFFIXES, ".csv", ".json", ".html")
 
 
@@ -57,16 +61,27 @@ class ScoredTask:
         sign = 1 if self.better == "higher" else -1
         return max(self.intervals, key=lambda name: sign * self.intervals[name].mean)
 
+    def relative(self, method: str) -> float:
+        """Return the mean score of a method on a scale from random relevance (0) to the best (1); NaN without a score."""
+        if method not in self.values or RANDOM not in self.values:
+            return math.nan
+        chance, best = self.intervals[RANDOM].mean, self.intervals[self.best].mean
+        return (self.intervals[method].mean - chance) / (best - chance) if best != chance else 1.0
+
     @cached_property
     def level(self) -> frozenset[str]:
-        """The methods that are not worse than the best: the paired interval of the difference contains 0."""
-        reference = self.values[self.best]
-        found = {self.best}
-        for name, values in self.values.items():
-            low, high = paired_interval(values, reference)[1:3]
-            if (high >= 0) if self.better == "higher" else (low <= 0):
-                found.add(name)
-        return frozenset(found)
+        """The methods that are not worse than the best: the paired interval of the difference contains 0.
+
+        Differences below a thousandth of the distance from random relevance to the best are no differences.
+        """
+        sign = 1 if self.better == "higher" else -1
+        reference = sign * self.values[self.best]
+        chance = float(sign * self.values[RANDOM].mean()) if RANDOM in self.values else float(reference.mean())
+        negligible = NEGLIGIBLE * (float(reference.mean()) - chance)
+        return frozenset(
+            name for name, values in self.values.items()
+            if paired_interval(sign * values, reference).high >= -negligible
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class BenchResult(Result):
     tasks: Sequence[ScoredTask]
     failures: Sequence[MethodFailure] = ()
     unlearned: Sequence[UnlearnedTask] = ()
-    settings: Mapping[str, Any] = None  # type: ignore[assignment]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def methods(self) -> list[str]:
@@ -144,31 +159,30 @@ class BenchResult(Result):
     def __repr__(self) -> str:
         widest = max(map(len, self.methods), default=0)
         lines = [f"{name:<{widest}}  {share:4.0%}" for name, share in self.ranking]
-        return "\n".join([f"level with the best, of {len(self.tasks)} cells:", *lines, self.footnote])
+        return "\n".join([f"level with the best, of {len(self.tasks)} cells:", *lines, *self.remarks])
 
     @property
-    def footnote(self) -> str:
-        """The tasks that are not scored, and the methods that failed, as text."""
+    def remarks(self) -> list[str]:
+        """The tasks that are not scored, and the number of tasks that each method cannot explain, as text."""
         unlearned = [
             f"{found.task} is not scored: its network has an accuracy of {found.accuracy:.0%}, below {found.required:.0%}"
             for found in self.unlearned
         ]
-        counts: dict[str, int] = {}
-        for failure in self.failures:
-            counts[failure.method] = counts.get(failure.method, 0) + 1
-        failed = [f"{name} cannot explain {count} of the tasks" for name, count in counts.items()]
-        return "; ".join([*unlearned, *failed])
+        counts = Counter(failure.method for failure in self.failures)
+        return unlearned + [f"{name} cannot explain {count_noun(count, 'task')}" for name, count in counts.items()]
 
     def save(self, path: str | Path) -> Path:
         """Write a report (.html), all scores (.json), the table (.csv) or a figure (.png, .pdf, …), and return the path."""
         return self._save(path, {".json": self._write_json, ".html": text_writer(self._page)})
 
     def figure(self) -> "Figure":
-        """Return a figure of the share of tasks in which each method is level with the best."""
-        from whence.plotting.bars import bar_figure
+        """Return a matrix of methods and tasks: the score on a scale from random relevance (0) to the best method (1)."""
+        from whence.plotting.score_matrix import score_matrix_figure
 
-        names, shares = zip(*self.ranking, strict=True)
-        return bar_figure(names, shares, "share of tasks in which the method is level with the best")
+        names = [name for name, _ in self.ranking]
+        scores = [[task.relative(name) for task in self.tasks] for name in names]
+        level = [[name in task.level for task in self.tasks] for name in names]
+        return score_matrix_figure(scores, level, names, [task.title for task in self.tasks])
 
     def _write_json(self, path: Path) -> None:
         values = [
@@ -180,16 +194,27 @@ class BenchResult(Result):
             {"settings": self.settings, "table": self.table, "values": values, "failures": failures, "unlearned": unlearned},
         )
 
+    def behind(self, method: str = DEFAULT) -> list[ScoredTask]:
+        """Return the tasks in which a method is not level with the best, or has no score."""
+        return [task for task in self.tasks if method not in task.level]
+
     def _page(self) -> str:
         from whence.plotting.html_pages import embed_figure, render_page
 
-        rows = [
-            (name, [(_cell(task, name), name in task.level) for task in self.tasks], f"{self.share_level(name):.0%}")
-            for name, _ in self.ranking
+        names = [name for name, _ in self.ranking]
+        suites = []
+        for suite in dict.fromkeys(task.suite for task in self.tasks):
+            own = [task for task in self.tasks if task.suite == suite]
+            heads = [f"{task.title.partition(': ')[2]} {ARROWS[task.better]}" for task in own]
+            rows = [(name, [(_cell(task, name), name in task.level) for task in own]) for name in names]
+            suites.append((suite, heads, [row for row in rows if any(text != "–" for text, _ in row[1])]))
+        behind = [
+            (task.title, _cell(task, DEFAULT), task.best, _cell(task, task.best), _cell(task, RANDOM))
+            for task in (self.behind() if DEFAULT in self.methods else ())
         ]
-        heads = [(task.suite, task.title.partition(": ")[2], ARROWS[task.better], task.accuracy) for task in self.tasks]
         return render_page(
-            "bench.html", heads=heads, rows=rows, settings=self.settings, failures=self.failures, unlearned=self.unlearned,
+            "bench.html", ranking=[(name, f"{share:.0%}") for name, share in self.ranking], n_cells=len(self.tasks),
+            suites=suites, behind=behind, settings=self.settings, failures=self.failures, unlearned=self.unlearned,
             picture=embed_figure(self.figure()),
         )  # fmt: skip
 

@@ -28,7 +28,9 @@ def train(
 ) -> nn.Module:
     """Train a network with AdamW and one learning-rate cycle, or read it from the folder if it was trained before.
 
-    The name of the file is the fingerprint of all that the training depends on. The global random state is restored.
+    The logits of classifiers are centered: from each, the mean of all classes is subtracted in the last layer. The softmax does
+    The logits of classifiers are centered: the last layer subtracts the mean of all classes from each. The softmax does not
+    change, and evidence for all classes alike, which no truth counts, is not part of the explained output. The name of the file
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -42,11 +44,21 @@ def train(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(file) as temporary:
                     torch.save(model.state_dict(), temporary)
+        if loss is F.cross_entropy:
+            _center_logits(model)
     return model.eval().requires_grad_(False)
 
 
+def _center_logits(model: nn.Module) -> None:
+    """Subtract the mean of all classes from weights and biases of the last linear layer."""
+    last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.sub_(parameter.mean(0, keepdim=True))
+
+
 def _loaded(model: nn.Module, file: Path) -> bool:
-    """Load the weights, and return whether there are any; a damaged file counts as none."""
+    """Load the weights, and return whether that was possible; a damaged file counts as none."""
     try:
         model.load_state_dict(torch.load(file, weights_only=True))
     except Exception:
@@ -54,9 +66,7 @@ def _loaded(model: nn.Module, file: Path) -> bool:
     return True
 
 
-def _fit(
-    model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, weight_decay: float, loss: Callable
-) -> None:
+def _fit(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, weight_decay: float, loss: Callable) -> None:
     with torch.enable_grad():
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=weight_decay)

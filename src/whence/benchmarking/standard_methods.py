@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from whence.benchmarking.ground_truth_task import GroundTruthTask
 from whence.errors import RuleError
 from whence.evaluation.random_baseline import Random
-from whence.methods.feature_masks import PATCHES_PER_SIDE, patches
+from whence.methods.feature_masks import patches
 from whence.methods.integrated_gradients import ExpectedGradients
 from whence.methods.perturbation import FeatureAblation
 from whence.methods.registry import resolve_method
@@ -19,6 +19,7 @@ from whence.methods.shapley import Shapley
 N_BACKGROUND = 20
 LARGE = 400  # number of entries from which on those of a picture are removed in patches
 SHAPLEY_BUDGET = 500
+PATCHES_PER_SIDE = 8
 LAPLACE = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
 
 
@@ -27,7 +28,9 @@ def ablation(task: GroundTruthTask) -> Any:
 
 
 def shapley(task: GroundTruthTask) -> Any:
-    return Shapley(baselines=task.neutral, feature_mask=feature_groups(task), budget=SHAPLEY_BUDGET)
+    groups = feature_groups(task)
+    count = task.x[0].numel() if groups is None else int(groups.max()) + 1
+    return Shapley(baselines=task.neutral, feature_mask=groups, budget=max(SHAPLEY_BUDGET, 3 * count))
 
 
 def expected_gradients(task: GroundTruthTask) -> Any:

@@ -37,12 +37,12 @@ def pictures(scenario: str, count: int, random: torch.Generator) -> tuple[Tensor
 
 
 def _fixed_patterns(scenario: str, y: Tensor, random: torch.Generator) -> Tensor:
-    t, l = _placed(T_SHAPE, *T_PLACE), _placed(L_SHAPE, *L_PLACE)
+    t_shape, l_shape = _placed(T_SHAPE, *T_PLACE), _placed(L_SHAPE, *L_PLACE)
     if scenario != "XOR":
-        return torch.where(y[:, None, None] == 0, t, l)
+        return torch.where(y[:, None, None] == 0, t_shape, l_shape)
     first = 1.0 - 2 * torch.randint(2, y.shape, generator=random)
     second = torch.where(y == 0, first, -first)
-    return first[:, None, None] * t + second[:, None, None] * l
+    return first[:, None, None] * t_shape + second[:, None, None] * l_shape
 
 
 def _moved_patterns(y: Tensor, random: torch.Generator) -> Tensor:

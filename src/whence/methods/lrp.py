@@ -2,22 +2,24 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 
 from whence.core.detection import Detection
 from whence.core.explanation import Explanation
+from whence.core.inputs import Inputs
 from whence.core.targets import reads_outputs
 from whence.errors import ConservationWarning, ModelError, RuleError, value_repr
-from whence.lrp.engine.conservation import Conservation
+from whence.lrp.engine.conservation import Conservation, ConservationMeter, batch_dot
 from whence.lrp.engine.function_mode import RelevanceMode, Unknown
 from whence.lrp.engine.op_context import UnguardedOverwrite
 from whence.lrp.rules import presets
 from whence.lrp.rules.composites import Composite, Selector
 from whence.lrp.rules.rules import Rule
 from whence.lrp.torch_compat.deferred_checks import check_holds
+from whence.methods import feature_masks
 from whence.methods.forward_backward import (
     Gradients,
     Task,
@@ -45,14 +47,20 @@ class LRP:
         rules: Ordered mapping of selectors to rules, or a `whence.presets.Composite`; the first match wins. A selector is a
             module path, a module class or a torch function; a path or class selects everything that runs inside the module.
             Linear maps without a match get `Epsilon()`. `whence.presets.attn_lrp()` by default.
+        baseline: Baseline x̃ that relevance is measured from, as in `IntegratedGradients`: R = (x − x̃) · g, where g = R / x by
+            the rules. Features that are 0 and differ from the baseline have relevance too; x̃ · g counts as absorbed. Pass the
+            mean of the data where 0 is not the absence of a feature. Not with rules of the input layer, nor for token ids. None,
+            the default, is a baseline of 0.
         unknown: What to do at a torch function that is neither linear nor known to whence: "error" raises an
             `UnknownFunctionError`, "warn" warns and uses its gradient, "gradient" uses its gradient silently.
     Raises:
-        RuleError: `rules` is not a mapping of selectors to rules, or `unknown` is not one of the three.
+        RuleError: `rules` is not a mapping of selectors to rules, or `unknown` is not one of the three; or a baseline is given
+            with a rule of the input layer or for token ids.
     """
 
     rules: Mapping[Selector, Rule] | Composite = field(default_factory=presets.attn_lrp)
     unknown: Unknown = "error"
+    baseline: feature_masks.Baselines = None
 
     name: ClassVar[str] = "lrp"
 
@@ -65,6 +73,8 @@ class LRP:
         for found, mode in self.gradients(task):
             mode.matcher.check_all_matched(mode.bench.prepared.outline.modules)
             _check_relevance_arrives(found, mode)
+            if self.baseline is not None:
+                found = self._from_baseline(found, task.inputs, mode.meter)
             at_lookups = found.at_lookups(torch.mul, mode.beside_lookups)
             scores = found.at_inputs(torch.mul) | mode.lookups.scores(at_lookups)
             for amount in mode.lookups.elsewhere(at_lookups):
@@ -73,6 +83,16 @@ class LRP:
             _warn_if_unbalanced(conservation)
             layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if _is_selected(found.target) else "")
             yield make_explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
+
+    def _from_baseline(self, found: Gradients, inputs: Inputs, meter: ConservationMeter) -> Gradients:
+        """Return the gradients with the inputs as differences from the baseline; x̃ · g counts as absorbed."""
+        starts = feature_masks.baselines(self.baseline, inputs)
+        if any(i in inputs.ids for i in starts) or not inputs.explained:
+            raise RuleError("LRP(baseline=…) is for floating-point inputs; for token ids use IntegratedGradients(baselines=id)")
+        feature_masks.reject_shared_parts(inputs, "LRP(baseline=…)")
+        for i, (x, g) in found.inputs.items():
+            meter.add("baseline", batch_dot(starts[i].expand_as(x), g))
+        return replace(found, inputs={i: (x - starts[i], g) for i, (x, g) in found.inputs.items()})
 
     def gradients(self, task: Task) -> Iterator[tuple[Gradients, RelevanceMode]]:
         """Yield the modified gradients g = R/a of each target, with the mode that computed them."""
@@ -87,7 +107,12 @@ class LRP:
         sources, prepared = input_leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
         prepared.kept.begin()
-        mode = RelevanceMode(self.rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
+        rules = self.rules
+        if self.baseline is not None:
+            rules = Composite.of(rules).without_input_rules(
+                "whose relevance does not depend on a baseline; omit one of the two"
+            )
+        mode = RelevanceMode(rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
         reading = record_internals(task, scope, mode.bench.see)
         try:

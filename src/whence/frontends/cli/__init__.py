@@ -11,6 +11,7 @@ from rich.console import Console
 from whence.errors import WhenceError
 from whence.frontends.cli.attack import attack
 from whence.frontends.cli.audit import audit
+from whence.frontends.cli.bench import bench
 from whence.frontends.cli.compare import compare
 from whence.frontends.cli.concepts import concepts
 from whence.frontends.cli.evaluate import evaluate
@@ -40,6 +41,7 @@ app.command()(prototype)
 app.command()(attack)
 app.command()(serve)
 app.command()(models)
+app.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -594,18 +594,14 @@ def _rule_treatment(rule: object) -> Callable[[OpContext, Call], Any]:
 def modified_gradients(rules: Mapping[Selector, Rule] | Composite, model: object, unknown: Unknown) -> Iterator[RelevanceMode]:
     """Modify the gradients of all code that runs in this context."""
     composite = Composite.of(rules)
-    for selector, rule in composite.entries[: composite.required]:
-        if is_input_rule(rule):
-            raise RuleError(
-                f"{type(rule).__name__} is a rule of the input layer, whose relevance is not of the form x * gradient; use "
-                "whence.explain(model, x, method=whence.LRP(rules))"
-            )
+    reason = "whose relevance is not of the form x * gradient; use whence.explain(model, x, method=whence.LRP(rules))"
+    proportional = composite.without_input_rules(reason)
+    for selector, _ in composite.entries[: composite.required]:
         if isinstance(selector, str) and model is None:
             raise RuleError(f"selector {selector!r} is a module path; pass the model: relevance_rules(model, rules)")
-    optional = tuple(entry for entry in composite.entries if not is_input_rule(entry[1]))
     prepared = PreparedModel(model)
     scope = ModuleTracker(prepared.outline)
-    mode = RelevanceMode(Composite(optional, composite.required), scope, prepared, unknown)
+    mode = RelevanceMode(proportional, scope, prepared, unknown)
     with scope, mode.saving, mode:
         yield mode
     mode.matcher.check_all_matched(prepared.outline.modules)

@@ -80,6 +80,16 @@ class Composite:
             )
         return cls(tuple(rules.items()), len(rules))
 
+    def without_input_rules(self, reason: str) -> "Composite":
+        """Return the composite without rules of the input layer, whose relevance is not of the form x · gradient.
+
+        Raise `RuleError`, with the reason, if a user-defined entry has one.
+        """
+        for _, rule in self.entries[: self.required]:
+            if is_input_rule(rule):
+                raise RuleError(f"{type(rule).__name__} is a rule of the input layer, {reason}")
+        return Composite(tuple(entry for entry in self.entries if not is_input_rule(entry[1])), self.required, self.label)
+
     def __or__(self, front: "Mapping[Selector, Rule]") -> "Composite":
         """Return this composite with user-defined rules in front, on whichever side of | they stand."""
         return self.__ror__(front) if isinstance(front, Mapping) else NotImplemented
