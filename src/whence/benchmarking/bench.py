@@ -81,7 +81,9 @@ def bench(
                 unlearned.append(UnlearnedTask(task.title, float(task.accuracy or 0), task.required))
             advance(1, name)
     if not tasks:
-        raise RuleError("no network of these suites reached the accuracy it needs; " + str(unlearned[0]))
+        raise RuleError(
+            f"no network of these suites reached the accuracy it needs; that of {unlearned[0].task} is {unlearned[0].accuracy:.0%}"
+        )
     about = {"n_samples": n_samples, "seed": seed, "versions": package_versions(PACKAGES)}
     return BenchResult(tasks, failures, unlearned, about)
 
@@ -141,9 +143,9 @@ def _scored(
 
 
 def _evaluate(task: GroundTruthTask, name: str, way: Any, folder: Path | None, seed: int) -> Mapping[str, Tensor]:
-    method = way(task) if name in PEER_METHODS and way is PEER_METHODS[name] else resolve_for_task(name, way, task)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of peers, where they are imported and where they run
+        method = way(task) if way is PEER_METHODS.get(name) else resolve_for_task(way, task)
         found = evaluate(
             task.model, task.x, {name: method}, task.metrics, target=task.target, masks=task.truth, seed=seed,
             cache_dir=None if folder is None else folder / "scores", progress=False,

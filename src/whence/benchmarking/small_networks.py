@@ -28,9 +28,10 @@ def train(
 ) -> nn.Module:
     """Train a network with AdamW and one learning-rate cycle, or read it from the folder if it was trained before.
 
-    The logits of classifiers are centered: from each, the mean of all classes is subtracted in the last layer. The softmax does
     The logits of classifiers are centered: the last layer subtracts the mean of all classes from each. The softmax does not
-    change, and evidence for all classes alike, which no truth counts, is not part of the explained output. The name of the file
+    change, and evidence for all classes alike, which no truth counts, is not part of the explained output.
+
+    The name of the file is the fingerprint of all that the training depends on. The global random state is restored.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -72,7 +72,7 @@ STANDARD_METHODS: Mapping[str, Callable[[GroundTruthTask], Any]] = {
 }  # fmt: skip
 
 
-def resolve_for_task(name: str, method: Any, task: GroundTruthTask) -> Any:
+def resolve_for_task(method: Any, task: GroundTruthTask) -> Any:
     """Return the method for one task; names stand for methods with the task's baseline or background."""
     factories = {**STANDARD_METHODS, **BASELINES}
     if isinstance(method, str):

@@ -47,10 +47,10 @@ class LRP:
         rules: Ordered mapping of selectors to rules, or a `whence.presets.Composite`; the first match wins. A selector is a
             module path, a module class or a torch function; a path or class selects everything that runs inside the module.
             Linear maps without a match get `Epsilon()`. `whence.presets.attn_lrp()` by default.
-        baseline: Baseline x̃ that relevance is measured from, as in `IntegratedGradients`: R = (x − x̃) · g, where g = R / x by
-            the rules. Features that are 0 and differ from the baseline have relevance too; x̃ · g counts as absorbed. Pass the
-            mean of the data where 0 is not the absence of a feature. Not with rules of the input layer, nor for token ids. None,
-            the default, is a baseline of 0.
+        baseline: Baseline x̃ that relevance is measured from, as in `IntegratedGradients`; None is 0. R = (x − x̃) · g, where
+            g = R / x by the rules, so features that are 0 and differ from the baseline have relevance too; x̃ · g counts as
+            absorbed. Pass the mean of the data where 0 is not the absence of a feature. Not with rules of the input layer, nor
+            for token ids.
         unknown: What to do at a torch function that is neither linear nor known to whence: "error" raises an
             `UnknownFunctionError`, "warn" warns and uses its gradient, "gradient" uses its gradient silently.
     Raises:

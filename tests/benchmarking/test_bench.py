@@ -1,0 +1,216 @@
+"""bench(): the truths are true, the metrics those of the papers, and what a method or a run does wrong is told."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+import support.torchvision_operators  # noqa: F401
+from torch import nn
+
+import whence
+from whence import errors
+from whence.benchmarking import drawn_figures, graph_motifs, hand_made_networks, lexical_shortcuts, lstm_arithmetic, xai_tris
+from whence.benchmarking.bench import bench
+from whence.benchmarking.ground_truth_metrics import average_precision, roc_auc
+from whence.benchmarking.ground_truth_task import BenchSettings
+from whence.benchmarking.small_networks import train
+from whence.benchmarking.suites import SUITES
+
+SETTINGS = BenchSettings(20, 0, None)
+
+
+@pytest.fixture(scope="module")
+def hand_made():
+    return bench("hand_made", n_samples=20, progress=False)
+
+
+def scores(found, task, method):
+    (own,) = [scored for scored in found.tasks if scored.task == task]
+    return float(own.values[method].mean())
+
+
+@pytest.mark.parametrize("name", ["weighted", "interacting", "shattered gradients", "AND", "OR", "conflicting"])
+def test_truths_of_hand_made_networks_add_up_to_the_output(name):
+    task = hand_made_networks.TASKS[name](SETTINGS)
+    change = task.model(task.x) - task.model(torch.zeros_like(task.x))
+    torch.testing.assert_close(task.truth.sum(1, keepdim=True), change, atol=1e-4, rtol=1e-4)
+
+
+def test_the_truth_of_pertinent_negatives_is_the_output_itself():
+    task = hand_made_networks.TASKS["pertinent negatives"](SETTINGS)
+    torch.testing.assert_close(task.truth.sum(1, keepdim=True), task.model(task.x))
+
+
+@pytest.mark.parametrize("name", ["shattered gradients", "AND", "OR"])
+def test_shapley_values_are_the_truth_of_sums_and_of_bits(hand_made, name):
+    assert scores(hand_made, name, "shapley") < 1e-6
+    assert scores(hand_made, name, "random") > 0.5
+    assert scores(hand_made, name, "lrp") > 0.01  # the product with a gradient is not
+
+
+@pytest.mark.parametrize("name", ["weighted", "interacting"])
+def test_lrp_is_exact_where_no_switch_is_on(hand_made, name):
+    assert scores(hand_made, name, "lrp") < 1e-8
+
+
+def test_peers_agree_with_the_same_method_of_ours(hand_made):
+    for task in hand_made.tasks:
+        theirs, ours = task.values["captum InputXGradient"], task.values["gradient_times_input"]
+        torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-4)
+    assert {"zennit EpsilonPlus", "shap GradientExplainer"} <= set(hand_made.methods)
+    assert {failure.method for failure in hand_made.failures} >= {"LXT AttnLRP", "edge filter"}
+
+
+def test_tasks_say_what_is_level_with_the_best(hand_made):
+    weighted = hand_made.tasks[0]
+    assert {"lrp", "integrated_gradients", "shapley"} <= weighted.level  # differences are rounding errors
+    assert "random" not in weighted.level and weighted.relative("random") == 0
+    assert hand_made.share_level("random") == 0
+    assert "AND" in {task.task for task in hand_made.behind("lrp")}
+    assert hand_made.ranking[0][1] >= hand_made.share_level("lrp")
+    with pytest.raises(errors.RuleError, match="no method 'lpr'"):
+        hand_made.share_level("lpr")
+
+
+def test_reports_hold_all_scores(hand_made, tmp_path):
+    page = hand_made.save(tmp_path / "bench.html").read_text()
+    assert "hand-made networks" in page and "Where the default of whence is not level" in page and "LXT AttnLRP" in page
+    told = json.loads(hand_made.save(tmp_path / "bench.json").read_text())
+    assert len(told["table"]) == sum(len(task.values) for task in hand_made.tasks)
+    assert told["settings"]["n_samples"] == 20 and told["settings"]["versions"]["torch"]
+    assert hand_made.save(tmp_path / "bench.png").stat().st_size > 5000
+    assert "level with the best, of 7 cells" in repr(hand_made)
+
+
+def test_functions_join_and_the_baselines_are_always_there():
+    mine = {"mine": lambda model, inputs, target: inputs * 0 + 1, "lrp": "lrp"}
+    found = bench("hand_made", mine, peers=False, n_samples=5, progress=False)
+    assert set(found.methods) == {"mine", "lrp", "random"}
+
+
+def test_methods_that_fail_are_named_and_the_others_counted():
+    def broken(model, inputs, target):
+        raise ValueError("no such layer")
+
+    ways = {"broken": broken, "nan": lambda model, inputs, target: inputs * torch.nan, "lrp": "lrp"}
+    found = bench("hand_made", ways, peers=False, n_samples=5, progress=False)
+    told = {failure.method: failure.message for failure in found.failures if failure.task.endswith("weighted")}
+    assert "no such layer" in told["broken"] and "NaN" in told["nan"]
+    assert "lrp" in found.methods and "broken" not in found.methods
+    assert "broken cannot explain 7 tasks" in found.remarks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"suites": "xai_tri"}, errors.RuleError, "did you mean 'xai_tris'"),
+        ({"suites": []}, errors.RuleError, "no suites given"),
+        ({"methods": ["lpr"]}, errors.RuleError, "unknown method 'lpr'"),
+        ({"n_samples": 3}, errors.InputError, "at least 5"),
+    ],
+)
+def test_wrong_arguments_raise(arguments, error, message):
+    with pytest.raises(error, match=message):
+        bench(**arguments, progress=False)
+
+
+def test_networks_that_learn_nothing_are_not_scored(monkeypatch):
+    monkeypatch.setattr(xai_tris, "N_TRAIN", 500)
+    monkeypatch.setitem(SUITES, "xai_tris", {name: xai_tris.TASKS[name] for name in ("XOR, linear network", "XOR, MLP")})
+    found = bench("xai_tris", ["lrp"], peers=False, n_samples=5, progress=False)
+    assert [task.task for task in found.tasks] == ["XOR, MLP"]
+    assert [task.task for task in found.unlearned] == ["XAI-TRIS: XOR, linear network"] and "is not scored" in found.remarks[0]
+    monkeypatch.setitem(SUITES, "xai_tris", {"XOR, linear network": xai_tris.TASKS["XOR, linear network"]})
+    with pytest.raises(errors.RuleError, match="no network of these suites reached the accuracy"):
+        bench("xai_tris", ["lrp"], peers=False, n_samples=5, progress=False)
+
+
+def test_runs_repeat_and_leave_the_process_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITES, "xai_tris", {"linear, linear network": xai_tris.TASKS["linear, linear network"]})
+    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
+    first = bench("xai_tris", peers=False, n_samples=20, cache_dir=tmp_path, progress=False)
+    assert torch.get_num_threads() == threads and torch.equal(torch.random.get_rng_state(), state)
+    (kept,) = tmp_path.glob("*.pt")
+    trained = kept.stat().st_mtime_ns
+    again = bench("xai_tris", peers=False, n_samples=20, cache_dir=tmp_path, progress=False)
+    assert kept.stat().st_mtime_ns == trained
+    kept.write_bytes(b"damaged")
+    repaired = bench("xai_tris", peers=False, n_samples=20, cache_dir=tmp_path, progress=False)
+    for other in (again, repaired):
+        for name, values in first.tasks[0].values.items():
+            torch.testing.assert_close(other.tasks[0].values[name], values)
+    assert first.tasks[0].intervals["lrp"].mean > 0.4 > first.tasks[0].intervals["edge filter"].mean
+
+
+def test_training_centers_logits_and_depends_on_the_seed():
+    x, y = torch.randn(200, 4), torch.randint(3, (200,))
+    a, b, c = (train(lambda: nn.Linear(4, 3), x, y, None, seed=seed, epochs=2) for seed in (0, 0, 1))
+    torch.testing.assert_close(a(x).sum(1), torch.zeros(200), atol=1e-5, rtol=0)
+    assert torch.equal(a(x), b(x)) and not torch.equal(a(x), c(x))
+
+
+# what the suites generate
+
+
+def test_tetrominoes_are_where_their_masks_are():
+    random = torch.Generator().manual_seed(0)
+    for scenario in xai_tris.ALPHAS:
+        x, y, masks = xai_tris.pictures(scenario, 4000, random)
+        assert masks.sum((1, 2)).unique().tolist() == [8 if scenario == "XOR" else 4]
+        inside = x[:, 0].abs().mul(masks).sum() / masks.sum()
+        outside = x[:, 0].abs().mul(~masks).sum() / (~masks).sum()
+        assert inside < 0.5 * outside if scenario == "multiplicative" else inside > 1.2 * outside
+    t_first = x[(y == 0)][:, 0, 1:4, 1:3] * xai_tris.T_SHAPE
+    l_first = x[(y == 0)][:, 0, 4:7, 5:7] * xai_tris.L_SHAPE
+    assert (t_first.mean((1, 2)) * l_first.mean((1, 2)) > 0).double().mean() > 0.95  # equal signs
+
+
+def test_motifs_are_parts_of_connected_graphs():
+    adjacency, y, motif = graph_motifs.graphs(50, torch.Generator().manual_seed(0))
+    assert torch.equal(adjacency, adjacency.transpose(1, 2)) and not adjacency.diagonal(dim1=1, dim2=2).any()
+    assert (adjacency[motif] == 1).all()
+    assert torch.equal(motif.sum((1, 2)) // 2, torch.where(y == 1, 6, 5))
+    reach = torch.linalg.matrix_power(adjacency + torch.eye(25), 24)
+    assert (reach > 0).all()
+
+
+def test_sequences_and_texts_hold_their_truth():
+    random = torch.Generator().manual_seed(0)
+    x, y, truth = lstm_arithmetic.sequences(-1.0, 50, random)
+    marked = x[..., 1][x[..., 1] != 0].view(50, 2)
+    torch.testing.assert_close(y[:, 0], marked[:, 0] - marked[:, 1])
+    assert ((truth != 0) == (x[..., 1:] != 0) * torch.tensor([False, True])).all()
+    ids, labels, mask = lexical_shortcuts.texts("order", 50, random)
+    first = ids[mask].view(50, 2)[:, 0]
+    assert torch.equal(first == lexical_shortcuts.SECOND, labels == 1) and (ids[~mask] > 2).all()
+
+
+def test_a_part_that_is_not_drawn_changes_its_pixels_alone():
+    y, random = torch.arange(8), torch.Generator().manual_seed(0)
+    state = random.get_state()
+    x, parts = drawn_figures.figures(y, random)
+    without, _ = drawn_figures.figures(y, random.set_state(state), torch.tensor([[False, True, True, True]]).expand(8, -1))
+    changed = (x != without).any(1)
+    assert changed.any() and ((parts == 0) | ~changed).all()
+
+
+def test_cells_of_a_mosaic_see_themselves_alone():
+    torch.manual_seed(0)
+    model = drawn_figures.OneCellPerClass(drawn_figures.picture_network()).eval()
+    e = whence.explain(model, torch.rand(2, 3, 64, 64), target=torch.tensor([3, 8 + 2]))
+    sums = e.relevance.abs().sum(1).unflatten(1, (2, 32)).unflatten(3, (2, 32)).sum((2, 4)).flatten(1)
+    assert (sums > 0).tolist() == [[True, False, False, False], [False, True, False, False]]
+
+
+# metrics
+
+
+def test_areas_are_those_of_scikit_learn():
+    random = np.random.default_rng(0)
+    values, mask = random.standard_normal((5, 40)), random.random((5, 40)) < 0.3
+    found = average_precision(torch.tensor(values), torch.tensor(mask))
+    np.testing.assert_allclose(found, [average_precision_score(m, v) for m, v in zip(mask, values, strict=True)])
+    tied = np.round(values[0])
+    np.testing.assert_allclose(roc_auc(torch.tensor(tied), torch.tensor(mask[0])), roc_auc_score(mask[0], tied))
