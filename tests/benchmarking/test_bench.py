@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
-import support.torchvision_operators  # noqa: F401
 from torch import nn
 
+import support.torchvision_operators  # noqa: F401
 import whence
 from whence import errors
 from whence.benchmarking import drawn_figures, graph_motifs, hand_made_networks, lexical_shortcuts, lstm_arithmetic, xai_tris
@@ -66,7 +66,8 @@ def test_peers_agree_with_the_same_method_of_ours(hand_made):
 def test_tasks_say_what_is_level_with_the_best(hand_made):
     weighted = hand_made.tasks[0]
     assert {"lrp", "integrated_gradients", "shapley"} <= weighted.level  # differences are rounding errors
-    assert "random" not in weighted.level and weighted.relative("random") == 0
+    assert "random" not in weighted.level
+    assert weighted.relative("random") == 0
     assert hand_made.share_level("random") == 0
     assert "AND" in {task.task for task in hand_made.behind("lrp")}
     assert hand_made.ranking[0][1] >= hand_made.share_level("lrp")
@@ -76,10 +77,13 @@ def test_tasks_say_what_is_level_with_the_best(hand_made):
 
 def test_reports_hold_all_scores(hand_made, tmp_path):
     page = hand_made.save(tmp_path / "bench.html").read_text()
-    assert "hand-made networks" in page and "Where the default of whence is not level" in page and "LXT AttnLRP" in page
+    assert "hand-made networks" in page
+    assert "Where the default of whence is not level" in page
+    assert "LXT AttnLRP" in page
     told = json.loads(hand_made.save(tmp_path / "bench.json").read_text())
     assert len(told["table"]) == sum(len(task.values) for task in hand_made.tasks)
-    assert told["settings"]["n_samples"] == 20 and told["settings"]["versions"]["torch"]
+    assert told["settings"]["n_samples"] == 20
+    assert told["settings"]["versions"]["torch"]
     assert hand_made.save(tmp_path / "bench.png").stat().st_size > 5000
     assert "level with the best, of 7 cells" in repr(hand_made)
 
@@ -97,8 +101,10 @@ def test_methods_that_fail_are_named_and_the_others_counted():
     ways = {"broken": broken, "nan": lambda model, inputs, target: inputs * torch.nan, "lrp": "lrp"}
     found = bench("hand_made", ways, peers=False, n_samples=5, progress=False)
     told = {failure.method: failure.message for failure in found.failures if failure.task.endswith("weighted")}
-    assert "no such layer" in told["broken"] and "NaN" in told["nan"]
-    assert "lrp" in found.methods and "broken" not in found.methods
+    assert "no such layer" in told["broken"]
+    assert "NaN" in told["nan"]
+    assert "lrp" in found.methods
+    assert "broken" not in found.methods
     assert "broken cannot explain 7 tasks" in found.remarks
 
 
@@ -121,7 +127,8 @@ def test_networks_that_learn_nothing_are_not_scored(monkeypatch):
     monkeypatch.setitem(SUITES, "xai_tris", {name: xai_tris.TASKS[name] for name in ("XOR, linear network", "XOR, MLP")})
     found = bench("xai_tris", ["lrp"], peers=False, n_samples=5, progress=False)
     assert [task.task for task in found.tasks] == ["XOR, MLP"]
-    assert [task.task for task in found.unlearned] == ["XAI-TRIS: XOR, linear network"] and "is not scored" in found.remarks[0]
+    assert [task.task for task in found.unlearned] == ["XAI-TRIS: XOR, linear network"]
+    assert "is not scored" in found.remarks[0]
     monkeypatch.setitem(SUITES, "xai_tris", {"XOR, linear network": xai_tris.TASKS["XOR, linear network"]})
     with pytest.raises(errors.RuleError, match="no network of these suites reached the accuracy"):
         bench("xai_tris", ["lrp"], peers=False, n_samples=5, progress=False)
@@ -131,7 +138,8 @@ def test_runs_repeat_and_leave_the_process_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setitem(SUITES, "xai_tris", {"linear, linear network": xai_tris.TASKS["linear, linear network"]})
     threads, state = torch.get_num_threads(), torch.random.get_rng_state()
     first = bench("xai_tris", peers=False, n_samples=20, cache_dir=tmp_path, progress=False)
-    assert torch.get_num_threads() == threads and torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.random.get_rng_state(), state)
     (kept,) = tmp_path.glob("*.pt")
     trained = kept.stat().st_mtime_ns
     again = bench("xai_tris", peers=False, n_samples=20, cache_dir=tmp_path, progress=False)
@@ -148,7 +156,8 @@ def test_training_centers_logits_and_depends_on_the_seed():
     x, y = torch.randn(200, 4), torch.randint(3, (200,))
     a, b, c = (train(lambda: nn.Linear(4, 3), x, y, None, seed=seed, epochs=2) for seed in (0, 0, 1))
     torch.testing.assert_close(a(x).sum(1), torch.zeros(200), atol=1e-5, rtol=0)
-    assert torch.equal(a(x), b(x)) and not torch.equal(a(x), c(x))
+    assert torch.equal(a(x), b(x))
+    assert not torch.equal(a(x), c(x))
 
 
 # what the suites generate
@@ -169,7 +178,8 @@ def test_tetrominoes_are_where_their_masks_are():
 
 def test_motifs_are_parts_of_connected_graphs():
     adjacency, y, motif = graph_motifs.graphs(50, torch.Generator().manual_seed(0))
-    assert torch.equal(adjacency, adjacency.transpose(1, 2)) and not adjacency.diagonal(dim1=1, dim2=2).any()
+    assert torch.equal(adjacency, adjacency.transpose(1, 2))
+    assert not adjacency.diagonal(dim1=1, dim2=2).any()
     assert (adjacency[motif] == 1).all()
     assert torch.equal(motif.sum((1, 2)) // 2, torch.where(y == 1, 6, 5))
     reach = torch.linalg.matrix_power(adjacency + torch.eye(25), 24)
@@ -184,7 +194,8 @@ def test_sequences_and_texts_hold_their_truth():
     assert ((truth != 0) == (x[..., 1:] != 0) * torch.tensor([False, True])).all()
     ids, labels, mask = lexical_shortcuts.texts("order", 50, random)
     first = ids[mask].view(50, 2)[:, 0]
-    assert torch.equal(first == lexical_shortcuts.SECOND, labels == 1) and (ids[~mask] > 2).all()
+    assert torch.equal(first == lexical_shortcuts.SECOND, labels == 1)
+    assert (ids[~mask] > 2).all()
 
 
 def test_a_part_that_is_not_drawn_changes_its_pixels_alone():
@@ -193,7 +204,8 @@ def test_a_part_that_is_not_drawn_changes_its_pixels_alone():
     x, parts = drawn_figures.figures(y, random)
     without, _ = drawn_figures.figures(y, random.set_state(state), torch.tensor([[False, True, True, True]]).expand(8, -1))
     changed = (x != without).any(1)
-    assert changed.any() and ((parts == 0) | ~changed).all()
+    assert changed.any()
+    assert ((parts == 0) | ~changed).all()
 
 
 def test_cells_of_a_mosaic_see_themselves_alone():

@@ -81,9 +81,8 @@ def bench(
                 unlearned.append(UnlearnedTask(task.title, float(task.accuracy or 0), task.required))
             advance(1, name)
     if not tasks:
-        raise RuleError(
-            f"no network of these suites reached the accuracy it needs; that of {unlearned[0].task} is {unlearned[0].accuracy:.0%}"
-        )
+        worst = f"that of {unlearned[0].task} is {unlearned[0].accuracy:.0%}"
+        raise RuleError(f"no network of these suites reached the accuracy it needs; {worst}")
     about = {"n_samples": n_samples, "seed": seed, "versions": package_versions(PACKAGES)}
     return BenchResult(tasks, failures, unlearned, about)
 
