@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
+from whence.core.tokens import neutral_ids
 from whence.core.trees import Tree
 from whence.errors import ConservationWarning, RuleError, value_repr
 from whence.lrp.engine.conservation import Conservation
@@ -36,7 +37,9 @@ class IntegratedGradients:
 
     Args:
         baselines: Baseline x̃: a number, a tensor shaped like the input or `[1, …]`, or a tuple or dict of them structured like
-            the inputs. 0 by default; for token ids, the zero vector in place of each embedding, unless an id is given.
+            the inputs. 0 by default. For token ids, an id; by default the mask token, or else the padding token, if the tokenizer
+            or the model's `config` names one, for all tokens that do not begin, end or separate texts. Without one, the zero
+            vector in place of each embedding.
         n_steps: Number of points at which the gradient is evaluated, at least 1, or 2 for "riemann_trapezoid".
         method: Quadrature: "gausslegendre", which is exact for polynomials, "riemann_left", "riemann_right", "riemann_middle"
             or "riemann_trapezoid".
@@ -63,7 +66,10 @@ class IntegratedGradients:
             )
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
-        starts = {i: start[None] for i, start in feature_masks.baselines(self.baselines, task.inputs).items()}
+        starts = feature_masks.baselines(self.baselines, task.inputs)
+        if self.baselines is None:
+            starts |= neutral_texts(getattr(task.model, "config", None), task.inputs)
+        starts = {i: start[None] for i, start in starts.items()}
         alphas, weights = (torch.from_numpy(part) for part in QUADRATURES[self.method](self.n_steps))
         return _integrate(
             self, task, StraightPaths(task.inputs, starts, torch.zeros(self.n_steps, dtype=torch.long), alphas), weights
@@ -109,6 +115,16 @@ class ExpectedGradients:
         return _integrate(
             self, task, StraightPaths(task.inputs, starts, which, alphas), torch.full((n,), 1 / n, dtype=torch.float64)
         )
+
+
+def neutral_texts(source: Any, inputs: Inputs) -> dict[int, Tensor]:
+    """Return the texts of the inputs with words replaced by the token that the source names as neutral; empty if it names none.
+
+    Other ids, such as token types, are their own baseline.
+    """
+    texts = [i for i in inputs.ids if inputs.names is None or inputs.names[i] == "input_ids"]
+    neutral = neutral_ids(source, inputs.ids[texts[0]]) if len(texts) == 1 else None
+    return {} if neutral is None else {**inputs.ids, texts[0]: neutral}
 
 
 @dataclass(frozen=True)
