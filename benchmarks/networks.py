@@ -41,11 +41,11 @@ class ResNet20(nn.Module):
         self.layer1 = nn.Sequential(*[Block(16, 16, 1) for _ in range(3)])
         self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
         self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
-        self.linear = nn.Linear(64, 10)
+        self.pool, self.linear = nn.AdaptiveAvgPool2d(1), nn.Linear(64, 10)  # a module, as zennit needs
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(out.mean((2, 3)))
+        return self.linear(self.pool(out).flatten(1))
 
 
 class Block(nn.Module):

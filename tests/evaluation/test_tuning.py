@@ -125,9 +125,9 @@ def test_candidates_vary_the_default():
     ).eval()  # fmt: skip
     x = torch.rand(6, 3, 8, 8)
     sets = whence.experiments.rule_sets(model, x[:1], bounds=(0.0, 1.0))
-    names = {"flat input, default", "w² input, default", "z^B, default", "default, step 0.3", "z⁺ below, default"}
+    names = {"flat input, default", "w² input, default", "z^B, default", "γ input, default", "z⁺ below, default"}
     assert names <= sets.keys()
-    for name in (*names, "flat input, z⁺ below, default", "flat input, step 1"):
+    for name in (*names, "flat input, z⁺ below, default", "flat input, step 1", "γ input, step 0.3"):
         e = whence.explain(model, x, 0, method=sets[name])
         assert e.conservation.error.max() < 1e-4, name
     found = whence.tune(model, x, bounds=(0.0, 1.0), progress=False)

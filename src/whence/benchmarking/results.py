@@ -48,7 +48,8 @@ class ScoredTask:
 
     @property
     def title(self) -> str:
-        return f"{self.suite}: {self.task}" + (f", {self.metric}" if self.metric.startswith("average_precision_") else "")
+        _, ranked, over = self.metric.partition("average_precision_")
+        return f"{self.suite}: {self.task}" + (f", {over}" if ranked else "")
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:

@@ -278,7 +278,8 @@ def _shares(values: Tensor, blank: Tensor, output: Tensor) -> Share:
     saa, sbb, sab = over.var(0), under.var(0), ((over - a) * (under - b)).sum(0) / (draws - 1)
     square, middle, constant = b**2 - factor * sbb, a * b - factor * sab, a**2 - factor * saa
     root = (middle**2 - square * constant).clamp(min=0).sqrt()
-    known = square > b**2 / 2  # else f − z̄ is less than 1.4 times what is significant, and the interval wide or unbounded
+    # else the interval is unbounded, or nearly; to be stricter selects large f − z̄ by chance, and fewer intervals cover
+    known = square > b**2 / 20
     nan = torch.full_like(a, torch.nan)
     return Share(*(torch.where(known, value, nan) for value in (a / b, (middle - root) / square, (middle + root) / square)))
 

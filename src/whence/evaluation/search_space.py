@@ -87,17 +87,21 @@ def vary_fields(method: Any, choices: Mapping[str, Sequence[Any]]) -> dict[str, 
 
 
 def _around_the_default(spatial: Sequence[str], bounds: Bounds | None) -> dict[str, LRP]:
-    """Return the default with a rule of the input layer, other steps of γ, and z⁺ in the lower half of the convolutions."""
+    """Return the default with a rule of the input layer, other steps of γ, and z⁺ in the lower half of the convolutions.
+
+    The default has the flat rule at color pictures, and γ at other inputs; each is tried where the other is the default.
+    """
     default: Any = LRP().rules
     found = {
         "flat input, default": LRP({input_layer: Flat()} | default),
         "w² input, default": LRP({input_layer: WSquare()} | default),
+        "γ input, default": LRP({input_layer: RisingGamma()} | default),
     }
     if bounds is not None:
         found["z^B, default"] = LRP({input_layer: ZBox(*bounds)} | default)
     for step in STEPS:
         rule: Any = {CONVOLUTIONAL: RisingGamma(step)}
-        found[f"default, step {step:g}"] = LRP(rule | default)
+        found[f"γ input, step {step:g}"] = LRP(rule | default)
         found[f"flat input, step {step:g}"] = LRP({input_layer: Flat()} | (rule | default))
     half = len(spatial) // 2
     if half:

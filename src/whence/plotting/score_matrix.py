@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as NewFigure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CELL, MARGIN = 0.28, 2.2  # inches
+CELL, MARGIN, LETTER = 0.28, 2.2, 0.075  # inches
 
 
 def score_matrix_figure(
@@ -24,7 +24,8 @@ def score_matrix_figure(
         columns: Names of the columns.
     """
     values = np.ma.masked_invalid(np.asarray(scores, dtype=float))
-    size = (CELL * len(columns) + MARGIN + 1.2, CELL * len(rows) + 2 * MARGIN)
+    below = LETTER * max(map(len, columns))
+    size = (CELL * len(columns) + MARGIN + 1.2, CELL * len(rows) + below + 0.6)
     figure = NewFigure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.85")
