@@ -87,3 +87,52 @@ def test_the_warning_does_not_depend_on_the_batch():
     for rows in (x, x[:1]):
         with pytest.warns(whence.errors.ConservationWarning, match="do not add up"):
             whence.explain(model, rows, 0, method=IntegratedGradients(), progress=False)
+
+
+# the neutral token
+
+
+class Config:
+    pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
+
+
+class Reader(nn.Module):
+    def __init__(self, **names):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.read = nn.Embedding(9, 4), nn.Linear(4, 2)
+        self.config = type("Named", (Config,), names)() if names is not None else None
+
+    def forward(self, input_ids):
+        return self.read(self.embedding(input_ids).tanh().mean(1))
+
+
+def test_texts_are_compared_with_the_padding_token_of_the_config():
+    model, ids = Reader().double().eval(), torch.tensor([[1, 5, 7, 2], [1, 6, 8, 2]])
+    by_default = whence.explain(model, ids, 0, method="integrated_gradients")
+    blank = torch.tensor([[1, 0, 0, 2]])
+    given = whence.explain(model, ids, 0, method=whence.IntegratedGradients(baselines=blank))
+    torch.testing.assert_close(by_default.relevance, given.relevance)
+    assert not by_default.relevance[:, [0, 3]].any()
+    torch.testing.assert_close(by_default.conservation.baseline, model(blank)[:, 0].expand(2))
+
+
+def test_a_padding_token_that_ends_texts_is_not_neutral():
+    model, ids = Reader(pad_token_id=2).double().eval(), torch.tensor([[1, 5, 7, 2]])
+    e = whence.explain(model, ids, 0, method="integrated_gradients")
+    zero = model.read(torch.zeros(1, 4).double())[0, 0]
+    torch.testing.assert_close(e.conservation.baseline, zero[None])
+
+
+def test_the_tokenizer_goes_before_the_config():
+    class Tokenizer(Config):
+        mask_token_id = 3
+
+        def __call__(self, ids):
+            return [f"t{i}" for i in ids]
+
+    model, ids = Reader().double().eval(), torch.tensor([[1, 5, 7, 2]])
+    e = whence.explain(model, ids, 0, method="integrated_gradients", tokenizer=Tokenizer())
+    same = whence.Explainer(model, method="integrated_gradients", tokenizer=Tokenizer())(ids, 0)
+    for found in (e, same):
+        torch.testing.assert_close(found.conservation.baseline, model(torch.tensor([[1, 3, 3, 2]]))[:, 0])

@@ -1,6 +1,7 @@
 """Lexical shortcuts (Bastings et al. 2022): two new tokens in generated texts, whose presence or order sets the label."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ class TextClassifier(nn.Module):
 
     def __init__(self, width: int = 32):
         super().__init__()
+        self.config = SimpleNamespace(pad_token_id=PAD)  # as models of transformers name it
         self.embedding = nn.Embedding(3 + N_WORDS, width)
         self.positions = nn.Parameter(0.1 * torch.randn(LENGTH, width))
         self.blocks = nn.Sequential(TransformerBlock(width, 2), TransformerBlock(width, 2))

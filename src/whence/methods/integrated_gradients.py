@@ -37,9 +37,9 @@ class IntegratedGradients:
 
     Args:
         baselines: Baseline x̃: a number, a tensor shaped like the input or `[1, …]`, or a tuple or dict of them structured like
-            the inputs. 0 by default. For token ids, an id; by default the mask token, or else the padding token, if the tokenizer
-            or the model's `config` names one, for all tokens that do not begin, end or separate texts. Without one, the zero
-            vector in place of each embedding.
+            the inputs. 0 by default. For token ids, an id; by default the mask token, or else the padding token, if the
+            tokenizer or the model's `config` names one, for all tokens that do not begin, end or separate texts. Without one,
+            the zero vector in place of each embedding.
         n_steps: Number of points at which the gradient is evaluated, at least 1, or 2 for "riemann_trapezoid".
         method: Quadrature: "gausslegendre", which is exact for polynomials, "riemann_left", "riemann_right", "riemann_middle"
             or "riemann_trapezoid".
