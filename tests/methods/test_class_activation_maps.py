@@ -356,3 +356,14 @@ class Rooted(nn.Module):
 
     def forward(self, x):
         return (self.body(x) ** 2).mean((2, 3)).sqrt()
+
+
+@pytest.mark.parametrize("method", [whence.GradCAM, whence.LayerCAM, whence.EigenCAM])
+def test_maps_of_a_single_position_say_that_they_show_no_place(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2)).eval()
+    e = whence.explain(model, torch.rand(2, 1, 8, 8), 0, method=method(layer="3"))
+    assert "a single position and shows no place; choose a lower layer=" in e.note
+    usual = whence.explain(model, torch.rand(2, 1, 8, 8), 0, method=method())
+    assert "at layer '1'" in usual.note
+    assert "single position" not in usual.note

@@ -136,3 +136,13 @@ def test_the_tokenizer_goes_before_the_config():
     same = whence.Explainer(model, method="integrated_gradients", tokenizer=Tokenizer())(ids, 0)
     for found in (e, same):
         torch.testing.assert_close(found.conservation.baseline, model(torch.tensor([[1, 3, 3, 2]]))[:, 0])
+
+
+def test_integrated_gradients_that_do_not_add_up_have_a_caution():
+    """A step at 0.9 of the path, between the two points of the quadrature."""
+    model = lambda x: ((x - 0.9) * 1000).sigmoid() * 5  # noqa: E731
+    with pytest.warns(whence.errors.ConservationWarning, match="do not add up"):
+        few = whence.explain(model, torch.ones(1, 1), 0, method=whence.IntegratedGradients(n_steps=2))
+    assert "adds up to 0 for sample 0, the output's difference from the baseline is 5" in few.conservation.caution
+    many = whence.explain(model, torch.ones(1, 1), 0, method=whence.IntegratedGradients(n_steps=2000, method="riemann_middle"))
+    assert not many.conservation.caution

@@ -43,7 +43,7 @@ def bench(
 
     The networks are trained by the call, on data that it generates. Random relevance and, for pictures, an edge filter that
     ignores the network are always scored. A method is level with the best in a task if the paired bootstrap interval of the
-    difference contains 0. All suites take some twenty minutes on two cores; networks and scores are read from `cache_dir` where
+    difference contains 0. All suites take some ten minutes; networks and scores are read from `cache_dir` where
     nothing that they depend on has changed.
 
     Args:

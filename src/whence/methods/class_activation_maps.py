@@ -216,5 +216,7 @@ def _note(tapped: Sequence[TappedMap]) -> str:
     if len(tapped) > 1:
         names = ", ".join(f"'{one.layer}'" for one in tapped)
         return f"at layers {names}: the mean of their maps, each scaled to [0, 1]"
+    if tapped[0].gradients[0, 0].numel() == 1:
+        return f"at layer '{tapped[0].layer}', whose map has a single position and shows no place; choose a lower layer="
     unused = ", on whose positions the output does not depend" if known_true(tapped[0].gradients == 0) else ""
     return f"at layer '{tapped[0].layer}'{unused}"

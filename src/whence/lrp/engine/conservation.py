@@ -8,6 +8,7 @@ from torch import Tensor
 
 from whence.lrp.torch_compat.deferred_checks import check_holds
 
+MAX_MISSING = 0.2  # of the output and of f(x) − f(baseline)
 LOW_SHARE = 0.01  # of the output
 MAX_LINES = 8  # samples shown by repr
 
@@ -83,7 +84,13 @@ class Conservation:
 
     @property
     def caution(self) -> str:
-        """A warning if less than 1% of an output reached the input, so that the heatmap shows almost none of it; else empty."""
+        """A warning if the heatmap shows little of the output; else empty.
+
+        Of LRP, if less than 1% of an output reached the input; of a comparison with a baseline, if the gap is more than a fifth
+        of the output and of the difference.
+        """
+        if self.baseline is not None and self.adds_up:
+            return self._incomplete
         if self.absorbed is None or not self.adds_up:
             return ""
         share = self.relevance.abs() / self.explained.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
@@ -94,6 +101,20 @@ class Conservation:
         layer = max(self.by_layer, key=lambda name: float(self.by_layer[name][least].abs()), default="")
         took = f"; '{layer}' absorbed most" if layer else ""
         return f"only {float(share[least]):.1%} of the output of sample {least} reached the input{took}; try other rules"
+
+    @property
+    def _incomplete(self) -> str:
+        """A warning if relevance does not add up to the difference from the baseline; else empty."""
+        change = self.explained - self.baseline  # type: ignore[operator]
+        scale = torch.stack([change.abs(), self.relevance.abs(), self.explained.abs()]).amax(0)
+        missing = self.gap.abs() / scale.clamp(min=1e3 * torch.finfo(self.output.dtype).eps)
+        most = int(missing.argmax())
+        if missing[most] <= MAX_MISSING:
+            return ""
+        return (
+            f"relevance adds up to {float(self.relevance[most]):.3g} for sample {most}, the output's difference from the baseline is "
+            f"{float(change[most]):.3g}; take more steps or samples, or another baseline"
+        )
 
     def __getitem__(self, samples: slice) -> "Conservation":
         """Return the account of a slice of the samples."""
