@@ -6,9 +6,9 @@ python benchmarks/known_truth.py   # prints and writes benchmarks/results/known_
 import sys
 from pathlib import Path
 
-import peers
 import torch
 
+import peers
 import whence
 
 HERE = Path(__file__).parent
@@ -19,7 +19,8 @@ def main() -> None:
     peers.declare_torchvision_operators()
     found = whence.bench(cache_dir=HERE / ".trained" / "bench")
     found.save(HERE.parent / "docs" / "images" / "bench.png")
-    shares = ["| method | level with the best |", "|---|---|", *(f"| {name} | {share:.0%} |" for name, share in found.ranking)]
+    shares = ["| method | level with the best |", "|---|---|"]
+    shares += [f"| {name} | {share:.0%} |" for name, share in found.ranking]
     heads = ["| task | accuracy | default | best | | random |", "|---|---|---|---|---|---|"]
     cells = []
     for task in found.tasks:
