@@ -28,9 +28,9 @@ def main() -> None:
         mark, accuracy = "**" if "lrp" in task.level else "", "–" if task.accuracy is None else f"{task.accuracy:.2f}"
         cells.append(f"| {task.title} | {accuracy} | {mark}{scores[0]}{mark} | {task.best} | {scores[1]} | {scores[2]} |")
     heading = (
-        f"# Known truth\n\n{peers.versions('captum', 'zennit', 'lxt', 'shap')}.\n\n{len(found.tasks)} cells of 100 samples. Bold: "
-        "the default of whence is not below the best by more than the paired 95 % interval. Errors of hand-made networks and of "
-        "the LSTM: lower is better.\n"
+        f"# Known truth\n\n{peers.versions('captum', 'zennit', 'lxt', 'shap')}.\n\n{len(found.tasks)} cells of 100 samples. "
+        "Bold: the default of whence is not below the best by more than the paired 95 % interval. Errors of hand-made networks "
+        "and of the LSTM: lower is better.\n"
     )
     left = [f"* {line}" for line in found.remarks]
     peers.write("known_truth", heading, shares, heads + cells, left)

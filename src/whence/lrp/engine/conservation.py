@@ -112,8 +112,8 @@ class Conservation:
         if missing[most] <= MAX_MISSING:
             return ""
         return (
-            f"relevance adds up to {float(self.relevance[most]):.3g} for sample {most}, the output's difference from the baseline "
-            f"is {float(change[most]):.3g}; take more steps or samples, or another baseline"
+            f"relevance adds up to {float(self.relevance[most]):.3g} for sample {most}, the output's difference from the "
+            f"baseline is {float(change[most]):.3g}; take more steps or samples, or another baseline"
         )
 
     def __getitem__(self, samples: slice) -> "Conservation":
