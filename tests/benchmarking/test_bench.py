@@ -94,6 +94,20 @@ def test_functions_join_and_the_baselines_are_always_there():
     assert set(found.methods) == {"mine", "lrp", "random"}
 
 
+def test_functions_that_modify_inputs_harm_no_other_method():
+    alone = bench("hand_made", ["lrp"], peers=False, n_samples=5, progress=False)
+    ways = {"destroys": lambda model, inputs, target: inputs.mul_(0), "lrp": "lrp"}
+    beside = bench("hand_made", ways, peers=False, n_samples=5, progress=False)
+    for a, b in zip(alone.tasks, beside.tasks, strict=True):
+        assert torch.equal(a.values["lrp"], b.values["lrp"])
+
+
+def test_two_methods_of_one_class_are_two_rows():
+    both = [whence.LRP(), whence.LRP(whence.presets.epsilon_plus())]
+    found = bench("hand_made", both, peers=False, n_samples=5, progress=False)
+    assert found.methods == ["lrp", "lrp 2", "random"]
+
+
 def test_methods_that_fail_are_named_and_the_others_counted():
     def broken(model, inputs, target):
         raise ValueError("no such layer")

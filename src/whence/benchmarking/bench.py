@@ -18,7 +18,7 @@ from whence.core.argument_checks import check_arguments
 from whence.core.progress import Progress, progress as show_progress
 from whence.errors import InputError, RuleError, first_line, suggest_or_list, value_repr
 from whence.evaluation.evaluate import evaluate
-from whence.evaluation.method_adapters import Methods, make_adapters
+from whence.evaluation.method_adapters import Methods, make_adapters, name_methods
 
 MIN_SAMPLES = 5  # for intervals
 PACKAGES = ("torch", "whence", "captum", "zennit", "lxt", "shap")
@@ -112,13 +112,9 @@ def _named_methods(given: Methods | None) -> dict[str, Any]:
     """Return the methods by name, with the baselines that are always scored."""
     if given is None:
         return {**{name: name for name in STANDARD_METHODS}, **{name: name for name in BASELINES}}
-    special = {*STANDARD_METHODS, *BASELINES}
-    if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
-        given = [given]
-    named = dict(given) if isinstance(given, Mapping) else {}
-    for method in () if isinstance(given, Mapping) else given:
-        named[method if isinstance(method, str) else getattr(method, "name", str(method))] = method
-    others = {name: method for name, method in named.items() if not (isinstance(method, str) and method in special)}
+    named = name_methods(given)
+    known = {*STANDARD_METHODS, *BASELINES}
+    others = {name: method for name, method in named.items() if not (isinstance(method, str) and method in known)}
     if others or not named:
         make_adapters(None, others)  # checks them
     return named | {name: name for name in BASELINES}

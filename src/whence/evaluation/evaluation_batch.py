@@ -172,7 +172,8 @@ class MethodAdapter:
 
     def _explained(self, inputs: Inputs, target: Target) -> tuple[dict[int, Tensor], Explanation | None]:
         if self.external:
-            return _check_relevance(self.method(self.prepared.model, inputs.nest, target), inputs, self.name), None  # type: ignore
+            copy = inputs.together(inputs.copied())  # a function may modify its inputs in place
+            return _check_relevance(self.method(self.prepared.model, copy, target), inputs, self.name), None  # type: ignore
         explanation = next(self._explanations(inputs, target))
         return _check_relevance(explanation.relevance, inputs, self.name), explanation
 

@@ -18,10 +18,17 @@ def make_adapters(model: Any, methods: Methods) -> list[MethodAdapter]:
     `methods` is a mapping from names to methods, or a list of methods or their short names; functions
     `(model, inputs, target) → relevance` of other libraries are accepted in a mapping only.
     """
-    given = methods if isinstance(methods, Mapping) else _by_name([methods] if _is_single(methods) else methods)  # type: ignore
+    given = name_methods(methods)
     if not given:
         raise RuleError("no methods given; pass at least one, as in methods=['lrp', 'gradient_times_input']")
     return [MethodAdapter(name, _method(method), PreparedModel(model, lasting=True)) for name, method in given.items()]
+
+
+def name_methods(methods: Methods) -> dict[str, Any]:
+    """Return the methods by name; of two with one name, the second is numbered."""
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    return _by_name([methods] if _is_single(methods) else methods)  # type: ignore[arg-type]
 
 
 def _is_single(methods: Any) -> bool:
