@@ -43,8 +43,9 @@ def bench(
 
     The networks are trained by the call, on data that it generates. Random relevance and, for pictures, an edge filter that
     ignores the network are always scored. A method is level with the best in a task if the paired bootstrap interval of the
-    difference contains 0. All suites take some ten minutes; networks and scores are read from `cache_dir` where
-    nothing that they depend on has changed.
+    difference contains 0. All suites take some ten minutes; networks and scores are read from `cache_dir` unless
+    the data, the network, the settings or the method have changed. Of a function its code, defaults and closure count, not the
+    globals and functions that it calls: use a new folder after changing those.
 
     Args:
         suites: Names of suites, all by default: "xai_tris" (tetrominoes in noise), "hand_made" (networks with known terms),
@@ -55,7 +56,7 @@ def bench(
         peers: Whether to score the methods of captum, zennit, LXT and shap too, where they are installed.
         n_samples: Number of samples explained in each task, at least 5; those that the network classifies right.
         cache_dir: A folder for trained networks and scores; None trains and scores again.
-        seed: Random seed of the data, of the training, and of random relevance.
+        seed: Random seed of the data, of the training, and of random relevance; not of other libraries' methods.
         progress: Whether to show a progress bar, or a function that is called with (done, total).
     Returns:
         A `BenchResult`. A method that raises an error in a task has no score there and is listed in `failures`.

@@ -1,7 +1,8 @@
 """Networks written by hand, whose right attributions are known exactly, in the manner of XAI-Units (Lee et al. 2025).
 
-All map ten features to one output and have f(0) = 0 unless stated. The truth is the contribution of each feature: its own term
-where the function is a sum of terms of one feature, and its Shapley value with baseline 0 where features share a term.
+All map ten features to one output. The truth is the contribution of each feature: its own term where the function is a sum of
+terms of one feature, and its Shapley value with baseline 0 for AND and OR. For switches it is the convention that each example
+states, which is not the Shapley value. f(0) = 0 except for pertinent negatives.
 """
 
 from collections.abc import Callable
