@@ -201,7 +201,9 @@ def test_log_probabilities_are_those_of_the_shortened_texts(tokenizer):
     for row, kept in zip(found, present, strict=True):
         ids = torch.cat([prompt.ids[prompt.kept(kept)], response])[None]
         logs = model(ids).double().log_softmax(-1)[0, -4:-1]
-        torch.testing.assert_close(row, logs[torch.arange(3), response], rtol=1e-5, atol=1e-6)  # the model computes in float32
+        torch.testing.assert_close(
+            row, logs[torch.arange(3), response], rtol=1.3e-6, atol=1e-6
+        )  # the model computes in float32
 
 
 def test_statements_share_the_evaluations_and_are_saved(tokenizer, tmp_path):

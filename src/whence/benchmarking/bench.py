@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.benchmarking.ground_truth_task import BenchSettings, GroundTruthTask
 from whence.benchmarking.peer_methods import PEER_METHODS
 from whence.benchmarking.results import BenchResult, MethodFailure, ScoredTask, UnlearnedTask, package_versions
-from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS, resolve_for_task
+from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS, MethodFactory
 from whence.benchmarking.suites import SUITES
 from whence.core.argument_checks import check_arguments
 from whence.core.progress import Progress, progress as show_progress
@@ -66,18 +66,22 @@ def bench(
     """
     if n_samples < MIN_SAMPLES:
         raise InputError(f"n_samples={n_samples}; expected at least {MIN_SAMPLES}, so that intervals can be computed")
-    ways = _named_methods(methods)
-    chosen = [(suite, name, make) for suite in _suites(suites) for name, make in SUITES[suite].items()]
+    factories = {**_method_factories(methods), **(PEER_METHODS if peers else {})}
+    chosen = [task for suite in _suites(suites) for task in SUITES[suite].items()]
     folder = None if cache_dir is None else Path(cache_dir)
-    settings = BenchSettings(n_samples, seed, folder)
     tasks: list[ScoredTask] = []
     failures: list[MethodFailure] = []
     unlearned: list[UnlearnedTask] = []
-    with _one_thread(), show_progress("bench", len(chosen), progress) as advance:
-        for _, name, make in chosen:
+    with (
+        _one_thread(),
+        TemporaryDirectory(prefix="whence-bench-") as temporary,  # suites share networks
+        show_progress("bench", len(chosen), progress) as advance,
+    ):
+        settings = BenchSettings(n_samples, seed, folder or Path(temporary))
+        for name, make in chosen:
             task = make(settings)
             if task.learned:
-                tasks += _scored(task, {**ways, **(PEER_METHODS if peers else {})}, folder, seed, failures)
+                tasks += _scored(task, factories, folder, seed, failures)
             else:
                 unlearned.append(UnlearnedTask(task.title, float(task.accuracy or 0), task.required))
             advance(1, name)
@@ -109,26 +113,26 @@ def _suites(given: Sequence[str] | str | None) -> list[str]:
     return names
 
 
-def _named_methods(given: Methods | None) -> dict[str, Any]:
-    """Return the methods by name, with the baselines that are always scored."""
+def _method_factories(given: Methods | None) -> dict[str, MethodFactory]:
+    """Return factories of the methods by name, with the baselines that are always scored."""
     if given is None:
-        return {**{name: name for name in STANDARD_METHODS}, **{name: name for name in BASELINES}}
-    named = name_methods(given)
-    known = {*STANDARD_METHODS, *BASELINES}
-    others = {name: method for name, method in named.items() if not (isinstance(method, str) and method in known)}
-    if others or not named:
-        make_adapters(None, others)  # checks them
-    return named | {name: name for name in BASELINES}
+        return {**STANDARD_METHODS, **BASELINES}
+    named, known = name_methods(given), {**STANDARD_METHODS, **BASELINES}
+    found = {name: known[method] for name, method in named.items() if isinstance(method, str) and method in known}
+    others = {name: method for name, method in named.items() if name not in found}
+    adapters = make_adapters(None, others) if others or not named else []  # checks them
+    found |= {adapter.name: lambda task, method=adapter.method: method for adapter in adapters}
+    return {name: found[name] for name in named} | dict(BASELINES)
 
 
 def _scored(
-    task: GroundTruthTask, ways: Mapping[str, Any], folder: Path | None, seed: int, failures: list[MethodFailure]
+    task: GroundTruthTask, factories: Mapping[str, MethodFactory], folder: Path | None, seed: int, failures: list[MethodFailure]
 ) -> Iterator[ScoredTask]:
     """Yield the scores of a task by each of its metrics, and add the methods that fail to `failures`."""
     values: dict[str, dict[str, Tensor]] = {metric.name: {} for metric in task.metrics}
-    for name, way in ways.items():
+    for name, make in factories.items():
         try:
-            found = _evaluate(task, name, way, folder, seed)
+            found = _evaluate(task, name, make, folder, seed)
         except Exception as error:
             failures.append(MethodFailure(name, task.title, first_line(error)))
             continue
@@ -138,12 +142,11 @@ def _scored(
         yield ScoredTask(task.suite, task.name, metric.name, metric.better, values[metric.name], task.accuracy)
 
 
-def _evaluate(task: GroundTruthTask, name: str, way: Any, folder: Path | None, seed: int) -> Mapping[str, Tensor]:
+def _evaluate(task: GroundTruthTask, name: str, make: MethodFactory, folder: Path | None, seed: int) -> Mapping[str, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peers, where they are imported and where they run
-        method = way(task) if way is PEER_METHODS.get(name) else resolve_for_task(way, task)
         found = evaluate(
-            task.model, task.x, {name: method}, task.metrics, target=task.target, masks=task.truth, seed=seed,
+            task.model, task.x, {name: make(task)}, task.metrics, target=task.target, masks=task.truth, seed=seed,
             cache_dir=None if folder is None else folder / "scores", progress=False,
         )  # fmt: skip
     scores = found.values[name]

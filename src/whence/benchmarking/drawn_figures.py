@@ -16,7 +16,6 @@ from whence.evaluation.metrics.localization import RelevanceMass
 PARTS, MOSAICS = "drawn parts", "mosaics"
 SIDE, N_TRAIN = 32, 12_000
 PART_NAMES = ("head", "tail", "mark", "foot")
-N_VARIANTS = 3
 # the variants of head, tail, mark and foot of each class; any two classes differ in at least two parts
 CLASSES = torch.tensor([
     [0, 0, 0, 0], [1, 1, 1, 0], [2, 2, 2, 0], [0, 1, 2, 1], [1, 2, 0, 1], [2, 0, 1, 1], [0, 2, 1, 2], [1, 0, 2, 2],
@@ -62,7 +61,7 @@ def _heads(u: Tensor, v: Tensor) -> list[Tensor]:
 
 
 def _tails(u: Tensor, v: Tensor) -> list[Tensor]:
-    u, v = u - 0, v - 10
+    v = v - 10
     return [(u.abs() < 1.5) & (v.abs() < 4), (u.abs() < v + 3) & (v < 3), (u.abs() < 5) & (v.abs() < 1.6)]
 
 

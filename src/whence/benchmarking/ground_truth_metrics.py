@@ -1,7 +1,7 @@
 """Metrics that compare relevance with a known truth: a mask of relevant entries, or their right relevance."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,28 +43,25 @@ class SquaredError:
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """Area under precision over recall of the mask's entries, ranked by |R| (Ismail et al. 2020).
+    """Area under precision over recall of the time steps, or features, of the mask, ranked by |Σ R| (Ismail et al. 2020).
 
     Args:
-        over: "time" sums R `[N, T, F]` over features and ranks time steps, "features" the other way around; "entries" ranks all
-            entries.
+        over: "time" sums R `[N, T, F]` over features and ranks time steps, "features" the other way around.
     """
 
-    over: str = "entries"
+    over: Literal["time", "features"]
 
     better: ClassVar[str] = "higher"
     needs_masks: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
-        return "average_precision" if self.over == "entries" else f"average_precision_{self.over}"
+        return f"average_precision_{self.over}"
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
         heat, mask = reduce_to_masks(case)
-        if self.over != "entries":
-            other = 2 if self.over == "time" else 1
-            heat, mask = heat.sum(other), mask.any(other)
-        return average_precision(heat.abs().flatten(1), mask.flatten(1))
+        other = 2 if self.over == "time" else 1
+        return average_precision(heat.sum(other).abs(), mask.any(other))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Methods of other libraries, as functions `(model, inputs, target) → relevance`; the libraries are imported when they run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -9,10 +10,9 @@ from torch.nn import functional as F
 
 from whence.benchmarking.ground_truth_task import GroundTruthTask
 from whence.benchmarking.lexical_shortcuts import TextClassifier
-from whence.benchmarking.standard_methods import feature_groups
+from whence.benchmarking.standard_methods import MethodFactory, feature_groups
 from whence.errors import MissingPackageError, RuleError
-
-ExternalMethod = Callable[[nn.Module, Tensor, Tensor], Tensor]
+from whence.evaluation.evaluation_batch import ExternalMethod
 
 
 class SingleOutput(nn.Module):
@@ -26,7 +26,7 @@ class SingleOutput(nn.Module):
         return self.network(x)[:, self.index : self.index + 1]
 
 
-def captum_method(name: str, **options: Any) -> Callable[[GroundTruthTask], ExternalMethod]:
+def captum_method(name: str) -> MethodFactory:
     """Return a factory of a captum method; for token ids, of its form for the embedding layer."""
 
     def of_task(task: GroundTruthTask) -> ExternalMethod:
@@ -34,7 +34,7 @@ def captum_method(name: str, **options: Any) -> Callable[[GroundTruthTask], Exte
 
         def explain(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
             if x.is_floating_point():
-                return getattr(attr, name)(model).attribute(x.clone().requires_grad_(), target=target, **options)
+                return getattr(attr, name)(model).attribute(x.clone().requires_grad_(), target=target)
             method = {"IntegratedGradients": "LayerIntegratedGradients", "InputXGradient": "LayerGradientXActivation"}.get(name)
             if method is None:
                 raise RuleError(f"captum's {name} does not explain token ids")
@@ -56,7 +56,7 @@ def captum_ablation(task: GroundTruthTask) -> ExternalMethod:
     return explain
 
 
-def zennit_composite(name: str) -> Callable[[GroundTruthTask], ExternalMethod]:
+def zennit_composite(name: str) -> MethodFactory:
     """Return a factory of LRP by a composite of zennit, which knows modules: linear layers, convolutions and ReLUs."""
 
     def of_task(task: GroundTruthTask) -> ExternalMethod:
@@ -84,7 +84,7 @@ def zennit_composite(name: str) -> Callable[[GroundTruthTask], ExternalMethod]:
     return of_task
 
 
-def shap_explainer(name: str) -> Callable[[GroundTruthTask], ExternalMethod]:
+def shap_explainer(name: str) -> MethodFactory:
     """Return a factory of an explainer of shap with the task's background."""
 
     def of_task(task: GroundTruthTask) -> ExternalMethod:
@@ -143,15 +143,13 @@ def lxt_attention(task: GroundTruthTask) -> ExternalMethod:
 
 def _package(name: str) -> Any:
     """Import a module of another library; raise `MissingPackageError` if it is not installed, or fails to import."""
-    from importlib import import_module
-
     try:
         return import_module(name)
     except Exception as error:
         raise MissingPackageError(f"{name.partition('.')[0]} cannot be imported ({error})") from error
 
 
-PEER_METHODS: Mapping[str, Callable[[GroundTruthTask], ExternalMethod]] = {
+PEER_METHODS: Mapping[str, MethodFactory] = {
     **{f"captum {name}": captum_method(name) for name in ("InputXGradient", "Saliency", "IntegratedGradients", "DeepLift")},
     "captum FeatureAblation": captum_ablation,
     **{

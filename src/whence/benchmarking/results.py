@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,14 @@ class ScoredTask:
     accuracy: float | None
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
+        """The task, and what is ranked where it has a score for time steps and one for features."""
         _, ranked, over = self.metric.partition("average_precision_")
-        return f"{self.suite}: {self.task}" + (f", {over}" if ranked else "")
+        return self.task + (f", {over}" if ranked else "")
+
+    @property
+    def title(self) -> str:
+        return f"{self.suite}: {self.label}"
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
@@ -206,7 +211,7 @@ class BenchResult(Result):
         suites = []
         for suite in dict.fromkeys(task.suite for task in self.tasks):
             own = [task for task in self.tasks if task.suite == suite]
-            heads = [f"{task.title.partition(': ')[2]} {ARROWS[task.better]}" for task in own]
+            heads = [f"{task.label} {ARROWS[task.better]}" for task in own]
             rows = [(name, [(_cell(task, name), name in task.level) for task in own]) for name in names]
             suites.append((suite, heads, [row for row in rows if any(text != "–" for text, _ in row[1])]))
         behind = [
@@ -215,7 +220,8 @@ class BenchResult(Result):
         ]
         return render_page(
             "bench.html", ranking=[(name, f"{share:.0%}") for name, share in self.ranking], n_cells=len(self.tasks),
-            suites=suites, behind=behind, settings=self.settings, failures=self.failures, unlearned=self.unlearned,
+            suites=suites, behind=behind, settings=self.settings, unlearned=self.unlearned,
+            failures=[(found.method, found.task, found.message) for found in self.failures],
             picture=embed_figure(self.figure()),
         )  # fmt: skip
 
@@ -226,8 +232,6 @@ def _cell(task: ScoredTask, method: str) -> str:
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
     """Return the versions of the packages that are installed, and of Python."""
-    from importlib.metadata import PackageNotFoundError
-
     found = {"python": platform.python_version()}
     for name in names:
         try:

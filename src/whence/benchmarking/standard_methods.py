@@ -16,10 +16,9 @@ from whence.methods.perturbation import FeatureAblation
 from whence.methods.registry import resolve_method
 from whence.methods.shapley import Shapley
 
-N_BACKGROUND = 20
 LARGE = 400  # number of entries from which on those of a picture are removed in patches
 SHAPLEY_BUDGET = 500
-PATCHES_PER_SIDE = 8
+CELLS_PER_SIDE = 8
 LAPLACE = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
 
 
@@ -55,11 +54,13 @@ def feature_groups(task: GroundTruthTask) -> Tensor | None:
     """Return patches for large pictures, None for single entries."""
     if task.kind != "picture" or task.x[0].numel() < LARGE:
         return None
-    return patches(task.x[:1], -(-task.x.shape[-1] // PATCHES_PER_SIDE))
+    return patches(task.x[:1], -(-task.x.shape[-1] // CELLS_PER_SIDE))
 
 
-BASELINES: Mapping[str, Callable[[GroundTruthTask], Any]] = {"random": lambda task: Random(), "edge filter": edge_filter}
-STANDARD_METHODS: Mapping[str, Callable[[GroundTruthTask], Any]] = {
+MethodFactory = Callable[[GroundTruthTask], Any]  # makes the method, or function of another library, for a task
+
+BASELINES: Mapping[str, MethodFactory] = {"random": lambda task: Random(), "edge filter": edge_filter}
+STANDARD_METHODS: Mapping[str, MethodFactory] = {
     **{
         name: lambda task, name=name: resolve_method(name)
         for name in (
@@ -70,11 +71,3 @@ STANDARD_METHODS: Mapping[str, Callable[[GroundTruthTask], Any]] = {
     "feature_ablation": ablation,
     "shapley": shapley,
 }  # fmt: skip
-
-
-def resolve_for_task(method: Any, task: GroundTruthTask) -> Any:
-    """Return the method for one task; names stand for methods with the task's baseline or background."""
-    factories = {**STANDARD_METHODS, **BASELINES}
-    if isinstance(method, str):
-        return factories[method](task) if method in factories else resolve_method(method)
-    return method

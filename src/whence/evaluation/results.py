@@ -121,9 +121,13 @@ class Evaluation(Result):
         means = {name: sign * found[metric].mean for name, found in self.intervals.items()}
         return max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
 
+    @property
+    def heads(self) -> list[str]:
+        """The name of each metric with an arrow that says which values are better."""
+        return [f"{name} {ARROWS.get(better, '')}".strip() for name, better in self.better.items()]
+
     def __repr__(self) -> str:
-        heads = ["", *(f"{name} {ARROWS.get(self.better[name], '')}".strip() for name in self.better)]
-        lines = [heads, *self.words]
+        lines = [["", *self.heads], *self.words]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -193,11 +197,10 @@ class Evaluation(Result):
     def _page(self) -> str:
         from whence.plotting.html_pages import embed_figure, render_page
 
-        heads = [(name, ARROWS.get(better, "")) for name, better in self.better.items()]
         failures = [(f.method, f.sample, f.message) for f in self.failures]
         return render_page(
             "evaluation.html",
-            heads=heads,
+            heads=["method", *self.heads],
             rows=self.words,
             footnote=self.footnote,
             failures=failures,

@@ -14,7 +14,7 @@ from whence.core.inputs import Inputs
 from whence.core.tokens import neutral_ids
 from whence.core.trees import Tree
 from whence.errors import ConservationWarning, RuleError, value_repr
-from whence.lrp.engine.conservation import Conservation
+from whence.lrp.engine.conservation import MAX_GAP, Conservation
 from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
 from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
 from whence.methods import feature_masks
@@ -22,8 +22,6 @@ from whence.methods.batching import rows_are_independent, run_batched
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
 from whence.methods.gradients import input_gradients
 from whence.methods.running_statistics import RunningMoments
-
-MAX_GAP = 0.2  # of f(x) − f(x̃), above which integrated gradients do not add up
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 

@@ -1,20 +1,16 @@
 """Matrices of scores: methods by tasks, colored from chance to the best method."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure as NewFigure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
 CELL, MARGIN, LETTER = 0.28, 2.2, 0.075  # inches
 
 
 def score_matrix_figure(
     scores: Sequence[Sequence[float]], marked: Sequence[Sequence[bool]], rows: Sequence[str], columns: Sequence[str]
-) -> "Figure":
+) -> Figure:
     """Return a figure of scores in [0, 1] with a dot in each marked cell; cells without a score are gray.
 
     Args:
@@ -26,14 +22,12 @@ def score_matrix_figure(
     values = np.ma.masked_invalid(np.asarray(scores, dtype=float))
     below = LETTER * max(map(len, columns))
     size = (CELL * len(columns) + MARGIN + 1.2, CELL * len(rows) + below + 0.6)
-    figure = NewFigure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.85")
     shown = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="equal")
-    for i, row in enumerate(marked):
-        for j, here in enumerate(row):
-            if here:
-                axes.plot(j, i, ".", color="black", markersize=6)
+    i, j = np.nonzero(np.asarray(marked))
+    axes.plot(j, i, ".", color="black", markersize=6)
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     bar = figure.colorbar(shown, ax=axes, shrink=0.6)

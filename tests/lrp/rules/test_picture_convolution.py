@@ -75,8 +75,8 @@ def test_channels_last_and_normalisation_inside_the_model():
 def test_own_rules_go_first_and_gradients_are_plain():
     model, x = net(nn.Conv2d(3, 4, 3), 3, 8, 8)
     gamma = whence.explain(model, x, 1, method=whence.LRP({nn.Conv2d: whence.Gamma(0.1)} | presets.attn_lrp()))
-    epsilon = whence.explain(model, x, 1, method=whence.LRP({"0": whence.Gamma(0.1)} | presets.attn_lrp()))
-    torch.testing.assert_close(gamma.relevance, epsilon.relevance)
+    by_path = whence.explain(model, x, 1, method=whence.LRP({"0": whence.Gamma(0.1)} | presets.attn_lrp()))
+    torch.testing.assert_close(gamma.relevance, by_path.relevance)
     x.requires_grad_()
     with whence.relevance_rules(model, presets.attn_lrp()):
         (g,) = torch.autograd.grad(model(x)[:, 1].sum(), x)

@@ -12,7 +12,7 @@ from whence.errors import InputError
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
 from whence.evaluation.imputers import IMPUTERS
 from whence.evaluation.metrics.registry import METRICS
-from whence.evaluation.results import ARROWS, SUFFIXES, Evaluation
+from whence.evaluation.results import SUFFIXES, Evaluation
 from whence.frontends.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights, check_device
 from whence.frontends.common.data import DATA_HELP, first_sample, read_data, sample_name, warn_about_failures
 from whence.frontends.common.methods import (
@@ -102,7 +102,6 @@ def _delete_cache(kept: Path) -> None:
 def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     warn_about_model(loaded)
-    heads = ["method", *(f"{name} {ARROWS.get(better, '')}".strip() for name, better in found.better.items())]
-    print_table(console, heads, found.words, f"explanations of {loaded.name}")
+    print_table(console, ["method", *found.heads], found.words, f"explanations of {loaded.name}")
     console.print(f"{found.footnote}; ↑ higher is better, ↓ lower", markup=False)
     console.print(f"saved {out}", markup=False)

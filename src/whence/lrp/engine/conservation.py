@@ -8,7 +8,7 @@ from torch import Tensor
 
 from whence.lrp.torch_compat.deferred_checks import check_holds
 
-MAX_MISSING = 0.2  # of the output and of f(x) − f(baseline)
+MAX_GAP = 0.2  # of f(x) − f(baseline), above which relevance does not add up
 LOW_SHARE = 0.01  # of the output
 MAX_LINES = 8  # samples shown by repr
 
@@ -109,7 +109,7 @@ class Conservation:
         scale = torch.stack([change.abs(), self.relevance.abs(), self.explained.abs()]).amax(0)
         missing = self.gap.abs() / scale.clamp(min=1e3 * torch.finfo(self.output.dtype).eps)
         most = int(missing.argmax())
-        if missing[most] <= MAX_MISSING:
+        if missing[most] <= MAX_GAP:
             return ""
         return (
             f"relevance adds up to {float(self.relevance[most]):.3g} for sample {most}, the output's difference from the "
