@@ -29,7 +29,8 @@ def main() -> None:
         cells.append(f"| {task.title} | {accuracy} | {mark}{scores[0]}{mark} | {task.best} | {scores[1]} | {scores[2]} |")
     heading = (
         f"# Known truth\n\n{peers.versions('captum', 'zennit', 'lxt', 'shap')}.\n\n{len(found.tasks)} cells of 100 samples. "
-        "Bold: the default of whence is not below the best by more than the paired 95 % interval. Errors of hand-made networks "
+        "Bold: the default of whence is not below the best by more than the paired 95 % interval, or by less than "
+        "a thousandth of the distance from random to the best. Errors of hand-made networks "
         "and of the LSTM: lower is better.\n"
     )
     left = [f"* {line}" for line in found.remarks]

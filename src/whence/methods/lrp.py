@@ -49,13 +49,13 @@ class LRP:
             Linear maps without a match get `Epsilon()`. `whence.presets.attn_lrp()` by default.
         baseline: Baseline x̃ that relevance is measured from, as in `IntegratedGradients`; None is 0. R = (x − x̃) · g, where
             g = R / x by the rules, so features that are 0 and differ from the baseline have relevance too; x̃ · g counts as
-            absorbed. Pass the mean of the data where 0 is not the absence of a feature. Not with rules of the input layer, nor
-            for token ids.
+            absorbed. Pass the mean of the data where 0 is not the absence of a feature. Rules of the input layer know no
+            baseline: those of presets, the flat rule of the default among them, are left out. Not for token ids.
         unknown: What to do at a torch function that is neither linear nor known to whence: "error" raises an
             `UnknownFunctionError`, "warn" warns and uses its gradient, "gradient" uses its gradient silently.
     Raises:
         RuleError: `rules` is not a mapping of selectors to rules, or `unknown` is not one of the three; or a baseline is given
-            with a rule of the input layer or for token ids.
+            with a rule of the input layer in front of a preset, or for token ids.
     """
 
     rules: Mapping[Selector, Rule] | Composite = field(default_factory=presets.attn_lrp)
