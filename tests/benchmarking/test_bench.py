@@ -128,7 +128,20 @@ def test_methods_that_fail_are_named_and_the_others_counted():
         ({"suites": "xai_tri"}, errors.RuleError, "did you mean 'xai_tris'"),
         ({"suites": []}, errors.RuleError, "no suites given"),
         ({"methods": ["lpr"]}, errors.RuleError, "unknown method 'lpr'"),
+        ({"suites": [3]}, errors.RuleError, "expected names"),
+        ({"suites": 3}, errors.RuleError, "expected names"),
+        ({"methods": 3}, errors.RuleError, "methods=3; expected a method"),
+        ({"methods": len}, errors.RuleError, "dict from names"),
+        ({"methods": {3: "lrp"}}, errors.RuleError, "the name of a method is 3"),
+        ({"methods": {"a": None}}, errors.RuleError, "method 'a' is None"),
         ({"n_samples": 3}, errors.InputError, "at least 5"),
+        ({"n_samples": 5.5}, errors.InputError, "at least 5"),
+        ({"n_samples": "10"}, errors.InputError, "at least 5"),
+        ({"seed": "1"}, errors.InputError, "expected an int from 0"),
+        ({"seed": 2**70}, errors.InputError, "expected an int from 0"),
+        ({"peers": "captum"}, errors.InputError, "True or False"),
+        ({"cache_dir": 5}, errors.InputError, "path of a folder"),
+        ({"cache_dir": __file__}, errors.InputError, "cannot be used as a folder"),
     ],
 )
 def test_wrong_arguments_raise(arguments, error, message):
@@ -240,3 +253,75 @@ def test_areas_are_those_of_scikit_learn():
     np.testing.assert_allclose(found, [average_precision_score(m, v) for m, v in zip(mask, values, strict=True)])
     tied = np.round(values[0])
     np.testing.assert_allclose(roc_auc(torch.tensor(tied), torch.tensor(mask[0])), roc_auc_score(mask[0], tied))
+
+
+def changes_weights(model, inputs, target):
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return inputs
+
+
+def leaves_a_hook(model, inputs, target):
+    model.register_forward_hook(lambda module, args, out: out * 0)
+    return inputs
+
+
+def changes_torch(model, inputs, target):
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    return inputs
+
+
+@pytest.mark.parametrize("harmful", [changes_weights, leaves_a_hook, changes_torch])
+def test_what_a_method_changes_reaches_no_other_method(harmful):
+    options = {"peers": False, "n_samples": 5, "progress": False}
+    alone = bench("hand_made", ["integrated_gradients"], **options)
+    beside = bench("hand_made", {"harmful": harmful, "integrated_gradients": "integrated_gradients"}, **options)
+    for a, b in zip(alone.tasks, beside.tasks, strict=True):
+        assert torch.equal(a.values["integrated_gradients"], b.values["integrated_gradients"])
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    if harmful is not changes_torch:
+        assert "changed the model" in next(each for each in beside.failures if each.method == "harmful").message
+
+
+def test_no_state_of_the_process_decides_a_score_or_is_changed(hand_made):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found = bench("hand_made", n_samples=20, progress=False)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert found.methods == hand_made.methods
+    for a, b in zip(hand_made.tasks, found.tasks, strict=True):
+        for name in a.values:  # of shap's GradientExplainer too, which draws
+            assert torch.equal(a.values[name], b.values[name]), name
+
+
+@pytest.mark.parametrize("name", ["random", "edge filter", "captum Saliency"])
+def test_names_of_the_baselines_and_of_peers_are_taken(name):
+    with pytest.raises(errors.RuleError, match="choose another name"):
+        bench("hand_made", {name: lambda model, inputs, target: inputs}, n_samples=5, progress=False)
+
+
+def test_a_run_in_which_no_method_works_says_so(monkeypatch):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("whence.benchmarking.bench._evaluate", full)
+    with pytest.raises(errors.RuleError, match=r"no method has a score in any task; lrp failed on .* no space left"):
+        bench("hand_made", ["lrp"], peers=False, n_samples=5, progress=False)
+
+
+def test_relevance_of_one_value_per_sample_is_refused():
+    wrong = {"one": lambda model, inputs, target: inputs.sum(1, keepdim=True)}
+    found = bench("hand_made", wrong, peers=False, n_samples=5, progress=False)
+    message = next(each for each in found.failures if each.method == "one").message
+    assert "returned relevance of shape (1, 1) for inputs of shape (1, 10)" in message

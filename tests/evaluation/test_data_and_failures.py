@@ -245,3 +245,19 @@ def test_nothing_stays_on_the_model():
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_function_that_changes_the_model_ends_the_evaluation(in_place):
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.rand(6, 4)
+
+    def changes(model, inputs, target):
+        if in_place:
+            model[0].weight.data.mul_(2)
+        else:
+            model[0].register_forward_hook(lambda module, args, out: out)
+        return inputs
+
+    for call in (whence.evaluate, whence.compare):
+        with pytest.raises(errors.RuleError, match="'changes' changed the model"):
+            call(model, x, {"changes": changes, "lrp": "lrp"})

@@ -2,11 +2,10 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from whence.benchmarking.ground_truth_task import BenchSettings, GroundTruthTask
@@ -14,6 +13,7 @@ from whence.benchmarking.peer_methods import PEER_METHODS
 from whence.benchmarking.results import BenchResult, MethodFailure, ScoredTask, UnlearnedTask, package_versions
 from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS, MethodFactory
 from whence.benchmarking.suites import SUITES
+from whence.benchmarking.torch_state import default_state
 from whence.core.argument_checks import check_arguments
 from whence.core.progress import Progress, progress as show_progress
 from whence.errors import InputError, RuleError, first_line, suggest_or_list, value_repr
@@ -21,6 +21,7 @@ from whence.evaluation.evaluate import evaluate
 from whence.evaluation.method_adapters import Methods, make_adapters, name_methods
 
 MIN_SAMPLES = 5  # for intervals
+MAX_SEED = 2**32 - 1  # numpy's
 PACKAGES = ("torch", "whence", "captum", "zennit", "lxt", "shap")
 
 
@@ -44,36 +45,37 @@ def bench(
     The networks are trained by the call, on data that it generates. Random relevance and, for pictures, an edge filter that
     ignores the network are always scored. A method is level with the best in a task if the paired bootstrap interval of the
     difference contains 0. All suites take some ten minutes; networks and scores are read from `cache_dir` unless
-    the data, the network, the settings or the method have changed. Of a function its code, defaults and closure count, not the
-    globals and functions that it calls: use a new folder after changing those.
+    the data, the network, the settings or the method have changed, the functions and values that its code names included.
+
+    Each method explains a copy of each network, with torch's default settings and seeded random generators: what it changes
+    reaches no other method.
 
     Args:
         suites: Names of suites, all by default: "xai_tris" (tetrominoes in noise), "hand_made" (networks with known terms),
             "lstm_arithmetic", "mosaics", "lexical_shortcuts", "time_series", "graph_motifs", "drawn_parts".
         methods: Methods or their names, or a dict of them by name, which may contain functions `(model, inputs, target) →
-            relevance`. By default all standard methods. "expected_gradients", "feature_ablation" and "shapley" are given the
-            background, baseline and features of each task.
+            relevance`; the names of the baselines and of peers are taken. By default all standard methods.
+            "expected_gradients", "feature_ablation" and "shapley" are given the background, baseline and features of each task.
         peers: Whether to score the methods of captum, zennit, LXT and shap too, where they are installed.
         n_samples: Number of samples explained in each task, at least 5; those that the network classifies right.
         cache_dir: A folder for trained networks and scores; None trains and scores again.
-        seed: Random seed of the data, of the training, and of random relevance; not of other libraries' methods.
+        seed: Random seed of the data, of the training, of random relevance and of other libraries' methods.
         progress: Whether to show a progress bar, or a function that is called with (done, total).
     Returns:
         A `BenchResult`. A method that raises an error in a task has no score there and is listed in `failures`.
     Raises:
-        RuleError: A suite or method is unknown.
-        InputError: `n_samples` is below 5.
+        RuleError: A suite or method is unknown, a name is taken, no network learned its task, or no method explains any.
+        InputError: Another argument is not what is expected.
     """
-    if n_samples < MIN_SAMPLES:
-        raise InputError(f"n_samples={n_samples}; expected at least {MIN_SAMPLES}, so that intervals can be computed")
+    _check_settings(n_samples, seed, peers)
     factories = {**_method_factories(methods), **(PEER_METHODS if peers else {})}
     chosen = [task for suite in _suites(suites) for task in SUITES[suite].items()]
-    folder = None if cache_dir is None else Path(cache_dir)
+    folder = _cache_folder(cache_dir)
     tasks: list[ScoredTask] = []
     failures: list[MethodFailure] = []
     unlearned: list[UnlearnedTask] = []
     with (
-        _one_thread(),
+        default_state(seed),
         TemporaryDirectory(prefix="whence-bench-") as temporary,  # suites share networks
         show_progress("bench", len(chosen), progress) as advance,
     ):
@@ -85,27 +87,47 @@ def bench(
             else:
                 unlearned.append(UnlearnedTask(task.title, float(task.accuracy or 0), task.required))
             advance(1, name)
-    if not tasks:
+    if not tasks and unlearned:
         worst = f"that of {unlearned[0].task} is {unlearned[0].accuracy:.0%}"
         raise RuleError(f"no network of these suites reached the accuracy it needs; {worst}")
+    if not tasks:
+        first = failures[0]
+        raise RuleError(f"no method has a score in any task; {first.method} failed on {first.task}: {first.message}")
     about = {"n_samples": n_samples, "seed": seed, "versions": package_versions(PACKAGES)}
     return BenchResult(tasks, failures, unlearned, about)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread, since networks so small are several times slower on more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _check_settings(n_samples: Any, seed: Any, peers: Any) -> None:
+    if type(n_samples) is not int or n_samples < MIN_SAMPLES:
+        raise InputError(
+            f"n_samples={value_repr(n_samples)}; expected an int of at least {MIN_SAMPLES}, so that intervals can be computed"
+        )
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed={value_repr(seed)}; expected an int from 0 to {MAX_SEED}")
+    if not isinstance(peers, bool):
+        raise InputError(f"peers={value_repr(peers)}; expected True or False")
+
+
+def _cache_folder(given: Any) -> Path | None:
+    if given is None:
+        return None
+    if not isinstance(given, str | Path):
+        raise InputError(f"cache_dir={value_repr(given)}; expected the path of a folder")
+    folder = Path(given)
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cache_dir={str(folder)!r} cannot be used as a folder: {first_line(error)}") from error
+    return folder
 
 
 def _suites(given: Sequence[str] | str | None) -> list[str]:
+    if not isinstance(given, str | Sequence | None):
+        raise RuleError(f"suites={value_repr(given)}; expected names: {', '.join(SUITES)}")
     names = list(SUITES) if given is None else [given] if isinstance(given, str) else list(given)
     for name in names:
+        if not isinstance(name, str):
+            raise RuleError(f"suites={value_repr(given)}; expected names: {', '.join(SUITES)}")
         if name not in SUITES:
             raise RuleError(f"unknown suite {value_repr(name)}{suggest_or_list(name, SUITES)}")
     if not names:
@@ -118,6 +140,10 @@ def _method_factories(given: Methods | None) -> dict[str, MethodFactory]:
     if given is None:
         return {**STANDARD_METHODS, **BASELINES}
     named, known = name_methods(given), {**STANDARD_METHODS, **BASELINES}
+    for name, method in named.items():
+        baseline = name in BASELINES and name not in (method, getattr(method, "name", None))
+        if baseline or name in PEER_METHODS:
+            raise RuleError(f"the name {name!r} is that of a method that bench adds itself; choose another name")
     found = {name: known[method] for name, method in named.items() if isinstance(method, str) and method in known}
     others = {name: method for name, method in named.items() if name not in found}
     adapters = make_adapters(None, others) if others or not named else []  # checks them
@@ -132,7 +158,8 @@ def _scored(
     values: dict[str, dict[str, Tensor]] = {metric.name: {} for metric in task.metrics}
     for name, make in factories.items():
         try:
-            found = _evaluate(task, name, make, folder, seed)
+            with default_state(seed):
+                found = _evaluate(task.copy(), name, make, folder, seed)
         except Exception as error:
             failures.append(MethodFailure(name, task.title, first_line(error)))
             continue

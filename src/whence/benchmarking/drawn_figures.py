@@ -113,7 +113,7 @@ def train_on_figures(settings: BenchSettings) -> nn.Module:
 def parts_task(settings: BenchSettings) -> GroundTruthTask:
     """Measure how much of the output each part carries, on pictures drawn without it."""
     model, random = train_on_figures(settings), settings.generator(PARTS)
-    y = torch.randint(len(CLASSES), (max(2 * settings.n_samples, 200),), generator=random)
+    y = torch.randint(len(CLASSES), (settings.n_test(200),), generator=random)
     state = random.get_state()
     x, parts = figures(y, random)
     accuracy, rows = correct_samples(model, x, y, settings.n_samples)

@@ -55,7 +55,7 @@ class GraphNetwork(nn.Module):
 
 def task(settings: BenchSettings) -> GroundTruthTask:
     """Generate graphs, and train a graph network on them."""
-    x, y, motif = graphs(N_TRAIN + 500, settings.generator(SUITE))
+    x, y, motif = graphs(N_TRAIN + settings.n_test(500), settings.generator(SUITE))
     model = train(GraphNetwork, x[:N_TRAIN], y[:N_TRAIN], settings.cache_dir, seed=settings.seed, epochs=40, rate=5e-3)
     accuracy, right = correct_samples(model, x[N_TRAIN:], y[N_TRAIN:], settings.n_samples)
     rows = N_TRAIN + right

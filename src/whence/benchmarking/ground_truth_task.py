@@ -1,7 +1,8 @@
 """Tasks of the benchmark: a network, samples, and the right explanation of its outputs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ class BenchSettings:
     n_samples: int
     seed: int
     cache_dir: Path | None
+
+    def n_test(self, least: int = 1000) -> int:
+        """Return the size of a test set with enough samples that the network predicts right."""
+        return max(least, 2 * self.n_samples)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the random generator of a data set, which depends on the seed and on the name of the data set."""
@@ -62,6 +67,11 @@ class GroundTruthTask:
     def learned(self) -> bool:
         """Whether the network reaches the required accuracy."""
         return self.accuracy is None or self.accuracy >= self.required
+
+    def copy(self) -> "GroundTruthTask":
+        """Return a task with copies of the network and of all that methods are given."""
+        x, target, background = self.x.clone(), self.target.clone(), self.background.clone()
+        return replace(self, model=deepcopy(self.model), x=x, target=target, background=background)
 
 
 TaskFactory = Callable[[BenchSettings], GroundTruthTask]

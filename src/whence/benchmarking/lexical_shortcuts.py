@@ -71,7 +71,7 @@ class TextClassifier(nn.Module):
 def task(shortcut: str, settings: BenchSettings) -> GroundTruthTask:
     """Generate texts, and train a transformer on them, with some words replaced by padding so that it learns what that is."""
     random = settings.generator(f"{SUITE} {shortcut}")
-    ids, y, mask = texts(shortcut, N_TRAIN + 1000, random)
+    ids, y, mask = texts(shortcut, N_TRAIN + settings.n_test(), random)
     dropped = (torch.rand(N_TRAIN, LENGTH, generator=random) < 0.1) & ~mask[:N_TRAIN]
     seen = ids[:N_TRAIN].masked_fill(dropped, PAD)
     model = train(TextClassifier, seen, y[:N_TRAIN], settings.cache_dir, seed=settings.seed, epochs=15, rate=2e-3)

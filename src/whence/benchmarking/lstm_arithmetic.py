@@ -47,7 +47,7 @@ class LastStep(nn.Module):
 def task(name: str, settings: BenchSettings) -> GroundTruthTask:
     """Generate sequences, and train an LSTM on them; its accuracy is the share of errors below 0.1."""
     random = settings.generator(f"{SUITE} {name}")
-    x, y, truth = sequences(SIGNS[name], N_TRAIN + 1000, random)
+    x, y, truth = sequences(SIGNS[name], N_TRAIN + settings.n_test(), random)
     model = train(
         LastStep, x[:N_TRAIN], y[:N_TRAIN], settings.cache_dir, seed=settings.seed, epochs=60, rate=1e-2, weight_decay=0.0,
         loss=F.mse_loss,

@@ -139,7 +139,7 @@ class BenchResult(Result):
         return [
             {
                 "suite": task.suite, "task": task.task, "metric": task.metric, "better": task.better, "method": name,
-                **found._asdict(), "level": name in task.level, "accuracy": task.accuracy,
+                "n_samples": len(task.values[name]), **found._asdict(), "level": name in task.level, "accuracy": task.accuracy,
             }
             for task in self.tasks
             for name, found in task.intervals.items()

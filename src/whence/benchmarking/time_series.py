@@ -74,7 +74,7 @@ NETWORKS = {"LSTM": RecurrentClassifier, "CNN": ConvolutionalClassifier}
 
 def task(kind: str, network: str, settings: BenchSettings) -> GroundTruthTask:
     """Generate series with one kind of noise, and train one network on them."""
-    x, y, box = series(kind, N_TRAIN + 1000, settings.generator(f"{SUITE} {kind}"))
+    x, y, box = series(kind, N_TRAIN + settings.n_test(), settings.generator(f"{SUITE} {kind}"))
     model = train(NETWORKS[network], x[:N_TRAIN], y[:N_TRAIN], settings.cache_dir, seed=settings.seed, epochs=15)
     accuracy, right = correct_samples(model, x[N_TRAIN:], y[N_TRAIN:], settings.n_samples)
     rows = N_TRAIN + right

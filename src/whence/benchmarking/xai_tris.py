@@ -15,7 +15,7 @@ from whence.benchmarking.ground_truth_task import BenchSettings, GroundTruthTask
 from whence.benchmarking.small_networks import train
 
 SUITE = "XAI-TRIS"
-SIDE, N_TRAIN, N_TEST = 8, 10_000, 1000
+SIDE, N_TRAIN = 8, 10_000
 T_SHAPE = torch.tensor([[1.0, 0], [1, 1], [1, 0]])
 L_SHAPE = torch.tensor([[1.0, 0], [1, 0], [1, 1]])
 T_PLACE, L_PLACE = (1, 1), (4, 5)
@@ -85,7 +85,7 @@ NETWORKS = {"linear network": linear_network, "MLP": dense_network, "CNN": convo
 def task(scenario: str, network: str, settings: BenchSettings) -> GroundTruthTask:
     """Generate one scenario, and train one network on it."""
     random = settings.generator(f"{SUITE} {scenario}")
-    x, y, masks = pictures(scenario, N_TRAIN + N_TEST, random)
+    x, y, masks = pictures(scenario, N_TRAIN + settings.n_test(), random)
     epochs = 20 if scenario in ("linear", "translations") else 40
     model = train(NETWORKS[network], x[:N_TRAIN], y[:N_TRAIN], settings.cache_dir, seed=settings.seed, epochs=epochs)
     accuracy, right = correct_samples(model, x[N_TRAIN:], y[N_TRAIN:], settings.n_samples)

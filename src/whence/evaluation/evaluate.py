@@ -1,6 +1,6 @@
 """`evaluate`: how faithful explanations are, by several metrics, for several methods, sample by sample."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
@@ -130,7 +130,7 @@ def evaluate(
         wanted,
         masks,
         seed,
-        ResultCache.at(cache_dir, model, seed, measured),
+        ResultCache.at(cache_dir, model, seed, measured, ways),
     )
     run.check_counts(count)
     several = masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
@@ -196,7 +196,7 @@ class EvaluationRun:
         batch: EvaluationBatch | None = None
         about = self.kept.key(samples.inputs.parts, list(samples.numbers), self._target(samples), self._masks(samples))
         for way in self.ways:
-            key = self.kept.key(about, way.name, way.method)
+            key = self.kept.key(about, way.name, self.kept.methods.get(way.name))
             if (known := self.kept.read(key)) is not None:
                 part.scores[way.name] = known
                 continue
@@ -269,16 +269,20 @@ class ResultCache:
 
     folder: Path | None
     settings: str = ""
+    methods: Mapping[str, str] = field(default_factory=dict)  # taken once: a function may count its calls in a global
 
     @classmethod
-    def at(cls, folder: str | Path | None, model: Any, seed: int, metrics: Sequence[Metric]) -> "ResultCache":
+    def at(
+        cls, folder: str | Path | None, model: Any, seed: int, metrics: Sequence[Metric], ways: Sequence[MethodAdapter]
+    ) -> "ResultCache":
         if folder is None:
             return cls(None)
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"cache_dir={str(folder)!r} is a file; expected a folder")
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, fingerprint(model, seed, metrics, version("whence")))
+        methods = {way.name: fingerprint(way.method) for way in ways}
+        return cls(folder, fingerprint(model, seed, metrics, version("whence")), methods)
 
     def key(self, *about: Any) -> str:
         return "" if self.folder is None else fingerprint(self.settings, *about)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
@@ -173,12 +174,36 @@ class MethodAdapter:
     def _explained(self, inputs: Inputs, target: Target) -> tuple[dict[int, Tensor], Explanation | None]:
         if self.external:
             copy = inputs.together(inputs.copied())  # a function may modify its inputs in place
-            return _check_relevance(self.method(self.prepared.model, copy, target), inputs, self.name), None  # type: ignore
+            model = self.prepared.model
+            before = _model_state(model)
+            relevance = _check_relevance(self.method(model, copy, target), inputs, self.name)  # type: ignore[operator]
+            if _model_state(model) != before:
+                raise RuleError(  # at once: nothing that follows would be right
+                    f"method {self.name!r} changed the model (its weights, hooks, gradients required or training mode), which "
+                    "all other scores depend on; let the method restore it, or work on copy.deepcopy(model)"
+                )
+            return relevance, None
         explanation = next(self._explanations(inputs, target))
         return _check_relevance(explanation.relevance, inputs, self.name), explanation
 
     def _explanations(self, inputs: Inputs, target: Target) -> Iterator[Explanation]:
         return self.method.explanations(Task(self.prepared.up_to_date(), inputs, [target], progress=False))  # type: ignore
+
+
+def _model_state(model: Any) -> list[Any]:
+    """Return a summary of all that a function could leave changed on a model."""
+    if not isinstance(model, nn.Module):
+        return []
+    weights = [
+        (name, id(t), t._version, t.requires_grad, t.is_meta or float(t.detach().sum(dtype=torch.float64)))
+        for name, t in chain(model.named_parameters(), model.named_buffers())
+        if t.is_floating_point() and t.layout == torch.strided
+    ]
+    hooks = [
+        (name, layer.training, [len(value) for key, value in vars(layer).items() if key.endswith("hooks")])
+        for name, layer in model.named_modules()
+    ]
+    return [*weights, *hooks]
 
 
 def _check_relevance(relevance: Tree, inputs: Inputs, name: str) -> dict[int, Tensor]:
@@ -191,7 +216,7 @@ def _check_relevance(relevance: Tree, inputs: Inputs, name: str) -> dict[int, Te
     for i, score in found.items():
         x = inputs.parts[i]
         fits = score.dim() == x.dim() and all(a in (1, b) for a, b in zip(score.shape, x.shape, strict=True))
-        if not fits or len(score) != len(x):
+        if not fits or len(score) != len(x) or score[0].numel() == 1 < x[0].numel():
             raise InputError(
                 f"method {name!r} returned relevance of shape {tuple(score.shape)} for inputs of shape {tuple(x.shape)}"
             )

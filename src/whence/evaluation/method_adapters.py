@@ -1,6 +1,6 @@
 """Adapters that give methods of whence and functions of other libraries the same interface."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from whence.errors import RuleError, value_repr
@@ -27,7 +27,17 @@ def make_adapters(model: Any, methods: Methods) -> list[MethodAdapter]:
 def name_methods(methods: Methods) -> dict[str, Any]:
     """Return the methods by name; of two with one name, the second is numbered."""
     if isinstance(methods, Mapping):
+        for name, method in methods.items():
+            if not isinstance(name, str):
+                raise RuleError(f"the name of a method is {value_repr(name)}; expected a str")
+            if method is None:
+                raise RuleError(f"method {name!r} is None; expected a method, a name or a function")
         return dict(methods)
+    if not _is_single(methods) and not isinstance(methods, Iterable):
+        raise RuleError(
+            f"methods={value_repr(methods)}; expected a method, names of methods, a list of methods, or a dict from names to "
+            "methods and functions, as in methods={'theirs': theirs}"
+        )
     return _by_name([methods] if _is_single(methods) else methods)  # type: ignore[arg-type]
 
 
@@ -35,7 +45,7 @@ def _is_single(methods: Any) -> bool:
     return isinstance(methods, str) or hasattr(methods, "explanations")
 
 
-def _by_name(methods: Sequence[Any]) -> dict[str, Any]:
+def _by_name(methods: Iterable[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for method in methods:
         name = method if isinstance(method, str) else getattr(method, "name", None)
