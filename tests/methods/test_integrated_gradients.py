@@ -146,3 +146,91 @@ def test_integrated_gradients_that_do_not_add_up_have_a_caution():
     assert "for sample 0, the output's difference from the baseline is 5; take more steps" in few.conservation.caution
     many = whence.explain(model, torch.ones(1, 1), 0, method=whence.IntegratedGradients(n_steps=2000, method="riemann_middle"))
     assert not many.conservation.caution
+
+
+IDS = torch.tensor([[1, 5, 7, 2], [1, 6, 8, 2]])
+BLANK = torch.tensor([[1, 0, 0, 2]])
+
+
+def baseline_output(model, inputs, **options):
+    return whence.explain(model, inputs, 0, method="integrated_gradients", **options).conservation.baseline
+
+
+class Masked(Reader):
+    """A model whose mask weighs the tokens."""
+
+    def forward(self, ids, mask):
+        vectors = self.embedding(ids).tanh() * mask[..., None]
+        return self.read(vectors.sum(1) / mask.sum(1, keepdim=True))
+
+
+class Pair(Reader):
+    def forward(self, question, answer):
+        return self.read(self.embedding(question).tanh().mean(1) - self.embedding(answer).tanh().mean(1).exp())
+
+
+def test_masks_and_other_names_do_not_hide_the_text():
+    model, mask = Masked().double().eval(), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    expected = model(BLANK.expand(2, -1), mask)[:, 0]
+    torch.testing.assert_close(baseline_output(model, (IDS, mask)), expected)
+    torch.testing.assert_close(baseline_output(model, {"ids": IDS, "mask": mask}), expected)
+    whole = Reader().double().eval()
+    torch.testing.assert_close(baseline_output(lambda tokens: whole(tokens), {"tokens": IDS}), whole(BLANK)[:, 0].expand(2))
+
+
+def test_two_texts_are_both_blank_at_the_baseline():
+    model, expected = Pair().double().eval(), Pair().double()(BLANK, BLANK)[:, 0].expand(2)
+    torch.testing.assert_close(baseline_output(model, (IDS, IDS.flip(0))), expected)
+    torch.testing.assert_close(baseline_output(model, {"question": IDS, "answer": IDS.flip(0)}), expected)
+
+
+def test_wrapped_models_have_the_config_of_the_model_within():
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids):
+            return self.inner(input_ids)
+
+    model = Reader().double().eval()
+    for wrapped in (Wrapper(model).eval(), lambda ids: model(ids)):
+        torch.testing.assert_close(baseline_output(wrapped, IDS), model(BLANK)[:, 0].expand(2))
+
+
+def test_lists_of_end_tokens_and_padding_are_left():
+    several = Reader(eos_token_id=[2, 7], pad_token_id=3, mask_token_id=4).double().eval()
+    ids = torch.tensor([[1, 5, 7, 3]])
+    torch.testing.assert_close(baseline_output(several, ids), several(torch.tensor([[1, 4, 7, 3]]))[:, 0])
+    ends = Reader(eos_token_id=[2, 7], pad_token_id=7).double().eval()  # padding with an end token is not neutral
+    e = whence.explain(ends, ids, 0, method="integrated_gradients")
+    torch.testing.assert_close(e.conservation.baseline, ends.read(torch.zeros(1, 4).double())[:, 0])
+    assert "zero vectors in place of their embeddings" in e.note
+
+
+@pytest.mark.parametrize("of_tokenizer", [True, False])
+def test_padding_outside_the_vocabulary_is_no_baseline(of_tokenizer):
+    class Tokenizer(Config):
+        pad_token_id = 9
+
+        def __call__(self, ids):
+            return [f"t{i}" for i in ids]
+
+    model = Reader(pad_token_id=50).double().eval()
+    e = whence.explain(model, IDS, 0, method="integrated_gradients", tokenizer=Tokenizer() if of_tokenizer else None)
+    torch.testing.assert_close(e.conservation.baseline, model.read(torch.zeros(2, 4).double())[:, 0])
+    assert "zero vectors" in e.note
+    with pytest.raises(whence.errors.InputError, match="the baseline's token id 50 is out of range for a vocabulary of size 9"):
+        whence.explain(model, IDS, 0, method=whence.IntegratedGradients(baselines=50))
+
+
+def test_chat_markers_of_tokenizers_are_no_words():
+    class Tokenizer:
+        all_special_ids, pad_token_id, unk_token_id = [8, 0, 3], 0, 3
+
+        def __call__(self, ids):
+            return [f"t{i}" for i in ids]
+
+    model = Reader().double().eval()
+    found = baseline_output(model, torch.tensor([[8, 5, 3, 2]]), tokenizer=Tokenizer())
+    torch.testing.assert_close(found, model(torch.tensor([[8, 0, 0, 0]]))[:, 0])

@@ -388,7 +388,7 @@ def _copy_part(part: Any) -> Any:
     return deepcopy(part) if hasattr(part, "get_seq_length") else part  # Hugging Face's caches of keys and values
 
 
-def _modules_called_by(function: Any) -> list[torch.nn.Module]:
+def called_modules(function: Any) -> list[torch.nn.Module]:
     """Return the modules that a bound method belongs to, or that a function reads from its closure."""
     function = function.func if isinstance(function, partial) else function
     values = [getattr(function, "__self__", None), *closure_values(function)]
@@ -438,7 +438,7 @@ def check_model(model: object) -> None:
     """
     if isinstance(model, type) or not callable(model):
         raise ModelError(describe_non_model(model))
-    found = [model] if isinstance(model, torch.nn.Module) else _modules_called_by(model)
+    found = [model] if isinstance(model, torch.nn.Module) else called_modules(model)
     for module in found:  # grows during iteration
         if isinstance(module, torch.fx.GraphModule) and is_exported(module):  # its mode was fixed at export
             continue

@@ -18,8 +18,9 @@ from whence.core.targets import Logit
 from whence.core.tokens import token_strings
 from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, TargetError, first_line, value_repr
-from whence.methods.integrated_gradients import IntegratedGradients, neutral_texts
+from whence.methods.integrated_gradients import IntegratedGradients
 from whence.methods.registry import Method
+from whence.methods.token_baselines import token_baselines
 
 DECODER = "decoder_input_ids"
 TASKS_OF_CLASSES = ("Classification", "Segmentation", "Detection")
@@ -124,7 +125,7 @@ class TextModel:
         if not isinstance(method, IntegratedGradients) or method.baselines is not None or self.tokenizer is None:
             return method
         given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
-        starts = neutral_texts(self.tokenizer, given)
+        starts = token_baselines(self.tokenizer, self.model, given)
         return replace(method, baselines=given.together(starts)) if starts else method
 
     def named(self, explanation: Explanation) -> Explanation:

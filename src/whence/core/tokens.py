@@ -3,16 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from whence.errors import InputError
 
 SPACE_MARKERS = ("Ġ", "▁")  # leading space in byte-level and SentencePiece vocabularies
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what tokenizers decode a part of a character to
 WINDOW = 8  # tokens before a token that its text may depend on
-NEUTRAL = ("mask_token_id", "pad_token_id")  # ids that stand for no word
-STRUCTURAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")  # ids that stand for the ends of a text
 
 
 def token_strings(tokenizer: Any, ids: Iterable[int]) -> list[str]:
@@ -29,26 +24,6 @@ def token_strings(tokenizer: Any, ids: Iterable[int]) -> list[str]:
         told: Any = tokenizer(list(map(int, ids)))
         return list(map(str, told))
     return [_readable(tokenizer, piece) for piece in tokenizer.convert_ids_to_tokens(list(map(int, ids)))]
-
-
-def neutral_ids(source: Any, ids: Tensor) -> Tensor | None:
-    """Return the ids with every word replaced by the mask token, or else the padding token; None if the source names neither.
-
-    >>> neutral_ids(tokenizer, torch.tensor([[101, 4937, 102]]))
-    tensor([[101, 103, 102]])
-
-    Tokens that begin, end or separate texts are left, and a padding token that is one of these stands for no absence.
-
-    Args:
-        source: A tokenizer, or the config of a model.
-        ids: Token ids, `[N, T]`.
-    """
-    ends = {id for name in STRUCTURAL if isinstance(id := getattr(source, name, None), int)}
-    named = (getattr(source, name, None) for name in NEUTRAL)
-    neutral = next((id for id in named if isinstance(id, int) and id >= 0 and id not in ends), None)
-    if neutral is None:
-        return None
-    return torch.where(torch.isin(ids, ids.new_tensor(sorted(ends))), ids, neutral)
 
 
 def text_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
-from whence.core.tokens import neutral_ids
 from whence.core.trees import Tree
 from whence.errors import ConservationWarning, RuleError, value_repr
 from whence.lrp.engine.conservation import MAX_GAP, Conservation
@@ -22,6 +21,7 @@ from whence.methods.batching import rows_are_independent, run_batched
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
 from whence.methods.gradients import input_gradients
 from whence.methods.running_statistics import RunningMoments
+from whence.methods.token_baselines import ZERO_VECTORS, config_baselines
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -66,11 +66,12 @@ class IntegratedGradients:
     def explanations(self, task: Task) -> Iterator[Explanation]:
         starts = feature_masks.baselines(self.baselines, task.inputs)
         if self.baselines is None:
-            starts |= neutral_texts(getattr(task.model, "config", None), task.inputs)
+            starts |= config_baselines(task.model, task.inputs)
+        note = ZERO_VECTORS if task.inputs.ids and self.baselines is None and not starts.keys() & task.inputs.ids.keys() else ""
         starts = {i: start[None] for i, start in starts.items()}
         alphas, weights = (torch.from_numpy(part) for part in QUADRATURES[self.method](self.n_steps))
         return _integrate(
-            self, task, StraightPaths(task.inputs, starts, torch.zeros(self.n_steps, dtype=torch.long), alphas), weights
+            self, task, StraightPaths(task.inputs, starts, torch.zeros(self.n_steps, dtype=torch.long), alphas), weights, note
         )
 
 
@@ -113,16 +114,6 @@ class ExpectedGradients:
         return _integrate(
             self, task, StraightPaths(task.inputs, starts, which, alphas), torch.full((n,), 1 / n, dtype=torch.float64)
         )
-
-
-def neutral_texts(source: Any, inputs: Inputs) -> dict[int, Tensor]:
-    """Return the texts of the inputs with words replaced by the token that the source names as neutral; empty if it names none.
-
-    Other ids, such as token types, are their own baseline.
-    """
-    texts = [i for i in inputs.ids if inputs.names is None or inputs.names[i] == "input_ids"]
-    neutral = neutral_ids(source, inputs.ids[texts[0]]) if len(texts) == 1 else None
-    return {} if neutral is None else {**inputs.ids, texts[0]: neutral}
 
 
 @dataclass(frozen=True)
@@ -178,7 +169,7 @@ class StraightPaths:
         return start.expand(len(which), *ids.shape) if self.inputs.of_batch(ids) else torch.full_like(ids, -1)
 
 
-def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -> Iterator[Explanation]:
+def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor, note: str = "") -> Iterator[Explanation]:
     reject_layers(method, task)
     answers = target_values(task)
     targets = [target for _, target in answers]
@@ -208,7 +199,7 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor) -
             size = sum_relevance({i: r.abs() for i, r in relevance.items()}, output.shape[0])
             _warn_if_incomplete(account, size, task, method.n_steps)
         errors = {"standard_errors": task.inputs.together(total.standard_errors())} if sampled else {}
-        yield make_explanation(method, task, output, target, relevance, account, **errors)
+        yield make_explanation(method, task, output, target, relevance, account, note=note, **errors)
 
 
 def _warn_if_incomplete(account: Conservation, size: Tensor, task: Task, n_steps: int) -> None:

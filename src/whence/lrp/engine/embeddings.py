@@ -132,17 +132,20 @@ class EmbeddingLookups:
             or id(ids) not in known
         ):
             return None
-        if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
-            wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-            raise InputError(
-                f"token id {wrong} is out of range for a vocabulary of size {len(table)}; use the model's own tokenizer"
-            )
+        _check_vocabulary(ids, table, "token id", "use the model's own tokenizer")
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
         if call.name == "embedding_bag":
             call.run()  # renormalizes the table in place where max_norm is set
-            return Lookup(table.detach()[ids], known[id(ids)], lambda others: table.detach()[others])
-        return Lookup(call.run().detach(), known[id(ids)], lambda others: call.run_with({id(ids): others}).detach())
+            vectors, look_up = table.detach()[ids], lambda others: table.detach()[others]
+        else:
+            vectors, look_up = call.run().detach(), lambda others: call.run_with({id(ids): others}).detach()
+
+        def find(others: Tensor) -> Tensor:
+            _check_vocabulary(others, table, "the baseline's token id", "choose an id of the vocabulary")
+            return look_up(others)
+
+        return Lookup(vectors, known[id(ids)], find)
 
     def _as_the_call_gives(self, call: Call, vectors: Tensor) -> Tensor:
         """Return the looked-up vectors in the form that the call returns."""
@@ -214,3 +217,10 @@ def _table_and_ids(call: Call) -> tuple[Any, Any]:
         table, dim, ids = call.bind("input dim index")
         table = table if dim == 0 else None
     return table, ids
+
+
+def _check_vocabulary(ids: Tensor, table: Tensor, name: str, advice: str) -> None:
+    """Raise `InputError` for ids that are no row of the table."""
+    if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise InputError(f"{name} {wrong} is out of range for a vocabulary of size {len(table)}; {advice}")
