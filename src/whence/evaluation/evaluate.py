@@ -131,12 +131,15 @@ def evaluate(
         masks,
         seed,
         ResultCache.at(cache_dir, model, seed, measured, ways),
+        count,
     )
     run.check_counts(count)
-    several = masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
+    per_sample = any(way.of_samples([0], count).method is not way.method for way in ways)
+    several = per_sample or masks is not None or (isinstance(wanted, Tensor) and wanted.dim() > 0)
     if (several or shard is not None) and is_shuffled(inputs):
         raise InputError(
-            "masks, targets and shards cannot be matched to a loader that shuffles or samples; pass the dataset itself"
+            "masks, targets, shards and baselines of single samples cannot be matched to a loader that shuffles or samples; "
+            "pass the dataset itself"
         )
     if engine == "local":
         return run.gathered(map(run.part, chain(first, found)), count, progress)
@@ -163,6 +166,7 @@ class EvaluationRun:
     masks: Tensor | None
     seed: int
     kept: "ResultCache"
+    count: int | None = None  # of all samples, where it is known
     _errors: dict[str, Exception] = field(default_factory=dict)  # the first error of each method
 
     def gathered(self, parts: Iterable[PartialResult], count: int | None, shown: Progress) -> Evaluation:
@@ -234,7 +238,7 @@ class EvaluationRun:
         target, masks = self._target(samples), self._masks(samples)
         inputs = samples.inputs.beside(self.prepared.model)
         return EvaluationBatch.of(
-            self.prepared, inputs, target, samples.numbers, labels=samples.labels, masks=masks, seed=self.seed
+            self.prepared, inputs, target, samples.numbers, labels=samples.labels, masks=masks, seed=self.seed, count=self.count
         )
 
     def _target(self, samples: SampleBatch) -> Target:

@@ -16,6 +16,7 @@ from whence.errors import InputError, RuleError, TargetError, value_repr
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.methods.forward_backward import Task, target_values
 from whence.methods.model_queries import ModelQueries
+from whence.methods.per_sample_settings import method_of_samples
 from whence.methods.registry import Method
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class EvaluationBatch:
     labels: Tensor | None = None  # [N]
     masks: Tensor | None = None  # [N, …]
     seed: int = 0
+    count: int | None = None  # of all samples of the data, where it is known
     _once: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
@@ -48,7 +50,8 @@ class EvaluationBatch:
             )
         task = Task(prepared, inputs, [target], progress=False)
         ((output, resolved),) = target_values(task)
-        numbers = range(inputs.batch_size) if numbers is None else numbers
+        if numbers is None:
+            numbers, more["count"] = range(inputs.batch_size), inputs.batch_size
         return cls(replace(task, targets=[resolved]), output, numbers, **more)
 
     def __len__(self) -> int:
@@ -143,8 +146,8 @@ class ExplainedBatch:
 
     def again(self, parts: dict[int, Tensor], rounds: int = 1) -> dict[int, Tensor]:
         """Compute the relevance of the same targets for other inputs, `[rounds · N, …]`."""
-        task = self.batch.task.moved(rounds, parts)
-        return self.way.relevance(task.inputs, task.targets[0])
+        task, count = self.batch.task.moved(rounds, parts), len(self.batch)
+        return self.way.of_samples([*range(count)] * rounds, count).relevance(task.inputs, task.targets[0])
 
     def flat(self, relevance: dict[int, Tensor] | None = None) -> Tensor:
         """Return the relevance of each sample as a row, `[N, entries]`, in float64 on the CPU."""
@@ -166,7 +169,12 @@ class MethodAdapter:
 
     def case(self, batch: EvaluationBatch) -> ExplainedBatch:
         """Explain the batch."""
-        return ExplainedBatch(batch, self, *self._explained(batch.inputs, batch.target))
+        way = self.of_samples(batch.numbers, batch.count)
+        return ExplainedBatch(batch, way, *way._explained(batch.inputs, batch.target))
+
+    def of_samples(self, numbers: Sequence[int], count: int | None) -> "MethodAdapter":
+        """Return the adapter of the method with the settings of these samples."""
+        return replace(self, method=method_of_samples(self.method, numbers, count))
 
     def relevance(self, inputs: Inputs, target: Target) -> dict[int, Tensor]:
         return self._explained(inputs, target)[0]

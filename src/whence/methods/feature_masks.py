@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,7 @@ def required_baselines(given: Baselines, inputs: Inputs) -> dict[int, Tensor]:
 
 
 def _baseline(value: Any, x: Any) -> Tensor:
+    value = value.item() if isinstance(value, np.generic) else as_tensor(value)
     if not isinstance(x, Tensor) or not isinstance(value, Tensor | float | int):
         raise InputError(f"a baseline must be a number or a tensor, got {value_repr(value)} for {type(x).__name__}")
     baseline = torch.as_tensor(

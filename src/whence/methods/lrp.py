@@ -9,6 +9,7 @@ import torch
 
 from whence.core.detection import Detection
 from whence.core.explanation import Explanation
+from whence.core.fingerprints import fingerprint
 from whence.core.inputs import Inputs
 from whence.core.targets import reads_outputs
 from whence.errors import ConservationWarning, ModelError, RuleError, value_repr
@@ -16,7 +17,7 @@ from whence.lrp.engine.conservation import Conservation, ConservationMeter, batc
 from whence.lrp.engine.function_mode import RelevanceMode, Unknown
 from whence.lrp.engine.op_context import UnguardedOverwrite
 from whence.lrp.rules import presets
-from whence.lrp.rules.composites import Composite, Selector
+from whence.lrp.rules.composites import Composite, Selector, has_input_rule
 from whence.lrp.rules.rules import Rule
 from whence.lrp.torch_compat.deferred_checks import check_holds
 from whence.methods import feature_masks
@@ -69,6 +70,15 @@ class LRP:
         if self.unknown not in ("error", "warn", "gradient"):
             raise RuleError(f"unknown={value_repr(self.unknown)}; choose 'error', 'warn' or 'gradient'")
 
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        same = (self.rules, self.unknown) == (other.rules, other.unknown)
+        return same and fingerprint(self.baseline) == fingerprint(other.baseline)  # tensors cannot be compared with ==
+
+    def __hash__(self) -> int:
+        return hash((Composite.of(self.rules), self.unknown))
+
     def explanations(self, task: Task) -> Iterator[Explanation]:
         for found, mode in self.gradients(task):
             mode.matcher.check_all_matched(mode.bench.prepared.outline.modules)
@@ -81,8 +91,14 @@ class LRP:
                 mode.meter.add("ids created inside the model", amount)
             conservation = mode.meter.read(found.output, sum_relevance(scores, found.output.shape[0]), found.conditional_output)
             _warn_if_unbalanced(conservation)
-            layers, note = found.at_layers(torch.mul), found.noted(mode.saturated if _is_selected(found.target) else "")
+            notes = [mode.saturated if _is_selected(found.target) else "", mode.picture_note, self._baseline_note(mode)]
+            layers, note = found.at_layers(torch.mul), found.noted(", ".join(filter(None, notes)))
             yield make_explanation(self, task, found.output, found.target, scores, conservation, layers, note=note)
+
+    def _baseline_note(self, mode: RelevanceMode) -> str:
+        """Return the note that a baseline replaces rules of the input layer, where there are any."""
+        left_out = self.baseline is not None and (mode.bench.reads_picture or has_input_rule(Composite.of(self.rules)))
+        return "the baseline replaces the preset's rules of the input layer" if left_out else ""
 
     def _from_baseline(self, found: Gradients, inputs: Inputs, meter: ConservationMeter) -> Gradients:
         """Return the gradients with the inputs as differences from the baseline; x̃ · g counts as absorbed."""

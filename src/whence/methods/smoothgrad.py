@@ -15,6 +15,7 @@ from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
 from whence.methods.batching import run_batched
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, target_values
 from whence.methods.gradients import Sensitivity
+from whence.methods.per_sample_settings import method_of_samples
 from whence.methods.running_statistics import RunningMoments
 
 NOISE_LEVEL = 0.15  # fraction of the range of each sample's values (Smilkov et al. 2017, section 3.2: 10 to 20 %)
@@ -80,7 +81,9 @@ class SmoothGrad:
         def relevance(rounds: slice) -> list[dict[int, Tensor]]:
             times = rounds.stop - rounds.start
             moved = task.moved(times, noise.points(rounds), [target for _, target in answers], noise.alter(rounds))
-            found = (task.inputs.apart(e.relevance) for e in self.method.explanations(moved))
+            count = task.inputs.batch_size
+            method = method_of_samples(self.method, [*range(count)] * times, count)
+            found = (task.inputs.apart(e.relevance) for e in method.explanations(moved))
             return [{i: r.view(times, -1, *r.shape[1:]) for i, r in parts.items()} for parts in found]
 
         for found in run_batched(self, task, self.n_samples, relevance, self.batch_size):

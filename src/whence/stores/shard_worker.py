@@ -21,6 +21,7 @@ from whence.data.partial_failures import run_with_fallback
 from whence.errors import InputError, RuleError, StoreError, WhenceError, first_line
 from whence.evaluation.evaluation_batch import LogitRecorder
 from whence.methods.batching import automatic_batch_size
+from whence.methods.per_sample_settings import method_of_samples
 from whence.methods.registry import Method
 from whence.stores.store import Manifest, Shard, Store, to_half_precision
 
@@ -114,9 +115,9 @@ class ShardWorker:
     def explained(self, samples: SampleBatch) -> dict[str, Tensor]:
         """Explain a batch and return the columns of the store."""
         job, shown = self.job, []
-        e = self._explainer(
-            samples.inputs.beside(job.model).nest, self._target(samples, shown), layers=job.layers, progress=False
-        )
+        method = method_of_samples(job.method, samples.numbers, job.rows.count)
+        explainer = self._explainer if method is job.method else Explainer(job.model, method)
+        e = explainer(samples.inputs.beside(job.model).nest, self._target(samples, shown), layers=job.layers, progress=False)
         found = {
             "index": torch.tensor(samples.numbers),
             "output": e.output.float(),

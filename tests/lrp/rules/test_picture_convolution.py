@@ -83,6 +83,99 @@ def test_own_rules_go_first_and_gradients_are_plain():
     torch.testing.assert_close(x.detach() * g, gamma.relevance)  # RisingGamma of one layer is γ 0.1
 
 
+# pictures that are modified before the convolution reads them
+
+MEAN = torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+INSIDE = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.3
+
+
+def in_place(x):
+    x = x.clone()
+    x -= MEAN
+    x /= 0.2
+    return x
+
+
+MODIFIED = {
+    "in place": in_place,
+    "clamp": lambda x: (x * 1.2).clamp(0, 1),
+    "own statistics": lambda x: (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True),
+    "negative": lambda x: 1 - x,
+}
+MASKED = {
+    "masked_fill": lambda x: x.masked_fill(~INSIDE, 0.5),
+    "where": lambda x: torch.where(INSIDE, x, 0.5),
+    "product": lambda x: x * INSIDE,
+}
+RESIZED = {
+    "bilinear": lambda x: nn.functional.interpolate(x, scale_factor=1.5, mode="bilinear"),
+    "nearest": lambda x: nn.functional.interpolate(x, size=(11, 13)),
+    "smaller": lambda x: nn.functional.interpolate(x, size=(6, 6), mode="bilinear", antialias=True),
+    "pooled": lambda x: nn.functional.avg_pool2d(x, 2),
+}
+
+
+def modified(change):
+    body, x = net(nn.Conv2d(3, 4, 3, bias=False), *change(torch.rand(2, 3, 8, 8)).shape[1:])
+    x = torch.rand(2, 3, 8, 8)
+    return body, x, whence.explain(lambda x: body(change(x)), x, 1)
+
+
+@pytest.mark.parametrize("kind", MODIFIED)
+def test_pictures_whose_values_are_changed_have_the_flat_rule(kind):
+    body, x, e = modified(MODIFIED[kind])
+    inside = whence.explain(body, MODIFIED[kind](x), 1)
+    torch.testing.assert_close(e.relevance, inside.relevance)
+    assert not e.note
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_pixels_that_a_mask_replaces_have_no_relevance(kind):
+    _, x, e = modified(MASKED[kind])
+    assert torch.equal(e.relevance != 0, INSIDE.expand_as(x))
+    torch.testing.assert_close(e.relevance[:, 0], e.relevance[:, 1])
+    assert e.conservation.error.max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", RESIZED)
+def test_resized_pixels_give_their_relevance_to_those_they_are_made_of(kind):
+    change = RESIZED[kind]
+    body, x, e = modified(change)
+    resized = change(x)
+    inside = whence.explain(body, resized, 1).relevance
+    weights = torch.func.jacrev(change)(x[:1]).flatten(4).flatten(0, 3)  # [resized, pixels]
+    expected = torch.einsum("nj,ji->ni", inside.flatten(1), weights.flatten(1))
+    torch.testing.assert_close(e.relevance.flatten(1), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(e.relevance.flatten(1).sum(1), inside.flatten(1).sum(1), atol=1e-5, rtol=1e-4)
+    assert not e.note
+
+
+OTHERWISE = {
+    "channels set one by one": lambda x: torch.stack([x[:, 0] * 2, x[:, 1] + x[:, 2], x[:, 2]], 1),
+    "batch norm": nn.BatchNorm2d(3).eval(),
+    "other colors": lambda x: torch.einsum("dc,nchw->ndhw", torch.eye(3) + 0.1, x),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_a_note_says_where_the_flat_rule_is_not_used_and_what_to_do(kind):
+    body, x, e = modified(OTHERWISE[kind])
+    assert "the flat rule of pictures is not used" in e.note
+    advised = whence.explain(body, OTHERWISE[kind](x).detach(), 1)
+    assert not advised.note
+    torch.testing.assert_close(advised.relevance[:, 0], advised.relevance[:, 1])  # flat
+    assert not whence.explain(lambda x: body(OTHERWISE[kind](x)), x, 1, method=whence.LRP(presets.epsilon_plus())).note
+
+
+def test_a_note_says_that_a_baseline_replaces_rules_of_the_input_layer():
+    model, x = net(nn.Conv2d(3, 4, 3), 3, 8, 8)
+    dense, rows = nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(2, 4)
+    for rules in (presets.attn_lrp(), presets.epsilon_plus_flat()):
+        assert "the baseline replaces" in whence.explain(model, x, 1, method=whence.LRP(rules, baseline=0.5)).note
+        assert not whence.explain(model, x, 1, method=whence.LRP(rules)).note
+    assert not whence.explain(dense, rows, 1, method=whence.LRP(baseline=0.5)).note
+
+
 # a baseline
 
 

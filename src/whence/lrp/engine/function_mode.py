@@ -41,8 +41,7 @@ from whence.lrp.ops.function_names import LEAVES_VALUES
 from whence.lrp.ops.opaque_modules import hidden_linear_map, opaque_module
 from whence.lrp.ops.registry import ADDS, LINEAR_MAPS, Op, find_op
 from whence.lrp.ops.saturated_flow import Flow, can_flow, flow_of_logits
-from whence.lrp.rules.composites import Composite, Selector, picture_convolution
-from whence.lrp.rules.protocol import is_input_rule
+from whence.lrp.rules.composites import Composite, Selector, has_input_rule, picture_convolution
 from whence.lrp.rules.rules import Constant, FunctionRule, Gradient, Identity, Rule
 from whence.lrp.torch_compat.deferred_checks import known_true
 from whence.lrp.torch_compat.interrupts import raise_pending
@@ -214,9 +213,8 @@ class RelevanceMode(GradientMode):
         self.written = [torch.zeros_like(x, requires_grad=True) for x in inputs]
         self.beside_lookups: list[int] = []  # indices of those look-ups
         # of any kind of input: the default's rule of pictures does not act on looked-up vectors
-        self._rules_at_input = any(
-            is_input_rule(rule) and selector is not picture_convolution for selector, rule in Composite.of(rules).entries
-        )
+        self._rules_at_input = has_input_rule(Composite.of(rules))
+        self._rules_of_pictures = any(selector is picture_convolution for selector, _ in Composite.of(rules).entries)
         self._explains = explains
         self.saturated = ""  # note for the explanation where the logits are explained instead of the probabilities
         # values that an opaque module modified in place
@@ -229,6 +227,17 @@ class RelevanceMode(GradientMode):
         self.saving = guard if prepared.guarded else nullcontext()
         for x, written in zip(inputs, self.written, strict=True):
             self.bench.known.note(x, Facts(known_true(x.detach() >= 0), InputCompanion(written)))
+
+    @property
+    def picture_note(self) -> str:
+        """The note where no convolution has the rule of color pictures, but one of three channels could have had it."""
+        layer = self.bench.reads_modified
+        if not self._rules_of_pictures or self.bench.reads_picture or layer is None:
+            return ""
+        return (
+            f"the flat rule of pictures is not used: the convolution {layer or 'of three channels'!r} does not read the pixels of "
+            "the input; if it reads a modified picture, explain that picture, explain(network, modify(x))"
+        )
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         raise_pending()

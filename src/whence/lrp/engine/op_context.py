@@ -98,6 +98,8 @@ class OpContext:
         self.copies = False  # whether to save copies: of a recomputed part, torch saves the tensors themselves
         self._matcher, self._unknown, self._several = matcher, unknown, several
         self.depths = LayerDepths()
+        self.reads_picture = False  # whether a convolution read the input as a color picture
+        self.reads_modified: str | None = None  # path of a convolution of three channels that did not read the input itself
 
     def forget(self) -> None:
         """Discard what is known about the tensors of the forward pass."""
@@ -321,7 +323,11 @@ class OpContext:
         known = self.known.inherited(source)
         companion = known.companion
         touches_input = companion is not None
-        rule = self.linear_rule(call.name, touches_input, touches_input and reads_picture(linear)) or default
+        picture = reads_picture(linear)
+        if picture and not touches_input and self.reads_modified is None:
+            self.reads_modified = self.path
+        self.reads_picture |= picture and touches_input
+        rule = self.linear_rule(call.name, touches_input, touches_input and picture) or default
         if isinstance(rule, Constant):
             return self.constant(call)
         if native and (rule is LRP_0 or rule == LRP_0):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.engine.propagation import InputCompanion, LinearLink
-from whence.lrp.ops.function_names import ARITHMETIC, COMBINES, PROPORTIONAL
+from whence.lrp.ops.function_names import ARITHMETIC, AVERAGES, COMBINES, PROPORTIONAL
 from whence.lrp.torch_compat.deferred_checks import known_true
 
 
@@ -206,21 +206,27 @@ def _keeps_sign(call: Call, table: TensorFacts) -> bool:
 
 
 def _propagate_companion(call: Call, table: TensorFacts) -> InputCompanion | None:
-    """Return the companion of the result, if the result is the input rearranged, padded, shifted or scaled elementwise."""
+    """Return the companion of the result, if each of its values comes from one place of the input, or from a window around it.
+
+    This is so for the input rearranged, padded or masked, for functions of each value, also together with statistics of the
+    whole, and for means and interpolations, whose weights add up to 1.
+    """
     beside = {id(t): c for t in call.data if (c := table.inherited(t).companion) is not None}
-    if len(beside) != len({id(t) for t in call.data}):
-        return None
-    if call.name in COMBINES and len(call.data) == 1:
+    others = [t for t in call.data if id(t) not in beside]
+    if call.facts.pointwise and len(beside) == 1:
         (one,) = beside.values()
-        shapes = [t.shape for t in iter_tensors((call.args, call.kwargs))]
-        return one if torch.broadcast_shapes(*shapes) == one.zeros.shape else None
-    pads = call.name in ("cat", "stack", "pad")
-    if call.overwrites or not (pads or call.facts.moves):
+        return _pointwise_companion(call, one) if all(t.numel() < one.zeros.numel() for t in others) else None
+    if others:
+        return None
+    if call.name in AVERAGES:
+        return _averaged_companion(call, beside)
+    masks = call.name in ("cat", "stack", "pad", "where", "masked_fill")
+    if call.overwrites or not (masks or call.facts.moves):
         return None
     zeros = call.run_with({key: c.zeros for key, c in beside.items()})
     if not isinstance(zeros, Tensor):
         return None
-    if not pads and all(c.present is None for c in beside.values()):
+    if not masks and all(c.present is None for c in beside.values()):
         return InputCompanion(zeros)
     with torch.no_grad():
         ones = {key: torch.ones_like(c.zeros) if c.present is None else c.present for key, c in beside.items()}
@@ -229,3 +235,28 @@ def _propagate_companion(call: Call, table: TensorFacts) -> InputCompanion | Non
             values | {key: torch.zeros_like(c.zeros) for key, c in beside.items()}
         )
     return InputCompanion(zeros, None if known_true(present == 1) else present)
+
+
+def _pointwise_companion(call: Call, one: InputCompanion) -> InputCompanion | None:
+    """Return the companion of a function of each value; values that are multiplied by 0 do not come from the input."""
+    if call.name not in COMBINES:
+        return one
+    shapes = [t.shape for t in iter_tensors((call.args, call.kwargs))]
+    if torch.broadcast_shapes(*shapes) != one.zeros.shape:
+        return None
+    factor = next((t for t in call.constants if isinstance(t, Tensor)), None) if call.name == "mul" else None
+    if factor is None or known_true(factor != 0):
+        return one
+    present = (factor != 0).to(one.zeros.dtype).expand_as(one.zeros)
+    return InputCompanion(one.zeros, present if one.present is None else one.present * present)
+
+
+def _averaged_companion(call: Call, beside: dict[int, InputCompanion]) -> InputCompanion | None:
+    """Return the companion of weighted means: each receives relevance by its weights, Σ_j W_ji R_j with Σ_i W_ji = 1."""
+    if any(c.present is not None for c in beside.values()):
+        return None
+    with torch.no_grad():
+        ones = call.run_with({key: torch.ones_like(c.zeros) for key, c in beside.items()})
+    if not isinstance(ones, Tensor) or not known_true((ones - 1).abs() < 1e-5):
+        return None
+    return InputCompanion(call.run_with({key: c.zeros for key, c in beside.items()}))

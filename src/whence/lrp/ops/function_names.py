@@ -74,6 +74,9 @@ NONNEGATIVE = frozenset(_words("relu relu6 sigmoid hardsigmoid softmax exp exp2 
 ARITHMETIC = frozenset(_words("add mul div maximum where masked_fill cat stack pad"))  # nonnegative if all arguments are
 CLIPS = frozenset(_words("hardtanh clamp clamp_min"))
 KEEPS_SIGN = ARITHMETIC | frozenset(MOVES_VALUES + PLAIN)
+AVERAGES = frozenset(
+    _words("interpolate upsample upsample_nearest upsample_bilinear avg_pool2d avg_pool3d adaptive_avg_pool2d")
+)
 COMBINES = frozenset(_words("add sub rsub mul div"))
 PROPORTIONAL = frozenset(_words("to float double half bfloat16 type_as neg clone contiguous"))
 ACROSS_VALUES = frozenset(_words("local_response_norm std var std_mean var_mean"))

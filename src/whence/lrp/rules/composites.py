@@ -99,6 +99,11 @@ class Composite:
         return Composite(own.entries + self.entries, own.required + self.required, f"{own!r} | {self!r}")
 
 
+def has_input_rule(composite: Composite) -> bool:
+    """Return whether a composite has a rule of the input layer, other than that of color pictures."""
+    return any(is_input_rule(rule) and selector is not picture_convolution for selector, rule in composite.entries)
+
+
 def _selects_classes(selector: Selector) -> bool:
     return all(isinstance(atom, type) for atom in _flatten_selector(selector))
 
