@@ -55,7 +55,8 @@ def bench(
             "lstm_arithmetic", "mosaics", "lexical_shortcuts", "time_series", "graph_motifs", "drawn_parts".
         methods: Methods or their names, or a dict of them by name, which may contain functions `(model, inputs, target) →
             relevance`; the names of the baselines and of peers are taken. By default all standard methods.
-            "expected_gradients", "feature_ablation" and "shapley" are given the background, baseline and features of each task.
+            "expected_gradients", "lrp_from_mean", "feature_ablation" and "shapley" are given the background, baseline and
+            features of each task.
         peers: Whether to score the methods of captum, zennit, LXT and shap too, where they are installed.
         n_samples: Number of samples explained in each task, at least 5; those that the network classifies right.
         cache_dir: A folder for trained networks and scores; None trains and scores again.

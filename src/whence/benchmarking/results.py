@@ -219,7 +219,8 @@ class BenchResult(Result):
             for task in (self.behind() if DEFAULT in self.methods else ())
         ]
         return render_page(
-            "bench.html", ranking=[(name, f"{share:.0%}") for name, share in self.ranking], n_cells=len(self.tasks),
+            "bench.html", n_cells=len(self.tasks),
+            ranking=[(name, f"{share:.0%}", sum(name in task.values for task in self.tasks)) for name, share in self.ranking],
             suites=suites, behind=behind, settings=self.settings, unlearned=self.unlearned,
             failures=[(found.method, found.task, found.message) for found in self.failures],
             picture=embed_figure(self.figure()),

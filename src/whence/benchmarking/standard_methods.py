@@ -12,6 +12,7 @@ from whence.errors import RuleError
 from whence.evaluation.random_baseline import Random
 from whence.methods.feature_masks import patches
 from whence.methods.integrated_gradients import ExpectedGradients
+from whence.methods.lrp import LRP
 from whence.methods.perturbation import FeatureAblation
 from whence.methods.registry import resolve_method
 from whence.methods.shapley import Shapley
@@ -34,6 +35,13 @@ def shapley(task: GroundTruthTask) -> Any:
 
 def expected_gradients(task: GroundTruthTask) -> Any:
     return ExpectedGradients(task.background)
+
+
+def lrp_from_mean(task: GroundTruthTask) -> Any:
+    """Return LRP that is measured from the mean of the training data."""
+    if not task.background.is_floating_point():
+        raise RuleError("token ids have no mean")
+    return LRP(baseline=task.background.mean(0, keepdim=True))
 
 
 def edge_filter(task: GroundTruthTask) -> Any:
@@ -67,6 +75,7 @@ STANDARD_METHODS: Mapping[str, MethodFactory] = {
             "lrp", "gradient_times_input", "sensitivity", "integrated_gradients", "smooth_grad", "guided_backprop", "grad_cam"
         )
     },
+    "lrp_from_mean": lrp_from_mean,
     "expected_gradients": expected_gradients,
     "feature_ablation": ablation,
     "shapley": shapley,

@@ -53,5 +53,7 @@ def _rows(value: Any, numbers: Sequence[int], count: int | None, owner: str) -> 
     if len(value) != count and (count is not None or max(numbers) >= len(value)):
         there = "an unknown number of samples" if count is None else count_noun(count, "sample")
         raise InputError(f"{owner} has {len(value)} rows for {there}; give one per sample, or one for all samples")
-    rows = list(numbers)
-    return value.iloc[rows] if is_pandas(value) else value[torch.tensor(rows) if isinstance(value, Tensor) else rows]
+    rows: Any = list(numbers)
+    if isinstance(value, Tensor):
+        return value[torch.tensor(rows, device=value.device)]
+    return value[rows] if isinstance(value, np.ndarray) else value.iloc[rows]

@@ -9,11 +9,16 @@ from rich.console import Console
 
 from whence.benchmarking.bench import bench as run
 from whence.benchmarking.results import BENCH_SUFFIXES
-from whence.benchmarking.standard_methods import STANDARD_METHODS
+from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS
 from whence.benchmarking.suites import SUITES
 from whence.core.files import check_writable, to_json
-from whence.frontends.common.methods import ALL_NAMES, check_names, split_names
+from whence.frontends.common.methods import BOX_PRESETS, PRESETS, check_names, split_names
 from whence.frontends.common.terminal import note, print_table
+from whence.lrp.rules import presets
+from whence.methods.lrp import LRP
+from whence.methods.registry import METHODS
+
+FREE_PRESETS = tuple(name for name in PRESETS if name not in BOX_PRESETS)  # that need no bounds of the input
 
 
 def bench(
@@ -22,7 +27,7 @@ def bench(
         str | None, typer.Option(help="Names of methods, separated by commas. Default: all standard methods.")
     ] = None,
     peers: Annotated[bool, typer.Option(help="Score captum, zennit, LXT and shap too, where they are installed.")] = True,
-    samples: Annotated[int, typer.Option(help="Number of samples explained in each task.")] = 100,
+    samples: Annotated[int, typer.Option("--samples", "--n-samples", help="Number of samples explained in each task.")] = 100,
     cache_dir: Annotated[Path, typer.Option(help="A folder for trained networks and scores.")] = Path(".whence-bench"),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path, typer.Option(help="Output file: .html, .json, .csv, .png, .pdf or .svg.")] = Path("bench.html"),
@@ -31,8 +36,9 @@ def bench(
     """Score explanation methods where the right explanation is known. Networks are trained on generated data."""
     check_writable(out, BENCH_SUFFIXES)
     wanted = None if methods is None else split_names(methods)
-    check_names(wanted or [], [*ALL_NAMES, *STANDARD_METHODS], "method")
-    found = run(split_names(suites), wanted, peers=peers, n_samples=samples, cache_dir=cache_dir, seed=seed)
+    check_names(wanted or [], list(dict.fromkeys([*STANDARD_METHODS, *BASELINES, *METHODS, *FREE_PRESETS])), "method")
+    methods_by_name = wanted and {name: _method(name) for name in wanted}
+    found = run(split_names(suites), methods_by_name, peers=peers, n_samples=samples, cache_dir=cache_dir, seed=seed)
     found.save(out)
     if as_json:
         print(json.dumps({"table": to_json(found.table), "report": str(out)}))
@@ -43,3 +49,7 @@ def bench(
     for line in found.remarks:
         note(line)
     console.print(f"saved {out}", markup=False)
+
+
+def _method(name: str) -> LRP | str:
+    return LRP(getattr(presets, name)()) if name in FREE_PRESETS else name

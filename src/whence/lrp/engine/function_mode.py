@@ -235,8 +235,8 @@ class RelevanceMode(GradientMode):
         if not self._rules_of_pictures or self.bench.reads_picture or layer is None:
             return ""
         return (
-            f"the flat rule of pictures is not used: the convolution {layer or 'of three channels'!r} does not read the pixels of "
-            "the input; if it reads a modified picture, explain that picture, explain(network, modify(x))"
+            f"the flat rule of pictures is not used: the convolution {layer or 'of three channels'!r} does not read the pixels "
+            "of the input; if it reads a modified picture, explain that picture, explain(network, modify(x))"
         )
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

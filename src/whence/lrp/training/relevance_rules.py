@@ -53,7 +53,8 @@ def relevance_rules(
     with inputs of a new shape (which takes seconds) and cached with the model; parameters and buffers are read at each call.
 
     Rules of the input layer (`ZBox`, `WSquare`, `Flat`), and distances at the input, are not of the form x · g and raise an
-    error; use `whence.explain`.
+    error; use `whence.explain`. Those of presets are left out: with `attn_lrp` the convolution that reads a color picture has
+    γ here, where `LRP` has the flat rule.
 
     Args:
         model: The model; None if no selector is a module path and `differentiable` is False.
