@@ -29,7 +29,7 @@ def test_a_report_is_written_and_the_table_printed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "lpr"], "unknown method 'lpr'; did you mean 'lrp'?"),
+        (["--methods", "lpr"], "unknown method 'lpr'; did you mean 'lrp'"),
         (["--suites", "hand"], "unknown suite 'hand'"),
         (["--n-samples", "3"], "n_samples=3; expected an int of at least 5"),
         (["--cache-dir", __file__], "cannot be used as a folder"),
