@@ -107,6 +107,33 @@ MASKED = {
     "where": lambda x: torch.where(INSIDE, x, 0.5),
     "product": lambda x: x * INSIDE,
 }
+OWN_MASKS = MASKED | {
+    "own mask": lambda x: x * (x > 0.3),
+    "normalised": lambda x: (x * INSIDE - 0.5) / 0.25,
+    "sum with a constant": lambda x: x * INSIDE + 0.5 * ~INSIDE,
+    "padded": lambda x: nn.functional.pad(x, (1, 1, 1, 1), value=0.7),
+    "with ones": lambda x: torch.cat([x, torch.ones(len(x), 3, 2, 8)], 2),
+    "triangle": lambda x: x.tril(),
+}
+
+
+@pytest.mark.parametrize("rule", [whence.Flat(), whence.WSquare(), whence.ZBox(-3.0, 3.0)])
+@pytest.mark.parametrize("kind", OWN_MASKS)
+def test_rules_of_the_input_layer_give_constants_nothing_and_each_sample_its_own(kind, rule):
+    """The first sample has another mask than the second, and values that are not of the input are not 0."""
+    change = OWN_MASKS[kind]
+    body, x = net(nn.Conv2d(3, 4, 3, bias=False), *change(torch.rand(2, 3, 8, 8)).shape[1:])
+    x = torch.rand(2, 3, 8, 8)
+    method = whence.LRP({presets.input_layer: rule} | presets.epsilon_plus())
+    e = whence.explain(lambda x: body(change(x)), x, 1, method=method)
+    assert e.conservation.error.max() < 1e-4
+    influence = torch.func.jacrev(change)(x).abs().sum((0, 1, 2, 3)) > 0 if kind != "own mask" else x > 0.3
+    assert not e.relevance[~influence].any()
+    if change(x).shape == x.shape and kind not in MASKED:  # masks of two samples
+        alone = whence.explain(lambda x: body(change(x.expand(2, -1, -1, -1))[1:]), x[1:], 1, method=method)
+        torch.testing.assert_close(e.relevance[1:], alone.relevance, atol=1e-5, rtol=1e-4)
+
+
 RESIZED = {
     "bilinear": lambda x: nn.functional.interpolate(x, scale_factor=1.5, mode="bilinear"),
     "nearest": lambda x: nn.functional.interpolate(x, size=(11, 13)),

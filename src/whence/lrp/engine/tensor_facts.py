@@ -220,7 +220,7 @@ def _propagate_companion(call: Call, table: TensorFacts) -> InputCompanion | Non
         return None
     if call.name in AVERAGES:
         return _averaged_companion(call, beside)
-    masks = call.name in ("cat", "stack", "pad", "where", "masked_fill")
+    masks = call.name in ("cat", "stack", "pad", "where", "masked_fill", "tril", "triu")
     if call.overwrites or not (masks or call.facts.moves):
         return None
     zeros = call.run_with({key: c.zeros for key, c in beside.items()})

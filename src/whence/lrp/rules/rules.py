@@ -331,11 +331,11 @@ def negative_contributions(z: Tensor, positive: Tensor) -> Tensor:
 
 
 def _bound(bound: float | Tensor, a: Tensor, present: Tensor | None) -> Tensor:
-    """Return the bound expanded to one sample of `a`, or to all; it is 0 at padding, which is not a pixel."""
+    """Return the bound expanded to one sample of `a`, or to all; values that do not come from the input are their own bounds."""
     bound = torch.as_tensor(bound).to(a)
-    for samples in (a[:1], a):
+    for samples in (a[:1], a) if present is None else (a,):
         try:
-            return bound.expand_as(samples) if present is None else bound.expand_as(samples) * present[: samples.shape[0]]
+            return bound.expand_as(samples) if present is None else torch.where(present != 0, bound, a)
         except RuntimeError:
             continue
     raise RuleError(f"ZBox bounds of shape {tuple(bound.shape)} do not broadcast against the layer's input {tuple(a.shape)}")
