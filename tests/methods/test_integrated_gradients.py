@@ -1,5 +1,6 @@
 """Methods made of gradients: closed forms, captum's portable truths and captum itself, completeness."""
 
+import functools
 import re
 import warnings
 
@@ -234,3 +235,46 @@ def test_chat_markers_of_tokenizers_are_no_words():
     model = Reader().double().eval()
     found = baseline_output(model, torch.tensor([[8, 5, 3, 2]]), tokenizer=Tokenizer())
     torch.testing.assert_close(found, model(torch.tensor([[8, 0, 0, 0]]))[:, 0])
+
+
+@pytest.mark.parametrize("names", [("ids", "token_types"), ("ids", "seg"), ("ids", "pos"), None])
+def test_types_and_positions_are_no_texts(names):
+    class Typed(Reader):
+        def forward(self, ids, other):
+            return self.read((self.embedding(ids) + 0.1 * other[..., None]).tanh().mean(1))
+
+    model = Typed().double().eval()
+    for other in (torch.tensor([[0, 0, 1, 1]] * 2), torch.arange(2, 6).expand(2, -1), torch.tensor([[1, 1, 0, 1]] * 2)):
+        given = (IDS, other) if names is None else {"ids": IDS, "other": other}
+        given = given if names is None else dict(zip(names, (IDS, other), strict=True))
+        wrapped = model if names is None else lambda **parts: model(*parts.values())
+        torch.testing.assert_close(baseline_output(wrapped, given), model(BLANK.expand(2, -1), other)[:, 0])
+
+
+def test_two_models_with_other_padding_have_no_token_in_common():
+    one, two = Reader().double().eval(), Reader(pad_token_id=4).double().eval()
+    e = whence.explain(lambda a, b: one(a) + two(b), (IDS, IDS.flip(0)), 0, method="integrated_gradients")
+    assert "zero vectors" in e.note
+    zero = one.read(torch.zeros(2, 4).double()) + two.read(torch.zeros(2, 4).double())
+    torch.testing.assert_close(e.conservation.baseline, zero[:, 0])
+
+
+def test_a_padding_token_beyond_the_smaller_of_two_vocabularies_is_no_baseline():
+    class Two(Reader):
+        def __init__(self):
+            super().__init__(pad_token_id=20)
+            self.other = nn.Embedding(30, 4)
+
+        def forward(self, a, b):
+            return self.read((self.embedding(a) + self.other(b)).tanh().mean(1))
+
+    model = Two().double().eval()
+    e = whence.explain(model, {"a": IDS, "b": IDS}, 0, method="integrated_gradients")
+    assert "zero vectors" in e.note
+    assert e.conservation.gap.abs().max() < 1e-3
+
+
+def test_partial_functions_have_the_config_of_their_model():
+    model = Reader().double().eval()
+    found = baseline_output(functools.partial(lambda net, ids: net(ids), model), IDS)
+    torch.testing.assert_close(found, model(BLANK)[:, 0].expand(2))

@@ -47,8 +47,8 @@ def bench(
     difference contains 0. All suites take some ten minutes; networks and scores are read from `cache_dir` unless
     the data, the network, the settings or the method have changed, the functions and values that its code names included.
 
-    Each method explains a copy of each network, with torch's default settings and seeded random generators: what it changes
-    reaches no other method.
+    Each method explains a copy of each network, with torch's default settings and seeded random generators, so that what it
+    changes there reaches no other method. A method must not patch classes and functions of torch.
 
     Args:
         suites: Names of suites, all by default: "xai_tris" (tetrominoes in noise), "hand_made" (networks with known terms),

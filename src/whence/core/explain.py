@@ -72,7 +72,7 @@ def explain(
     check_model(texts.model)
     names = DisplayNames(texts.class_names, feature_names)
     chosen, prepared, inputs = resolve_method(method), PreparedModel(texts.model), texts.read(inputs)
-    chosen = texts.method(chosen, inputs)
+    chosen = texts.method(chosen)
     found = explanations(prepared, chosen, inputs, [texts.target(target)], layers, progress, names, through)
     return texts.named(single_explanation(found))
 
@@ -121,6 +121,6 @@ def explain_targets(
     check_model(texts.model)
     names = DisplayNames(texts.class_names, feature_names)
     chosen, prepared, inputs = resolve_method(method), PreparedModel(texts.model), texts.read(inputs)
-    chosen = texts.method(chosen, inputs)
+    chosen = texts.method(chosen)
     found = explanations(prepared, chosen, inputs, texts.targets(targets), layers, progress, names, through)
     return [texts.named(e) for e in found]

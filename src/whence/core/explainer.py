@@ -198,7 +198,7 @@ class Explainer:
         self, inputs: "Tree | Inputs", targets: Sequence[Target], layers: Sequence[str], through: Any, progress: Progress
     ) -> Iterator[Explanation]:
         prepared = self._prepared.up_to_date()
-        method = self._texts.method(self.method, inputs)
+        method = self._texts.method(self.method)
         return explanations(prepared, method, inputs, targets, layers, progress, self._naming, through)
 
     def _replayed(self, inputs: Inputs, target: Target, layers: tuple[str, ...], progress: Progress) -> Explanation | None:

@@ -390,8 +390,10 @@ def _copy_part(part: Any) -> Any:
 
 def called_modules(function: Any) -> list[torch.nn.Module]:
     """Return the modules that a bound method belongs to, or that a function reads from its closure."""
-    function = function.func if isinstance(function, partial) else function
-    values = [getattr(function, "__self__", None), *closure_values(function)]
+    values: list[Any] = []
+    if isinstance(function, partial):
+        values, function = [*function.args, *function.keywords.values()], function.func
+    values += [getattr(function, "__self__", None), *closure_values(function)]
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     values += [names.get(name) for name in (code.co_names if code is not None else ())]
     return [value for value in values if isinstance(value, torch.nn.Module)]

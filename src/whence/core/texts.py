@@ -11,7 +11,6 @@ from torch import Tensor
 from whence.core.detection import Detection
 from whence.core.devices import to_device_of
 from whence.core.explanation import Explanation
-from whence.core.inputs import Inputs
 from whence.core.missing_names import suggest
 from whence.core.region import Region
 from whence.core.targets import Logit
@@ -20,7 +19,6 @@ from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, TargetError, first_line, value_repr
 from whence.methods.integrated_gradients import IntegratedGradients
 from whence.methods.registry import Method
-from whence.methods.token_baselines import token_baselines
 
 DECODER = "decoder_input_ids"
 TASKS_OF_CLASSES = ("Classification", "Segmentation", "Detection")
@@ -120,13 +118,11 @@ class TextModel:
         """Return a list of targets with names as indices; what is no list is left to the checks."""
         return [self.target(target) for target in targets] if isinstance(targets, list | tuple) else targets
 
-    def method(self, method: Method, inputs: Tree | Inputs) -> Method:
-        """Return the method; integrated gradients of texts without a baseline get the tokenizer's mask or padding token."""
+    def method(self, method: Method) -> Method:
+        """Return the method; integrated gradients without a baseline get the tokenizer, for its mask or padding token."""
         if not isinstance(method, IntegratedGradients) or method.baselines is not None or self.tokenizer is None:
             return method
-        given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
-        starts = token_baselines(self.tokenizer, self.model, given)
-        return replace(method, baselines=given.together(starts)) if starts else method
+        return method if method.tokenizer is not None else replace(method, tokenizer=self.tokenizer)
 
     def named(self, explanation: Explanation) -> Explanation:
         """Return the explanation with token strings, if the model reads texts."""

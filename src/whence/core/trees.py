@@ -57,7 +57,7 @@ def short_repr(value: Any) -> str:
     if not is_dataclass(value) or not vars(type(value))["__dataclass_params__"].repr:
         return repr(value)
     given = ((f, getattr(value, f.name)) for f in fields(value))
-    return f"{type(value).__name__}({', '.join(f'{f.name}={short_repr(v)}' for f, v in given if not _is_default(f, v))})"
+    return f"{type(value).__name__}({', '.join(f'{f.name}={short_repr(v)}' for f, v in given if f.repr and not _is_default(f, v))})"
 
 
 def _is_default(f: Field, value: Any) -> bool:

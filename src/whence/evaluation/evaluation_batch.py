@@ -199,19 +199,34 @@ class MethodAdapter:
 
 
 def _model_state(model: Any) -> list[Any]:
-    """Return a summary of all that a function could leave changed on a model."""
+    """Return a summary of what a function could leave changed on a model.
+
+    Buffers are left out, since a forward pass may write to them, but for the statistics that training mode changes.
+    """
     if not isinstance(model, nn.Module):
         return []
-    weights = [
-        (name, id(t), t._version, t.requires_grad, t.is_meta or float(t.detach().sum(dtype=torch.float64)))
-        for name, t in chain(model.named_parameters(), model.named_buffers())
-        if t.is_floating_point() and t.layout == torch.strided
-    ]
-    hooks = [
-        (name, layer.training, [len(value) for key, value in vars(layer).items() if key.endswith("hooks")])
+    statistics = ((name, t) for name, t in model.named_buffers() if name.endswith(("running_mean", "running_var")))
+    weights = [(name, t.requires_grad, _checksum(t)) for name, t in chain(model.named_parameters(), statistics)]
+    layers = [
+        (
+            name,
+            layer.training,
+            vars(layer).get("forward"),
+            [len(value) for key, value in vars(layer).items() if key.endswith("hooks")],
+        )
         for name, layer in model.named_modules()
     ]
-    return [*weights, *hooks]
+    return [*weights, *layers]
+
+
+def _checksum(t: Tensor) -> str:
+    """Return a sum that differs if values change or change places; of NaN values their text, which is equal to itself."""
+    if t.is_meta or t.layout != torch.strided or t.is_nested:
+        return str(t.device)
+    flat = t.detach().reshape(-1)
+    flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+    places = torch.linspace(1, 2, flat.numel(), dtype=torch.float32, device=flat.device)
+    return repr((float(flat.sum(dtype=torch.float64)), float((flat.float() * places).sum(dtype=torch.float64))))
 
 
 def _check_relevance(relevance: Tree, inputs: Inputs, name: str) -> dict[int, Tensor]:
@@ -228,6 +243,8 @@ def _check_relevance(relevance: Tree, inputs: Inputs, name: str) -> dict[int, Te
             raise InputError(
                 f"method {name!r} returned relevance of shape {tuple(score.shape)} for inputs of shape {tuple(x.shape)}"
             )
+        if score.is_complex():
+            raise InputError(f"method {name!r} returned complex relevance; expected real numbers")
         if not torch.isfinite(score).all():
             raise InputError(f"method {name!r} returned NaN or infinite relevance")
     return found

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,14 +14,14 @@ from whence.core.inputs import Inputs
 from whence.core.trees import Tree
 from whence.errors import ConservationWarning, RuleError, value_repr
 from whence.lrp.engine.conservation import MAX_GAP, Conservation
-from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, Lookup
+from whence.lrp.engine.embeddings import NO_POSITION, AlterLookup, BaselineOutsideVocabulary, Lookup
 from whence.lrp.torch_compat.deferred_checks import check_holds, known_true
 from whence.methods import feature_masks
 from whence.methods.batching import rows_are_independent, run_batched
 from whence.methods.forward_backward import Task, make_explanation, reject_layers, sum_relevance, target_values
 from whence.methods.gradients import input_gradients
 from whence.methods.running_statistics import RunningMoments
-from whence.methods.token_baselines import ZERO_VECTORS, config_baselines
+from whence.methods.token_baselines import ZERO_VECTORS, config_baselines, token_baselines
 
 Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -37,11 +37,12 @@ class IntegratedGradients:
         baselines: Baseline x̃: a number, a tensor shaped like the input or `[1, …]`, or a tuple or dict of them structured like
             the inputs. 0 by default. For token ids, an id; by default the mask token, or else the padding token, if the
             tokenizer or the model's `config` names one, for all tokens that do not begin, end or separate texts. Without one,
-            the zero vector in place of each embedding.
+            the zero vector in place of each embedding, which a note says.
         n_steps: Number of points at which the gradient is evaluated, at least 1, or 2 for "riemann_trapezoid".
         method: Quadrature: "gausslegendre", which is exact for polynomials, "riemann_left", "riemann_right", "riemann_middle"
             or "riemann_trapezoid".
         batch_size: Number of points that the model evaluates at once; chosen by the size of the input by default.
+        tokenizer: Tokenizer that names the default baseline of token ids; `explain(…, tokenizer=…)` passes it.
     Raises:
         RuleError: Unknown `method`, or too few steps for it.
     """
@@ -50,6 +51,7 @@ class IntegratedGradients:
     n_steps: int = 50
     method: Quadrature = "gausslegendre"
     batch_size: int | None = None
+    tokenizer: Any = field(default=None, repr=False)
 
     name: ClassVar[str] = "integrated_gradients"
 
@@ -65,14 +67,23 @@ class IntegratedGradients:
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         starts = feature_masks.baselines(self.baselines, task.inputs)
+        tokens: dict[int, Tensor] = {}
         if self.baselines is None:
-            starts |= config_baselines(task.model, task.inputs)
+            named = token_baselines(self.tokenizer, task.model, task.inputs)
+            tokens = named or config_baselines(task.model, task.inputs)
+        try:
+            yield from self._from(task, starts | tokens)
+        except BaselineOutsideVocabulary:  # raised before the first explanation
+            if not tokens:
+                raise
+            yield from self._from(task, starts)
+
+    def _from(self, task: Task, starts: dict[int, Tensor]) -> Iterator[Explanation]:
         note = ZERO_VECTORS if task.inputs.ids and self.baselines is None and not starts.keys() & task.inputs.ids.keys() else ""
-        starts = {i: start[None] for i, start in starts.items()}
         alphas, weights = (torch.from_numpy(part) for part in QUADRATURES[self.method](self.n_steps))
-        return _integrate(
-            self, task, StraightPaths(task.inputs, starts, torch.zeros(self.n_steps, dtype=torch.long), alphas), weights, note
-        )
+        which = torch.zeros(self.n_steps, dtype=torch.long)
+        paths = StraightPaths(task.inputs, {i: start[None] for i, start in starts.items()}, which, alphas)
+        return _integrate(self, task, paths, weights, note)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +184,7 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor, n
     reject_layers(method, task)
     answers = target_values(task)
     targets = [target for _, target in answers]
+    outputs = _baseline_outputs(method, task, paths, targets)
     totals = [RunningMoments() for _ in targets]
 
     def scores(rounds: slice) -> list[dict[int, Tensor]]:
@@ -190,7 +202,6 @@ def _integrate(method: Any, task: Task, paths: StraightPaths, weights: Tensor, n
     for found in run_batched(method, task, len(weights), scores, method.batch_size):
         for total, of_target in zip(totals, found, strict=True):
             total.add(of_target, weights)
-    outputs = _baseline_outputs(method, task, paths, targets)
     sampled = isinstance(method, ExpectedGradients)
     for (output, target), total, baseline in zip(answers, totals, outputs, strict=True):
         relevance = total.sums()

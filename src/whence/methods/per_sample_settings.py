@@ -27,7 +27,7 @@ def method_of_samples(method: Any, numbers: Sequence[int], count: int | None) ->
     Raises:
         InputError: A setting has another number of rows than there are samples.
     """
-    if not is_dataclass(method) or isinstance(method, type):
+    if not is_dataclass(method) or not hasattr(method, "explanations") or isinstance(method, type):
         return method
     inner = getattr(method, "method", None)
     changed = {"method": found} if (found := method_of_samples(inner, numbers, count)) is not inner else {}

@@ -11,7 +11,10 @@ from whence.core.inputs import Inputs, called_modules
 NEUTRAL = ("mask_token_id", "pad_token_id")  # ids that stand for no word
 STRUCTURAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")  # ids that stand for the ends of a text
 WORDS = {"unk_token_id", *NEUTRAL}  # special ids of a tokenizer that stand for words, or for none
-NOT_TEXT = {"mask", "type", "position", "positions", "segment", "segments", "offsets", "length", "lengths", "labels"}
+NOT_TEXT = {
+    "mask", "masks", "type", "types", "position", "positions", "pos", "segment", "segments", "seg", "offsets", "length", "lengths",
+    "labels",
+}  # fmt: skip
 ZERO_VECTORS = (
     "token ids are compared with zero vectors in place of their embeddings: neither a tokenizer nor the model's config names "
     "a mask or padding token of its vocabulary; pass IntegratedGradients(baselines=id) for another baseline"
@@ -36,10 +39,12 @@ def token_baselines(source: Any, model: Any, inputs: Inputs) -> dict[int, Tensor
 
 
 def config_baselines(model: Any, inputs: Inputs) -> dict[int, Tensor]:
-    """Return the `token_baselines` of the model's `config`, or of the first of its modules that has one."""
-    parts = [part for module in _modules(model) for part in module.modules()] or [model]
-    config = next((part.config for part in parts if getattr(part, "config", None) is not None), None)
-    return token_baselines(config, model, inputs)
+    """Return the `token_baselines` of the config of the model, or of a model within it; empty if several configs differ."""
+    parts = [model, *(part for module in _modules(model) for part in module.modules())]
+    configs = {id(part.config): part.config for part in parts if getattr(part, "config", None) is not None}
+    found = [baselines for config in configs.values() if (baselines := token_baselines(config, model, inputs))]
+    alike = all(torch.equal(one[i], found[0][i]) for one in found for i in one)
+    return found[0] if found and alike else {}
 
 
 def neutral_ids(source: Any, ids: Tensor) -> Tensor | None:
@@ -72,7 +77,7 @@ def _ids(value: Any) -> list[int]:
 
 
 def _texts(inputs: Inputs) -> list[int]:
-    """Return the parts that are texts, by name, or else by values: masks and token types are 0 and 1, positions ascend."""
+    """Return the parts that are texts, by name, or else by values: masks and types are 0 and 1, positions go step by step."""
     if inputs.names is not None:
         return [i for i in inputs.ids if not NOT_TEXT & set(re.split("[^a-z]+", inputs.names[i].lower()))]
     if len(inputs.ids) == 1:
@@ -81,7 +86,7 @@ def _texts(inputs: Inputs) -> list[int]:
 
 
 def _are_positions(ids: Tensor) -> bool:
-    return ids.dim() > 0 and torch.equal(ids, torch.arange(ids.shape[-1], device=ids.device).expand_as(ids).to(ids))
+    return ids.dim() > 0 and bool((ids.diff(dim=-1).abs() <= 1).all())
 
 
 def _modules(model: Any) -> list[nn.Module]:

@@ -33,6 +33,10 @@ class Lookup:
     difference: Tensor | None = None  # from the start of an integration path to them, [..., d]
 
 
+class BaselineOutsideVocabulary(InputError):
+    """A token id of a baseline that is no row of the table of embeddings."""
+
+
 AlterLookup = Callable[[Lookup], Lookup]  # replaces the vectors: by a point on the path to them, by noisy ones
 
 
@@ -132,7 +136,11 @@ class EmbeddingLookups:
             or id(ids) not in known
         ):
             return None
-        _check_vocabulary(ids, table, "token id", "use the model's own tokenizer")
+        if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
+            wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise InputError(
+                f"token id {wrong} is out of range for a vocabulary of size {len(table)}; use the model's own tokenizer"
+            )
         if table.dtype == torch.float16:
             raise ModelError(f"the model is in float16, {TOO_NARROW}; use model.bfloat16() or model.float()")
         if call.name == "embedding_bag":
@@ -142,7 +150,11 @@ class EmbeddingLookups:
             vectors, look_up = call.run().detach(), lambda others: call.run_with({id(ids): others}).detach()
 
         def find(others: Tensor) -> Tensor:
-            _check_vocabulary(others, table, "the baseline's token id", "choose an id of the vocabulary")
+            if others.numel() and not check_holds((others >= 0) & (others < len(table))):
+                raise BaselineOutsideVocabulary(
+                    f"the baseline's token id {int(others.max())} is out of range for a vocabulary of size {len(table)}; "
+                    "choose an id of the vocabulary"
+                )
             return look_up(others)
 
         return Lookup(vectors, known[id(ids)], find)
@@ -217,10 +229,3 @@ def _table_and_ids(call: Call) -> tuple[Any, Any]:
         table, dim, ids = call.bind("input dim index")
         table = table if dim == 0 else None
     return table, ids
-
-
-def _check_vocabulary(ids: Tensor, table: Tensor, name: str, advice: str) -> None:
-    """Raise `InputError` for ids that are no row of the table."""
-    if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
-        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-        raise InputError(f"{name} {wrong} is out of range for a vocabulary of size {len(table)}; {advice}")

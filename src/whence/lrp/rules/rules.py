@@ -331,7 +331,7 @@ def negative_contributions(z: Tensor, positive: Tensor) -> Tensor:
 
 
 def _bound(bound: float | Tensor, a: Tensor, present: Tensor | None) -> Tensor:
-    """Return the bound expanded to one sample of `a`, or to all; values that do not come from the input are their own bounds."""
+    """Return the bound expanded to one sample of `a`, or to all; values that are not of the input are their own bounds."""
     bound = torch.as_tensor(bound).to(a)
     for samples in (a[:1], a) if present is None else (a,):
         try:
