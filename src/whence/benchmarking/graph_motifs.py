@@ -12,6 +12,7 @@ from whence.benchmarking.small_networks import train
 
 SUITE = "BA-2motifs"
 BASE, MOTIF, N_TRAIN = 20, 5, 3000
+REQUIRED, ATTEMPTS = 0.95, 3  # accuracy; trainings from other seeds
 CYCLE = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 0))
 HOUSE = (*CYCLE, (1, 4))
 
@@ -56,11 +57,14 @@ class GraphNetwork(nn.Module):
 def task(settings: BenchSettings) -> GroundTruthTask:
     """Generate graphs, and train a graph network on them."""
     x, y, motif = graphs(N_TRAIN + settings.n_test(500), settings.generator(SUITE))
-    model = train(GraphNetwork, x[:N_TRAIN], y[:N_TRAIN], settings.cache_dir, seed=settings.seed, epochs=40, rate=5e-3)
-    accuracy, right = correct_samples(model, x[N_TRAIN:], y[N_TRAIN:], settings.n_samples)
+    for seed in range(settings.seed, settings.seed + ATTEMPTS):  # one training in five ends at chance
+        model = train(GraphNetwork, x[:N_TRAIN], y[:N_TRAIN], settings.cache_dir, seed=seed, epochs=40, rate=5e-3)
+        accuracy, right = correct_samples(model, x[N_TRAIN:], y[N_TRAIN:], settings.n_samples)
+        if accuracy >= REQUIRED:
+            break
     rows = N_TRAIN + right
     return GroundTruthTask(
-        SUITE, "graph network", model, x[rows], y[rows], motif[rows], (EdgeAUC(),), x[:100], accuracy, 0.95, kind="graph"
+        SUITE, "graph network", model, x[rows], y[rows], motif[rows], (EdgeAUC(),), x[:100], accuracy, REQUIRED, kind="graph"
     )
 
 

@@ -56,8 +56,8 @@ def short_repr(value: Any) -> str:
         return f"({', '.join(map(short_repr, value))})"
     if not is_dataclass(value) or not vars(type(value))["__dataclass_params__"].repr:
         return repr(value)
-    given = ((f, getattr(value, f.name)) for f in fields(value))
-    return f"{type(value).__name__}({', '.join(f'{f.name}={short_repr(v)}' for f, v in given if f.repr and not _is_default(f, v))})"
+    shown = ((f, getattr(value, f.name)) for f in fields(value) if f.repr)
+    return f"{type(value).__name__}({', '.join(f'{f.name}={short_repr(v)}' for f, v in shown if not _is_default(f, v))})"
 
 
 def _is_default(f: Field, value: Any) -> bool:

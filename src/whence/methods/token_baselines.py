@@ -12,8 +12,8 @@ NEUTRAL = ("mask_token_id", "pad_token_id")  # ids that stand for no word
 STRUCTURAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")  # ids that stand for the ends of a text
 WORDS = {"unk_token_id", *NEUTRAL}  # special ids of a tokenizer that stand for words, or for none
 NOT_TEXT = {
-    "mask", "masks", "type", "types", "position", "positions", "pos", "segment", "segments", "seg", "offsets", "length", "lengths",
-    "labels",
+    "mask", "masks", "type", "types", "position", "positions", "pos", "segment", "segments", "seg", "offsets", "length",
+    "lengths", "labels",
 }  # fmt: skip
 ZERO_VECTORS = (
     "token ids are compared with zero vectors in place of their embeddings: neither a tokenizer nor the model's config names "
