@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.lrp.engine.function_calls import Call, iter_tensors
 from whence.lrp.engine.propagation import InputCompanion, LinearLink
-from whence.lrp.ops.function_names import ARITHMETIC, AVERAGES, COMBINES, PROPORTIONAL
+from whence.lrp.ops.function_names import ARITHMETIC, AVERAGES, COMBINES, PROPORTIONAL, SCALES_PIXELS
 from whence.lrp.torch_compat.deferred_checks import known_true
 
 
@@ -208,12 +208,12 @@ def _keeps_sign(call: Call, table: TensorFacts) -> bool:
 def _propagate_companion(call: Call, table: TensorFacts) -> InputCompanion | None:
     """Return the companion of the result, if each of its values comes from one place of the input, or from a window around it.
 
-    This is so for the input rearranged, padded or masked, for functions of each value, also together with statistics of the
-    whole, and for means and interpolations, whose weights add up to 1.
+    This is so for the input rearranged, padded or masked, shifted, scaled and clipped, also by statistics of the whole, and for
+    means and interpolations, whose weights add up to 1.
     """
     beside = {id(t): c for t in call.data if (c := table.inherited(t).companion) is not None}
     others = [t for t in call.data if id(t) not in beside]
-    if call.facts.pointwise and len(beside) == 1:
+    if call.name in SCALES_PIXELS and len(beside) == 1:  # an activation makes hidden values, whose zeros carry nothing
         (one,) = beside.values()
         return _pointwise_companion(call, one) if all(t.numel() < one.zeros.numel() for t in others) else None
     if others:

@@ -79,6 +79,7 @@ AVERAGES = frozenset(
 )
 COMBINES = frozenset(_words("add sub rsub mul div"))
 PROPORTIONAL = frozenset(_words("to float double half bfloat16 type_as neg clone contiguous"))
+SCALES_PIXELS = COMBINES | PROPORTIONAL | {"clamp"}  # what preprocessing does to single values
 ACROSS_VALUES = frozenset(_words("local_response_norm std var std_mean var_mean"))
 POINTWISE = (
     COMBINES | PROPORTIONAL | frozenset(ACTIVATIONS + STATISTICS + _words("relu pow square clamp abs"))
