@@ -15,6 +15,7 @@ from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS, Me
 from whence.benchmarking.suites import SUITES
 from whence.benchmarking.torch_state import default_state
 from whence.core.argument_checks import check_arguments
+from whence.core.files import make_cache_dir
 from whence.core.progress import Progress, progress as show_progress
 from whence.errors import InputError, RuleError, first_line, suggest_or_list, value_repr
 from whence.evaluation.evaluate import evaluate
@@ -71,7 +72,7 @@ def bench(
     _check_settings(n_samples, seed, peers)
     factories = {**_method_factories(methods), **(PEER_METHODS if peers else {})}
     chosen = [task for suite in _suites(suites) for task in SUITES[suite].items()]
-    folder = _cache_folder(cache_dir)
+    folder = None if cache_dir is None else make_cache_dir(cache_dir)
     tasks: list[ScoredTask] = []
     failures: list[MethodFailure] = []
     unlearned: list[UnlearnedTask] = []
@@ -107,19 +108,6 @@ def _check_settings(n_samples: Any, seed: Any, peers: Any) -> None:
         raise InputError(f"seed={value_repr(seed)}; expected an int from 0 to {MAX_SEED}")
     if not isinstance(peers, bool):
         raise InputError(f"peers={value_repr(peers)}; expected True or False")
-
-
-def _cache_folder(given: Any) -> Path | None:
-    if given is None:
-        return None
-    if not isinstance(given, str | Path):
-        raise InputError(f"cache_dir={value_repr(given)}; expected the path of a folder")
-    folder = Path(given)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cache_dir={str(folder)!r} cannot be used as a folder: {first_line(error)}") from error
-    return folder
 
 
 def _suites(given: Sequence[str] | str | None) -> list[str]:

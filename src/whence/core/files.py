@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from whence.errors import WhenceError, first_line
+from whence.errors import InputError, WhenceError, first_line, value_repr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +33,18 @@ def check_writable(path: str | Path, suffixes: Sequence[str]) -> Path:
     if not path.parent.is_dir():
         raise WhenceError(f"no folder {path.parent}; create it before saving {path.name}")
     return path
+
+
+def make_cache_dir(path: Any) -> Path:
+    """Return the folder, made if it does not exist; raise `InputError` if it cannot be one."""
+    if not isinstance(path, str | Path):
+        raise InputError(f"cache_dir={value_repr(path)}; expected the path of a folder")
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cache_dir={str(folder)!r} cannot be used as a folder: {first_line(error)}") from error
+    return folder
 
 
 def figure_to_bytes(figure: "Figure", suffix: str = ".png") -> bytes:

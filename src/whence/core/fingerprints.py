@@ -62,6 +62,7 @@ class Fingerprinter:
         self._numbers: dict[int, int] = {}  # of objects by id
         self._seen: list[Any] = []  # keeps objects alive, so that their ids are not reused
         self._waiting: deque[Any] = deque()
+        self._classes: set[type] = set()  # whose members were added
 
     def hexdigest(self) -> str:
         """Return the hash of all that was added."""
@@ -123,14 +124,14 @@ class Fingerprinter:
     def _function(self, function: FunctionType) -> None:
         self._all(function.__code__, function.__defaults__, function.__kwdefaults__, vars(function))
         self._all(*closure_values(function))
-        if not is_installed(function.__module__):
+        if not _is_installed(function.__module__):
             self._all(*(part for pair in _globals(function) for part in pair))
 
     def _named(self, thing: Any) -> None:
         """Add what is known by its name: a class, a module or a built-in function, with the version of its package."""
         module = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
         self._say(f"{module}.{getattr(thing, '__qualname__', thing.__name__)}")
-        if is_installed(module):
+        if _is_installed(module):
             self._say(str(getattr(sys.modules.get((module or "").partition(".")[0]), "__version__", "")))
         elif isinstance(thing, type):
             self._class_code(thing)
@@ -141,23 +142,19 @@ class Fingerprinter:
         attributes = vars(thing) if hasattr(thing, "__dict__") else {}
         if attributes or slots:
             self._all(attributes, [getattr(thing, name, None) for name in slots])
-        if is_installed(type(thing).__module__) and not isinstance(thing, np.random.Generator | np.random.RandomState):
-            state = _reduced(thing)
-            self._all(*state) if state is not None else self._repr(thing)
-        elif isinstance(thing, np.random.Generator | np.random.RandomState):
-            self.add(_reduced(thing))
+        state = _reduced(thing) if _is_installed(type(thing).__module__) else None
+        if state is not None:
+            self._all(*state)
         elif not attributes and not slots:
-            self._repr(thing)
-
-    def _repr(self, thing: Any) -> None:
-        words = repr(thing)
-        self._say("" if " at 0x" in words else words)
+            words = repr(thing)
+            self._say("" if " at 0x" in words else words)
 
     def _class_code(self, kind: type) -> None:
         """Add the members of classes that a user may edit between two runs."""
         for base in kind.__mro__:
-            if _is_library(base.__module__) or (id(base) in self._numbers and base is not kind):
+            if _is_library(base.__module__) or base in self._classes:
                 continue
+            self._classes.add(base)
             for name, value in sorted(vars(base).items()):
                 function = getattr(value, "__func__", value)  # of a static method or class method
                 if isinstance(value, property):
@@ -213,7 +210,7 @@ def _is_library(module: object) -> bool:
 
 
 @cache
-def is_installed(module: str | None) -> bool:
+def _is_installed(module: str | None) -> bool:
     """Return whether a module belongs to Python or to an installed package, whose code changes with its version alone."""
     top = (module or "").partition(".")[0]
     if _is_library(module) or top in sys.builtin_module_names:
@@ -260,7 +257,7 @@ def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield from _members(names, function.__globals__, visited)
     for module in modules:
         yield module.__name__, module
-        if not is_installed(module.__name__):
+        if not _is_installed(module.__name__):
             yield from _members(names, vars(module), visited)
 
 
@@ -270,7 +267,7 @@ def _members(names: Iterable[str], space: Mapping[str, Any], visited: set[int]) 
             continue
         value = space[name]
         yield name, value
-        if isinstance(value, ModuleType) and id(value) not in visited and not is_installed(value.__name__):
+        if isinstance(value, ModuleType) and id(value) not in visited and not _is_installed(value.__name__):
             visited.add(id(value))
             yield from _members(names, vars(value), visited)
 

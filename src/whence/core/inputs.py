@@ -389,7 +389,9 @@ def _copy_part(part: Any) -> Any:
 
 
 def called_modules(function: Any) -> list[torch.nn.Module]:
-    """Return the modules that a bound method belongs to, or that a function reads from its closure."""
+    """Return a module itself, the modules that a bound method belongs to, or those that a function reads from its closure."""
+    if isinstance(function, torch.nn.Module):
+        return [function]
     values: list[Any] = []
     if isinstance(function, partial):
         values, function = [*function.args, *function.keywords.values()], function.func
@@ -440,7 +442,7 @@ def check_model(model: object) -> None:
     """
     if isinstance(model, type) or not callable(model):
         raise ModelError(describe_non_model(model))
-    found = [model] if isinstance(model, torch.nn.Module) else called_modules(model)
+    found = called_modules(model)
     for module in found:  # grows during iteration
         if isinstance(module, torch.fx.GraphModule) and is_exported(module):  # its mode was fixed at export
             continue

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.argument_checks import check_arguments
-from whence.core.files import atomic_write
+from whence.core.files import atomic_write, make_cache_dir
 from whence.core.fingerprints import fingerprint
 from whence.core.inputs import check_model
 from whence.core.progress import Progress, progress
@@ -281,12 +281,8 @@ class ResultCache:
     ) -> "ResultCache":
         if folder is None:
             return cls(None)
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"cache_dir={str(folder)!r} is a file; expected a folder")
-        folder.mkdir(parents=True, exist_ok=True)
         methods = {way.name: fingerprint(way.method) for way in ways}
-        return cls(folder, fingerprint(model, seed, metrics, version("whence")), methods)
+        return cls(make_cache_dir(folder), fingerprint(model, seed, metrics, version("whence")), methods)
 
     def key(self, *about: Any) -> str:
         return "" if self.folder is None else fingerprint(self.settings, *about)

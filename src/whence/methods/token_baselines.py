@@ -31,16 +31,16 @@ def token_baselines(source: Any, model: Any, inputs: Inputs) -> dict[int, Tensor
         model: The model, whose largest embedding tells whether the token is in its vocabulary.
         inputs: The inputs.
     """
-    texts = _texts(inputs)
+    texts, modules = _texts(inputs), called_modules(model)
     found = {i: neutral_ids(source, inputs.ids[i]) for i in texts}
-    tables = [len(layer.weight) for module in _modules(model) for layer in module.modules() if isinstance(layer, nn.Embedding)]
+    tables = [len(layer.weight) for module in modules for layer in module.modules() if isinstance(layer, nn.Embedding)]
     replaced = {i: ids for i, ids in found.items() if ids is not None and int(ids.max()) < max(tables, default=2**62)}
     return {**inputs.ids, **replaced} if replaced and len(replaced) == len(texts) else {}
 
 
 def config_baselines(model: Any, inputs: Inputs) -> dict[int, Tensor]:
     """Return the `token_baselines` of the config of the model, or of a model within it; empty if several configs differ."""
-    parts = [model, *(part for module in _modules(model) for part in module.modules())]
+    parts = [model, *(part for module in called_modules(model) for part in module.modules())]
     configs = {id(part.config): part.config for part in parts if getattr(part, "config", None) is not None}
     found = [baselines for config in configs.values() if (baselines := token_baselines(config, model, inputs))]
     alike = all(torch.equal(one[i], found[0][i]) for one in found for i in one)
@@ -87,7 +87,3 @@ def _texts(inputs: Inputs) -> list[int]:
 
 def _are_positions(ids: Tensor) -> bool:
     return ids.dim() > 0 and bool((ids.diff(dim=-1).abs() <= 1).all())
-
-
-def _modules(model: Any) -> list[nn.Module]:
-    return [model] if isinstance(model, nn.Module) else called_modules(model)

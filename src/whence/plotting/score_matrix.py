@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from whence.core.passages import shorten_line
 
-CELL, MARGIN, LETTER = 0.28, 2.2, 0.075  # inches
-LONGEST = 40  # letters of a name
+CELL, MARGIN, LETTER = 0.28, 2.2, 0.085  # inches
+LONGEST = 48  # letters of a name
 BELOW, NONE = "#c44e52", "0.85"  # colors of scores below 0 and of no score
 TOLERANCE = 0.02  # scores that are below 0 by less are drawn as 0
 

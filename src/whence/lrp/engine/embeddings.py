@@ -136,7 +136,7 @@ class EmbeddingLookups:
             or id(ids) not in known
         ):
             return None
-        if ids.numel() and not check_holds((ids >= 0) & (ids < len(table))):
+        if not _are_rows(ids, table):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise InputError(
                 f"token id {wrong} is out of range for a vocabulary of size {len(table)}; use the model's own tokenizer"
@@ -150,7 +150,7 @@ class EmbeddingLookups:
             vectors, look_up = call.run().detach(), lambda others: call.run_with({id(ids): others}).detach()
 
         def find(others: Tensor) -> Tensor:
-            if others.numel() and not check_holds((others >= 0) & (others < len(table))):
+            if not _are_rows(others, table):
                 raise BaselineOutsideVocabulary(
                     f"the baseline's token id {int(others.max())} is out of range for a vocabulary of size {len(table)}; "
                     "choose an id of the vocabulary"
@@ -216,6 +216,11 @@ class EmbeddingLookups:
     def _move(table: WeakTensorKeyDictionary, out: Any, moved: Any) -> None:
         for t, value in zip(iter_tensors(out), iter_tensors(moved), strict=True):
             table[t] = value
+
+
+def _are_rows(ids: Tensor, table: Tensor) -> bool:
+    """Return whether all ids are rows of a table."""
+    return not ids.numel() or bool(check_holds((ids >= 0) & (ids < len(table))))
 
 
 def _table_and_ids(call: Call) -> tuple[Any, Any]:
