@@ -1,127 +1,111 @@
-"""Interventional tests of a suspected artifact: cut it out of samples, paste it on others, and measure the predictions."""
+"""Interventional proof of a suspicious cluster: paste its mark on other samples, cut it out of its own, measure the class."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from whence.auditing.suspicious_clusters import Cluster
+from whence.auditing.audit_data import AuditData
+from whence.auditing.clusters import Cluster
+from whence.auditing.coherence import watermark
+from whence.auditing.evidence import THRESHOLDS
+from whence.auditing.marks import AlignedMark, Mark, ToneMark
+from whence.auditing.transplants import transplant
 from whence.core.argument_checks import check_arguments
-from whence.core.inputs import check_model
+from whence.core.inputs import Inputs, check_model
 from whence.core.result import Result
+from whence.data.batches import ReadFunction
 from whence.data.dataset_rows import DatasetRows
 from whence.errors import InputError
-from whence.evaluation.bootstrap import Interval, mean_interval, paired_interval
-from whence.evaluation.imputers import Inpainting
+from whence.evaluation.bootstrap import Interval, mean_interval
 from whence.evaluation.results import format_interval
-from whence.robustness.attacked_batch import batched_logits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_SAMPLES = 200
-MIN_EFFECT = 0.01  # change of probability: a smaller effect is not accepted as proof, however certain
-MIN_FILL = 0.25  # share of the bounding rectangle that the mask must cover
-MARGIN = 1  # pixels around the mask that belong to the mark
+MIN_LOGIT = 0.5  # change of the logit by a watermark, where the class is too unlikely for its probability to change
+SEED_OF_CONTROL = 1
 
 
-@dataclass(frozen=True)
-class ArtifactPatch:
-    """A rectangle of pixels and its content.
-
-    Args:
-        rows: Rows of the rectangle.
-        columns: Columns of the rectangle.
-        content: Pixel values, `[C, h, w]`.
-    """
-
-    rows: slice
-    columns: slice
-    content: Tensor  # [C, h, w]
-
-    def pasted(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
-        """Return a copy of images `[N, C, H, W]` with the content pasted, shifted by `down` and `right` pixels."""
-        twins = x.clone()
-        rows, columns = self._place(down, right)
-        twins[:, :, rows, columns] = self.content.to(x)
-        return twins
-
-    def cut(self, x: Tensor, down: int = 0, right: int = 0) -> Tensor:
-        """Return images with the rectangle, shifted by `down` and `right` pixels, inpainted from around it."""
-        hidden = torch.zeros(1, 1, 1, *x.shape[2:], dtype=torch.bool, device=x.device)
-        rows, columns = self._place(down, right)
-        hidden[..., rows, columns] = True
-        (fill,) = Inpainting().fills(x, [])
-        return fill(hidden.expand(1, *x.shape))[0]
-
-    def _place(self, down: int, right: int) -> tuple[slice, slice]:
-        rows = slice(self.rows.start + down, self.rows.stop + down)
-        columns = slice(self.columns.start + right, self.columns.stop + right)
-        return rows, columns
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InterventionTest(Result):
-    """The effect of a mark on the probability of a class, with the same rectangle at another position as the control.
+    """The effect of a mark on a class, beside a control of other content.
 
     >>> proof = whence.prove(found.clusters[0], model, dataset)
-    >>> proof.proven, proof.pasted, proof.cut
+    >>> proof.proven, proof.effect, proof.cut
+    >>> better = whence.cure(model, proof=proof)
 
-    Each `Interval` is the mean change of the probability with a 95 % bootstrap interval. The verdict `proven` uses the paired
-    differences to the control.
+    Each `Interval` is the mean change with a 95 % bootstrap interval.
 
     Args:
-        mark: The tested patch.
-        pasted: Change where the mark was pasted on samples of other classes.
-        pasted_elsewhere: Change where it was pasted on them at the control position.
-        pasted_rather: Paired difference `pasted` − `pasted_elsewhere`.
-        cut: Change where the mark was cut out of samples of the cluster.
-        cut_elsewhere: Change where the rectangle at the control position was cut out of them.
-        cut_rather: Paired difference `cut` − `cut_elsewhere`.
+        mark: What was pasted.
+        group: The class.
+        pasted: Change of the class's probability where the mark was pasted on samples of other classes.
+        control: Change where other content was pasted on them, at the same place for marks that have one.
+        effect: Paired difference `pasted` − `control`.
+        logit: Paired difference of the class's logit.
+        cut: Change where the mark was cut out of samples of the cluster; None for marks that cannot be cut.
         taken: Share of the samples of other classes that are classified as the class once the mark is pasted on them.
+        plain: The samples of other classes, for `whence.cure`.
+        test: The test of the cluster, see `Evidence`: for a watermark ("coherence"), the effect on the logit counts too.
+        channels_last: Whether the samples have their channels last; the mark has them first.
     """
 
-    mark: ArtifactPatch
+    mark: Mark
+    group: int
     pasted: Interval
-    pasted_elsewhere: Interval
-    pasted_rather: Interval  # paired difference
-    cut: Interval
-    cut_elsewhere: Interval
-    cut_rather: Interval
+    control: Interval
+    effect: Interval
+    logit: Interval
+    cut: Interval | None
     taken: float
+    plain: Inputs = field(repr=False)
+    test: str = "transplant"
+    channels_last: bool = False
 
     @property
     def proven(self) -> bool:
-        """Whether the mark changes the probability by at least 0.01 more than the control does, with 95 % confidence."""
-        return self.pasted_rather.low > MIN_EFFECT or self.cut_rather.high < -MIN_EFFECT
+        """Whether the probability changes as much beyond the control as the test asks, or the logit by 0.5 for a watermark."""
+        of_watermark = self.test == "coherence"
+        least = THRESHOLDS["transplant" if of_watermark else self.test]
+        by_probability = self.effect.mean >= least and self.effect.low > 0
+        return by_probability or (of_watermark and self.logit.mean >= MIN_LOGIT and self.logit.low > 0)
+
+    def pasted_on(self, x: Tensor) -> Tensor:
+        """Return copies of samples `[N, …]` of the dataset with the mark."""
+        return self.mark.pasted(x.movedim(-1, 1)).movedim(1, -1) if self.channels_last else self.mark.pasted(x)
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """One row per intervention and control: the mean change of the probability, with its interval."""
-        names = ("pasted", "pasted_elsewhere", "pasted_rather", "cut", "cut_elsewhere", "cut_rather")
-        return [{"intervention": name, **getattr(self, name)._asdict()} for name in names]
+        """One row per intervention: the mean change of the probability, and of the logit, with its interval."""
+        found = [
+            ("pasted", self.pasted),
+            ("control", self.control),
+            ("effect", self.effect),
+            ("logit", self.logit),
+            ("cut", self.cut),
+        ]
+        return [{"intervention": name, **interval._asdict()} for name, interval in found if interval is not None]
 
     def figure(self) -> "Figure":
         """Return a figure of the mean changes of the probability with their intervals."""
         from whence.plotting.interval_plots import MetricMeans, interval_figure
 
-        names = {
-            "pasted": "pasted on other classes", "pasted_elsewhere": "pasted elsewhere", "cut": "cut out of the cluster",
-            "cut_elsewhere": "cut out elsewhere",
-        }  # fmt: skip
-        found = [getattr(self, name) for name in names]
+        found = {"pasted on other classes": self.pasted, "other content": self.control, "cut out of the cluster": self.cut}
+        shown = {name: interval for name, interval in found.items() if interval is not None}
         title = f"change of the class's probability: {'proven' if self.proven else 'not proven'}"
-        return interval_figure([MetricMeans(title, list(names.values()), [i.mean for i in found], [i[1:3] for i in found])], {})
+        means, bounds = [i.mean for i in shown.values()], [i[1:3] for i in shown.values()]
+        return interval_figure([MetricMeans(title, list(shown), means, bounds)], {})
 
     def __repr__(self) -> str:
-        verdict = "proven" if self.proven else "not proven"
+        cut = "" if self.cut is None else f"; cut out of the cluster, it changes it by {format_interval(self.cut)}"
         return (
-            f"Proof: {verdict}. The mark pasted on other classes changes the probability by {format_interval(self.pasted)} "
-            f"(elsewhere {format_interval(self.pasted_elsewhere)}), and {self.taken:.0%} of them are then classified as the "
-            f"class; cut out of the cluster, it changes it by {format_interval(self.cut)} "
-            f"(elsewhere {format_interval(self.cut_elsewhere)})"
+            f"Proof: {'proven' if self.proven else 'not proven'}. The mark pasted on other classes changes the probability by "
+            f"{format_interval(self.pasted)} (other content {format_interval(self.control)}) and the logit by "
+            f"{format_interval(self.logit)}, and {self.taken:.0%} of them are then classified as the class{cut}"
         )
 
 
@@ -131,120 +115,104 @@ def prove(
     model: Callable[..., Any],
     inputs: Any,
     *,
-    read: Callable[[Any], Any] | None = None,
+    read: ReadFunction | None = None,
     n_samples: int = N_SAMPLES,
     seed: int = 0,
 ) -> InterventionTest:
-    """Test whether the model's prediction depends on the mark of a suspicious cluster.
+    """Test whether the model's prediction depends on what the samples of a cluster have in common.
 
-    >>> whence.prove(whence.audit("explanations").clusters[0], model, dataset)
+    >>> whence.prove(whence.audit("explanations", model=model, data=dataset).clusters[0], model, dataset)
     Proof: proven. The mark pasted on other classes changes the probability by 0.43 [0.39, 0.47] …
 
-    The mark is the rectangle around the cluster's mask, with the median content of samples of the cluster. It is pasted on
-    samples that the model assigns to other classes and cut out of samples of the cluster; a rectangle of the same size at
-    another position is the control.
+    The mark is that of the cluster's evidence: content at a place of any shape, a watermark, a crop, a tone, or a phrase. For
+    a cluster that was not tested it is the content that its samples have in common where their relevance is. It is pasted on
+    samples that the model assigns to other classes, beside other content at the same place, or of the same kind, and cut out
+    of samples of the cluster by the median of other classes.
 
     Args:
         cluster: A cluster of an audit of the input's relevance (not of a layer).
         model: Callable that returns logits `[N, classes]`; an `nn.Module` must be in eval mode.
-        inputs: The dataset that the store was computed from: `x`, `(x, y)` or a map-style dataset of images `[C, H, W]`.
+        inputs: The dataset that the store was computed from: `x`, `(x, y)` or a map-style dataset.
         read: Function from a row of the dataset to an input, or to a pair of input and label; not for tensors.
         n_samples: Number of samples of the cluster, and of other classes, at most.
-        seed: Random seed of the samples and of the control position.
+        seed: Random seed of the samples.
 
     Returns:
         The mean changes of the class's probability, with their controls.
 
     Raises:
-        InputError: If the cluster is of channels, which have no position in the image; its mask is scattered or too large; or
-            the dataset is not the one of the store, has no images, or has no samples of other classes.
+        InputError: If the cluster is of channels, which have no position in the input; it has no positions of excess relevance;
+            or the dataset is not the one of the store, or has no samples of other classes.
     """
     check_model(model)
-    if cluster.layer or cluster.mask.dim() != 2 or not cluster.mask.any():
-        raise InputError("the cluster has no position in the image to cut or paste; audit the input instead of a layer")
-    rows, random = DatasetRows.of(inputs, read), torch.Generator().manual_seed(seed)
-    with_mark, without = _samples(cluster, model, rows, n_samples, random)
-    mark = artifact_of(cluster, with_mark)
-    aside = _control_offset(mark, with_mark, random)
-    moved = ProbabilityShift(model, cluster.group)
-    pasted, pasted_aside = (moved(without, mark.pasted(without, *at)) for at in ((0, 0), aside))
-    cut, cut_aside = (moved(with_mark, mark.cut(with_mark, *at)) for at in ((0, 0), aside))
-    taken = (batched_logits(model, mark.pasted(without)).argmax(1) == cluster.group).double().mean()
+    if cluster.layer or (cluster.evidence is None and not cluster.mask.any()):
+        raise InputError("the cluster has no position in the input to cut or paste; audit the input instead of a layer")
+    data, random = AuditData(DatasetRows.of(inputs, read), model), torch.Generator().manual_seed(seed)
+    own, plain = _samples(cluster, data, n_samples, random)
+    half = plain.batch_size // 2 or 1  # the control has content of samples that the mark is not pasted on
+    others, onto = data.values(plain)[half:], plain.of_samples(torch.arange(half))
+    x, probability = data.values(onto), data.probability(cluster.group, onto)
+    mark, control = _mark_and_control(cluster, data.values(own), others, x, probability, seed)
+    before, with_mark, with_control = (data.logits_of(onto, t) for t in (x, mark.pasted(x), control.pasted(x)))
+    change, other = (_probability(t, cluster.group) - _probability(before, cluster.group) for t in (with_mark, with_control))
+    cut = _cut(mark, data.values(own), others)
+    lost = None
+    if cut is not None:
+        after = data.logits_of(own, cut)
+        lost = mean_interval(_probability(after, cluster.group) - _probability(data.logits(own), cluster.group))
     return InterventionTest(
-        mark, mean_interval(pasted), mean_interval(pasted_aside), paired_interval(pasted, pasted_aside),
-        mean_interval(cut), mean_interval(cut_aside), paired_interval(cut, cut_aside), float(taken),
+        mark, cluster.group, mean_interval(change), mean_interval(other), mean_interval(change - other),
+        mean_interval((with_mark - with_control)[:, cluster.group]), lost,
+        float((with_mark.argmax(1) == cluster.group).double().mean()), plain,
+        "transplant" if cluster.evidence is None else cluster.evidence.test, data.channels_last,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ProbabilityShift:
-    """Callable that computes the change of a class's probability between images and their modified copies, `[N]`."""
-
-    model: Callable[..., Any]
-    group: int
-
-    def __call__(self, x: Tensor, twins: Tensor) -> Tensor:
-        before, after = (batched_logits(self.model, t).double().softmax(1)[:, self.group] for t in (x, twins))
-        return (after - before).cpu()
+def _probability(logits: Tensor, group: int) -> Tensor:
+    return logits.softmax(1)[:, group]
 
 
-def _samples(
-    cluster: Cluster, model: Callable[..., Any], rows: DatasetRows, count: int, random: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _samples(cluster: Cluster, data: AuditData, count: int, random: torch.Generator) -> tuple[Inputs, Inputs]:
     """Return some samples of the cluster, and some that the model assigns to other classes."""
-    if int(cluster.indices.max()) >= rows.count:
+    if int(cluster.indices.max()) >= data.rows.count:
         raise InputError(
-            f"the dataset has {rows.count} samples, but the cluster contains sample {int(cluster.indices.max())}; "
+            f"the dataset has {data.rows.count} samples, but the cluster contains sample {int(cluster.indices.max())}; "
             "give the dataset that the store was computed from"
         )
-    members = set(cluster.indices.tolist())
-    strangers = torch.tensor([i for i in range(rows.count) if i not in members])
-    own = _read_pictures(rows, _random_subset(cluster.indices, count, random), model)
-    others = _read_pictures(rows, _random_subset(strangers, 2 * count, random), model)
-    others = others[batched_logits(model, others).argmax(1) != cluster.group][:count]
-    if not len(others):
+    strangers = torch.ones(data.rows.count, dtype=torch.bool)
+    strangers[cluster.indices] = False
+    own = data.inputs(_random_subset(cluster.indices, count, random))
+    others = data.inputs(_random_subset(strangers.nonzero()[:, 0], 2 * count, random))
+    rows = (data.logits(others).argmax(1) != cluster.group).nonzero()[:count, 0]
+    if len(rows) < 2:
         raise InputError("the mark is pasted on samples of other classes, but the model predicts none; add such samples")
-    return own, others
+    return own, others.of_samples(rows)
 
 
-def _read_pictures(rows: DatasetRows, numbers: Tensor, model: Any) -> Tensor:
-    """Return the samples that can be read."""
-    samples, failed = rows.read(numbers.tolist())
-    if samples is None:
-        raise InputError(f"none of {len(numbers)} samples can be read: {failed[0].message if failed else 'the set is empty'}")
-    if not isinstance(samples.inputs.nest, Tensor):
-        raise InputError("prove() expects samples that are one image [C, H, W]; the dataset has several inputs per sample")
-    return samples.inputs.beside(model).nest
+def _mark_and_control(
+    cluster: Cluster, own: Tensor, others: Tensor, onto: Tensor, probability: Callable[[Tensor], Tensor], seed: int
+) -> tuple[Mark, Mark]:
+    """Return the mark of a cluster, and one of other content."""
+    evidence = cluster.evidence
+    if evidence is not None and evidence.test == "coherence":
+        return watermark(own, others), watermark(others, own.flip(0), like=watermark(own, others))
+    if evidence is None or evidence.mark is None or isinstance(evidence.mark, AlignedMark):
+        if cluster.mask.shape != onto.shape[-cluster.mask.dim() :] and cluster.mask.dim() != onto.dim() - 2:
+            raise InputError(
+                f"the cluster's mask has shape {tuple(cluster.mask.shape)}, samples have shape {tuple(onto.shape[1:])}; give "
+                "the dataset that the store was computed from"
+            )
+        found = transplant(own, others, onto, cluster.mask, probability, seed)
+        return found.mark, found.other
+    mark: Any = evidence.mark
+    return mark, mark.like(others, SEED_OF_CONTROL)
 
 
-def artifact_of(cluster: Cluster, x: Tensor) -> ArtifactPatch:
-    """Return the rectangle around the mask, one pixel wider, with the median content of samples of the cluster."""
-    h, w = cluster.mask.shape
-    if x.dim() != 4 or tuple(x.shape[2:]) != (h, w):
-        raise InputError(f"the cluster's mask has shape {(h, w)}, expected images [C, {h}, {w}], got {tuple(x.shape[1:])}")
-    r, c = cluster.mask.nonzero().T
-    rows = slice(max(0, int(r.min()) - MARGIN), min(h, int(r.max()) + 1 + MARGIN))
-    columns = slice(max(0, int(c.min()) - MARGIN), min(w, int(c.max()) + 1 + MARGIN))
-    if int(cluster.mask.sum()) < MIN_FILL * (rows.stop - rows.start) * (columns.stop - columns.start):
-        raise InputError(
-            "the suspicious positions are scattered, so there is no single mark to cut or paste; inspect the cluster's samples"
-        )
-    return ArtifactPatch(rows, columns, x[:, :, rows, columns].median(0).values)
-
-
-def _control_offset(mark: ArtifactPatch, x: Tensor, random: torch.Generator) -> tuple[int, int]:
-    """Draw a shift to a position that does not overlap the mark."""
-    height, width = mark.rows.stop - mark.rows.start, mark.columns.stop - mark.columns.start
-    tops, lefts = range(x.shape[2] - height + 1), range(x.shape[3] - width + 1)
-    free = [
-        (top - mark.rows.start, left - mark.columns.start)
-        for top in tops
-        for left in lefts
-        if abs(top - mark.rows.start) >= height or abs(left - mark.columns.start) >= width
-    ]
-    if not free:
-        raise InputError("the mark is too large: the image has no other position of its size for the control")
-    return free[int(torch.randint(len(free), (), generator=random))]
+def _cut(mark: Mark, own: Tensor, others: Tensor) -> Tensor | None:
+    """Return samples of the cluster without the mark; None for marks whose place in a sample is not known."""
+    if isinstance(mark, AlignedMark):
+        return mark.cut(own, others.median(0).values)
+    return mark.cut(own) if isinstance(mark, ToneMark) else None
 
 
 def _random_subset(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:

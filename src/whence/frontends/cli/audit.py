@@ -10,6 +10,8 @@ from rich.console import Console
 from whence.auditing.audit import GROUP_COLUMNS, SUFFIXES, audit as run
 from whence.core.files import check_writable
 from whence.errors import InputError
+from whence.frontends.cli.options import Device, Limit, Size, Weights
+from whence.frontends.common.data import DATA_HELP, read_data
 from whence.frontends.common.terminal import print_table
 
 if TYPE_CHECKING:
@@ -20,6 +22,12 @@ MOST_LISTED = 8
 
 def audit(
     store: Annotated[Path, typer.Argument(help="A store, the folder that `whence explain-dataset` wrote.")],
+    model: Annotated[str | None, typer.Option(help="The explained model, to test the clusters on: its name or path.")] = None,
+    weights: Weights = None,
+    size: Size = None,
+    device: Device = None,
+    data: Annotated[str | None, typer.Option(help=f"The explained data. {DATA_HELP}")] = None,
+    limit: Limit = None,
     layer: Annotated[
         str | None, typer.Option(help="Audit the relevance of this layer's channels instead of the input.")
     ] = None,
@@ -35,25 +43,32 @@ def audit(
     out: Annotated[Path, typer.Option(help="Output file: .html, .json, .png, .pdf or .svg.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")] = False,
 ) -> None:
-    """Cluster the explanations of a store, and report clusters that suggest that the model relies on an artifact."""
+    """Cluster the explanations of a store, and report what decides a class though it should not. Pass --model to test it."""
+    from whence.models.registry import load_model
+
     check_writable(out, SUFFIXES)
-    found = run(store, layer=layer, group_by=group_by, n_clusters=clusters, masks=dict(map(_mask, mask or [])), seed=seed)
+    if model is None and data is not None:
+        raise InputError("--data needs --model, the explained model, to test the clusters on")
+    loaded = None if model is None else load_model(model, weights, size=size, device=device)
+    samples = None if loaded is None else read_data(data, loaded, "audit", limit)
+    found = run(
+        store, model=loaded and loaded.model, data=samples, layer=layer, group_by=group_by, n_clusters=clusters,
+        masks=dict(map(_mask, mask or [])), seed=seed,
+    )  # fmt: skip
     found.save(out)
     if as_json:
         print(found.json())
         return
     console = Console(highlight=False, soft_wrap=True)
     rows = [
-        [found.name(c.group), str(c.number), str(c.size), f"{c.own:.1%}", "⚠" if c.suspicious else "",
+        [found.name(c.group), str(c.number), str(c.size), f"{c.excess:.1%}",
+         "–" if c.evidence is None else f"{c.evidence.effect:.2f}", "⚠" if c.suspicious else "",
          "–" if c.accuracy is None else f"{c.accuracy:.1%}"]
         for c in found.clusters[:MOST_LISTED]
     ]  # fmt: skip
-    heads = ["class", "cluster", "samples", "suspicion", "", "accuracy"]
+    heads = ["class", "cluster", "samples", "excess", "effect", "", "accuracy"]
     print_table(console, heads, rows, f"{len(found.clusters)} clusters of {len(found.store)} explanations", words=2)
-    for c in found.suspicious:
-        console.print(f"class {found.name(c.group)}, cluster {c.number}: {c.reason(found.name(c.group))}", markup=False)
-    if not found.suspicious:
-        console.print("no suspicious clusters")
+    console.print(str(found), markup=False)
     for group in found.skipped:
         console.print(f"not clustered: {group}", markup=False)
     console.print(f"saved {out}", markup=False)
