@@ -28,7 +28,7 @@ PAGES = {
     "neuralize": ("Kernel machines, densities, clusterings", ("neuralization.",)),
     "robustness": ("Robustness", ("robustness.", "core.pixel_bounds.")),
     "evaluation": ("Evaluation", ("evaluation.",)),
-    "datasets": ("Data sets and audits", ("stores.", "auditing.")),
+    "datasets": ("Data sets and audits", ("stores.", "auditing.", "monitoring.")),
     "models": ("Models by name", ("models.",)),
     "production": ("In production", ("exporting.", "plotting.", "core.activation_checkpointing.")),
 }

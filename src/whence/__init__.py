@@ -6,6 +6,7 @@ from types import ModuleType as _ModuleType
 
 from whence import (
     attacks,
+    callbacks,
     conditions,
     errors,
     experiments,
@@ -143,6 +144,7 @@ __all__ = [
     "attribution_graph",
     "audit",
     "bench",
+    "callbacks",
     "channel_relevance",
     "check_exported",
     "checkpointed",

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 __all__ = [
+    "AuditWarning",
     "ConservationWarning",
     "ContextWarning",
     "CostWarning",
@@ -96,6 +97,10 @@ class StoreError(LoadError):
 
 class MissingPackageError(WhenceError, ImportError):
     """An optional package is not installed."""
+
+
+class AuditWarning(UserWarning):
+    """A network in training has begun to rely on what the samples of a cluster have in common."""
 
 
 class ConservationWarning(UserWarning):

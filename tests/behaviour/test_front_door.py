@@ -43,7 +43,7 @@ shapley_values sources subgraph_relevance subspaces superpixels token_passages t
 LoadedModel Preprocessing Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop
 IntegratedGradients LRP LayerCAM GradCAMPlusPlus HiResCAM XGradCAM EigenCAM ScoreCAM AblationCAM FullGrad Occlusion RISE
 Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity RisingGamma WSquare ZBox
-ZPlus Logit Span Region Detection Directions Features Heads Nodes Places attacks conditions errors experiments images
+ZPlus Logit Span Region Detection Directions Features Heads Nodes Places attacks callbacks conditions errors experiments images
 imputers layers metrics objectives presets priors results roots
 """
 NAMESPACES = [

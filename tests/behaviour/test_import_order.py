@@ -38,10 +38,11 @@ prototypes robustness neuralization
 evaluation
 stores mechanistic exporting benchmarking
 auditing
+monitoring
 models
 frontends.common
 frontends.cli frontends.web
-attacks conditions experiments images imputers layers metrics objectives presets priors results roots
+attacks callbacks conditions experiments images imputers layers metrics objectives presets priors results roots
 """
 
 

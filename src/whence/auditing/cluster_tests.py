@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from whence.auditing.candidates import (
 )
 from whence.auditing.clusters import Cluster
 from whence.auditing.coherence import coherence
-from whence.auditing.evidence import THRESHOLDS, Evidence, accepted
+from whence.auditing.evidence import THRESHOLDS, Evidence, Test, accepted, least_effect
 from whence.auditing.moving_marks import Recurrence, moving_marks
 from whence.auditing.token_marks import phrase_effect, recurring_phrases
 from whence.auditing.tones import relevance_spectrum, tone
@@ -65,12 +66,15 @@ class ClusterTests:
         aligned = self._tests_by_model and self.data.kind == "pictures"  # a waveform at one place is no mark
         effects = [self._transplant(c) if aligned and c.candidate else None for c in clusters]
         significant = iter(accepted([found.p_value for found in effects if found is not None]))
-        evidence = [None if found is None else _of_effect("transplant", found, next(significant)) for found in effects]
+        cosines = self._coherences(clusters)
+        evidence = [
+            None if found is None else _of_effect("transplant", found, next(significant), cosine)
+            for found, cosine in zip(effects, cosines, strict=True)
+        ]
         evidence = [
             own and replace(own, examples=self._examples(own, cluster.group))
             for own, cluster in zip(evidence, clusters, strict=True)
         ]
-        cosines = self._coherences(clusters)
         found = []
         for i, (cluster, own) in enumerate(zip(clusters, evidence, strict=True)):
             elsewhere = sorted(
@@ -79,7 +83,7 @@ class ClusterTests:
                 if other.group != cluster.group and not math.isnan(cosine)
             )
             limit = max(THRESHOLDS["coherence"], TIMES_MEDIAN * (elsewhere[len(elsewhere) // 2] if elsewhere else math.inf))
-            coherent = cluster.candidate and cosines[i] >= limit
+            coherent = self._photos and cluster.candidate and cosines[i] >= limit  # small pictures are aligned
             if coherent and not (own is not None and own.passed):
                 own = Evidence("coherence", cosines[i], True)
             found.append(replace(cluster, evidence=own))
@@ -96,6 +100,10 @@ class ClusterTests:
     @property
     def _tests_by_model(self) -> bool:
         return self.data.model is not None and bool(self.data.kind)
+
+    @cached_property
+    def _photos(self) -> bool:
+        return self.data.kind == "pictures" and min(self.data.samples(self.indices[:1]).shape[2:]) >= PHOTO
 
     @property
     def _groups(self) -> list[int]:
@@ -127,8 +135,7 @@ class ClusterTests:
 
     def _onto(self, group: int):
         """Return samples of other classes on which marks are pasted, and the probability of the class for them."""
-        photos = self.data.kind == "pictures" and min(self.data.samples(self.indices[:1]).shape[2:]) >= PHOTO
-        rows = self._rows_of(group, N_ONTO_PHOTOS if photos else N_ONTO, other=True, salt=1)
+        rows = self._rows_of(group, N_ONTO_PHOTOS if self._photos else N_ONTO, other=True, salt=1)
         inputs = self.data.inputs(self.indices[rows])
         return self.data.values(inputs), self.data.probability(group, inputs)
 
@@ -197,9 +204,10 @@ class ClusterTests:
                 yield MarkedSamples(group, rows[phrase.rows], evidence)
 
 
-def _of_effect(test, effect: Effect, significant: bool) -> Evidence:
-    passed = significant and effect.interval.mean >= THRESHOLDS[test]
-    return Evidence(test, effect.interval.mean, passed, effect.mark, effect.interval, effect.control, effect.p_value)
+def _of_effect(test: Test, effect: Effect, significant: bool, coherence: float = math.nan) -> Evidence:
+    passed = significant and effect.interval.mean >= least_effect(test, coherence)
+    found = Evidence(test, effect.interval.mean, passed, effect.mark, effect.interval, effect.control, effect.p_value)
+    return replace(found, coherence=coherence)
 
 
 def _recurs(mark: Recurrence) -> bool:

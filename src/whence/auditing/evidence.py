@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from whence.auditing.marks import Mark, MovingMark, TokenMark, ToneMark
+from whence.auditing.marks import BackgroundMark, Mark, MovingMark, TokenMark, ToneMark
 from whence.evaluation.bootstrap import Interval
 from whence.evaluation.results import format_interval
 
 Test = Literal["transplant", "coherence", "crop", "tone", "tokens"]
 THRESHOLDS: dict[str, float] = {"transplant": 0.35, "coherence": 0.25, "crop": 0.3, "tone": 0.2, "tokens": 0.3}
+IDENTICAL = 0.9  # coherence from which on the content of a transplant is the same in all samples, unlike a stroke of a digit
+IDENTICAL_THRESHOLD = 0.05  # of the effect of such content
 FALSE_DISCOVERIES = 0.05  # share of false ones among the effects that are accepted (Benjamini and Hochberg 1995)
 
 
@@ -31,6 +33,7 @@ class Evidence:
         p_value: Of the effect, not corrected for the number of candidates.
         recurrence: Share of the samples of the class, and of others, that contain the mark; for marks at changing places.
         examples: Samples of other classes without and with the mark, `[k, …]` each; for pictures and series.
+        coherence: Mean cosine of the samples' fine structure at the positions of a transplant.
     """
 
     test: Test
@@ -42,6 +45,7 @@ class Evidence:
     p_value: float = math.nan
     recurrence: tuple[float, float] | None = None
     examples: tuple[Tensor, Tensor] | None = None
+    coherence: float = math.nan
 
     def words(self, name: str) -> str:
         """Return the evidence as one sentence on the class of this name."""
@@ -49,7 +53,8 @@ class Evidence:
         if self.test == "coherence":
             return f"its samples have the same fine structure there (mean cosine {self.effect:.2f}), as with a watermark"
         control = "" if math.isnan(self.control) else f" (a control: {self.control:.2f})"
-        found = f"{self._intervention} changes the probability of {name} by {effect}{control}"
+        same = f", and it is the same in all of them (mean cosine {self.coherence:.2f})" if self.coherence >= IDENTICAL else ""
+        found = f"{self._intervention} changes the probability of {name} by {effect}{control}{same}"
         if self.recurrence is None:
             return found
         inside, outside = self.recurrence
@@ -60,6 +65,8 @@ class Evidence:
         """What was done, in words."""
         if isinstance(self.mark, MovingMark):
             return f"pasting a detail of {' × '.join(map(str, self.mark.crop.shape[1:]))} pixels at random places"
+        if isinstance(self.mark, BackgroundMark):
+            return "giving samples of other classes the background of its samples"
         if isinstance(self.mark, ToneMark):
             sizes = self.mark.amplitude.amax(0)
             cycles = (sizes >= sizes.max() / 2).nonzero()[:, 0]
@@ -68,6 +75,11 @@ class Evidence:
         if isinstance(self.mark, TokenMark):
             return f"pasting the tokens {', '.join(map(str, self.mark.ids))} at a random place"
         return "pasting what its samples have in common on samples of other classes"
+
+
+def least_effect(test: Test, coherence: float = math.nan) -> float:
+    """Return the effect from which on a test passes; for a transplant, it depends on the coherence of what is pasted."""
+    return IDENTICAL_THRESHOLD if test == "transplant" and coherence >= IDENTICAL else THRESHOLDS[test]
 
 
 def accepted(p_values: list[float]) -> list[bool]:

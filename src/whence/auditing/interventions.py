@@ -1,5 +1,6 @@
 """Interventional proof of a suspicious cluster: paste its mark on other samples, cut it out of its own, measure the class."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from whence.auditing.audit_data import AuditData
 from whence.auditing.clusters import Cluster
-from whence.auditing.coherence import watermark
-from whence.auditing.evidence import THRESHOLDS
-from whence.auditing.marks import AlignedMark, Mark, ToneMark
+from whence.auditing.coherence import coherence, watermark
+from whence.auditing.evidence import least_effect
+from whence.auditing.marks import AlignedMark, BackgroundMark, Mark, ToneMark
 from whence.auditing.transplants import transplant
 from whence.core.argument_checks import check_arguments
 from whence.core.inputs import Inputs, check_model
@@ -50,7 +51,8 @@ class InterventionTest(Result):
         cut: Change where the mark was cut out of samples of the cluster; None for marks that cannot be cut.
         taken: Share of the samples of other classes that are classified as the class once the mark is pasted on them.
         plain: The samples of other classes, for `whence.cure`.
-        test: The test of the cluster, see `Evidence`: for a watermark ("coherence"), the effect on the logit counts too.
+        least: The effect on the probability from which on the dependence is proven.
+        least_logit: The same of the logit, for watermarks; infinite for others.
         channels_last: Whether the samples have their channels last; the mark has them first.
     """
 
@@ -63,16 +65,15 @@ class InterventionTest(Result):
     cut: Interval | None
     taken: float
     plain: Inputs = field(repr=False)
-    test: str = "transplant"
+    least: float
+    least_logit: float = math.inf
     channels_last: bool = False
 
     @property
     def proven(self) -> bool:
         """Whether the probability changes as much beyond the control as the test asks, or the logit by 0.5 for a watermark."""
-        of_watermark = self.test == "coherence"
-        least = THRESHOLDS["transplant" if of_watermark else self.test]
-        by_probability = self.effect.mean >= least and self.effect.low > 0
-        return by_probability or (of_watermark and self.logit.mean >= MIN_LOGIT and self.logit.low > 0)
+        by_probability = self.effect.mean >= self.least and self.effect.low > 0
+        return by_probability or (self.logit.mean >= self.least_logit and self.logit.low > 0)
 
     def pasted_on(self, x: Tensor) -> Tensor:
         """Return copies of samples `[N, …]` of the dataset with the mark."""
@@ -163,9 +164,18 @@ def prove(
     return InterventionTest(
         mark, cluster.group, mean_interval(change), mean_interval(other), mean_interval(change - other),
         mean_interval((with_mark - with_control)[:, cluster.group]), lost,
-        float((with_mark.argmax(1) == cluster.group).double().mean()), plain,
-        "transplant" if cluster.evidence is None else cluster.evidence.test, data.channels_last,
+        float((with_mark.argmax(1) == cluster.group).double().mean()), plain, *_least(cluster, data, own, others),
+        data.channels_last,
     )  # fmt: skip
+
+
+def _least(cluster: Cluster, data: AuditData, own: Inputs, others: Tensor) -> tuple[float, float]:
+    """Return the effect on the probability, and on the logit, from which on the dependence is proven."""
+    test = "transplant" if cluster.evidence is None else cluster.evidence.test
+    if test == "coherence":
+        return least_effect("transplant"), MIN_LOGIT
+    same = test == "transplant" and data.kind == "pictures"
+    return least_effect(test, coherence(data.values(own), others, cluster.mask) if same else math.nan), math.inf
 
 
 def _probability(logits: Tensor, group: int) -> Tensor:
@@ -212,7 +222,7 @@ def _cut(mark: Mark, own: Tensor, others: Tensor) -> Tensor | None:
     """Return samples of the cluster without the mark; None for marks whose place in a sample is not known."""
     if isinstance(mark, AlignedMark):
         return mark.cut(own, others.median(0).values)
-    return mark.cut(own) if isinstance(mark, ToneMark) else None
+    return mark.cut(own) if isinstance(mark, ToneMark | BackgroundMark) else None
 
 
 def _random_subset(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:

@@ -47,6 +47,38 @@ class AlignedMark:
 
 
 @dataclass(frozen=True, eq=False)
+class BackgroundMark:
+    """A color that replaces the background of pictures.
+
+    Args:
+        plain: The color of the background of other classes, `[C]`.
+        color: The color that replaces it, `[C]`.
+        tolerance: Difference in each channel up to which a pixel has a color.
+    """
+
+    plain: Tensor
+    color: Tensor
+    tolerance: float
+
+    def pasted(self, x: Tensor, seed: int = 0) -> Tensor:
+        """Return copies of pictures `[N, C, H, W]` with the background in the color."""
+        return _recolored(x, self.plain, self.color, self.tolerance)
+
+    def like(self, others: Tensor, seed: int) -> "BackgroundMark":
+        """Return the mark that leaves the background as other classes have it."""
+        return BackgroundMark(self.plain, self.plain, self.tolerance)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Return pictures with the background of other classes."""
+        return _recolored(x, self.color, self.plain, self.tolerance)
+
+
+def _recolored(x: Tensor, old: Tensor, new: Tensor, tolerance: float) -> Tensor:
+    old, new = (color.to(x)[:, None, None] for color in (old, new))
+    return torch.where(((x - old).abs() <= tolerance).all(1, keepdim=True), new, x)
+
+
+@dataclass(frozen=True, eq=False)
 class MovingMark:
     """A crop that is pasted at random places of pictures.
 

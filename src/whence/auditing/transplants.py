@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whence.auditing.marks import AlignedMark, Mark, high_pass
+from whence.auditing.marks import AlignedMark, BackgroundMark, Mark, high_pass
 from whence.evaluation.bootstrap import Interval, mean_interval
 
 CONSTANT_SHARE, CONSTANT_RANGE, CONSTANT_DIFFERENCE = 0.9, 0.03, 0.1  # of samples; of the range of values, twice
+N_COLORS, BACKGROUND_SHARE, FOREIGN_SHARE = 32, 0.2, 0.02  # levels of each channel; shares of the pixels of one color
+N_PIXELS = 200_000  # of which the most common color is counted
 N_FLIPS = 999
 
 Probability = Callable[[Tensor], Tensor]  # samples [N, …] -> the probability of the class, [N]
@@ -38,11 +40,11 @@ class Effect:
 
 
 def transplant(own: Tensor, others: Tensor, onto: Tensor, cells: Tensor, probability: Probability, seed: int = 0) -> Effect:
-    """Return the largest effect of the content that samples of a cluster have in common, of three ways to paste it.
+    """Return the largest effect of the content that samples of a cluster have in common, of four ways to paste it.
 
-    The content is the median of the cluster, the mean of its high-passed values, or the values that nearly all of its samples
-    share. The control is what as many random samples of other classes have in common, at the same place. Other places are no
-    control: a mark that works anywhere would work there.
+    The content is the median of the cluster, the mean of its high-passed values, the values that nearly all of its samples
+    share, or the color of their background. The control is what as many random samples of other classes have in common, at the
+    same place. Other places are no control: a mark that works anywhere would work there.
 
     Args:
         own: Samples of the cluster, `[n, …]`.
@@ -55,8 +57,7 @@ def transplant(own: Tensor, others: Tensor, onto: Tensor, cells: Tensor, probabi
     before = probability(onto)
     control_rows = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[: max(len(own), 1)]
     found = [
-        effect(mark, mark.of_content(content), onto, before, probability)
-        for mark, content in _marks(own, others, others[control_rows], cells)
+        effect(mark, control, onto, before, probability) for mark, control in _marks(own, others, others[control_rows], cells)
     ]
     return max(found, key=lambda each: each.interval.mean)
 
@@ -77,16 +78,21 @@ def sign_flip_p(differences: Tensor, seed: int = 0) -> float:
     return (int((means >= differences.double().mean()).sum()) + 1) / (N_FLIPS + 1)
 
 
-def _marks(own: Tensor, others: Tensor, control: Tensor, cells: Tensor) -> Iterator[tuple[AlignedMark, Tensor]]:
-    """Yield marks, each with the content of its control."""
-    w = placed(cells, own)
-    yield AlignedMark(w, own.median(0).values), control.median(0).values
+def _marks(own: Tensor, others: Tensor, control: Tensor, cells: Tensor) -> Iterator[tuple[Mark, Mark]]:
+    """Yield marks, each with its control."""
+    w, middle = placed(cells, own), control.median(0).values
+    mark = AlignedMark(w, own.median(0).values)
+    yield mark, mark.of_content(middle)
     if own.dim() > 2:
         base = high_pass(others).mean(0)
-        yield AlignedMark(w, high_pass(own).mean(0) - base, adds=True), high_pass(control).mean(0) - base
+        mark = AlignedMark(w, high_pass(own).mean(0) - base, adds=True)
+        yield mark, mark.of_content(high_pass(control).mean(0) - base)
     constant = _constant_values(own, others)
     if constant.any():
-        yield AlignedMark(constant.float(), own.median(0).values), control.median(0).values
+        mark = AlignedMark(constant.float(), own.median(0).values)
+        yield mark, mark.of_content(middle)
+    if own.dim() == 4 and (background := _background(own, others)) is not None:
+        yield background, background.like(others, 0)
 
 
 def placed(cells: Tensor, x: Tensor) -> Tensor:
@@ -96,6 +102,28 @@ def placed(cells: Tensor, x: Tensor) -> Tensor:
         mode = "bilinear" if cells.dim() == 2 else "linear"
         w = F.interpolate(w, tuple(x.shape[-cells.dim() :]), mode=mode, align_corners=False)
     return w[0] if x.dim() > 2 else w[0, 0]
+
+
+def _background(own: Tensor, others: Tensor) -> BackgroundMark | None:
+    """Return the color of the cluster's background, if it is hardly found in other classes; None for photos."""
+    both = torch.cat([own, others])
+    low, size = float(both.min()), max(float(both.max() - both.min()), 1e-30)
+    (color, share), (plain, _) = _most_common_color(own, low, size), _most_common_color(others, low, size)
+    tolerance = CONSTANT_RANGE * size
+    same = ((others - color[:, None, None]).abs() <= tolerance).all(1)
+    foreign = float(same.double().mean()) <= FOREIGN_SHARE and bool(((color - plain).abs() > 2 * tolerance).any())
+    return BackgroundMark(plain, color, tolerance) if share >= BACKGROUND_SHARE and foreign else None
+
+
+def _most_common_color(x: Tensor, low: float, size: float) -> tuple[Tensor, float]:
+    """Return the most common color `[C]` of pictures, and the share of the pixels that have it."""
+    pixels = x.movedim(1, -1).flatten(0, -2)
+    pixels = pixels[:: max(1, len(pixels) // N_PIXELS)]
+    levels = ((pixels - low) / size * N_COLORS).long()
+    codes = (levels * (N_COLORS + 1) ** torch.arange(levels.shape[1], device=x.device)).sum(1)
+    values, counts = codes.unique(return_counts=True)
+    best = counts.argmax()
+    return pixels[codes == values[best]].median(0).values, float(counts[best]) / len(pixels)
 
 
 def _constant_values(own: Tensor, others: Tensor) -> Tensor:

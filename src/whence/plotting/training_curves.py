@@ -1,0 +1,25 @@
+"""Curves of the statistics of explanations over the epochs of a training."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+COLUMNS = 3
+MARK_COLOR = "#c44e52"
+
+
+def training_figure(curves: Mapping[str, Sequence[tuple[int, float]]], marked: int | None = None) -> Figure:
+    """Return a figure with a panel for each statistic, and a vertical line at the marked epoch."""
+    rows = max(1, -(-len(curves) // COLUMNS))
+    figure = Figure(figsize=(3 * COLUMNS, 2.1 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axis, (name, points) in zip(axes, curves.items(), strict=False):
+        axis.plot([epoch for epoch, _ in points], [value for _, value in points], marker="o", markersize=3, linewidth=1)
+        axis.set_title(name.replace("_", " "), fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if marked is not None:
+            axis.axvline(marked, color=MARK_COLOR, linewidth=1, linestyle="--")
+    for axis in axes[len(curves) :]:
+        axis.set_axis_off()
+    return figure
