@@ -180,19 +180,23 @@ def test_mlflow_has_values_and_pictures(monkeypatch):
     assert set(pictures) == {"whence/heatmaps/epoch-0000.png"}
 
 
-def test_weights_and_biases_has_values_and_pictures():
-    pytest.importorskip("wandb")
+def test_weights_and_biases_has_values_and_pictures(monkeypatch):
     logged = []
-
-    class Run:
-        log = staticmethod(logged.append)
-
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=lambda figure: ("picture", figure)))
     x, y = drawn(80)
-    watch = whence.callbacks.TrainingAudit((x, y), trackers=[whence.callbacks.wandb_tracker(Run())])
+    watch = whence.callbacks.TrainingAudit((x, y), trackers=[whence.callbacks.wandb_tracker(SimpleNamespace(log=logged.append))])
     watch(network(), 0)
     assert logged[0]["whence/epoch"] == 0
     assert logged[0]["whence/accuracy"] == watch.table[0]["accuracy"]
-    assert type(logged[0]["whence/heatmaps"]).__name__ == "Image"
+    assert logged[0]["whence/heatmaps"][0] == "picture"
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb", "tensorboard"])
+def test_a_missing_library_is_named(monkeypatch, name, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
+    make = getattr(whence.callbacks, f"{name}_tracker")
+    with pytest.raises(errors.MissingPackageError, match=f"pip install {name}"):
+        make(*{"mlflow": (), "wandb": (None,), "tensorboard": (tmp_path,)}[name])
 
 
 def test_lightning_trainers_audit(tmp_path):

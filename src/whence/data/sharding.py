@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,23 +52,37 @@ class RayWorker:
 
 
 def run_on_ray(
-    make: Callable[..., PieceWork], given: tuple, numbers: Sequence[int], address: str | None
+    make: Callable[..., PieceWork], given: tuple, numbers: Sequence[int], address: str | None, num_gpus: float = 0
 ) -> Iterator[tuple[int, Any]]:
-    """Yield each number with the result of `make(*given)(number)`, in the order of completion, by Ray Data."""
+    """Yield each number with the result of `make(*given)(number)`, in the order of completion, by Ray Data.
+
+    Each worker calls `make` once. With `num_gpus`, it has so many GPUs, and there are as many workers as the GPUs suffice for.
+    """
     if not numbers:
         return
     ray = _connect(address)
     try:
-        workers = max(1, min(len(numbers), int(ray.cluster_resources().get("CPU", 1))))
+        workers = _worker_count(ray.cluster_resources(), len(numbers), num_gpus)
         items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
         pool = ray.data.ActorPoolStrategy(size=workers)
-        done = items.map_batches(RayWorker, fn_constructor_args=(make, ray.put(given)), batch_size=1, compute=pool)
+        done = items.map_batches(
+            RayWorker, fn_constructor_args=(make, ray.put(given)), batch_size=1, compute=pool, num_gpus=num_gpus or None
+        )
         for batch in done.iter_batches(batch_size=1, prefetch_batches=0):
             for number, found in zip(batch["item"], batch["found"], strict=True):
                 yield int(number), pickle.loads(found)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, WhenceError) else ClusterError(f"Ray failed: {_last_line(error)}") from error
+
+
+def _worker_count(resources: Mapping[str, float], pieces: int, num_gpus: float) -> int:
+    """Return how many workers a cluster has room for, at most one per piece."""
+    if not num_gpus:
+        return max(1, min(pieces, int(resources.get("CPU", 1))))
+    if (gpus := resources.get("GPU", 0)) < num_gpus:
+        raise ClusterError(f"num_gpus={num_gpus:g} for each worker, but the cluster has {gpus:g} GPUs; pass num_gpus=0")
+    return min(pieces, int(gpus / num_gpus))
 
 
 def _connect(address: str | None) -> Any:

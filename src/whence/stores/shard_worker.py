@@ -40,6 +40,7 @@ class StoreJob:
     layers: tuple[str, ...]
     batch_size: int | None
     reduce: str
+    map_size: int | None
     pictures: bool
     shape: Any = None  # of the samples; those of other shapes fail
 
@@ -47,7 +48,7 @@ class StoreJob:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
             method_words=short_repr(self.method), data=self._data(), target=_target_name(self.target), layers=self.layers,
-            reduce=self.reduce, pictures=self.pictures, library=f"whence {version('whence')}",
+            reduce=self.reduce, map_size=self.map_size, pictures=self.pictures, library=f"whence {version('whence')}",
             class_names=list(map(str, classes)),
         )  # fmt: skip
 
@@ -131,7 +132,8 @@ class ShardWorker:
             found["target"] = e.target.index
         relevance = _single_input(e)
         if job.reduce == "channels":
-            found |= to_half_precision(reduce_relevance(e, input_channel_dim(job.model, samples.inputs, relevance)))
+            maps = reduce_relevance(e, input_channel_dim(job.model, samples.inputs, relevance))
+            found |= to_half_precision(maps if job.map_size is None else sum_over_cells(maps, job.map_size))
         else:
             found["relevance"] = relevance
         for name, relevance in e.layers.items():
@@ -169,6 +171,17 @@ def reduce_relevance(e: Explanation, channels: int) -> Tensor:
     """Sum relevance over channels: `[n, H, W]` for images, `[n, T]` for series and texts; vectors are unchanged."""
     relevance = _single_input(e)
     return relevance.sum(channels) if relevance.dim() > 2 else relevance
+
+
+def sum_over_cells(maps: Tensor, side: int) -> Tensor:
+    """Return maps `[n, H, W]` or `[n, T]` summed over cells, so that no side is longer; the sum of relevance stays the same."""
+    maps = maps.float()
+    for dim, length in enumerate(maps.shape[1:], start=1):
+        if length > side:
+            cell = torch.arange(length, device=maps.device) * side // length
+            shape = (*maps.shape[:dim], side, *maps.shape[dim + 1 :])
+            maps = maps.new_zeros(shape).index_add_(dim, cell, maps)
+    return maps
 
 
 def _logits_of_inputs(shown: list[Tensor], e: Explanation) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
-from whence.core.files import atomic_write, write_safetensors
+from whence.core.files import write_safetensors
 from whence.core.fingerprints import fingerprint
 from whence.errors import LoadError, StoreError, count_noun, first_line
+from whence.stores.store_paths import is_local, readable, store_path, writable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -40,6 +41,7 @@ class Manifest:
     reduce: str
     pictures: bool
     library: str
+    map_size: int | None = None
     class_names: Sequence[str] = ()
     format: int = FORMAT
 
@@ -73,6 +75,9 @@ class Manifest:
 
     def create(self, folder: Path) -> None:
         """Write the manifest unless another job has just written one, which then stays."""
+        if not is_local(folder):
+            (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+            return
         beside = folder / f".{token_hex(8)}.json"
         try:
             beside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
@@ -106,7 +111,7 @@ class Shard:
         """Write the shard to a temporary file and rename it, so that an existing file is always complete."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         about = {"settings": settings, "checksum": _checksum(tensors), "failures": list(self.failures)}
-        with atomic_write(path) as beside:
+        with writable(path) as beside:
             write_safetensors(beside, tensors, {"about": json.dumps(about)})  # a single entry: the order of several would vary
 
     @classmethod
@@ -125,7 +130,7 @@ class Shard:
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
         try:
-            with safe_open(path, "pt") as file:
+            with readable(path) as local, safe_open(local, "pt") as file:
                 about = _shard_metadata((file.metadata() or {}).get("about", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except OSError as error:
@@ -311,13 +316,14 @@ def open_store(path: str | Path) -> Store:
     Store of 10000 of 10000 samples by LRP() in explanations
 
     Args:
-        path: The folder of the store.
+        path: The folder of the store, or its URL.
     Returns:
         The `Store`.
     Raises:
         LoadError: The folder does not exist or does not hold a store.
+        MissingPackageError: A URL is given, and universal-pathlib or the package of its protocol is not installed.
     """
-    folder = Path(path)
+    folder = store_path(path)
     if not folder.is_dir():
         raise LoadError(f"folder {folder} does not exist")
     return Store(folder, Manifest.read(folder))
