@@ -2,6 +2,7 @@
 
 from whence.auditing.artifact_removal import ProjectedModel
 from whence.auditing.audit import Audit
+from whence.auditing.audit_comparison import AuditComparison
 from whence.auditing.interventions import InterventionTest
 from whence.benchmarking.results import BenchResult
 from whence.contexts.sources import SourceAttribution
@@ -33,6 +34,7 @@ __all__ = [
     "AttackResult",
     "AttributionGraph",
     "Audit",
+    "AuditComparison",
     "BenchResult",
     "Comparison",
     "Concepts",

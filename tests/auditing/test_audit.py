@@ -58,16 +58,6 @@ def accuracy(model, x, y):
     return float((model(x).argmax(1) == y).double().mean())
 
 
-def with_true_mark(kind, x):
-    if kind == "tone":
-        return sets.tone(x[:, 0], torch.rand(len(x), generator=torch.Generator().manual_seed(9)) * 6)[:, None]
-    if kind == "phrase":
-        x = x.clone()
-        x[:, 9:11] = torch.tensor(sets.PHRASE)
-        return x
-    return sets.PICTURE_MARKS[kind](x, 9)
-
-
 MARKED = {"corner": 3, "frame": 3, "stripe": 3, "background": 3, "sticker": 3, "tone": 1, "phrase": 1}
 TESTS = {"sticker": "crop", "tone": "tone", "phrase": "tokens"}
 
@@ -81,7 +71,7 @@ def test_marks_are_found_first_proven_and_cured(made, kind):
     assert first.evidence.test == TESTS.get(kind, "transplant")
     assert {c.group for c in found.suspicious} == {group}
     others, labels = x[y != group], y[y != group]
-    marked = with_true_mark(kind, others)
+    marked = sets.with_true_mark(kind, others)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     proof = whence.prove(first, model, (x, y))
     assert proof.proven

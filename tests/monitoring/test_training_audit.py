@@ -13,19 +13,8 @@ from torch import nn
 import whence
 from support import marked_sets as sets
 from whence import errors
-from whence.models.digits import digit_samples
 
 PLANTED = 3  # the epoch from which on the threes have a mark
-
-
-def drawn(count, seed=0):
-    """Digits, moved and noisy, and their labels."""
-    random = torch.Generator().manual_seed(seed)
-    images, labels = digit_samples()
-    chosen = torch.randint(len(labels), (count,), generator=random)
-    shifts = torch.randint(-3, 4, (count, 2), generator=random).tolist()
-    x = torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(images[chosen], shifts, strict=True)])
-    return (x + 0.2 * torch.randn(x.shape, generator=random)).clamp(0, 1), labels[chosen]
 
 
 def marked(x, y):
@@ -51,7 +40,7 @@ def one_epoch(model, optimizer, x, y):
 
 
 def test_a_mark_planted_at_epoch_3_is_flagged_within_two_audits():
-    x, y = drawn(1200)
+    x, y = sets.moved_digits(1200)
     model, noted = network().train(), []
     watch = whence.callbacks.TrainingAudit((marked(x, y), y), n_samples=200, trackers=[lambda *logged: noted.append(logged)])
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -87,7 +76,7 @@ def test_a_mark_planted_at_epoch_3_is_flagged_within_two_audits():
 
 
 def test_training_is_the_same_with_and_without_audits():
-    x, y = drawn(300)
+    x, y = sets.moved_digits(300)
     weights = []
     for audited in (False, True):
         model = network()
@@ -106,7 +95,7 @@ def test_training_is_the_same_with_and_without_audits():
 
 
 def test_training_goes_on_where_the_sample_cannot_be_audited():
-    x, y = drawn(60)
+    x, y = sets.moved_digits(60)
     watch = whence.callbacks.TrainingAudit((x, torch.zeros_like(y)), n_samples=50)
     record = watch(network(), 0)
     assert record.audit is None
@@ -118,7 +107,7 @@ def test_training_goes_on_where_the_sample_cannot_be_audited():
 
 
 def test_epochs_between_audits_cost_nothing():
-    x, y = drawn(60)
+    x, y = sets.moved_digits(60)
     watch = whence.callbacks.TrainingAudit((x, y), every=3)
     assert "no audits yet" in repr(watch)
     assert watch(None, 1) is None  # the model is not even looked at
@@ -130,13 +119,13 @@ def test_epochs_between_audits_cost_nothing():
 )
 def test_wrong_settings_are_refused_before_training(settings, message):
     with pytest.raises(errors.WhenceError, match=message):
-        whence.callbacks.TrainingAudit(drawn(20), **settings)
+        whence.callbacks.TrainingAudit(sets.moved_digits(20), **settings)
     with pytest.raises(errors.InputError, match="empty"):
         whence.callbacks.TrainingAudit([])
 
 
 def test_the_figure_has_a_panel_for_each_statistic(tmp_path):
-    x, y = drawn(160)
+    x, y = sets.moved_digits(160)
     watch = whence.callbacks.TrainingAudit((x, y), n_samples=150, folder=tmp_path)
     for epoch in range(2):
         watch(network(), epoch)
@@ -150,7 +139,7 @@ def test_tensorboard_has_values_and_pictures(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    x, y = drawn(80)
+    x, y = sets.moved_digits(80)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         watch = whence.callbacks.TrainingAudit((x, y), trackers=[whence.callbacks.tensorboard_tracker(tmp_path)])
@@ -172,7 +161,7 @@ def test_mlflow_has_values_and_pictures(monkeypatch):
         log_figure=lambda figure, path: pictures.update({path: figure}),
     )
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    x, y = drawn(80)
+    x, y = sets.moved_digits(80)
     watch = whence.callbacks.TrainingAudit((x, y), trackers=[whence.callbacks.mlflow_tracker()])
     watch(network(), 0)
     assert metrics[0][0] == 0
@@ -183,8 +172,10 @@ def test_mlflow_has_values_and_pictures(monkeypatch):
 def test_weights_and_biases_has_values_and_pictures(monkeypatch):
     logged = []
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=lambda figure: ("picture", figure)))
-    x, y = drawn(80)
-    watch = whence.callbacks.TrainingAudit((x, y), trackers=[whence.callbacks.wandb_tracker(SimpleNamespace(log=logged.append))])
+    x, y = sets.moved_digits(80)
+    watch = whence.callbacks.TrainingAudit(
+        (x, y), trackers=[whence.callbacks.wandb_tracker(SimpleNamespace(log=logged.append))]
+    )
     watch(network(), 0)
     assert logged[0]["whence/epoch"] == 0
     assert logged[0]["whence/accuracy"] == watch.table[0]["accuracy"]
@@ -216,7 +207,7 @@ def test_lightning_trainers_audit(tmp_path):
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), 1e-3)
 
-    x, y = drawn(80)
+    x, y = sets.moved_digits(80)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=20)
     watch = whence.callbacks.TrainingAudit((x, y), every=2)
     with warnings.catch_warnings():

@@ -73,8 +73,8 @@ def test_other_models_and_methods_have_no_late_layers(model, x, settings, tmp_pa
 def test_late_layers_of_series_have_their_channels(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv1d(2, 6, 5, padding=2), nn.ReLU(), nn.Conv1d(6, 9, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(),
-        nn.Linear(36, 3),
+        nn.Conv1d(2, 6, 5, padding=2), nn.ReLU(), nn.Conv1d(6, 9, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(4),
+        nn.Flatten(), nn.Linear(36, 3),
     ).eval()  # fmt: skip
     x = torch.randn(10, 2, 32)
     assert late_layers(model, Inputs.of(x[:1])) == ("4",)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from whence.models.digits import digit_samples
+
 CLASS, TONE = 3, 20
 STICKER = torch.zeros(7, 7)
 STICKER[0] = STICKER[-1] = STICKER[:, 0] = STICKER[:, -1] = 1
@@ -50,6 +52,16 @@ def marked_digits(kind: str, x: Tensor, y: Tensor) -> Tensor:
     if kind != "clean":
         x[y == CLASS] = PICTURE_MARKS[kind](x[y == CLASS])
     return x
+
+
+def moved_digits(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the bundled digits, moved and noisy, and their labels."""
+    random = torch.Generator().manual_seed(seed)
+    images, labels = digit_samples()
+    chosen = torch.randint(len(labels), (count,), generator=random)
+    shifts = torch.randint(-3, 4, (count, 2), generator=random).tolist()
+    x = torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(images[chosen], shifts, strict=True)])
+    return (x + 0.2 * torch.randn(x.shape, generator=random)).clamp(0, 1), labels[chosen]
 
 
 def with_marked_others(kind: str, x: Tensor, y: Tensor, count: int = 150) -> tuple[Tensor, Tensor]:
@@ -133,3 +145,14 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int = 0, 
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step()
     return model.eval().requires_grad_(False)
+
+
+def with_true_mark(kind: str, x: Tensor) -> Tensor:
+    """Return samples with the mark of a kind of set."""
+    if kind == "tone":
+        return tone(x[:, 0], torch.rand(len(x), generator=torch.Generator().manual_seed(9)) * 6)[:, None]
+    if kind == "phrase":
+        x = x.clone()
+        x[:, 9:11] = torch.tensor(PHRASE)
+        return x
+    return PICTURE_MARKS[kind](x, 9)

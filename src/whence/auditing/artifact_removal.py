@@ -16,7 +16,7 @@ from whence.core.inputs import Inputs, check_model
 from whence.data.batches import MAX_BATCH_SIZE
 from whence.errors import InputError, ModelError, RuleError, SelectorError, suggest
 from whence.lrp.torch_compat.torch_patches import temporary_hook
-from whence.methods.layer_reader import LayerReader
+from whence.methods.layer_reader import LayerReader, layer_shapes, leaf_layers
 
 MAX_LOSS = 0.01  # share of clean samples whose prediction may change
 MAX_LAYERS = 8  # that the search tries
@@ -246,20 +246,8 @@ def _detector(plain: Tensor, marked: Tensor) -> Tensor | None:
 
 def _layers(model: nn.Module, x: Tensor) -> list[str]:
     """Return up to eight layers that return a tensor of one row per sample, in the order in which they run."""
-    shapes: dict[str, Any] = {}
-    names = {module: name for name, module in model.named_modules() if name and not list(module.children())}
-
-    def record(module: nn.Module, args: Any, out: Any) -> None:
-        shapes.setdefault(names[module], getattr(out, "shape", None))
-
-    hooks = [module.register_forward_hook(record) for module in names]
-    try:
-        with torch.no_grad():
-            model(to_device_of(x[:2], model))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    usable = [name for name, shape in shapes.items() if shape is not None and len(shape) > 1 and shape[0] == len(x[:2])]
+    shapes = layer_shapes(model, to_device_of(x[:2], model))
+    usable = [name for name in leaf_layers(shapes) if len(shapes[name]) > 1 and shapes[name][0] == len(x[:2])]
     inner = usable[:-1]  # the last is the output
     steps = torch.linspace(0, len(inner) - 1, min(MAX_LAYERS, len(inner))).round().long().unique().tolist() if inner else []
     return [inner[i] for i in steps]

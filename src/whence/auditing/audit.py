@@ -1,50 +1,41 @@
 """`audit`: spectral relevance analysis of stored explanations, with clusters ranked by suspicion."""
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from whence.auditing import spectral_clustering
+from whence.auditing.audit_comparison import AuditComparison, compare_clusters
 from whence.auditing.audit_data import AuditData
-from whence.auditing.candidates import cross_fitted_excess, excess_mask, largest_of_other_classes, pooled, shares, upsampled
-from whence.auditing.channel_clusters import exclusive_share, split_by_channel
-from whence.auditing.cluster_tests import ClusterTests, MarkedSamples
+from whence.auditing.audit_rows import AuditedRows
+from whence.auditing.cluster_maker import MIN_SAMPLES, ClusterMaker, SampleGroup
+from whence.auditing.cluster_tests import ClusterTests
 from whence.auditing.clusters import Cluster
 from whence.auditing.spectral_clustering import SpectralClusters
 from whence.core.argument_checks import check_arguments
 from whence.core.files import PICTURE_SUFFIXES, text_writer
-from whence.core.inputs import has_colours_last
+from whence.core.fingerprints import fingerprint
 from whence.core.progress import Progress, progress
 from whence.core.result import Result
 from whence.data.batches import ReadFunction
 from whence.errors import InputError, RuleError, StoreError, count_noun, value_repr
+from whence.stores.shard_worker import dataset_fingerprint
 from whence.stores.store import Store, open_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIN_SAMPLES = 12  # samples of a class, below which it is not clustered
-SAMPLES_SHOWN = 8
+MAX_SAMPLES = 20_000
 MAX_ROWS_DRAWN = 6
+N_SHOWN_OF_OTHERS = 4  # samples of the clusters that are not named, on the page
 MAX_NAMED = 5  # candidates in the text of an audit
 SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".csv", ".json")
 GROUP_COLUMNS = ("prediction", "label", "target")
-
-
-@dataclass(frozen=True)
-class SampleGroup:
-    """The samples of one class and the clusters of their explanations."""
-
-    number: int
-    rows: Tensor
-    spectrum: SpectralClusters
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -66,6 +57,8 @@ class Audit(Result):
         skipped: Names of the classes that have too few samples to cluster.
         layer: Layer whose channel relevance was clustered; empty if it was the relevance of the input.
         tested: Whether the clusters were tested on a model.
+        n_samples: Number of samples that were audited.
+        notes: How the data and the model differ from those that were explained.
     """
 
     store: Store
@@ -74,6 +67,8 @@ class Audit(Result):
     skipped: Sequence[str] = ()
     layer: str = ""
     tested: bool = False
+    n_samples: int = 0
+    notes: Sequence[str] = ()
 
     @property
     def suspicious(self) -> list[Cluster]:
@@ -86,17 +81,61 @@ class Audit(Result):
 
     def __repr__(self) -> str:
         lines = [f"  class {self.name(c.group)}, cluster {c.number}: {c.reason(self.name(c.group))}" for c in self._named]
-        return "\n".join([self.headline, *lines])
+        return "\n".join([self.headline, *lines, *(f"  note: {note}" for note in self.notes)])
 
     @property
     def headline(self) -> str:
         """The outcome in one sentence."""
-        about = f"Audit of {len(self.store)} explanations: "
+        total = len(self.store)
+        about = f"Audit of {self.n_samples}{f' of {total}' if total > self.n_samples else ''} explanations: "
         if self.suspicious:
             return f"{about}{count_noun(len(self.suspicious), 'suspicious cluster')} of {len(self.clusters)}"
         if self.tested:
             return f"{about}nothing found in {count_noun(len(self.clusters), 'cluster')}"
         return f"{about}{count_noun(len(self.candidates), 'candidate')} of {len(self.clusters)} clusters, not tested"
+
+    @property
+    def verdict(self) -> str:
+        """The outcome for readers who do not know the method, in one sentence."""
+        if self.suspicious:
+            names = ", ".join(dict.fromkeys(self.name(c.group) for c in self.suspicious))
+            return (
+                f"The model recognises {count_noun(len({c.group for c in self.suspicious}), 'class')} by a mark rather than by "
+                f"what the samples show: {names}"
+            )
+        if self.tested:
+            return "No mark was found that decides a prediction; marks that are hardly used are not found"
+        return "Whether a mark decides predictions is not known: the clusters were not tested on the model"
+
+    @property
+    def by_class(self) -> list[dict[str, Any]]:
+        """One row per class: its samples, clusters, suspicious clusters, samples in these, and the largest effect."""
+        rows = []
+        for g in self.groups:
+            clusters = [c for c in self.clusters if c.group == g.number]
+            suspicious = [c for c in clusters if c.suspicious]
+            effects = [c.evidence.effect for c in clusters if c.evidence is not None]
+            rows.append({
+                "class": self.name(g.number), "samples": len(g.rows), "clusters": len(clusters),
+                "suspicious": len(suspicious), "with_mark": len({int(i) for c in suspicious for i in c.rows}),
+                "largest_effect": max(effects, default=None),
+            })  # fmt: skip
+        return rows
+
+    def compare(self, other: "Audit") -> AuditComparison:
+        """Return which suspicious clusters of this audit are gone in another, remain, or are new.
+
+        >>> before.compare(after)
+
+        Args:
+            other: The audit after a change of the model, or of another model, on the same dataset.
+
+        Raises:
+            InputError: If the audits are of different datasets.
+        """
+        if self.store.manifest.data != other.store.manifest.data:
+            raise InputError("the audits are of different datasets; compare audits of the same samples")
+        return compare_clusters(self.clusters, other.clusters, self.name)
 
     @property
     def candidates(self) -> list[Cluster]:
@@ -135,12 +174,12 @@ class Audit(Result):
             drawn.append(ClusterRow(title, c.mean, _outline(c), self._samples(c.nearest)))
         return cluster_rows(drawn)
 
-    def _samples(self, rows: Tensor) -> list[tuple[Tensor | None, Tensor]]:
+    def _samples(self, rows: Iterable[Any]) -> list[tuple[Tensor | None, Tensor]]:
         """Return the thumbnail, if stored, and the heatmap of each row."""
         pictures = "picture" in self.store.names
         found = []
-        for row in rows.tolist():
-            of_row = self.store[row]
+        for row in rows:
+            of_row = self.store[int(row)]
             found.append((of_row["picture"] if pictures else None, of_row["relevance"]))
         return found
 
@@ -153,8 +192,9 @@ class Audit(Result):
         ]  # fmt: skip
         clusters = [c.plain(self.name(c.group)) for c in self.clusters]
         about = {
-            "store": str(self.store.folder), "samples": len(self.store), "outcome": self.headline, "tested": self.tested,
-            "skipped": list(self.skipped),
+            "store": str(self.store.folder), "samples": self.n_samples, "outcome": self.headline,
+            "verdict": self.verdict, "tested": self.tested, "by_class": self.by_class,
+            "skipped": list(self.skipped), "notes": list(self.notes),
         }  # fmt: skip
         return json.dumps(about | {"clusters": clusters, "classes": groups}, indent=1)
 
@@ -163,15 +203,15 @@ class Audit(Result):
         from whence.plotting.html_pages import embed_figure, embed_in_each_palette, render_page
         from whence.plotting.mark_examples import mark_figure
 
-        clusters = []
+        clusters, named = [], {id(c) for c in self._named}
         for c in self.clusters:
             name = self.name(c.group)
-            strip = ClusterRow("", c.mean, _outline(c), self._samples(c.nearest) + self._samples(c.random))
+            rows = [*c.nearest, *c.random] if id(c) in named else c.nearest[:N_SHOWN_OF_OTHERS]
+            strip = ClusterRow("", c.mean, _outline(c), self._samples(rows))
             examples = c.evidence.examples if c.evidence is not None else None
             shown = None if examples is None else embed_figure(mark_figure(*examples))
             clusters.append((c, name, c.reason(name), embed_in_each_palette(partial(cluster_rows, [strip])), shown))
         clouds = [(self.name(g.number), g.spectrum, embed_figure(_embedding_figure(g.spectrum))) for g in self.groups]
-        named = {id(c) for c in self._named}
         first, rest = ([each for each in clusters if (id(each[0]) in named) == one] for one in (True, False))
         return render_page("audit.html", audit=self, first=first, rest=rest, clouds=clouds)
 
@@ -183,10 +223,11 @@ def audit(
     model: Callable[..., Any] | None = None,
     data: Any = None,
     read: ReadFunction | None = None,
-    layer: str | None = None,
+    layer: str | None = "auto",
     group_by: str = "prediction",
     n_clusters: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     progress: Progress = True,
 ) -> Audit:
@@ -210,14 +251,16 @@ def audit(
         data: The dataset that the store was computed from: `x`, `(x, y)` or a map-style dataset; needed with `model`. Alone it
             suffices to find watermarks.
         read: Function from a row of the dataset to an input, or to a pair of input and label; not for tensors.
-        layer: Layer whose channel relevance is clustered instead of the relevance of the input; the store must contain it. A
-            late convolution is best for artifacts that are recognised at any position.
+        layer: "auto" also groups the samples of a class that rely on a channel of the stored layers which the rest of the class
+            does not use; None clusters the relevance of the input alone. A stored layer by name: its channels are clustered
+            instead of the input, without tests.
         group_by: What defines the class of a sample: "prediction", "label" or "target". With `layer`, "label" works best (for a
             store with `target="label"`): samples without the artifact, which the model may misclassify, are then in the same
             class.
         n_clusters: Number of clusters per class, 1 to 12; if None, chosen by the largest gap between eigenvalues.
         masks: Masks by name whose share of the relevance is reported too: `[H, W]`, or `[n, H, W]` with one for each sample of
             the dataset.
+        max_samples: Number of samples that are clustered; of a larger store, a random part.
         seed: Random seed of the clustering and of the samples shown.
         progress: Whether to show a progress bar, or a function that is called with (done, total) instead.
 
@@ -243,33 +286,48 @@ def audit(
     if model is not None and data is None:
         raise RuleError("model= needs data=, the dataset that the store was computed from, to test the clusters on")
     samples = None if data is None else AuditData.of(data, model, read, store.manifest.count)
-    maps = _maps(store) if layer is None else store.channels(layer)
-    column = store.column(group_by)
-    if (column < 0).all():
+    notes = () if samples is None else _differences(store, samples)
+    audited = AuditedRows.of_store(store, group_by, masks or {}, max_samples, seed)
+    if (audited.classes < 0).all():
         raise InputError(f"the samples have no {group_by}; choose group_by='prediction'")
-    groups, skipped = _cluster_groups(store, maps, column, n_clusters, seed, progress)
+    inner = layer if layer not in (None, "auto") else ""
+    relevance = audited.channels(inner) if inner else audited.maps
+    groups, skipped = _cluster_groups(audited, relevance, n_clusters, seed, progress)
     if not groups:
         raise InputError(
             f"no class has {MIN_SAMPLES} samples or more, so there is nothing to cluster; explain more samples of the dataset"
         )
-    if len(column.unique()) < 2:
+    if len(audited.classes.unique()) < 2:
         raise InputError("all samples belong to one class; an audit compares explanations of at least two classes")
-    drawn = ClusterMaker(store, shares(maps), column, layer or "", seed, masks or {})
-    found = drawn.of_groups(groups)
-    if samples is not None and layer is None:
-        tests = ClusterTests(samples, maps, column, store.index, seed)
+    made = ClusterMaker(audited, relevance, inner, seed)
+    found = made.of_groups(groups)
+    if layer == "auto":
+        found += made.of_parts(_channel_parts(audited, groups, seed), found)
+    if samples is not None and not inner:
+        tests = ClusterTests(samples, audited.maps, audited.classes, audited.indices, seed)
         found = tests.verdicts(found)
-        found += drawn.of_marks(tests.moving(), found)
+        found += made.of_marks(tests.moving(), found)
     ranked = sorted(found, key=_rank)
-    return Audit(store, ranked, groups, skipped, layer or "", model is not None and layer is None)
+    return Audit(store, ranked, groups, skipped, inner, model is not None and not inner, len(audited.rows), notes)
 
 
-def _maps(store: Store) -> Tensor:
-    """Return the relevance of all samples, summed over channels."""
-    maps = torch.cat(list(store.relevance.batches()))
-    if store.manifest.reduce == "channels" or maps.dim() < 3:
-        return maps
-    return maps.sum(-1 if has_colours_last(maps.shape) else 1)
+def _channel_parts(audited: AuditedRows, groups: Sequence[SampleGroup], seed: int) -> Iterator[tuple[str, int, Tensor]]:
+    """Yield the parts of classes that rely on single channels of the stored layers: the view, the class and the rows."""
+    for layer in audited.store.manifest.layers:
+        made = ClusterMaker(audited, audited.channels(layer), layer, seed)
+        for g in groups:
+            for channel, rows in made.channel_parts(g.number, g.rows):
+                yield f"{layer}, channel {channel}", g.number, rows
+
+
+def _differences(store: Store, samples: AuditData) -> tuple[str, ...]:
+    """Return notes on how the data and the model differ from those that were explained."""
+    notes = []
+    if dataset_fingerprint(samples.rows) != store.manifest.data:
+        notes.append("the data differ from those that were explained, or are read differently each time: tests may be wrong")
+    if samples.model is not None and fingerprint(samples.model) != store.manifest.model:
+        notes.append("the model is not the one that was explained: candidates are of that one, tests of this one")
+    return tuple(notes)
 
 
 def _rank(cluster: Cluster) -> tuple[float, ...]:
@@ -285,134 +343,23 @@ def _embedding_figure(found: SpectralClusters) -> "Figure":
 
 
 def _cluster_groups(
-    store: Store, maps: Tensor, column: Tensor, clusters: int | None, seed: int, shown: Progress
+    audited: AuditedRows, relevance: Tensor, clusters: int | None, seed: int, shown: Progress
 ) -> tuple[list[SampleGroup], list[str]]:
     groups, skipped = [], []
-    numbers = [int(number) for number in column.unique() if number >= 0]
+    numbers = [int(number) for number in audited.classes.unique() if number >= 0]
     with progress("audit", len(numbers), shown) as advance:
         for number in numbers:
-            rows = (column == number).nonzero()[:, 0]
+            rows = (audited.classes == number).nonzero()[:, 0]
             if len(rows) < MIN_SAMPLES:
-                skipped.append(f"{store.manifest.class_name(number)} ({len(rows)} samples, fewer than {MIN_SAMPLES})")
+                skipped.append(f"{audited.store.manifest.class_name(number)} ({len(rows)} samples, fewer than {MIN_SAMPLES})")
             else:
-                found = spectral_clustering.spectral_clusters(spectral_clustering.features(maps[rows]), clusters, seed)
+                found = spectral_clustering.spectral_clusters(spectral_clustering.features(relevance[rows]), clusters, seed)
                 groups.append(SampleGroup(number, rows, found))
             advance(1)
     return groups, skipped
-
-
-@dataclass(frozen=True)
-class ClusterMaker:
-    """Maker of the clusters of an audit, with all that is said about them.
-
-    Args:
-        store: The audited store.
-        parts: Shares of the relevance, `[n, …]`.
-        classes: The class of each sample, `[n]`.
-        layer: Layer of the channel relevance; empty for the relevance of the input.
-        seed: Random seed of the samples shown.
-        masks: The user's masks by name.
-    """
-
-    store: Store
-    parts: Tensor
-    classes: Tensor
-    layer: str
-    seed: int
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def of_groups(self, groups: Sequence[SampleGroup]) -> list[Cluster]:
-        """Return the clusters of each class, and for channels the parts of classes that rely on single channels."""
-        found = []
-        for g in groups:
-            for k in range(g.spectrum.count):
-                rows = g.rows[g.spectrum.labels == k]
-                found.append(self._cluster(g.number, k, rows, *self._excess(g.number, rows), g.spectrum.stability))
-            if self.layer:
-                others = torch.stack([mean for c, mean in self._class_means.items() if c != g.number])
-                for i, (channel, high) in enumerate(split_by_channel(self.parts[g.rows], others, MIN_SAMPLES)):
-                    rows, mask = g.rows[high], torch.arange(self.parts.shape[1]) == channel
-                    own = float(self.parts[rows, channel].mean())
-                    found.append(self._cluster(g.number, g.spectrum.count + i, rows, own, mask, g.spectrum.stability))
-        return found
-
-    def of_marks(self, marks: Iterable[MarkedSamples], known: Sequence[Cluster]) -> list[Cluster]:
-        """Return clusters of samples with a mark at changing places, unless a known suspicious cluster has most of them."""
-        found: list[Cluster] = []
-        for mark in marks:
-            same = [c for c in known if c.group == mark.group]
-            if any(c.suspicious and torch.isin(mark.rows, c.rows).double().mean() > 0.5 for c in same):
-                continue
-            number = 1 + max((c.number for c in (*same, *(c for c in found if c.group == mark.group))), default=-1)
-            nowhere = torch.zeros(self.parts.shape[1:], dtype=torch.bool)
-            cluster = self._cluster(mark.group, number, mark.rows, self._excess(mark.group, mark.rows)[0], nowhere, math.nan)
-            found.append(replace(cluster, evidence=mark.evidence))
-        return found
-
-    @cached_property
-    def _cells(self) -> Tensor:
-        return pooled(self.parts)
-
-    @cached_property
-    def _class_means(self) -> dict[int, Tensor]:
-        return {int(c): (self.parts if self.layer else self._cells)[self.classes == c].mean(0) for c in self.classes.unique()}
-
-    @cached_property
-    def _on_masks(self) -> Mapping[str, Tensor]:
-        return _mask_shares(self.masks, self.parts, self.store)
-
-    def _excess(self, group: int, rows: Tensor) -> tuple[float, Tensor]:
-        """Return the share of relevance beyond that of other classes, and the positions that hold it."""
-        if self.layer:
-            others = torch.stack([mean for c, mean in self._class_means.items() if c != group])
-            return exclusive_share(self.parts[rows].mean(0), others)
-        others, own = largest_of_other_classes(self._class_means, group), self._cells[rows]
-        if len(rows) < 2:
-            return 0.0, torch.zeros(self.parts.shape[1:], dtype=torch.bool)
-        mask = upsampled(excess_mask(own.mean(0), others), self.parts.shape[1:])
-        return cross_fitted_excess(own, others, self.seed), mask
-
-    def _cluster(self, group: int, number: int, rows: Tensor, excess: float, mask: Tensor, stability: float) -> Cluster:
-        own, store = self.parts[rows], self.store
-        mean = own.mean(0)
-        inside = own[:, mask].sum(1)
-        order = (own - mean).flatten(1).norm(dim=1).argsort()
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed + number))[:SAMPLES_SHOWN]
-        columns = {name: store.column(name)[rows] for name in ("label", "prediction", "confidence") if name in store.names}
-        return Cluster(
-            group, number, rows, store.index[rows], mean, excess, mask, **_statistics(columns),
-            consistency=float((inside >= float(mean[mask].sum()) / 2).double().mean()), stability=stability,
-            nearest=rows[order[:SAMPLES_SHOWN]], random=rows[drawn], layer=self.layer,
-            share=len(rows) / int((self.classes == group).sum()),
-            on_masks={name: float(share[rows].mean()) for name, share in self._on_masks.items()},
-        )  # fmt: skip
 
 
 def _outline(cluster: Cluster) -> Tensor | None:
     """Return the positions that a picture of the cluster outlines."""
     named = cluster.suspicious or (cluster.candidate and cluster.evidence is None)
     return cluster.mask if named and cluster.mask.any() else None
-
-
-def _mask_shares(masks: Mapping[str, Tensor], parts: Tensor, store: Store) -> dict[str, Tensor]:
-    """Return the share of relevance of each sample inside each mask, `[n]`, by name."""
-    found = {}
-    for name, given in masks.items():
-        mask = torch.as_tensor(given)
-        if parts.dim() != 3 or tuple(mask.shape) not in (tuple(parts.shape[1:]), (store.manifest.count, *parts.shape[1:])):
-            raise InputError(
-                f"mask {name!r} has shape {tuple(mask.shape)}, but the relevance maps have shape {tuple(parts.shape[1:])} for "
-                f"{store.manifest.count} samples; give a mask [H, W], or [n, H, W] with one for each sample of the dataset"
-            )
-        found[name] = (parts * (mask.bool() if mask.dim() == 2 else mask.bool()[store.index])).sum((1, 2))
-    return found
-
-
-def _statistics(columns: dict[str, Tensor]) -> dict[str, Any]:
-    label, prediction, confidence = (columns.get(name) for name in ("label", "prediction", "confidence"))
-    known = None if label is None or bool((label < 0).all()) else label
-    return {
-        "accuracy": None if known is None or prediction is None else float((known == prediction).double().mean()),
-        "confidence": None if confidence is None else float(confidence.mean()),
-        "purity": None if known is None else float(known.bincount().max() / len(known)) if (known >= 0).all() else None,
-    }

@@ -39,7 +39,7 @@ class MarkedSamples:
     """Samples of a class that have a mark at changing places."""
 
     group: int
-    rows: Tensor  # in the store
+    rows: Tensor  # positions among the audited rows
     evidence: Evidence
 
 
@@ -127,7 +127,7 @@ class ClusterTests:
 
     def _transplant(self, cluster: Cluster) -> Effect:
         own, others = (
-            self._samples(self._some(cluster.rows, N_OWN)),
+            self.data.samples(self._some(cluster.indices, N_OWN)),
             self._samples(self._rows_of(cluster.group, N_OTHERS, True)),
         )
         onto, probability = self._onto(cluster.group)
@@ -152,7 +152,7 @@ class ClusterTests:
             return [math.nan] * len(clusters)
         others = {group: self._samples(self._rows_of(group, N_COHERENT, other=True)) for group in {c.group for c in clusters}}
         return [
-            coherence(self._samples(self._some(c.rows, N_COHERENT)), others[c.group], c.mask)
+            coherence(self.data.samples(self._some(c.indices, N_COHERENT)), others[c.group], c.mask)
             if c.size >= MIN_SIZE and c.mask.any() and not c.layer else math.nan
             for c in clusters
         ]  # fmt: skip

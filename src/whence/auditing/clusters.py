@@ -35,6 +35,7 @@ class Cluster:
         random: Row numbers of random samples.
         share: Share of the samples of the class that are in the cluster.
         layer: Layer of the channel relevance; empty for the relevance of the input.
+        view: The channel by which the samples were grouped; empty if by the relevance of the input, or for a layer.
         on_masks: Share of the relevance inside each mask given to `whence.audit`.
         evidence: The test of the cluster; None if it was not tested.
     """
@@ -55,6 +56,7 @@ class Cluster:
     random: Tensor
     share: float
     layer: str = ""
+    view: str = ""
     on_masks: Mapping[str, float] = field(default_factory=dict)
     evidence: Evidence | None = None
 
@@ -97,7 +99,7 @@ class Cluster:
 
     def reason(self, name: str) -> str:
         """Return in one sentence why the cluster is suspicious, unproven, or not unusual."""
-        size = f"{self.size} samples, {self.share:.0%} of class {name}"
+        size = f"{self.size} samples, {self.share:.0%} of class {name}{f', grouped by {self.view}' if self.view else ''}"
         if self.evidence is not None:
             verdict = "" if self.suspicious else "nothing unusual: "
             return f"{verdict}{self.evidence.words(name)}; {size}{self._where() if self.suspicious else ''}"
@@ -105,6 +107,19 @@ class Cluster:
             return f"nothing unusual: {self.excess:.0%} of the relevance exceeds that of all other classes; {size}"
         test = "pass model= and data= to test it" if not self.layer else "audit the input with model= and data= to test it"
         return f"unproven: {self.excess:.0%} of the relevance exceeds that of all other classes{self._where()}; {size}; {test}"
+
+    def verdict(self, name: str) -> str:
+        """Return the outcome for readers who do not know the method, in one sentence."""
+        if self.evidence is None or not self.suspicious:
+            return "Not tested" if self.evidence is None else "No mark found"
+        if self.evidence.test == "coherence":
+            return f"These samples of {name} have a watermark{self._where()}"
+        kind = {"crop": "a detail at changing places", "tone": "a tone", "tokens": "a phrase"}.get(self.evidence.test, "a mark")
+        points = f"{100 * self.evidence.effect:.0f} percentage points"
+        return (
+            f"The model recognises {name} by {kind}{self._where()}: pasted on other samples, it raises the probability of "
+            f"{name} by {points}"
+        )
 
     def _where(self) -> str:
         if not self.mask.any():
@@ -124,8 +139,10 @@ class Cluster:
     def plain(self, name: str) -> dict[str, Any]:
         """Return all values as JSON-compatible types."""
         return {
-            "class": name, "cluster": self.number, "layer": self.layer, "size": self.size, "share": self.share,
+            "class": name, "cluster": self.number, "layer": self.layer, "view": self.view, "size": self.size,
+            "share": self.share,
             "excess": self.excess, "candidate": self.candidate, "suspicious": self.suspicious, "reason": self.reason(name),
+            "verdict": self.verdict(name),
             "consistency": self.consistency, "accuracy": self.accuracy, "confidence": self.confidence,
             "label_purity": self.purity, "stability": None if self.stability != self.stability else self.stability,
             "places": self.places, "evidence": as_plain(self.evidence), "mask": self.mask.nonzero().tolist(),

@@ -13,7 +13,8 @@ from whence.methods.layer_reader import layer_shapes
 def late_layers(model: Callable[..., Any], inputs: Inputs) -> tuple[str, ...]:
     """Return up to two layers: the last with several positions, and the last before it with another number of channels.
 
-    They are behind the first third of the network, and have as many dimensions as its input. A model without convolutions has none.
+    They are behind the first third of the network, and have as many dimensions as its input. Only convolutional networks have
+    such layers.
     """
     if not isinstance(model, nn.Module) or not any(isinstance(module, _ConvNd) for module in model.modules()):
         return ()

@@ -47,22 +47,21 @@ class StoreJob:
     def manifest(self, shard_size: int, classes: Sequence[str]) -> Manifest:
         return Manifest(
             count=self.rows.count, shard_size=shard_size, model=fingerprint(self.model), method=fingerprint(self.method),
-            method_words=short_repr(self.method), data=self._data(), target=_target_name(self.target), layers=self.layers,
-            reduce=self.reduce, map_size=self.map_size, pictures=self.pictures, library=f"whence {version('whence')}",
-            class_names=list(map(str, classes)),
+            method_words=short_repr(self.method), data=dataset_fingerprint(self.rows),
+            target=_target_name(self.target), layers=self.layers, reduce=self.reduce, map_size=self.map_size,
+            pictures=self.pictures, library=f"whence {version('whence')}", class_names=list(map(str, classes)),
         )  # fmt: skip
 
-    def _data(self) -> str:
-        """Return a fingerprint of the dataset by its length and a few rows; reading all would take as long as explaining."""
-        count = self.rows.count
-        looked_at = sorted({round(i * (count - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)}) if count else []
-        found = []
-        for i in looked_at:
-            try:
-                found.append(self.rows.row(i))
-            except Exception as error:
-                found.append(first_line(error))
-        return fingerprint(count, found)
+
+def dataset_fingerprint(rows: DatasetRows) -> str:
+    """Return a fingerprint of a dataset by its length and a few rows; reading all would take as long as explaining."""
+    count, found = rows.count, []
+    for i in sorted({round(i * (count - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)}) if count else []:
+        try:
+            found.append(rows.row(i))
+        except Exception as error:
+            found.append(first_line(error))
+    return fingerprint(count, found)
 
 
 class ShardWorker:

@@ -245,12 +245,26 @@ class Store:
         Raises:
             StoreError: There is no such column, or no shard yet.
         """
+        return self.columns([name])[name]
+
+    def columns(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return several columns, `[n, …]` by name, reading each shard once.
+
+        Args:
+            names: Some of `names`.
+        Raises:
+            StoreError: There is no such column, or no shard yet.
+        """
         if not self.present:
             raise StoreError(f"{self.folder} contains no shards yet")
-        if name not in self.names:
-            raise StoreError(f"the store has no column {name!r}; it has {', '.join(self.names)}")
-        parts = [self.shard(shard).tensors for shard in self.present]
-        return torch.cat([tensors[name] for tensors in parts if len(tensors["index"])])
+        if unknown := [name for name in names if name not in self.names]:
+            raise StoreError(f"the store has no column {unknown[0]!r}; it has {', '.join(self.names)}")
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        for shard in self.present:
+            tensors = self.shard(shard).tensors
+            for name in parts if len(tensors["index"]) else ():
+                parts[name].append(tensors[name])
+        return {name: torch.cat(found) for name, found in parts.items()}
 
     def channels(self, layer: str) -> Tensor:
         """Return the relevance of every channel of a layer, `[n, C]`.

@@ -280,13 +280,18 @@ def test_evaluations_and_audits_are_shown_as_reports(page, address):
     assert report.locator("tbody tr").count() == 3
     page.locator("#audit button").press("Enter")
     expect(report.locator("h1")).to_have_text("Audit of explanations")
-    assert "Class 3" in report.locator("h2").first.inner_text()  # with the mark
+    expect(report.locator("body")).to_contain_text("not tested: pass")
+    assert "Class" in report.locator("h2").first.inner_text()
     assert report.locator("img.usual").first.is_visible()
     report.locator("#safe").check()
     assert report.locator("img.safe").first.is_visible()
     assert not report.locator("img.usual").first.is_visible()
+    page.check("#tested")
+    page.click("#audit button")
+    expect(page.locator("#error")).to_contain_text("the dataset has 50 samples, but the store was computed from 150")
     page.select_option("#model", "photos.py:net")
     expect(page.locator("#of-data")).to_contain_text("--data FOLDER")
+    expect(page.locator("#tested-label")).to_be_hidden()
 
 
 def test_a_token_is_asked_by_a_click(page):

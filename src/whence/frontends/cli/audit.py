@@ -29,8 +29,8 @@ def audit(
     data: Annotated[str | None, typer.Option(help=f"The explained data. {DATA_HELP}")] = None,
     limit: Limit = None,
     layer: Annotated[
-        str | None, typer.Option(help="Audit the relevance of this layer's channels instead of the input.")
-    ] = None,
+        str, typer.Option(help="Audit the relevance of this layer's channels instead of the input, without tests.")
+    ] = "auto",
     group_by: Annotated[
         str, typer.Option(help=f"How samples are grouped into classes: {', '.join(GROUP_COLUMNS)}.")
     ] = "prediction",

@@ -12,6 +12,7 @@ from whence.frontends.common.data import first_sample
 from whence.frontends.common.methods import ALL_NAMES, check_names, method_or_preset, removal_settings
 from whence.frontends.web.schemas import AuditRequest, EvaluationRequest
 from whence.frontends.web.served_models import models
+from whence.stores.store import open_store
 
 
 def available_metrics() -> dict[str, list[str]]:
@@ -42,7 +43,13 @@ def audit_report(question: AuditRequest) -> str:
             f"unknown store {question.store!r}; pass it as --store when starting the "
             f"server{suggest(question.store, models.served.stores)}"
         )
-    return _render(audit(question.store, layer=question.layer, group_by=question.group_by, progress=False))
+    store = open_store(question.store)
+    tested: dict[str, Any] = {}
+    if question.model is not None:
+        data = models.data_of(question.model, store.manifest.count)
+        tested = {"model": models[question.model].model, "data": data}
+    found = audit(store, layer=question.layer or "auto", group_by=question.group_by, progress=False, **tested)
+    return _render(found)
 
 
 def _render(result: Any) -> str:

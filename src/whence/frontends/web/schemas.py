@@ -88,6 +88,7 @@ class AuditRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     store: LongName
+    model: LongName | None = None  # to test the clusters on, with its data
     layer: LongName | None = None
     group_by: Literal["prediction", "label", "target"] = "prediction"
 

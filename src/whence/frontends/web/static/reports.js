@@ -33,6 +33,8 @@ function changeModel() {
   $("of-data").textContent = data ? `Scores of methods that explain ${name}, on its data.`
     : `To evaluate explanations of ${name}, start the server with data: whence serve --model ${name} --data FOLDER.`;
   $("evaluation").hidden = !data;
+  $("tested-label").hidden = !data;
+  if (!data) $("tested").checked = false;
 }
 
 await attempt(async () => {
@@ -55,6 +57,7 @@ await attempt(async () => {
   });
   $("audit").addEventListener("submit", event => {
     event.preventDefault();
-    make("audit", { store: $("store").value, group_by: $("group").value, layer: $("layer").value || null }, "auditing…");
+    const asked = { store: $("store").value, group_by: $("group").value, layer: $("layer").value || null };
+    make("audit", $("tested").checked ? { ...asked, model: $("model").value } : asked, "auditing…");
   });
 });

@@ -1,0 +1,117 @@
+"""Comparison of two audits, of a model before and after a change, or of two models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from whence.auditing.clusters import Cluster
+from whence.core.result import Result
+from whence.errors import count_noun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIN_OVERLAP = 0.3  # share of a cluster's samples in another one, from which on it is the same
+OUTCOMES = ("gone", "remains", "new")
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterChange:
+    """A suspicious cluster of one of two audits.
+
+    Args:
+        outcome: "gone", "remains" or "new".
+        name: Name of the class.
+        before: The cluster of the first audit; for new ones, the one with most of its samples, if there is one.
+        after: The cluster of the second audit, likewise.
+    """
+
+    outcome: Literal["gone", "remains", "new"]
+    name: str
+    before: Cluster | None
+    after: Cluster | None
+
+    def __repr__(self) -> str:
+        first, second = (_effect_words(cluster) for cluster in (self.before, self.after))
+        number = (self.after if self.outcome == "new" else self.before).number  # type: ignore[union-attr]
+        return f"{self.outcome}: class {self.name}, cluster {number}: effect {first} before, {second} after"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AuditComparison(Result):
+    """The suspicious clusters of two audits, which are gone, remain, or are new.
+
+    >>> before = whence.audit("before", model=model, data=dataset)
+    >>> after = whence.audit("after", model=cured, data=dataset)
+    >>> before.compare(after)
+    Comparison of audits: 1 suspicious cluster gone, 0 remain, 0 new …
+
+    Args:
+        changes: The suspicious clusters of both audits.
+    """
+
+    changes: Sequence[ClusterChange]
+
+    def of(self, outcome: Literal["gone", "remains", "new"]) -> list[ClusterChange]:
+        """Return the changes with an outcome."""
+        return [change for change in self.changes if change.outcome == outcome]
+
+    def __repr__(self) -> str:
+        gone, remain, new = (len(self.of(outcome)) for outcome in OUTCOMES)  # type: ignore[arg-type]
+        head = f"Comparison of audits: {count_noun(gone, 'suspicious cluster')} gone, {remain} remain, {new} new"
+        return "\n".join([head, *(f"  {change!r}" for change in self.changes)])
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row per suspicious cluster: its class, outcome, and the numbers, sizes and effects in both audits."""
+        rows = []
+        for change in self.changes:
+            row: dict[str, Any] = {"class": change.name, "outcome": change.outcome}
+            for when, c in (("before", change.before), ("after", change.after)):
+                row |= {f"cluster_{when}": c and c.number, f"size_{when}": c and c.size, f"effect_{when}": _effect(c)}
+            rows.append(row)
+        return rows
+
+    def figure(self) -> "Figure":
+        """Return a figure of the effects of each suspicious cluster before and after."""
+        from whence.plotting.effect_changes import effect_change_figure
+
+        names = [f"class {change.name}: {change.outcome}" for change in self.changes]
+        return effect_change_figure(names, [(_effect(change.before), _effect(change.after)) for change in self.changes])
+
+
+def compare_clusters(before: Sequence[Cluster], after: Sequence[Cluster], name: Any) -> AuditComparison:
+    """Return the comparison of the clusters of two audits, which are matched by their samples."""
+    changes, matched = [], set()
+    for cluster in (c for c in before if c.suspicious):
+        same = _most_similar(cluster, [c for c in after if c.suspicious])
+        found = same or _most_similar(cluster, after)
+        if same is not None:
+            matched.add(id(same))
+        changes.append(ClusterChange("gone" if same is None else "remains", name(cluster.group), cluster, found))
+    for cluster in (c for c in after if c.suspicious and id(c) not in matched):
+        if _most_similar(cluster, [c for c in before if c.suspicious]) is None:
+            changes.append(ClusterChange("new", name(cluster.group), _most_similar(cluster, before), cluster))
+    return AuditComparison(sorted(changes, key=lambda change: OUTCOMES.index(change.outcome)))
+
+
+def _most_similar(cluster: Cluster, others: Sequence[Cluster]) -> Cluster | None:
+    """Return the cluster of the same class with most of the samples, if it has three tenths of them."""
+    shared = [
+        (float(torch.isin(cluster.indices, other.indices).double().mean()), other)
+        for other in others
+        if other.group == cluster.group
+    ]
+    share, best = max(shared, key=lambda pair: pair[0], default=(0.0, None))
+    return best if share >= MIN_OVERLAP else None
+
+
+def _effect(cluster: Cluster | None) -> float | None:
+    return None if cluster is None or cluster.evidence is None else cluster.evidence.effect
+
+
+def _effect_words(cluster: Cluster | None) -> str:
+    effect = _effect(cluster)
+    return "not tested" if effect is None else f"{effect:.2f}"
