@@ -64,13 +64,16 @@ class Manifest:
 
     def differs(self, other: "Manifest") -> list[str]:
         """Return descriptions of the settings in which two manifests differ."""
-        mine, its = self._plain, other._plain
-        return [f"{name} ({_shorten(its[name])} there, {_shorten(mine[name])} now)" for name in mine if mine[name] != its[name]]
+        mine, its = json.loads(json.dumps(asdict(self))), json.loads(json.dumps(asdict(other)))
+        names = [name for name in mine if name != "class_names" and mine[name] != its[name]]
+        return [f"{name} ({_shorten(its[name])} there, {_shorten(mine[name])} now)" for name in names]
 
     @property
     def _plain(self) -> dict[str, Any]:
         plain = json.loads(json.dumps(asdict(self)))
         del plain["class_names"]  # names do not change any value
+        if self.map_size is None:  # as in stores of versions that had no such setting
+            del plain["map_size"]
         return plain
 
     def create(self, folder: Path) -> None:

@@ -286,7 +286,7 @@ def test_evaluations_and_audits_are_shown_as_reports(page, address):
     report.locator("#safe").check()
     assert report.locator("img.safe").first.is_visible()
     assert not report.locator("img.usual").first.is_visible()
-    page.check("#tested")
+    page.locator("#tested").press("Space")
     page.click("#audit button")
     expect(page.locator("#error")).to_contain_text("the dataset has 50 samples, but the store was computed from 150")
     page.select_option("#model", "photos.py:net")
