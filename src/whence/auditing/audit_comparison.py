@@ -35,8 +35,13 @@ class ClusterChange:
 
     def __repr__(self) -> str:
         first, second = (_effect_words(cluster) for cluster in (self.before, self.after))
-        number = (self.after if self.outcome == "new" else self.before).number  # type: ignore[union-attr]
-        return f"{self.outcome}: class {self.name}, cluster {number}: effect {first} before, {second} after"
+        return f"{self.outcome}: {self.cluster_name}: effect {first} before, {second} after"
+
+    @property
+    def cluster_name(self) -> str:
+        """The class and the number of the cluster, in the audit that found it."""
+        cluster = self.after if self.outcome == "new" else self.before
+        return f"class {self.name}, cluster {cluster and cluster.number}"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -78,7 +83,7 @@ class AuditComparison(Result):
         """Return a figure of the effects of each suspicious cluster before and after."""
         from whence.plotting.effect_changes import effect_change_figure
 
-        names = [f"class {change.name}: {change.outcome}" for change in self.changes]
+        names = [f"{change.cluster_name}: {change.outcome}" for change in self.changes]
         return effect_change_figure(names, [(_effect(change.before), _effect(change.after)) for change in self.changes])
 
 

@@ -223,7 +223,7 @@ def relevance_statistics(store: Store) -> dict[str, float]:
 
     `positive_share` is Σ max(R, 0) / Σ|R|, and `gini` the mean Gini coefficient of |R|, near 1 if relevance is concentrated.
     """
-    found = {"conservation_error": float(store.column("conservation_error").abs().mean())}
+    found = {}
     if "prediction" in store.names:
         label = store.column("label")
         if (label >= 0).all():
@@ -233,7 +233,8 @@ def relevance_statistics(store: Store) -> dict[str, float]:
     for maps in _flat_batches(store.relevance):
         positive, total = positive + float(maps.clamp(min=0).sum()), total + float(maps.abs().sum())
         gini += float(_gini(maps.abs()).sum())
-    return found | {"positive_share": positive / max(total, 1e-30), "gini": gini / max(len(store), 1)}
+    found |= {"positive_share": positive / max(total, 1e-30), "gini": gini / max(len(store), 1)}
+    return found | {"conservation_error": float(store.column("conservation_error").abs().mean())}
 
 
 def _flat_batches(column: StoreColumn) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ BEFORE, AFTER = "#c44e52", "#4c72b0"
 
 def effect_change_figure(names: Sequence[str], effects: Sequence[tuple[float | None, float | None]]) -> Figure:
     """Return a figure with a line for each name from the effect before to the effect after; None is not drawn."""
-    figure = Figure(figsize=(6, 0.35 * max(len(names), 1) + 0.9), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6, 0.35 * max(len(names), 1) + 1.1), dpi=110, layout="constrained")
     axis = figure.subplots()
     for place, (before, after) in enumerate(effects):
         if before is not None and after is not None:
@@ -23,5 +23,7 @@ def effect_change_figure(names: Sequence[str], effects: Sequence[tuple[float | N
     axis.tick_params(axis="x", labelsize=7)
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if handles:
-        axis.legend(handles.values(), handles.keys(), fontsize=7, frameon=False)
+        axis.legend(
+            handles.values(), handles.keys(), fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
+        )
     return figure

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 COLUMNS = 3
+SHARES = ("accuracy", "confidence", "positive_share", "gini", "largest_effect")  # drawn from 0 to 1
 MARK_COLOR = "#c44e52"
 
 
@@ -16,7 +17,12 @@ def training_figure(curves: Mapping[str, Sequence[tuple[int, float]]], marked: i
     for axis, (name, points) in zip(axes, curves.items(), strict=False):
         axis.plot([epoch for epoch, _ in points], [value for _, value in points], marker="o", markersize=3, linewidth=1)
         axis.set_title(name.replace("_", " "), fontsize=9)
+        axis.set_xlabel("epoch", fontsize=7)
         axis.tick_params(labelsize=7)
+        if all(0 <= value <= 1 for _, value in points) and name in SHARES:
+            axis.set_ylim(-0.03, 1.03)
+        else:
+            axis.set_ylim(bottom=min(0, *(value for _, value in points)))
         axis.xaxis.get_major_locator().set_params(integer=True)
         if marked is not None:
             axis.axvline(marked, color=MARK_COLOR, linewidth=1, linestyle="--")
