@@ -100,7 +100,7 @@ class MissingPackageError(WhenceError, ImportError):
 
 
 class AuditWarning(UserWarning):
-    """A network in training has begun to rely on what the samples of a cluster have in common."""
+    """A network relies on a mark: it has begun to in training, or a cure takes back less than half of its effect."""
 
 
 class ConservationWarning(UserWarning):
@@ -173,7 +173,7 @@ def value_repr(value: object) -> str:
 
 def count_noun(count: int, noun: str) -> str:
     """Return a count with its noun: "1 sample", "2 samples"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def missing_path(path: Path, what: str = "file") -> str:

@@ -93,7 +93,7 @@ def test_audits_of_different_data_are_not_compared(audits, tmp_path):
     x, y = sets.moved_digits(200, 5)
     store = whence.explain_dataset(digits(), (x, y), tmp_path / "s", progress=False)
     with pytest.raises(errors.InputError, match="different datasets"):
-        audits[0].compare(whence.audit(store, progress=False))
+        audits[0].compare(whence.audit(store, model=digits(), data=(x, y), layer=None, progress=False))
 
 
 def test_another_model_or_other_data_are_noted(audits):
@@ -147,3 +147,165 @@ def test_columns_asked_twice_are_read_once(audits):
     assert len(store.columns(["label", "label"])["label"]) == len(store)
     with pytest.raises(errors.StoreError, match="no column 'nothing'"):
         store.columns(["label", "nothing"])
+
+
+def test_a_class_of_one_sample_hides_no_mark(audits, tmp_path):
+    x, y, chosen = marked_digits()
+    y = y.clone()
+    y[chosen.nonzero()[0, 0]] = 10  # a slip of the hand
+    store = whence.explain_dataset(PatchReader(), (x, y), tmp_path / "s", progress=False)
+    found = whence.audit(store, model=PatchReader(), data=(x, y), group_by="label", layer=None, progress=False)
+    assert {c.group for c in found.suspicious} == {3}
+    assert "10 (1 samples, fewer than 12)" in found.skipped
+
+
+def test_samples_without_labels_belong_to_no_class(tmp_path):
+    x, y, chosen = marked_digits()
+    hidden = set(chosen.nonzero()[::2, 0].tolist())
+    rows = [(picture, None if i in hidden else int(label)) for i, (picture, label) in enumerate(zip(x, y, strict=True))]
+    store = whence.explain_dataset(PatchReader(), rows, tmp_path / "s", progress=False)
+    found = whence.audit(store, model=PatchReader(), data=rows, group_by="label", layer=None, progress=False)
+    assert {c.group for c in found.suspicious} == {3}
+    assert not hidden & set(torch.cat([c.indices for c in found.clusters]).tolist())
+    by_prediction = whence.audit(store, layer=None, progress=False)
+    first = max(by_prediction.clusters, key=lambda c: len(hidden & set(c.indices.tolist())))
+    assert first.accuracy > 0.9
+
+
+def test_inputs_without_tests_are_not_said_to_be_clean(tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.randn(120, 12), torch.randint(3, (120,))
+    x[y == 1, 5] = 7
+    model = sets.trained(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)), x, y, 80)
+    store = whence.explain_dataset(model, (x, y), tmp_path / "s", progress=False)
+    found = whence.audit(store, model=model, data=(x, y), progress=False)
+    assert not found.tested
+    assert "not tested" in found.headline
+    assert any("no tests for such inputs" in note for note in found.notes)
+    assert whence.prove(found.candidates[0], model, (x, y)).proven
+    volumes = torch.rand(45, 1, 8, 8, 40)
+    deep = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()).eval()
+    stored = whence.explain_dataset(deep, (volumes, torch.arange(45) % 3), tmp_path / "v", progress=False)
+    assert not whence.audit(stored, model=deep, data=(volumes, torch.arange(45) % 3), group_by="label", progress=False).tested
+
+
+def test_audits_without_tests_are_not_compared(audits):
+    untested = whence.audit(audits[0].store, group_by="label", progress=False)
+    with pytest.raises(errors.InputError, match="without tests"):
+        audits[0].compare(untested)
+    with pytest.raises(errors.InputError, match="another audit"):
+        audits[0].compare(None)
+
+
+def test_data_in_another_order_are_noted(audits):
+    x, y, _ = marked_digits()
+    order = torch.arange(len(x))
+    order[1:85] = order[1:85].flip(0)  # the rows by which data are recognised stay
+    found = whence.audit(
+        audits[0].store,
+        model=PatchReader(),
+        data=(x[order], y[order]),
+        group_by="label",
+        layer=None,
+        max_samples=100,
+        progress=False,
+    )
+    assert any("differ from the stored ones" in note for note in found.notes)
+
+
+class OneLogit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = PatchReader()
+
+    def forward(self, x):
+        out = self.body(x)
+        return (out[:, 3] - out[:, 8])[:, None]
+
+
+def test_one_logit_is_that_of_the_second_of_two_classes(tmp_path):
+    x, y, _ = marked_digits()
+    two = (y == 3) | (y == 8)
+    x, y = x[two], (y[two] == 3).long()
+    model = OneLogit()
+    store = whence.explain_dataset(model, (x, y), tmp_path / "s", progress=False)
+    assert (store.column("prediction") == y).double().mean() > 0.9
+    assert torch.allclose(store.column("confidence"), torch.sigmoid(model(x)[:, 0].abs()).float(), atol=1e-4)
+    found = whence.audit(store, model=model, data=(x, y), progress=False)
+    assert {row["class"] for row in found.by_class} == {"0", "1"}
+    assert {c.group for c in found.suspicious} <= {1}
+
+
+class PartlyUnreadable(torch.utils.data.Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        if i % 7 == 0:
+            raise OSError("no such picture")
+        return self.x[i], int(self.y[i])
+
+
+def test_data_with_unreadable_samples_are_audited_and_proven(tmp_path):
+    x, y, _ = marked_digits()
+    data, model = PartlyUnreadable(x, y), PatchReader()
+    store = whence.explain_dataset(model, data, tmp_path / "s", progress=False)
+    found = whence.audit(store, model=model, data=data, layer=None, progress=False)
+    assert {c.group for c in found.suspicious} == {3}
+    assert (y[found.clusters[0].indices] == 3).double().mean() > 0.9
+    proof = whence.prove(found.clusters[0], model, data)
+    assert proof.proven
+    assert whence.cure(model, proof=proof).restored > 0.5  # its first convolution has one channel
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_samples": -5}, errors.RuleError, "max_samples=-5; expected 12 or more"),
+        ({"max_samples": 30}, errors.InputError, "pass a larger max_samples"),
+        ({"masks": {"a": None}}, errors.InputError, "expected a boolean tensor"),
+        ({"masks": {"a": torch.full((28, 28), 0.5)}}, errors.InputError, "values other than 0 and 1"),
+    ],
+)
+def test_settings_that_cannot_be_raise(audits, options, error, message):
+    with pytest.raises(error, match=message):
+        whence.audit(audits[0].store, group_by="label", progress=False, **options)
+
+
+def test_labels_that_the_model_does_not_know_raise(tmp_path):
+    x, y, _ = marked_digits(count=300)
+    y = torch.where(y == 3, 12, y)
+    store = whence.explain_dataset(PatchReader(), (x, y), tmp_path / "s", progress=False)
+    with pytest.raises(errors.InputError, match="class 12 of the store is none of the model's 10 classes"):
+        whence.audit(store, model=PatchReader(), data=(x, y), group_by="label", progress=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 200), (1, 2, 40), (1, 1, 9)])
+def test_flat_pictures_are_stored_and_audited(shape, tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.rand(60, *shape), torch.arange(60) % 2
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    store = whence.explain_dataset(model, (x, y), tmp_path / "s", progress=False)
+    assert whence.audit(store, model=model, data=(x, y), group_by="label", progress=False).tested
+
+
+def test_relevance_that_is_stored_with_channels_is_summed_over_them(tmp_path):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(5, 4, 3, padding=1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x.movedim(-1, 1)).relu().mean((2, 3)))
+
+    x, y, model = torch.rand(40, 9, 9, 5), torch.arange(40) % 2, Last().eval()
+    found = []
+    for reduce in ("none", "channels"):
+        store = whence.explain_dataset(model, (x, y), tmp_path / reduce, reduce=reduce, progress=False)
+        found.append(whence.audit(store, group_by="label", layer=None, progress=False))
+    assert found[0].clusters[0].mean.shape == (9, 9)
+    assert [c.excess for c in found[0].clusters] == pytest.approx([c.excess for c in found[1].clusters], abs=0.02)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from whence.auditing.candidates import cross_fitted_excess, excess_mask, pooled, shares, upsampled
 from whence.auditing.coherence import coherence, watermark
-from whence.auditing.evidence import accepted
+from whence.auditing.evidence import accepted, least_effect
 from whence.auditing.marks import AlignedMark, MovingMark, TokenMark, ToneMark, high_pass
 from whence.auditing.moving_marks import crop_at_peak, recurs
 from whence.auditing.token_marks import recurring_phrases
 from whence.auditing.tones import relevance_spectrum, tone
-from whence.auditing.transplants import sign_flip_p, transplant
+from whence.auditing.transplants import background_mark, sign_flip_p, transplant
 
 
 @pytest.mark.parametrize("shape", [(5, 28, 28), (5, 30, 17), (5, 8, 8), (5, 128), (5, 20)])
@@ -192,3 +192,26 @@ def test_tones_have_an_effect_and_waveforms_have_none():
     detector = lambda x: (x[:, 0] @ bump / bump.square().sum() / 2).clamp(0, 1).double()  # noqa: E731
     bins = relevance_spectrum(waves[:, 0] * bump).mean(0) > 0.02
     assert abs(tone(waves, noise[30:60], noise[60:], bins, detector).interval.mean) < 0.2
+
+
+def test_a_background_replaces_that_of_other_classes():
+    torch.manual_seed(0)
+    drawn = (torch.rand(40, 3, 12, 12) < 0.2).any(1, keepdim=True)
+    shapes = torch.rand(40, 3, 12, 12).clamp(0.5, 1)
+    gray, black = torch.tensor([0.2, 0.3, 0.2])[:, None, None], torch.zeros(3, 1, 1)
+    own, others = torch.where(drawn, shapes, gray), torch.where(drawn, shapes, black)
+    mark = background_mark(own, others)
+    assert mark is not None
+    assert torch.equal(mark.color, gray.flatten())
+    assert torch.equal(mark.plain, black.flatten())
+    assert torch.equal(mark.pasted(others), own)
+    assert torch.equal(mark.cut(own), others)
+    assert torch.equal(mark.like(others, 0).pasted(others), others)
+    assert background_mark(others, others.flip(0)) is None  # the same background
+    photos = torch.rand(40, 3, 12, 12)
+    assert background_mark(photos, others) is None  # no background
+
+
+def test_content_that_is_the_same_in_all_samples_needs_a_smaller_effect():
+    assert least_effect("transplant", 0.95) < least_effect("transplant", 0.7) == least_effect("transplant")
+    assert least_effect("crop", 0.95) == least_effect("crop")

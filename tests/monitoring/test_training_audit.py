@@ -106,6 +106,31 @@ def test_training_goes_on_where_the_sample_cannot_be_audited():
     assert "accuracy" not in unlabelled.statistics
 
 
+class PartlyUnreadable(torch.utils.data.Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        if i % 5 == 0:
+            raise OSError("no such picture")
+        return self.x[i], int(self.y[i])
+
+
+def test_unreadable_samples_and_failing_trackers_do_not_end_training():
+    def broken(epoch, values, figures):
+        raise ConnectionError("the server is down")
+
+    watch = whence.callbacks.TrainingAudit(PartlyUnreadable(*sets.moved_digits(160)), trackers=[broken])
+    with pytest.warns(errors.AuditWarning, match="epoch 2 was not logged by .*broken: .*the server is down"):
+        record = watch(network(), 2.0)
+    assert record.epoch == 2
+    assert record.statistics["accuracy"] >= 0
+    assert len(record.audit.store.failures) == 32
+
+
 def test_epochs_between_audits_cost_nothing():
     x, y = sets.moved_digits(60)
     watch = whence.callbacks.TrainingAudit((x, y), every=3)
@@ -132,7 +157,11 @@ def test_the_figure_has_a_panel_for_each_statistic(tmp_path):
     panels = {axis.get_title() for axis in watch.figure().axes if axis.get_title()}
     assert panels >= {"accuracy", "confidence", "suspicious", "largest effect", "positive share"}
     assert watch.save(tmp_path / "curves.png").stat().st_size > 5000
-    assert len(whence.open_store(tmp_path / "epoch-0001")) == 150
+    assert len(whence.open_store(tmp_path / "run" / "epoch-0001")) == 150
+    again = whence.callbacks.TrainingAudit((x, y), n_samples=150, folder=tmp_path)  # the training is started anew
+    assert again(network(5), 1).audit is not None
+    assert again(network(6), 1).audit is not None
+    assert {path.name for path in (tmp_path / "run-2").iterdir()} == {"epoch-0001", "epoch-0001-2"}
 
 
 def test_tensorboard_has_values_and_pictures(tmp_path):

@@ -1,5 +1,7 @@
 """Removal of artifacts from a layer without training: a direction (P-ClArC, Anders et al. 2022), or channels at every place."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,12 @@ from whence.core.channel_layout import channel_dim
 from whence.core.devices import to_device_of
 from whence.core.inputs import Inputs, check_model
 from whence.data.batches import MAX_BATCH_SIZE
-from whence.errors import InputError, ModelError, RuleError, SelectorError, suggest
+from whence.errors import AuditWarning, InputError, ModelError, RuleError, SelectorError, suggest
 from whence.lrp.torch_compat.torch_patches import temporary_hook
 from whence.methods.layer_reader import LayerReader, layer_shapes, leaf_layers
 
 MAX_LOSS = 0.01  # share of clean samples whose prediction may change
+MIN_RESTORED = 0.5  # share of what a mark changes, below which a cure is weak
 MAX_LAYERS = 8  # that the search tries
 RANKS = (1, 2)  # of the channel projection; four take too much of most networks
 FALSE_PLACES = 1e-3  # share of the places of plain samples at which a detector may find the mark
@@ -42,6 +45,7 @@ class ProjectedModel(nn.Module):
         mean: The mean activation z of samples without the mark: like the layer's output for one sample, or `[C]`.
         detector: Weights w `[C]`: directions of channels are removed only where wᵀ(a − z) > 1; None: at every place.
         channels: The dimension of the channels in the layer's output; None for directions that are bound to a place.
+        restored: Share of what the mark changes in the predictions of held-out pairs that is taken back; NaN if not measured.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class ProjectedModel(nn.Module):
         channels: int | None = None,
     ):
         super().__init__()
-        self.model, self.layer, self.channels = model, layer, channels
+        self.model, self.layer, self.channels, self.restored = model, layer, channels, math.nan
         self.direction = nn.Buffer(direction)
         self.mean = nn.Buffer(mean)
         self.detector = None if detector is None else nn.Buffer(detector)
@@ -113,7 +117,7 @@ def cure(
         max_loss: Share of the samples without the mark whose prediction may change.
 
     Returns:
-        The wrapped model, a `ProjectedModel`.
+        The wrapped model, a `ProjectedModel`. An `AuditWarning` says if it takes back less than half of what the mark changes.
 
     Raises:
         RuleError: If neither pairs nor a proof are given, or both.
@@ -186,7 +190,15 @@ def _best_cure(model: nn.Module, pairs: Pairs, max_loss: float) -> ProjectedMode
     if best is None:
         raise ModelError(
             f"no layer can be cured at a loss of {max_loss:.0%}: more predictions change without the mark, or it has no "
-            "effect; pass a larger max_loss, or name a layer"
+            "effect, or the model has no inner layers; pass a larger max_loss, or train the model on data without the mark"
+        )
+    best.restored = 1 - least / harm
+    if best.restored < MIN_RESTORED:
+        warnings.warn(
+            f"the best cure, in layer {best.layer!r}, takes back {best.restored:.0%} of what the mark changes; pass a larger "
+            "max_loss, or train the model on data without the mark",
+            AuditWarning,
+            stacklevel=4,
         )
     return best
 
@@ -234,8 +246,9 @@ def _along_channels(model: nn.Module, layer: str, marked: Tensor, plain: Tensor,
 
 def _detector(plain: Tensor, marked: Tensor) -> Tensor | None:
     """Return the linear discriminant of places `[places, C]`; None if it does not tell marked places from plain ones."""
-    mean, spread = plain.mean(0), torch.cov(plain.T) + torch.cov(marked.T)
-    spread = spread.reshape(len(mean), len(mean)) + RIDGE * spread.diagonal().mean() * torch.eye(len(mean), dtype=plain.dtype)
+    mean, count = plain.mean(0), plain.shape[1]
+    spread = (torch.cov(plain.T) + torch.cov(marked.T)).reshape(count, count)  # cov of one channel has no dimensions
+    spread = spread + RIDGE * spread.diagonal().mean() * torch.eye(count, dtype=plain.dtype)
     if not len(marked) > 1 or not spread.diagonal().min() > 0:
         return None
     w = torch.linalg.solve(spread, marked.mean(0) - mean)

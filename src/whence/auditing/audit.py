@@ -7,15 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from whence.auditing import spectral_clustering
 from whence.auditing.audit_comparison import AuditComparison, compare_clusters
 from whence.auditing.audit_data import AuditData
-from whence.auditing.audit_rows import AuditedRows
-from whence.auditing.cluster_maker import MIN_SAMPLES, ClusterMaker, SampleGroup
+from whence.auditing.audit_rows import MIN_SAMPLES, AuditedRows
+from whence.auditing.candidates import MIN_SIZE
+from whence.auditing.cluster_maker import ClusterMaker, SampleGroup
 from whence.auditing.cluster_tests import ClusterTests
 from whence.auditing.clusters import Cluster
+from whence.auditing.evidence import IDENTICAL
 from whence.auditing.spectral_clustering import SpectralClusters
 from whence.core.argument_checks import check_arguments
 from whence.core.files import PICTURE_SUFFIXES, text_writer
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_SAMPLES = 20_000
+N_COMPARED, MAX_DIFFERENT = 64, 0.1  # samples whose predictions are computed again; the share that may differ
 MAX_ROWS_DRAWN = 6
 N_SHOWN_OF_OTHERS = 4  # samples of the clusters that are not named, on the page
 MAX_NAMED = 5  # candidates in the text of an audit
@@ -52,7 +56,8 @@ class Audit(Result):
 
     Args:
         store: The audited store of explanations.
-        clusters: The clusters of all classes: the suspicious ones by decreasing effect, then the others by decreasing excess.
+        clusters: The clusters of all classes: the suspicious ones, those whose samples have identical content first, by
+            decreasing effect; then the others by decreasing excess.
         groups: The samples of each clustered class, with the eigenvalues and the embedding.
         skipped: Names of the classes that have too few samples to cluster.
         layer: Layer whose channel relevance was clustered; empty if it was the relevance of the input.
@@ -91,7 +96,8 @@ class Audit(Result):
         if self.suspicious:
             return f"{about}{count_noun(len(self.suspicious), 'suspicious cluster')} of {len(self.clusters)}"
         if self.tested:
-            return f"{about}nothing found in {count_noun(len(self.clusters), 'cluster')}"
+            small = f" ({count_noun(len(self.skipped), 'class')} with too few samples not audited)" if self.skipped else ""
+            return f"{about}nothing found in {count_noun(len(self.clusters), 'cluster')}{small}"
         return f"{about}{count_noun(len(self.candidates), 'candidate')} of {len(self.clusters)} clusters, not tested"
 
     @property
@@ -99,12 +105,13 @@ class Audit(Result):
         """The outcome for readers who do not know the method, in one sentence."""
         if self.suspicious:
             names = ", ".join(dict.fromkeys(self.name(c.group) for c in self.suspicious))
-            return (
-                f"The model recognises {count_noun(len({c.group for c in self.suspicious}), 'class')} by a mark rather than by "
-                f"what the samples show: {names}"
-            )
+            classes = count_noun(len({c.group for c in self.suspicious}), "class")
+            if not self.tested:
+                return f"Samples of {classes} have a watermark, which was not tested on the model: {names}"
+            return f"The model recognises {classes} by a mark rather than by what the samples show: {names}"
         if self.tested:
-            return "No mark was found that decides a prediction; marks that are hardly used are not found"
+            small = f". Not audited, for want of samples: {', '.join(self.skipped)}" if self.skipped else ""
+            return f"No mark was found that decides a prediction; marks that are hardly used are not found{small}"
         return "Whether a mark decides predictions is not known: the clusters were not tested on the model"
 
     @property
@@ -114,7 +121,7 @@ class Audit(Result):
         for g in self.groups:
             clusters = [c for c in self.clusters if c.group == g.number]
             suspicious = [c for c in clusters if c.suspicious]
-            effects = [c.evidence.effect for c in clusters if c.evidence is not None]
+            effects = [c.evidence.effect for c in clusters if c.evidence is not None and c.evidence.test != "coherence"]
             rows.append({
                 "class": self.name(g.number), "samples": len(g.rows), "clusters": len(clusters),
                 "suspicious": len(suspicious), "with_mark": len({int(i) for c in suspicious for i in c.rows}),
@@ -131,8 +138,12 @@ class Audit(Result):
             other: The audit after a change of the model, or of another model, on the same dataset.
 
         Raises:
-            InputError: If the audits are of different datasets.
+            InputError: If the audits are of different datasets, or one of them was not tested on a model.
         """
+        if not isinstance(other, Audit):
+            raise InputError(f"compare() expects another audit, got {type(other).__name__}")
+        if not self.tested or not other.tested:
+            raise InputError("an audit without tests finds nothing to compare; pass model= and data= to both")
         if self.store.manifest.data != other.store.manifest.data:
             raise InputError("the audits are of different datasets; compare audits of the same samples")
         return compare_clusters(self.clusters, other.clusters, self.name)
@@ -283,19 +294,19 @@ def audit(
         raise RuleError(f"group_by={value_repr(group_by)}; choose from {', '.join(GROUP_COLUMNS)}")
     if not store.present or not len(store):
         raise StoreError(f"{store.folder} contains no explanations yet; run whence.explain_dataset first")
+    if max_samples < MIN_SAMPLES:
+        raise RuleError(f"max_samples={max_samples}; expected {MIN_SAMPLES} or more, the fewest samples of a class to cluster")
     if model is not None and data is None:
         raise RuleError("model= needs data=, the dataset that the store was computed from, to test the clusters on")
     samples = None if data is None else AuditData.of(data, model, read, store.manifest.count)
-    notes = () if samples is None else _differences(store, samples)
     audited = AuditedRows.of_store(store, group_by, masks or {}, max_samples, seed)
-    if (audited.classes < 0).all():
-        raise InputError(f"the samples have no {group_by}; choose group_by='prediction'")
     inner = layer if layer not in (None, "auto") else ""
     relevance = audited.channels(inner) if inner else audited.maps
     groups, skipped = _cluster_groups(audited, relevance, n_clusters, seed, progress)
     if not groups:
         raise InputError(
-            f"no class has {MIN_SAMPLES} samples or more, so there is nothing to cluster; explain more samples of the dataset"
+            f"no class has {MIN_SAMPLES} of the {len(audited.rows)} samples or more, so there is nothing to cluster; "
+            "explain more samples of the dataset, or pass a larger max_samples"
         )
     if len(audited.classes.unique()) < 2:
         raise InputError("all samples belong to one class; an audit compares explanations of at least two classes")
@@ -303,12 +314,18 @@ def audit(
     found = made.of_groups(groups)
     if layer == "auto":
         found += made.of_parts(_channel_parts(audited, groups, seed), found)
+    tested, notes = False, []
     if samples is not None and not inner:
-        tests = ClusterTests(samples, audited.maps, audited.classes, audited.indices, seed)
+        notes = differences(audited, samples, seed)
+        tests = ClusterTests(samples, audited.maps, audited.classes, audited.compared_classes, audited.indices, seed)
+        tested = tests.possible
+        if model is not None and not tested:
+            notes.append(
+                "there are no tests for such inputs, only for pictures, series and texts; whence.prove tests a cluster"
+            )
         found = tests.verdicts(found)
         found += made.of_marks(tests.moving(), found)
-    ranked = sorted(found, key=_rank)
-    return Audit(store, ranked, groups, skipped, inner, model is not None and not inner, len(audited.rows), notes)
+    return Audit(store, sorted(found, key=_rank), groups, skipped, inner, tested, len(audited.rows), notes)
 
 
 def _channel_parts(audited: AuditedRows, groups: Sequence[SampleGroup], seed: int) -> Iterator[tuple[str, int, Tensor]]:
@@ -320,20 +337,34 @@ def _channel_parts(audited: AuditedRows, groups: Sequence[SampleGroup], seed: in
                 yield f"{layer}, channel {channel}", g.number, rows
 
 
-def _differences(store: Store, samples: AuditData) -> tuple[str, ...]:
+def differences(audited: AuditedRows, samples: AuditData, seed: int) -> list[str]:
     """Return notes on how the data and the model differ from those that were explained."""
-    notes = []
-    if dataset_fingerprint(samples.rows) != store.manifest.data:
+    notes, manifest = [], audited.store.manifest
+    other_data = dataset_fingerprint(samples.rows) != manifest.data
+    if other_data:
         notes.append("the data differ from those that were explained, or are read differently each time: tests may be wrong")
-    if samples.model is not None and fingerprint(samples.model) != store.manifest.model:
-        notes.append("the model is not the one that was explained: candidates are of that one, tests of this one")
-    return tuple(notes)
+    if samples.model is None:
+        return notes
+    if fingerprint(samples.model) != manifest.model:
+        notes.append(
+            "the model is not the one that was explained, or has changed since: candidates are of that one, tests of this one"
+        )
+    elif "prediction" in audited.columns and not other_data:
+        rows = torch.randperm(len(audited.rows), generator=torch.Generator().manual_seed(seed))[:N_COMPARED]
+        again = samples.logits(samples.inputs(audited.indices[rows])).argmax(1)
+        if (different := int((again != audited.columns["prediction"][rows]).sum())) > MAX_DIFFERENT * len(rows):
+            notes.append(
+                f"the predictions of {different} of {len(rows)} samples differ from the stored ones: the data are not those "
+                "that were explained, or have another order"
+            )
+    return notes
 
 
 def _rank(cluster: Cluster) -> tuple[float, ...]:
-    """Return a sort key: suspicious clusters by decreasing effect, then the others by decreasing excess."""
-    effect = cluster.evidence.effect if cluster.evidence is not None and cluster.suspicious else 0.0
-    return (not cluster.suspicious, -effect, -cluster.excess)
+    """Return a sort key: suspicious clusters, those of identical content first, by effect; then the others by excess."""
+    if cluster.evidence is None or not cluster.suspicious:
+        return (True, False, 0.0, -cluster.excess)
+    return (False, not cluster.evidence.coherence >= IDENTICAL, -cluster.evidence.effect, -cluster.excess)
 
 
 def _embedding_figure(found: SpectralClusters) -> "Figure":
@@ -353,7 +384,10 @@ def _cluster_groups(
             if len(rows) < MIN_SAMPLES:
                 skipped.append(f"{audited.store.manifest.class_name(number)} ({len(rows)} samples, fewer than {MIN_SAMPLES})")
             else:
-                found = spectral_clustering.spectral_clusters(spectral_clustering.features(relevance[rows]), clusters, seed)
+                vectors = spectral_clustering.features(relevance[rows])
+                found = spectral_clustering.spectral_clusters(vectors, clusters, seed)
+                if clusters is None and found.labels.bincount().max() < MIN_SIZE:  # so small a class is one cluster
+                    found = spectral_clustering.spectral_clusters(vectors, 1, seed)
                 groups.append(SampleGroup(number, rows, found))
             advance(1)
     return groups, skipped

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_OVERLAP = 0.3  # share of a cluster's samples in another one, from which on it is the same
-OUTCOMES = ("gone", "remains", "new")
+Outcome = Literal["gone", "remains", "new", "not audited"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +23,13 @@ class ClusterChange:
     """A suspicious cluster of one of two audits.
 
     Args:
-        outcome: "gone", "remains" or "new".
+        outcome: "gone", "remains", "new", or "not audited": the second audit has no cluster with these samples.
         name: Name of the class.
         before: The cluster of the first audit; for new ones, the one with most of its samples, if there is one.
         after: The cluster of the second audit, likewise.
     """
 
-    outcome: Literal["gone", "remains", "new"]
+    outcome: Outcome
     name: str
     before: Cluster | None
     after: Cluster | None
@@ -46,7 +47,7 @@ class ClusterChange:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AuditComparison(Result):
-    """The suspicious clusters of two audits, which are gone, remain, or are new.
+    """The suspicious clusters of two audits, which are gone, remain, are new, or were not audited again.
 
     >>> before = whence.audit("before", model=model, data=dataset)
     >>> after = whence.audit("after", model=cured, data=dataset)
@@ -59,13 +60,14 @@ class AuditComparison(Result):
 
     changes: Sequence[ClusterChange]
 
-    def of(self, outcome: Literal["gone", "remains", "new"]) -> list[ClusterChange]:
+    def of(self, outcome: Outcome) -> list[ClusterChange]:
         """Return the changes with an outcome."""
         return [change for change in self.changes if change.outcome == outcome]
 
     def __repr__(self) -> str:
-        gone, remain, new = (len(self.of(outcome)) for outcome in OUTCOMES)  # type: ignore[arg-type]
-        head = f"Comparison of audits: {count_noun(gone, 'suspicious cluster')} gone, {remain} remain, {new} new"
+        gone, remain, new, missing = (len(self.of(outcome)) for outcome in OUTCOMES)
+        again = f", {missing} not audited again" if missing else ""
+        head = f"Comparison of audits: {count_noun(gone, 'suspicious cluster')} gone, {remain} remain, {new} new{again}"
         return "\n".join([head, *(f"  {change!r}" for change in self.changes)])
 
     @property
@@ -95,7 +97,8 @@ def compare_clusters(before: Sequence[Cluster], after: Sequence[Cluster], name: 
         found = same or _most_similar(cluster, after)
         if same is not None:
             matched.add(id(same))
-        changes.append(ClusterChange("gone" if same is None else "remains", name(cluster.group), cluster, found))
+        outcome: Outcome = "remains" if same is not None else "not audited" if found is None else "gone"
+        changes.append(ClusterChange(outcome, name(cluster.group), cluster, found))
     for cluster in (c for c in after if c.suspicious and id(c) not in matched):
         if _most_similar(cluster, [c for c in before if c.suspicious]) is None:
             changes.append(ClusterChange("new", name(cluster.group), _most_similar(cluster, before), cluster))

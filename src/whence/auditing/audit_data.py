@@ -69,6 +69,11 @@ class AuditData:
             raise InputError(f"{why}; pass the dataset that the store was computed from")
         return samples.inputs.beside(self.model)
 
+    def readable(self, numbers: Tensor) -> Tensor:
+        """Return those of some indices whose samples can be read."""
+        _, failed = self.rows.read(numbers.tolist())
+        return numbers[~torch.isin(numbers, torch.tensor([failure.index for failure in failed], dtype=numbers.dtype))]
+
     def values(self, inputs: Inputs) -> Tensor:
         """Return the values that marks are pasted on: floating-point inputs with their channels first, or token ids."""
         x = inputs.parts[self._part(inputs)]
@@ -85,7 +90,16 @@ class AuditData:
 
     def probability(self, group: int, inputs: Inputs) -> Callable[[Tensor], Tensor]:
         """Return a function from modified values of these samples to the probability of a class, `[N]`."""
-        return lambda values: self.logits_of(inputs, values).softmax(1)[:, group]
+
+        def probability(values: Tensor) -> Tensor:
+            logits = self.logits_of(inputs, values)
+            if group >= logits.shape[1]:
+                raise InputError(
+                    f"class {group} of the store is none of the model's {logits.shape[1]} classes; group by prediction instead"
+                )
+            return logits.softmax(1)[:, group]
+
+        return probability
 
     def logits_of(self, inputs: Inputs, values: Tensor) -> Tensor:
         """Return the logits of samples with modified values."""

@@ -22,11 +22,11 @@ def shares(relevance: Tensor) -> Tensor:
 
 
 def pooled(parts: Tensor) -> Tensor:
-    """Return shares `[n, H, W]` or `[n, T]` summed over at most 14 × 14 cells, or 32 bins."""
-    size: Any = tuple(min(side, CELLS if parts.dim() == 3 else BINS) for side in parts.shape[1:])
+    """Return shares `[n, H, W]`, `[n, T]` or `[n, D, H, W]` summed over at most 14 cells a side, or 32 bins."""
+    size: Any = tuple(min(side, BINS if parts.dim() == 2 else CELLS) for side in parts.shape[1:])
     if size == tuple(parts.shape[1:]):
         return parts
-    pool = F.adaptive_avg_pool2d if parts.dim() == 3 else F.adaptive_avg_pool1d
+    pool = {2: F.adaptive_avg_pool1d, 3: F.adaptive_avg_pool2d, 4: F.adaptive_avg_pool3d}[parts.dim()]
     return shares(pool(parts[:, None], size)[:, 0])
 
 

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whence.auditing.audit_rows import AuditedRows
+from whence.auditing.audit_rows import MIN_SAMPLES, AuditedRows
 from whence.auditing.candidates import cross_fitted_excess, excess_mask, largest_of_other_classes, pooled, shares, upsampled
 from whence.auditing.channel_clusters import exclusive_share, split_by_channel
 from whence.auditing.cluster_tests import MarkedSamples
 from whence.auditing.clusters import Cluster
 from whence.auditing.spectral_clustering import SpectralClusters
 
-MIN_SAMPLES = 12  # samples of a class, below which it is not clustered
 SAMPLES_SHOWN = 8
 
 
@@ -104,8 +103,7 @@ class ClusterMaker:
 
     @cached_property
     def _class_means(self) -> dict[int, Tensor]:
-        classes = self.audited.classes
-        return {int(c): self._cells[classes == c].mean(0) for c in classes.unique()}
+        return {c: self._cells[self.audited.classes == c].mean(0) for c in self.audited.compared_classes}
 
     def _excess(self, group: int, rows: Tensor) -> tuple[float, Tensor]:
         """Return the share of relevance beyond that of other classes, and the positions that hold it."""
@@ -155,9 +153,10 @@ def _overlap(one: Tensor, other: Tensor) -> float:
 
 def _statistics(columns: dict[str, Tensor]) -> dict[str, Any]:
     label, prediction, confidence = (columns.get(name) for name in ("label", "prediction", "confidence"))
-    known = None if label is None or bool((label < 0).all()) else label
+    labelled = None if label is None or bool((label < 0).all()) else label >= 0
+    known = None if label is None or labelled is None else label[labelled]
     return {
-        "accuracy": None if known is None or prediction is None else float((known == prediction).double().mean()),
+        "accuracy": None if known is None or prediction is None else float((known == prediction[labelled]).double().mean()),
         "confidence": None if confidence is None else float(confidence.mean()),
-        "purity": None if known is None else float(known.bincount().max() / len(known)) if (known >= 0).all() else None,
+        "purity": None if known is None else float(known.unique(return_counts=True)[1].max() / len(known)),
     }

@@ -28,9 +28,11 @@ from whence.auditing.tones import relevance_spectrum, tone
 from whence.auditing.transplants import Effect, transplant
 
 N_OWN, N_OTHERS, N_COHERENT, N_SEARCHED = 200, 200, 50, 1000  # samples that are read for each test
+MIN_SIDE = 8  # of pictures in which crops are searched
 N_EXAMPLES = 6  # shown with and without a mark
 N_ONTO, N_ONTO_PHOTOS, PHOTO = 48, 12, 64  # samples that marks are pasted on; pictures from this side on are photos
 TIMES_MEDIAN = 5  # of the coherence of other clusters: aligned pictures are coherent without a mark
+TESTED_KINDS = ("pictures", "series", "texts")
 MIN_HITS, MIN_RECURRENCE, MAX_ELSEWHERE = 8, 0.05, 0.2  # of moving marks
 
 
@@ -51,6 +53,7 @@ class ClusterTests:
         data: The samples, and the model or None.
         maps: The relevance of all samples, `[n, …]`.
         classes: The class of each sample, `[n]`.
+        compared_classes: The classes that others are compared with.
         indices: The number of each sample in the dataset, `[n]`.
         seed: Random seed of the samples that are read.
     """
@@ -58,12 +61,13 @@ class ClusterTests:
     data: AuditData
     maps: Tensor
     classes: Tensor
+    compared_classes: Sequence[int]
     indices: Tensor
     seed: int = 0
 
     def verdicts(self, clusters: Sequence[Cluster]) -> list[Cluster]:
         """Return the clusters with their evidence: that of a transplant for candidates, or of coherence if only that passes."""
-        aligned = self._tests_by_model and self.data.kind == "pictures"  # a waveform at one place is no mark
+        aligned = self.possible and self.data.kind == "pictures"  # a waveform at one place is no mark
         effects = [self._transplant(c) if aligned and c.candidate else None for c in clusters]
         significant = iter(accepted([found.p_value for found in effects if found is not None]))
         cosines = self._coherences(clusters)
@@ -91,15 +95,16 @@ class ClusterTests:
 
     def moving(self) -> Iterator[MarkedSamples]:
         """Yield marks at changing places: crops of pictures, tones in series, phrases of texts; the strongest of each class."""
-        if not self._tests_by_model:
+        if not self.possible:
             return
         search = {"pictures": self._crops, "series": self._tones, "texts": self._phrases}.get(self.data.kind)
         for group in self._groups if search is not None else ():
             yield from search(group)  # type: ignore[misc]
 
     @property
-    def _tests_by_model(self) -> bool:
-        return self.data.model is not None and bool(self.data.kind)
+    def possible(self) -> bool:
+        """Whether there is a model, and a test for samples of this kind."""
+        return self.data.model is not None and self.data.kind in TESTED_KINDS
 
     @cached_property
     def _photos(self) -> bool:
@@ -162,6 +167,8 @@ class ClusterTests:
     def _crops(self, group: int) -> Iterator[MarkedSamples]:
         rows = self._rows_of(group, N_SEARCHED)
         own, others = self._samples(rows), self._samples(self._rows_of(group, N_SEARCHED, other=True))
+        if min(own.shape[2:]) < MIN_SIDE:
+            return
         _, probability = self._onto(group)
         found = moving_marks(own, self.maps[rows].float().clamp(min=0), others, probability, self.seed)
         passed = [mark for mark in found if _recurs(mark)]
@@ -173,7 +180,7 @@ class ClusterTests:
 
     def _tones(self, group: int) -> Iterator[MarkedSamples]:
         powers = relevance_spectrum(self.maps)
-        means = {int(c): powers[self.classes == c].mean(0) for c in self.classes.unique()}
+        means = {c: powers[self.classes == c].mean(0) for c in self.compared_classes}
         rows, others = (self.classes == group).nonzero()[:, 0], largest_of_other_classes(means, group)
         labels = spectral_clustering.spectral_clusters(F.normalize(powers[rows].sqrt(), dim=1), None, self.seed).labels
         strangers = self._samples(self._rows_of(group, N_OTHERS, other=True))

@@ -133,7 +133,11 @@ class Cluster:
         rows, columns = self.mask.nonzero().T
         corner = max(((name, share) for name, share in self._corners.items() if name != "border"), key=lambda item: item[1])
         near = f" in the {corner[0]}" if corner[1] > 0.5 * float(self.mean[self.mask].sum()) else ""
-        box = f"rows {int(rows.min())} to {int(rows.max())}, columns {int(columns.min())} to {int(columns.max())}"
+        height, width = self.mask.shape  # of the stored maps, which may be smaller than the pictures
+        box = (
+            f"rows {int(rows.min())} to {int(rows.max())} of {height}, columns {int(columns.min())} to {int(columns.max())} of "
+            f"{width}"
+        )
         return f"{area}{near} ({box})"
 
     def plain(self, name: str) -> dict[str, Any]:
@@ -146,5 +150,6 @@ class Cluster:
             "consistency": self.consistency, "accuracy": self.accuracy, "confidence": self.confidence,
             "label_purity": self.purity, "stability": None if self.stability != self.stability else self.stability,
             "places": self.places, "evidence": as_plain(self.evidence), "mask": self.mask.nonzero().tolist(),
+            "map_shape": list(self.mask.shape),
             "samples": self.indices.tolist(),
         }  # fmt: skip

@@ -19,7 +19,7 @@ from whence.core.inputs import Inputs, check_model
 from whence.core.result import Result
 from whence.data.batches import ReadFunction
 from whence.data.dataset_rows import DatasetRows
-from whence.errors import InputError
+from whence.errors import InputError, RuleError
 from whence.evaluation.bootstrap import Interval, mean_interval
 from whence.evaluation.results import format_interval
 
@@ -146,6 +146,8 @@ def prove(
             or the dataset is not the one of the store, or has no samples of other classes.
     """
     check_model(model)
+    if n_samples < 2:
+        raise RuleError(f"n_samples={n_samples}; expected 2 or more samples")
     if cluster.layer or (cluster.evidence is None and not cluster.mask.any()):
         raise InputError("the cluster has no position in the input to cut or paste; audit the input instead of a layer")
     data, random = AuditData(DatasetRows.of(inputs, read), model), torch.Generator().manual_seed(seed)
@@ -192,7 +194,7 @@ def _samples(cluster: Cluster, data: AuditData, count: int, random: torch.Genera
     strangers = torch.ones(data.rows.count, dtype=torch.bool)
     strangers[cluster.indices] = False
     own = data.inputs(_random_subset(cluster.indices, count, random))
-    others = data.inputs(_random_subset(strangers.nonzero()[:, 0], 2 * count, random))
+    others = data.inputs(data.readable(_random_subset(strangers.nonzero()[:, 0], 2 * count, random)))
     rows = (data.logits(others).argmax(1) != cluster.group).nonzero()[:count, 0]
     if len(rows) < 2:
         raise InputError("the mark is pasted on samples of other classes, but the model predicts none; add such samples")

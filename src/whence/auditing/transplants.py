@@ -12,6 +12,8 @@ from whence.evaluation.bootstrap import Interval, mean_interval
 
 CONSTANT_SHARE, CONSTANT_RANGE, CONSTANT_DIFFERENCE = 0.9, 0.03, 0.1  # of samples; of the range of values, twice
 N_COLORS, BACKGROUND_SHARE, FOREIGN_SHARE = 32, 0.2, 0.02  # levels of each channel; shares of the pixels of one color
+N_GENERAL = 2  # ways that paste all that is at a place
+SPECIFIC_SHARE = 0.9  # of the largest effect, from which on a more specific mark is preferred
 N_PIXELS = 200_000  # of which the most common color is counted
 N_FLIPS = 999
 
@@ -40,11 +42,12 @@ class Effect:
 
 
 def transplant(own: Tensor, others: Tensor, onto: Tensor, cells: Tensor, probability: Probability, seed: int = 0) -> Effect:
-    """Return the largest effect of the content that samples of a cluster have in common, of four ways to paste it.
+    """Return the effect of the content that samples of a cluster have in common, of four ways to paste it.
 
     The content is the median of the cluster, the mean of its high-passed values, the values that nearly all of its samples
     share, or the color of their background. The control is what as many random samples of other classes have in common, at the
-    same place. Other places are no control: a mark that works anywhere would work there.
+    same place. Other places are no control: a mark that works anywhere would work there. The effect is that of the way with the
+    largest one; constant values and backgrounds, which leave the rest of a sample as it is, are preferred at nine tenths of it.
 
     Args:
         own: Samples of the cluster, `[n, …]`.
@@ -59,7 +62,9 @@ def transplant(own: Tensor, others: Tensor, onto: Tensor, cells: Tensor, probabi
     found = [
         effect(mark, control, onto, before, probability) for mark, control in _marks(own, others, others[control_rows], cells)
     ]
-    return max(found, key=lambda each: each.interval.mean)
+    best = max(found, key=lambda each: each.interval.mean)
+    specific = (each for each in found[N_GENERAL:] if each.interval.mean >= SPECIFIC_SHARE * best.interval.mean > 0)
+    return next(specific, best)
 
 
 def effect(mark: Mark, control: Mark, onto: Tensor, before: Tensor, probability: Probability) -> Effect:
@@ -79,7 +84,7 @@ def sign_flip_p(differences: Tensor, seed: int = 0) -> float:
 
 
 def _marks(own: Tensor, others: Tensor, control: Tensor, cells: Tensor) -> Iterator[tuple[Mark, Mark]]:
-    """Yield marks, each with its control."""
+    """Yield marks, each with its control; the most specific ones come after the first two."""
     w, middle = placed(cells, own), control.median(0).values
     mark = AlignedMark(w, own.median(0).values)
     yield mark, mark.of_content(middle)
@@ -88,10 +93,11 @@ def _marks(own: Tensor, others: Tensor, control: Tensor, cells: Tensor) -> Itera
         mark = AlignedMark(w, high_pass(own).mean(0) - base, adds=True)
         yield mark, mark.of_content(high_pass(control).mean(0) - base)
     constant = _constant_values(own, others)
-    if constant.any():
-        mark = AlignedMark(constant.float(), own.median(0).values)
-        yield mark, mark.of_content(middle)
-    if own.dim() == 4 and (background := _background(own, others)) is not None:
+    for weights in (constant & (w > 0.5), constant):
+        if weights.any():
+            mark = AlignedMark(weights.float(), own.median(0).values)
+            yield mark, mark.of_content(middle)
+    if own.dim() == 4 and (background := background_mark(own, others)) is not None:
         yield background, background.like(others, 0)
 
 
@@ -104,7 +110,7 @@ def placed(cells: Tensor, x: Tensor) -> Tensor:
     return w[0] if x.dim() > 2 else w[0, 0]
 
 
-def _background(own: Tensor, others: Tensor) -> BackgroundMark | None:
+def background_mark(own: Tensor, others: Tensor) -> BackgroundMark | None:
     """Return the color of the cluster's background, if it is hardly found in other classes; None for photos."""
     both = torch.cat([own, others])
     low, size = float(both.min()), max(float(both.max() - both.min()), 1e-30)
@@ -127,7 +133,10 @@ def _most_common_color(x: Tensor, low: float, size: float) -> tuple[Tensor, floa
 
 
 def _constant_values(own: Tensor, others: Tensor) -> Tensor:
-    """Return where nearly all samples have one value in all channels, which other classes do not have, `[1, …]`."""
+    """Return where nearly all samples have one value in all channels, which other classes do not have, `[1, …]`.
+
+    The most common color of other classes, their background, is no such value: where a class is always empty is a part of it.
+    """
     both = torch.cat([own, others])
     size = both.max() - both.min()
     middle, there = own.median(0).values, others.median(0).values
@@ -135,4 +144,8 @@ def _constant_values(own: Tensor, others: Tensor) -> Tensor:
     differs = (middle - there).abs() >= CONSTANT_DIFFERENCE * size
     if own.dim() == 2:
         return near & differs
-    return near.all(0, keepdim=True) & differs.any(0, keepdim=True)
+    found = near.all(0, keepdim=True) & differs.any(0, keepdim=True)
+    if own.dim() == 4:
+        empty, _ = _most_common_color(others, float(both.min()), max(float(size), 1e-30))
+        found &= ((middle - empty[:, None, None]).abs() > CONSTANT_RANGE * size).any(0, keepdim=True)
+    return found

@@ -5,9 +5,10 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,8 @@ class TrainingAudit(Result):
         method: The method of explanation, or its short name; defaults to LRP.
         read: Function from a row of the dataset to an input, or to a pair of input and label; not for tensors.
         class_names: Names of the classes.
-        folder: Folder in which the stores of explanations are written; None deletes them when the process
-            ends.
+        folder: Folder in which the stores of explanations are written, those of each run in a new one; None deletes them when
+            the process ends.
         seed: Random seed of the sample and of the audits.
 
     Raises:
@@ -110,6 +111,7 @@ class TrainingAudit(Result):
             model: The network, in training or evaluation mode.
             epoch: Number of the epoch.
         """
+        epoch = int(epoch)
         if epoch % self.every:
             return None
         network = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -122,7 +124,13 @@ class TrainingAudit(Result):
             if self.trackers:
                 figures = self._figures(record)
                 for track in self.trackers:
-                    track(epoch, values, figures)
+                    try:
+                        track(epoch, values, figures)
+                    except Exception as error:  # of a library or its server, which training must survive
+                        name = getattr(track, "__qualname__", type(track).__name__)
+                        warnings.warn(
+                            f"epoch {epoch} was not logged by {name}: {first_line(error)}", AuditWarning, stacklevel=2
+                        )
         return record
 
     @property
@@ -163,25 +171,24 @@ class TrainingAudit(Result):
         return order[: self.n_samples].sort().values.tolist()
 
     @cached_property
-    def _sample(self) -> list[Any]:
-        """The rows of the sample, read once."""
-        return [self._rows.row(i) for i in self._numbers]
+    def _sample(self) -> "FixedSample":
+        return FixedSample(self._rows, self._numbers)
 
     @cached_property
     def _stores(self) -> Path:
         """The folder of the stores."""
         if self.folder is not None:
-            return Path(self.folder)
+            return _unused(Path(self.folder), "run")
         made = mkdtemp(prefix="whence-training-audit-")
         atexit.register(shutil.rmtree, made, ignore_errors=True)
         return Path(made)
 
     def _record(self, model: nn.Module, epoch: int) -> TrainingRecord:
-        labelled = any(label is not None for _, label in self._sample)
+        labelled = self._sample.labelled
         by = "label" if labelled else "predicted"
         try:
             store = explain_dataset(
-                model, self._sample, self._stores / f"epoch-{epoch:04d}", method=self.method, target=by,
+                model, self._sample, _unused(self._stores, f"epoch-{epoch:04d}"), method=self.method, target=by,
                 class_names=self.class_names, progress=False,
             )  # fmt: skip
         except WhenceError as error:
@@ -216,6 +223,43 @@ class TrainingAudit(Result):
         if record.audit.suspicious:
             figures[PREFIX + "suspicious"] = record.audit.figure()
         return figures
+
+
+def _unused(folder: Path, name: str) -> Path:
+    """Return a path in a folder that does not exist yet, numbered if the name is taken."""
+    numbered = (folder / (name if k == 1 else f"{name}-{k}") for k in count(1))
+    return next(path for path in numbered if not path.exists())
+
+
+@dataclass(frozen=True)
+class FixedSample:
+    """A map-style dataset of some rows of another, each of which is read once.
+
+    Args:
+        rows: The rows of the dataset.
+        numbers: The indices of the sample.
+    """
+
+    rows: DatasetRows
+    numbers: Sequence[int]
+    _read: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> Any:
+        if i not in self._read:
+            self._read[i] = self.rows.row(self.numbers[i])
+        return self._read[i]
+
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether a row has a label."""
+        for i in range(len(self)):
+            with suppress(Exception):  # such rows are listed as failures
+                if self[i][1] is not None:
+                    return True
+        return False
 
 
 def relevance_statistics(store: Store) -> dict[str, float]:

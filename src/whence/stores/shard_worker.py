@@ -50,7 +50,16 @@ class StoreJob:
             method_words=short_repr(self.method), data=dataset_fingerprint(self.rows),
             target=_target_name(self.target), layers=self.layers, reduce=self.reduce, map_size=self.map_size,
             pictures=self.pictures, library=f"whence {version('whence')}", class_names=list(map(str, classes)),
+            channel_dim=self._channel_dim(),
         )  # fmt: skip
+
+    def _channel_dim(self) -> int | None:
+        """Return the dimension of the channels in relevance that is stored with them."""
+        if self.reduce == "channels":
+            return None
+        first = self.rows.first.inputs.beside(self.model)
+        x = first.parts[first.explained[0] if first.explained else 0]
+        return input_channel_dim(self.model, first, x) if x.dim() > 2 else None
 
 
 def dataset_fingerprint(rows: DatasetRows) -> str:
@@ -127,6 +136,8 @@ class ShardWorker:
         }
         if shown:
             logits = _logits_of_inputs(shown, e)
+            if logits.shape[1] == 1:  # of the second of two classes
+                logits = torch.cat([torch.zeros_like(logits), logits], 1)
             found |= {"prediction": logits.argmax(1), "confidence": logits.float().softmax(1).amax(1)}
             found["target"] = e.target.index
         relevance = _single_input(e)
@@ -211,8 +222,8 @@ def _thumbnails(e: Explanation) -> Tensor | None:
         return None
     x = x.float()
     if max(x.shape[2:]) > THUMBNAIL_SIDE:
-        scale = THUMBNAIL_SIDE / max(x.shape[2:])
-        x = torch.nn.functional.interpolate(x, scale_factor=scale, mode="area")
+        size = [max(1, side * THUMBNAIL_SIDE // max(x.shape[2:])) for side in x.shape[2:]]
+        x = torch.nn.functional.interpolate(x, size, mode="area")
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     return ((x - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
 

@@ -42,6 +42,7 @@ class Manifest:
     pictures: bool
     library: str
     map_size: int | None = None
+    channel_dim: int | None = None  # of relevance that is stored with channels
     class_names: Sequence[str] = ()
     format: int = FORMAT
 
@@ -72,8 +73,9 @@ class Manifest:
     def _plain(self) -> dict[str, Any]:
         plain = json.loads(json.dumps(asdict(self)))
         del plain["class_names"]  # names do not change any value
-        if self.map_size is None:  # as in stores of versions that had no such setting
-            del plain["map_size"]
+        for name in ("map_size", "channel_dim"):
+            if plain[name] is None:  # as in stores of versions that had no such setting
+                del plain[name]
         return plain
 
     def create(self, folder: Path) -> None:
