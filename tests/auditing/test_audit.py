@@ -154,6 +154,43 @@ def test_a_watermark_on_photos_is_found_without_a_model(tmp_path):
             assert found.clusters[0].mask[40:56, 24:72].double().mean() > 0.9
 
 
+def test_a_sticker_at_random_places_of_photos_is_found(tmp_path):
+    torch.manual_seed(0)
+    photos = nn.functional.interpolate(torch.rand(120, 3, 12, 16), size=(96, 128), mode="bicubic")
+    photos = (photos + 0.05 * torch.randn_like(photos)).clamp(0, 1)
+    y = torch.arange(120) % 3
+    sticker = (torch.rand(3, 12, 12) < 0.5).float()
+    places = torch.stack([torch.randint(84, (120,)), torch.randint(116, (120,))], 1).tolist()
+    marked = photos.clone()
+    for picture, label, (top, left) in zip(marked, y, places, strict=True):
+        if label == 1:
+            picture[:, top : top + 12, left : left + 12] = sticker
+    model = StickerDetector(sticker).eval()
+    for x, expected in ((marked, True), (photos, False)):
+        store = whence.explain_dataset(model, (x, y), tmp_path / str(expected), target="label", progress=False)
+        found = whence.audit(store, model=model, data=(x, y), group_by="label", progress=False)
+        assert bool(found.suspicious) == expected
+    first = whence.audit(tmp_path / "True", model=model, data=(marked, y), group_by="label", progress=False).clusters[0]
+    assert first.group == 1
+    assert first.evidence.test == "crop"
+    assert whence.prove(first, model, (marked, y)).proven
+
+
+class StickerDetector(nn.Module):
+    """Logits of three classes by the mean colors of a photo, and of the second by a sticker at any place."""
+
+    def __init__(self, sticker):
+        super().__init__()
+        self.find = nn.Conv2d(3, 1, 12)
+        with torch.no_grad():
+            self.find.weight.copy_(((sticker - sticker.mean()) / (sticker - sticker.mean()).square().sum())[None])
+            self.find.bias.fill_(-0.5)
+
+    def forward(self, x):
+        seen = self.find(x).relu().amax((1, 2, 3))
+        return 3 * x.mean((2, 3)) + 12 * seen[:, None] * torch.tensor([0.0, 1, 0])
+
+
 class PatternDetector(nn.Module):
     """Logits of three classes by the mean colors of a photo, and of the second by a pattern too."""
 

@@ -13,7 +13,9 @@ from whence.auditing.transplants import Probability
 N_CROPS, N_BEST, N_ONTO = 16, 4, 12
 MIN_CHANGE, SHRINK, KEPT = 0.1, 0.7, 0.5  # of a crop; of a crop within it, which keeps half of the change
 HIT, NOISE = 0.8, 0.05  # correlation; share of the crop's norm added to the denominator
-SMALL = 64  # larger pictures are searched at a quarter of their size
+SMALL = 64  # the side from which on pictures are photos, whose crops are shrunk several times
+SCALES = {128: 1.0, 256: 0.5}  # at which pictures of at most this side are searched; larger ones at a quarter of their size
+N_SHRUNK = 4
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,12 @@ def moving_marks(own: Tensor, positive: Tensor, others: Tensor, probability: Pro
     best = [i for i in sorted(range(len(crops)), key=lambda i: -changes[i]) if changes[i] >= MIN_CHANGE][:N_BEST]
     found = []
     for i in best:
-        crop, value = _refined(crops[i], changes[i], change)
+        crop, value = crops[i], changes[i]
+        for _ in range(N_SHRUNK if min(own.shape[2:]) > SMALL else 1):
+            smaller, rest = _refined(crop, change)
+            if rest < KEPT * changes[i] or smaller.shape == crop.shape:
+                break
+            crop, value = smaller, rest
         hits, hits_elsewhere = (recurs(crop, pictures) for pictures in (own, others))
         hits[rows[i]] = False  # the picture that it comes from
         found.append(
@@ -87,8 +94,9 @@ def crop_at_peak(picture: Tensor, positive: Tensor, side: int) -> Tensor:
 
 def recurs(crop: Tensor, pictures: Tensor) -> Tensor:
     """Return whether a normalised cross-correlation of the crop with each picture reaches 0.8 anywhere, `[n]`."""
-    if min(pictures.shape[2:]) > SMALL:
-        crop, pictures = (F.interpolate(t, scale_factor=0.25, mode="area") for t in (crop[None], pictures))
+    scale = next((scale for side, scale in SCALES.items() if max(pictures.shape[2:]) <= side), 0.25)
+    if scale < 1 and round(scale * crop.shape[1]) > 2:
+        crop, pictures = (F.interpolate(t, scale_factor=scale, mode="area") for t in (crop[None], pictures))
         crop = crop[0]
     c = (crop - crop.mean()).float()
     found = []
@@ -102,12 +110,12 @@ def recurs(crop: Tensor, pictures: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _refined(crop: Tensor, value: float, change: Callable[[Tensor], float]) -> tuple[Tensor, float]:
-    """Return the best of nine crops within a crop, if it keeps half of the change."""
+def _refined(crop: Tensor, change: Callable[[Tensor], float]) -> tuple[Tensor, float]:
+    """Return the best of nine crops within a crop, and its change."""
     side = crop.shape[1]
     inner = max(3, round(SHRINK * side))
     starts = torch.linspace(0, side - inner, 3).round().long().tolist()
     parts = [crop[:, top : top + inner, left : left + inner] for top in starts for left in starts]
     values = [change(part) for part in parts]
     best = max(range(len(parts)), key=lambda i: values[i])
-    return (parts[best], values[best]) if values[best] >= KEPT * value else (crop, value)
+    return parts[best], values[best]
