@@ -172,8 +172,9 @@ def overhead(data: Path) -> str:
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return (
         f"While training: an epoch of 60,000 digits takes {epoch:.0f} s, and `TrainingAudit` with its 500 samples "
-        f"{audit:.1f} s, {audit / epoch:.0%} of it at one audit an epoch.\n\nA store of 60,000 explanations, 20,000 of which are audited: "
-        f"{whole:.0f} s; the process had held {before:.0f} MiB at most before, and {after:.0f} after."
+        f"{audit:.1f} s, {audit / epoch:.0%} of it at one audit an epoch.\n\n"
+        f"A store of 60,000 explanations, 20,000 of which are audited: {whole:.0f} s; the process had held {before:.0f} MiB at "
+        f"most before, and {after:.0f} after."
     )
 
 
