@@ -12,7 +12,7 @@ from whence.evaluation.results import format_interval
 
 Test = Literal["transplant", "coherence", "crop", "tone", "tokens"]
 THRESHOLDS: dict[str, float] = {"transplant": 0.35, "coherence": 0.25, "crop": 0.3, "tone": 0.2, "tokens": 0.3}
-IDENTICAL = 0.9  # coherence from which on the content of a transplant is the same in all samples, unlike a stroke of a digit
+IDENTICAL = 0.95  # coherence from which on the content of a transplant is the same in all samples, unlike a stroke of a digit
 IDENTICAL_THRESHOLD = 0.05  # of the effect of such content
 FALSE_DISCOVERIES = 0.05  # share of false ones among the effects that are accepted (Benjamini and Hochberg 1995)
 
