@@ -51,10 +51,11 @@ def audits(tmp_path_factory):
 
 def test_the_verdict_is_one_sentence(audits, tmp_path):
     before, after = audits
-    assert before.verdict == "The model recognises 1 class by a mark rather than by what the samples show: three"
+    assert before.verdict == "The model relies on a mark for 1 class: three"
     assert after.verdict.startswith("No mark was found")
     said = before.clusters[0].verdict("three")
-    assert said.startswith("The model recognises three by a mark, on ")
+    assert said.startswith("The model relies on a mark for three, on ")
+    assert "Cluster 1 of class 3" in "".join(map(repr, before.clusters))
     assert "it raises the probability of three by" in said
     assert "percentage points" in said
     assert before.verdict in before.save(tmp_path / "a.html").read_text()
@@ -265,7 +266,7 @@ def test_data_with_unreadable_samples_are_audited_and_proven(tmp_path):
     ("options", "error", "message"),
     [
         ({"max_samples": -5}, errors.RuleError, "max_samples=-5; expected 12 or more"),
-        ({"max_samples": 30}, errors.InputError, "pass a larger max_samples"),
+        ({"max_samples": 30}, errors.InputError, "or pass a larger max_samples"),
         ({"masks": {"a": None}}, errors.InputError, "expected a boolean tensor"),
         ({"masks": {"a": torch.full((28, 28), 0.5)}}, errors.InputError, "values other than 0 and 1"),
     ],

@@ -66,7 +66,7 @@ def test_a_mark_planted_at_epoch_3_is_flagged_within_two_audits():
     assert {c.group for c in found} == {0}
     assert found[0].mask[1:5, 1:5].double().mean() > 0.8
     assert [epoch for epoch, _, _ in noted] == [0, 1, 2, 3, 4]
-    assert noted[0][1]["whence/suspicious"] == 0 < noted[-1][1]["whence/suspicious"]
+    assert noted[0][1]["whence/suspicious_classes"] == 0 < noted[-1][1]["whence/suspicious_classes"]
     assert ["whence/suspicious" in figures for _, _, figures in noted][::4] == [False, True]
     assert watch.table[-1]["accuracy"] > 0.9
     assert 0.5 < watch.table[-1]["positive_share"] <= 1
@@ -155,7 +155,7 @@ def test_the_figure_has_a_panel_for_each_statistic(tmp_path):
     for epoch in range(2):
         watch(network(), epoch)
     panels = {axis.get_title() for axis in watch.figure().axes if axis.get_title()}
-    assert panels >= {"accuracy", "confidence", "suspicious", "largest effect", "positive share"}
+    assert panels >= {"accuracy", "confidence", "suspicious classes", "largest effect", "positive share"}
     assert watch.save(tmp_path / "curves.png").stat().st_size > 5000
     assert len(whence.open_store(tmp_path / "run" / "epoch-0001")) == 150
     again = whence.callbacks.TrainingAudit((x, y), n_samples=150, folder=tmp_path)  # the training is started anew

@@ -64,6 +64,10 @@ class ProjectedModel(nn.Module):
         self.detector = None if detector is None else nn.Buffer(detector)
         self.training = model.training  # does not change the mode of the submodules
 
+    def extra_repr(self) -> str:
+        """Return the layer, and the share of the mark's effect that is taken back."""
+        return f"layer={self.layer!r}" + ("" if math.isnan(self.restored) else f", restored={self.restored:.2f}")
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the wrapped model, with the directions projected out of the layer's output."""
         layer = self.model.get_submodule(self.layer)

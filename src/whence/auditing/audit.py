@@ -63,7 +63,7 @@ class Audit(Result):
         layer: Layer whose channel relevance was clustered; empty if it was the relevance of the input.
         tested: Whether the clusters were tested on a model.
         n_samples: Number of samples that were audited.
-        notes: How the data and the model differ from those that were explained.
+        notes: What is missing from the store, and how the data and the model differ from those that were explained.
     """
 
     store: Store
@@ -108,7 +108,7 @@ class Audit(Result):
             classes = count_noun(len({c.group for c in self.suspicious}), "class")
             if not self.tested:
                 return f"Samples of {classes} have a watermark, which was not tested on the model: {names}"
-            return f"The model recognises {classes} by a mark rather than by what the samples show: {names}"
+            return f"The model relies on a mark for {classes}: {names}"
         if self.tested:
             small = f". Not audited, for want of samples: {', '.join(self.skipped)}" if self.skipped else ""
             return f"No mark was found that decides a prediction; marks that are hardly used are not found{small}"
@@ -175,11 +175,14 @@ class Audit(Result):
         return found
 
     def figure(self) -> "Figure":
-        """Return a figure with a row for each of the first clusters: mean heatmap, suspicious positions, nearest samples."""
+        """Return a figure with a row for each suspicious cluster: mean heatmap, suspicious positions, nearest samples.
+
+        If nothing was found, the first clusters are drawn.
+        """
         from whence.plotting.clusters import ClusterRow, cluster_rows
 
         drawn = []
-        for c in self.clusters[:MAX_ROWS_DRAWN]:
+        for c in (self._named or self.clusters)[:MAX_ROWS_DRAWN]:
             verdict = f"effect {c.evidence.effect:.2f}" if c.evidence is not None else f"excess {c.excess:.0%}"
             title = f"class {self.name(c.group)}, cluster {c.number}\n{c.size} samples, {verdict}"
             drawn.append(ClusterRow(title, c.mean, _outline(c), self._samples(c.nearest)))
@@ -306,7 +309,8 @@ def audit(
     if not groups:
         raise InputError(
             f"no class has {MIN_SAMPLES} of the {len(audited.rows)} samples or more, so there is nothing to cluster; "
-            "explain more samples of the dataset, or pass a larger max_samples"
+            "explain more samples of the dataset"
+            + (", or pass a larger max_samples" if len(audited.rows) == max_samples else "")
         )
     if len(audited.classes.unique()) < 2:
         raise InputError("all samples belong to one class; an audit compares explanations of at least two classes")
@@ -315,8 +319,12 @@ def audit(
     if layer == "auto":
         found += made.of_parts(_channel_parts(audited, groups, seed), found)
     tested, notes = False, []
+    if store.missing:
+        notes.append(
+            f"{len(store.missing)} of {store.manifest.shards} shards of the store are missing; run explain_dataset again"
+        )
     if samples is not None and not inner:
-        notes = differences(audited, samples, seed)
+        notes += differences(audited, samples, seed)
         tests = ClusterTests(samples, audited.maps, audited.classes, audited.compared_classes, audited.indices, seed)
         tested = tests.possible
         if model is not None and not tested:

@@ -93,7 +93,7 @@ def compare_clusters(before: Sequence[Cluster], after: Sequence[Cluster], name: 
     """Return the comparison of the clusters of two audits, which are matched by their samples."""
     changes, matched = [], set()
     for cluster in (c for c in before if c.suspicious):
-        same = _most_similar(cluster, [c for c in after if c.suspicious])
+        same = _most_similar(cluster, [c for c in after if c.suspicious or _as_strong(c, cluster)])
         found = same or _most_similar(cluster, after)
         if same is not None:
             matched.add(id(same))
@@ -116,10 +116,18 @@ def _most_similar(cluster: Cluster, others: Sequence[Cluster]) -> Cluster | None
     return best if share >= MIN_OVERLAP else None
 
 
+def _as_strong(after: Cluster, before: Cluster) -> bool:
+    """Return whether an effect is at least half of one before, though it may not reach the threshold any more."""
+    first, second = _effect(before), _effect(after)
+    return first is not None and second is not None and second >= first / 2
+
+
 def _effect(cluster: Cluster | None) -> float | None:
     return None if cluster is None or cluster.evidence is None else cluster.evidence.effect
 
 
 def _effect_words(cluster: Cluster | None) -> str:
     effect = _effect(cluster)
-    return "not tested" if effect is None else f"{effect:.2f}"
+    if effect is None:
+        return "none" if cluster is not None and not cluster.candidate else "not tested"
+    return f"{effect:.2f}"

@@ -22,6 +22,7 @@ from whence.auditing.candidates import (
 from whence.auditing.clusters import Cluster
 from whence.auditing.coherence import coherence
 from whence.auditing.evidence import THRESHOLDS, Evidence, Test, accepted, least_effect
+from whence.auditing.marks import AlignedMark
 from whence.auditing.moving_marks import Recurrence, moving_marks
 from whence.auditing.token_marks import phrase_effect, recurring_phrases
 from whence.auditing.tones import relevance_spectrum, tone
@@ -90,7 +91,7 @@ class ClusterTests:
             coherent = self._photos and cluster.candidate and cosines[i] >= limit  # small pictures are aligned
             if coherent and not (own is not None and own.passed):
                 own = Evidence("coherence", cosines[i], True)
-            found.append(replace(cluster, evidence=own))
+            found.append(replace(cluster, evidence=own, mask=_place(own, cluster.mask)))
         return found
 
     def moving(self) -> Iterator[MarkedSamples]:
@@ -209,6 +210,15 @@ class ClusterTests:
             evidence = replace(_of_effect("tokens", effect, real), recurrence=(phrase.share, phrase.elsewhere))
             if evidence.passed:
                 yield MarkedSamples(group, rows[phrase.rows], evidence)
+
+
+def _place(evidence: Evidence | None, mask: Tensor) -> Tensor:
+    """Return where a mark was pasted, at the resolution of a mask, if it passed and its place is known; else the mask."""
+    mark = None if evidence is None or not evidence.passed else evidence.mark
+    if not isinstance(mark, AlignedMark) or mask.dim() != 2:
+        return mask
+    weights = F.adaptive_max_pool2d(mark.weights[None, :1].float(), mask.shape) if mark.weights.dim() == 3 else mask[None, None]
+    return (weights[0, 0] > 0.5).cpu()
 
 
 def _of_effect(test: Test, effect: Effect, significant: bool, coherence: float = math.nan) -> Evidence:

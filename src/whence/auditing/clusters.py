@@ -14,7 +14,7 @@ from whence.auditing.evidence import Evidence, as_plain
 BORDER_SHARE = 0.1  # width of the border, in shares of the sides
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cluster:
     """Samples of one class with similar explanations, or with the same mark.
 
@@ -59,6 +59,9 @@ class Cluster:
     view: str = ""
     on_masks: Mapping[str, float] = field(default_factory=dict)
     evidence: Evidence | None = None
+
+    def __repr__(self) -> str:
+        return f"Cluster {self.number} of class {self.group}: {self.reason(str(self.group))}"
 
     @property
     def size(self) -> int:
@@ -113,11 +116,11 @@ class Cluster:
         if self.evidence is None or not self.suspicious:
             return "Not tested" if self.evidence is None else "No mark found"
         if self.evidence.test == "coherence":
-            return f"These samples of {name} have a watermark{self._where()}"
+            return f"These samples of {name} have the same watermark{self._where()}"
         kind = {"crop": "a detail at changing places", "tone": "a tone", "tokens": "a phrase"}.get(self.evidence.test, "a mark")
         points = f"{100 * self.evidence.effect:.0f} percentage points"
         return (
-            f"The model recognises {name} by {kind}{self._where()}: pasted on other samples, it raises the probability of "
+            f"The model relies on {kind} for {name}{self._where()}: pasted on other samples, it raises the probability of "
             f"{name} by {points}"
         )
 

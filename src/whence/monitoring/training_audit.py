@@ -40,7 +40,8 @@ class TrainingRecord:
 
     Args:
         epoch: Number of the epoch.
-        statistics: Values by name: accuracy, confidence, conservation_error, positive_share, gini, suspicious, largest_effect.
+        statistics: Values by name: accuracy, confidence, positive_share, gini, conservation_error, suspicious_classes,
+            largest_effect.
         audit: The audit; None if the samples could not be audited.
         note: Why they could not be audited.
     """
@@ -202,7 +203,8 @@ class TrainingAudit(Result):
         except WhenceError as error:
             return TrainingRecord(epoch, statistics, None, first_line(error))
         effects = [c.evidence.effect for c in found.clusters if c.evidence is not None]
-        statistics |= {"suspicious": float(len(found.suspicious)), "largest_effect": max(effects, default=0.0)}
+        classes = {c.group for c in found.suspicious}
+        statistics |= {"suspicious_classes": float(len(classes)), "largest_effect": max(effects, default=0.0)}
         return TrainingRecord(epoch, statistics, found)
 
     def _figures(self, record: TrainingRecord) -> dict[str, "Figure"]:

@@ -21,6 +21,7 @@ def effect_change_figure(names: Sequence[str], effects: Sequence[tuple[float | N
     axis.set_ylim(max(len(names), 1) - 0.5, -0.5)
     axis.set_xlabel("effect of the mark on the probability of the class", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
+    axis.set_xlim(left=min(0.0, *(value for pair in effects for value in pair if value is not None), 0.0) - 0.02)
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if handles:
         axis.legend(

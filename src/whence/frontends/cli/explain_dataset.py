@@ -69,4 +69,5 @@ def explain_dataset(
     console.print(
         f"{len(found)} of {count_noun(found.manifest.count, 'sample')} of {loaded.name} explained{rest}", markup=False
     )
-    console.print(f"saved {store}; to audit it: whence audit {store}", markup=False)
+    of_data = "" if data is None else f" --data {data}"
+    console.print(f"saved {store}; to audit it: whence audit {store} --model {model}{of_data}", markup=False)
