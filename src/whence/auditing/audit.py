@@ -308,7 +308,7 @@ def audit(
     groups, skipped = _cluster_groups(audited, relevance, n_clusters, seed, progress)
     if not groups:
         raise InputError(
-            f"no class has {MIN_SAMPLES} of the {len(audited.rows)} samples or more, so there is nothing to cluster; "
+            f"no class has {MIN_SAMPLES} samples or more of the {len(audited.rows)} audited, so there is nothing to cluster; "
             "explain more samples of the dataset"
             + (", or pass a larger max_samples" if len(audited.rows) == max_samples else "")
         )

@@ -29,6 +29,7 @@ from whence.auditing.tones import relevance_spectrum, tone
 from whence.auditing.transplants import Effect, transplant
 
 N_OWN, N_OTHERS, N_COHERENT, N_SEARCHED = 200, 200, 50, 1000  # samples that are read for each test
+N_SEARCHED_PHOTOS = 200
 MIN_SIDE = 8  # of pictures in which crops are searched
 N_EXAMPLES = 6  # shown with and without a mark
 N_ONTO, N_ONTO_PHOTOS, PHOTO = 48, 12, 64  # samples that marks are pasted on; pictures from this side on are photos
@@ -166,8 +167,9 @@ class ClusterTests:
     # marks at changing places
 
     def _crops(self, group: int) -> Iterator[MarkedSamples]:
-        rows = self._rows_of(group, N_SEARCHED)
-        own, others = self._samples(rows), self._samples(self._rows_of(group, N_SEARCHED, other=True))
+        count = N_SEARCHED_PHOTOS if self._photos else N_SEARCHED
+        rows = self._rows_of(group, count)
+        own, others = self._samples(rows), self._samples(self._rows_of(group, count, other=True))
         if min(own.shape[2:]) < MIN_SIDE:
             return
         _, probability = self._onto(group)

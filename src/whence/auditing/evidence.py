@@ -62,7 +62,7 @@ class Evidence:
 
     @property
     def _intervention(self) -> str:
-        """What was done, in words."""
+        """The intervention, in words."""
         if isinstance(self.mark, MovingMark):
             return f"pasting a detail of {' × '.join(map(str, self.mark.crop.shape[1:]))} pixels at random places"
         if isinstance(self.mark, BackgroundMark):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Mark(Protocol):
-    """What samples have in common, which can be pasted on others."""
+    """Content that samples have in common, which can be pasted on others."""
 
     def pasted(self, x: Tensor, seed: int = 0) -> Tensor:
         """Return copies of samples `[N, …]` with the mark; random places and phases depend on the seed."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from whence.auditing.marks import MovingMark
 from whence.auditing.transplants import Probability
 
 N_CROPS, N_BEST, N_ONTO = 16, 4, 12
+N_BEST_OF_PHOTOS, N_ONTO_OF_PARTS = 2, 4  # of photos, whose networks are slow
 MIN_CHANGE, SHRINK, KEPT = 0.1, 0.7, 0.5  # of a crop; of a crop within it, which keeps half of the change
 HIT, NOISE = 0.8, 0.05  # correlation; share of the crop's norm added to the denominator
 SMALL = 64  # the side from which on pictures are photos, whose crops are shrunk several times
@@ -53,17 +55,20 @@ def moving_marks(own: Tensor, positive: Tensor, others: Tensor, probability: Pro
     onto = others[torch.randperm(len(others), generator=random)[:N_ONTO]]
     before = probability(onto)
 
-    def change(crop: Tensor) -> float:
-        return float((probability(MovingMark(crop).pasted(onto, seed)) - before).mean())
+    photos = min(own.shape[2:]) > SMALL
+
+    def change(crop: Tensor, count: int = N_ONTO) -> float:
+        return float((probability(MovingMark(crop).pasted(onto[:count], seed)) - before[:count]).mean())
 
     crops = [crop_at_peak(own[row], positive[row], side) for row in rows]
     changes = [change(crop) for crop in crops]
-    best = [i for i in sorted(range(len(crops)), key=lambda i: -changes[i]) if changes[i] >= MIN_CHANGE][:N_BEST]
+    best = [i for i in sorted(range(len(crops)), key=lambda i: -changes[i]) if changes[i] >= MIN_CHANGE]
     found = []
-    for i in best:
+    for i in best[: N_BEST_OF_PHOTOS if photos else N_BEST]:
         crop, value = crops[i], changes[i]
-        for _ in range(N_SHRUNK if min(own.shape[2:]) > SMALL else 1):
-            smaller, rest = _refined(crop, change)
+        for _ in range(N_SHRUNK if photos else 1):
+            smaller = _best_part(crop, partial(change, count=N_ONTO_OF_PARTS if photos else N_ONTO))
+            rest = change(smaller)
             if rest < KEPT * changes[i] or smaller.shape == crop.shape:
                 break
             crop, value = smaller, rest
@@ -110,12 +115,12 @@ def recurs(crop: Tensor, pictures: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _refined(crop: Tensor, change: Callable[[Tensor], float]) -> tuple[Tensor, float]:
-    """Return the best of nine crops within a crop, and its change."""
+def _best_part(crop: Tensor, change: Callable[[Tensor], float]) -> Tensor:
+    """Return the best of nine crops within a crop."""
     side = crop.shape[1]
     inner = max(3, round(SHRINK * side))
     starts = torch.linspace(0, side - inner, 3).round().long().tolist()
     parts = [crop[:, top : top + inner, left : left + inner] for top in starts for left in starts]
     values = [change(part) for part in parts]
     best = max(range(len(parts)), key=lambda i: values[i])
-    return parts[best], values[best]
+    return parts[best]

@@ -38,6 +38,8 @@ SAMPLES_DRAWN = 8
 class TrainingRecord:
     """The audit of one epoch.
 
+    >>> watch.records[-1].statistics["largest_effect"]
+
     Args:
         epoch: Number of the epoch.
         statistics: Values by name: accuracy, confidence, positive_share, gini, conservation_error, suspicious_classes,
