@@ -216,6 +216,7 @@ def test_reports_hold_pictures_of_the_mark_and_all_numbers(made, tmp_path):
         page = found.save(tmp_path / "a.html").read_text()
         assert "⚠ Class" in page
         assert "suspicious cluster" in page
+        assert found.verdict in page
         assert "http" not in page
         assert ("without and with the mark" in page) == (kind != "phrase")
         told = json.loads(found.save(tmp_path / "a.json").read_text())

@@ -49,7 +49,7 @@ def audits(tmp_path_factory):
     return found
 
 
-def test_the_verdict_is_one_sentence(audits, tmp_path):
+def test_the_verdict_is_one_sentence(audits):
     before, after = audits
     assert before.verdict == "The model relies on a mark for 1 class: three"
     assert after.verdict.startswith("No mark was found")
@@ -58,7 +58,6 @@ def test_the_verdict_is_one_sentence(audits, tmp_path):
     assert "Cluster 1 of class 3" in "".join(map(repr, before.clusters))
     assert "it raises the probability of three by" in said
     assert "percentage points" in said
-    assert before.verdict in before.save(tmp_path / "a.html").read_text()
     plain = json.loads(before.json())
     assert plain["verdict"] == before.verdict
     assert plain["clusters"][0]["verdict"] == said
