@@ -236,22 +236,9 @@ def test_one_logit_is_that_of_the_second_of_two_classes(tmp_path):
     assert {c.group for c in found.suspicious} <= {1}
 
 
-class PartlyUnreadable(torch.utils.data.Dataset):
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        if i % 7 == 0:
-            raise OSError("no such picture")
-        return self.x[i], int(self.y[i])
-
-
 def test_data_with_unreadable_samples_are_audited_and_proven(tmp_path):
     x, y, _ = marked_digits()
-    data, model = PartlyUnreadable(x, y), PatchReader()
+    data, model = sets.PartlyUnreadable(x, y), PatchReader()
     store = whence.explain_dataset(model, data, tmp_path / "s", progress=False)
     found = whence.audit(store, model=model, data=data, layer=None, progress=False)
     assert {c.group for c in found.suspicious} == {3}

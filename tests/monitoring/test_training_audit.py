@@ -106,24 +106,11 @@ def test_training_goes_on_where_the_sample_cannot_be_audited():
     assert "accuracy" not in unlabelled.statistics
 
 
-class PartlyUnreadable(torch.utils.data.Dataset):
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        if i % 5 == 0:
-            raise OSError("no such picture")
-        return self.x[i], int(self.y[i])
-
-
 def test_unreadable_samples_and_failing_trackers_do_not_end_training():
     def broken(epoch, values, figures):
         raise ConnectionError("the server is down")
 
-    watch = whence.callbacks.TrainingAudit(PartlyUnreadable(*sets.moved_digits(160)), trackers=[broken])
+    watch = whence.callbacks.TrainingAudit(sets.PartlyUnreadable(*sets.moved_digits(160), every=5), trackers=[broken])
     with pytest.warns(errors.AuditWarning, match="epoch 2 was not logged by .*broken: .*the server is down"):
         record = watch(network(), 2.0)
     assert record.epoch == 2

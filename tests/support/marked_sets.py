@@ -156,3 +156,18 @@ def with_true_mark(kind: str, x: Tensor) -> Tensor:
         x[:, 9:11] = torch.tensor(PHRASE)
         return x
     return PICTURE_MARKS[kind](x, 9)
+
+
+class PartlyUnreadable(torch.utils.data.Dataset):
+    """A dataset that fails to read some of its rows, the first among them."""
+
+    def __init__(self, x: Tensor, y: Tensor, every: int = 7):
+        self.x, self.y, self.every = x, y, every
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int):
+        if i % self.every == 0:
+            raise OSError("no such picture")
+        return self.x[i], int(self.y[i])

@@ -18,7 +18,7 @@ from whence.auditing.candidates import MIN_SIZE
 from whence.auditing.cluster_maker import ClusterMaker, SampleGroup
 from whence.auditing.cluster_tests import ClusterTests
 from whence.auditing.clusters import Cluster
-from whence.auditing.evidence import IDENTICAL
+from whence.auditing.evidence import IDENTICAL, least_effect
 from whence.auditing.spectral_clustering import SpectralClusters
 from whence.core.argument_checks import check_arguments
 from whence.core.files import PICTURE_SUFFIXES, text_writer
@@ -227,7 +227,8 @@ class Audit(Result):
             clusters.append((c, name, c.reason(name), embed_in_each_palette(partial(cluster_rows, [strip])), shown))
         clouds = [(self.name(g.number), g.spectrum, embed_figure(_embedding_figure(g.spectrum))) for g in self.groups]
         first, rest = ([each for each in clusters if (id(each[0]) in named) == one] for one in (True, False))
-        return render_page("audit.html", audit=self, first=first, rest=rest, clouds=clouds)
+        least = [least_effect("transplant", coherence) for coherence in (0.0, 1.0)]
+        return render_page("audit.html", audit=self, first=first, rest=rest, clouds=clouds, least=least)
 
 
 @check_arguments
@@ -289,16 +290,9 @@ def audit(
         MissingPackageError: If scikit-learn is not installed.
     """
     store = store if isinstance(store, Store) else open_store(store)
-    if n_clusters is not None and not 1 <= n_clusters <= MIN_SAMPLES:
-        raise RuleError(
-            f"n_clusters={n_clusters}; give an integer from 1 to {MIN_SAMPLES}, or None to choose it by the eigenvalues"
-        )
-    if group_by not in GROUP_COLUMNS:
-        raise RuleError(f"group_by={value_repr(group_by)}; choose from {', '.join(GROUP_COLUMNS)}")
+    _check_settings(n_clusters, group_by, max_samples)
     if not store.present or not len(store):
         raise StoreError(f"{store.folder} contains no explanations yet; run whence.explain_dataset first")
-    if max_samples < MIN_SAMPLES:
-        raise RuleError(f"max_samples={max_samples}; expected {MIN_SAMPLES} or more, the fewest samples of a class to cluster")
     if model is not None and data is None:
         raise RuleError("model= needs data=, the dataset that the store was computed from, to test the clusters on")
     samples = None if data is None else AuditData.of(data, model, read, store.manifest.count)
@@ -325,7 +319,7 @@ def audit(
         )
     if samples is not None and not inner:
         notes += differences(audited, samples, seed)
-        tests = ClusterTests(samples, audited.maps, audited.classes, audited.compared_classes, audited.indices, seed)
+        tests = ClusterTests(samples, audited, seed)
         tested = tests.possible
         if model is not None and not tested:
             notes.append(
@@ -334,6 +328,17 @@ def audit(
         found = tests.verdicts(found)
         found += made.of_marks(tests.moving(), found)
     return Audit(store, sorted(found, key=_rank), groups, skipped, inner, tested, len(audited.rows), notes)
+
+
+def _check_settings(n_clusters: int | None, group_by: str, max_samples: int) -> None:
+    if n_clusters is not None and not 1 <= n_clusters <= MIN_SAMPLES:
+        raise RuleError(
+            f"n_clusters={n_clusters}; give an integer from 1 to {MIN_SAMPLES}, or None to choose it by the eigenvalues"
+        )
+    if group_by not in GROUP_COLUMNS:
+        raise RuleError(f"group_by={value_repr(group_by)}; choose from {', '.join(GROUP_COLUMNS)}")
+    if max_samples < MIN_SAMPLES:
+        raise RuleError(f"max_samples={max_samples}; expected {MIN_SAMPLES} or more, the fewest samples of a class to cluster")
 
 
 def _channel_parts(audited: AuditedRows, groups: Sequence[SampleGroup], seed: int) -> Iterator[tuple[str, int, Tensor]]:

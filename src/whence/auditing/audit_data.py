@@ -61,18 +61,13 @@ class AuditData:
             return has_colours_last(x.shape)
         return input_channel_dim(self.model, inputs, x) == x.dim() - 1
 
-    def inputs(self, numbers: Sequence[int] | Tensor) -> Inputs:
-        """Return the samples with these indices."""
+    def inputs(self, numbers: Sequence[int] | Tensor, skip_unreadable: bool = False) -> Inputs:
+        """Return the samples with these indices, or those of them that can be read."""
         samples, failed = self.rows.read(torch.as_tensor(numbers).tolist())
-        if samples is None or failed:
+        if samples is None or (failed and not skip_unreadable):
             why = f"sample {failed[0].index} cannot be read: {failed[0].message}" if failed else "no samples to read"
             raise InputError(f"{why}; pass the dataset that the store was computed from")
         return samples.inputs.beside(self.model)
-
-    def readable(self, numbers: Tensor) -> Tensor:
-        """Return those of some indices whose samples can be read."""
-        _, failed = self.rows.read(numbers.tolist())
-        return numbers[~torch.isin(numbers, torch.tensor([failure.index for failure in failed], dtype=numbers.dtype))]
 
     def values(self, inputs: Inputs) -> Tensor:
         """Return the values that marks are pasted on: floating-point inputs with their channels first, or token ids."""

@@ -74,7 +74,7 @@ class AuditedRows:
 
     def channels(self, layer: str) -> Tensor:
         """Return the relevance of the channels of a stored layer, `[n, C]`."""
-        return self.store.channels(layer)[self.rows]
+        return self.store.channel_column(layer)[self.rows]
 
 
 def _maps(store: Store, rows: Tensor, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whence.auditing import spectral_clustering
 from whence.auditing.audit_data import AuditData
+from whence.auditing.audit_rows import AuditedRows
 from whence.auditing.candidates import (
     MIN_EXCESS,
     MIN_SIZE,
@@ -53,18 +54,12 @@ class ClusterTests:
 
     Args:
         data: The samples, and the model or None.
-        maps: The relevance of all samples, `[n, …]`.
-        classes: The class of each sample, `[n]`.
-        compared_classes: The classes that others are compared with.
-        indices: The number of each sample in the dataset, `[n]`.
+        audited: The audited rows of the store.
         seed: Random seed of the samples that are read.
     """
 
     data: AuditData
-    maps: Tensor
-    classes: Tensor
-    compared_classes: Sequence[int]
-    indices: Tensor
+    audited: AuditedRows
     seed: int = 0
 
     def verdicts(self, clusters: Sequence[Cluster]) -> list[Cluster]:
@@ -110,25 +105,25 @@ class ClusterTests:
 
     @cached_property
     def _photos(self) -> bool:
-        return self.data.kind == "pictures" and min(self.data.samples(self.indices[:1]).shape[2:]) >= PHOTO
+        return self.data.kind == "pictures" and min(self.data.samples(self.audited.indices[:1]).shape[2:]) >= PHOTO
 
     @property
     def _groups(self) -> list[int]:
         """The classes with enough samples to search."""
-        return [int(c) for c in self.classes.unique() if c >= 0 and int((self.classes == c).sum()) >= MIN_SIZE]
+        return [int(c) for c in self.audited.classes.unique() if c >= 0 and int((self.audited.classes == c).sum()) >= MIN_SIZE]
 
     # samples
 
     def _rows_of(self, group: int, count: int, other: bool = False, salt: int = 0) -> Tensor:
         """Return some rows of a class, or of the others."""
-        rows = ((self.classes != group) if other else (self.classes == group)).nonzero()[:, 0]
+        rows = ((self.audited.classes != group) if other else (self.audited.classes == group)).nonzero()[:, 0]
         return self._some(rows, count, salt)
 
     def _some(self, rows: Tensor, count: int, salt: int = 0) -> Tensor:
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed + salt))[:count]]
 
     def _samples(self, rows: Tensor) -> Tensor:
-        return self.data.samples(self.indices[rows])
+        return self.data.samples(self.audited.indices[rows])
 
     # clusters
 
@@ -143,7 +138,7 @@ class ClusterTests:
     def _onto(self, group: int):
         """Return samples of other classes on which marks are pasted, and the probability of the class for them."""
         rows = self._rows_of(group, N_ONTO_PHOTOS if self._photos else N_ONTO, other=True, salt=1)
-        inputs = self.data.inputs(self.indices[rows])
+        inputs = self.data.inputs(self.audited.indices[rows])
         return self.data.values(inputs), self.data.probability(group, inputs)
 
     def _examples(self, evidence: Evidence, group: int) -> tuple[Tensor, Tensor] | None:
@@ -173,7 +168,7 @@ class ClusterTests:
         if min(own.shape[2:]) < MIN_SIDE:
             return
         _, probability = self._onto(group)
-        found = moving_marks(own, self.maps[rows].float().clamp(min=0), others, probability, self.seed)
+        found = moving_marks(own, self.audited.maps[rows].float().clamp(min=0), others, probability, self.seed)
         passed = [mark for mark in found if _recurs(mark)]
         if passed:
             best = max(passed, key=lambda mark: len(mark.rows))
@@ -182,9 +177,9 @@ class ClusterTests:
             yield MarkedSamples(group, rows[best.rows], replace(evidence, examples=self._examples(evidence, group)))
 
     def _tones(self, group: int) -> Iterator[MarkedSamples]:
-        powers = relevance_spectrum(self.maps)
-        means = {c: powers[self.classes == c].mean(0) for c in self.compared_classes}
-        rows, others = (self.classes == group).nonzero()[:, 0], largest_of_other_classes(means, group)
+        powers = relevance_spectrum(self.audited.maps)
+        means = {c: powers[self.audited.classes == c].mean(0) for c in self.audited.compared_classes}
+        rows, others = (self.audited.classes == group).nonzero()[:, 0], largest_of_other_classes(means, group)
         labels = spectral_clustering.spectral_clusters(F.normalize(powers[rows].sqrt(), dim=1), None, self.seed).labels
         strangers = self._samples(self._rows_of(group, N_OTHERS, other=True))
         onto, probability = self._onto(group)
@@ -205,7 +200,7 @@ class ClusterTests:
         own, others = self._samples(rows), self._samples(self._rows_of(group, N_SEARCHED, other=True))
         protected = _everywhere(torch.cat([own, others]))
         onto, probability = self._onto(group)
-        phrases = recurring_phrases(own, shares(self.maps[rows]), others, protected)
+        phrases = recurring_phrases(own, shares(self.audited.maps[rows]), others, protected)
         effects = [phrase_effect(phrase, onto, others, protected, probability, self.seed) for phrase in phrases]
         significant = accepted([effect.p_value for effect in effects])
         for phrase, effect, real in zip(phrases, effects, significant, strict=True):

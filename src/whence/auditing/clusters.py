@@ -102,14 +102,15 @@ class Cluster:
 
     def reason(self, name: str) -> str:
         """Return in one sentence why the cluster is suspicious, unproven, or not unusual."""
+        excess = f"{max(self.excess, 0):.0%}"
         size = f"{self.size} samples, {self.share:.0%} of class {name}{f', grouped by {self.view}' if self.view else ''}"
         if self.evidence is not None:
             verdict = "" if self.suspicious else "nothing unusual: "
             return f"{verdict}{self.evidence.words(name)}; {size}{self._where() if self.suspicious else ''}"
         if not self.candidate:
-            return f"nothing unusual: {self.excess:.0%} of the relevance exceeds that of all other classes; {size}"
+            return f"nothing unusual: {excess} of the relevance exceeds that of all other classes; {size}"
         test = "pass model= and data= to test it" if not self.layer else "audit the input with model= and data= to test it"
-        return f"unproven: {self.excess:.0%} of the relevance exceeds that of all other classes{self._where()}; {size}; {test}"
+        return f"unproven: {excess} of the relevance exceeds that of all other classes{self._where()}; {size}; {test}"
 
     def verdict(self, name: str) -> str:
         """Return the outcome for readers who do not know the method, in one sentence."""
@@ -137,9 +138,9 @@ class Cluster:
         corner = max(((name, share) for name, share in self._corners.items() if name != "border"), key=lambda item: item[1])
         near = f" in the {corner[0]}" if corner[1] > 0.5 * float(self.mean[self.mask].sum()) else ""
         height, width = self.mask.shape  # of the stored maps, which may be smaller than the pictures
-        box = (
-            f"rows {int(rows.min())} to {int(rows.max())} of {height}, columns {int(columns.min())} to {int(columns.max())} of "
-            f"{width}"
+        box = ", ".join(
+            f"{name} {int(found.min())}:{int(found.max()) + 1} of {side}"  # as slices of the stored map
+            for name, found, side in (("rows", rows, height), ("columns", columns, width))
         )
         return f"{area}{near} ({box})"
 

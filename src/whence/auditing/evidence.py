@@ -52,7 +52,7 @@ class Evidence:
         effect = format_interval(self.interval) if self.interval is not None else f"{self.effect:.2f}"
         if self.test == "coherence":
             return f"its samples have the same fine structure there (mean cosine {self.effect:.2f}), as with a watermark"
-        control = "" if math.isnan(self.control) else f" (a control: {self.control:.2f})"
+        control = "" if math.isnan(self.control) else f" (a control: {round(self.control, 2) + 0.0:.2f})"
         same = f", and it is the same in all of them (mean cosine {self.coherence:.2f})" if self.coherence >= IDENTICAL else ""
         found = f"{self._intervention} changes the probability of {name} by {effect}{control}{same}"
         if self.recurrence is None:

@@ -194,7 +194,7 @@ def _samples(cluster: Cluster, data: AuditData, count: int, random: torch.Genera
     strangers = torch.ones(data.rows.count, dtype=torch.bool)
     strangers[cluster.indices] = False
     own = data.inputs(_random_subset(cluster.indices, count, random))
-    others = data.inputs(data.readable(_random_subset(strangers.nonzero()[:, 0], 2 * count, random)))
+    others = data.inputs(_random_subset(strangers.nonzero()[:, 0], 2 * count, random), skip_unreadable=True)
     rows = (data.logits(others).argmax(1) != cluster.group).nonzero()[:count, 0]
     if len(rows) < 2:
         raise InputError("the mark is pasted on samples of other classes, but the model predicts none; add such samples")

@@ -4,7 +4,7 @@ from typing import Any
 
 from whence.core.argument_checks import check_arguments
 from whence.errors import MissingPackageError
-from whence.monitoring.training_audit import PREFIX, TrainingAudit
+from whence.monitoring.training_audit import TrainingAudit
 
 
 @check_arguments
@@ -36,7 +36,7 @@ def lightning_callback(watch: TrainingAudit) -> Any:
             record = watch(pl_module, trainer.current_epoch)
             if record is not None:
                 for logger in trainer.loggers:
-                    logger.log_metrics({PREFIX + name: v for name, v in record.statistics.items()}, step=trainer.global_step)
+                    logger.log_metrics(record.logged, step=trainer.global_step)
 
     return LightningAudit()
 
@@ -70,7 +70,6 @@ def transformers_callback(watch: TrainingAudit) -> Any:
                 return
             record = watch(model, round(state.epoch) - 1)
             if record is not None:
-                values = {PREFIX + name: value for name, value in record.statistics.items()}
-                state.log_history.append({**values, "epoch": state.epoch, "step": state.global_step})
+                state.log_history.append({**record.logged, "epoch": state.epoch, "step": state.global_step})
 
     return TransformersAudit()

@@ -22,6 +22,7 @@ from whence.core.result import Result
 from whence.data.batches import ReadFunction
 from whence.data.dataset_rows import DatasetRows
 from whence.errors import AuditWarning, InputError, RuleError, WhenceError, first_line, value_repr
+from whence.evaluation.metrics.complexity import gini
 from whence.methods.registry import Method, resolve_method
 from whence.stores.explain_dataset import explain_dataset
 from whence.stores.store import Store, StoreColumn
@@ -34,7 +35,7 @@ PREFIX = "whence/"  # of the names of what is logged
 SAMPLES_DRAWN = 8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainingRecord:
     """The audit of one epoch.
 
@@ -52,6 +53,14 @@ class TrainingRecord:
     statistics: Mapping[str, float]
     audit: Audit | None = None
     note: str = ""
+
+    def __repr__(self) -> str:
+        return f"TrainingRecord, epoch {self.epoch}: {self.note or (self.audit.headline if self.audit is not None else '')}"
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The statistics by the names under which they are logged."""
+        return {PREFIX + name: value for name, value in self.statistics.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +132,11 @@ class TrainingAudit(Result):
             if record.audit is not None and record.audit.suspicious and self.first_suspicious is None:
                 warnings.warn(f"epoch {epoch}: {record.audit}", AuditWarning, stacklevel=2)
             self.records.append(record)
-            values = {PREFIX + name: value for name, value in record.statistics.items()}
             if self.trackers:
                 figures = self._figures(record)
                 for track in self.trackers:
                     try:
-                        track(epoch, values, figures)
+                        track(epoch, record.logged, figures)
                     except Exception as error:  # of a library or its server, which training must survive
                         name = getattr(track, "__qualname__", type(track).__name__)
                         warnings.warn(
@@ -158,10 +166,8 @@ class TrainingAudit(Result):
     def __repr__(self) -> str:
         if not self.records:
             return f"TrainingAudit of {len(self._numbers)} samples every {self.every} epochs: no audits yet"
-        last = self.records[-1]
-        said = last.note or (last.audit.headline if last.audit is not None else "")
         first = "" if self.first_suspicious is None else f"; suspicious since epoch {self.first_suspicious}"
-        return f"TrainingAudit, epoch {last.epoch}: {said}{first}"
+        return f"TrainingAudit, last {self.records[-1]!r}{first}"
 
     @cached_property
     def _rows(self) -> DatasetRows:
@@ -204,9 +210,10 @@ class TrainingAudit(Result):
             )  # fmt: skip
         except WhenceError as error:
             return TrainingRecord(epoch, statistics, None, first_line(error))
-        effects = [c.evidence.effect for c in found.clusters if c.evidence is not None]
-        classes = {c.group for c in found.suspicious}
-        statistics |= {"suspicious_classes": float(len(classes)), "largest_effect": max(effects, default=0.0)}
+        statistics |= {
+            "suspicious_classes": float(sum(row["suspicious"] > 0 for row in found.by_class)),
+            "largest_effect": max((row["largest_effect"] or 0.0 for row in found.by_class), default=0.0),
+        }
         return TrainingRecord(epoch, statistics, found)
 
     def _figures(self, record: TrainingRecord) -> dict[str, "Figure"]:
@@ -277,23 +284,16 @@ def relevance_statistics(store: Store) -> dict[str, float]:
         if (label >= 0).all():
             found["accuracy"] = float((store.column("prediction") == label).double().mean())
         found["confidence"] = float(store.column("confidence").mean())
-    positive = total = gini = 0.0
+    positive = total = concentration = 0.0
     for maps in _flat_batches(store.relevance):
         positive, total = positive + float(maps.clamp(min=0).sum()), total + float(maps.abs().sum())
-        gini += float(_gini(maps.abs()).sum())
-    found |= {"positive_share": positive / max(total, 1e-30), "gini": gini / max(len(store), 1)}
+        concentration += float(gini(maps.abs()).nansum())
+    found |= {"positive_share": positive / max(total, 1e-30), "gini": concentration / max(len(store), 1)}
     return found | {"conservation_error": float(store.column("conservation_error").abs().mean())}
 
 
 def _flat_batches(column: StoreColumn) -> Iterator[Tensor]:
     return (maps.flatten(1).double() for maps in column.batches())
-
-
-def _gini(sizes: Tensor) -> Tensor:
-    """Return the Gini coefficient of each row `[n, F]`: Σ_i (2 i − F − 1) a_i / (F Σ a), with a sorted."""
-    ordered, count = sizes.sort(1).values, sizes.shape[1]
-    weights = 2 * torch.arange(1, count + 1, dtype=sizes.dtype) - count - 1
-    return ordered @ weights / (count * sizes.sum(1)).clamp(min=1e-30)
 
 
 @contextmanager

@@ -65,13 +65,17 @@ class Manifest:
 
     def differs(self, other: "Manifest") -> list[str]:
         """Return descriptions of the settings in which two manifests differ."""
-        mine, its = json.loads(json.dumps(asdict(self))), json.loads(json.dumps(asdict(other)))
+        mine, its = self._json_values, other._json_values
         names = [name for name in mine if name != "class_names" and mine[name] != its[name]]
         return [f"{name} ({_shorten(its[name])} there, {_shorten(mine[name])} now)" for name in names]
 
     @property
+    def _json_values(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @property
     def _plain(self) -> dict[str, Any]:
-        plain = json.loads(json.dumps(asdict(self)))
+        plain = self._json_values
         del plain["class_names"]  # names do not change any value
         for name in ("map_size", "channel_dim"):
             if plain[name] is None:  # as in stores of versions that had no such setting
@@ -279,10 +283,21 @@ class Store:
         Raises:
             StoreError: The layer was not stored.
         """
-        known = [name.removeprefix("layers.") for name in self.names if name.startswith("layers.")]
-        if layer not in known:
+        return torch.cat(list(self.channel_column(layer).batches()))
+
+    def channel_column(self, layer: str) -> "StoreColumn":
+        """Return the relevance of every channel of a layer by row, read on slicing, as `relevance`.
+
+        Args:
+            layer: The name of a layer that was stored.
+        Raises:
+            StoreError: The layer was not stored.
+        """
+        name = f"layers.{layer}"
+        if name not in self.names:
+            known = [name.removeprefix("layers.") for name in self.names if name.startswith("layers.")]
             raise StoreError(f"the store has no relevance of layer {layer!r}; it has {', '.join(known) or 'no layers'}")
-        return self.column(f"layers.{layer}")
+        return StoreColumn(self, lambda shard: shard.tensors[name])
 
     @property
     def relevance(self) -> "StoreColumn":

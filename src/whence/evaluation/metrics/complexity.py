@@ -20,10 +20,14 @@ class Sparseness:
     better: ClassVar[str] = "neither"
 
     def __call__(self, case: ExplainedBatch) -> Tensor:
-        rising = case.flat().abs().sort(1).values
-        n = rising.shape[1]
-        weights = 2 * torch.arange(1, n + 1, dtype=rising.dtype) - n - 1
-        return (rising * weights).sum(1) / (n * rising.sum(1))
+        return gini(case.flat().abs())
+
+
+def gini(sizes: Tensor) -> Tensor:
+    """Return the Gini coefficient of each row `[n, F]`: Σ_i (2 i − F − 1) a_i / (F Σ a), with a rising; NaN if all are 0."""
+    rising, n = sizes.sort(1).values, sizes.shape[1]
+    weights = 2 * torch.arange(1, n + 1, dtype=rising.dtype) - n - 1
+    return (rising * weights).sum(1) / (n * rising.sum(1))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ MOST_LISTED = 8
 
 
 def audit(
-    store: Annotated[Path, typer.Argument(help="A store, the folder that `whence explain-dataset` wrote.")],
+    store: Annotated[str, typer.Argument(help="A store, the folder or URL that `whence explain-dataset` wrote.")],
     model: Annotated[str | None, typer.Option(help="The explained model, to test the clusters on: its name or path.")] = None,
     weights: Weights = None,
     size: Size = None,

@@ -1,7 +1,6 @@
 """`whence explain-dataset`: explanations of a dataset in a store; interrupted runs can be resumed."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -18,7 +17,7 @@ from whence.stores.explain_dataset import SHARD_SIZE, explain_dataset as run
 
 
 def explain_dataset(
-    store: Annotated[Path, typer.Argument(help="The folder of the store, new or unfinished.")],
+    store: Annotated[str, typer.Argument(help="The folder of the store, new or unfinished, or its URL.")],
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     model: Model = "digits",
     weights: Weights = None,
@@ -28,7 +27,8 @@ def explain_dataset(
     rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
     target: Annotated[str, typer.Option(help="Class to explain: predicted, label, or an index.")] = "predicted",
     layer: Annotated[
-        list[str] | None, typer.Option(help="Store the relevance of every channel of this layer; repeatable.")
+        list[str] | None,
+        typer.Option(help="Store the relevance of every channel of this layer; repeatable."),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Store relevance in full, instead of summed over channels in half precision.")
@@ -54,8 +54,8 @@ def explain_dataset(
     found = run(
         loaded.model, samples, store,
         method=make_method(method, rules, loaded, first, bounded), target=int(target) if target.isdecimal() else target,
-        layers=layer or (), reduce="none" if full else "channels", shard=shard, shard_size=shard_size, batch_size=batch_size,
-        engine=engine, address=address, class_names=loaded.class_names,
+        layers=layer or (), reduce="none" if full else "channels", shard=shard, shard_size=shard_size,
+        batch_size=batch_size, engine=engine, address=address, class_names=loaded.class_names,
     )  # fmt: skip
     failures = [{"sample": sample_name(samples, f["index"]), "message": f["message"]} for f in found.failures]
     if as_json:

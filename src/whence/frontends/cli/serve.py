@@ -1,7 +1,6 @@
 """`whence serve`: explanations in the browser."""
 
 import secrets
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ def serve(
     data: Annotated[
         str | None, typer.Option(help="Samples for evaluations and for concepts of channels, as for `whence evaluate`.")
     ] = None,
-    store: Annotated[list[Path] | None, typer.Option(help="A store of `whence explain-dataset` to audit; repeatable.")] = None,
+    store: Annotated[list[str] | None, typer.Option(help="A store of `whence explain-dataset` to audit; repeatable.")] = None,
     host: Annotated[str, typer.Option(help="Host to listen on; hosts other than this machine need a token.")] = HOST,
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     seconds: Annotated[float, typer.Option(help="Timeout of a request, in seconds.", min=1)] = 60.0,
@@ -38,7 +37,7 @@ def serve(
     token = None if host in LOOPBACK else secrets.token_urlsafe(24)
     for folder in store or []:
         open_store(folder)  # raises errors before the server starts
-    served = ServerConfig(_pair_weights(model or ["digits"], weights or []), data, [str(folder) for folder in store or []])
+    served = ServerConfig(_pair_weights(model or ["digits"], weights or []), data, store or [])
     app = create_app(served, host, port, token, seconds=seconds)
     address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
     Console(highlight=False, soft_wrap=True).print(f"whence is running at {address} (press Ctrl-C to stop)", markup=False)
