@@ -34,7 +34,7 @@ PAGES = {
 }
 NAMESPACES = [
     space
-    for space in vars(whence).values()
+    for space in (getattr(whence, name) for name in whence.__all__)
     if isinstance(space, ModuleType) and space.__name__.startswith("whence.") and hasattr(space, "__all__")
 ]
 RULES = """# Rules

@@ -1,5 +1,6 @@
 """Callbacks that audit a network while it is trained, for loops of PyTorch, Lightning and transformers."""
 
+from whence.core.public_names import namespace
 from whence.monitoring.trackers import mlflow_tracker, tensorboard_tracker, wandb_tracker
 from whence.monitoring.trainer_callbacks import lightning_callback, transformers_callback
 from whence.monitoring.training_audit import TrainingAudit, TrainingRecord
@@ -13,3 +14,4 @@ __all__ = [
     "transformers_callback",
     "wandb_tracker",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -1,6 +1,7 @@
 """Conditions for the argument `through`: the parts of layers through which relevance flows."""
 
 from whence.core.conditions import Channels, Directions, Features, Heads, Nodes, Places
+from whence.core.public_names import namespace
 
 __all__ = [
     "Channels",
@@ -10,3 +11,4 @@ __all__ = [
     "Nodes",
     "Places",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -21,8 +21,6 @@ import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 __all__ = [
     "AuditWarning",
     "ConservationWarning",
@@ -141,6 +139,8 @@ def first_line(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the accelerator or the machine ran out of memory."""
+    import torch  # here alone, so that the command line reads this module without torch
+
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 

@@ -1,5 +1,6 @@
 """Experiments of the course that this library grew from, and evaluations that train networks."""
 
+from whence.core.public_names import namespace
 from whence.evaluation.metrics.robustness import translation_figure
 from whence.evaluation.retraining import label_randomisation, roar
 from whence.evaluation.search_space import rule_sets
@@ -13,3 +14,4 @@ __all__ = [
     "rule_sets",
     "translation_figure",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -1,5 +1,6 @@
 """Parameterizations and random transforms of prototype images."""
 
+from whence.core.public_names import namespace
 from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixels
 from whence.prototypes.random_transforms import Jiggle
 from whence.prototypes.spatial_atlas import spatial_atlas
@@ -12,3 +13,4 @@ __all__ = [
     "Pixels",
     "spatial_atlas",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -1,5 +1,6 @@
 """Layers of neuralised models (distances, soft pooling, kernel expansions), and the output shapes of a model's layers."""
 
+from whence.core.public_names import namespace
 from whence.methods.layer_reader import layer_shapes
 from whence.neuralization.distances import Distance, Mahalanobis
 from whence.neuralization.estimators import Neuralized, SupportSets
@@ -15,3 +16,4 @@ __all__ = [
     "SupportSets",
     "layer_shapes",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -1,5 +1,6 @@
 """Metrics of explanations, for `whence.evaluate` and `whence.tune`."""
 
+from whence.core.public_names import namespace
 from whence.evaluation.metrics.complexity import Completeness, Complexity, ConservationGap, RelevanceRatio, Sparseness
 from whence.evaluation.metrics.faithfulness_curves import (
     ABPC,
@@ -56,3 +57,4 @@ __all__ = [
     "Sparseness",
     "TopKIntersection",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -1,5 +1,6 @@
 """Published composites of LRP rules, and the building blocks of custom composites."""
 
+from whence.core.public_names import namespace
 from whence.lrp.rules.composites import Composite, input_layer, picture_convolution
 from whence.lrp.rules.presets import (
     CONVOLUTIONS,
@@ -41,3 +42,4 @@ __all__ = [
     "picture_convolution",
     "vgg16_falling_gamma",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -1,5 +1,6 @@
 """Priors for prototypes: penalties, Gaussian experts, and the code space of a decoder."""
 
+from whence.core.public_names import namespace
 from whence.prototypes.autoencoders import VAE, AdversarialAutoencoder
 from whence.prototypes.priors import L2, CodeSpace, GaussianExpert, GaussianRBM
 
@@ -11,3 +12,4 @@ __all__ = [
     "GaussianExpert",
     "GaussianRBM",
 ]
+__getattr__ = namespace(__name__, globals())

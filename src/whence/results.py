@@ -8,6 +8,7 @@ from whence.benchmarking.results import BenchResult
 from whence.contexts.sources import SourceAttribution
 from whence.core.aggregation import AggregatedRelevance
 from whence.core.generation import Generation
+from whence.core.public_names import namespace
 from whence.core.result import Result
 from whence.evaluation.comparison import Comparison
 from whence.evaluation.results import Evaluation
@@ -59,3 +60,4 @@ __all__ = [
     "Tuning",
     "WalkRelevance",
 ]
+__getattr__ = namespace(__name__, globals())

@@ -10,7 +10,7 @@ SOURCES = Path(whence.__file__).parent
 
 
 ORDER = """
-errors core.passages core.files core.argument_checks core.missing_names core.fingerprints lrp.engine.model_outputs
+errors core.passages core.files core.argument_checks core.public_names core.fingerprints lrp.engine.model_outputs
 lrp.ops.function_names lrp.ops.function_facts lrp.engine.function_calls lrp.torch_compat.deferred_checks
 lrp.torch_compat.traced_constants lrp.torch_compat.interrupts
 lrp.torch_compat.saved_tensors lrp.torch_compat.tensor_identity lrp.engine.conservation
@@ -27,10 +27,14 @@ lrp.training
 core data.sharding data.partial_failures data.dataset_rows plotting
 core.explanation_data core.result
 core.aggregation
+core.feature_table core.explanation_account core.input_layouts
+core.feature_plots
+core.series_plots
 core.explanation_io core.explanation_figures
 core.explanation
 methods core.activation_checkpointing
 graphs
+core.estimators
 core.texts core.explainer core.explain core.generation core.explain_detections
 contexts
 data
@@ -42,7 +46,7 @@ monitoring
 models
 frontends.common
 frontends.cli frontends.web
-attacks callbacks conditions experiments images imputers layers metrics objectives presets priors results roots
+attacks callbacks conditions experiments images imputers layers metrics objectives plots presets priors results roots
 """
 
 

@@ -55,7 +55,7 @@ def test_all_slices_of_a_page(tmp_path):
     picture = Image.open(BytesIO(base64.b64decode(data[0]["images"][0][2])))
     factor = picture.height // 8
     assert picture.size == (22 * factor, 8 * factor)  # the slice and its overlay, with a gap
-    assert "All slices: class 1" in page
+    assert "All slices: output 1" in page
 
 
 def test_a_long_volume_has_some_slices():

@@ -7,13 +7,13 @@ from whence.core.argument_checks import check_arguments
 from whence.core.conditions import ThroughMapping
 from whence.core.explainer import DisplayNames, Names, check_single_condition, explanations, single_explanation
 from whence.core.explanation import Explanation
-from whence.core.inputs import check_model
+from whence.core.inputs import Inputs, check_model
 from whence.core.progress import Progress
 from whence.core.targets import Target
 from whence.core.texts import TextModel
 from whence.core.trees import Tree
 from whence.lrp.engine.prepared_model import PreparedModel
-from whence.methods.registry import Method, resolve_method
+from whence.methods.registry import Method
 
 
 @check_arguments
@@ -38,7 +38,8 @@ def explain(
 
     Args:
         model: Any callable made of torch functions; an `nn.Module` must be in eval mode. It is not modified. A pipeline of
-            transformers and a `LoadedModel` are read as the model and tokenizer in them.
+            transformers and a `LoadedModel` are read as the model and tokenizer in them. A fitted estimator of scikit-learn is
+            explained by its probabilities, or else its decision function or predictions.
         inputs: Tensor `[N, …]`, or a tuple or dict of tensors; a dict is passed as keyword arguments. Each token id of `[N, T]`
             has a relevance score. With a tokenizer, a text, a list of texts, or chat messages. NumPy arrays and data frames are
             passed to functions of NumPy arrays (`forest.predict_proba`), which methods without gradients explain.
@@ -46,7 +47,8 @@ def explain(
             the largest output (arg max); a `Logit` (of a token at a position, or the difference of two) or `Span` of a text; an
             objective inside the network (`whence.objectives`); or a function from the model's outputs to values `[N]`.
         method: A method or its short name ("lrp"); by default LRP with rules that fit most networks
-            (`whence.presets.attn_lrp()`).
+            (`whence.presets.attn_lrp()`), and for functions of arrays and estimators Shapley values against up to 50 of the
+            given rows.
         layers: Module paths whose outputs' relevance is returned too, with * for any one component of a path:
             "model.layers.*"; "input of model.layers.3.mlp" is the relevance at the module's input.
         through: Dict from layers to parts of them, to compute the relevance that flows through these parts alone (CRP,
@@ -54,8 +56,9 @@ def explain(
             `Features`. Several layers multiply; `conservation` accounts for the share that passes. Summed over all channels
             of a layer, it is the relevance that flows through the layer.
         class_names: Names of the outputs, for figures.
-        feature_names: Names of a vector's features or a time series' channels, for figures; a dict by input where there are
-            several inputs.
+        feature_names: Names of a vector's features or a time series' channels, for figures, or the fitted transformer of
+            scikit-learn that made the columns, which also knows the one-hot columns of a feature; a dict by input where there
+            are several inputs.
         tokenizer: The tokenizer of the model, for inputs that are texts, and for the names of tokens.
         progress: Whether to show a progress bar where a method takes several seconds, or a function that is called with
             (done, total) instead.
@@ -71,9 +74,9 @@ def explain(
     texts = TextModel.of(model, tokenizer, class_names)
     check_model(texts.model)
     names = DisplayNames(texts.class_names, feature_names)
-    chosen, prepared, inputs = resolve_method(method), PreparedModel(texts.model), texts.read(inputs)
-    chosen = texts.method(chosen)
-    found = explanations(prepared, chosen, inputs, [texts.target(target)], layers, progress, names, through)
+    given = Inputs.of(texts.read(inputs)).detached()
+    chosen, prepared = texts.method(method, given), PreparedModel(texts.model)
+    found = explanations(prepared, chosen, given, [texts.target(target)], layers, progress, names, through)
     return texts.named(single_explanation(found))
 
 
@@ -120,7 +123,7 @@ def explain_targets(
     texts = TextModel.of(model, tokenizer, class_names)
     check_model(texts.model)
     names = DisplayNames(texts.class_names, feature_names)
-    chosen, prepared, inputs = resolve_method(method), PreparedModel(texts.model), texts.read(inputs)
-    chosen = texts.method(chosen)
-    found = explanations(prepared, chosen, inputs, texts.targets(targets), layers, progress, names, through)
+    given = Inputs.of(texts.read(inputs)).detached()
+    chosen, prepared = texts.method(method, given), PreparedModel(texts.model)
+    found = explanations(prepared, chosen, given, texts.targets(targets), layers, progress, names, through)
     return [texts.named(e) for e in found]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from whence.core.activation_checkpointing import offloaded_layers_checkpointed
 from whence.core.argument_checks import check_arguments
+from whence.core.columns import Column, as_columns, columns_of_frame
 from whence.core.conditions import Condition, LayerPart, ThroughMapping, parse_conditions
 from whence.core.detection import Detection
 from whence.core.explanation import Explanation
@@ -78,6 +79,7 @@ class Explainer:
     ):
         self._texts = TextModel.of(model, tokenizer, class_names)
         self.model, self.method = self._texts.model, resolve_method(method)
+        self._default = self.method if method is None else None
         self._naming = DisplayNames(self._texts.class_names, feature_names)
         check_model(self.model)
         if capture not in (True, False, "auto", "compile"):
@@ -198,15 +200,17 @@ class Explainer:
         self, inputs: "Tree | Inputs", targets: Sequence[Target], layers: Sequence[str], through: Any, progress: Progress
     ) -> Iterator[Explanation]:
         prepared = self._prepared.up_to_date()
-        method = self._texts.method(self.method)
-        return explanations(prepared, method, inputs, targets, layers, progress, self._naming, through)
+        given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs).detached()
+        method = self._texts.method(None if self.method is self._default else self.method, given)
+        return explanations(prepared, method, given, targets, layers, progress, self._naming, through)
 
     def _replayed(self, inputs: Inputs, target: Target, layers: tuple[str, ...], progress: Progress) -> Explanation | None:
         """Return the explanation by a graph, or None."""
 
         def explained(inputs: Tree, target: Target) -> Explanation:
             prepared = PreparedModel(self.model)
-            return single_explanation(explanations(prepared, self.method, inputs, [target], layers, False, self._naming))
+            given = Inputs.of(inputs).detached()
+            return single_explanation(explanations(prepared, self.method, given, [target], layers, False, self._naming))
 
         def without_graph() -> Explanation:
             return single_explanation(self._without_graph(inputs, [target], layers, None, progress))
@@ -219,7 +223,7 @@ class Explainer:
 def explanations(
     prepared: PreparedModel,
     method: Method,
-    inputs: Tree | Inputs,
+    given: Inputs,
     targets: Sequence[Target],
     layers: Sequence[str],
     progress: Progress,
@@ -230,7 +234,6 @@ def explanations(
     if isinstance(targets, int | str | Tensor | Logit | Span | Region | Detection) or callable(targets):
         raise TargetError(f"targets must be a list of targets that explain() accepts, got {value_repr(targets)}")
     named = tuple(named_layers(prepared.model, layers)) if layers else ()
-    given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs).detached()
     task = Task(prepared, given, list(targets), named, _resolve_conditions(prepared.model, through), progress)
     found = _with_notes(naming.named(method.explanations(task), given), task)
     return _within_modes(found, prepared)
@@ -275,20 +278,25 @@ class DisplayNames:
 
     def named(self, explanations: Iterator[Explanation], inputs: Inputs) -> Iterator[Explanation]:
         """Yield the explanations with these names, or else with the column names of a data frame."""
-        features = self._by_input(inputs)
+        columns = self._by_input(inputs)
+        names = {name: [column.name for column in of_input] for name, of_input in columns.items()}
+        known = {name: of_input for name, of_input in columns.items() if any(c.feature or c.categories for c in of_input)}
         for explanation in explanations:
-            yield replace(explanation, class_names=self._class_names() or explanation.class_names, feature_names=features)
+            classes = self._class_names() or explanation.class_names
+            yield replace(explanation, class_names=classes, feature_names=names, columns=known)
 
     def _class_names(self) -> Names:
         if isinstance(self.classes, Mapping):
             return {int(i): str(name) for i, name in self.classes.items()}
         return list(map(str, self.classes))
 
-    def _by_input(self, inputs: Inputs) -> dict[str, list[str]]:
+    def _by_input(self, inputs: Inputs) -> dict[str, list[Column]]:
         names = dict(zip(inputs.labels, inputs.parts, strict=True))
-        given = inputs.features if self.features is None else self.features
+        of_frame = inputs.features if inputs.table is None else columns_of_frame(inputs.table)
+        given = of_frame if self.features is None else self.features
         by_input = given if isinstance(given, Mapping) else {next(iter(names)): given} if given is not None else {}
-        for name, features in by_input.items():
+        columns = {name: as_columns(features) for name, features in by_input.items()}
+        for name, features in columns.items():
             if name not in names:
                 raise InputError(f"feature_names has a key {name!r} that is not an input{suggest(name, names)}")
             shape = tuple(getattr(names[name], "shape", ()))
@@ -298,7 +306,7 @@ class DisplayNames:
                     f"got {len(features)} feature_names for an input of shape {shape}; expected one per column (dimension 1), "
                     "or per channel of a series [N, T, C] (dimension 2)"
                 )
-        return {name: list(map(str, features)) for name, features in by_input.items()}
+        return columns
 
 
 def _within_modes(explanations: Iterator[Explanation], prepared: PreparedModel) -> Iterator[Explanation]:

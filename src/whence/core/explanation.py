@@ -4,24 +4,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from whence.core.aggregation import AggregatedRelevance, aggregate
 from whence.core.argument_checks import check_arguments
+from whence.core.explanation_account import layer_rows, sample_rows
 from whence.core.explanation_data import ExplanationData
 from whence.core.explanation_io import cpu_tensors, read_fields, write_explanation
+from whence.core.feature_table import FeatureTable, has_common_features, has_features
 from whence.core.files import PICTURE_SUFFIXES, Rows, text_writer
 from whence.core.nifti_files import write_nifti
-from whence.core.result import Result
+from whence.core.result import Result, rows_to_frame
 from whence.core.targets import Logit
+from whence.core.time_axis import TimeAxis
 from whence.core.tokens import text_strings, token_strings
 from whence.core.trees import named_leaves, short_repr
-from whence.errors import InputError
+from whence.errors import InputError, value_repr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from whence.plotting.stacked_panels import Panel
 
@@ -47,10 +51,15 @@ class Explanation(ExplanationData, Result):
         method: The method.
         class_names: Names of the classes or tokens, for figures and pages.
         feature_names: Names of features or channels by input, for figures and pages.
+        columns: Columns of tables that have categories or one-hot columns, by input.
+        feature_mask: Feature number of every entry, with the structure of the inputs, where the method was given one. Each
+            entry then has the score of its feature, which counts once in sums, tables and figures.
         tokens: Token strings of inputs of token ids, by input (see `with_tokens`).
         standard_errors: Standard errors (one standard deviation) of a sampled estimate, with the structure of the relevance.
         interactions: Interactions of `whence.Shapley`, `[N, features, features]`.
         root: Root of a Taylor decomposition, with the structure of the inputs.
+        channel_dims: Dimension of the channels of series and pictures, where the model's first layer tells it, by input.
+        time_axis: Time axis of series (see `with_time`).
         patches: Layout of image inputs that are cut into rows of patches, by input.
         note: What is explained, where that differs from the requested target.
     """
@@ -89,6 +98,29 @@ class Explanation(ExplanationData, Result):
         ids = sorted({i for t in (target.index, target.rather_than) if isinstance(t, Tensor) for i in t.tolist()})
         names = [word.strip() or word for word in token_strings(tokenizer, ids)]
         return replace(self, tokens=words, class_names=dict(zip(ids, names, strict=True)))
+
+    def with_time(self, index: Any = None, *, sampling_rate: float | None = None) -> "Explanation":
+        """Return the explanation of series with a time axis, for figures and tables.
+
+        >>> e.with_time(frame.index)                               # dates, or any labels of the steps
+        >>> e.with_time(sampling_rate=16000)                       # seconds
+
+        Args:
+            index: Label of each step, such as the index of the data frame that the series was read from.
+            sampling_rate: Steps per second.
+
+        Returns:
+            An `Explanation` with a `time_axis`.
+
+        Raises:
+            InputError: Both or none of the two are given, or no series has as many steps as the index.
+        """
+        axis = TimeAxis.of(index, sampling_rate)
+        lengths = {size for t in named_leaves(self.relevance).values() if t.dim() in (2, 3) for size in t.shape[1:]}
+        if axis.labels and len(axis.labels) not in lengths:
+            given = ", ".join(str(list(t.shape)) for t in named_leaves(self.relevance).values())
+            raise InputError(f"an index of {len(axis.labels)} steps for series of shape {given}")
+        return replace(self, time_axis=axis)
 
     def aggregate(self, by: str | Mapping[str, tuple[int, int]] | Sequence[str] = "word") -> AggregatedRelevance:
         """Return the relevance of words, sentences or other passages of texts: the sums over their tokens.
@@ -170,7 +202,13 @@ class Explanation(ExplanationData, Result):
 
     @property
     def table(self) -> Rows:
-        """Rows, one for each sample and input feature: its index or name, its value and its relevance."""
+        """Rows, one for each sample and input feature: its index or name, its value and its relevance.
+
+        The columns of a table that encode one feature, or have one number in a `feature_mask`, are one row. Entries of other
+        inputs with such a mask have the number of their feature as `group`, and its relevance.
+        """
+        if has_features(self) and (self.columns or self.feature_mask is not None):
+            return self._rows_of_table()
         names, rows = self.target_names(), []
         values = named_leaves(self.inputs)
         for name, relevance in named_leaves(self.relevance).items():
@@ -178,6 +216,40 @@ class Explanation(ExplanationData, Result):
                 for row in self.rows_of_sample(relevance, sample):
                     rows += self._rows(name, values.get(name), relevance[row], row, {"sample": sample, "target": names[sample]})
         return rows
+
+    def _rows_of_table(self) -> Rows:
+        parts = [self] if has_common_features(self) else [self[i] for i in range(len(self))]
+        tables, names, rows = map(FeatureTable.of, parts), self.target_names(), []
+        for table in tables:
+            for row, relevance in enumerate(table.relevance.tolist()):
+                about = {"sample": len(rows) // len(table.names), "target": names[len(rows) // len(table.names)]}
+                rows += [
+                    about | {"feature": name, "value": table.value(row, i), "relevance": relevance[i]}
+                    for i, name in enumerate(table.names)
+                ]
+        return rows
+
+    def to_frame(self, of: Literal["features", "samples", "layers"] = "features") -> "DataFrame":
+        """Return the explanation as a `pandas.DataFrame`.
+
+        >>> e.to_frame()                                 # sample, target, feature, value, relevance
+        >>> e.to_frame("samples")                        # output, relevance, absorbed, baseline and error of each sample
+        >>> e.to_frame("layers")                         # the relevance that each layer absorbed, and that at requested layers
+
+        Args:
+            of: What the rows are: "features" (also tokens, pixels, groups of a feature mask), "samples" or "layers".
+
+        Returns:
+            The frame.
+
+        Raises:
+            InputError: `of` is none of these.
+            MissingPackageError: pandas is not installed.
+        """
+        rows = {"features": lambda: self.table, "samples": lambda: sample_rows(self), "layers": lambda: layer_rows(self)}
+        if of not in rows:
+            raise InputError(f"of={value_repr(of)}; choose one of {', '.join(rows)}")
+        return rows_to_frame(rows[of]())
 
     def numbers(self) -> dict[str, Tensor]:
         """Return all tensors by name, in CPU memory, as they are saved to `.npz` and `.safetensors`."""
@@ -189,9 +261,12 @@ class Explanation(ExplanationData, Result):
         known = self.tokens[name][row] if name in self.tokens else self.feature_names.get(name, ())
         about = about | ({"input": name} if name else {})
         flat = None if x is None else x.flatten().tolist()
+        mask = named_leaves(self.feature_mask).get(name)
+        groups = None if mask is None else mask[row if len(mask) > 1 else 0].flatten().tolist()
         return [
             about
             | {"feature": known[i] if len(known) == prod(found.shape) else _index(i, found.shape)}
+            | ({} if groups is None else {"group": groups[i]})
             | ({} if flat is None else {"value": flat[i]})
             | {"relevance": r}
             for i, r in enumerate(found.flatten().tolist())

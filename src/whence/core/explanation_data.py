@@ -7,11 +7,13 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from whence.core.columns import Column
 from whence.core.detection import Detection
 from whence.core.forward_record import InternalTarget
 from whence.core.image_patches import PatchLayout
 from whence.core.region import Region
 from whence.core.targets import Logit, Span, select_target_samples
+from whence.core.time_axis import TimeAxis
 from whence.core.trees import Tree, map_leaves, named_leaves
 from whence.lrp.engine.conservation import Conservation
 
@@ -29,6 +31,8 @@ class ExplanationData:
     method: Any = None
     class_names: Sequence[str] | Mapping[int, str] = ()  # names of the classes or tokens, for figures and pages
     feature_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of features or channels, by input
+    columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)  # of tables with categories or one-hot columns
+    feature_mask: Tree = None  # the feature number of every entry, where a method was given one; each has its feature's score
     tokens: dict[str, list[list[str]]] = field(default_factory=dict)  # token strings of inputs of token ids, by input
     standard_errors: Tree = None
     interactions: Tensor | None = None
@@ -36,6 +40,8 @@ class ExplanationData:
     patches: Mapping[str, PatchLayout] = field(
         default_factory=dict
     )  # of image inputs that are cut into rows of patches, by input
+    channel_dims: Mapping[str, int] = field(default_factory=dict)  # of series and pictures, where the model tells, by input
+    time_axis: TimeAxis | None = None  # of series
     note: str = ""  # what is explained, where that differs from the requested target
 
     def __len__(self) -> int:
@@ -62,6 +68,7 @@ class ExplanationData:
             conservation=self.conservation[index],
             layers=map_leaves(chosen, self.layers),
             inputs=map_leaves(chosen, self.inputs),
+            feature_mask=map_leaves(chosen, self.feature_mask),
             tokens={name: chosen(rows) for name, rows in self.tokens.items()},
             standard_errors=map_leaves(chosen, self.standard_errors),
             interactions=map_leaves(chosen, self.interactions),
@@ -90,9 +97,9 @@ class ExplanationData:
         return [name] * len(self)
 
     def heading(self, sample: int = 0) -> str:
-        """Return the heading of a sample's figure: the name of its target, or "class 3" if it has none."""
+        """Return the heading of a sample's figure: the name of its target, or "output 3" if it has none."""
         name = self.target_names()[sample]
-        return f"class {name}" if not self.class_names and name.isdecimal() else name
+        return f"output {name}" if not self.class_names and name.isdecimal() else name
 
     def tokens_of(self, sample: int) -> list[str]:
         """Return the token strings of a sample's first text; an empty list before `with_tokens`."""

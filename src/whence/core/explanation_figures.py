@@ -10,7 +10,11 @@ from torch import Tensor
 
 from whence.core.detection import Detection
 from whence.core.explanation_data import ExplanationData
+from whence.core.feature_plots import beeswarm, waterfalls
+from whence.core.feature_table import FeatureTable, has_common_features, has_features
+from whence.core.input_layouts import as_picture, as_series
 from whence.core.region import Region
+from whence.core.series_plots import lines_of_series, series_heatmap
 from whence.core.trees import named_leaves, short_repr
 from whence.plotting.bars import Bars
 from whence.plotting.heatmaps import Heatmap, Photo
@@ -18,7 +22,7 @@ from whence.plotting.html_pages import embed_in_each_palette, render_page
 from whence.plotting.interactions import InteractionMatrix
 from whence.plotting.palettes import PALETTES, palette
 from whence.plotting.stacked_panels import Panel, stack_panels
-from whence.plotting.time_series import TimeSeries, is_series
+from whence.plotting.time_series import MAX_LINES
 from whence.plotting.token_text import TokenText, merge_runs, styled_tokens
 from whence.plotting.videos import VideoFrames
 from whence.plotting.volumes import VolumeSlices, slice_images, strongest_place
@@ -28,18 +32,22 @@ FEW_ROWS = 4
 
 
 def figure(e: ExplanationData) -> Figure:
-    """Return a figure of the first samples, with a row for each sample and input."""
+    """Return a figure of the first samples, with a row for each sample and input; of many rows of a table, their summary."""
+    if len(e) > FEW_ROWS and has_features(e) and has_common_features(e) and e.feature_names:
+        return beeswarm(e).figure()
     return stack_panels([panel for sample in range(min(len(e), MAX_SAMPLES)) for panel in panels(e, sample)])
 
 
 def panels(e: ExplanationData, sample: int) -> list[Panel]:
     """Return the panels of one sample's figure."""
-
     account, relevance, given = e.conservation, named_leaves(e.relevance), named_leaves(e.inputs)
     what = f"{e.heading(sample)} {e.note}".rstrip()
     total = f",  ΣR = {account.relevance[sample]:.4g}" if account.adds_up else ""
     about = f"{what}:  f = {account.explained[sample]:.4g}{total}"
     panels: list[Panel] = []
+    if has_features(e) and e.feature_names:
+        panels.append(_panel_of_features(e, about, sample))
+        given = {}
     for name, x in given.items():
         r, title = relevance[name], f"{name}   {about}" if len(given) > 1 else about
         if x.is_floating_point():
@@ -52,8 +60,20 @@ def panels(e: ExplanationData, sample: int) -> list[Panel]:
             panels += [TokenText([f" {i}" for i in x[row].flatten().tolist()], r[row], title) for row in rows]
     if e.interactions is not None:
         names = next(iter(e.feature_names.values()), ())
+        if e.feature_mask is not None and names:
+            names = FeatureTable.of(e[sample]).names
         panels.append(InteractionMatrix(e.interactions[sample], "interactions of features", names))
     return panels
+
+
+def _panel_of_features(e: ExplanationData, title: str, sample: int) -> Panel:
+    """Return the panel of a row of a table: its waterfall, or bars where relevance does not add up to the output."""
+    if len(e) > FEW_ROWS or not has_common_features(e):
+        e, sample = e[sample], 0
+    features = FeatureTable.of(e)
+    if e.conservation.adds_up:
+        return waterfalls(e, features)[sample]
+    return Bars(features.relevance[sample], title, features.captions(sample))
 
 
 def detection_set_figure(explanations: Sequence[ExplanationData]) -> Figure:
@@ -99,12 +119,14 @@ def _panel_of_row(
     """Return the panel of one row: bars for a vector, lines for a time series, else a heatmap."""
 
     names = e.feature_names.get(name, ())
-    if relevance.dim() == 1:
+    x, relevance = (as_picture(e, name, t) for t in (x, relevance))
+    if relevance.dim() == 1 and e.time_axis is None:
         return Bars(relevance, title, names)
-    if x.dim() == 2 and len(names) == x.shape[1] != x.shape[0]:  # a series [T, C], with the time first
-        x, relevance = x.T, relevance.T
-    if is_series(x):
-        return TimeSeries(x, relevance, title, names)
+    as_lines, of_series = (as_series(e, name, t) for t in (x, relevance))
+    if as_lines is not None and of_series is not None and region is None:
+        if len(as_lines) <= MAX_LINES:
+            return lines_of_series(e, name, as_lines, of_series, title)
+        return series_heatmap(e, name, of_series, title)
     if (time := _time_of_video(x, names)) is not None:
         return VideoFrames(x.movedim(time, 0), relevance.movedim(time, 0), title)
     if relevance.dim() == 4:

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from whence.core.columns import Column
 from whence.core.detection import Detection
 from whence.core.explanation_data import ExplanationData
 from whence.core.files import write_npz, write_safetensors
@@ -17,12 +18,13 @@ from whence.core.fingerprints import fingerprint
 from whence.core.image_patches import PatchLayout
 from whence.core.region import Region
 from whence.core.targets import Logit
+from whence.core.time_axis import TimeAxis
 from whence.core.trees import Tree, named_leaves, short_repr, with_leaves
 from whence.errors import LoadError, first_line
 from whence.lrp.engine.conservation import Conservation
 
 E = TypeVar("E", bound=ExplanationData)
-TREE_FIELDS = ("relevance", "inputs", "layers", "standard_errors", "root")
+TREE_FIELDS = ("relevance", "inputs", "layers", "standard_errors", "root", "feature_mask")
 
 
 def to_tensors(e: ExplanationData) -> dict[str, Tensor]:
@@ -38,7 +40,9 @@ def to_tensors(e: ExplanationData) -> dict[str, Tensor]:
         named |= {f"target.{key}": t for key, t in _target_fields(e.target).items() if isinstance(t, Tensor)}
     account = {name: getattr(e.conservation, name) for name in ("absorbed", "baseline", "conditional_output")}
     named |= {name: t for name, t in (account | {"interactions": e.interactions}).items() if t is not None}
-    return named | named_leaves(e.standard_errors, "standard_errors") | named_leaves(e.root, "root")
+    for name in ("standard_errors", "root", "feature_mask"):
+        named |= named_leaves(getattr(e, name), name)
+    return named
 
 
 def with_tensors(e: E, named: Mapping[str, Tensor]) -> E:
@@ -67,8 +71,8 @@ def cpu_tensors(e: ExplanationData) -> dict[str, Tensor]:
 
 
 KEYS = {
-    "method", "targets", "target", "structure", "parts", "adds_up", "class_names", "feature_names", "tokens", "layers",
-    "patches", "bfloat16", "note",
+    "method", "targets", "target", "structure", "parts", "adds_up", "class_names", "feature_names", "columns", "tokens",
+    "layers", "patches", "channel_dims", "time_axis", "bfloat16", "note",
 }  # fmt: skip
 
 
@@ -93,9 +97,12 @@ def _metadata(e: ExplanationData, tensors: Mapping[str, Tensor]) -> str:
         "adds_up": e.conservation.adds_up,
         "class_names": {str(i): name for i, name in classes.items()},
         "feature_names": {name: list(names) for name, names in e.feature_names.items()},
+        "columns": {name: list(map(asdict, columns)) for name, columns in e.columns.items()},
         "tokens": e.tokens,
         "layers": {name: len(calls) for name, calls in e.layers.items() if isinstance(calls, tuple)},
         "patches": {name: asdict(patches) for name, patches in e.patches.items()},
+        "channel_dims": dict(e.channel_dims),
+        "time_axis": e.time_axis and asdict(e.time_axis),
         "bfloat16": [name for name, t in tensors.items() if t.dtype == torch.bfloat16],
         "note": e.note,
     }  # fmt: skip
@@ -156,6 +163,8 @@ def _fields(numbers: dict[str, Tensor], about: dict[str, Any]) -> dict[str, Any]
         "method": SavedRepr(about["method"]),
         "class_names": {int(i): name for i, name in about["class_names"].items()},
         "feature_names": about["feature_names"],
+        "columns": {name: list(map(_column, columns)) for name, columns in about.get("columns", {}).items()},
+        "feature_mask": _tree(numbers, "feature_mask", about),
         "tokens": about["tokens"],
         "standard_errors": _tree(numbers, "standard_errors", about),
         "interactions": numbers.get("interactions"),
@@ -163,8 +172,19 @@ def _fields(numbers: dict[str, Tensor], about: dict[str, Any]) -> dict[str, Any]
         "patches": {
             name: PatchLayout(tuple(map(tuple, p["grids"])), p["frames"], p["merged"]) for name, p in about["patches"].items()
         },
+        "channel_dims": about.get("channel_dims", {}),
+        "time_axis": _time_axis(about.get("time_axis")),
         "note": about["note"],
     }
+
+
+def _time_axis(described: dict[str, Any] | None) -> TimeAxis | None:
+    return None if described is None else TimeAxis(described["rate"], tuple(described["labels"]))
+
+
+def _column(described: dict[str, Any]) -> Column:
+    others: dict[str, Any] = described | {"categories": tuple(described["categories"])}
+    return Column(**others)
 
 
 def _with_prefix(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

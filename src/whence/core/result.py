@@ -41,11 +41,7 @@ class Result(ABC):
 
     def to_frame(self) -> "DataFrame":
         """Return the table as a `pandas.DataFrame`; raise `MissingPackageError` if pandas is not installed."""
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            raise MissingPackageError("pandas is not installed; run pip install pandas") from error
-        return DataFrame(list(self.table))
+        return rows_to_frame(self.table)
 
     def save(self, path: str | Path) -> Path:
         """Save the figure (.png, .jpg, .pdf, .svg) or the table (.csv, .json), and return the path."""
@@ -77,6 +73,15 @@ class Result(ABC):
 
     def _repr_png_(self) -> bytes:
         return figure_to_bytes(self.figure())
+
+
+def rows_to_frame(rows: Rows) -> "DataFrame":
+    """Return rows as a `pandas.DataFrame`; raise `MissingPackageError` if pandas is not installed."""
+    try:
+        from pandas import DataFrame
+    except ImportError as error:
+        raise MissingPackageError("pandas is not installed; run pip install pandas") from error
+    return DataFrame(list(rows))
 
 
 def _in_notebook() -> bool:

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from whence.core.detection import Detection
 from whence.core.devices import to_device_of
+from whence.core.estimators import EstimatorFunction, method_for_arrays
 from whence.core.explanation import Explanation
-from whence.core.missing_names import suggest
+from whence.core.inputs import Inputs
+from whence.core.public_names import suggest
 from whence.core.region import Region
 from whence.core.targets import Logit
 from whence.core.tokens import token_strings
 from whence.core.trees import Tree, named_leaves
 from whence.errors import InputError, TargetError, first_line, value_repr
 from whence.methods.integrated_gradients import IntegratedGradients
-from whence.methods.registry import Method
+from whence.methods.registry import Method, resolve_method
 
 DECODER = "decoder_input_ids"
 TASKS_OF_CLASSES = ("Classification", "Segmentation", "Detection")
@@ -44,7 +46,10 @@ class TextModel:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None, class_names: Any = ()) -> "TextModel":
-        """Return the parts of a `transformers.pipeline` or a `whence.LoadedModel`, and other models as they are."""
+        """Return the parts of a `transformers.pipeline`, a `LoadedModel` or an estimator, and other models as they are."""
+        estimator = EstimatorFunction.of(model)
+        if estimator is not None:
+            return cls(estimator.function, class_names=class_names if len(class_names) else estimator.class_names)
         if hasattr(model, "preprocess") and hasattr(model, "postprocess") and hasattr(model, "model"):  # a pipeline
             model, tokenizer = model.model, tokenizer or getattr(model, "processor", None) or model.tokenizer
         elif hasattr(model, "class_index") and hasattr(model, "preprocessing"):  # a LoadedModel
@@ -118,8 +123,14 @@ class TextModel:
         """Return a list of targets with names as indices; what is no list is left to the checks."""
         return [self.target(target) for target in targets] if isinstance(targets, list | tuple) else targets
 
-    def method(self, method: Method) -> Method:
-        """Return the method; integrated gradients without a baseline get the tokenizer, for its mask or padding token."""
+    def method(self, method: Method | str | None, inputs: Inputs) -> Method:
+        """Return the method, by default LRP, or Shapley values where the model is a function of arrays.
+
+        Integrated gradients without a baseline get the tokenizer, for its mask or padding token.
+        """
+        if method is None and inputs.arrays and not isinstance(self.model, torch.nn.Module):
+            return method_for_arrays(inputs)
+        method = resolve_method(method)
         if not isinstance(method, IntegratedGradients) or method.baselines is not None or self.tokenizer is None:
             return method
         return method if method.tokenizer is not None else replace(method, tokenizer=self.tokenizer)

@@ -113,7 +113,7 @@ def export(
     asked = RequestedClass(torch.full((several.batch_size,), -1, device=device)) if target is None else target
 
     def explained(nest: Tree, target: Target) -> Explanation:
-        return next(explanations(PreparedModel(model), way, nest, [target], layers, False, DisplayNames()))
+        return next(explanations(PreparedModel(model), way, Inputs.of(nest), [target], layers, False, DisplayNames()))
 
     explained(several.nest, target)  # raises the errors of the explainer, if any
     shapes = _dynamic_dims(several, asked, dynamic_shapes or {})

@@ -174,6 +174,11 @@ class FeatureGroups:
             found.scatter_reduce_(1, numbers, _as_rows(differs).int().cpu(), "amax")
         return found.bool()
 
+    def mask(self, inputs: Inputs) -> Tree:
+        """Return the masks in the structure of the inputs; None if every entry is a feature."""
+        entries = sum(mask[0].numel() for mask in self.masks.values())
+        return None if entries == self.count else inputs.together(dict(self.masks))
+
     def of_samples(self, samples: Tensor) -> "FeatureGroups":
         """Return the features of some of the samples."""
         return replace(self, masks={i: m[samples.to(m.device)] if len(m) > 1 else m for i, m in self.masks.items()})

@@ -15,6 +15,7 @@ from whence.core.diagnosis import AS_TENSOR
 from whence.core.explanation import Explanation
 from whence.core.forward_record import ForwardRecord, InternalTarget
 from whence.core.image_patches import PatchLayout
+from whence.core.input_layouts import channel_dims
 from whence.core.inputs import Inputs
 from whence.core.progress import Progress
 from whence.core.targets import Target, reads_outputs, repeat_target, select
@@ -316,6 +317,7 @@ def make_explanation(
         inputs=task.inputs.together({i: task.inputs.parts[i] for i in scores}),
         method=method,
         patches=PatchLayout.found(task.model, task.inputs),
+        channel_dims=channel_dims(task.model, task.inputs),
         note=", ".join(filter(None, [note, SCORE_NOTE if _is_score(target, output) else ""])),
         **more,
     )

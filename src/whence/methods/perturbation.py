@@ -13,6 +13,7 @@ from whence.core.channel_layout import input_channel_dim
 from whence.core.explanation import Explanation
 from whence.core.trees import Tree
 from whence.errors import InputError, RuleError
+from whence.lrp.engine.conservation import Conservation
 from whence.methods import feature_masks
 from whence.methods.batching import run_batched, warn_of_many_rounds
 from whence.methods.feature_masks import UPSAMPLING, FeatureGroups
@@ -67,7 +68,9 @@ class FeatureAblation:
         for numbers, found in run_batched(self, task, len(changed), ablated, self.batch_size):
             losses[..., numbers] = ask.outputs[..., None] - found.transpose(1, 2)
         for output, target, loss in zip(ask.outputs, ask.targets, losses, strict=True):
-            yield make_explanation(self, task, output, target, feature_masks.cast_like(task.inputs, players.spread(loss)))
+            scores = feature_masks.cast_like(task.inputs, players.spread(loss))
+            account = Conservation(output, loss.sum(1), adds_up=False)
+            yield make_explanation(self, task, output, target, scores, account, feature_mask=players.mask(task.inputs))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol
 
 from whence.core.argument_checks import check_init
 from whence.core.explanation import Explanation
-from whence.core.missing_names import equivalent
+from whence.core.public_names import equivalent
 from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.rules.composites import Composite
 from whence.methods.forward_backward import Task

@@ -88,7 +88,7 @@ class Shapley:
             yield make_explanation(
                 self, task, outputs[t], target, scores, account,
                 standard_errors=task.inputs.together(errors) if sampled else None,
-                interactions=None if pairs is None else pairs[t],
+                interactions=None if pairs is None else pairs[t], feature_mask=game.players.mask(task.inputs),
             )  # fmt: skip
 
     def _found(self, game: "FeatureGame") -> Iterator[tuple[Tensor, Tensor, ShapleyValues]]:

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from whence.plotting.palettes import current_palette
-from whence.plotting.text_escape import escape_mathtext
+from whence.plotting.palettes import current_palette, sign_legend
+from whence.plotting.text_escape import escape_mathtext, shorten_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
 MAX_BARS = 20
-MAX_NAME_LENGTH = 32
 
 
 def colors_by_sign(values: Iterable[float]) -> list[Sequence[float]]:
@@ -52,16 +51,12 @@ class Bars:
     def _draw_named(self, axis: "Axes", values: Tensor) -> None:
         order = values.abs().argsort(descending=True, stable=True)
         shown, rest = order[:MAX_BARS], order[MAX_BARS:]
-        amounts, labels = values[shown].tolist(), [_shorten(str(self.names[int(i)])) for i in shown]
+        amounts, labels = values[shown].tolist(), [escape_mathtext(shorten_middle(str(self.names[int(i)]))) for i in shown]
         if len(rest):
             amounts, labels = [*amounts, float(values[rest].sum())], [*labels, f"{len(rest)} others"]
         axis.barh(range(len(amounts)), amounts, color=colors_by_sign(amounts))
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_yticks(range(len(labels)), labels, fontsize=7)
         axis.set_ylim(len(labels) - 0.5, -0.5)
-        axis.set_xlabel("relevance", fontsize=8)
+        axis.set_xlabel(f"relevance ({sign_legend()})", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
-
-
-def _shorten(name: str) -> str:
-    return escape_mathtext(name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…")

@@ -18,11 +18,12 @@ class Palette:
     map: str
     positive: Color
     negative: Color
+    names: tuple[str, str]  # of the colours of relevance for and against the output
 
 
 PALETTES = {
-    "red-blue": Palette("seismic", (200, 20, 20), (20, 60, 200)),
-    "orange-purple": Palette("PuOr_r", (179, 88, 6), (84, 39, 136)),
+    "red-blue": Palette("seismic", (200, 20, 20), (20, 60, 200), ("red", "blue")),
+    "orange-purple": Palette("PuOr_r", (179, 88, 6), (84, 39, 136), ("orange", "purple")),
 }
 _in_use: ContextVar[Palette] = ContextVar("palette", default=PALETTES["red-blue"])
 
@@ -50,6 +51,12 @@ def palette(name: str) -> Iterator[None]:
         yield
     finally:
         _in_use.reset(before)
+
+
+def sign_legend() -> str:
+    """Return what the two colours of relevance mean."""
+    positive, negative = current_palette().names
+    return f"{positive}: for, {negative}: against"
 
 
 def current_palette() -> Palette:

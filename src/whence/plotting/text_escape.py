@@ -7,3 +7,15 @@ def escape_mathtext(text: str) -> str:
     >>> axis.set_title(escape_mathtext("US$ a year"))
     """
     return text.replace("$", r"\$")
+
+
+def shorten_middle(text: str, length: int = 40) -> str:
+    """Return a text of at most `length` characters, cut in the middle: names of columns often differ at their ends.
+
+    >>> shorten_middle("number_of_children_in_household_2019", 20)
+    'number_of_…hold_2019'
+    """
+    if len(text) <= length:
+        return text
+    front = (length + 1) // 2 - 1 + length % 2
+    return f"{text[:front]}…{text[len(text) - (length - front - 1) :]}"

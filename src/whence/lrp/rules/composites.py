@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from whence.core.argument_checks import check_arguments
-from whence.core.missing_names import equivalent
+from whence.core.public_names import equivalent
 from whence.errors import RuleError, SelectorError, suggest
 from whence.lrp.ops.function_facts import function_name
 from whence.lrp.rules.protocol import check_rule, is_input_rule

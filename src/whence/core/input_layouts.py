@@ -1,0 +1,66 @@
+"""The dimension of the channels of series and pictures, and samples with their channels first."""
+
+from typing import Any
+
+from torch import Tensor
+
+from whence.core.channel_layout import executed_layouts
+from whence.core.explanation_data import ExplanationData
+from whence.core.inputs import Inputs, has_colours_last
+
+MAX_CHANNELS = 16  # that a series of unknown layout may have
+LEAST_RATIO = 3  # of steps to channels, where only the shape tells
+
+
+def channel_dims(model: Any, inputs: Inputs) -> dict[str, int]:
+    """Return the dimension of the channels of inputs `[N, …]` whose layout the model's first layer tells, by input."""
+    found = {}
+    for i in inputs.explained:
+        x = inputs.parts[i]
+        if x.dim() == 3 or (x.dim() == 4 and has_colours_last(x.shape)):
+            dim = _channel_dim(model, inputs, x)
+            if dim is not None:
+                found[inputs.labels[i]] = dim
+    return found
+
+
+def _channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int | None:
+    """Return the dimension that has as many entries as the first layer takes; None if none or several have."""
+    taken = executed_layouts(model, inputs).taken
+    places = [d for d in (1, x.dim() - 1) if x.shape[d] == taken.count]
+    return places[0] if len(places) == 1 else None
+
+
+def channels_first(t: Tensor, known: int | None, named: int = 0) -> Tensor | None:
+    """Return a sample `[channels, steps]` or `[steps, channels]` with its channels first; None if it may be an image.
+
+    >>> channels_first(torch.zeros(40, 2), None).shape
+    torch.Size([2, 40])
+
+    Args:
+        t: The sample.
+        known: Dimension of the channels in the batch, 1 or 2, where it is known.
+        named: Number of channels that have names.
+    """
+    if t.dim() != 2:
+        return None
+    if known is not None:
+        return t if known == 1 else t.T
+    if named and t.shape[0] != t.shape[1] and named in t.shape:
+        return t if t.shape[0] == named else t.T
+    few, many = sorted(t.shape)
+    if few > MAX_CHANNELS or many < LEAST_RATIO * few:
+        return None
+    return t if t.shape[0] == few else t.T
+
+
+def as_picture(e: ExplanationData, name: str, t: Tensor) -> Tensor:
+    """Return a sample `[H, W, C]` of pictures whose model takes channels last as `[C, H, W]`, and others as they are."""
+    return t.movedim(-1, 0) if t.dim() == 3 and e.channel_dims.get(name) == 3 else t
+
+
+def as_series(e: ExplanationData, name: str, t: Tensor) -> Tensor | None:
+    """Return a sample of an input as `[channels, steps]`; None if it is no series."""
+    if t.dim() == 1:
+        return t[None] if e.time_axis is not None else None
+    return channels_first(t, e.channel_dims.get(name), len(e.feature_names.get(name, ())))
