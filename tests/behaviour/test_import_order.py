@@ -10,7 +10,8 @@ SOURCES = Path(whence.__file__).parent
 
 
 ORDER = """
-errors core.passages core.files core.argument_checks core.public_names core.fingerprints lrp.engine.model_outputs
+errors core.passages core.files core.argument_checks core.method_aliases
+core.public_names core.fingerprints lrp.engine.model_outputs
 lrp.ops.function_names lrp.ops.function_facts lrp.engine.function_calls lrp.torch_compat.deferred_checks
 lrp.torch_compat.traced_constants lrp.torch_compat.interrupts
 lrp.torch_compat.saved_tensors lrp.torch_compat.tensor_identity lrp.engine.conservation

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from whence.core.argument_checks import check_init
+from whence.core.method_aliases import DIFFERENT, plain_name
 from whence.errors import suggest
 
 T = TypeVar("T")
@@ -62,7 +63,9 @@ def missing_name(module: str, name: str, public: Iterable[str]) -> AttributeErro
             return AttributeError(f"{missing}; use whence.{space}.{name}")
     front = import_module("whence").__all__
     here = f"whence.{name}" if name in front and name not in public else equivalent(name)
-    return AttributeError(missing + (f"; use {here}" if here else suggest(name, public)))
+    sentence = DIFFERENT.get(plain_name(name))
+    hint = f"; use {here}" if here else suggest(name, public) if sentence is None else ""
+    return AttributeError(missing + hint + (f": {sentence}" if sentence else ""))
 
 
 def namespace(module: str, names: dict[str, Any]) -> Callable[[str], object]:

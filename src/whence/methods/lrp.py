@@ -45,9 +45,10 @@ class LRP:
     ... })
 
     Args:
-        rules: Ordered mapping of selectors to rules, or a `whence.presets.Composite`; the first match wins. A selector is a
-            module path, a module class or a torch function; a path or class selects everything that runs inside the module.
-            Linear maps without a match get `Epsilon()`. `whence.presets.attn_lrp()` by default.
+        rules: Ordered mapping of selectors to rules, a `whence.presets.Composite`, or the name of a preset without arguments
+            ("epsilon_plus"); the first match wins. A selector is a module path, a module, a module class or a torch function;
+            all but the last select everything that runs inside the module. Linear maps without a match get `Epsilon()`.
+            `whence.presets.attn_lrp()` by default.
         baseline: Baseline x̃ that relevance is measured from, as in `IntegratedGradients`; None is 0. R = (x − x̃) · g, where
             g = R / x by the rules, so features that are 0 and differ from the baseline have relevance too; x̃ · g counts as
             absorbed. Pass the mean of the data where 0 is not the absence of a feature. Rules of the input layer know no
@@ -59,16 +60,23 @@ class LRP:
             with a rule of the input layer in front of a preset, or for token ids.
     """
 
-    rules: Mapping[Selector, Rule] | Composite = field(default_factory=presets.attn_lrp)
+    rules: Mapping[Selector, Rule] | Composite | str = field(default_factory=presets.attn_lrp)
     unknown: Unknown = "error"
     baseline: feature_masks.Baselines = None
 
     name: ClassVar[str] = "lrp"
 
     def __post_init__(self):
-        Composite.of(self.rules)
+        if isinstance(self.rules, str):
+            object.__setattr__(self, "rules", presets.preset(self.rules))
+        _ = self.composite
         if self.unknown not in ("error", "warn", "gradient"):
             raise RuleError(f"unknown={value_repr(self.unknown)}; choose 'error', 'warn' or 'gradient'")
+
+    @property
+    def composite(self) -> Composite:
+        """The rules as a composite."""
+        return Composite.of(self.rules)  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -77,7 +85,7 @@ class LRP:
         return same and fingerprint(self.baseline) == fingerprint(other.baseline)  # tensors cannot be compared with ==
 
     def __hash__(self) -> int:
-        return hash((Composite.of(self.rules), self.unknown))
+        return hash((self.composite, self.unknown))
 
     def explanations(self, task: Task) -> Iterator[Explanation]:
         for found, mode in self.gradients(task):
@@ -97,7 +105,7 @@ class LRP:
 
     def _baseline_note(self, mode: RelevanceMode) -> str:
         """Return the note that a baseline replaces rules of the input layer, where there are any."""
-        left_out = self.baseline is not None and (mode.bench.reads_picture or has_input_rule(Composite.of(self.rules)))
+        left_out = self.baseline is not None and (mode.bench.reads_picture or has_input_rule(self.composite))
         return "the baseline replaces the preset's rules of the input layer" if left_out else ""
 
     def _from_baseline(self, found: Gradients, inputs: Inputs, meter: ConservationMeter) -> Gradients:
@@ -123,11 +131,9 @@ class LRP:
         sources, prepared = input_leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
         prepared.kept.begin()
-        rules = self.rules
+        rules = self.composite
         if self.baseline is not None:
-            rules = Composite.of(rules).without_input_rules(
-                "whose relevance does not depend on a baseline; omit one of the two"
-            )
+            rules = rules.without_input_rules("whose relevance does not depend on a baseline; omit one of the two")
         mode = RelevanceMode(rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
         reading = record_internals(task, scope, mode.bench.see)

@@ -5,9 +5,11 @@ from typing import ClassVar, Protocol
 
 from whence.core.argument_checks import check_init
 from whence.core.explanation import Explanation
+from whence.core.method_aliases import ALIASES, DIFFERENT, plain_name
 from whence.core.public_names import equivalent
 from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.rules.composites import Composite
+from whence.lrp.rules.presets import PRESETS
 from whence.methods.forward_backward import Task
 from whence.methods.full_gradient import FullGrad
 from whence.methods.gradient_cams import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
@@ -58,18 +60,17 @@ for _kind in (*METHODS.values(), ExpectedGradients):
 
 
 def resolve_method(method: Method | str | None) -> Method:
-    """Return the method itself, the method with a short name, or the default for None."""
+    """Return the method itself, that of a name or of a preset of LRP rules, or the default for None."""
     if method is None:
         return LRP()
     if isinstance(method, str):
-        check_method_name(method)
-        return METHODS[method]()
+        return LRP(method) if method in PRESETS else METHODS[method_name(method)]()
     if isinstance(method, Composite | Mapping):
         raise RuleError("got rules where a method was expected; pass whence.LRP(rules)")
+    if isinstance(method, type) and hasattr(method, "explanations"):
+        raise RuleError(f"{method.__name__} is a class, not an instance; pass {method.__name__}()")
     if not hasattr(method, "explanations"):
         raise RuleError(f"{value_repr(method)} is not a method; pass one such as whence.LRP() or a name: {', '.join(METHODS)}")
-    if isinstance(method, type):
-        raise RuleError(f"{method.__name__} is a class, not an instance; pass {method.__name__}()")
     return method
 
 
@@ -82,15 +83,21 @@ def check_single_graph(method: Method) -> None:
         )
 
 
-def check_method_name(name: str) -> None:
-    """Raise `RuleError` if no method has this short name."""
-    if name not in METHODS:
-        by_class = next((known for known, kind in METHODS.items() if kind.__name__.lower() == name.lower()), None)
-        here = equivalent(name)
-        if by_class is not None:
-            hint = f"; did you mean {by_class!r}?"
-        elif here is not None and here.startswith("whence.presets."):
-            hint = f" (a preset of rules); pass method=whence.LRP({here}())"
-        else:
-            hint = f"; pass method={here}(…)" if here is not None else suggest_or_list(name, METHODS)
-        raise RuleError(f"unknown method {name!r}{hint}")
+def method_name(name: str) -> str:
+    """Return the short name of a method by any of its names: short, of its class, or of another library.
+
+    Raise `RuleError` for others, with what to use where the method has no equivalent.
+    """
+    if name in METHODS:
+        return name
+    plain = plain_name(name)
+    same = next((known for known, kind in METHODS.items() if plain in (plain_name(known), plain_name(kind.__name__))), None)
+    if same is not None:
+        return same
+    if plain in ALIASES:
+        return ALIASES[plain]
+    if plain in DIFFERENT:
+        raise RuleError(f"no method {name!r}: {DIFFERENT[plain]}")
+    here = equivalent(name)
+    hint = f"; pass method={here}(…)" if here is not None else suggest_or_list(name, [*METHODS, *PRESETS])
+    raise RuleError(f"unknown method {name!r}{hint}")

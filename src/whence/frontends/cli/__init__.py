@@ -26,7 +26,6 @@ from whence.frontends.cli.sources import sources
 app = typer.Typer(
     help="Explain the predictions of trained PyTorch networks, and find prototypes of what they have learned.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(explain)

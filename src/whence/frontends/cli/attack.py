@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.core.files import PICTURE_SUFFIXES, check_writable
-from whence.core.pixel_bounds import Box
 from whence.errors import RuleError
 from whence.frontends.cli.explain import read_input
-from whence.frontends.cli.options import Json, Sample, Size, Weights
-from whence.frontends.common.data import is_array_file
-from whence.frontends.common.methods import make_method
+from whence.frontends.cli.options import Json, Method, Sample, Size, Weights
 from whence.frontends.common.terminal import print_table, warn, warn_about_model
-from whence.methods.registry import METHODS, check_method_name
-from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, Attack, DeepFool
-from whence.robustness.explanation_attacks import AttackExplanation, explain_attack
-from whence.robustness.robust_features import robust_features_experiment
 
 if TYPE_CHECKING:
+    from whence.core.pixel_bounds import Box
     from whence.models.registry import LoadedModel
+    from whence.robustness.attack_methods import Attack
+    from whence.robustness.explanation_attacks import AttackExplanation
 
 ATTACKS = ("pgd", "fgsm", "mi-fgsm", "deepfool")
 EXPERIMENTS = ("robust-features",)
@@ -46,7 +41,7 @@ def attack(
     target: Annotated[
         str | None, typer.Option(help="The class to be predicted, by index or name. Default: any other class.")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"Method of the heatmaps: {', '.join(METHODS)}.")] = "lrp",
+    method: Method = "lrp",
     sample: Sample = 0,
     experiment: Annotated[str | None, typer.Option(help=f"Run an experiment instead: {', '.join(EXPERIMENTS)}.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the start and of the experiment.")] = 0,
@@ -54,7 +49,13 @@ def attack(
     as_json: Json = False,
 ) -> None:
     """Search for an adversarial example, and draw it next to the input, each with its heatmap."""
+
+    from whence.core.files import PICTURE_SUFFIXES, check_writable
+    from whence.core.pixel_bounds import Box
+    from whence.frontends.common.data import is_array_file
+    from whence.frontends.common.methods import make_method, method_and_rules
     from whence.models.registry import load_model
+    from whence.robustness.explanation_attacks import explain_attack
 
     check_writable(out, PICTURE_SUFFIXES)
     if experiment is not None:
@@ -66,7 +67,7 @@ def attack(
         return
     if attack_name not in ATTACKS:
         raise RuleError(f"unknown attack {attack_name!r}; choose from {', '.join(ATTACKS)}")
-    check_method_name(method)
+    method_and_rules(method)
     loaded = load_model(model, weights, size=size)
     loaded.check_reads_images("attacks need a model of images")
     x = read_input(input, loaded, sample, "attack")
@@ -95,8 +96,10 @@ def _default_epsilon(x: Any) -> float:
 
 
 def _make_attack(
-    name: str, epsilon: float | None, usual: float, n_steps: int | None, target: int | None, box: Box, seed: int
-) -> Attack:
+    name: str, epsilon: float | None, usual: float, n_steps: int | None, target: int | None, box: "Box", seed: int
+) -> "Attack":
+    from whence.robustness.attack_methods import FGSM, MIFGSM, PGD, DeepFool
+
     given: dict[str, Any] = {} if n_steps is None else {"n_steps": n_steps}
     if name == "deepfool":
         if target is not None or epsilon is not None:
@@ -113,7 +116,7 @@ def _make_attack(
     return PGD(epsilon, target_classes=target, box=box, seed=seed, **given)
 
 
-def _report(pair: AttackExplanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+def _report(pair: "AttackExplanation", loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
     found = pair.result
     flipped, changes = (found.before != found.after).tolist(), pair.flip.conservation.relevance.tolist()
     return {
@@ -161,6 +164,8 @@ def _check_experiment(name: str, given: list[str]) -> None:
 
 
 def _run_experiment(name: str, epsilon: float, seed: int, out: Path, as_json: bool) -> None:
+    from whence.robustness.robust_features import robust_features_experiment
+
     found = robust_features_experiment(epsilon, seed=seed)
     found.save(out)
     if as_json:

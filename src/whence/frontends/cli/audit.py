@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
-from whence.auditing.audit import GROUP_COLUMNS, SUFFIXES, audit as run
-from whence.core.files import check_writable
 from whence.errors import InputError
 from whence.frontends.cli.options import Device, Limit, Size, Weights
-from whence.frontends.common.data import DATA_HELP, read_data
+from whence.frontends.common.choices import DATA_HELP, GROUP_COLUMNS
 from whence.frontends.common.terminal import print_table
 
 if TYPE_CHECKING:
@@ -44,6 +41,10 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")] = False,
 ) -> None:
     """Cluster the explanations of a store, and report what decides a class though it should not. Pass --model to test it."""
+
+    from whence.auditing.audit import SUFFIXES, audit as run
+    from whence.core.files import check_writable
+    from whence.frontends.common.data import read_data
     from whence.models.registry import load_model
 
     check_writable(out, SUFFIXES)
@@ -76,6 +77,8 @@ def audit(
 
 def _mask(given: str) -> tuple[str, "Tensor"]:
     """Return the name and the mask of the bright pixels of an image, from NAME=IMAGE."""
+
+    import numpy as np
     import torch
 
     from whence.models.image_files import read_image

@@ -2,23 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from whence.benchmarking.bench import bench as run
-from whence.benchmarking.results import BENCH_SUFFIXES
-from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS
-from whence.benchmarking.suites import SUITES
-from whence.core.files import check_writable, to_json
-from whence.frontends.common.methods import BOX_PRESETS, PRESETS, check_names, split_names
+from whence.frontends.common.choices import BOX_PRESETS, PRESETS, SUITES
 from whence.frontends.common.terminal import note, print_table
-from whence.lrp.rules import presets
-from whence.methods.lrp import LRP
-from whence.methods.registry import METHODS
 
 FREE_PRESETS = tuple(name for name in PRESETS if name not in BOX_PRESETS)  # that need no bounds of the input
+
+if TYPE_CHECKING:
+    from whence.methods.lrp import LRP
 
 
 def bench(
@@ -34,6 +29,14 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
 ) -> None:
     """Score explanation methods where the right explanation is known. Networks are trained on generated data."""
+
+    from whence.benchmarking.bench import bench as run
+    from whence.benchmarking.results import BENCH_SUFFIXES
+    from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS
+    from whence.core.files import check_writable, to_json
+    from whence.frontends.common.methods import check_names, split_names
+    from whence.methods.registry import METHODS
+
     check_writable(out, BENCH_SUFFIXES)
     wanted = None if methods is None else split_names(methods)
     check_names(wanted or [], list(dict.fromkeys([*STANDARD_METHODS, *BASELINES, *METHODS, *FREE_PRESETS])), "method")
@@ -51,5 +54,8 @@ def bench(
     console.print(f"saved {out}", markup=False)
 
 
-def _method(name: str) -> LRP | str:
-    return LRP(getattr(presets, name)()) if name in FREE_PRESETS else name
+def _method(name: str) -> "LRP | str":
+    from whence.lrp.rules.presets import preset
+    from whence.methods.lrp import LRP
+
+    return LRP(preset(name)) if name in FREE_PRESETS else name

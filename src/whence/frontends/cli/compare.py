@@ -4,17 +4,13 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
-from whence.core.files import PICTURE_SUFFIXES, check_writable
 from whence.errors import InputError
-from whence.evaluation.comparison import METHODS as USUAL, compare as run
 from whence.frontends.cli.explain import read_input
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
-from whence.frontends.common.data import is_array_file
-from whence.frontends.common.methods import ALL_NAMES, METHODS_HELP, check_names, method_or_preset, split_names
+from whence.frontends.common.choices import METHODS_HELP
 from whence.frontends.common.terminal import print_table, warn_about_model
 
 
@@ -31,10 +27,17 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Explain one input by several methods and draw their heatmaps side by side."""
+
+    import torch
+
+    from whence.core.files import PICTURE_SUFFIXES, check_writable
+    from whence.evaluation.comparison import METHODS as USUAL, compare as run
+    from whence.frontends.common.data import is_array_file
+    from whence.frontends.common.methods import check_methods, method_or_preset, split_names
     from whence.models.registry import load_model
 
     check_writable(out, PICTURE_SUFFIXES)
-    check_names(split_names(methods or ""), ALL_NAMES, "method")
+    check_methods(split_names(methods or ""))
     loaded = load_model(model, weights, size=size)
     if loaded.vision_language is not None:
         raise InputError(f"{loaded.name} takes an image and a text; use whence explain")

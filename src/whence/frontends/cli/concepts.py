@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from whence.core.files import PICTURE_SUFFIXES, check_writable
 from whence.errors import InputError
 from whence.frontends.cli.explain import read_input
 from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
-from whence.frontends.common.data import DATA_HELP, read_data, read_images, sample_name
-from whence.frontends.common.prototypes import default_image
+from whence.frontends.common.choices import DATA_HELP, N_CHANNELS, N_REFERENCES
 from whence.frontends.common.terminal import note, print_table, warn, warn_about_model
-from whence.mechanistic.concepts import N_CHANNELS, N_REFERENCES, concepts as run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from whence.models.registry import LoadedModel
 
 MAX_SAMPLES = 500
@@ -47,6 +45,10 @@ def concepts(
     as_json: Json = False,
 ) -> None:
     """Show which channels of a layer an output relies on, where in the image, and what they respond to."""
+
+    from whence.core.files import PICTURE_SUFFIXES, check_writable
+    from whence.frontends.common.data import read_data, read_images, sample_name
+    from whence.mechanistic.concepts import concepts as run
     from whence.models.registry import BUNDLED, load_model
 
     check_writable(out, PICTURE_SUFFIXES)
@@ -93,5 +95,7 @@ def _channels(given: str) -> int | list[int]:
     return int(parts[0]) if len(parts) == 1 and "," not in given else list(map(int, parts))
 
 
-def _prototype_settings(loaded: "LoadedModel", x: Tensor) -> dict[str, Any]:
+def _prototype_settings(loaded: "LoadedModel", x: "Tensor") -> dict[str, Any]:
+    from whence.frontends.common.prototypes import default_image
+
     return {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "n_steps": STEPS}

@@ -7,25 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.core.files import check_writable, to_json
 from whence.errors import InputError
-from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate as run
-from whence.evaluation.imputers import IMPUTERS
-from whence.evaluation.metrics.registry import METRICS
-from whence.evaluation.results import SUFFIXES, Evaluation
 from whence.frontends.cli.options import Address, Device, Engine, Limit, Model, Shard, Size, Weights, check_device
-from whence.frontends.common.data import DATA_HELP, first_sample, read_data, sample_name, warn_about_failures
-from whence.frontends.common.methods import (
-    ALL_NAMES,
-    METHODS_HELP,
-    check_names,
-    method_or_preset,
-    removal_settings,
-    split_names,
-)
+from whence.frontends.common.choices import DATA_HELP, EVALUATED_METHODS, EVALUATED_METRICS, IMPUTERS, METHODS_HELP, METRICS
 from whence.frontends.common.terminal import print_table, warn_about_model
 
 if TYPE_CHECKING:
+    from whence.evaluation.results import Evaluation
     from whence.models.registry import LoadedModel
 
 CACHE_NAME = ".{}-unfinished"
@@ -37,8 +25,10 @@ def evaluate(
     size: Size = None,
     device: Device = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = ",".join(USUAL),
-    metrics: Annotated[str, typer.Option(help=f"Names separated by commas: {', '.join(METRICS)}.")] = ",".join(USUAL_METRICS),
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = ",".join(EVALUATED_METHODS),
+    metrics: Annotated[str, typer.Option(help=f"Names separated by commas: {', '.join(METRICS)}.")] = ",".join(
+        EVALUATED_METRICS
+    ),
     target: Annotated[str, typer.Option(help="Class to explain: predicted, label, or an index.")] = "predicted",
     regions: Annotated[
         str | None,
@@ -60,11 +50,17 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
 ) -> None:
     """Score explanation methods on data. An interrupted run resumes where it stopped."""
+
+    from whence.core.files import check_writable, to_json
+    from whence.evaluation.evaluate import evaluate as run
+    from whence.evaluation.results import SUFFIXES
+    from whence.frontends.common.data import first_sample, read_data, sample_name, warn_about_failures
+    from whence.frontends.common.methods import check_methods, check_names, method_or_preset, removal_settings, split_names
     from whence.models.registry import load_model
 
     check_writable(out, SUFFIXES)
     wanted, measured = split_names(methods), split_names(metrics)
-    check_names(wanted, ALL_NAMES, "method")
+    check_methods(wanted)
     check_names(measured, list(METRICS), "metric")
     check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
@@ -99,7 +95,7 @@ def _delete_cache(kept: Path) -> None:
     rmtree(kept, ignore_errors=True)
 
 
-def _print(found: Evaluation, loaded: "LoadedModel", out: Path) -> None:
+def _print(found: "Evaluation", loaded: "LoadedModel", out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     warn_about_model(loaded)
     print_table(console, ["method", *found.heads], found.words, f"explanations of {loaded.name}")

@@ -6,30 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from whence.core.devices import first_weight
-from whence.core.explain import explain as run
-from whence.core.explain_detections import explain_detections
-from whence.core.explanation import SUFFIXES, Explanation
-from whence.core.files import check_writable
-from whence.core.result import RESULT_SUFFIXES
-from whence.core.targets import Logit
-from whence.core.trees import named_leaves
 from whence.errors import InputError, TargetError
-from whence.evaluation.reliability import reliability
-from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
+from whence.frontends.cli.options import Input, Json, Method, Model, Rules, Sample, Size, Weights
 from whence.frontends.cli.picture_targets import PictureTarget
-from whence.frontends.common.data import is_array_file, read_array
-from whence.frontends.common.methods import PRESETS, check_rules, make_method
 from whence.frontends.common.terminal import print_table, warn, warn_about_model
-from whence.frontends.common.text_files import read_text
-from whence.methods.registry import METHODS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from whence.core.explanation import Explanation
     from whence.models.registry import LoadedModel
 
 MOST_NAMED = 20  # classes
@@ -64,8 +52,8 @@ def explain(
         typer.Option(help="The region: a pixel X,Y, of the photo as the model takes it. Default: the predicted part."),
     ] = None,
     box: Annotated[str | None, typer.Option(help="The region: a box LEFT,TOP,RIGHT,BOTTOM in those pixels.")] = None,
-    method: Annotated[str, typer.Option(help=f"Explanation method: {', '.join(METHODS)}.")] = "lrp",
-    rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
+    method: Method = "lrp",
+    rules: Rules = None,
     sample: Sample = 0,
     text: Annotated[list[str] | None, typer.Option(help="Text of vision-language models; repeatable for CLIP.")] = None,
     out: Annotated[Path, typer.Option(help="Output file: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path("heat.png"),
@@ -75,6 +63,12 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Explain a prediction by a heatmap of relevance."""
+
+    from whence.core.explain import explain as run
+    from whence.core.targets import Logit
+    from whence.evaluation.reliability import reliability
+    from whence.frontends.common.data import is_array_file
+    from whence.frontends.common.methods import make_method
     from whence.models.registry import load_model
 
     _check(method, rules, out)
@@ -113,6 +107,9 @@ def explain(
 
 
 def _explain_boxes(loaded: "LoadedModel", x: Any, score: float, method: Any, out: Path, as_json: bool) -> None:
+    from whence.core.explain_detections import explain_detections
+    from whence.core.result import RESULT_SUFFIXES
+
     if out.suffix not in RESULT_SUFFIXES:
         raise InputError(f"cannot save all boxes as {out.name!r}; the suffix must be one of {', '.join(RESULT_SUFFIXES)}")
     boxes = explain_detections(loaded.model, x, score=score, method=method, class_names=loaded.class_names)
@@ -136,14 +133,19 @@ def _require_image(input: str | None, loaded: "LoadedModel") -> str:
     return input
 
 
-def _text_target(model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None) -> Callable[[Any], Tensor]:
+def _text_target(
+    model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None
+) -> "Callable[[Any], Tensor]":
     """Return a target function, the score of one text for the image; the text of the highest score if none is named."""
+
+    import torch
+
     chosen, other = (_number(text, texts) for text in (target, rather_than))
     if chosen is None:
         with torch.no_grad():
             chosen = int(model(**x).logits_per_image.argmax(1))
 
-    def score(outputs: Any) -> Tensor:
+    def score(outputs: Any) -> "Tensor":
         scores = outputs.logits_per_image
         return scores[:, chosen] if other is None else scores[:, chosen] - scores[:, other]
 
@@ -161,12 +163,20 @@ def _number(text: str | None, texts: list[str]) -> int | None:
 
 def _check(method: str, rules: str | None, out: Path) -> None:
     """Check the options that can be checked before the model is loaded."""
-    check_rules(method, rules)
+
+    from whence.core.explanation import SUFFIXES
+    from whence.core.files import check_writable
+    from whence.frontends.common.methods import method_and_rules
+
+    method_and_rules(method, rules)
     check_writable(out, SUFFIXES)
 
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
     """Return the input to explain: an image, an array, a text, or a bundled digit."""
+
+    from whence.frontends.common.data import is_array_file, read_array
+    from whence.frontends.common.text_files import read_text
     from whence.models.image_files import read_image, to_8bit
     from whence.models.registry import BUNDLED
 
@@ -193,13 +203,20 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
     return loaded.preprocessing.of_image(image)
 
 
-def _to_model_dtype(x: Tensor, model: Any) -> Tensor:
+def _to_model_dtype(x: "Tensor", model: Any) -> "Tensor":
     """Return floating-point inputs in the dtype of the model."""
+
+    from whence.core.devices import first_weight
+
     weight = first_weight(model)
     return x if weight is None or not x.is_floating_point() else x.to(weight.dtype)
 
 
-def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+def _report(explanation: "Explanation", loaded: "LoadedModel", input: str | None, sample: int, out: Path) -> dict[str, Any]:
+    from torch import Tensor
+
+    from whence.core.targets import Logit
+
     account, target = explanation.conservation, explanation.target
     index = target.index if isinstance(target, Logit) else None
     numbers = index.tolist() if isinstance(index, Tensor) else [None] * len(explanation)
@@ -224,8 +241,11 @@ def _report(explanation: Explanation, loaded: "LoadedModel", input: str | None, 
     }
 
 
-def _text(explanation: Explanation) -> dict[str, Any]:
+def _text(explanation: "Explanation") -> dict[str, Any]:
     """Return the tokens and relevance of the first text, or of the most relevant of several texts for one image."""
+
+    from whence.core.trees import named_leaves
+
     name, rows = next(iter(explanation.tokens.items()))
     relevance = named_leaves(explanation.relevance)[name]
     row = 0 if len(rows) == len(explanation) else int(relevance.abs().sum(1).argmax())
@@ -233,6 +253,8 @@ def _text(explanation: Explanation) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
+    import torch
+
     console = Console(highlight=False, soft_wrap=True)
     if "tokens" in report:
         from whence.plotting import token_text

@@ -3,17 +3,26 @@
 import json
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
 from whence.errors import count_noun
-from whence.frontends.cli.options import Address, Device, Engine, Json, Limit, Model, Shard, Size, Weights, check_device
-from whence.frontends.common.data import DATA_HELP, read_data, sample_name, warn_about_failures
-from whence.frontends.common.methods import PRESETS, make_method
+from whence.frontends.cli.options import (
+    Address,
+    Device,
+    Engine,
+    Json,
+    Limit,
+    Method,
+    Model,
+    Rules,
+    Shard,
+    Size,
+    Weights,
+    check_device,
+)
+from whence.frontends.common.choices import DATA_HELP, SHARD_SIZE
 from whence.frontends.common.terminal import warn_about_model
-from whence.methods.registry import METHODS, check_method_name
-from whence.stores.explain_dataset import SHARD_SIZE, explain_dataset as run
 
 
 def explain_dataset(
@@ -23,8 +32,8 @@ def explain_dataset(
     weights: Weights = None,
     size: Size = None,
     device: Device = None,
-    method: Annotated[str, typer.Option(help=f"Explanation method: {', '.join(METHODS)}.")] = "lrp",
-    rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
+    method: Method = "lrp",
+    rules: Rules = None,
     target: Annotated[str, typer.Option(help="Class to explain: predicted, label, or an index.")] = "predicted",
     layer: Annotated[
         list[str] | None,
@@ -42,9 +51,15 @@ def explain_dataset(
     as_json: Json = False,
 ) -> None:
     """Explain a dataset and save the explanations in a store. An interrupted run resumes where it stopped."""
-    from whence.models.registry import load_model
 
-    check_method_name(method)
+    import torch
+
+    from whence.frontends.common.data import read_data, sample_name, warn_about_failures
+    from whence.frontends.common.methods import make_method, method_and_rules
+    from whence.models.registry import load_model
+    from whence.stores.explain_dataset import explain_dataset as run
+
+    method_and_rules(method, rules)
     check_device(device, engine)
     loaded = load_model(model, weights, size=size, device=device)
     loaded.check_reads_images("create the store in Python with whence.explain_dataset")

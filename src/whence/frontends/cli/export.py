@@ -7,14 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.core.trees import short_repr
-from whence.exporting.program import export as run
-from whence.exporting.program_files import check_writable
-from whence.exporting.signature import signature
 from whence.frontends.cli.explain import read_input
-from whence.frontends.cli.options import Input, Json, Model, Sample, Size, Weights
-from whence.frontends.common.data import is_array_file
-from whence.frontends.common.methods import PRESETS, check_rules, make_method
+from whence.frontends.cli.options import Input, Json, Model, Rules, Sample, Size, Weights
 from whence.frontends.common.terminal import print_table, warn_about_model
 
 
@@ -29,7 +23,7 @@ def export(
     method: Annotated[
         str, typer.Option(help="lrp, or another method of a single graph: gradient_times_input, sensitivity, …")
     ] = "lrp",
-    rules: Annotated[str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.")] = None,
+    rules: Rules = None,
     sample: Sample = 0,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Compile for this machine (AOT Inductor), for use in C++.")
@@ -41,9 +35,16 @@ def export(
 
     The input is an example; the exported explainer accepts any batch size.
     """
+
+    from whence.core.trees import short_repr
+    from whence.exporting.program import export as run
+    from whence.exporting.program_files import check_writable
+    from whence.exporting.signature import signature
+    from whence.frontends.common.data import is_array_file
+    from whence.frontends.common.methods import make_method, method_and_rules
     from whence.models.registry import load_model
 
-    check_rules(method, rules)
+    method_and_rules(method, rules)
     check_writable(out, compiled)
     loaded = load_model(model, weights, size=size)
     x = read_input(input, loaded, sample, "export")

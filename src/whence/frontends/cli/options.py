@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from whence.errors import InputError
+from whence.frontends.common.choices import METHODS, PRESETS
 
 Input = Annotated[
     str | None,
@@ -14,6 +15,13 @@ Input = Annotated[
 ]
 Model = Annotated[
     str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+]
+Method = Annotated[
+    str,
+    typer.Option(help=f"Explanation method: {', '.join(METHODS)}.", autocompletion=lambda: [*METHODS, *PRESETS]),
+]
+Rules = Annotated[
+    str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
 ]
 Weights = Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")]
 Size = Annotated[int | None, typer.Option(help="Side of the input images, if the model does not state it.")]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from whence.core.detection import Detection
-from whence.core.region import Region
 from whence.errors import TargetError
 
 if TYPE_CHECKING:
+    from whence.core.detection import Detection
+    from whence.core.region import Region
     from whence.models.registry import LoadedModel
 
 
@@ -31,8 +31,11 @@ class PictureTarget:
         if (self.detection is not None or places) and (target is not None or rather_than is not None):
             raise TargetError("--target and --rather-than are of classifiers; name the class in --detection or --region")
 
-    def read(self, loaded: "LoadedModel") -> Detection | Region | None:
+    def read(self, loaded: "LoadedModel") -> "Detection | Region | None":
         """Return the target that the options name, or None."""
+        from whence.core.detection import Detection
+        from whence.core.region import Region
+
         if self.detection is not None:
             name, _, number = self.detection.rpartition(":")
             if not number.isdecimal():  # a class alone

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whence.core.files import PICTURE_SUFFIXES, atomic_write, check_writable
 from whence.errors import InputError, RuleError, value_repr
 from whence.frontends.cli.options import Device, Json, Weights
-from whence.frontends.common.data import read_array
-from whence.frontends.common.prototypes import PARAMETERIZATIONS, PRIORS, search_prototypes
+from whence.frontends.common.choices import PARAMETERIZATIONS
 from whence.frontends.common.terminal import print_table, warn, warn_about_model
-from whence.prototypes.prototypes import compare_priors
-from whence.prototypes.top_samples import top_samples
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
@@ -46,7 +42,11 @@ def prototype(
 
     Without arguments: the ten digits under the priors l2, expert and decoder, side by side.
     """
+
+    from whence.core.files import PICTURE_SUFFIXES, atomic_write, check_writable
+    from whence.frontends.common.prototypes import search_prototypes
     from whence.models.registry import load_model
+    from whence.prototypes.prototypes import compare_priors
 
     check_writable(out, (*PICTURE_SUFFIXES, ".npz", ".safetensors"))
     _check(prior, image, size, layer, channels)
@@ -79,6 +79,8 @@ def prototype(
 
 
 def _check(prior: str | None, image: str | None, size: int | None, layer: str | None, channels: str | None) -> None:
+    from whence.frontends.common.prototypes import PRIORS
+
     if channels is not None and layer is None:
         raise RuleError("--channels needs --layer")
     if prior not in (None, *PRIORS):
@@ -111,6 +113,9 @@ def _parse_concepts(target: str | None, layer: str | None, channels: str | None,
 
 
 def _with_samples(found: "Prototypes", loaded: "LoadedModel", concepts: list[Any], data: Path) -> "Prototypes":
+    from whence.frontends.common.data import read_array
+    from whence.prototypes.top_samples import top_samples
+
     samples = read_array(data)
     top = top_samples(loaded.model, concepts, samples, n_samples=min(9, len(samples)))
     return found.beside(samples[top.indices])

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 
 from whence.errors import InputError, MissingPackageError
-from whence.stores.store import open_store
 
 HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 3  # for requests under way when the server is stopped
@@ -25,6 +24,9 @@ def serve(
     seconds: Annotated[float, typer.Option(help="Timeout of a request, in seconds.", min=1)] = 60.0,
 ) -> None:
     """Start a web server on this machine to explain models in the browser."""
+
+    from whence.stores.store import open_store
+
     try:
         import uvicorn
 

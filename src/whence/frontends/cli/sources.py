@@ -2,21 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from whence.contexts.sources import SourceAttribution, sources as run
-from whence.core.files import PICTURE_SUFFIXES, check_writable
-from whence.core.passages import shorten_line
 from whence.errors import InputError
 from whence.frontends.cli.options import Json, Weights
 from whence.frontends.common.terminal import print_table, warn_about_model
-from whence.frontends.common.text_files import STANDARD_INPUT, SUFFIXES as TEXT_SUFFIXES, read_text, read_text_file
 
-SUFFIXES = (*PICTURE_SUFFIXES, ".html", ".csv", ".json")
 BEST, SHORT = 3, 70  # sources of a statement that are printed, and their characters
+
+if TYPE_CHECKING:
+    from whence.contexts.sources import SourceAttribution
 
 
 def sources(
@@ -38,9 +36,12 @@ def sources(
     as_json: Json = False,
 ) -> None:
     """Show which sources in its context made a language model write its response."""
+
+    from whence.contexts.sources import sources as run
+    from whence.core.files import PICTURE_SUFFIXES, check_writable
     from whence.models.registry import load_model
 
-    check_writable(out, SUFFIXES)
+    check_writable(out, (*PICTURE_SUFFIXES, ".html", ".csv", ".json"))
     documents = _read(context or [])
     if not model:
         raise InputError("--model is missing; pass a language model: --model hf:NAME_OR_FOLDER")
@@ -63,6 +64,9 @@ def sources(
 
 def _read(given: list[str]) -> dict[str, str]:
     """Return the texts of files, folders and standard input by name."""
+
+    from whence.frontends.common.text_files import STANDARD_INPUT, SUFFIXES as TEXT_SUFFIXES, read_text, read_text_file
+
     found: dict[str, str] = {}
     for name in given:
         path = Path(name)
@@ -86,7 +90,9 @@ def _read(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _print(found: SourceAttribution, out: Path) -> None:
+def _print(found: "SourceAttribution", out: Path) -> None:
+    from whence.core.passages import shorten_line
+
     console = Console(highlight=False, soft_wrap=True)
     console.print(found.response.strip(), markup=False)
     rows = []

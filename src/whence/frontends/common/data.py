@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
 MOST_NAMED = 10
-DATA_HELP = (
-    "A folder of images (in subfolders named by class, if labels are known), an .npz with images and labels, "
-    "an .npy batch, or a .txt with one text per line for hf: models. Default: the 50 bundled digits."
-)
 
 
 def read_data(given: str | None, loaded: "LoadedModel", command: str, limit: int | None = None) -> Any:

@@ -1,7 +1,7 @@
 """Explanation methods by their command-line names, configured for a model and its input."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
@@ -10,22 +10,17 @@ from whence.errors import InputError, RuleError, suggest_or_list
 from whence.evaluation.imputers import IMPUTERS
 from whence.evaluation.metrics.registry import METRICS, removes_regions
 from whence.evaluation.random_baseline import Random
-from whence.lrp.rules import presets
+from whence.frontends.common.choices import BOX_PRESETS, PRESETS
 from whence.lrp.rules.composites import Composite
+from whence.lrp.rules.presets import preset
 from whence.methods.feature_masks import PATCHES_PER_SIDE, patches
 from whence.methods.lrp import LRP
-from whence.methods.registry import METHODS, check_method_name
+from whence.methods.registry import METHODS, method_name
 
 if TYPE_CHECKING:
     from whence.models.registry import LoadedModel
 
-PRESETS = ("attn_lrp", "cp_lrp", "epsilon_gamma", "epsilon_gamma_box", "epsilon_plus", "epsilon_plus_flat",
-           "epsilon_alpha2_beta1", "deep_taylor", "vgg16_falling_gamma")  # fmt: skip
-BOX_PRESETS = ("epsilon_gamma_box", "deep_taylor")
 ALL_NAMES = [*METHODS, Random.name, *PRESETS]  # of all methods that can be compared
-METHODS_HELP = (
-    f"Names separated by commas: {', '.join([*METHODS, Random.name])}; or presets of LRP rules: {', '.join(PRESETS)}."
-)
 
 
 def split_names(names: str) -> list[str]:
@@ -40,38 +35,43 @@ def check_names(given: Sequence[str], known: Sequence[str], what: str) -> None:
             raise RuleError(f"unknown {what} {name!r}{suggest_or_list(name, known)}")
 
 
-def check_rules(method: str, rules: str | None) -> None:
-    """Raise `RuleError` for an unknown method or preset of rules."""
-    check_method_name(method)
-    if rules is not None and (method != "lrp" or rules not in PRESETS):
-        raise RuleError(f"--rules {rules}: choose from {', '.join(PRESETS)}, with --method lrp")
+def method_and_rules(method: str, rules: str | None = None) -> tuple[str, str | None]:
+    """Return the short name of a method and its preset of LRP rules; the name of a preset is also that of a method.
+
+    Raise `RuleError` for an unknown method or preset of rules.
+    """
+    name, given = ("lrp", rules or method) if method in PRESETS else (method_name(method), rules)
+    if given is not None and (name != "lrp" or given not in PRESETS or rules not in (None, given)):
+        raise RuleError(f"--rules {given}: choose from {', '.join(PRESETS)}, with --method lrp")
+    return name, given
+
+
+def check_methods(given: Sequence[str]) -> None:
+    """Raise `RuleError` for the first name that is not of a method, a preset of LRP rules or the random baseline."""
+    for name in given:
+        if name != Random.name:
+            method_and_rules(name)
 
 
 def method_or_preset(name: str, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
     """Return a method, LRP with a preset of rules, or the random baseline."""
     if name == Random.name:
         return Random()
-    return (
-        make_method("lrp", name, loaded, x, is_picture) if name in PRESETS else make_method(name, None, loaded, x, is_picture)
-    )
+    return make_method(name, None, loaded, x, is_picture)
 
 
 def make_method(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
     """Return the method of this name, configured for the model and its input."""
+    name, rules = method_and_rules(name, rules)
     return LRP(_rules(rules, loaded, is_picture)) if name == "lrp" else _method(name, loaded, x)
 
 
 def _rules(name: str | None, loaded: "LoadedModel", is_picture: bool) -> Composite:
     """Return the preset of this name; that of `LRP()` if none is given."""
-    name = name or "attn_lrp"
-    if name == "vgg16_falling_gamma":  # by the paths of one network: of any other, the default rules would be used instead
-        composite = presets.vgg16_falling_gamma()
-        return replace(composite, required=len(composite.entries))
-    if name not in BOX_PRESETS:
-        return getattr(presets, name)()
-    if not (is_picture and loaded.preprocessing.bounds_known):
+    known = is_picture and loaded.preprocessing.bounds_known
+    if name in BOX_PRESETS and not known:
         raise RuleError(f"--rules {name} needs pixel bounds, which {loaded.name} does not state; choose other rules")
-    return getattr(presets, name)(*loaded.preprocessing.bounds)
+    return preset(name or "attn_lrp", loaded.preprocessing.bounds if known else None)
 
 
 def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:

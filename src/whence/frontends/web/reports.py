@@ -9,7 +9,7 @@ from whence.errors import InputError, suggest
 from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRICS, evaluate
 from whence.evaluation.metrics.registry import METRICS
 from whence.frontends.common.data import first_sample
-from whence.frontends.common.methods import ALL_NAMES, check_names, method_or_preset, removal_settings
+from whence.frontends.common.methods import ALL_NAMES, check_methods, check_names, method_or_preset, removal_settings
 from whence.frontends.web.schemas import AuditRequest, EvaluationRequest
 from whence.frontends.web.served_models import models
 from whence.stores.store import open_store
@@ -26,7 +26,7 @@ def available_metrics() -> dict[str, list[str]]:
 
 def evaluation_report(question: EvaluationRequest) -> str:
     """Return the page of an evaluation on the model's data."""
-    check_names(question.methods, ALL_NAMES, "method")
+    check_methods(question.methods)
     check_names(question.metrics, list(METRICS), "metric")
     loaded = models[question.model]
     samples = models.data_of(question.model, question.count)

@@ -38,7 +38,7 @@ class PictureConvolution:
 
 picture_convolution = PictureConvolution()
 
-Selector = str | type[nn.Module] | Callable[..., Any] | InputLayer | PictureConvolution | tuple[Any, ...]
+Selector = str | nn.Module | type[nn.Module] | Callable[..., Any] | InputLayer | PictureConvolution | tuple[Any, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,7 @@ class Composite:
 
     Args:
         entries: Pairs of a selector and a rule; the first match applies. A selector is a module path or glob ("features.*"), a
-            module class, a torch function, `input_layer`, or a tuple of these.
+            module, a module class, a torch function, `input_layer`, or a tuple of these.
         required: Number of leading entries that must match a call.
         label: Text shown by `repr`.
     """
@@ -72,7 +72,7 @@ class Composite:
         if isinstance(rules, Composite):
             return rules
         if not isinstance(rules, Mapping):
-            name = rules if isinstance(rules, str) else getattr(rules, "__name__", "")
+            name = getattr(rules, "__name__", "")
             here = equivalent(name)
             raise RuleError(
                 f"rules must be a mapping of selectors to rules or a preset, got {type(rules).__name__}"
@@ -119,11 +119,12 @@ class SelectorMatch:
         others = [fnmatch.translate(p) for p in patterns if not (p.startswith("*") and p[1:] in self._ends)]
         self._paths = re.compile("|".join(others)) if others else None
         self._classes = tuple(atom for atom in atoms if isinstance(atom, type))
-        self.modules = bool(patterns or self._classes)
+        self._instances = tuple(atom for atom in atoms if isinstance(atom, nn.Module))
+        self.modules = bool(patterns or self._classes or self._instances)
         self.everything = "*" in atoms  # including calls outside all modules
         self.at_input = any(isinstance(atom, InputLayer) for atom in atoms)
         self.at_pictures = any(isinstance(atom, PictureConvolution) for atom in atoms)
-        self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type)}
+        self.functions = {function_name(atom) for atom in atoms if callable(atom) and not isinstance(atom, type | nn.Module)}
 
     def function(self, function: str, touches_input: bool, reads_picture: bool) -> bool:
         """Return whether the selector matches a call of the function, wherever in the model."""
@@ -134,6 +135,8 @@ class SelectorMatch:
         for name in place.names:
             if name.endswith(self._ends) or (self._paths is not None and self._paths.match(name)):
                 return True
+        if any(place.module is instance for instance in self._instances):
+            return True
         return bool(self._classes) and isinstance(place.module, self._classes)
 
 
@@ -222,6 +225,8 @@ def selector_repr(selector: Selector) -> str:
         return " or ".join(map(selector_repr, selector))
     if isinstance(selector, str | InputLayer | PictureConvolution):
         return repr(selector)
+    if isinstance(selector, nn.Module):
+        return f"the module {type(selector).__name__}"
     return getattr(selector, "__name__", repr(selector))
 
 

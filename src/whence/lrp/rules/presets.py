@@ -6,14 +6,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from whence.core.argument_checks import check_arguments
-from whence.errors import RuleError, value_repr
+from whence.core.public_names import equivalent
+from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.ops.state_spaces import state_space_parts
 from whence.lrp.rules.composites import Composite, Selector, input_layer, picture_convolution
 from whence.lrp.rules.rules import (
@@ -271,6 +272,27 @@ def cp_lrp(gamma: float = 0.0, conv_gamma: float | None = None) -> Composite:
         A `Composite`.
     """
     return _composite((F.softmax, Constant()), *attn_lrp(gamma, conv_gamma).entries)
+
+
+PRESETS: dict[str, Callable[..., Composite]] = {
+    preset.__name__: preset
+    for preset in (attn_lrp, cp_lrp, epsilon_gamma, epsilon_gamma_box, epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1,
+                   deep_taylor, vgg16_falling_gamma)
+}  # fmt: skip
+BOX_PRESETS = ("epsilon_gamma_box", "deep_taylor")  # for which bounds of the pixels are given where they are known
+
+
+def preset(name: str, bounds: tuple[Any, Any] | None = None) -> Composite:
+    """Return the preset of a name, such as "epsilon_plus", where bounds are known with these; raise `RuleError` for others."""
+    if name not in PRESETS:
+        here = equivalent(name)
+        raise RuleError(f"no preset of rules {name!r}" + (f"; pass {here}()" if here else suggest_or_list(name, PRESETS)))
+    if name == "vgg16_falling_gamma":  # by the paths of one network: of any other, the default rules would be used instead
+        composite = vgg16_falling_gamma()
+        return replace(composite, required=len(composite.entries))
+    if name == "epsilon_gamma_box" and bounds is None:
+        raise RuleError(f"{name} needs the bounds of the pixels; pass whence.LRP(whence.presets.{name}(low, high))")
+    return PRESETS[name](*bounds) if name in BOX_PRESETS and bounds is not None else PRESETS[name]()
 
 
 def _gamma_rule(gamma: float | None) -> Gamma | RisingGamma | Epsilon:

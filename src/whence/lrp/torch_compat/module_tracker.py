@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from whence.errors import OpaqueError, SelectorError, suggest
+from whence.errors import OpaqueError, SelectorError, suggest, value_repr
 from whence.lrp.engine.model_outputs import first_tensor, with_first_tensor
 from whence.lrp.torch_compat.saved_tensors import with_gradient_hook
 
@@ -228,16 +228,28 @@ def module_names(model: object) -> dict[str, nn.Module]:
     return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module for name, module in modules}
 
 
-def named_layers(model: object, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the layers by path, or by "input of " and a path; in patterns such as "model.layers.*" a * matches within one part
-    between dots.
+def layer_path(model: object, layer: str | nn.Module) -> str:
+    """Return the path of a layer that is given by its path or as the module itself."""
+    if isinstance(layer, str):
+        return layer
+    if not isinstance(layer, nn.Module):
+        raise SelectorError(f"a layer must be a module path, such as 'features.28', or a module, got {value_repr(layer)}")
+    path = next((path for path, module in module_names(model).items() if module is layer), None)
+    if path is None:
+        raise SelectorError(f"the {type(layer).__name__} that was given as a layer is not part of the model; pass its path")
+    return path
+
+
+def named_layers(model: object, layers: Sequence[str | nn.Module]) -> dict[str, nn.Module]:
+    """Return the layers by path, or by "input of " and a path; layers may be given as modules.
+
+    In patterns such as "model.layers.*" a * matches within one part between dots.
     """
     modules = module_names(model)
     inputs = {f"{INPUT_OF}{path}": module for path, module in modules.items() if path}
     found: dict[str, nn.Module] = {}
-    for name in (layers,) if isinstance(layers, str) else layers:
-        if not isinstance(name, str):
-            raise SelectorError(f"a layer must be a module path, such as 'features.28', got {name!r}")
+    for layer in (layers,) if isinstance(layers, str | nn.Module) else layers:
+        name = layer_path(model, layer)
         among = inputs if name.startswith(INPUT_OF) else modules
         matching = {path: module for path, module in among.items() if path == name or (path and _matches(path, name))}
         if not matching:
