@@ -80,5 +80,6 @@ $(VENV)/.writer: $(VENV)/.installed
 
 $(VENV)/.developer: $(VENV)/.installed
 	$(INSTALL) --group dev --editable ".[vision,text]"
+	$(INSTALL) --no-deps inseq jaxtyping typeguard treescope wadler-lindig  # inseq asks for CUDA libraries, which it does not use
 	@scripts/browser.sh $(VENV)
 	@touch $@

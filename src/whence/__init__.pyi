@@ -1,6 +1,7 @@
 """The front door: what `whence` exports, and where it is defined. Names are imported when they are first used."""
 
 from . import (
+    adapters as adapters,
     attacks as attacks,
     callbacks as callbacks,
     conditions as conditions,

@@ -44,8 +44,9 @@ shapley_values sources subgraph_relevance subspaces superpixels token_passages t
 LoadedModel Preprocessing Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop
 IntegratedGradients LRP LayerCAM GradCAMPlusPlus HiResCAM XGradCAM EigenCAM ScoreCAM AblationCAM FullGrad Occlusion RISE
 Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity RisingGamma WSquare ZBox
-ZPlus Logit Span Region Detection Directions Features Heads Nodes Places attacks callbacks conditions errors experiments images
-imputers layers metrics objectives plots presets priors results roots
+ZPlus Logit Span Region Detection Directions Features Heads Nodes Places adapters attacks callbacks conditions errors
+experiments
+images imputers layers metrics objectives plots presets priors results roots
 """
 NAMESPACES = [space for space in (getattr(whence, name) for name in whence.__all__) if isinstance(space, ModuleType)]
 PUBLIC = {f"{space.__name__}.{name}": getattr(space, name) for space in (whence, *NAMESPACES) for name in space.__all__}

@@ -44,10 +44,11 @@ evaluation
 stores mechanistic exporting benchmarking
 auditing
 monitoring
+integrations
 models
 frontends.common
 frontends.cli frontends.web
-attacks callbacks conditions experiments images imputers layers metrics objectives plots presets priors results roots
+adapters attacks callbacks conditions experiments images imputers layers metrics objectives plots presets priors results roots
 """
 
 

@@ -19,7 +19,6 @@ def net():
 def test_hints_at_what_is_meant(net):
     x = torch.randn(1, 4)
     for given, hint in (
-        ("IntegratedGradients", "'integrated_gradients'"),
         ("integrated_gradient", "did you mean 'integrated_gradients'"),
         (whence.presets.epsilon_plus(), r"whence\.LRP\(rules\)"),
         ({nn.Linear: whence.Epsilon()}, r"whence\.LRP\(rules\)"),

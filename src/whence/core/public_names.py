@@ -10,8 +10,8 @@ from whence.errors import suggest
 
 T = TypeVar("T")
 NAMESPACES = (
-    "attacks", "callbacks", "conditions", "errors", "experiments", "images", "imputers", "layers", "metrics", "objectives",
-    "plots", "presets", "priors", "results", "roots",
+    "adapters", "attacks", "callbacks", "conditions", "errors", "experiments", "images", "imputers", "layers", "metrics",
+    "objectives", "plots", "presets", "priors", "results", "roots",
 )  # fmt: skip
 
 EQUIVALENTS = {  # of captum, SHAP, zennit and pytorch-grad-cam, in lower case without underscores

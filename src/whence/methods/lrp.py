@@ -131,9 +131,9 @@ class LRP:
         sources, prepared = input_leaves(task.inputs), task.prepared.for_several() if several else task.prepared
         scope = task.scope
         prepared.kept.begin()
-        rules = self.composite
+        rules: Any = self.rules  # the object itself, by which the prepared model knows them
         if self.baseline is not None:
-            rules = rules.without_input_rules("whose relevance does not depend on a baseline; omit one of the two")
+            rules = self.composite.without_input_rules("whose relevance does not depend on a baseline; omit one of the two")
         mode = RelevanceMode(rules, scope, prepared, self.unknown, sources, lookups, explains=True, several=several)
         scope.tap(taps.callbacks(mode.pin))
         reading = record_internals(task, scope, mode.bench.see)

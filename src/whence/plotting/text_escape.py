@@ -17,5 +17,5 @@ def shorten_middle(text: str, length: int = 40) -> str:
     """
     if len(text) <= length:
         return text
-    front = (length + 1) // 2 - 1 + length % 2
-    return f"{text[:front]}…{text[len(text) - (length - front - 1) :]}"
+    front = length // 2
+    return f"{text[:front]}…{text[front + 1 - length :]}"

@@ -1,0 +1,182 @@
+"""Adapters, each beside the library that it is for."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import whence
+from whence import errors
+from whence.models.digits import digit_samples, digits
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+
+
+def test_attribute_is_captums(net):
+    captum = pytest.importorskip("captum.attr")
+    x = torch.randn(3, 4)
+    theirs, delta = captum.IntegratedGradients(net).attribute(x, target=1, return_convergence_delta=True, n_steps=64)
+    method = whence.IntegratedGradients(n_steps=64)
+    ours, our_delta = whence.adapters.Attribution(net, method).attribute(x, target=1, return_convergence_delta=True)
+    assert torch.allclose(ours, theirs.float(), atol=1e-5)
+    assert torch.allclose(our_delta, delta.float(), atol=1e-4)
+    pair = whence.adapters.Attribution(lambda a, b: net(a + b)).attribute((x, x), target=1)
+    assert isinstance(pair, tuple)
+    assert len(pair) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor")
+def test_captums_own_code_takes_an_attribution(net):
+    captum, metrics = pytest.importorskip("captum.attr"), pytest.importorskip("captum.metrics")
+    x, ours = torch.randn(2, 4, requires_grad=True), whence.adapters.Attribution(net, "gradient_times_input")
+    torch.manual_seed(0)
+    smooth = captum.NoiseTunnel(ours).attribute(x, target=1, nt_samples=5, stdevs=0.1)
+    torch.manual_seed(0)
+    theirs = captum.NoiseTunnel(captum.InputXGradient(net)).attribute(x, target=1, nt_samples=5, stdevs=0.1)
+    assert torch.allclose(smooth, theirs, atol=1e-5)
+    torch.manual_seed(0)
+    sensitivity = metrics.sensitivity_max(ours.attribute, x, target=1)
+    torch.manual_seed(0)
+    assert torch.allclose(sensitivity, metrics.sensitivity_max(captum.InputXGradient(net).attribute, x, target=1), atol=1e-5)
+
+
+def test_other_arguments_are_held_fixed_and_repeated_with_the_batch(net):
+    captum = pytest.importorskip("captum.attr")
+    x, scale = torch.randn(3, 4), torch.tensor([[1.0], [2.0], [3.0]])
+    model = lambda a, s: net(a * s)  # noqa: E731
+    theirs = captum.IntegratedGradients(model).attribute(x, target=1, additional_forward_args=scale, n_steps=64)
+    ours = whence.adapters.Attribution(model, whence.IntegratedGradients(n_steps=64))
+    assert torch.allclose(ours.attribute(x, 1, scale), theirs.float(), atol=1e-5)
+    with pytest.raises(errors.InputError, match="a tensor or a tuple of tensors"):
+        ours.attribute([])
+
+
+def test_rows_become_those_of_shap():
+    shap = pytest.importorskip("shap")
+    pd = pytest.importorskip("pandas")
+    rows = np.random.default_rng(0).normal(size=(30, 3))
+    frame = pd.DataFrame(rows, columns=["a", "b", "c"])
+    weights = np.array([1.0, -2.0, 0.5])
+    e = whence.explain(lambda f: np.asarray(f) @ weights, frame, lambda out: out, method=whence.Shapley(background=frame))
+    found = whence.adapters.to_shap(e)
+    assert found.feature_names == ["a", "b", "c"]
+    assert np.allclose(found.data, rows)
+    assert np.allclose(found.base_values + found.values.sum(1), rows @ weights)
+    theirs = shap.Explainer(lambda f: np.asarray(f) @ weights, frame)(frame)
+    assert np.allclose(found.values, theirs.values)
+    assert np.allclose(found.base_values, theirs.base_values)
+    with warnings.catch_warnings():  # of shap about matplotlib
+        warnings.simplefilter("ignore")
+        shap.plots.beeswarm(found, show=False)
+        shap.plots.waterfall(found[0], show=False)
+
+
+def test_images_become_those_of_shap_with_their_channels_last():
+    pytest.importorskip("shap")
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 36, 2)).eval()
+    x = torch.rand(2, 3, 8, 8)
+    e = whence.explain(net, x, 1)
+    found = whence.adapters.to_shap(e)
+    assert found.values.shape == (2, 8, 8, 3)
+    assert np.allclose(found.data, x.permute(0, 2, 3, 1), atol=1e-6)
+    assert np.allclose(found.values.sum((1, 2, 3)) + found.base_values, e.output, atol=1e-5)
+
+
+def test_quantus_calls_a_method():
+    quantus = pytest.importorskip("quantus")
+    x, y = (t[:3] for t in digit_samples())
+    score = quantus.Sparseness(disable_warnings=True, display_progressbar=False)
+    func = whence.adapters.quantus_explain_func("lrp")
+    theirs = score(model=digits(), x_batch=x.numpy(), y_batch=y.numpy(), a_batch=None, explain_func=func, device="cpu")
+    ours = whence.evaluate(digits(), (x, y), ["lrp"], ["sparseness"], target="label", progress=False)
+    assert np.allclose(theirs, ours.values["lrp"]["sparseness"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_type", ["attributes", "object"])
+def test_graphs_are_explained_within_pytorch_geometric(mask_type):
+    geometric = pytest.importorskip("torch_geometric")
+    from torch_geometric.explain import Explainer
+    from torch_geometric.nn import GCNConv
+
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = GCNConv(3, 8), GCNConv(8, 2)
+
+        def forward(self, x, edge_index):
+            return self.second(self.first(x, edge_index).relu(), edge_index)
+
+    net, x = Net().eval(), torch.randn(5, 3)
+    edges = torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]])
+    explainer = Explainer(
+        net, whence.adapters.graph_explainer("gradient_times_input"), explanation_type="model", node_mask_type=mask_type,
+        model_config={"mode": "multiclass_classification", "task_level": "node", "return_type": "raw"},
+    )  # fmt: skip
+    found = explainer(x, edges, index=1)
+    given = x.clone().requires_grad_()
+    out = net(given, edges)[1]
+    (gradient,) = torch.autograd.grad(out[out.argmax()], given)
+    expected = (x * gradient).sum(-1, keepdim=True) if mask_type == "object" else x * gradient
+    assert torch.allclose(found.node_mask, expected, atol=1e-6)
+    assert not found.node_mask[3:].any(), "the other component of the graph"
+    assert geometric.__version__
+    with pytest.raises(ValueError, match="does not support the given explanation settings"):
+        Explainer(
+            net, whence.adapters.graph_explainer(), explanation_type="model", node_mask_type=mask_type, edge_mask_type="object",
+            model_config={"mode": "multiclass_classification", "task_level": "node", "return_type": "raw"},
+        )  # fmt: skip
+
+
+def test_inseq_attributes_by_a_method():
+    pytest.importorskip("inseq")
+    import inseq
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "the", "cat", "sat", "on", "mat", "dog", "ran"]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=11, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    name = whence.adapters.register_inseq_method("gradient_times_input")
+    assert name == "whence_gradient_times_input"
+    found = [
+        inseq.load_model(model, kind, tokenizer=tokenizer)
+        .attribute("the cat sat", "the cat sat on", attributed_fn="logit", show_progress=False, pretty_progress=False)[0]
+        .target_attributions
+        for kind in (name, "input_x_gradient")
+    ]
+    assert torch.allclose(*(torch.nan_to_num(t) for t in found), atol=1e-5)
+
+
+def test_batches_update_a_metric_of_torchmetrics():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    x, y = (t[:6] for t in digit_samples())
+    metric = whence.adapters.evaluation_metric(digits(), "sparseness", "lrp")
+    assert isinstance(metric, torchmetrics.Metric)
+    metric.update(x[:2], y[:2])
+    metric.update(x[2:], y[2:])
+    whole = whence.evaluate(digits(), (x, y), ["lrp"], ["sparseness"], target="label", progress=False)
+    assert torch.allclose(metric.compute(), whole.values["lrp"]["sparseness"].double().mean())
+    metric.reset()
+    metric.update(x[:1], y[:1])
+    assert torch.allclose(metric.compute(), whole.values["lrp"]["sparseness"][0].double())
+    both = torchmetrics.MetricCollection({"a": metric, "b": whence.adapters.evaluation_metric(digits(), "complexity")})
+    both.update(x[:2], y[:2])
+    assert set(both.compute()) == {"a", "b"}
+    with pytest.raises(errors.RuleError, match=r"one name of whence\.metrics"):
+        whence.adapters.evaluation_metric(digits(), ["srg"])
