@@ -21,7 +21,8 @@ def test_every_spelling_of_a_method_is_the_method():
         assert type(resolve_method(name)) is type(resolve_method(kind.__name__)) is kind
     for theirs, ours in [("input_x_gradient", "gradient_times_input"), ("ig", "integrated_gradients"),
                          ("InputXGradient", "gradient_times_input"), ("kernel_shap", "shapley"),
-                         ("GradCAM++", "grad_cam_plus_plus"), ("layer_cam", "layer_cam"), ("Deconvolution", "deconvnet")]:  # fmt: skip
+                         ("GradCAM++", "grad_cam_plus_plus"), ("layer_cam", "layer_cam"),
+                         ("Deconvolution", "deconvnet")]:  # fmt: skip
         assert method_name(theirs) == ours
     assert set(ALIASES.values()) <= METHODS.keys()
 
