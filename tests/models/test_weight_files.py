@@ -1,5 +1,6 @@
 """Each first error of a user: one clear line of the library's own hierarchy that says what to do."""
 
+import json
 import pickle
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from whence import errors
@@ -151,3 +153,60 @@ def test_weights_of_other_float_types_and_infinite_masks_are_loaded(tmp_path):
     torch.save(state, tmp_path / "net.pt")
     load_weights(model, tmp_path / "net.pt")
     assert torch.equal(model.weight, state["weight"].float())
+
+
+def lightning_checkpoint(model, **others):
+    return {
+        "epoch": 3,
+        "hyper_parameters": {"rate": 0.1},
+        "state_dict": {f"net.{k}": v for k, v in model.state_dict().items()} | others,
+    }
+
+
+def test_a_checkpoint_of_lightning_is_read_whatever_the_network_is_called_in_it(tmp_path):
+    model, given = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    torch.save(lightning_checkpoint(given), tmp_path / "last.ckpt")
+    load_weights(model, tmp_path / "last.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), given.parameters(), strict=True))
+    torch.save(lightning_checkpoint(given, **{"loss.weight": torch.ones(2)}), tmp_path / "more.ckpt")
+    with pytest.raises(errors.LoadError, match=r"unexpected loss\.weight"):
+        load_weights(model, tmp_path / "more.ckpt")
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_weights_in_several_files_are_read_together(tmp_path, index):
+    model, given = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    state = given.state_dict()
+    parts = {"a.safetensors": [k for k in state if k.startswith("0")], "b.safetensors": [k for k in state if k.startswith("1")]}
+    for file, names in parts.items():
+        save_file({name: state[name] for name in names}, tmp_path / file)
+    if index:
+        where = {name: file for file, names in parts.items() for name in names}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        save_file({"stray": torch.ones(1)}, tmp_path / "c.safetensors")
+    load_weights(model, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), given.parameters(), strict=True))
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(errors.LoadError, match=r"no weights file .*b\.safetensors" if index else r"missing 1\.bias, 1\.weight"):
+        load_weights(model, tmp_path)
+
+
+def test_folders_without_weights_or_with_some_twice_are_refused(tmp_path):
+    model = nn.Linear(3, 2)
+    with pytest.raises(errors.LoadError, match=r"has no \.safetensors or \.bin files"):
+        load_weights(model, tmp_path)
+    for name in ("a", "b"):
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    with pytest.raises(errors.LoadError, match=r"b\.safetensors and an earlier file of .* both have bias"):
+        load_weights(model, tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(errors.LoadError, match=r"model\.safetensors\.index\.json is not an index of weights"):
+        load_weights(model, tmp_path)
+
+
+def test_a_model_with_nan_weights_is_refused_wherever_it_comes_from(tmp_path):
+    (tmp_path / "factory.py").write_text(
+        "import torch\ndef net():\n    m = torch.nn.Linear(2, 2)\n    m.weight.data[0, 0] = float('nan')\n    return m\n"
+    )
+    with pytest.raises(errors.LoadError, match="weight contains NaN"):
+        registry.load_model(f"{tmp_path / 'factory.py'}:net")

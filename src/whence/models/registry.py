@@ -30,7 +30,7 @@ from whence.models.preprocessing import Preprocessing
 from whence.models.python_files import script_imports
 from whence.models.text_tokenizer import TextTokenizer
 from whence.models.vision_language import VisionLanguageProcessor
-from whence.models.weight_files import READERS, load_weights
+from whence.models.weight_files import READERS, load_weights, reject_nan
 
 MAX_NAMES = 20  # classes listed in a message
 BUNDLED = {"digits": digits, "digits-robust": robust_digits}
@@ -111,7 +111,8 @@ def load_model(
 
     Args:
         name: "digits", "digits-robust", "torchvision:NAME", "timm:NAME", "hf:NAME_OR_FOLDER" or "FILE.py:FACTORY".
-        weights: Weights file (.safetensors, .npz, .pt, .pth), or the name of published weights such as "DEFAULT".
+        weights: Weights file (.safetensors, .npz, .pt, .pth, .ckpt), folder of several, or name of published weights such as
+            "DEFAULT".
         size: Side of the images that the model takes, if it does not specify one.
         device: Device to move the model to, such as "cuda".
         offload: Whether the weights of a model of Hugging Face stay on disk and are read a layer at a time, forward and again
@@ -154,6 +155,7 @@ def load_model(
         loaded = replace(loaded, trained=True)
     if isinstance(loaded.model, nn.Module):
         loaded.model.eval()
+        reject_nan(loaded.model, name)
     if size is not None:
         if name in BUNDLED or loaded.text is not None or loaded.vision_language is not None:
             raise LoadError(f"{name} has a fixed input size, or takes no images; omit size={size}")

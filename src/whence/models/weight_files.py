@@ -1,5 +1,6 @@
 """Reading weights from files and fitting them into a model."""
 
+import json
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from whence.errors import LoadError, first_line, missing_path
 
-STRIPPED_PREFIXES = ("module.", "_orig_mod.", "model.")
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # of the weights, in checkpoints of more
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state dict from .safetensors, .npz or a weights-only .pt/.pth/.bin into `model`; all keys must match. Prefixes
-    that DataParallel, torch.compile and Lightning add to all names are removed.
+    """Load a state dict into `model`; all keys must match.
+
+    The weights are a file .safetensors, .npz, or a weights-only .pt, .pth, .ckpt or .bin, or a folder of .safetensors or .bin
+    files that share them. A prefix that all names have and none of the model (of DataParallel, Lightning) is removed.
 
     >>> load_weights(torchvision.models.squeezenet1_0(), "squeezenet.npz")
     """
@@ -44,6 +46,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
+def reject_nan(model: nn.Module, name: str) -> None:
+    """Raise `LoadError` for a model that has NaN among its weights."""
+    for parameter, t in model.named_parameters():
+        if not t.is_meta and t.is_floating_point() and bool(t.isnan().any()):
+            raise LoadError(f"{name}: {parameter} contains NaN; training has probably diverged")
+
+
 def _tensor_problem(t: Tensor, own: Tensor, is_parameter: bool) -> str | None:
     """Return why a tensor cannot take the place of the model's own; `copy_` would convert some of these silently."""
     if t.is_meta:
@@ -67,16 +76,19 @@ def _tensor_problem(t: Tensor, own: Tensor, is_parameter: bool) -> str | None:
 
 
 def _strip_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    def around(wrapper: str) -> bool:
-        return all(name.startswith(wrapper) for name in state) and not any(name.startswith(wrapper) for name in own)
-
-    while state and (wrapper := next(filter(around, STRIPPED_PREFIXES), None)) is not None:
-        state = {name.removeprefix(wrapper): t for name, t in state.items()}
+    """Return the tensors by the names of the model, without prefixes that all names have."""
+    while state:
+        prefix = next(iter(state)).partition(".")[0] + "."
+        if any(name.startswith(prefix) for name in own) or not all(name.startswith(prefix) for name in state):
+            break
+        state = {name.removeprefix(prefix): t for name, t in state.items()}
     return state
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the named tensors in a file."""
+    """Return the named tensors in a file, or in the files of a folder."""
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise LoadError(missing_path(path, "weights file"))
     if path.suffix not in READERS:
@@ -87,6 +99,27 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise LoadError(f"{path.name} does not contain a state dict; save model.state_dict()")
     return dict(state)
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of the files that share them, as the folder's index lists them, or else of all such files."""
+    index = next(folder.glob("*.index.json"), None)
+    if index is None:
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    else:
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LoadError(f"{index.name} is not an index of weights: {first_line(error)}") from error
+    if not files:
+        raise LoadError(f"the folder {folder} has no .safetensors or .bin files; pass a weights file")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        found = read_state_dict(file)
+        if twice := state.keys() & found.keys():
+            raise LoadError(f"{file.name} and an earlier file of {folder.name} both have {min(twice)}; pass one of the files")
+        state |= found
+    return state
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -123,5 +156,6 @@ def _read_torch(path: Path) -> Any:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_torch, ".pth": _read_torch, ".bin": _read_torch,
+    ".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_torch, ".pth": _read_torch, ".ckpt": _read_torch,
+    ".bin": _read_torch,
 }  # fmt: skip

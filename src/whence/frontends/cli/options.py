@@ -23,7 +23,9 @@ Method = Annotated[
 Rules = Annotated[
     str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
 ]
-Weights = Annotated[str | None, typer.Option(help="A .safetensors, .npz or .pt file, or torchvision's DEFAULT.")]
+Weights = Annotated[
+    str | None, typer.Option(help="A .safetensors, .npz, .pt or .ckpt file, a folder of them, or torchvision's DEFAULT.")
+]
 Size = Annotated[int | None, typer.Option(help="Side of the input images, if the model does not state it.")]
 Device = Annotated[str | None, typer.Option(help="Device of the model, such as cuda. Default: where it is loaded.")]
 Sample = Annotated[int, typer.Option(help="Index of the bundled digit, 0 to 49.")]
