@@ -55,6 +55,7 @@ docs: $(VENV)/.writer
 
 gallery: $(VENV)/.developer
 	$(BIN)/python scripts/pictures.py ../shared/data
+	$(BIN)/python scripts/kinds_of_input.py ../shared/data
 	$(BIN)/python scripts/digit_outliers.py ../shared/data docs/images
 	$(BIN)/python scripts/robust_heatmaps.py docs/images/robust_digits.png
 	$(BIN)/python scripts/page_pictures.py

@@ -94,7 +94,7 @@ class ExplanationData:
         if isinstance(self.target, Logit | Span | Region | Detection):
             return [self.target.words(self.class_name, i) for i in range(len(self))]
         name = str(self.target) if isinstance(self.target, InternalTarget) else getattr(self.target, "__name__", "function")
-        return [name] * len(self)
+        return ["target function" if name == "<lambda>" else name] * len(self)
 
     def heading(self, sample: int = 0) -> str:
         """Return the heading of a sample's figure: the name of its target, or "output 3" if it has none."""

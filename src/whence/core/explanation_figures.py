@@ -17,12 +17,13 @@ from whence.core.region import Region
 from whence.core.series_plots import lines_of_series, series_heatmap
 from whence.core.trees import named_leaves, short_repr
 from whence.plotting.bars import Bars
-from whence.plotting.heatmaps import Heatmap, Photo
+from whence.plotting.heatmaps import Heatmap, Photo, color_limit, sum_channels
 from whence.plotting.html_pages import embed_in_each_palette, render_page
 from whence.plotting.interactions import InteractionMatrix
 from whence.plotting.palettes import PALETTES, palette
 from whence.plotting.stacked_panels import Panel, stack_panels
-from whence.plotting.time_series import MAX_LINES
+from whence.plotting.text_escape import shorten_middle
+from whence.plotting.time_series import MAX_LINES, SeriesHeatmap, Ticks
 from whence.plotting.token_text import TokenText, merge_runs, styled_tokens
 from whence.plotting.videos import VideoFrames
 from whence.plotting.volumes import VolumeSlices, slice_images, strongest_place
@@ -48,10 +49,12 @@ def panels(e: ExplanationData, sample: int) -> list[Panel]:
     if has_features(e) and e.feature_names:
         panels.append(_panel_of_features(e, about, sample))
         given = {}
+    limit = _common_limit(e, sample) if len(given) > 1 else None
     for name, x in given.items():
-        r, title = relevance[name], f"{name}   {about}" if len(given) > 1 else about
+        r, title = relevance[name], f"{name}:  {_share(e, name, sample)};  {about}" if len(given) > 1 else about
         if x.is_floating_point():
-            panels += _panels_of_input(e, name, x, r, title, sample)
+            found = _panels_of_input(e, name, x, r, title, sample)
+            panels += [replace(panel, limit=limit) if isinstance(panel, Heatmap) else panel for panel in found]
         elif name in e.tokens:
             rows = e.rows_of_sample(x, sample)
             panels += [TokenText(*merge_runs(e.tokens[name][row], r[row]), title) for row in rows]
@@ -64,6 +67,19 @@ def panels(e: ExplanationData, sample: int) -> list[Panel]:
             names = FeatureTable.of(e[sample]).names
         panels.append(InteractionMatrix(e.interactions[sample], "interactions of features", names))
     return panels
+
+
+def _common_limit(e: ExplanationData, sample: int) -> float:
+    """Return the limit of the colour scale of all pictures among several inputs."""
+    maps = [t[sample] for t in named_leaves(e.relevance).values() if t.dim() == 4 and len(t) == len(e)]
+    return max((color_limit(sum_channels(t)) for t in maps), default=0.0)
+
+
+def _share(e: ExplanationData, name: str, sample: int) -> str:
+    """Return the sum of relevance of one of several inputs, and its share of that of all."""
+    t, total = named_leaves(e.relevance)[name], float(e.conservation.relevance[sample])
+    amount = float(sum(t[row].detach().double().sum() for row in e.rows_of_sample(t, sample)))
+    return f"R = {amount:.4g}" + (f" ({round(100 * amount / total)} %)" if total and e.conservation.adds_up else "")
 
 
 def _panel_of_features(e: ExplanationData, title: str, sample: int) -> Panel:
@@ -98,10 +114,16 @@ def _panels_of_input(e: ExplanationData, name: str, x: Tensor, relevance: Tensor
         both = zip(patches.pictures(x, torch.mean), patches.pictures(relevance, torch.sum), strict=True)
         return [Heatmap(picture, heat, title) for picture, heat in both]
     if x.dim() == 2 and len(x) != len(e) and len(x) > FEW_ROWS:
-        return [Heatmap(x, relevance, title)]
+        names = tuple(e.feature_names.get(name, ()))
+        return [SeriesHeatmap(relevance, title, rows="node", time="feature", ticks=_named_ticks(names), columns="features")]
     rows = e.rows_of_sample(x, sample)
     region, caption = _outlined(e, x, sample)
     return [_panel_of_row(e, name, x[row], relevance[row], title, region, caption) for row in rows]
+
+
+def _named_ticks(names: Sequence[str]) -> Ticks | None:
+    """Return a tick for each column with its name, if columns have names."""
+    return (lambda count: (range(count), [shorten_middle(name, 16) for name in names])) if names else None
 
 
 def _outlined(e: ExplanationData, x: Tensor, sample: int) -> tuple[Tensor | None, str]:

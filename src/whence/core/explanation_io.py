@@ -118,7 +118,7 @@ def _checksum(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> st
 def read_fields(path: str | Path) -> dict[str, Any]:
     """Read the fields of an explanation from a file that `write_explanation` wrote; raise `LoadError` for other files."""
     path = Path(path)
-    read = {".npz": _npz, ".safetensors": _safetensors}.get(path.suffix)
+    read = {".npz": _npz, ".safetensors": _safetensors}.get(path.suffix.lower())
     if read is None:
         raise LoadError(f"{path} is not an .npz or .safetensors file of an explanation")
     try:

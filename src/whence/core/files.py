@@ -28,7 +28,7 @@ def check_writable(path: str | Path, suffixes: Sequence[str]) -> Path:
     path = Path(path)
     if "\0" in str(path):
         raise WhenceError(f"cannot save as {str(path)!r}: paths cannot contain NUL")
-    if path.suffix not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise WhenceError(f"cannot save as {path.name!r}: the suffix must be one of {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise WhenceError(f"no folder {path.parent}; create it before saving {path.name}")
@@ -53,7 +53,7 @@ def figure_to_bytes(figure: "Figure", suffix: str = ".png") -> bytes:
     Written to a file itself, a PDF that does not fit on the disk raises errors of other kinds than `OSError`.
     """
     buffer = BytesIO()
-    figure.savefig(buffer, format=suffix.removeprefix("."))
+    figure.savefig(buffer, format=suffix.lower().removeprefix("."))
     return buffer.getvalue()
 
 
@@ -67,7 +67,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     An error, such as a full disk, leaves the old file as it was. Errors of the file system are raised as `WhenceError`.
     """
     path = Path(os.path.realpath(path))  # a link stays a link
-    temporary = path.with_name(f".{token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f".{token_hex(8)}{path.suffix.lower()}")
     try:
         yield temporary
         temporary.replace(path)

@@ -133,6 +133,7 @@ class Generation(Result):
 
         For long texts, rows and columns are sentences.
         """
+        from whence.plotting.palettes import sign_legend
         from whence.plotting.token_text import MOST_TOKENS, token_grid
 
         if self.words and max(self.relevance.shape[0], self.relevance.shape[2]) > MOST_TOKENS:
@@ -140,11 +141,12 @@ class Generation(Result):
         relevance = self.relevance[:, 0].float().cpu()
         first = self._first_new_token
         future = torch.arange(relevance.shape[1]) >= first + torch.arange(len(relevance))[:, None]
-        title = "relevance of preceding tokens for each generated token (square root of shares)"
+        title = f"relevance of preceding tokens for each generated one, by the row's largest, square root ({sign_legend()})"
         return token_grid(self._written(0), self._given(0), relevance.masked_fill(future, float("nan")), title)
 
     def _sentence_figure(self) -> "Figure":
         from whence.core.passages import shorten_line
+        from whence.plotting.palettes import sign_legend
         from whence.plotting.token_text import token_grid
 
         found = replace(self, words=self.words[:1]).aggregate("sentence")
@@ -154,7 +156,8 @@ class Generation(Result):
             relevance[row, [columns.get(group.tokens, len(columns) - 1) for group in groups]] = scores  # others come last
         names = [group.name for group in found.groups[-1]]
         written, given = ([shorten_line(name, SHORT) for name in side] for side in (found.targets, names))
-        return token_grid(written, given, relevance, "relevance of each sentence and those before it (square root of shares)")
+        title = f"relevance of preceding sentences for each, by the row's largest, square root ({sign_legend()})"
+        return token_grid(written, given, relevance, title)
 
     def save(self, path: str | Path) -> Path:
         """Save the figure (.png, .jpg, .pdf, .svg), a page (.html) or the table (.csv, .json), and return the path.

@@ -1,5 +1,7 @@
 """The base class of results, with a figure and a table that can be saved and shown."""
 
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -44,15 +46,21 @@ class Result(ABC):
         return rows_to_frame(self.table)
 
     def save(self, path: str | Path) -> Path:
-        """Save the figure (.png, .jpg, .pdf, .svg) or the table (.csv, .json), and return the path."""
+        """Save the figure (.png, .jpg, .pdf, .svg) or the table (.csv, .json), and return the path.
+
+        A binary file object, such as `io.BytesIO()`, gets the figure as PNG.
+        """
         return self._save(path, {})
 
-    def _save(self, path: str | Path, others: Mapping[str, Callable[[Path], object]]) -> Path:
-        """Write a file by its suffix: a figure, the table, or a format that `others` writes."""
+    def _save(self, path: Any, others: Mapping[str, Callable[[Path], object]]) -> Path:
+        """Write a file by its suffix: a figure, the table, or a format that `others` writes; a figure to a file object."""
+        if hasattr(path, "write"):
+            path.write(figure_to_bytes(self.figure()))
+            return path
         writers = {".csv": lambda file: write_csv(file, self.table), ".json": lambda file: write_json(file, list(self.table))}
         writers |= dict(others)
         path = check_writable(path, (*PICTURE_SUFFIXES, *writers))
-        write: Any = writers.get(path.suffix) or self._savefig
+        write: Any = writers.get(path.suffix.lower()) or self._savefig
         with atomic_write(path) as temporary:
             write(temporary)
         return path
@@ -61,11 +69,14 @@ class Result(ABC):
         path.write_bytes(figure_to_bytes(self.figure(), path.suffix))
 
     def show(self) -> None:
-        """Show the figure: inline in a notebook, else in the system's image viewer."""
+        """Show the figure: inline in a notebook, else in the system's image viewer; without a display say how to save it."""
         if _in_notebook():
             from IPython.display import display
 
             display(self)
+            return
+        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            print("there is no display to show the figure on; save it: .save('figure.png')", file=sys.stderr)
             return
         from PIL import Image
 

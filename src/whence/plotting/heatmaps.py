@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from whence.errors import WhenceError
-from whence.plotting.palettes import current_palette
+from whence.plotting.palettes import current_palette, sign_legend
 from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
@@ -33,17 +33,22 @@ class Heatmap:
     title: str
     region: Tensor | None = None
     caption: str = ""
+    limit: float | None = None  # of the colour scale, where it is common to several panels
     width: float = 9.6
-    height: float = 3.35
+
+    @property
+    def height(self) -> float:
+        rows, columns = self.relevance.shape[-2:] if self.relevance.dim() > 1 else (1, 1)
+        return min(max(2.95 * rows / columns, 0.9), 4.0) + 0.55
 
     def draw(self, part: "SubFigure", width: float) -> None:
         heat = sum_channels(self.relevance)
-        limit, picture, axes = color_limit(heat), to_picture(self.x), part.subplots(1, 3)
+        limit, picture, axes = self.limit or color_limit(heat), to_picture(self.x), part.subplots(1, 3)
         axes[0].imshow(picture.numpy(), cmap="gray")
         shown = draw_map(axes[1], heat, limit)
         draw_overlay(axes[2], picture, heat, limit)
         part.suptitle(wrap_title(self.title), fontsize=9)
-        for axis, heading in zip(axes, ("input", "relevance", "overlay"), strict=True):
+        for axis, heading in zip(axes, ("input", f"relevance ({sign_legend()})", "overlay"), strict=True):
             hide_ticks(axis, heading)
             if self.region is not None:
                 draw_outline(axis, self.region, heat.shape)

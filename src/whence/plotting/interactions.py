@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from whence.plotting.heatmaps import color_limit, draw_color_bar, draw_map
-from whence.plotting.text_escape import escape_mathtext
+from whence.plotting.text_escape import escape_mathtext, shorten_middle
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -31,8 +31,10 @@ class InteractionMatrix:
         shown = draw_map(axis, values, limit)
         axis.set_title(escape_mathtext(self.title), fontsize=9)
         if self.names and count <= MAX_NAMES:
-            axis.set_xticks(range(count), list(map(escape_mathtext, self.names)), fontsize=6, rotation=90)
-            axis.set_yticks(range(count), list(map(escape_mathtext, self.names)), fontsize=6)
+            labels = [escape_mathtext(shorten_middle(name, 24)) for name in self.names]
+            size = 8 if count <= 20 else 6
+            axis.set_xticks(range(count), labels, fontsize=size, rotation=40 if count <= 20 else 90, ha="right")
+            axis.set_yticks(range(count), labels, fontsize=size)
         else:
             axis.tick_params(labelsize=7)
         draw_color_bar(part, shown, axis)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from matplotlib.figure import Figure
 
+from whence.plotting.fonts import fallback_fonts
+
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
@@ -32,6 +34,7 @@ def stack_panels(panels: Sequence[Panel]) -> Figure:
     heights, width = [panel.height for panel in panels], max(MIN_WIDTH, *(panel.width for panel in panels))
     drawn = Figure(figsize=(width, sum(heights)), dpi=120, layout="constrained")
     parts = drawn.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for panel, part in zip(panels, parts, strict=True):
-        panel.draw(part, width)
+    with fallback_fonts():
+        for panel, part in zip(panels, parts, strict=True):
+            panel.draw(part, width)
     return drawn

@@ -1,12 +1,14 @@
-"""Escaping of text in figures."""
+"""Escaping and shortening of text in figures."""
+
+from whence.plotting.fonts import escape_missing
 
 
 def escape_mathtext(text: str) -> str:
-    """Escape a text for matplotlib, which sets text between two $ as mathematics.
+    """Escape a text for matplotlib, which sets text between two $ as mathematics and draws a box for what its fonts lack.
 
     >>> axis.set_title(escape_mathtext("US$ a year"))
     """
-    return text.replace("$", r"\$")
+    return escape_missing(text).replace("$", r"\$")
 
 
 def shorten_middle(text: str, length: int = 40) -> str:

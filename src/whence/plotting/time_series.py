@@ -62,7 +62,7 @@ class TimeSeries:
 
 @dataclass(frozen=True)
 class SeriesHeatmap:
-    """A heatmap of channels over time, with the sum over the channels above it, and over time beside it."""
+    """A heatmap of rows (channels, outputs, nodes) over time or columns, with the sums over rows above it, over time beside."""
 
     relevance: Tensor  # [C, T]
     title: str
@@ -70,6 +70,7 @@ class SeriesHeatmap:
     rows: str = "channel"
     time: str = "step"
     ticks: Ticks | None = None
+    columns: str = "time"
     width: float = 9.6
 
     @property
@@ -92,7 +93,7 @@ class SeriesHeatmap:
         beside.barh(range(channels), by_row.numpy(), height=1.0, color=colors_by_sign(by_row.tolist()))
         beside.set_ylim(channels - 0.5, -0.5)
         beside.set_yticks([])
-        beside.set_xlabel("sum over time", fontsize=7)
+        beside.set_xlabel(f"sum over {self.columns}", fontsize=7)
         if self.names and channels <= MAX_CHANNEL_NAMES:
             axis.set_yticks(range(channels), [escape_mathtext(shorten_middle(name, 24)) for name in self.names], fontsize=7)
         else:

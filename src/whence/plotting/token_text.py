@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
+from unicodedata import combining, east_asian_width
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from whence.plotting.palettes import PALETTES, Color, current_palette, palette
+from whence.plotting.fonts import escape_missing, fallback_fonts, installed_fallbacks
+from whence.plotting.heatmaps import color_scale, draw_color_bar
+from whence.plotting.palettes import PALETTES, Color, current_palette, palette, sign_legend
 from whence.plotting.text_escape import escape_mathtext
 
 if TYPE_CHECKING:
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MIN_RUN = 6  # equal tokens that are merged
-CHARACTERS = 92  # in a line of a figure
-CHARACTER, LINE = 9.6 / CHARACTERS, 0.3  # inches
+CHARACTERS = 128  # in a line of a figure
+CHARACTER, LINE = 9.6 / CHARACTERS, 0.25  # inches
+FONT_SIZE = 0.98 * 72 * CHARACTER / 0.602  # points: a character of the monospaced font is 0.602 of its size wide
 Line = list[tuple[int, int]]  # (token, column)
 
 
@@ -96,11 +100,11 @@ def wrap_lines(labels: Sequence[str]) -> list[Line]:
     found: list[Line] = [[]]
     column = 0
     for i, word in enumerate(map(printable, labels)):
-        if column and column + len(word) > CHARACTERS:
+        if column and column + cells(word) > CHARACTERS:
             found.append([])
             column = 0
         found[-1].append((i, column))
-        column += len(word)
+        column += cells(word)
         if labels[i].endswith("\n"):
             found.append([])
             column = 0
@@ -108,8 +112,13 @@ def wrap_lines(labels: Sequence[str]) -> list[Line]:
 
 
 def printable(word: str) -> str:
-    """Return a token with visible whitespace."""
-    return word.replace("\n", "⏎").replace("\t", "⇥") or "∅"
+    """Return a token with visible whitespace, and characters that no font has as their codes."""
+    return escape_missing(word.replace("\n", "⏎").replace("\t", "⇥")) or "∅"
+
+
+def cells(word: str) -> int:
+    """Return the width of a text in characters of a monospaced font, of which Chinese and Japanese ones take two."""
+    return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for c in word)
 
 
 @dataclass(frozen=True)
@@ -122,12 +131,12 @@ class TokenText:
 
     @property
     def width(self) -> float:
-        longest = max(column + len(printable(self.labels[i])) for line in wrap_lines(self.labels) for i, column in line)
+        longest = max(column + cells(printable(self.labels[i])) for line in wrap_lines(self.labels) for i, column in line)
         return CHARACTER * longest
 
     @property
     def height(self) -> float:
-        return LINE * len(wrap_lines(self.labels)) + 0.5
+        return LINE * len(wrap_lines(self.labels)) + 0.7
 
     def draw(self, part: "SubFigure", width: float) -> None:
         axis, broken, values = part.subplots(), wrap_lines(self.labels), self.relevance.detach().flatten().float().cpu()
@@ -135,14 +144,14 @@ class TokenText:
         axis.set_xlim(0, width / CHARACTER)
         axis.set_ylim(len(broken), 0)
         axis.set_axis_off()
-        axis.set_title(escape_mathtext(self.title), fontsize=9, loc="left")
+        axis.set_title(escape_mathtext(f"{self.title}\n{sign_legend()}"), fontsize=9, loc="left")
         for row, line in enumerate(broken):
             for i, column in line:
                 word, value = printable(self.labels[i]), float(values[i])
                 background = [c / 255 for c in token_color(value, top)]
-                axis.add_patch(Rectangle((column, row + 0.04), len(word), 0.92, color=background, linewidth=0))
-                axis.text(column, row + 0.5, escape_mathtext(word), family="monospace", fontsize=8.6, va="center",
-                          color=text_color(value, top))  # fmt: skip
+                axis.add_patch(Rectangle((column, row + 0.04), cells(word), 0.92, color=background, linewidth=0))
+                axis.text(column, row + 0.5, escape_mathtext(word), family=["monospace", *installed_fallbacks()],
+                          fontsize=FONT_SIZE, va="center", color=text_color(value, top))  # fmt: skip
 
 
 MOST_TOKENS = 80  # of each side of a grid, beyond which their names are too small to read
@@ -154,8 +163,14 @@ def token_grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, 
     scaled = shares.sign() * shares.abs().sqrt()
     beside, below = (0.7 + 0.07 * max(map(len, names)) for names in (written, given))  # inches for the names
     size = max(beside + 0.26 * len(given), 0.07 * len(title)), below + 0.26 * len(written)
-    drawn = Figure(figsize=size, dpi=120, layout="constrained")
-    axis = drawn.subplots()
+    drawn = Figure(figsize=(size[0] + 0.9, size[1] + 0.2), dpi=120, layout="constrained")
+    with fallback_fonts():
+        _draw_grid(drawn, written, given, scaled, title)
+    return drawn
+
+
+def _draw_grid(drawn: Figure, written: Sequence[str], given: Sequence[str], scaled: Tensor, title: str) -> None:
+    axis, family = drawn.subplots(), ["monospace", *installed_fallbacks()]
     axis.imshow(scaled.numpy(), cmap=current_palette().map, vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor("#eeeeee")
     axis.set_xticks(
@@ -163,8 +178,10 @@ def token_grid(written: Sequence[str], given: Sequence[str], relevance: Tensor, 
         [escape_mathtext(printable(t).strip() or "␣") for t in given],
         rotation=90,
         fontsize=7,
-        family="monospace",
+        family=family,
     )
-    axis.set_yticks(range(len(written)), [escape_mathtext(printable(t)) for t in written], fontsize=7, family="monospace")
+    axis.set_yticks(range(len(written)), [escape_mathtext(printable(t)) for t in written], fontsize=7, family=family)
+    axis.set_xlabel("preceding", fontsize=8)
+    axis.set_ylabel("generated", fontsize=8)
     axis.set_title(escape_mathtext(title), fontsize=8, loc="left")
-    return drawn
+    draw_color_bar(drawn, color_scale(1.0), axis, fraction=0.02)
