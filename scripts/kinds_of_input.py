@@ -202,11 +202,12 @@ DRAWN: list[Callable[[Path], Any]] = [
     photo_landscape, photo_portrait, grey_digit, volume, series_last, series_first, table_5, table_60, table_600, table_rows,
     text_8, text_800, text_generation, several_inputs, graph, interactions,
 ]  # fmt: skip
-
+WITH_PHOTOS = (photo_landscape, photo_portrait, volume, several_inputs)
 
 if __name__ == "__main__":
     KINDS.mkdir(exist_ok=True)
     for kind in DRAWN:
         if len(sys.argv) < 3 or kind.__name__ in sys.argv[2:]:
             torch.manual_seed(0)
-            kind(Path(sys.argv[1])).save(KINDS / f"{kind.__name__}.png")
+            suffix = ".jpg" if kind in WITH_PHOTOS else ".png"
+            kind(Path(sys.argv[1])).save(KINDS / f"{kind.__name__}{suffix}")

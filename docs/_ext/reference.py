@@ -30,6 +30,7 @@ PAGES = {
     "evaluation": ("Evaluation", ("evaluation.",)),
     "datasets": ("Data sets and audits", ("stores.", "auditing.", "monitoring.")),
     "models": ("Models by name", ("models.",)),
+    "adapters": ("Other libraries", ("integrations.",)),
     "production": ("In production", ("exporting.", "plotting.", "core.activation_checkpointing.")),
 }
 NAMESPACES = [
