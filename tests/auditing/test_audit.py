@@ -69,6 +69,7 @@ def kinds(*names):
     return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds(*MARKED))
 def test_marks_are_found_first_proven_and_cured(made, kind):
     model, (x, y), _, found = made(kind)

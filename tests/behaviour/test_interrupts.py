@@ -106,6 +106,7 @@ print(total)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

@@ -19,6 +19,7 @@ sweep = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_models_are_conserved_or_refused_for_a_reason(monkeypatch):
     import torch

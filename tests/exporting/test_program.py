@@ -147,6 +147,7 @@ def check_same(found, e, tolerance=1e-6):
         torch.testing.assert_close(found["absorbed"], e.conservation.absorbed, rtol=1e-4, atol=1e-4 * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_file_gives_what_explain_gives_without_the_library(name, tmp_path):
     make, method, data, classes = NETWORKS[name]
@@ -326,6 +327,7 @@ def check_onnx(model, method, data, classes, folder, tolerance=1e-5):
         check_same(found, whence.explain(model, x, y, method=method), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pooled)
 def test_linear_functions_have_their_way_back_in_onnx(name, tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pooled[name], nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
@@ -351,6 +353,7 @@ def test_what_is_not_translated_right_is_not_left_there(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "vgg", "vit", "llama", "unet", "lstm"])
 def test_architectures_in_onnx(name, tmp_path):
     make, method, data, classes = NETWORKS[name]
@@ -369,6 +372,7 @@ def test_an_operator_without_a_form_in_onnx_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_transformer_with_a_padding_mask():
     class Padded(nn.Module):
         def __init__(self):

@@ -256,6 +256,7 @@ def clusters():
 """
 
 
+@pytest.mark.slow
 def test_a_factory_on_the_command_line(tmp_path):
     from PIL import Image
     from typer.testing import CliRunner

@@ -125,6 +125,7 @@ def test_nowhere_finite_to_go_is_where_it_stays():
     assert not rising.any()
 
 
+@pytest.mark.slow
 def test_ten_digits_by_the_expert_are_read_right_by_their_nearest_real_digits(data):
     import numpy as np
 

@@ -40,6 +40,7 @@ def test_exercise_a_the_three_closed_forms():
     close(found.images, w @ a @ a.T / (2 * strength) + c, atol=1e-6, rtol=0)  # Aᵀ w, which the hand-written answer drops
 
 
+@pytest.mark.slow
 def test_exercise_a_the_equivalences():
     model, _ = linear()
     λ = 0.05

@@ -296,6 +296,7 @@ def test_parts_change_nothing(bundled, monkeypatch):
             torch.testing.assert_close(attack(model, x[:7], y[:7]), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("robust", [False, True])
 def test_success_rates_are_foolboxes(mnist, robust):
     foolbox = pytest.importorskip("foolbox")

@@ -66,6 +66,7 @@ def test_rows_of_a_model_that_states_no_bounds_have_none(tmp_path):
     assert [row["largest_change"] for row in json.loads(done.output)["samples"]] == pytest.approx([9, 9], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_experiment_on_the_command_line(tmp_path):
     done = invoke("--experiment", "robust-features", "--out", tmp_path / "e.png")
     assert done.exit_code == 0, done.output

@@ -15,6 +15,7 @@ from whence.priors import L2, CodeSpace
 pytestmark = pytest.mark.usefixtures("float64")
 
 
+@pytest.mark.slow
 def test_the_command_draws_ten_digits(tmp_path):
     done = command("prototype", "--n-steps", "3", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -72,6 +73,7 @@ def test_real_channels_show_more_than_noise(data):
     assert (p.activation > 2 * top.values[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_bundled_priors_beat_l2_in_the_eyes_of_a_nearest_neighbour():
     from whence.models.digits import digit_decoder, digit_expert, digit_samples, digits
 

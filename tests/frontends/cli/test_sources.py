@@ -59,6 +59,7 @@ def test_bad_options(asked, message, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_explain_reads_text_files_and_standard_input(folder, tmp_path):
     text = "Tom has the kite . Lily has the"
     (tmp_path / "text.txt").write_text(text)
