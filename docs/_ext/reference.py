@@ -27,7 +27,7 @@ PAGES = {
     "prototypes": ("Prototypes", ("prototypes.",)),
     "neuralize": ("Kernel machines, densities, clusterings", ("neuralization.",)),
     "robustness": ("Robustness", ("robustness.", "core.pixel_bounds.")),
-    "evaluation": ("Evaluation", ("evaluation.",)),
+    "evaluation": ("Evaluation", ("evaluation.", "benchmarking.")),
     "datasets": ("Data sets and audits", ("stores.", "auditing.", "monitoring.")),
     "models": ("Models by name", ("models.",)),
     "adapters": ("Other libraries", ("integrations.",)),

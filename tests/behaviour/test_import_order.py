@@ -29,7 +29,7 @@ core data.sharding data.partial_failures data.dataset_rows plotting
 core.explanation_data core.result
 core.aggregation
 core.feature_table core.explanation_account core.input_layouts
-core.feature_plots
+core.feature_plots core.series_rows
 core.series_plots
 core.explanation_io core.explanation_figures
 core.explanation

@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.compose import ColumnTransformer
+from sklearn.compose import ColumnTransformer, make_column_transformer
+from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest, RandomForestClassifier, RandomForestRegressor
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -90,7 +92,7 @@ def test_estimators_are_explained_by_what_they_give(frame, labels):
     machine = SVC().fit(x, y)
     e = whence.explain(machine, x[:2], method=background)
     assert np.allclose(e.output, machine.decision_function(x[:2]))
-    assert e.target_names() == ["decision for yes"] * 2
+    assert e.target_names() == ["yes"] * 2
     forest = IsolationForest(n_estimators=10, random_state=0).fit(x)
     e = whence.explain(forest, x[:2], method=background, progress=False)
     assert np.allclose(e.output, forest.decision_function(x[:2]))
@@ -109,7 +111,7 @@ def test_an_estimator_without_numbers_is_refused(frame, labels):
         def predict(self, x):
             return np.array(["no"] * len(x))
 
-    with pytest.raises(errors.InputError, match="Labeller predicts labels, without probabilities"):
+    with pytest.raises(errors.InputError, match="Labeller predicts labels, without probabilities; fit it so that"):
         whence.explain(Labeller(), frame[["age"]].to_numpy(float))
 
 
@@ -175,7 +177,7 @@ def test_pixels_with_a_mask_have_their_group():
     e = whence.explain(net, x, 1, method=whence.Shapley(feature_mask=whence.patches(x, 2)))
     rows = e.to_frame()
     assert rows.group.nunique() == 4
-    assert np.isclose(rows.groupby("group").relevance.first().sum(), float(e.conservation.relevance[0]), atol=1e-6)
+    assert np.isclose(rows.relevance.sum(), float(e.conservation.relevance[0]), atol=1e-6)
 
 
 def test_a_waterfall_ends_at_the_output(frame):
@@ -297,3 +299,127 @@ def test_values_are_written_as_people_write_them():
     assert Column("x", categories=("a", "b")).format(1.0) == "b"
     assert shorten_middle("number_of_children_in_household_2019", 20) == "number_of_…hold_2019"
     assert len(shorten_middle("a" * 100)) == 40
+
+
+def test_sparse_indicators_keep_their_values(frame, labels):
+    wide = pd.get_dummies(frame[["age", "color"]], sparse=True)
+    model = LogisticRegression(max_iter=999).fit(wide, labels)
+    e = whence.explain(model, wide[:12], "yes", progress=False)
+    shown = [[label == "True" for label in row[1:]] for row in FeatureTable.of(e).labels]
+    assert shown == wide.iloc[:12, 1:].to_numpy().astype(bool).tolist()
+
+
+def test_a_transformer_is_matched_with_a_frame_by_name(frame, labels):
+    columns = make_column_transformer(
+        (OneHotEncoder(sparse_output=False), ["color"]), remainder="passthrough", verbose_feature_names_out=False
+    ).fit(frame[["color", "age"]])
+    encoded = pd.DataFrame(columns.transform(frame[["color", "age"]]), columns=columns.get_feature_names_out())
+    encoded = encoded[["age", "color_blue", "color_green", "color_red"]]
+    model = LogisticRegression(max_iter=999).fit(encoded, labels)
+    e = whence.explain(model, encoded[:12], "yes", feature_names=columns, progress=False)
+    assert FeatureTable.of(e).captions(0) == [f"age = {frame.age[0]}", f"color = {frame.color[0]}"]
+    with pytest.raises(errors.InputError, match=r"has the columns color_blue, .*, the frame age, b, c, d"):
+        whence.explain(model, encoded.set_axis(["age", "b", "c", "d"], axis=1)[:12], feature_names=columns)
+
+
+def test_values_of_a_group_that_is_no_one_hot_are_written_out(frame):
+    net = nn.Linear(3, 1).eval()
+    method = whence.Shapley(feature_mask=torch.tensor([[0, 0, 1]]))
+    e = whence.explain(
+        net, torch.tensor([[0.0, 0.0, 3.0], [1.0, 0.0, 3.0]]), method=method, feature_names=["smoker", "children", "age"]
+    )
+    assert FeatureTable.of(e).captions(0) == ["smoker, children = 0, 0", "age = 3"]
+    assert FeatureTable.of(e).captions(1) == ["smoker, children = 1, 0", "age = 3"]
+
+
+def test_steps_that_mix_columns_end_their_origins(frame):
+    encoder = make_column_transformer((OneHotEncoder(sparse_output=False), ["color"]), ("passthrough", ["age"]))
+    mixed = make_pipeline(encoder, PCA(4)).fit(frame[["color", "age"]])
+    assert [(c.name, c.feature) for c in columns_of_transformer(mixed)] == [(f"pca{i}", "") for i in range(4)]
+    scaled = make_pipeline(encoder, StandardScaler()).fit(frame[["color", "age"]])
+    assert [c.category for c in columns_of_transformer(scaled)] == ["blue", "green", "red", ""]
+
+
+def test_features_of_encoders_that_know_no_names_stay_apart(frame):
+    inner = [
+        make_pipeline(SimpleImputer(strategy="most_frequent"), ColumnTransformer([("oh", OneHotEncoder(), [0])])) for _ in "ab"
+    ]
+    both = ColumnTransformer([("a", inner[0], ["color"]), ("b", inner[1], ["member"])]).fit(frame.astype({"member": str}))
+    families = [c.feature for c in columns_of_transformer(both)]
+    assert len(set(families[:3])) == len(set(families[3:])) == 1
+    assert families[0] != families[3]
+
+
+@pytest.mark.parametrize("mask", [np.array([False, False, True, False]), [2], ["color"], slice(2, 3)])
+def test_parts_name_their_columns_in_any_way(frame, mask):
+    columns = ColumnTransformer([("oh", OneHotEncoder(), mask)], remainder="drop").fit(frame)
+    assert [c.feature for c in columns_of_transformer(columns)] == ["color"] * 3
+
+
+def test_an_encoder_behind_added_columns_names_none(frame):
+    given = frame[["color", "member"]].astype(object)
+    given.loc[0, "color"] = np.nan
+    part = make_pipeline(SimpleImputer(strategy="most_frequent", add_indicator=True), OneHotEncoder())
+    found = columns_of_transformer(make_column_transformer((part, ["color", "member"])).fit(given))
+    assert len(found) == len({c.name for c in found})
+
+
+def test_an_unknown_category_is_not_called_the_dropped_one(frame):
+    columns = transformer(drop="first", handle_unknown="ignore").fit(frame)
+    assert columns_of_transformer(columns)[2].dropped == "blue or unknown"
+
+
+def test_names_of_groups_end_at_separators_and_stay_apart():
+    net, x, mask = nn.Linear(4, 2).eval(), torch.randn(3, 4), torch.tensor([[0, 0, 1, 2]])
+    names = ["sensor_10", "sensor_11", "sensor_1", "age"]
+    e = whence.explain(net, x, 1, method=whence.FeatureAblation(feature_mask=mask), feature_names=names)
+    assert list(FeatureTable.of(e).names) == ["sensor", "sensor_1", "age"]
+    e = whence.explain(net, x, 1, method=whence.FeatureAblation(feature_mask=torch.tensor([[0, 0, 1, 1]])))
+    assert len(set(FeatureTable.of(e).names)) == 2
+
+
+def test_integers_that_are_labels_and_indices_are_refused(frame):
+    x, y = frame[["age", "income"]].to_numpy(float), np.where(frame.age > 50, 2, 1)
+    model, background = LogisticRegression(max_iter=999).fit(x, y), whence.Shapley(background=x[:20])
+    with pytest.raises(errors.TargetError, match=r"the labels of the model are 1, 2, .*pass labels as texts: target='1'"):
+        whence.explain(model, x[:3], 1, method=background)
+    with pytest.raises(errors.TargetError, match="the labels of the model are 1, 2"):
+        whence.explain(model, x[:3], y[:3], method=background)
+    e = whence.explain(model, x[:3], [str(label) for label in y[:3]], method=background)
+    assert np.allclose(e.output, model.predict_proba(x[:3])[np.arange(3), y[:3] - 1])
+
+
+def test_pairs_of_classes_are_no_classes(frame):
+    x, y = frame[["age", "income"]].to_numpy(float), np.digitize(frame.age, [40, 60])
+    with pytest.raises(errors.InputError, match="compares pairs of classes; fit it with decision_function_shape='ovr'"):
+        whence.explain(SVC(decision_function_shape="ovo").fit(x, y), x)
+
+
+def test_the_rows_of_a_frame_with_categories_run_together(frame, labels):
+    calls = []
+    pipeline = Pipeline([("columns", transformer()), ("model", LogisticRegression())]).fit(frame, labels)
+
+    def counted(rows):
+        calls.append(len(rows))
+        return pipeline.predict_proba(rows)
+
+    whence.explain(counted, frame[:20], 1, method=whence.Shapley(background=frame[20:50]), progress=False)
+    assert len(calls) < 20, "2^4 coalitions of 30 background rows, in few batches"
+
+
+def test_large_integers_and_odd_objects_of_a_frame_are_refused():
+    f = lambda rows: rows.iloc[:, 1].to_numpy(float)  # noqa: E731
+    with pytest.raises(errors.InputError, match=r"the column id has integers above 2\*\*53"):
+        whence.explain(f, pd.DataFrame({"id": [2**60 + i for i in range(12)], "v": range(12)}))
+    with pytest.raises(errors.InputError, match="the column id has values of type list, which are no categories"):
+        whence.explain(f, pd.DataFrame({"id": [[i] for i in range(12)], "v": range(12)}))
+    mixed = pd.DataFrame({"id": [1, True] * 6, "v": range(12)}, dtype=object)
+    assert FeatureTable.of(whence.explain(f, mixed.astype({"v": int}), progress=False)).labels[1][0] == "True"
+
+
+def test_predicted_classes_are_drawn_apart(frame, labels):
+    x = frame[["age", "income"]]
+    e = whence.explain(LogisticRegression(max_iter=999).fit(x, labels), x[:40], progress=False)
+    assert {panel.title.partition(":")[0] for panel in plots.beeswarm(e).panels} == {"yes", "no"}
+    assert sum(len(panel.relevance) for panel in plots.beeswarm(e).panels) == 40
+    assert len(plots.bar(e).panels) == 2

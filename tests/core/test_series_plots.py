@@ -171,3 +171,102 @@ def test_time_axes_have_few_round_ticks():
     assert labels == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     assert places[1] == 3200
     assert TimeAxis(labels=tuple("abcdefghij")).ticks(10) == ([0, 2, 4, 6, 8], ["a", "c", "e", "g", "i"])
+
+
+class Dense(nn.Module):
+    """A linear map over the steps of each channel, of inputs `[N, T, C]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.over_time = nn.Linear(24, 5)
+
+    def forward(self, x):
+        return self.over_time(x.permute(0, 2, 1)).flatten(1)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.attention, self.head = (
+            nn.LayerNorm(20),
+            nn.MultiheadAttention(20, 2, batch_first=True),
+            nn.Linear(20, 2),
+        )
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.head((x + self.attention(x, x, x)[0]).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "channels"),
+    [
+        (Dense(), (1, 24, 7), 7),
+        (Normed(), (1, 12, 20), 20),
+        (convolution(12).eval(), (1, 12, 4), 12),
+    ],
+)
+@pytest.mark.parametrize("as_function", [False, True])
+def test_the_first_layer_tells_the_channels_also_within_functions(model, shape, channels, as_function):
+    given = (lambda x: model.eval()(x)) if as_function else model.eval()
+    e = whence.explain(given, torch.randn(*shape), 1)
+    rows = plots.series(e).to_frame()
+    assert rows.channel.nunique() == channels
+    assert rows.step.nunique() == next(size for size in shape[1:] if size != channels)
+
+
+def test_names_and_times_decide_where_the_model_does_not():
+    f = lambda x: x.sum((1, 2))[:, None]  # noqa: E731
+    e = whence.explain(f, torch.randn(1, 12, 40), 0)
+    assert len(e.with_time(range(12)).panels(0)[0].relevance) == 40
+    assert plots.series(e.with_time(range(40))).to_frame().channel.nunique() == 12
+    named = whence.explain(f, torch.randn(1, 12, 40), 0, feature_names=[f"s{i}" for i in range(40)])
+    assert plots.series(named).to_frame().channel.nunique() == 40
+
+
+def test_pictures_with_their_channels_last_are_known_by_their_shape_within_functions():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(8 * 9 * 3, 2)).eval()
+    for model in (flat, lambda x: flat(x * 2)):
+        (panel,) = whence.explain(model, torch.rand(1, 8, 9, 3), 1).panels(0)
+        assert panel.x.shape == panel.relevance.shape == (3, 8, 9)
+
+
+@pytest.mark.filterwarnings("ignore:The set_bad")
+def test_masked_features_of_series_add_up():
+    pytest.importorskip("shap")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(80, 2)).eval()
+    mask = (torch.arange(40) // 10).expand(1, 2, 40).clone()
+    method = whence.Shapley(feature_mask=mask)
+    e = whence.explain(net, torch.randn(2, 2, 40), 1, method=method)
+    total = float(e.conservation.relevance[0])
+    assert np.isclose(plots.series(e).to_frame().relevance.sum(), total, atol=1e-5)
+    assert np.isclose(plots.spectrum(e).to_frame().relevance.sum(), total, atol=1e-5)
+    assert np.isclose(e.to_frame()[e.to_frame()["sample"] == 0].relevance.sum(), total, atol=1e-5)
+    found = whence.adapters.to_shap(e)
+    assert np.allclose(found.base_values + found.values.sum((1, 2)), e.output, atol=1e-5)
+
+
+def test_tables_of_named_series_have_channels_and_times():
+    e = whence.explain(Recurrent().eval(), torch.randn(2, 6, 2), 1, feature_names=["flow", "pressure"])
+    rows = e.with_time(pd.date_range("2024-01-01", periods=6, freq="h")).to_frame()
+    assert rows.columns.tolist() == ["sample", "target", "channel", "step", "time", "value", "relevance"]
+    assert rows.time[1] == "2024-01-01 01:00"
+    assert np.isclose(rows[rows["sample"] == 1].relevance.sum(), float(e.relevance[1].sum()), atol=1e-5)
+    assert "channel" not in whence.explain(Recurrent().eval(), torch.randn(2, 6, 2), 1).to_frame().columns
+
+
+def test_fractions_of_seconds_are_kept():
+    e = whence.explain(nn.Linear(30, 2).eval(), torch.randn(2, 30), 1)
+    labels = e.with_time(pd.date_range("2024-01-01", periods=30, freq="100ms")).time_axis.labels
+    assert len(set(labels)) == 30
+    monthly = e.with_time(pd.period_range("2024-01", periods=30, freq="M")).time_axis.labels
+    assert monthly[0] == "2024-01"
+    with pytest.raises(errors.InputError, match="sampling_rate=inf; expected a positive number"):
+        e.with_time(sampling_rate=float("inf"))
+    assert e.with_time(sampling_rate=np.float32(10)).time_axis.rate == 10
+
+
+def test_an_index_of_the_channels_is_no_time_axis():
+    e = whence.explain(convolution(2).eval(), torch.randn(1, 2, 40), 1, feature_names=["a", "b"]).with_time(["x", "y"])
+    with pytest.raises(errors.InputError, match="the time axis has 2 steps, but the series"):
+        plots.series(e)

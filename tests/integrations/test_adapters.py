@@ -180,3 +180,66 @@ def test_batches_update_a_metric_of_torchmetrics():
     assert set(both.compute()) == {"a", "b"}
     with pytest.raises(errors.RuleError, match=r"one name of whence\.metrics"):
         whence.adapters.evaluation_metric(digits(), ["srg"])
+
+
+def test_fixed_arguments_leave_paths_and_modes_as_they_are():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2))
+
+        def forward(self, x, k=1.0):
+            return self.body(x) * k
+
+    model, x = Scaled().eval(), torch.randn(2, 4)
+    lrp = whence.adapters.Attribution(model, whence.LRP({"body.0": whence.Epsilon(0.3)}))
+    assert torch.equal(lrp.attribute(x, 1), lrp.attribute(x, 1, additional_forward_args=1.0))
+    model.train()
+    with pytest.raises(errors.TrainingModeError):
+        lrp.attribute(x, 1, additional_forward_args=1.0)
+
+
+def test_graphs_of_other_tasks_are_explained_by_what_they_ask():
+    pytest.importorskip("torch_geometric")
+    from torch_geometric.explain import Explainer
+
+    class Net(nn.Module):
+        def __init__(self, outputs):
+            super().__init__()
+            self.layer = nn.Linear(3, outputs, bias=False)
+
+        def forward(self, x, edge_index):
+            return self.layer(x)
+
+    x, edges = torch.randn(5, 3), torch.tensor([[0, 1], [1, 2]])
+
+    def mask(net, mode, index):
+        algorithm = whence.adapters.graph_explainer("gradient_times_input")
+        config = {"mode": mode, "task_level": "node", "return_type": "raw"}
+        explainer = Explainer(net, algorithm, explanation_type="model", node_mask_type="attributes", model_config=config)
+        return explainer(x, edges, index=index).node_mask
+
+    one, several = Net(1).eval(), Net(3).eval()
+    assert torch.allclose(mask(one, "regression", 2).sum(), one(x, edges)[2, 0], atol=1e-6)
+    logit = one(x, edges)[2, 0]
+    assert torch.allclose(mask(one, "binary_classification", 2).sum(), logit.abs(), atol=1e-6)
+    assert torch.allclose(mask(several, "multiclass_classification", 2).sum(), several(x, edges)[2].max(), atol=1e-6)
+    with pytest.raises(errors.InputError, match=r"has outputs of shape \(5, 3\); expected one for each node or graph"):
+        mask(several, "regression", 2)
+
+
+def test_metrics_of_several_methods_stay_apart_in_a_collection():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    net[0].weight.data.abs_()
+    net[0].bias.data.zero_()
+    make = whence.adapters.evaluation_metric
+    alone = {name: make(net, "sparseness", name) for name in ("lrp", "gradient_times_input")}
+    both = torchmetrics.MetricCollection({name: make(net, "sparseness", name) for name in alone})
+    y = torch.tensor([0, 1, 2, 0])
+    for x in (torch.rand(4, 4) + 0.1, torch.randn(4, 4)):
+        both.update(x, y)
+        for metric in alone.values():
+            metric.update(x, y)
+    assert {name: float(value) for name, value in both.compute().items()} == {k: float(m.compute()) for k, m in alone.items()}

@@ -26,7 +26,7 @@ CHANNELS_FIRST = (
     nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
 CHANNEL_COUNTS = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "embed_dim")
-INPUT_COUNTS = ("in_features", "in_channels", "input_size")
+INPUT_COUNTS = ("in_features", "in_channels", "input_size", "embed_dim")
 
 
 class LayerChannels(NamedTuple):
@@ -34,6 +34,7 @@ class LayerChannels(NamedTuple):
 
     kind: str | None = None  # "first" or "last"
     count: int | None = None  # number of channels
+    shape: tuple[int, ...] = ()  # of the sample that the first layer of a known type takes
 
     def moved(self, shape: torch.Size) -> "LayerChannels":
         """Return the layout of activations that were rearranged to another shape: the number of channels decides."""
@@ -71,7 +72,7 @@ class ChannelLayout:
         executed: Mapping[str, LayerChannels] = {}
         if any(_kind(module) is None and not name.startswith(INPUT_OF) for name, module in layers.items()):
             executed = executed_layouts(model, inputs).layers
-        return {name: cls(name, *_layout(model, name, module, executed)) for name, module in layers.items()}
+        return {name: cls(name, *_layout(model, name, module, executed)[:2]) for name, module in layers.items()}
 
     def dimension(self, a: Tensor, x: Tensor) -> int:
         """Return the dimension of the channels in the activations `a` for an input `x`: 1 or the last.
@@ -160,7 +161,7 @@ class LayoutTracker:
             return
         kind = _kind(module)
         if kind is not None and self._taken.kind is None:
-            self._taken = LayerChannels(kind, _input_count(module))
+            self._taken = LayerChannels(kind, _input_count(module), () if given is None else tuple(given.shape[1:]))
         count = out.shape[1 if kind == "first" else -1] if out.dim() > 2 else None  # of a pool, which has none of its own
         layout = self._inherited(out, given) if kind is None else LayerChannels(kind, _channel_count(module) or count)
         self._by_tensor[out] = layout
@@ -209,7 +210,9 @@ def _channel_count(module: nn.Module) -> int | None:
 
 
 def _input_count(module: nn.Module) -> int | None:
-    return next((getattr(module, name) for name in INPUT_COUNTS if isinstance(getattr(module, name, None), int)), None)
+    found = next((getattr(module, name) for name in INPUT_COUNTS if isinstance(getattr(module, name, None), int)), None)
+    shape = getattr(module, "normalized_shape", ())
+    return found if found is not None else shape[-1] if shape else None
 
 
 def _kind_of_previous_sibling(model: Any, layer: str) -> str | None:

@@ -1,10 +1,12 @@
 """Columns of tables: their names, the categories of their codes, and the features that one-hot columns encode."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from whence.core.tables import TableFormat
 from whence.errors import InputError
@@ -48,79 +50,117 @@ class Column:
 
 def columns_of_frame(table: TableFormat) -> list[Column]:
     """Return the columns of a data frame, with the categories of those that are no numbers."""
-    dtypes = table.empty.dtypes.items()
-    return [
-        Column(str(name), categories=BOOLEAN if dtype.kind == "b" else tuple(map(str, table.categories.get(name, ()))))
-        for name, dtype in dtypes
-    ]
+    found = []
+    for name, dtype in table.empty.dtypes.items():
+        known = tuple(map(str, table.categories[name])) if name in table.categories else BOOLEAN if dtype.kind == "b" else ()
+        found.append(Column(str(name), categories=known))
+    return found
 
 
 def columns_of_transformer(transformer: Any) -> list[Column]:
     """Return the output columns of a fitted transformer of scikit-learn, with the features that its encoders expanded."""
     try:
         names = list(map(str, transformer.get_feature_names_out()))
+        origins = _origins(transformer)
     except Exception as error:  # of NotFittedError, or of a part without names
         raise InputError(
             f"feature_names: {type(transformer).__name__} gives no names of its output columns ({error}); fit it first, or "
             "pass a list of names"
         ) from error
-    origins = list(_origins(transformer, getattr(transformer, "feature_names_in_", None)))
     if len(origins) != len(names):
         origins = [NO_ORIGIN] * len(names)
     return [Column(name, f, c, dropped=dropped) for name, (f, c, dropped) in zip(names, origins, strict=True)]
 
 
-def as_columns(given: Any) -> list[Column]:
-    """Return names, or a fitted transformer that knows them, as columns."""
+def as_columns(given: Any, of_frame: Sequence[str] | None = None) -> list[Column]:
+    """Return names, or a fitted transformer that knows them, as columns.
+
+    Those of a transformer are put in the order of a frame's columns, which must have the same names.
+    """
     if isinstance(given, Mapping | str):
         raise InputError(f"feature_names must be a list of names or a fitted transformer, got {type(given).__name__}")
-    if hasattr(given, "get_feature_names_out"):
-        return columns_of_transformer(given)
-    return [name if isinstance(name, Column) else Column(str(name)) for name in given]
+    if not hasattr(given, "get_feature_names_out"):
+        return [name if isinstance(name, Column) else Column(str(name)) for name in given]
+    columns = columns_of_transformer(given)
+    if of_frame is None:
+        return columns
+    by_name = {column.name: column for column in columns}
+    if by_name.keys() != set(of_frame):
+        raise InputError(
+            f"feature_names: {type(given).__name__} has the columns {', '.join(by_name)}, the frame {', '.join(of_frame)}; "
+            "pass the transformer that made the frame, or omit feature_names"
+        )
+    return [by_name[name] for name in of_frame]
 
 
-def _origins(transformer: Any, names: Sequence[Any] | None) -> Iterator[Origin]:
-    """Yield what each output column of a transformer encodes: feature, category and dropped category; nothing for others."""
+def _origins(transformer: Any, names: Sequence[str] | None = None) -> list[Origin]:
+    """Return what each output column of a transformer encodes: feature, category and dropped category; nothing for others.
+
+    `names` are those of the columns that it reads, for parts that know none.
+    """
+    names = _names_read_by(transformer, names)
     if hasattr(transformer, "transformers_"):  # a ColumnTransformer
-        for label, part, columns in transformer.transformers_:
-            width = transformer.output_indices_[label]
-            within = _column_names(columns, transformer)
-            found = [] if isinstance(part, str) else list(_origins(part, within))
-            count = width.stop - width.start
-            yield from found if len(found) == count else [NO_ORIGIN] * count
-    elif hasattr(transformer, "steps"):  # a Pipeline, in which an encoder may be the last step that adds columns
-        encoders = [step for _, step in transformer.steps if _is_one_hot(step)]
-        nested = [step for _, step in transformer.steps if hasattr(step, "transformers_")]
-        for step in [*nested, *encoders][:1]:
-            yield from _origins(step, names)
-    elif _is_one_hot(transformer):
-        yield from _one_hot_origins(transformer, names)
+        return _origins_of_parts(transformer, names)
+    if hasattr(transformer, "steps"):  # a Pipeline
+        return _origins_of_steps(transformer, names)
+    if hasattr(transformer, "categories_") and hasattr(transformer, "feature_name_combiner"):  # a OneHotEncoder
+        return _one_hot_origins(transformer, names)
+    return []
 
 
-def _column_names(columns: Any, transformer: Any) -> list[str] | None:
-    """Return the names of the columns that a part of a ColumnTransformer reads, which may be given by their places."""
-    known = getattr(transformer, "feature_names_in_", None)
+def _origins_of_parts(transformer: Any, names: Sequence[str] | None) -> list[Origin]:
+    found = [NO_ORIGIN] * len(transformer.get_feature_names_out())
+    for label, part, columns in transformer.transformers_:
+        width = transformer.output_indices_[label]
+        within = [] if isinstance(part, str) else _origins(part, _chosen_names(columns, names))
+        if len(within) != width.stop - width.start:
+            continue
+        taken = {feature for feature, _, _ in found if feature}
+        found[width] = [(f"{label}: {f}" if f in taken else f, category, dropped) for f, category, dropped in within]
+    return found
+
+
+def _origins_of_steps(pipeline: Any, names: Sequence[str] | None) -> list[Origin]:
+    """Return the origins by the last step that encodes, for the columns that later steps leave as they are, by name."""
+    steps = [step for _, step in pipeline.steps if step is not None and not isinstance(step, str)]
+    for i, step in reversed(list(enumerate(steps))):
+        found = _origins(step, names if i == 0 else None)
+        if any(feature for feature, _, _ in found):
+            encoded = dict(zip(map(str, step.get_feature_names_out()), found, strict=True))
+            last = pipeline.get_feature_names_out() if len(steps) > i + 1 else list(encoded)
+            return [encoded.get(str(name), NO_ORIGIN) for name in last]
+    return []
+
+
+def _names_read_by(transformer: Any, names: Sequence[str] | None) -> list[str] | None:
+    """Return the names of the columns that a transformer reads: its own, or else those given if they are as many."""
+    own = getattr(transformer, "feature_names_in_", None)
+    if own is not None:
+        return list(map(str, own))
+    return list(names) if names is not None and len(names) == getattr(transformer, "n_features_in_", len(names)) else None
+
+
+def _chosen_names(columns: Any, names: Sequence[str] | None) -> list[str] | None:
+    """Return the names of the columns that a part reads, which may be given by names, places or truth values."""
+    if isinstance(columns, str):
+        return [columns]
     if isinstance(columns, slice):
-        columns = list(range(transformer.n_features_in_))[columns] if not isinstance(columns.start, str) else None
-    if columns is None or isinstance(columns, str):
-        return None if columns is None else [columns]
-    columns = list(columns)
-    if columns and isinstance(columns[0], bool):
-        columns = [i for i, chosen in enumerate(columns) if chosen]
-    return [str(c) if isinstance(c, str) or known is None else str(known[int(c)]) for c in columns]
+        return None if names is None or isinstance(columns.start, str) else list(names)[columns]
+    chosen = np.atleast_1d(np.asarray(columns))
+    if chosen.dtype.kind in "OU":
+        return list(map(str, chosen))
+    places = np.flatnonzero(chosen) if chosen.dtype.kind == "b" else chosen
+    return [str(i) if names is None else names[int(i)] for i in places]
 
 
-def _is_one_hot(step: Any) -> bool:
-    return hasattr(step, "categories_") and hasattr(step, "feature_name_combiner")
-
-
-def _one_hot_origins(encoder: Any, names: Sequence[Any] | None) -> Iterator[Origin]:
+def _one_hot_origins(encoder: Any, names: Sequence[str] | None) -> list[Origin]:
     asked = copy(encoder)
     asked.feature_name_combiner = lambda feature, category: f"{feature}{SEPARATOR}{category}"
     pairs = [str(name).partition(SEPARATOR) for name in asked.get_feature_names_out(names)]
     dropped, drops = {}, encoder.drop_idx_
-    for i, feature in enumerate(dict.fromkeys(feature for feature, _, _ in pairs)):
-        if drops is not None and drops[i] is not None and len(drops) == len({f for f, _, _ in pairs}):
-            dropped[feature] = str(encoder.categories_[i][drops[i]])
-    for feature, _, category in pairs:
-        yield feature, category, dropped.get(feature, "")
+    features = list(dict.fromkeys(feature for feature, _, _ in pairs))
+    for i, feature in enumerate(features):
+        if drops is not None and len(drops) == len(features) and drops[i] is not None:
+            unknown = "" if encoder.handle_unknown == "error" else " or unknown"
+            dropped[feature] = f"{encoder.categories_[i][drops[i]]}{unknown}"
+    return [(feature, category, dropped.get(feature, "")) for feature, _, category in pairs]

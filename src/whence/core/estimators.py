@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from whence.core.inputs import Inputs
@@ -20,10 +21,16 @@ class EstimatorFunction:
 
     >>> EstimatorFunction.of(pipeline).class_names
     ['no', 'yes']
+
+    Args:
+        function: The function of tables.
+        class_names: Names of its outputs. The decision function of two classes has one output, for the second.
+        renumbered: Whether labels are integers that are not the numbers of the outputs, so that an integer may mean either.
     """
 
     function: Callable[..., Any]
     class_names: Sequence[str]
+    renumbered: bool = False
 
     @classmethod
     def of(cls, model: Any) -> "EstimatorFunction | None":
@@ -31,18 +38,32 @@ class EstimatorFunction:
         if callable(model) or isinstance(model, type) or not (hasattr(model, "fit") and hasattr(model, "predict")):
             return None
         way = next(way for way in FUNCTIONS if hasattr(model, way))
-        labels = list(map(str, getattr(model, "classes_", ())))
-        function = getattr(model, way)
-        if way == "predict_proba":
-            return cls(function, labels)
-        if labels and way == "predict":
+        classes = np.asarray(getattr(model, "classes_", ()), dtype=object)
+        labels, function = list(map(str, classes)) if classes.ndim == 1 else [], getattr(model, way)
+        renumbered = all(isinstance(c, int | np.integer) for c in classes.ravel()) and classes.tolist() != list(
+            range(len(labels))
+        )
+        if way == "predict" and len(classes):
             raise InputError(
-                f"{type(model).__name__} predicts labels, without probabilities; fit a model with predict_proba "
-                "(sklearn.calibration.CalibratedClassifierCV around it)"
+                f"{type(model).__name__} predicts labels, without probabilities; fit it so that it has predict_proba, or pass "
+                "a function of the frame that returns numbers"
+            )
+        if way == "decision_function" and len(labels) > 2 and _compares_pairs(model):
+            raise InputError(
+                f"the decision function of {type(model).__name__} compares pairs of classes; fit it with "
+                "decision_function_shape='ovr'"
             )
         if way == "decision_function" and labels:
-            return cls(function, labels if len(labels) > 2 else [f"decision for {labels[-1]}"])
+            return cls(function, labels if len(labels) > 2 else labels[-1:], renumbered)
+        if way == "predict_proba":
+            return cls(function, labels, renumbered)
         return cls(function, ["prediction" if way == "predict" else "decision function"])
+
+
+def _compares_pairs(model: Any) -> bool:
+    """Return whether an estimator, or the last step of a pipeline, has a decision function for each pair of classes."""
+    last = model.steps[-1][1] if hasattr(model, "steps") else model
+    return getattr(last, "decision_function_shape", None) == "ovo"
 
 
 def method_for_arrays(inputs: Inputs) -> Shapley:

@@ -295,7 +295,8 @@ class DisplayNames:
         of_frame = inputs.features if inputs.table is None else columns_of_frame(inputs.table)
         given = of_frame if self.features is None else self.features
         by_input = given if isinstance(given, Mapping) else {next(iter(names)): given} if given is not None else {}
-        columns = {name: as_columns(features) for name, features in by_input.items()}
+        own = None if inputs.features is None else list(map(str, inputs.features))
+        columns = {name: as_columns(features, own) for name, features in by_input.items()}
         for name, features in columns.items():
             if name not in names:
                 raise InputError(f"feature_names has a key {name!r} that is not an input{suggest(name, names)}")

@@ -15,8 +15,10 @@ from whence.core.explanation_data import ExplanationData
 from whence.core.explanation_io import cpu_tensors, read_fields, write_explanation
 from whence.core.feature_table import FeatureTable, has_common_features, has_features
 from whence.core.files import PICTURE_SUFFIXES, Rows, text_writer
+from whence.core.input_layouts import as_series
 from whence.core.nifti_files import write_nifti
 from whence.core.result import Result, rows_to_frame
+from whence.core.series_rows import series_rows
 from whence.core.targets import Logit
 from whence.core.time_axis import TimeAxis
 from whence.core.tokens import text_strings, token_strings
@@ -204,18 +206,29 @@ class Explanation(ExplanationData, Result):
     def table(self) -> Rows:
         """Rows, one for each sample and input feature: its index or name, its value and its relevance.
 
-        The columns of a table that encode one feature, or have one number in a `feature_mask`, are one row. Entries of other
-        inputs with such a mask have the number of their feature as `group`, and its relevance.
+        Series whose channels have names or whose steps have times have rows of channel, step and time. The columns of a table
+        that encode one feature, or have one number in a `feature_mask`, are one row. Entries of other
+        inputs with such a mask have the number of their feature as `group`, and an equal part of its relevance.
         """
         if has_features(self) and (self.columns or self.feature_mask is not None):
             return self._rows_of_table()
         names, rows = self.target_names(), []
         values = named_leaves(self.inputs)
-        for name, relevance in named_leaves(self.relevance).items():
+        for name in named_leaves(self.relevance):
+            relevance = self.entry_relevance(name)
             for sample in range(len(self)):
+                if self._is_labelled_series(name):
+                    rows += series_rows(self, name, sample, {"sample": sample, "target": names[sample]})
+                    continue
                 for row in self.rows_of_sample(relevance, sample):
                     rows += self._rows(name, values.get(name), relevance[row], row, {"sample": sample, "target": names[sample]})
         return rows
+
+    def _is_labelled_series(self, name: str) -> bool:
+        """Return whether an input is of series whose channels have names or whose steps have times."""
+        relevance = named_leaves(self.relevance)[name]
+        labelled = self.time_axis is not None or (relevance.dim() == 3 and bool(self.feature_names.get(name)))
+        return labelled and len(relevance) == len(self) and as_series(self, name, relevance[0]) is not None
 
     def _rows_of_table(self) -> Rows:
         parts = [self] if has_common_features(self) else [self[i] for i in range(len(self))]

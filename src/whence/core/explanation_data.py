@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from whence.core.columns import Column
@@ -86,6 +87,18 @@ class ExplanationData:
         if isinstance(self.relevance, Tensor):
             return [""]
         return list(map(str, self.relevance if isinstance(self.relevance, dict) else range(len(self.relevance or ()))))
+
+    def entry_relevance(self, name: str) -> Tensor:
+        """Return the relevance of an input with that of a feature of several entries divided among them, so that it adds up."""
+        relevance, masks = named_leaves(self.relevance)[name], named_leaves(self.feature_mask)
+        if name not in masks:
+            return relevance
+        rows = max(map(len, masks.values()))
+        numbers = torch.cat([mask.reshape(len(mask), -1).expand(rows, -1) for mask in masks.values()], 1)
+        sizes = torch.zeros(rows, int(numbers.max()) + 1, device=numbers.device, dtype=relevance.dtype)
+        sizes.scatter_add_(1, numbers, torch.ones_like(numbers, dtype=relevance.dtype))
+        own = masks[name].reshape(len(masks[name]), -1).expand(rows, -1)
+        return relevance / sizes.gather(1, own).reshape(rows, *relevance.shape[1:])
 
     def target_names(self) -> list[str]:
         """Return the name of each sample's target."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from whence.core.detection import Detection
 from whence.core.explanation_data import ExplanationData
-from whence.core.feature_plots import beeswarm, waterfalls
+from whence.core.feature_plots import beeswarm, method_suffix, waterfalls
 from whence.core.feature_table import FeatureTable, has_common_features, has_features
 from whence.core.input_layouts import as_picture, as_series
 from whence.core.region import Region
@@ -30,6 +31,8 @@ from whence.plotting.volumes import VolumeSlices, slice_images, strongest_place
 
 MAX_SAMPLES = 16
 FEW_ROWS = 4
+SMALL_SHARE = 0.01  # of all |relevance|, below which an input is drawn paler
+VISIBLE_SHARE = 0.05  # of the output, from which what does not reach the input is said in the title
 
 
 def figure(e: ExplanationData) -> Figure:
@@ -43,18 +46,18 @@ def panels(e: ExplanationData, sample: int) -> list[Panel]:
     """Return the panels of one sample's figure."""
     account, relevance, given = e.conservation, named_leaves(e.relevance), named_leaves(e.inputs)
     what = f"{e.heading(sample)} {e.note}".rstrip()
-    total = f",  ΣR = {account.relevance[sample]:.4g}" if account.adds_up else ""
-    about = f"{what}:  f = {account.explained[sample]:.4g}{total}"
+    total = f",  ΣR = {account.relevance[sample]:.4g}{_elsewhere(e, sample)}" if account.adds_up else ""
+    about = f"{what}:  f = {account.explained[sample]:.4g}{total}{method_suffix(e)}"
     panels: list[Panel] = []
     if has_features(e) and e.feature_names:
         panels.append(_panel_of_features(e, about, sample))
         given = {}
-    limit = _common_limit(e, sample) if len(given) > 1 else None
+    limit = partial(_limit, e, sample) if len(given) > 1 else None
     for name, x in given.items():
         r, title = relevance[name], f"{name}:  {_share(e, name, sample)};  {about}" if len(given) > 1 else about
         if x.is_floating_point():
             found = _panels_of_input(e, name, x, r, title, sample)
-            panels += [replace(panel, limit=limit) if isinstance(panel, Heatmap) else panel for panel in found]
+            panels += [replace(panel, limit=limit(name)) if isinstance(panel, Heatmap) and limit else panel for panel in found]
         elif name in e.tokens:
             rows = e.rows_of_sample(x, sample)
             panels += [TokenText(*merge_runs(e.tokens[name][row], r[row]), title) for row in rows]
@@ -65,14 +68,29 @@ def panels(e: ExplanationData, sample: int) -> list[Panel]:
         names = next(iter(e.feature_names.values()), ())
         if e.feature_mask is not None and names:
             names = FeatureTable.of(e[sample]).names
-        panels.append(InteractionMatrix(e.interactions[sample], "interactions of features", names))
+        title = "interactions of two features, and on the diagonal the effect of each"
+        panels.append(InteractionMatrix(e.interactions[sample], title, names))
     return panels
 
 
-def _common_limit(e: ExplanationData, sample: int) -> float:
-    """Return the limit of the colour scale of all pictures among several inputs."""
-    maps = [t[sample] for t in named_leaves(e.relevance).values() if t.dim() == 4 and len(t) == len(e)]
-    return max((color_limit(sum_channels(t)) for t in maps), default=0.0)
+def _elsewhere(e: ExplanationData, sample: int) -> str:
+    """Return the baseline's output and the absorbed share for a title, where they are not negligible."""
+    account = e.conservation
+    parts = {"baseline": account.baseline, "absorbed": account.absorbed}
+    least = VISIBLE_SHARE * float(account.explained[sample].abs())
+    return "".join(f",  {k} {t[sample]:.4g}" for k, t in parts.items() if t is not None and float(t[sample].abs()) > least)
+
+
+def _limit(e: ExplanationData, sample: int, name: str) -> float:
+    """Return the limit of the colour scale of a picture among several inputs: common to all pictures.
+
+    It is wider for an input with less than a hundredth of all |relevance|, which would look as relevant as the others.
+    """
+    of_sample = {key: t[sample] for key, t in named_leaves(e.relevance).items() if len(t) == len(e)}
+    limit = max((color_limit(sum_channels(t)) for t in of_sample.values() if t.dim() == 3), default=0.0)
+    amounts = {key: float(t.abs().sum()) for key, t in of_sample.items()}
+    share = amounts.get(name, 0.0) / (sum(amounts.values()) or 1.0)
+    return limit * max(1.0, SMALL_SHARE / max(share, 1e-12))
 
 
 def _share(e: ExplanationData, name: str, sample: int) -> str:

@@ -1,5 +1,6 @@
 """Plots of the relevance of table rows: waterfall, beeswarm, mean bars, heatmap and scatter plot."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_FEATURES = 15
+MAX_TARGETS = 4  # that are drawn apart
 NEGLIGIBLE = 1e-3  # of the largest bar
 
 
@@ -76,6 +78,7 @@ def waterfall(explanation: ExplanationData, sample: int | None = None, *, max_fe
         if not isinstance(sample, int) or not -len(explanation) <= sample < len(explanation):
             raise InputError(f"no row {value_repr(sample)}; the explanation has {len(explanation)}")
         explanation = explanation[sample]
+    _check_max_features(max_features)
     features = FeatureTable.of(explanation)
     panels = waterfalls(explanation, features, max_features)
     bars = [
@@ -90,6 +93,8 @@ def waterfall(explanation: ExplanationData, sample: int | None = None, *, max_fe
 def beeswarm(explanation: ExplanationData, *, max_features: int = MAX_FEATURES) -> Plot:
     """Plot the relevance of each feature in all rows as points, coloured by the feature's value.
 
+    Rows of several targets, such as the predicted class of each row, are drawn apart, those of the most frequent targets.
+
     >>> whence.plots.beeswarm(whence.explain(pipeline, frame, "yes"))
 
     Args:
@@ -103,10 +108,12 @@ def beeswarm(explanation: ExplanationData, *, max_features: int = MAX_FEATURES) 
         InputError: The explanation is not of table rows.
     """
     features, chosen = _summary(explanation, max_features)
-    title = f"{_what(explanation)}: relevance in {len(features)} rows{_left_out(features, chosen)}"
     names = [features.names[i] for i in chosen]
-    panel = Beeswarm(features.relevance[:, chosen], features.values[:, chosen], names, title)
-    return Plot(f"relevance in {len(features)} rows", [panel], _statistics(features))
+    panels = []
+    for target, rows in _rows_by_target(explanation).items():
+        title = f"{target}: relevance in {len(rows)} rows{_left_out(features, chosen)}{method_suffix(explanation)}"
+        panels.append(Beeswarm(features.relevance[rows][:, chosen], features.values[rows][:, chosen], names, title))
+    return Plot(f"relevance in {len(features)} rows", panels, _statistics(features))
 
 
 @check_arguments
@@ -126,10 +133,12 @@ def bar(explanation: ExplanationData, *, max_features: int = MAX_FEATURES) -> Pl
         InputError: The explanation is not of table rows.
     """
     features, chosen = _summary(explanation, max_features)
-    means = features.relevance.abs().mean(0)[chosen]
-    title = f"{_what(explanation)}: mean |relevance| over {len(features)} rows{_left_out(features, chosen)}"
-    panel = MeanBars(means, [features.names[i] for i in chosen], title)
-    return Plot(f"mean |relevance| over {len(features)} rows", [panel], _statistics(features))
+    names = [features.names[i] for i in chosen]
+    panels = []
+    for target, rows in _rows_by_target(explanation).items():
+        title = f"{target}: mean |relevance| over {len(rows)} rows{_left_out(features, chosen)}{method_suffix(explanation)}"
+        panels.append(MeanBars(features.relevance[rows].abs().mean(0)[chosen], names, title))
+    return Plot(f"mean |relevance| over {len(features)} rows", panels, _statistics(features))
 
 
 @check_arguments
@@ -213,7 +222,8 @@ def _waterfall(e: ExplanationData, features: FeatureTable, chosen: Sequence[int]
     for name, amount in (("other inputs", elsewhere), ("absorbed by biases", absorbed), ("not accounted for", gap)):
         if abs(amount) > NEGLIGIBLE * largest:
             others.append((name, amount))
-    title = f"{e.heading(row)} {e.note}".rstrip() + f":  f = {output:.4g},  ΣR = {total:.4g}"
+    which = f"row {row}, " if len(e) > 1 else ""
+    title = f"{which}{e.heading(row)} {e.note}".rstrip() + f":  f = {output:.4g},  ΣR = {total:.4g}{method_suffix(e)}"
     return Waterfall(title, start, steps, others, ("output", output))
 
 
@@ -226,10 +236,28 @@ def check_explanation(explanation: Any) -> None:
 def _summary(explanation: ExplanationData, max_features: int) -> tuple[FeatureTable, list[int]]:
     """Return the features of an explanation, and the numbers of those that are drawn."""
     check_explanation(explanation)
-    if not isinstance(max_features, int) or max_features < 1:
-        raise InputError(f"max_features={value_repr(max_features)}; expected an int of at least 1")
+    _check_max_features(max_features)
     features = FeatureTable.of(explanation)
     return features, features.order()[:max_features]
+
+
+def _check_max_features(given: Any) -> None:
+    if not isinstance(given, int) or given < 1:
+        raise InputError(f"max_features={value_repr(given)}; expected an int of at least 1")
+
+
+def method_suffix(e: ExplanationData) -> str:
+    """Return the method of an explanation for a title: "  (Shapley)"."""
+    name = repr(e.method).partition("(")[0]
+    return f"  ({name})" if e.method is not None and name.isidentifier() else ""
+
+
+def _rows_by_target(e: ExplanationData) -> dict[str, list[int]]:
+    """Return the rows of each target, of which those with the most rows."""
+    names = e.target_names()
+    counts = Counter(names).most_common(MAX_TARGETS)
+    rows = {name: [i for i, of_row in enumerate(names) if of_row == name] for name, _ in counts}
+    return {e.heading(numbers[0]): numbers for numbers in rows.values()}
 
 
 def _what(e: ExplanationData) -> str:

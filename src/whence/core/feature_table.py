@@ -11,6 +11,9 @@ from whence.core.explanation_data import ExplanationData
 from whence.core.trees import named_leaves
 from whence.errors import InputError
 
+SEPARATORS = "_=-.: "  # in names of columns
+MAX_VALUES = 3  # of a group of columns that are written beside its name
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureTable:
@@ -51,8 +54,9 @@ class FeatureTable:
             x[:, g[0]] if column is not None and column.categories in ((), BOOLEAN) else torch.full_like(x[:, 0], torch.nan)
             for g, column in zip(groups, single, strict=True)
         ]
-        labels = [[_label([columns[i] for i in g], row[g]) for g in groups] for row in x]
-        names = [_group_name([columns[i] for i in g]) for g in groups]
+        one_hot = [_is_one_hot([columns[i] for i in g], x[:, g]) for g in groups]
+        labels = [[_label([columns[i] for i in g], row[g], hot) for g, hot in zip(groups, one_hot, strict=True)] for row in x]
+        names = _unique([_group_name([columns[i] for i in g]) for g in groups], [[columns[i].name for i in g] for g in groups])
         return cls(names, torch.stack(amounts, 1), torch.stack(values, 1), labels)
 
     def value(self, row: int, feature: int) -> float | str:
@@ -104,7 +108,10 @@ def _columns(e: ExplanationData) -> tuple[list[Column], Tensor, Tensor, Tensor |
 
     if not chosen:
         return [], torch.zeros(0), torch.zeros(0), None
-    mask = torch.cat([masks[name].cpu() for name in chosen], 1) if set(chosen) <= masks.keys() else None
+    mask = None
+    if set(chosen) <= masks.keys():
+        parts = [masks[name].cpu().reshape(len(masks[name]), -1) for name in chosen]
+        mask = torch.cat([part.expand(max(map(len, parts)), -1) for part in parts], 1)
     return columns, beside(inputs), beside(relevance), mask
 
 
@@ -136,26 +143,39 @@ def _group_name(columns: Sequence[Column]) -> str:
         return names[0]
     if len(features) == 1 and columns[0].feature:
         return columns[0].feature
-    beginning = _common_start(names).rstrip("_=-.: ")
-    return beginning if len(beginning) > 1 else ", ".join(names)
+    return _common_start(names).rstrip(SEPARATORS) or ", ".join(names)
 
 
 def _common_start(names: Sequence[str]) -> str:
-    """Return what all names begin with."""
-    length = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), min(map(len, names)))
+    """Return what all names begin with, up to a separator: "color_" of "color_red" and "color_green"."""
+    same = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), min(map(len, names)))
+    length = max((i + 1 for i, letter in enumerate(names[0][:same]) if letter in SEPARATORS), default=0)
     return names[0][:length]
 
 
-def _label(columns: Sequence[Column], values: Tensor) -> str:
-    """Return the value of a feature as text: of its one column, or the category that its one-hot columns encode."""
-    if len(columns) == 1 and not columns[0].feature:
-        return columns[0].format(float(values[0]))
-    if not set(values.tolist()) <= {0.0, 1.0}:
+def _unique(names: list[str], columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return the names of features, of which those that are the same have all their columns."""
+    return [
+        ", ".join(own) if names.count(name) > 1 and len(own) > 1 else name for name, own in zip(names, columns, strict=True)
+    ]
+
+
+def _is_one_hot(columns: Sequence[Column], values: Tensor) -> bool:
+    """Return whether the columns of a feature are the categories of one variable: 0 or 1, and at most one of them 1."""
+    zero_or_one = bool(((values == 0) | (values == 1)).all()) and bool((values.sum(1) <= 1).all())
+    if columns[0].feature:
+        return zero_or_one and len({column.feature for column in columns}) == 1
+    return zero_or_one and len(columns) > 1 and bool(_common_start([column.name for column in columns]))
+
+
+def _label(columns: Sequence[Column], values: Tensor, one_hot: bool) -> str:
+    """Return the value of a feature as text: the category that its one-hot columns encode, or the values of few columns."""
+    if one_hot:
+        active = [c for c, value in zip(columns, values.tolist(), strict=True) if value]
+        if not active:
+            return columns[0].dropped or "none of these"
+        start = _common_start([column.name for column in columns]) if len(columns) > 1 else ""
+        return active[0].category or active[0].name.removeprefix(start)
+    if columns[0].feature or len(columns) > MAX_VALUES:
         return ""
-    name = _group_name(columns)
-    active = [c for c, value in zip(columns, values.tolist(), strict=True) if value]
-    if len(active) > 1:
-        return ""
-    if not active:
-        return columns[0].dropped or "none of these"
-    return active[0].category or active[0].name.removeprefix(name).lstrip("_=-.: ")
+    return ", ".join(c.format(value) for c, value in zip(columns, values.tolist(), strict=True))

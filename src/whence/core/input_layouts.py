@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from whence.core.channel_layout import executed_layouts
+from whence.core.channel_layout import LayerChannels, executed_layouts
 from whence.core.explanation_data import ExplanationData
-from whence.core.inputs import Inputs, has_colours_last
+from whence.core.inputs import Inputs, called_modules, has_colours_last
+from whence.errors import InputError
 
 MAX_CHANNELS = 16  # that a series of unknown layout may have
 LEAST_RATIO = 3  # of steps to channels, where only the shape tells
@@ -19,19 +20,29 @@ def channel_dims(model: Any, inputs: Inputs) -> dict[str, int]:
         x = inputs.parts[i]
         if x.dim() == 3 or (x.dim() == 4 and has_colours_last(x.shape)):
             dim = _channel_dim(model, inputs, x)
+            if dim is None and x.dim() == 4:
+                dim = 3  # the last dimension alone has the size of colours
             if dim is not None:
                 found[inputs.labels[i]] = dim
     return found
 
 
 def _channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int | None:
-    """Return the dimension that has as many entries as the first layer takes; None if none or several have."""
-    taken = executed_layouts(model, inputs).taken
+    """Return the dimension that has as many entries as the first layer takes; None if none or several have.
+
+    A dense layer that reads the input transposed runs over time (DLinear, iTransformer): the channels are then the others.
+    """
+    modules = [model] if isinstance(model, nn.Module) else called_modules(model)
+    taken = executed_layouts(modules[0], inputs).taken if modules else LayerChannels()
     places = [d for d in (1, x.dim() - 1) if x.shape[d] == taken.count]
-    return places[0] if len(places) == 1 else None
+    if len(places) != 1:
+        return None
+    if x.dim() == 3 and taken.kind == "last" and taken.shape == (x.shape[2], x.shape[1]):
+        return 3 - places[0]
+    return places[0]
 
 
-def channels_first(t: Tensor, known: int | None, named: int = 0) -> Tensor | None:
+def channels_first(t: Tensor, known: int | None, named: int = 0, steps: int = 0) -> Tensor | None:
     """Return a sample `[channels, steps]` or `[steps, channels]` with its channels first; None if it may be an image.
 
     >>> channels_first(torch.zeros(40, 2), None).shape
@@ -39,15 +50,16 @@ def channels_first(t: Tensor, known: int | None, named: int = 0) -> Tensor | Non
 
     Args:
         t: The sample.
-        known: Dimension of the channels in the batch, 1 or 2, where it is known.
-        named: Number of channels that have names.
+        known: Dimension of the channels in the batch, 1 or 2, where the model tells it.
+        named: Number of channels that have names, which decides first.
+        steps: Number of steps that have labels, likewise.
     """
     if t.dim() != 2:
         return None
+    if t.shape[0] != t.shape[1] and (named in t.shape or steps in t.shape):
+        return t if named == t.shape[0] or (steps == t.shape[1] and named != t.shape[1]) else t.T
     if known is not None:
         return t if known == 1 else t.T
-    if named and t.shape[0] != t.shape[1] and named in t.shape:
-        return t if t.shape[0] == named else t.T
     few, many = sorted(t.shape)
     if few > MAX_CHANNELS or many < LEAST_RATIO * few:
         return None
@@ -63,4 +75,10 @@ def as_series(e: ExplanationData, name: str, t: Tensor) -> Tensor | None:
     """Return a sample of an input as `[channels, steps]`; None if it is no series."""
     if t.dim() == 1:
         return t[None] if e.time_axis is not None else None
-    return channels_first(t, e.channel_dims.get(name), len(e.feature_names.get(name, ())))
+    steps = 0 if e.time_axis is None else len(e.time_axis.labels)
+    found = channels_first(t, e.channel_dims.get(name), len(e.feature_names.get(name, ())), steps)
+    if found is not None and steps not in (0, found.shape[1]):
+        raise InputError(
+            f"the time axis has {steps} steps, but the series has {found.shape[1]}; pass with_time() its own index"
+        )
+    return found

@@ -9,6 +9,7 @@ from whence.core.argument_checks import check_arguments
 from whence.core.explanation_data import ExplanationData
 from whence.core.feature_plots import Plot, check_explanation
 from whence.core.input_layouts import as_series
+from whence.core.series_rows import series_rows, step_time
 from whence.core.spectrum import SpectralRelevance
 from whence.core.trees import named_leaves
 from whence.errors import InputError, value_repr
@@ -37,13 +38,7 @@ def series(explanation: ExplanationData, sample: int = 0) -> Plot:
     panels: list[Panel] = [series_heatmap(explanation, name, relevance, _title(explanation, sample))]
     if len(x) <= MAX_LINES:
         panels.append(lines_of_series(explanation, name, x, relevance, "values"))
-    names = channel_names(explanation, name, len(x))
-    rows = [
-        {"channel": names[c], "step": t, "time": _time(explanation, t), "value": value, "relevance": float(relevance[c, t])}
-        for c, values in enumerate(x.tolist())
-        for t, value in enumerate(values)
-    ]
-    return Plot("the relevance of a series", panels, rows)
+    return Plot("the relevance of a series", panels, series_rows(explanation, name, sample, {}))
 
 
 @check_arguments
@@ -104,7 +99,7 @@ def horizons(explanations: Sequence[ExplanationData], sample: int = 0) -> Plot:
     names = [f"output {name}" if name.isdecimal() else name for name in names]
     panel = SeriesHeatmap(heat, f"relevance for {len(heat)} outputs", names, "output", *_time_of(first))
     rows = [
-        {"output": names[h], "step": t, "time": _time(first, t), "relevance": value}
+        {"output": names[h], "step": t, "time": step_time(first, t), "relevance": value}
         for h, values in enumerate(heat.tolist())
         for t, value in enumerate(values)
     ]
@@ -119,7 +114,8 @@ def series_of(e: ExplanationData, sample: int) -> tuple[str, Tensor, Tensor]:
     inputs = named_leaves(e.inputs)
     for name, relevance in named_leaves(e.relevance).items():
         if len(relevance) == len(e) and name not in e.tokens:
-            x, r = (as_series(e, name, t[sample].detach().float().cpu()) for t in (inputs[name], relevance))
+            both = (inputs[name], e.entry_relevance(name))
+            x, r = (as_series(e, name, t[sample].detach().float().cpu()) for t in both)
             if x is not None and r is not None:
                 return name, x, r
     shapes = ", ".join(str(list(t.shape)) for t in named_leaves(e.relevance).values())
@@ -139,11 +135,6 @@ def series_heatmap(e: ExplanationData, name: str, relevance: Tensor, title: str)
     return SeriesHeatmap(relevance, title, _names(e, name, len(relevance)), "channel", *_time_of(e))
 
 
-def channel_names(e: ExplanationData, name: str, count: int) -> Sequence[str]:
-    """Return the names of the channels of a series, or "channel 0" and so on."""
-    return _names(e, name, count) or [f"channel {c}" for c in range(count)]
-
-
 def _names(e: ExplanationData, name: str, count: int) -> Sequence[str]:
     names = e.feature_names.get(name, ())
     return names if len(names) == count else ()
@@ -153,11 +144,6 @@ def _time_of(e: ExplanationData) -> tuple[str, Ticks | None]:
     """Return the name of the time axis and its ticks."""
     axis = e.time_axis
     return ("step", None) if axis is None else (axis.name, axis.ticks)
-
-
-def _time(e: ExplanationData, step: int) -> str | float:
-    axis = e.time_axis
-    return step if axis is None else step / axis.rate if axis.rate else axis.label(step)
 
 
 def _title(e: ExplanationData, sample: int) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 
 from whence.errors import InputError
 
+LARGEST_INTEGER = 2.0**53  # up to which all integers are exact in float64
+
 
 @dataclass(frozen=True, eq=False)
 class TableFormat:
@@ -73,13 +75,13 @@ class TableFormat:
 
     def _codes(self, name: Any, column: Any) -> np.ndarray:
         """Return the number of each entry's category, with new categories appended; NaN for missing entries."""
-        known = {category: code for code, category in enumerate(self.categories[name])}
+        known = {_key(name, category): code for code, category in enumerate(self.categories[name])}
         codes = []
         for value, is_missing in zip(column, column.isna(), strict=True):
             if is_missing:
                 self.missing.setdefault(name, value)
-            codes.append(np.nan if is_missing else known.setdefault(value, len(known)))
-        self.categories[name][:] = known
+            codes.append(np.nan if is_missing else known.setdefault(_key(name, value), len(known)))
+        self.categories[name][:] = [value for _, value in known]
         return np.asarray(codes, dtype=float)
 
 
@@ -98,4 +100,21 @@ def _is_numeric(dtype: Any) -> bool:
 
 
 def _numbers(column: Any) -> np.ndarray:
-    return column.to_numpy(dtype=float, na_value=np.nan)
+    numbers = column.to_numpy(dtype=float, na_value=np.nan)
+    if column.dtype.kind in "iu" and bool((np.abs(numbers) > LARGEST_INTEGER).any()):
+        raise InputError(
+            f"the column {column.name} has integers above 2**53, which are not exact in float64; drop it if it is an "
+            "identifier, or convert it to text"
+        )
+    return numbers
+
+
+def _key(name: Any, value: Any) -> tuple[type, Any]:
+    """Return the key of a category, of which 1 and True are two; raise `InputError` for values that are no categories."""
+    try:
+        hash(value)
+    except TypeError:
+        raise InputError(
+            f"the column {name} has values of type {type(value).__name__}, which are no categories; drop it"
+        ) from None
+    return type(value), value

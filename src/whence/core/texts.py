@@ -36,12 +36,14 @@ class TextModel:
         tokenizer: Its tokenizer; None for a model of other inputs.
         class_names: The names of its classes; empty for a language model.
         processor: Its processor of pictures and texts, for a model that reads both.
+        renumbered: Whether its labels are integers that are not the indices of its outputs.
     """
 
     model: Any
     tokenizer: Any = None
     class_names: Any = ()
     processor: Any = None
+    renumbered: bool = False
     strings: dict[tuple[int, ...], list[str]] = field(default_factory=dict)  # of the tokens of the texts that were read last
 
     @classmethod
@@ -49,7 +51,8 @@ class TextModel:
         """Return the parts of a `transformers.pipeline`, a `LoadedModel` or an estimator, and other models as they are."""
         estimator = EstimatorFunction.of(model)
         if estimator is not None:
-            return cls(estimator.function, class_names=class_names if len(class_names) else estimator.class_names)
+            names = class_names if len(class_names) else estimator.class_names
+            return cls(estimator.function, class_names=names, renumbered=estimator.renumbered)
         if hasattr(model, "preprocess") and hasattr(model, "postprocess") and hasattr(model, "model"):  # a pipeline
             model, tokenizer = model.model, tokenizer or getattr(model, "processor", None) or model.tokenizer
         elif hasattr(model, "class_index") and hasattr(model, "preprocessing"):  # a LoadedModel
@@ -102,6 +105,11 @@ class TextModel:
         """Return a target with classes and tokens given by name as their indices."""
         if isinstance(target, str):
             return self._index(target)
+        if self.renumbered and (isinstance(target, int | Tensor) or (hasattr(target, "__len__") and _has_integers(target))):
+            raise TargetError(
+                f"the labels of the model are {', '.join(self.class_names)}, so that an integer may be a label or an index; "
+                f"pass labels as texts: target={self.class_names[0]!r}, or [str(label) for label in labels]"
+            )
         if isinstance(target, list | tuple):
             return self._of_list(target)
         if isinstance(target, Logit) and any(isinstance(name, str) for name in (target.index, target.rather_than)):
@@ -247,6 +255,10 @@ class TextModel:
             f"{name!r} is not a single token but {len(ids)}: {written}; choose one of them, or explain a passage of a text by "
             "whence.Span(start, stop), or by sources(…, response=…)"
         )
+
+
+def _has_integers(target: Any) -> bool:
+    return not any(isinstance(one, str) for one in target)
 
 
 def _class_number(index: Any) -> int:

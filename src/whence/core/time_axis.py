@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, inf, log10
+from numbers import Real
 from typing import Any
 
 from whence.errors import InputError, value_repr
@@ -29,16 +30,16 @@ class TimeAxis:
         if (index is None) == (sampling_rate is None):
             raise InputError("give either the index of the steps or sampling_rate, in steps per second")
         if index is None:
-            if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, int | float) or not sampling_rate > 0:
+            if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, Real) or not 0 < sampling_rate < inf:
                 raise InputError(f"sampling_rate={value_repr(sampling_rate)}; expected a positive number of steps per second")
             return cls(rate=float(sampling_rate))
         try:
-            steps = index.strftime("%Y-%m-%d %H:%M:%S") if hasattr(index, "strftime") else index
-            labels = tuple(map(str, steps))
+            labels = tuple(map(str, index))
         except TypeError:
             raise InputError(f"the index of the steps must be a sequence, got {type(index).__name__}") from None
-        if labels and all(label.endswith(" 00:00:00") for label in labels):
-            labels = tuple(label.removesuffix(" 00:00:00") for label in labels)
+        for end in (" 00:00:00", ":00"):
+            if labels and all(label.endswith(end) and label.count(":") == 2 for label in labels):
+                labels = tuple(label.removesuffix(end) for label in labels)
         return cls(labels=labels)
 
     def label(self, step: int) -> str:
@@ -50,8 +51,10 @@ class TimeAxis:
         """The name of the axis."""
         return "time in seconds" if self.rate else "time"
 
-    def ticks(self, count: int, most: int = 7) -> tuple[Sequence[float], Sequence[str]]:
-        """Return the places and labels of at most `most` ticks along `count` steps."""
+    def ticks(self, count: int) -> tuple[Sequence[float], Sequence[str]]:
+        """Return the places and labels of a few ticks along `count` steps: fewer of longer labels."""
+        longest = max(map(len, self.labels), default=0)
+        most = 7 if longest <= 10 else 4
         if self.rate:
             step = _round_step(count / self.rate / most)
             places = [i * step for i in range(int(count / self.rate / step + 1e-9) + 1)]

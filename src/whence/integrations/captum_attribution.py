@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
 from whence.core.explain import explain
 from whence.errors import InputError
+from whence.integrations.fixed_arguments import FixedArguments
 from whence.methods.registry import Method, resolve_method
 
 
@@ -65,21 +65,9 @@ class Attribution:
             raise InputError(f"inputs must be a tensor or a tuple of tensors, got {type(inputs).__name__}")
         given = additional_forward_args
         others = () if given is None else given if isinstance(given, tuple) else (given,)
-        count = len(parts[0])
-
-        def forward(*changed: Tensor) -> Any:
-            return self.forward_func(*changed, *(_repeated(other, count, len(changed[0])) for other in others))
-
-        model = forward if others else self.forward_func
+        model = FixedArguments.of(self.forward_func, others, count=len(parts[0])) if others else self.forward_func
         e = explain(model, parts[0] if single else parts, target, method=self.method, progress=False)
         if not return_convergence_delta:
             return e.relevance
         baseline = 0.0 if e.conservation.baseline is None else e.conservation.baseline
         return e.relevance, e.conservation.relevance - (e.conservation.explained - baseline)
-
-
-def _repeated(other: Any, count: int, rows: int) -> Any:
-    """Return an argument with its rows repeated as the batch is."""
-    if not isinstance(other, Tensor) or not other.dim() or len(other) != count or rows == count:
-        return other
-    return torch.cat([other] * (rows // count))

@@ -1,6 +1,7 @@
 """Metrics of explanations as metrics of torchmetrics, which are updated batch by batch."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from whence.errors import MissingPackageError, RuleError
 from whence.evaluation.evaluate import evaluate
 from whence.methods.registry import Method, resolve_method
+
+_numbers = count(1)
 
 
 def evaluation_metric(
@@ -52,11 +55,13 @@ def evaluation_metric(
         full_state_update = False
         total: Tensor
         count: Tensor
+        identity: Tensor  # tells it from metrics of other methods, whose states a MetricCollection would share where they agree
 
         def __init__(self) -> None:
             super().__init__()
             self.add_state("total", torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
             self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+            self.add_state("identity", torch.tensor(next(_numbers)), dist_reduce_fx="max")
 
         def update(self, inputs: Tensor, target: Tensor | None = None) -> None:
             data = inputs if target is None else (inputs, target)

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whence.core.explain import explain
 from whence.errors import InputError, MissingPackageError
+from whence.integrations.fixed_arguments import FixedArguments
 from whence.methods.registry import Method, resolve_method
 
 
@@ -28,7 +30,7 @@ def graph_explainer(method: Method | str | None = None) -> Any:
     """
     try:
         from torch_geometric.explain import ExplainerAlgorithm, Explanation
-        from torch_geometric.explain.config import ExplanationType, MaskType
+        from torch_geometric.explain.config import ExplanationType, MaskType, ModelMode, ModelReturnType
     except ImportError as error:
         raise MissingPackageError("torch_geometric is not installed; run pip install torch_geometric") from error
 
@@ -44,12 +46,25 @@ def graph_explainer(method: Method | str | None = None) -> Any:
                 raise InputError("relevance of heterogeneous graphs (dicts of node features) is not supported; pass one tensor")
             places = slice(None) if index is None else index
 
-            def explained(outputs: Tensor) -> Tensor:
-                rows = outputs[places].reshape(-1, outputs.shape[-1]) if outputs.dim() > 1 else outputs[places].reshape(-1, 1)
-                classes = target[places].reshape(-1) if rows.shape[-1] > 1 else target.new_zeros(len(rows)).long()
-                return rows[range(len(rows)), classes.long()].sum()[None]
+            mode, returned = self.model_config.mode, self.model_config.return_type
 
-            e = explain(lambda nodes: model(nodes, edge_index, **kwargs), x, explained, method=resolved, progress=False)
+            def explained(outputs: Tensor) -> Tensor:
+                chosen, wanted = outputs[places], target[places].reshape(-1)
+                if mode == ModelMode.multiclass_classification:
+                    rows = chosen.reshape(-1, outputs.shape[-1])
+                    return rows.gather(1, wanted.long()[:, None]).sum()[None]
+                if chosen.numel() > wanted.numel() or (mode == ModelMode.regression and outputs.dim() > 1 < outputs.shape[-1]):
+                    raise InputError(
+                        f"the model has outputs of shape {tuple(outputs.shape)}; expected one for each node or graph: pass a "
+                        "model that returns outputs[:, :1]"
+                    )
+                if mode == ModelMode.regression:
+                    return chosen.sum()[None]
+                negative = 1 - chosen.reshape(-1) if returned == ModelReturnType.probs else -chosen.reshape(-1)
+                return torch.where(wanted > 0, chosen.reshape(-1), negative).sum()[None]
+
+            wrapped = FixedArguments.of(model, (edge_index,), kwargs)
+            e = explain(wrapped, x, explained, method=resolved, progress=False)
             relevance = e.relevance.detach()
             by_node = self.explainer_config.node_mask_type == MaskType.object
             return Explanation(node_mask=relevance.sum(-1, keepdim=True) if by_node else relevance)

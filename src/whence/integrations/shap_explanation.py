@@ -49,9 +49,10 @@ def to_shap(explanation: Explanation) -> "shap.Explanation":
             features.relevance.numpy(), base, data.astype(float) if numeric else data,
             feature_names=list(features.names), output_names=names[0] if len(set(names)) == 1 else None,
         )  # fmt: skip
-    (name, relevance), *others = named_leaves(explanation.relevance).items()
+    name, *others = named_leaves(explanation.relevance)
     if others:
         raise InputError(f"expected an explanation of one input, got {', '.join(named_leaves(explanation.relevance))}")
+    relevance = explanation.entry_relevance(name)
     if name in explanation.tokens:
         rows = [np.array(words, object) for words in explanation.tokens[name]]
         values = [row.detach().double().cpu().numpy() for row in relevance]

@@ -132,7 +132,7 @@ def check_rows(task: Task) -> RowCheck:
         return RowCheck(task.rows_are_independent)
     inputs, answers = task.inputs, target_values(task)
     resolved = [target for _, target in answers]
-    altered = {i: inputs.parts[i].flip(-1) / 2 for i in inputs.explained}
+    altered = {i: _altered(inputs, i) for i in inputs.explained}
     together = {i: torch.cat([inputs.parts[i], part, inputs.parts[i]]) for i, part in altered.items()}
     try:
         with enter_all(FORCE_EAGER, few := OutputSizes()):
@@ -143,6 +143,15 @@ def check_rows(task: Task) -> RowCheck:
         return RowCheck(False)
     independent = all(_agree(x, a, b) for (x, _), (a, _), (b, _) in zip(answers, alone, between, strict=True))
     return RowCheck(independent, few.largest_growing(many) // inputs.batch_size)
+
+
+def _altered(inputs: Inputs, i: int) -> Tensor:
+    """Return an input halved and mirrored; of a table with categories, numbers halved and categories of other rows."""
+    part = inputs.parts[i]
+    if inputs.table is None or not inputs.table.categories:
+        return part.flip(-1) / 2
+    is_category = torch.tensor([name in inputs.table.categories for name in inputs.table.empty.columns])
+    return torch.where(is_category, part.roll(1, 0), part / 2)
 
 
 class OutputSizes(TorchFunctionMode):

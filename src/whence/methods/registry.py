@@ -9,7 +9,7 @@ from whence.core.method_aliases import ALIASES, DIFFERENT, plain_name
 from whence.core.public_names import equivalent
 from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.rules.composites import Composite
-from whence.lrp.rules.presets import PRESETS
+from whence.lrp.rules.presets import PRESETS, preset_name
 from whence.methods.forward_backward import Task
 from whence.methods.full_gradient import FullGrad
 from whence.methods.gradient_cams import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
@@ -64,7 +64,7 @@ def resolve_method(method: Method | str | None) -> Method:
     if method is None:
         return LRP()
     if isinstance(method, str):
-        return LRP(method) if method in PRESETS else METHODS[method_name(method)]()
+        return LRP(method) if preset_name(method) else METHODS[method_name(method)]()
     if isinstance(method, Composite | Mapping):
         raise RuleError("got rules where a method was expected; pass whence.LRP(rules)")
     if isinstance(method, type) and hasattr(method, "explanations"):

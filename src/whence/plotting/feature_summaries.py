@@ -47,7 +47,8 @@ class Beeswarm:
             axis.scatter(r[~unknown], y[~unknown], s=9, c=v[~unknown], cmap=VALUE_COLORS, vmin=0, vmax=1, linewidths=0)
         axis.axvline(0, color="black", linewidth=0.6)
         _name_rows(axis, self.names)
-        axis.set_xlabel("relevance (right: for the output, left: against)", fontsize=8)
+        grey = "; grey: categories" if bool(self.values.isnan().all(0).any()) else ""
+        axis.set_xlabel(f"relevance (right: for the output, left: against{grey})", fontsize=8)
         if not bool(self.values.isnan().all()):
             bar = part.colorbar(ScalarMappable(Normalize(0, 1), VALUE_COLORS), ax=axis, fraction=0.02, pad=0.02, ticks=[0, 1])
             bar.ax.set_yticklabels(["low", "high"], fontsize=7)

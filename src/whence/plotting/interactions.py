@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 MAX_NAMES = 40
+MAX_NUMBERS = 12  # features up to which each cell has its number
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class InteractionMatrix:
 
     def draw(self, part: "SubFigure", width: float) -> None:
         axis, values = part.subplots(), self.values.detach().float().cpu()
-        limit, count = color_limit(values), len(values)
+        count = len(values)
+        pairs = values - values.diag().diag()  # single effects would hide them
+        limit = color_limit(pairs if bool(pairs.any()) else values)
         shown = draw_map(axis, values, limit)
         axis.set_title(escape_mathtext(self.title), fontsize=9)
         if self.names and count <= MAX_NAMES:
@@ -37,4 +40,9 @@ class InteractionMatrix:
             axis.set_yticks(range(count), labels, fontsize=size)
         else:
             axis.tick_params(labelsize=7)
+        if count <= MAX_NUMBERS:
+            for i, row in enumerate(values.tolist()):
+                for j, value in enumerate(row):
+                    color = "white" if abs(value) > 0.6 * limit else "black"
+                    axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color=color)
         draw_color_bar(part, shown, axis)

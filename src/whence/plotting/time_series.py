@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 MAX_LINES = 16
+MAX_BARS = 150  # in the width of a spectrum
+FINE = 500  # steps from which lines are thin, so that the background is seen
 MAX_CHANNEL_NAMES = 30
 Ticks = Callable[[int], tuple[Sequence[float], Sequence[str]]]  # from a number of steps to places and labels
 
@@ -50,7 +52,8 @@ class TimeSeries:
                 relevance[c][None].numpy(), cmap=current_palette().map, vmin=-limit, vmax=limit, aspect="auto", extent=extent,
                 interpolation="nearest", alpha=0.75,
             )  # fmt: skip
-            axis.plot(time.numpy(), x[c].numpy(), color="black", linewidth=0.9)
+            fine = x.shape[1] > FINE
+            axis.plot(time.numpy(), x[c].numpy(), color="black", linewidth=0.3 if fine else 0.9, alpha=0.6 if fine else 1)
             axis.set_ylim(low - margin, high + margin)
             axis.tick_params(labelsize=6)
             name = self.names[c] if self.names else f"channel {c}" if len(x) > 1 else ""
@@ -90,7 +93,7 @@ class SeriesHeatmap:
         above.set_xticks([])
         above.set_ylabel(f"sum over\n{self.rows}s", fontsize=7)
         shown = draw_map(axis, relevance, color_limit(relevance), aspect="auto")
-        beside.barh(range(channels), by_row.numpy(), height=1.0, color=colors_by_sign(by_row.tolist()))
+        beside.barh(range(channels), by_row.numpy(), height=0.7, color=colors_by_sign(by_row.tolist()))
         beside.set_ylim(channels - 0.5, -0.5)
         beside.set_yticks([])
         beside.set_xlabel(f"sum over {self.columns}", fontsize=7)
@@ -122,7 +125,7 @@ class Spectrum:
         above.set_title(escape_mathtext(self.title), fontsize=9)
         above.plot(self.frequencies, self.amplitude, color="black", linewidth=0.9)
         above.set_ylabel("amplitude", fontsize=8)
-        step = float(self.frequencies[1] - self.frequencies[0]) if len(self.frequencies) > 1 else 1.0
+        step = float(self.frequencies[-1]) / min(len(self.frequencies), MAX_BARS) if len(self.frequencies) > 1 else 1.0
         below.bar(self.frequencies, self.relevance, width=step, color=colors_by_sign(self.relevance.tolist()))
         below.axhline(0, color="black", linewidth=0.6)
         below.set_ylabel("relevance", fontsize=8)

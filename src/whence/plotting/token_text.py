@@ -101,14 +101,28 @@ def wrap_lines(labels: Sequence[str]) -> list[Line]:
     column = 0
     for i, word in enumerate(map(printable, labels)):
         if column and column + cells(word) > CHARACTERS:
+            found[-1], moved = _split_before_word(found[-1], labels, i)
             found.append([])
             column = 0
+            for j in moved:
+                found[-1].append((j, column))
+                column += cells(printable(labels[j]))
         found[-1].append((i, column))
         column += cells(word)
         if labels[i].endswith("\n"):
             found.append([])
             column = 0
     return found if found[-1] or len(found) == 1 else found[:-1]
+
+
+def _split_before_word(line: Line, labels: Sequence[str], following: int) -> tuple[Line, list[int]]:
+    """Return a line without the tokens that begin the word which the following token continues, and these tokens."""
+    start = len(line)
+    while start > 1 and not labels[line[start][0] if start < len(line) else following][:1].isspace():
+        start -= 1
+    if start <= len(line) // 2:  # one long word
+        return line, []
+    return line[:start], [i for i, _ in line[start:]]
 
 
 def printable(word: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import floor, log10
 from typing import TYPE_CHECKING
 
 from whence.plotting.bars import colors_by_sign
@@ -56,12 +57,13 @@ class Waterfall:
         ends = list(accumulate((amount for _, amount in rows), initial=self.start[1]))
         low, high = self.limits or self.range
         span = (high - low) or abs(high) or 1.0
+        decimals = max(0, 2 - floor(log10(span)))
         for i, ((_, amount), color) in enumerate(zip(rows, colors, strict=True), 1):
             axis.barh(i, amount, left=ends[i - 1], color=color, height=0.66)
             axis.plot([ends[i]] * 2, [i - 0.33, i + 1.33], color=GREY, linewidth=0.6)
             right = amount >= 0
             axis.annotate(
-                f"{amount:+.3g}", (ends[i], i), (3 if right else -3, 0), textcoords="offset points", fontsize=7,
+                _signed(amount, decimals), (ends[i], i), (3 if right else -3, 0), textcoords="offset points", fontsize=7,
                 ha="left" if right else "right", va="center",
             )  # fmt: skip
         _mark(axis, 0, self.start[1])
@@ -75,6 +77,11 @@ class Waterfall:
         axis.tick_params(axis="x", labelsize=7)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
+
+
+def _signed(amount: float, decimals: int) -> str:
+    """Return an amount with its sign, in the decimals that all bars of a chart have."""
+    return f"{amount:+.{decimals}f}".replace("-", "−")
 
 
 def _mark(axis: "Axes", row: int, value: float) -> None:

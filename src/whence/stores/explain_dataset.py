@@ -16,6 +16,7 @@ from whence.core.progress import Progress, progress
 from whence.data.dataset_rows import DatasetRows
 from whence.data.sharding import parse_shard, run_on_ray
 from whence.errors import InputError, RuleError, TargetError, WhenceError, value_repr
+from whence.lrp.torch_compat.module_tracker import layer_path
 from whence.methods.registry import Method, resolve_method
 from whence.stores.late_layers import late_layers
 from whence.stores.shard_worker import SAMPLED_ROWS, ShardWorker, StoreJob, write_shard
@@ -99,6 +100,8 @@ def explain_dataset(
         raise RuleError(f"map_size={value_repr(map_size)}; expected a positive int, with reduce='channels'")
     if num_gpus and engine != "ray":
         raise RuleError("num_gpus= is for Ray workers; pass engine='ray' too, or move the model to a GPU")
+    if isinstance(layers, torch.nn.Module) or any(isinstance(layer, torch.nn.Module) for layer in layers):
+        layers = [layer_path(model, layer) for layer in ([layers] if isinstance(layers, torch.nn.Module) else layers)]
     if isinstance(layers, str) and layers != "auto":
         raise RuleError(f"layers={value_repr(layers)}; give a list of module names, or 'auto'")
     rows = DatasetRows.of(inputs, read)

@@ -56,7 +56,9 @@ def explain(
     rules: Rules = None,
     sample: Sample = 0,
     text: Annotated[list[str] | None, typer.Option(help="Text of vision-language models; repeatable for CLIP.")] = None,
-    out: Annotated[Path, typer.Option(help="Output file: .png, .pdf, .svg, .html, .npz or .safetensors.")] = Path("heat.png"),
+    out: Annotated[
+        Path, typer.Option(help="Output file: .png, .jpg, .pdf, .svg, .html, .csv, .json, .npz or .safetensors.")
+    ] = Path("heat.png"),
     reliable: Annotated[
         bool, typer.Option("--reliability", help="Also measure whether the most relevant features keep the output.")
     ] = False,
@@ -226,6 +228,7 @@ def _report(explanation: "Explanation", loaded: "LoadedModel", input: str | None
         "trained": loaded.trained,
         "input": f"bundled digit {sample}" if input is None else input,
         "method": type(explanation.method).__name__,
+        "rules": repr(rules) if (rules := getattr(explanation.method, "rules", None)) is not None else None,
         "target": [{"index": i, "name": name} for i, name in zip(numbers, explanation.target_names(), strict=True)],
         "output": account.output.tolist(),
         "relevance": account.relevance.tolist(),
@@ -270,7 +273,8 @@ def _print(report: dict[str, Any]) -> None:
         name = target["name"] if number is None or target["name"] == str(number) else f"{number} {target['name']}"
         amounts = [f"{report[heading][i]:{'.0e' if heading == 'error' else '.4g'}}" for heading in headings[1:]]
         rows.append((name, *amounts))
-    print_table(console, headings, rows, f"{report['model']} on {named}, explained by {report['method']}")
+    of_rules = f", {report['rules']}" if report["rules"] else ""
+    print_table(console, headings, rows, f"{report['model']} on {named}, explained by {report['method']}{of_rules}")
     if report["note"]:
         console.print(f"the explained output: {report['note']}")
     if report["caution"]:

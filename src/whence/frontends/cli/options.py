@@ -18,7 +18,10 @@ Model = Annotated[
 ]
 Method = Annotated[
     str,
-    typer.Option(help=f"Explanation method: {', '.join(METHODS)}.", autocompletion=lambda: [*METHODS, *PRESETS]),
+    typer.Option(
+        help=f"Explanation method: {', '.join(METHODS)}; or a preset of LRP rules.",
+        autocompletion=lambda: [*METHODS, *PRESETS],
+    ),
 ]
 Rules = Annotated[
     str | None, typer.Option(help=f"Preset of LRP rules: {', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))

@@ -40,9 +40,11 @@ def method_and_rules(method: str, rules: str | None = None) -> tuple[str, str | 
 
     Raise `RuleError` for an unknown method or preset of rules.
     """
-    name, given = ("lrp", rules or method) if method in PRESETS else (method_name(method), rules)
+    name, given = ("lrp", method) if method in PRESETS else (method_name(method), rules)
     if given is not None and (name != "lrp" or given not in PRESETS or rules not in (None, given)):
-        raise RuleError(f"--rules {given}: choose from {', '.join(PRESETS)}, with --method lrp")
+        if given in PRESETS:
+            raise RuleError(f"--rules {rules} cannot be combined with --method {method}; omit one of them")
+        raise RuleError(f"--rules {given}: choose from {', '.join(PRESETS)}")
     return name, given
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.core.argument_checks import check_arguments
+from whence.core.method_aliases import plain_name
 from whence.core.public_names import equivalent
 from whence.errors import RuleError, suggest_or_list, value_repr
 from whence.lrp.ops.state_spaces import state_space_parts
@@ -282,8 +283,14 @@ PRESETS: dict[str, Callable[..., Composite]] = {
 BOX_PRESETS = ("epsilon_gamma_box", "deep_taylor")  # for which bounds of the pixels are given where they are known
 
 
+def preset_name(name: str) -> str | None:
+    """Return the name of a preset in any spelling ("epsilon-plus"), or None."""
+    return next((known for known in PRESETS if plain_name(known) == plain_name(name)), None)
+
+
 def preset(name: str, bounds: tuple[Any, Any] | None = None) -> Composite:
     """Return the preset of a name, such as "epsilon_plus", where bounds are known with these; raise `RuleError` for others."""
+    name = preset_name(name) or name
     if name not in PRESETS:
         here = equivalent(name)
         raise RuleError(f"no preset of rules {name!r}" + (f"; pass {here}()" if here else suggest_or_list(name, PRESETS)))

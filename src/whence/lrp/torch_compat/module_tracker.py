@@ -236,7 +236,10 @@ def layer_path(model: object, layer: str | nn.Module) -> str:
         raise SelectorError(f"a layer must be a module path, such as 'features.28', or a module, got {value_repr(layer)}")
     path = next((path for path, module in module_names(model).items() if module is layer), None)
     if path is None:
-        raise SelectorError(f"the {type(layer).__name__} that was given as a layer is not part of the model; pass its path")
+        what = "not part of the model; pass its path"
+        if not isinstance(model, nn.Module):
+            what = "a part of a function, whose layers have no paths; explain the module that the function calls"
+        raise SelectorError(f"the {type(layer).__name__} that was given as a layer is {what}")
     return path
 
 
