@@ -301,6 +301,7 @@ def test_values_are_written_as_people_write_them():
     assert len(shorten_middle("a" * 100)) == 40
 
 
+@pytest.mark.filterwarnings("ignore:pandas.DataFrame with sparse columns")
 def test_sparse_indicators_keep_their_values(frame, labels):
     wide = pd.get_dummies(frame[["age", "color"]], sparse=True)
     model = LogisticRegression(max_iter=999).fit(wide, labels)

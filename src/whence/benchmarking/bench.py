@@ -40,7 +40,7 @@ def bench(
     """Score explanation methods on generated data, where the right explanation is known.
 
     >>> found = whence.bench("hand_made")
-    >>> found = whence.bench(methods={"mine": lambda model, inputs, target: …, "lrp": "lrp"}, cache_dir="bench")
+    >>> found = whence.bench(methods={"mine": lambda model, inputs, target: inputs, "lrp": "lrp"}, cache_dir="bench")
     >>> found.save("bench.html")
 
     The networks are trained by the call, on data that it generates. Random relevance and, for pictures, an edge filter that

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 MAX_NAMES = 40
+NEGLIGIBLE = 0.01  # of the limit of the colours
 MAX_NUMBERS = 12  # features up to which each cell has its number
 
 
@@ -44,5 +45,6 @@ class InteractionMatrix:
             for i, row in enumerate(values.tolist()):
                 for j, value in enumerate(row):
                     color = "white" if abs(value) > 0.6 * limit else "black"
-                    axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color=color)
+                    number = f"{value:.2g}" if abs(value) > NEGLIGIBLE * limit else "0"
+                    axis.text(j, i, number, ha="center", va="center", fontsize=7, color=color)
         draw_color_bar(part, shown, axis)
