@@ -77,3 +77,17 @@ def test_all_entry_points_take_modules(net):
     x = torch.rand(6, 3, 8, 8)
     assert torch.equal(whence.channel_relevance(net, x, net[1]), whence.channel_relevance(net, x, "1"))
     assert whence.concepts(net, x[:1], net[1], reference_inputs=x).layer == "1"
+
+
+def test_objectives_name_layers_by_their_paths(net):
+    for ask in (
+        lambda: whence.explain(net, torch.rand(1, 3, 8, 8), whence.objectives.Neuron(net[0], 1)),
+        lambda: whence.prototype(net, whence.objectives.Channel(net[0], 1), shape=(3, 8, 8), n_steps=1, progress=False),
+    ):
+        with pytest.raises(errors.SelectorError, match="objectives name layers by their paths, such as 'features.28', got"):
+            ask()
+
+
+def test_stores_take_modules_as_layers(net, tmp_path):
+    store = whence.explain_dataset(net, torch.rand(4, 3, 8, 8), tmp_path / "store", layers=[net[1]], progress=False)
+    assert store.channels("1").shape == (4, 4)

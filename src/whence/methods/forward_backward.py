@@ -26,7 +26,7 @@ from whence.lrp.engine.function_mode import ConstantParameters, GradientMode
 from whence.lrp.engine.model_outputs import logits_of
 from whence.lrp.engine.prepared_model import PreparedModel
 from whence.lrp.torch_compat.deferred_checks import are_checks_deferred, check_holds
-from whence.lrp.torch_compat.module_tracker import ModuleTracker, named_layers
+from whence.lrp.torch_compat.module_tracker import ModuleTracker, check_paths, named_layers
 from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.methods.backward_passes import BackwardPasses, BackwardStart, gradients_enabled
 from whence.methods.conditional_backward import ConditionalBackward, ConditionalFlow
@@ -158,6 +158,7 @@ def target_values(task: Task) -> list[tuple[Tensor, Any]]:
 def record_internals(task: Task, scope: ModuleTracker, see: Callable[[Tensor], None] = lambda kept: None) -> ForwardRecord:
     """Return the record that internal targets read from in the next forward pass; `see` is called with the copies it holds."""
     names = [layer for target in task.targets if isinstance(target, InternalTarget) for layer in target.layers]
+    check_paths(names)
     layers = named_layers(task.model, names)
     reading = ForwardRecord.of_layers(task.inputs, layers, task.model)
 

@@ -16,7 +16,7 @@ from whence.errors import ModelError, SelectorError
 from whence.lrp.engine.embeddings import EmbeddingLookups
 from whence.lrp.engine.function_mode import ConstantParameters
 from whence.lrp.engine.model_outputs import first_tensor
-from whence.lrp.torch_compat.module_tracker import ModuleOutline, ModuleTracker, named_layers
+from whence.lrp.torch_compat.module_tracker import ModuleOutline, ModuleTracker, check_paths, named_layers
 from whence.lrp.torch_compat.torch_patches import enter_all
 from whence.methods.gradients import ReluBackwardMode
 
@@ -32,6 +32,7 @@ class LayerReader:
     """
 
     def __init__(self, model: Callable[..., Any], layers: Sequence[str], output: bool = False):
+        check_paths(layers)
         pattern = next((layer for layer in layers if "*" in layer), None)
         if pattern is not None:
             raise SelectorError(f"'{pattern}' matches several layers; name one of them")

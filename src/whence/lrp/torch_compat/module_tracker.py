@@ -243,6 +243,16 @@ def layer_path(model: object, layer: str | nn.Module) -> str:
     return path
 
 
+def check_paths(layers: Sequence[object]) -> None:
+    """Raise `SelectorError` for layers of an objective that are not paths: an objective is made without the model."""
+    for layer in layers:
+        if not isinstance(layer, str):
+            raise SelectorError(
+                f"objectives name layers by their paths, such as 'features.28', got {value_repr(layer)}; the path is in "
+                "model.named_modules()"
+            )
+
+
 def named_layers(model: object, layers: Sequence[str | nn.Module]) -> dict[str, nn.Module]:
     """Return the layers by path, or by "input of " and a path; layers may be given as modules.
 
