@@ -130,7 +130,7 @@ def test_one_hot_columns_are_one_feature(frame, labels, options):
     e = whence.explain(net, x, feature_names=columns)
     table = FeatureTable.of(e)
     assert list(table.names) == ["numbers__age", "numbers__income", "color", "remainder__member"]
-    assert [row[2] for row in table.labels] == frame.color.tolist()
+    assert [table.labels(row)[2] for row in range(len(table))] == frame.color.tolist()
     width = 3 - len(options)
     assert torch.allclose(table.relevance[:, 2], e.relevance[:, 2 : 2 + width].double().sum(1))
     assert torch.allclose(table.relevance.sum(1), e.relevance.double().sum(1))
@@ -306,7 +306,7 @@ def test_sparse_indicators_keep_their_values(frame, labels):
     wide = pd.get_dummies(frame[["age", "color"]], sparse=True)
     model = LogisticRegression(max_iter=999).fit(wide, labels)
     e = whence.explain(model, wide[:12], "yes", progress=False)
-    shown = [[label == "True" for label in row[1:]] for row in FeatureTable.of(e).labels]
+    shown = [[label == "True" for label in row[1:]] for row in map(FeatureTable.of(e).labels, range(12))]
     assert shown == wide.iloc[:12, 1:].to_numpy().astype(bool).tolist()
 
 
@@ -415,7 +415,7 @@ def test_large_integers_and_odd_objects_of_a_frame_are_refused():
     with pytest.raises(errors.InputError, match="the column id has values of type list, which are no categories"):
         whence.explain(f, pd.DataFrame({"id": [[i] for i in range(12)], "v": range(12)}))
     mixed = pd.DataFrame({"id": [1, True] * 6, "v": range(12)}, dtype=object)
-    assert FeatureTable.of(whence.explain(f, mixed.astype({"v": int}), progress=False)).labels[1][0] == "True"
+    assert FeatureTable.of(whence.explain(f, mixed.astype({"v": int}), progress=False)).labels(1)[0] == "True"
 
 
 def test_predicted_classes_are_drawn_apart(frame, labels):

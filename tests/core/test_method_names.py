@@ -84,7 +84,7 @@ def test_objectives_name_layers_by_their_paths(net):
         lambda: whence.explain(net, torch.rand(1, 3, 8, 8), whence.objectives.Neuron(net[0], 1)),
         lambda: whence.prototype(net, whence.objectives.Channel(net[0], 1), shape=(3, 8, 8), n_steps=1, progress=False),
     ):
-        with pytest.raises(errors.SelectorError, match="objectives name layers by their paths, such as 'features.28', got"):
+        with pytest.raises(errors.SelectorError, match=r"objectives name layers by their paths, such as 'features\.28', got"):
             ask()
 
 

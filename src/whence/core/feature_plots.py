@@ -187,7 +187,7 @@ def scatter(explanation: ExplanationData, feature: str | int) -> Plot:
     i = features.number(feature)
     values, relevance, categories = features.values[:, i], features.relevance[:, i], []
     if bool(values.isnan().all()):
-        labels = [row[i] for row in features.labels]
+        labels = [features.features[i].label(row) for row in range(len(features))]
         categories = sorted(set(labels))
         values = torch.tensor([float(categories.index(label)) for label in labels])
     panel = ValueScatter(values, categories, relevance, features.names[i], f"{_what(explanation)}: {features.names[i]}")

@@ -16,6 +16,34 @@ MAX_VALUES = 3  # of a group of columns that are written beside its name
 
 
 @dataclass(frozen=True, eq=False)
+class TableFeature:
+    """A feature of table rows: its columns, their values `[N, columns]`, and whether they are one-hot."""
+
+    columns: Sequence[Column]
+    values: Tensor
+    one_hot: bool
+
+    def label(self, row: int) -> str:
+        """Return the value in a row as text: the category that one-hot columns encode, or the values of few columns."""
+        values = self.values[row].tolist()
+        if self.one_hot:
+            active = [c for c, value in zip(self.columns, values, strict=True) if value]
+            if not active:
+                return self.columns[0].dropped or "none of these"
+            start = _common_start([column.name for column in self.columns]) if len(self.columns) > 1 else ""
+            return active[0].category or active[0].name.removeprefix(start)
+        if self.columns[0].feature or len(self.columns) > MAX_VALUES:
+            return ""
+        return ", ".join(c.format(value) for c, value in zip(self.columns, values, strict=True))
+
+    def numbers(self) -> Tensor:
+        """Return the values as numbers, `[N]`; NaN where they are of several columns or of more than two categories."""
+        column = self.columns[0]
+        is_number = len(self.columns) == 1 and not column.feature and column.categories in ((), BOOLEAN)
+        return self.values[:, 0] if is_number else torch.full_like(self.values[:, 0], torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureTable:
     """Names, values and relevance of the features of table rows.
 
@@ -26,13 +54,13 @@ class FeatureTable:
         names: Names of the features.
         relevance: Relevance, `[N, features]`; the sum over the columns of a feature.
         values: Values, `[N, features]`; NaN where a feature has several columns, or more than two categories.
-        labels: Values as text, by row and feature; empty where a feature has no single value.
+        features: The columns and values of each feature.
     """
 
     names: Sequence[str]
     relevance: Tensor
     values: Tensor
-    labels: Sequence[Sequence[str]]
+    features: Sequence[TableFeature]
 
     def __len__(self) -> int:
         return len(self.relevance)
@@ -49,24 +77,23 @@ class FeatureTable:
         groups = _groups(columns, None if mask is None else mask[0])
         once = slice(None) if mask is None else slice(1)  # each column of a masked feature has the feature's relevance
         amounts = [relevance[:, g[once]].sum(1) for g in groups]
-        single = [columns[g[0]] if len(g) == 1 and not columns[g[0]].feature else None for g in groups]
-        values = [
-            x[:, g[0]] if column is not None and column.categories in ((), BOOLEAN) else torch.full_like(x[:, 0], torch.nan)
-            for g, column in zip(groups, single, strict=True)
-        ]
-        one_hot = [_is_one_hot([columns[i] for i in g], x[:, g]) for g in groups]
-        labels = [[_label([columns[i] for i in g], row[g], hot) for g, hot in zip(groups, one_hot, strict=True)] for row in x]
-        names = _unique([_group_name([columns[i] for i in g]) for g in groups], [[columns[i].name for i in g] for g in groups])
-        return cls(names, torch.stack(amounts, 1), torch.stack(values, 1), labels)
+        parts = [([columns[i] for i in g], x[:, g]) for g in groups]
+        features = [TableFeature(of, values, _is_one_hot(of, values)) for of, values in parts]
+        names = _unique([_group_name(of) for of, _ in parts], [[column.name for column in of] for of, _ in parts])
+        return cls(names, torch.stack(amounts, 1), torch.stack([f.numbers() for f in features], 1), features)
+
+    def labels(self, row: int) -> list[str]:
+        """Return the values of a row as texts; empty where a feature has no single value."""
+        return [feature.label(row) for feature in self.features]
 
     def value(self, row: int, feature: int) -> float | str:
         """Return the value of a feature in a row: a number, or the name of a category; empty if it has no single value."""
         number = float(self.values[row, feature])
-        return self.labels[row][feature] if number != number else number
+        return self.features[feature].label(row) if number != number else number
 
     def captions(self, row: int) -> list[str]:
         """Return the features of a row with their values: "age = 62"."""
-        return [f"{name} = {label}" if label else name for name, label in zip(self.names, self.labels[row], strict=True)]
+        return [f"{name} = {label}" if label else name for name, label in zip(self.names, self.labels(row), strict=True)]
 
     def order(self) -> list[int]:
         """Return the features by their mean absolute relevance, largest first."""
@@ -74,11 +101,12 @@ class FeatureTable:
 
     def number(self, feature: str | int) -> int:
         """Return the number of a feature that is given by its name or number; raise `InputError` if there is none."""
-        if isinstance(feature, str) and feature in self.names:
+        if isinstance(feature, str) and list(self.names).count(feature) == 1:
             return list(self.names).index(feature)
         if isinstance(feature, int) and not isinstance(feature, bool) and -len(self.names) <= feature < len(self.names):
             return feature % len(self.names)
-        raise InputError(f"no feature {feature!r}; choose one of {', '.join(self.names)}")
+        several = "; several have this name, pass its number" if feature in self.names else ""
+        raise InputError(f"no feature {feature!r}; choose one of {', '.join(self.names)}{several}")
 
 
 def has_common_features(e: ExplanationData) -> bool:
@@ -166,16 +194,3 @@ def _is_one_hot(columns: Sequence[Column], values: Tensor) -> bool:
     if columns[0].feature:
         return zero_or_one and len({column.feature for column in columns}) == 1
     return zero_or_one and len(columns) > 1 and bool(_common_start([column.name for column in columns]))
-
-
-def _label(columns: Sequence[Column], values: Tensor, one_hot: bool) -> str:
-    """Return the value of a feature as text: the category that its one-hot columns encode, or the values of few columns."""
-    if one_hot:
-        active = [c for c, value in zip(columns, values.tolist(), strict=True) if value]
-        if not active:
-            return columns[0].dropped or "none of these"
-        start = _common_start([column.name for column in columns]) if len(columns) > 1 else ""
-        return active[0].category or active[0].name.removeprefix(start)
-    if columns[0].feature or len(columns) > MAX_VALUES:
-        return ""
-    return ", ".join(c.format(value) for c, value in zip(columns, values.tolist(), strict=True))
