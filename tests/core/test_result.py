@@ -2,6 +2,7 @@
 
 import csv
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -93,3 +94,23 @@ def test_without_pandas_the_package_is_named(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(whence.errors.MissingPackageError, match="pip install pandas"):
         results["Explanation"].to_frame()
+
+
+def test_suffixes_in_any_case_and_file_objects(tmp_path):
+    e = whence.explain(torch.nn.Linear(3, 2).eval(), torch.randn(2, 3), 1)
+    for name in ("a.PNG", "b.Npz", "c.CSV", "d.HTML", "e.SafeTensors"):
+        assert e.save(tmp_path / name) == tmp_path / name
+        assert (tmp_path / name).stat().st_size > 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "b.Npz", "c.CSV", "d.HTML", "e.SafeTensors"]
+    assert torch.equal(whence.load(tmp_path / "b.Npz").relevance, e.relevance)
+    buffer = BytesIO()
+    assert e.save(buffer) is buffer
+    assert buffer.getvalue().startswith(b"\x89PNG")
+
+
+def test_without_a_display_show_says_how_to_save(monkeypatch, capsys):
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    whence.explain(torch.nn.Linear(3, 2).eval(), torch.randn(2, 3), 1).show()
+    assert capsys.readouterr().err == "there is no display to show the figure on; save it: .save('figure.png')\n"

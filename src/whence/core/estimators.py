@@ -39,10 +39,10 @@ class EstimatorFunction:
             return None
         way = next(way for way in FUNCTIONS if hasattr(model, way))
         classes = np.asarray(getattr(model, "classes_", ()), dtype=object)
-        labels, function = list(map(str, classes)) if classes.ndim == 1 else [], getattr(model, way)
-        renumbered = all(isinstance(c, int | np.integer) for c in classes.ravel()) and classes.tolist() != list(
-            range(len(labels))
-        )
+        of_one_output = classes.ndim == 1 and all(np.ndim(label) == 0 for label in classes)
+        labels, function = list(map(str, classes)) if of_one_output else [], getattr(model, way)
+        integers = all(isinstance(label, int | np.integer) for label in classes.ravel())
+        renumbered = integers and classes.tolist() != list(range(len(labels)))
         if way == "predict" and len(classes):
             raise InputError(
                 f"{type(model).__name__} predicts labels, without probabilities; fit it so that it has predict_proba, or pass "

@@ -95,7 +95,7 @@ def _limit(e: ExplanationData, sample: int, name: str) -> float:
 
 def _share(e: ExplanationData, name: str, sample: int) -> str:
     """Return the sum of relevance of one of several inputs, and its share of that of all."""
-    t, total = named_leaves(e.relevance)[name], float(e.conservation.relevance[sample])
+    t, total = e.entry_relevance(name), float(e.conservation.relevance[sample])
     amount = float(sum(t[row].detach().double().sum() for row in e.rows_of_sample(t, sample)))
     return f"R = {amount:.4g}" + (f" ({round(100 * amount / total)} %)" if total and e.conservation.adds_up else "")
 

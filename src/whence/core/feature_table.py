@@ -117,7 +117,7 @@ def has_common_features(e: ExplanationData) -> bool:
 def has_features(e: ExplanationData) -> bool:
     """Return whether an explanation is of table rows alone, `[N, columns]`."""
     parts = named_leaves(e.relevance)
-    return bool(parts) and all(_is_vector(e, name) for name in parts)
+    return bool(parts) and e.time_axis is None and all(_is_vector(e, name) for name in parts)
 
 
 def _is_vector(e: ExplanationData, name: str) -> bool:
