@@ -13,12 +13,11 @@ from whence.core.devices import to_device_of
 from whence.core.estimators import EstimatorFunction, method_for_arrays
 from whence.core.explanation import Explanation
 from whence.core.inputs import Inputs
-from whence.core.public_names import suggest
 from whence.core.region import Region
 from whence.core.targets import Logit
 from whence.core.tokens import token_strings
 from whence.core.trees import Tree, named_leaves
-from whence.errors import InputError, TargetError, first_line, value_repr
+from whence.errors import InputError, TargetError, first_line, suggest, value_repr
 from whence.methods.integrated_gradients import IntegratedGradients
 from whence.methods.registry import Method, resolve_method
 
