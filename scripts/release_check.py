@@ -26,7 +26,7 @@ e = whence.explain(model, x)
 assert float(e.conservation.error.max()) < 1e-4
 assert (model(x).argmax(1) == y).float().mean() > 0.9
 e[:2].save("heat.html")
-whence.prototype(model, [3], prior=whence.priors.L2(0.3), shape=(1, 28, 28), steps=8, progress=False)
+whence.prototype(model, [3], prior=whence.priors.L2(0.3), shape=(1, 28, 28), n_steps=8, progress=False)
 print("whence", whence.__version__, "explains")
 """
 
@@ -43,7 +43,14 @@ def built(folder: Path) -> tuple[Path, Path]:
     assert f"-{version}" in wheel.name
     assert f"## {version} " in (ROOT / "CHANGELOG.md").read_text(), f"the changelog says nothing of {version}"
     names = zipfile.ZipFile(wheel).namelist()
-    for part in ("web/templates/index.html", "web/static/main.js", "show/templates/look.css", "py.typed", "licenses/LICENSE"):
+    for part in (
+        "web/templates/index.html",
+        "web/static/main.js",
+        "plotting/templates/look.css",
+        "whence/__init__.pyi",
+        "py.typed",
+        "licenses/LICENSE",
+    ):
         assert any(name.endswith(part) for name in names), f"{part} is not in the wheel"
     assert not [name for name in names if name.startswith(("tests", "docs", "benchmarks"))]
     with tarfile.open(archive) as inside:

@@ -382,7 +382,9 @@ def test_names_of_groups_end_at_separators_and_stay_apart():
 def test_integers_that_are_labels_and_indices_are_refused(frame):
     x, y = frame[["age", "income"]].to_numpy(float), np.where(frame.age > 50, 2, 1)
     model, background = LogisticRegression(max_iter=999).fit(x, y), whence.Shapley(background=x[:20])
-    with pytest.raises(errors.TargetError, match=r"the labels of the model are 1, 2, .*pass labels as texts: target='1'"):
+    with pytest.raises(
+        errors.TargetError, match=r"labels of the model are 1, 2, .*pass names of outputs as texts: target='1'"
+    ):
         whence.explain(model, x[:3], 1, method=background)
     with pytest.raises(errors.TargetError, match="the labels of the model are 1, 2"):
         whence.explain(model, x[:3], y[:3], method=background)
@@ -424,3 +426,44 @@ def test_predicted_classes_are_drawn_apart(frame, labels):
     assert {panel.title.partition(":")[0] for panel in plots.beeswarm(e).panels} == {"yes", "no"}
     assert sum(len(panel.relevance) for panel in plots.beeswarm(e).panels) == 40
     assert len(plots.bar(e).panels) == 2
+
+
+def test_a_mask_that_separates_all_columns_of_one_row_is_kept():
+    net, x = nn.Linear(4, 2, bias=False).eval(), torch.randn(3, 4)
+    mask = torch.tensor([[0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 1, 1]])
+    e = whence.explain(net, x, 0, method=whence.Shapley(feature_mask=mask), feature_names=["a", "b", "c", "d"])
+    rows = e.to_frame()
+    assert rows["sample"].tolist() == [0, 1, 1, 1, 1, 2, 2]
+    assert np.allclose(rows.groupby("sample").relevance.sum(), e.conservation.relevance, atol=1e-6)
+    with pytest.raises(errors.InputError, match="differs between the rows"):
+        plots.bar(e)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["no", "yes"], [-1.0, 1.0]])
+def test_the_only_output_of_a_binary_decision_is_asked_for_by_its_label(frame, labels):
+    x = frame[["age", "income"]].to_numpy(float)
+    machine, background = SVC().fit(x, np.where(frame.age > 50, *labels[::-1])), whence.Shapley(background=x[:20])
+    e = whence.explain(machine, x[:3], str(labels[1]), method=background)
+    assert np.allclose(e.output, machine.decision_function(x[:3]))
+    for target in (0, 1, whence.Logit(0)):
+        with pytest.raises(errors.TargetError, match="an integer may be a label or an index"):
+            whence.explain(machine, x[:3], target, method=background)
+
+
+def test_labels_that_read_as_numbers_are_ambiguous_in_any_type(frame):
+    x, y = frame[["age", "income"]].to_numpy(float), np.where(frame.age > 50, 2, 1)
+    for of_type in (float, str):
+        model = LogisticRegression(max_iter=999).fit(x, y.astype(of_type))
+        for target in (1, whence.Logit(1), whence.Logit("1", rather_than=0)):
+            with pytest.raises(errors.TargetError, match="an integer may be a label or an index"):
+                whence.explain(model, x[:3], target, method=whence.Shapley(background=x[:20]))
+
+
+def test_functions_of_the_whole_frame_are_run_alone():
+    frequencies = lambda rows: rows["c"].map(rows["c"].value_counts(normalize=True)).to_numpy(float)  # noqa: E731
+    rows = pd.DataFrame({"a": np.arange(6.0), "c": list("xxxxyz")})
+    found = [
+        whence.explain(frequencies, rows[2:5], method=whence.Shapley(background=rows, batch_size=size), progress=False)
+        for size in (None, 1)
+    ]
+    assert torch.allclose(found[0].relevance, found[1].relevance)

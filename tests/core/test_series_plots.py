@@ -270,3 +270,55 @@ def test_an_index_of_the_channels_is_no_time_axis():
     e = whence.explain(convolution(2).eval(), torch.randn(1, 2, 40), 1, feature_names=["a", "b"]).with_time(["x", "y"])
     with pytest.raises(errors.InputError, match="the time axis has 2 steps, but the series"):
         plots.series(e)
+
+
+class OverTime(nn.Module):
+    """A linear map over time that all channels share, of inputs `[N, C, T]` or `[N, T, C]`."""
+
+    def __init__(self, transposed):
+        super().__init__()
+        self.linear, self.transposed = nn.Linear(96, 4), transposed
+
+    def forward(self, x):
+        x = x.permute(0, 2, 1) if self.transposed else x
+        return self.linear(x.reshape(-1, 96)).reshape(len(x), -1, 4).mean(1)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_channels_that_share_a_map_over_time_are_few(transposed):
+    shape = (2, 96, 3) if transposed else (2, 3, 96)
+    rows = plots.series(whence.explain(OverTime(transposed).eval(), torch.randn(*shape), 0)).to_frame()
+    assert (rows.channel.nunique(), rows.step.nunique()) == (3, 96)
+
+
+def test_static_features_beside_a_series_have_no_time():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv1d(2, 4, 3), nn.Linear(6, 2)
+
+        def forward(self, series, static):
+            return self.linear(torch.cat([self.conv(series).relu().mean(-1), static], 1))
+
+    inputs = {"series": torch.randn(1, 2, 24), "static": torch.randn(1, 2)}
+    e = whence.explain(Both().eval(), inputs, 0, feature_names={"static": ["age", "sex"]})
+    rows = e.with_time(pd.date_range("2024-01-01", periods=24)).to_frame()
+    assert rows[rows.input == "static"].feature.tolist() == ["age", "sex"]
+    assert rows[rows.input == "static"].time.isna().all()
+    assert rows[rows.input == "series"].time.iloc[1] == "2024-01-02"
+
+
+def test_positions_of_forecasts_are_named_and_kept(tmp_path):
+    class Forecast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(12, 6)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)).reshape(-1, 3, 2)
+
+    x = torch.randn(2, 2, 6)
+    for target in (1, whence.Logit(1, position=0)):
+        e = whence.explain(Forecast().eval(), x, target)
+        assert e.target_names()[0] == f"1 at position {2 if target == 1 else 0} of 3"
+        assert whence.load(e.save(tmp_path / "e.npz")).target_names() == e.target_names()

@@ -243,3 +243,16 @@ def test_metrics_of_several_methods_stay_apart_in_a_collection():
         for metric in alone.values():
             metric.update(x, y)
     assert {name: float(value) for name, value in both.compute().items()} == {k: float(m.compute()) for k, m in alone.items()}
+
+
+def test_a_model_in_training_mode_is_refused_also_with_other_arguments():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x, w=1.0):
+            return nn.functional.dropout(self.linear(x), 0.5, self.training) * w
+
+    with pytest.raises(errors.TrainingModeError):
+        whence.adapters.Attribution(Dropping().train()).attribute(torch.randn(2, 6), 0, additional_forward_args=2.0)

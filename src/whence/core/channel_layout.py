@@ -35,6 +35,7 @@ class LayerChannels(NamedTuple):
     kind: str | None = None  # "first" or "last"
     count: int | None = None  # number of channels
     shape: tuple[int, ...] = ()  # of the sample that the first layer of a known type takes
+    dense: bool = False  # whether that layer is linear, which may run over time as well as over channels
 
     def moved(self, shape: torch.Size) -> "LayerChannels":
         """Return the layout of activations that were rearranged to another shape: the number of channels decides."""
@@ -161,7 +162,9 @@ class LayoutTracker:
             return
         kind = _kind(module)
         if kind is not None and self._taken.kind is None:
-            self._taken = LayerChannels(kind, _input_count(module), () if given is None else tuple(given.shape[1:]))
+            self._taken = LayerChannels(
+                kind, _input_count(module), () if given is None else tuple(given.shape[1:]), isinstance(module, nn.Linear)
+            )
         count = out.shape[1 if kind == "first" else -1] if out.dim() > 2 else None  # of a pool, which has none of its own
         layout = self._inherited(out, given) if kind is None else LayerChannels(kind, _channel_count(module) or count)
         self._by_tensor[out] = layout

@@ -25,12 +25,12 @@ class EstimatorFunction:
     Args:
         function: The function of tables.
         class_names: Names of its outputs. The decision function of two classes has one output, for the second.
-        renumbered: Whether labels are integers that are not the numbers of the outputs, so that an integer may mean either.
+        ambiguous_labels: The labels, where an integer may mean one of them or the index of an output.
     """
 
     function: Callable[..., Any]
     class_names: Sequence[str]
-    renumbered: bool = False
+    ambiguous_labels: Sequence[str] = ()
 
     @classmethod
     def of(cls, model: Any) -> "EstimatorFunction | None":
@@ -41,8 +41,7 @@ class EstimatorFunction:
         classes = np.asarray(getattr(model, "classes_", ()), dtype=object)
         of_one_output = classes.ndim == 1 and all(np.ndim(label) == 0 for label in classes)
         labels, function = list(map(str, classes)) if of_one_output else [], getattr(model, way)
-        integers = all(isinstance(label, int | np.integer) for label in classes.ravel())
-        renumbered = integers and classes.tolist() != list(range(len(labels)))
+        numbered = labels if _reads_as_other_numbers(labels) else ()
         if way == "predict" and len(classes):
             raise InputError(
                 f"{type(model).__name__} predicts labels, without probabilities; fit it so that it has predict_proba, or pass "
@@ -54,10 +53,18 @@ class EstimatorFunction:
                 "decision_function_shape='ovr'"
             )
         if way == "decision_function" and labels:
-            return cls(function, labels if len(labels) > 2 else labels[-1:], renumbered)
+            return cls(function, labels, numbered) if len(labels) > 2 else cls(function, labels[-1:], labels)
         if way == "predict_proba":
-            return cls(function, labels, renumbered)
+            return cls(function, labels, numbered)
         return cls(function, ["prediction" if way == "predict" else "decision function"])
+
+
+def _reads_as_other_numbers(labels: Sequence[str]) -> bool:
+    """Return whether labels are numbers, in any type, but not those of the outputs."""
+    try:
+        return [float(label) for label in labels] != list(range(len(labels)))
+    except ValueError:
+        return False
 
 
 def _compares_pairs(model: Any) -> bool:

@@ -232,10 +232,11 @@ class Explanation(ExplanationData, Result):
 
     def _rows_of_table(self) -> Rows:
         parts = [self] if has_common_features(self) else [self[i] for i in range(len(self))]
-        tables, names, rows = map(FeatureTable.of, parts), self.target_names(), []
-        for table in tables:
+        names, rows, sample = self.target_names(), [], 0
+        for table in map(FeatureTable.of, parts):
             for row, relevance in enumerate(table.relevance.tolist()):
-                about = {"sample": len(rows) // len(table.names), "target": names[len(rows) // len(table.names)]}
+                about = {"sample": sample, "target": names[sample]}
+                sample += 1
                 rows += [
                     about | {"feature": name, "value": table.value(row, i), "relevance": relevance[i]}
                     for i, name in enumerate(table.names)

@@ -220,6 +220,8 @@ def _conservation(numbers: Mapping[str, Tensor], adds_up: bool) -> Conservation:
 
 
 def _target(numbers: Mapping[str, Tensor], told: list[str], described: dict[str, Any] | None) -> Any:
+    if described is not None and described["type"] == "Logit":
+        return Logit(numbers["target"], numbers.get("rather_than"), described["position"], described["steps"])
     if described is not None:
         values: dict[str, Any] = described | _with_prefix(numbers, "target")
         return {"Region": Region, "Detection": Detection}[values.pop("type")](**values)
@@ -229,7 +231,9 @@ def _target(numbers: Mapping[str, Tensor], told: list[str], described: dict[str,
 
 
 def _described_target(target: Any) -> dict[str, Any] | None:
-    """Return the fields of a region or detection that are no tensors, with its type; None for other targets."""
+    """Return the fields of a region, detection or position that are no tensors, with its type; None for other targets."""
+    if isinstance(target, Logit) and target.steps is not None:
+        return {"type": "Logit", "position": target.position, "steps": target.steps}
     if not isinstance(target, Region | Detection):
         return None
     others = {key: value for key, value in _target_fields(target).items() if not isinstance(value, Tensor)}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from whence.core.channel_layout import LayerChannels, executed_layouts
 from whence.core.explanation_data import ExplanationData
 from whence.core.inputs import Inputs, called_modules, has_colours_last
+from whence.core.trees import named_leaves
 from whence.errors import InputError
 
 MAX_CHANNELS = 16  # that a series of unknown layout may have
@@ -30,7 +31,8 @@ def channel_dims(model: Any, inputs: Inputs) -> dict[str, int]:
 def _channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int | None:
     """Return the dimension that has as many entries as the first layer takes; None if none or several have.
 
-    A dense layer that reads the input transposed runs over time (DLinear, iTransformer): the channels are then the others.
+    A dense layer that reads the input transposed runs over time (DLinear, iTransformer): the channels are then the others. Of
+    another dense layer the shape decides first: there are fewer channels than steps.
     """
     modules = [model] if isinstance(model, nn.Module) else called_modules(model)
     taken = executed_layouts(modules[0], inputs).taken if modules else LayerChannels()
@@ -39,6 +41,8 @@ def _channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int | None:
         return None
     if x.dim() == 3 and taken.kind == "last" and taken.shape == (x.shape[2], x.shape[1]):
         return 3 - places[0]
+    if x.dim() == 3 and taken.dense and channels_first(x[0], None) is not None:
+        return None
     return places[0]
 
 
@@ -73,9 +77,11 @@ def as_picture(e: ExplanationData, name: str, t: Tensor) -> Tensor:
 
 def as_series(e: ExplanationData, name: str, t: Tensor) -> Tensor | None:
     """Return a sample of an input as `[channels, steps]`; None if it is no series."""
-    if t.dim() == 1:
-        return t[None] if e.time_axis is not None else None
     steps = 0 if e.time_axis is None else len(e.time_axis.labels)
+    if t.dim() == 1:
+        beside_series = any(other.dim() == 3 for other in named_leaves(e.relevance).values())
+        is_series = e.time_axis is not None and steps in (0, len(t)) and not (beside_series or e.feature_names.get(name))
+        return t[None] if is_series else None
     found = channels_first(t, e.channel_dims.get(name), len(e.feature_names.get(name, ())), steps)
     if found is not None and steps not in (0, found.shape[1]):
         raise InputError(

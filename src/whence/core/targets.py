@@ -150,12 +150,13 @@ def select(outputs: Any, target: Target, inputs: Inputs, reading: ForwardRecord 
         function = partial(target.values, count=inputs.batch_size) if isinstance(target, RepeatedTarget) else target
         return _check_values(_call_target(function, outputs, inputs.batch_size), inputs), target
     logits = extract_logits(outputs, inputs.admits, inputs.batch_size)
-    if isinstance(target, Logit | Span):
+    if isinstance(target, Span):
         return target.select(logits, inputs)
-    values, resolved = Logit(target).select(logits, inputs)
+    asked = target if isinstance(target, Logit) else Logit(target)
+    values, resolved = asked.select(logits, inputs)
     if logits.dim() == 3 and _token_ids(logits, inputs) is None:  # a forecast, boxes: which position must be said
         return values, replace(resolved, steps=logits.shape[1])
-    return values, resolved.index
+    return values, resolved if asked is target else resolved.index
 
 
 def reads_outputs(target: Target) -> bool:

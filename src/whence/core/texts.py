@@ -35,14 +35,14 @@ class TextModel:
         tokenizer: Its tokenizer; None for a model of other inputs.
         class_names: The names of its classes; empty for a language model.
         processor: Its processor of pictures and texts, for a model that reads both.
-        renumbered: Whether its labels are integers that are not the indices of its outputs.
+        ambiguous_labels: Its labels, where an integer may mean one of them or the index of an output.
     """
 
     model: Any
     tokenizer: Any = None
     class_names: Any = ()
     processor: Any = None
-    renumbered: bool = False
+    ambiguous_labels: Sequence[str] = ()
     strings: dict[tuple[int, ...], list[str]] = field(default_factory=dict)  # of the tokens of the texts that were read last
 
     @classmethod
@@ -51,7 +51,7 @@ class TextModel:
         estimator = EstimatorFunction.of(model)
         if estimator is not None:
             names = class_names if len(class_names) else estimator.class_names
-            return cls(estimator.function, class_names=names, renumbered=estimator.renumbered)
+            return cls(estimator.function, class_names=names, ambiguous_labels=estimator.ambiguous_labels)
         if hasattr(model, "preprocess") and hasattr(model, "postprocess") and hasattr(model, "model"):  # a pipeline
             model, tokenizer = model.model, tokenizer or getattr(model, "processor", None) or model.tokenizer
         elif hasattr(model, "class_index") and hasattr(model, "preprocessing"):  # a LoadedModel
@@ -104,10 +104,12 @@ class TextModel:
         """Return a target with classes and tokens given by name as their indices."""
         if isinstance(target, str):
             return self._index(target)
-        if self.renumbered and (isinstance(target, int | Tensor) or (hasattr(target, "__len__") and _has_integers(target))):
+        parts = (target.index, target.rather_than) if isinstance(target, Logit) else (target,)
+        if self.ambiguous_labels and any(map(_has_integers, parts)):
             raise TargetError(
-                f"the labels of the model are {', '.join(self.class_names)}, so that an integer may be a label or an index; "
-                f"pass labels as texts: target={self.class_names[0]!r}, or [str(label) for label in labels]"
+                f"the labels of the model are {', '.join(self.ambiguous_labels)}, and its outputs "
+                f"{', '.join(self.class_names)}, so that an integer may be a label or an index; pass names of outputs as "
+                f"texts: target={self.class_names[0]!r}, or [str(label) for label in labels]"
             )
         if isinstance(target, list | tuple):
             return self._of_list(target)
@@ -257,7 +259,10 @@ class TextModel:
 
 
 def _has_integers(target: Any) -> bool:
-    return not any(isinstance(one, str) for one in target)
+    """Return whether a target is an integer, or has one for each sample."""
+    if isinstance(target, int | Tensor) or hasattr(target, "__array__"):
+        return True
+    return isinstance(target, list | tuple) and not any(isinstance(one, str) for one in target)
 
 
 def _class_number(index: Any) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence.core.inputs import check_model
+
 
 class FixedArguments(nn.Module):
     """A module with further arguments that are held fixed, and with the layers of the module under their own paths.
@@ -30,6 +32,7 @@ class FixedArguments(nn.Module):
             others = (_repeated(argument, count, len(changed[0])) for argument in arguments)
             return function(*changed, *others, **keywords or {})
 
+        check_model(function)
         if not isinstance(function, nn.Module):
             return call
         fixed = cls()

@@ -146,12 +146,13 @@ def check_rows(task: Task) -> RowCheck:
 
 
 def _altered(inputs: Inputs, i: int) -> Tensor:
-    """Return an input halved and mirrored; of a table with categories, numbers halved and categories of other rows."""
+    """Return an input halved and mirrored; of a table with categories, numbers halved and one other category in all rows."""
     part = inputs.parts[i]
     if inputs.table is None or not inputs.table.categories:
         return part.flip(-1) / 2
-    is_category = torch.tensor([name in inputs.table.categories for name in inputs.table.empty.columns])
-    return torch.where(is_category, part.roll(1, 0), part / 2)
+    counts = torch.tensor([len(inputs.table.categories.get(name, ())) for name in inputs.table.empty.columns])
+    other = (part[:1].nan_to_num() + 1) % counts.clamp(min=1)
+    return torch.where(counts > 0, other.expand_as(part), part / 2)
 
 
 class OutputSizes(TorchFunctionMode):

@@ -175,9 +175,11 @@ class FeatureGroups:
         return found.bool()
 
     def mask(self, inputs: Inputs) -> Tree:
-        """Return the masks in the structure of the inputs; None if every entry is a feature."""
-        entries = sum(mask[0].numel() for mask in self.masks.values())
-        return None if entries == self.count else inputs.together(dict(self.masks))
+        """Return the masks in the structure of the inputs; None if every entry is a feature, in all rows."""
+        rows = max(map(len, self.masks.values()))
+        numbers = torch.cat([_as_rows(mask).expand(rows, -1).cpu() for mask in self.masks.values()], 1)
+        every = numbers.shape[1] == self.count and bool((numbers.sort(1).values == torch.arange(self.count)).all())
+        return None if every else inputs.together(dict(self.masks))
 
     def of_samples(self, samples: Tensor) -> "FeatureGroups":
         """Return the features of some of the samples."""

@@ -91,9 +91,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         return _read_folder(path)
     if not path.is_file():
         raise LoadError(missing_path(path, "weights file"))
-    if path.suffix not in READERS:
+    if path.suffix.lower() not in READERS:
         raise LoadError(f"{path.name}: weights must be {', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}")
-    state = READERS[path.suffix](path)
+    state = READERS[path.suffix.lower()](path)
     if isinstance(state, Mapping):
         state = next((state[name] for name in STATE_DICT_KEYS if isinstance(state.get(name), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
@@ -109,7 +109,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     else:
         try:
             files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{index.name} is not an index of weights: {first_line(error)}") from error
     if not files:
         raise LoadError(f"the folder {folder} has no .safetensors or .bin files; pass a weights file")
