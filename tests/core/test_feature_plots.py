@@ -382,9 +382,7 @@ def test_names_of_groups_end_at_separators_and_stay_apart():
 def test_integers_that_are_labels_and_indices_are_refused(frame):
     x, y = frame[["age", "income"]].to_numpy(float), np.where(frame.age > 50, 2, 1)
     model, background = LogisticRegression(max_iter=999).fit(x, y), whence.Shapley(background=x[:20])
-    with pytest.raises(
-        errors.TargetError, match=r"labels of the model are 1, 2, .*pass names of outputs as texts: target='1'"
-    ):
+    with pytest.raises(errors.TargetError, match=r"labels of the model are 1, 2, .*pass names of outputs as texts: target='1'"):
         whence.explain(model, x[:3], 1, method=background)
     with pytest.raises(errors.TargetError, match="the labels of the model are 1, 2"):
         whence.explain(model, x[:3], y[:3], method=background)
