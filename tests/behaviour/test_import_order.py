@@ -10,7 +10,7 @@ SOURCES = Path(whence.__file__).parent
 
 
 ORDER = """
-errors core.passages core.files core.argument_checks core.method_aliases
+errors core.passages core.files core.argument_checks core.method_aliases core.optional_packages
 core.public_names core.fingerprints lrp.engine.model_outputs
 lrp.ops.function_names lrp.ops.function_facts lrp.engine.function_calls lrp.torch_compat.deferred_checks
 lrp.torch_compat.traced_constants lrp.torch_compat.interrupts

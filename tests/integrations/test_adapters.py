@@ -256,3 +256,43 @@ def test_a_model_in_training_mode_is_refused_also_with_other_arguments():
 
     with pytest.raises(errors.TrainingModeError):
         whence.adapters.Attribution(Dropping().train()).attribute(torch.randn(2, 6), 0, additional_forward_args=2.0)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.filterwarnings("ignore:The set_bad")
+def test_adapters_have_defaults_for_one_sample_and_many(count, outputs):
+    shap, torchmetrics = pytest.importorskip("shap"), pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, outputs)).eval()
+    x, y = torch.rand(count, 4), torch.zeros(count, dtype=torch.long)
+    e = whence.explain(net, x, y)
+    assert torch.equal(whence.adapters.Attribution(net).attribute(x, y), e.relevance)
+    assert np.allclose(whence.adapters.quantus_explain_func()(net, x.numpy(), y.numpy()), e.relevance)
+    found = whence.adapters.to_shap(e)
+    assert isinstance(found, shap.Explanation)
+    assert np.allclose(found.base_values + found.values.sum(1), e.output, atol=1e-6)
+    metric = whence.adapters.evaluation_metric(net, "sparseness")
+    assert isinstance(metric, torchmetrics.Metric)
+    metric.update(x, y)
+    assert 0 <= float(metric.compute()) <= 1
+
+
+def test_graphs_are_explained_by_lrp_by_default_and_as_the_message_says():
+    pytest.importorskip("torch_geometric")
+    from torch_geometric.explain import Explainer
+
+    class Selected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2, bias=False)
+
+        def forward(self, x, edge_index):
+            return self.layer(x)[:, :1]
+
+    net, x, edges = Selected().eval(), torch.randn(4, 3), torch.tensor([[0, 1], [1, 2]])
+    config = {"mode": "regression", "task_level": "node", "return_type": "raw"}
+    explainer = Explainer(
+        net, whence.adapters.graph_explainer(), explanation_type="model", node_mask_type="attributes", model_config=config
+    )
+    assert torch.allclose(explainer(x, edges).node_mask.sum(), net(x, edges).sum(), atol=1e-6)

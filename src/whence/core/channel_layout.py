@@ -1,6 +1,6 @@
 """The channel dimension of layers: first (after the samples), as in convolutions, or last, as in linear layers and tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from whence.core.inputs import Inputs, has_colours_last
+from whence.core.inputs import Inputs, called_modules, has_colours_last
 from whence.errors import SelectorError, WhenceError
 from whence.lrp.engine.model_outputs import first_tensor
 from whence.lrp.torch_compat.deferred_checks import are_checks_deferred
@@ -26,6 +26,8 @@ CHANNELS_FIRST = (
     nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
 CHANNEL_COUNTS = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "embed_dim")
+MAX_CHANNELS = 16  # that a series of unknown layout may have
+LEAST_RATIO = 3  # of steps to channels, where only the shape tells
 INPUT_COUNTS = ("in_features", "in_channels", "input_size", "embed_dim")
 
 
@@ -34,8 +36,6 @@ class LayerChannels(NamedTuple):
 
     kind: str | None = None  # "first" or "last"
     count: int | None = None  # number of channels
-    shape: tuple[int, ...] = ()  # of the sample that the first layer of a known type takes
-    dense: bool = False  # whether that layer is linear, which may run over time as well as over channels
 
     def moved(self, shape: torch.Size) -> "LayerChannels":
         """Return the layout of activations that were rearranged to another shape: the number of channels decides."""
@@ -44,12 +44,21 @@ class LayerChannels(NamedTuple):
         return LayerChannels(kinds.get(places[0]) if len(places) == 1 else None, self.count)
 
 
+class FirstLayer(NamedTuple):
+    """The first layer of a known type that ran: its layout, and the sample that it took."""
+
+    kind: str | None = None  # "first" or "last"
+    count: int | None = None  # number of channels that it takes
+    shape: tuple[int, ...] = ()  # of the sample
+    dense: bool = False  # whether it is linear, and may run over time as well as over channels
+
+
 class ExecutedLayouts(NamedTuple):
     """The layouts of a model's layers as they ran."""
 
     modules: tuple[int, ...] = ()  # the model's modules then, by identity
     layers: Mapping[str, LayerChannels] = MappingProxyType({})
-    taken: LayerChannels = LayerChannels()  # what the first layer of a known type takes
+    taken: FirstLayer = FirstLayer()
 
 
 _executed: WeakKeyDictionary[nn.Module, ExecutedLayouts] = WeakKeyDictionary()
@@ -73,7 +82,7 @@ class ChannelLayout:
         executed: Mapping[str, LayerChannels] = {}
         if any(_kind(module) is None and not name.startswith(INPUT_OF) for name, module in layers.items()):
             executed = executed_layouts(model, inputs).layers
-        return {name: cls(name, *_layout(model, name, module, executed)[:2]) for name, module in layers.items()}
+        return {name: cls(name, *_layout(model, name, module, executed)) for name, module in layers.items()}
 
     def dimension(self, a: Tensor, x: Tensor) -> int:
         """Return the dimension of the channels in the activations `a` for an input `x`: 1 or the last.
@@ -114,13 +123,42 @@ def input_channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int:
     """
     if x.dim() < 3:
         return x.dim() - 1
-    taken = executed_layouts(model, inputs).taken
-    places = [d for d in (1, x.dim() - 1) if x.shape[d] == taken.count]
-    if len(places) == 1:
-        return places[0]
+    known = first_layer_channel_dim(model, inputs, x)
+    if known is not None:
+        return known
+    taken = first_layer(model, inputs)
     if taken.kind is not None and x.dim() == 3:
         return 1 if taken.kind == "first" else 2
     return x.dim() - 1 if has_colours_last(x.shape) else 1
+
+
+def first_layer_channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int | None:
+    """Return the dimension of an input `[N, …]` with as many entries as the first layer takes; None if none or several have.
+
+    A dense layer that reads a series transposed runs over time (DLinear, iTransformer): the channels are then the others. Of
+    another dense layer the shape decides first: there are fewer channels than steps.
+    """
+    taken = first_layer(model, inputs)
+    places = [d for d in (1, x.dim() - 1) if x.shape[d] == taken.count]
+    if len(places) != 1:
+        return None
+    if x.dim() == 3 and taken.kind == "last" and taken.shape == (x.shape[2], x.shape[1]):
+        return 3 - places[0]
+    return None if x.dim() == 3 and taken.dense and series_channel_dim(x.shape[1:]) is not None else places[0]
+
+
+def first_layer(model: Any, inputs: Inputs) -> FirstLayer:
+    """Return the first layer of a known type of a model, or of the module that a function calls."""
+    modules = [model] if isinstance(model, nn.Module) else called_modules(model)
+    return executed_layouts(modules[0], inputs).taken if modules else FirstLayer()
+
+
+def series_channel_dim(shape: Sequence[int]) -> int | None:
+    """Return the dimension of the channels of a sample of two dimensions by its shape, 0 or 1; None if it may be an image."""
+    few, many = sorted(shape)
+    if few > MAX_CHANNELS or many < LEAST_RATIO * few:
+        return None
+    return 0 if shape[0] == few else 1
 
 
 def executed_layouts(model: Any, inputs: Inputs) -> ExecutedLayouts:
@@ -144,7 +182,7 @@ class LayoutTracker:
         self._model, self._modules = model, ModuleTracker(ModuleOutline(model))
         self._modules.leaving = self._leave
         self._layers: dict[str, LayerChannels] = {}
-        self._taken = LayerChannels()
+        self._taken = FirstLayer()
         self._by_tensor: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._by_shape: dict[torch.Size, LayerChannels] = {}  # of the last output of each shape
 
@@ -162,7 +200,7 @@ class LayoutTracker:
             return
         kind = _kind(module)
         if kind is not None and self._taken.kind is None:
-            self._taken = LayerChannels(
+            self._taken = FirstLayer(
                 kind, _input_count(module), () if given is None else tuple(given.shape[1:]), isinstance(module, nn.Linear)
             )
         count = out.shape[1 if kind == "first" else -1] if out.dim() > 2 else None  # of a pool, which has none of its own

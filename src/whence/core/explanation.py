@@ -15,10 +15,9 @@ from whence.core.explanation_data import ExplanationData
 from whence.core.explanation_io import cpu_tensors, read_fields, write_explanation
 from whence.core.feature_table import FeatureTable, has_common_features, has_features
 from whence.core.files import PICTURE_SUFFIXES, Rows, text_writer
-from whence.core.input_layouts import as_series
 from whence.core.nifti_files import write_nifti
 from whence.core.result import Result, rows_to_frame
-from whence.core.series_rows import series_rows
+from whence.core.series_rows import series_of_input, series_rows
 from whence.core.targets import Logit
 from whence.core.time_axis import TimeAxis
 from whence.core.tokens import text_strings, token_strings
@@ -217,18 +216,18 @@ class Explanation(ExplanationData, Result):
         for name in named_leaves(self.relevance):
             relevance = self.entry_relevance(name)
             for sample in range(len(self)):
-                if self._is_labelled_series(name):
-                    rows += series_rows(self, name, sample, {"sample": sample, "target": names[sample]})
+                if self._is_labelled(name) and (series := series_of_input(self, name, sample)) is not None:
+                    rows += series_rows(self, name, *series, {"sample": sample, "target": names[sample]})
                     continue
                 for row in self.rows_of_sample(relevance, sample):
                     rows += self._rows(name, values.get(name), relevance[row], row, {"sample": sample, "target": names[sample]})
         return rows
 
-    def _is_labelled_series(self, name: str) -> bool:
-        """Return whether an input is of series whose channels have names or whose steps have times."""
+    def _is_labelled(self, name: str) -> bool:
+        """Return whether the samples of an input have times, or channels with names, where they are series."""
         relevance = named_leaves(self.relevance)[name]
         labelled = self.time_axis is not None or (relevance.dim() == 3 and bool(self.feature_names.get(name)))
-        return labelled and len(relevance) == len(self) and as_series(self, name, relevance[0]) is not None
+        return labelled and len(relevance) == len(self)
 
     def _rows_of_table(self) -> Rows:
         parts = [self] if has_common_features(self) else [self[i] for i in range(len(self))]

@@ -1,11 +1,12 @@
 """Plots of the relevance of table rows: waterfall, beeswarm, mean bars, heatmap and scatter plot."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from whence.core.argument_checks import check_arguments
 from whence.core.explanation_data import ExplanationData
@@ -107,13 +108,7 @@ def beeswarm(explanation: ExplanationData, *, max_features: int = MAX_FEATURES) 
     Raises:
         InputError: The explanation is not of table rows.
     """
-    features, chosen = _summary(explanation, max_features)
-    names = [features.names[i] for i in chosen]
-    panels = []
-    for target, rows in _rows_by_target(explanation).items():
-        title = f"{target}: relevance in {len(rows)} rows{_left_out(features, chosen)}{method_suffix(explanation)}"
-        panels.append(Beeswarm(features.relevance[rows][:, chosen], features.values[rows][:, chosen], names, title))
-    return Plot(f"relevance in {len(features)} rows", panels, _statistics(features))
+    return _summary_plot(explanation, max_features, "relevance in", Beeswarm)
 
 
 @check_arguments
@@ -132,13 +127,11 @@ def bar(explanation: ExplanationData, *, max_features: int = MAX_FEATURES) -> Pl
     Raises:
         InputError: The explanation is not of table rows.
     """
-    features, chosen = _summary(explanation, max_features)
-    names = [features.names[i] for i in chosen]
-    panels = []
-    for target, rows in _rows_by_target(explanation).items():
-        title = f"{target}: mean |relevance| over {len(rows)} rows{_left_out(features, chosen)}{method_suffix(explanation)}"
-        panels.append(MeanBars(features.relevance[rows].abs().mean(0)[chosen], names, title))
-    return Plot(f"mean |relevance| over {len(features)} rows", panels, _statistics(features))
+
+    def bars(relevance: Tensor, _: Tensor, names: Sequence[str], title: str) -> MeanBars:
+        return MeanBars(relevance.abs().mean(0), names, title)
+
+    return _summary_plot(explanation, max_features, "mean |relevance| over", bars)
 
 
 @check_arguments
@@ -233,6 +226,23 @@ def check_explanation(explanation: Any) -> None:
         raise InputError(f"expected an Explanation, as whence.explain returns, got {type(explanation).__name__}")
 
 
+def _summary_plot(
+    explanation: ExplanationData,
+    max_features: int,
+    shown: str,
+    panel: Callable[[Tensor, Tensor, Sequence[str], str], Panel],
+) -> Plot:
+    """Return a plot with a panel for the rows of each target, of their relevance and values, names of features and title."""
+    features, chosen = _summary(explanation, max_features)
+    names = [features.names[i] for i in chosen]
+    end = f"{_left_out(features, chosen)}{method_suffix(explanation)}"
+    panels = []
+    for target, rows in _rows_by_target(explanation).items():
+        title = f"{target}: {shown} {len(rows)} rows{end}"
+        panels.append(panel(features.relevance[rows][:, chosen], features.values[rows][:, chosen], names, title))
+    return Plot(f"{shown} {len(features)} rows", panels, _statistics(features))
+
+
 def _summary(explanation: ExplanationData, max_features: int) -> tuple[FeatureTable, list[int]]:
     """Return the features of an explanation, and the numbers of those that are drawn."""
     check_explanation(explanation)
@@ -283,7 +293,7 @@ def _statistics(features: FeatureTable) -> Rows:
     ]  # fmt: skip
 
 
-def _correlation(values: torch.Tensor, relevance: torch.Tensor) -> float | None:
+def _correlation(values: Tensor, relevance: Tensor) -> float | None:
     """Return the correlation of a feature's values and relevance; None where one of them does not vary."""
     known = ~values.isnan()
     both = torch.stack([values[known], relevance[known]])

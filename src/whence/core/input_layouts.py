@@ -2,16 +2,13 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from whence.core.channel_layout import LayerChannels, executed_layouts
+from whence.core.channel_layout import first_layer_channel_dim, series_channel_dim
 from whence.core.explanation_data import ExplanationData
-from whence.core.inputs import Inputs, called_modules, has_colours_last
+from whence.core.inputs import Inputs, has_colours_last
 from whence.core.trees import named_leaves
 from whence.errors import InputError
-
-MAX_CHANNELS = 16  # that a series of unknown layout may have
-LEAST_RATIO = 3  # of steps to channels, where only the shape tells
 
 
 def channel_dims(model: Any, inputs: Inputs) -> dict[str, int]:
@@ -20,30 +17,12 @@ def channel_dims(model: Any, inputs: Inputs) -> dict[str, int]:
     for i in inputs.explained:
         x = inputs.parts[i]
         if x.dim() == 3 or (x.dim() == 4 and has_colours_last(x.shape)):
-            dim = _channel_dim(model, inputs, x)
+            dim = first_layer_channel_dim(model, inputs, x)
             if dim is None and x.dim() == 4:
                 dim = 3  # the last dimension alone has the size of colours
             if dim is not None:
                 found[inputs.labels[i]] = dim
     return found
-
-
-def _channel_dim(model: Any, inputs: Inputs, x: Tensor) -> int | None:
-    """Return the dimension that has as many entries as the first layer takes; None if none or several have.
-
-    A dense layer that reads the input transposed runs over time (DLinear, iTransformer): the channels are then the others. Of
-    another dense layer the shape decides first: there are fewer channels than steps.
-    """
-    modules = [model] if isinstance(model, nn.Module) else called_modules(model)
-    taken = executed_layouts(modules[0], inputs).taken if modules else LayerChannels()
-    places = [d for d in (1, x.dim() - 1) if x.shape[d] == taken.count]
-    if len(places) != 1:
-        return None
-    if x.dim() == 3 and taken.kind == "last" and taken.shape == (x.shape[2], x.shape[1]):
-        return 3 - places[0]
-    if x.dim() == 3 and taken.dense and channels_first(x[0], None) is not None:
-        return None
-    return places[0]
 
 
 def channels_first(t: Tensor, known: int | None, named: int = 0, steps: int = 0) -> Tensor | None:
@@ -64,10 +43,8 @@ def channels_first(t: Tensor, known: int | None, named: int = 0, steps: int = 0)
         return t if named == t.shape[0] or (steps == t.shape[1] and named != t.shape[1]) else t.T
     if known is not None:
         return t if known == 1 else t.T
-    few, many = sorted(t.shape)
-    if few > MAX_CHANNELS or many < LEAST_RATIO * few:
-        return None
-    return t if t.shape[0] == few else t.T
+    by_shape = series_channel_dim(t.shape)
+    return None if by_shape is None else t if by_shape == 0 else t.T
 
 
 def as_picture(e: ExplanationData, name: str, t: Tensor) -> Tensor:

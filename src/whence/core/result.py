@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from whence.core.argument_checks import check_arguments
 from whence.core.files import PICTURE_SUFFIXES, Rows, atomic_write, check_writable, figure_to_bytes, write_csv, write_json
-from whence.errors import MissingPackageError
+from whence.core.optional_packages import import_package
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,11 +88,7 @@ class Result(ABC):
 
 def rows_to_frame(rows: Rows) -> "DataFrame":
     """Return rows as a `pandas.DataFrame`; raise `MissingPackageError` if pandas is not installed."""
-    try:
-        from pandas import DataFrame
-    except ImportError as error:
-        raise MissingPackageError("pandas is not installed; run pip install pandas") from error
-    return DataFrame(list(rows))
+    return import_package("pandas").DataFrame(list(rows))
 
 
 def _in_notebook() -> bool:

@@ -8,8 +8,7 @@ from torch import Tensor
 from whence.core.argument_checks import check_arguments
 from whence.core.explanation_data import ExplanationData
 from whence.core.feature_plots import Plot, check_explanation
-from whence.core.input_layouts import as_series
-from whence.core.series_rows import series_rows, step_time
+from whence.core.series_rows import series_of_input, series_rows, step_time
 from whence.core.spectrum import SpectralRelevance
 from whence.core.trees import named_leaves
 from whence.errors import InputError, value_repr
@@ -38,7 +37,7 @@ def series(explanation: ExplanationData, sample: int = 0) -> Plot:
     panels: list[Panel] = [series_heatmap(explanation, name, relevance, _title(explanation, sample))]
     if len(x) <= MAX_LINES:
         panels.append(lines_of_series(explanation, name, x, relevance, "values"))
-    return Plot("the relevance of a series", panels, series_rows(explanation, name, sample, {}))
+    return Plot("the relevance of a series", panels, series_rows(explanation, name, x, relevance, {}))
 
 
 @check_arguments
@@ -95,8 +94,7 @@ def horizons(explanations: Sequence[ExplanationData], sample: int = 0) -> Plot:
     if len({len(row) for row in found}) > 1:
         raise InputError("the explanations are of series of several lengths; pass those of the targets of one input")
     first, heat = explanations[0], torch.stack(found)
-    names = [e.target_names()[sample] for e in explanations]
-    names = [f"output {name}" if name.isdecimal() else name for name in names]
+    names = [e.heading(sample) for e in explanations]
     panel = SeriesHeatmap(heat, f"relevance for {len(heat)} outputs", names, "output", *_time_of(first))
     rows = [
         {"output": names[h], "step": t, "time": step_time(first, t), "relevance": value}
@@ -111,13 +109,9 @@ def series_of(e: ExplanationData, sample: int) -> tuple[str, Tensor, Tensor]:
     check_explanation(e)
     if not isinstance(sample, int) or not -len(e) <= sample < len(e):
         raise InputError(f"no sample {value_repr(sample)}; the explanation has {len(e)}")
-    inputs = named_leaves(e.inputs)
     for name, relevance in named_leaves(e.relevance).items():
-        if len(relevance) == len(e) and name not in e.tokens:
-            both = (inputs[name], e.entry_relevance(name))
-            x, r = (as_series(e, name, t[sample].detach().float().cpu()) for t in both)
-            if x is not None and r is not None:
-                return name, x, r
+        if len(relevance) == len(e) and name not in e.tokens and (found := series_of_input(e, name, sample)) is not None:
+            return name, *found
     shapes = ", ".join(str(list(t.shape)) for t in named_leaves(e.relevance).values())
     raise InputError(
         f"expected an explanation of series [N, T, C] or [N, C, T], got relevance of shape {shapes}; for series [N, T] call "

@@ -1,6 +1,8 @@
-"""The rows of a series in tables: channel, step, time, value and relevance."""
+"""Series of an explanation, and their rows in tables: channel, step, time, value and relevance."""
 
 from typing import Any
+
+from torch import Tensor
 
 from whence.core.explanation_data import ExplanationData
 from whence.core.files import Rows
@@ -8,12 +10,15 @@ from whence.core.input_layouts import as_series
 from whence.core.trees import named_leaves
 
 
-def series_rows(e: ExplanationData, name: str, sample: int, about: dict[str, Any]) -> Rows:
-    """Return a row for each channel and step of an input that is a series, each beginning with `about`."""
-    values, relevance = named_leaves(e.inputs)[name][sample], e.entry_relevance(name)[sample]
-    x, r = (as_series(e, name, t.detach().float().cpu()) for t in (values, relevance))
-    if x is None or r is None:
-        return []
+def series_of_input(e: ExplanationData, name: str, sample: int) -> tuple[Tensor, Tensor] | None:
+    """Return the values and relevance `[C, T]` of a sample of an input; None if it is no series."""
+    both = (named_leaves(e.inputs)[name], e.entry_relevance(name))
+    x, relevance = (as_series(e, name, t[sample].detach().float().cpu()) for t in both)
+    return None if x is None or relevance is None else (x, relevance)
+
+
+def series_rows(e: ExplanationData, name: str, x: Tensor, r: Tensor, about: dict[str, Any]) -> Rows:
+    """Return a row for each channel and step of a series `[C, T]` of an input, each beginning with `about`."""
     names = e.feature_names.get(name, ())
     if len(names) != len(x):
         names = [f"channel {c}" for c in range(len(x))]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.errors import MissingPackageError, RuleError
+from whence.core.optional_packages import import_package
+from whence.errors import RuleError
 from whence.evaluation.evaluate import evaluate
 from whence.methods.registry import Method, resolve_method
 
@@ -37,10 +38,7 @@ def evaluation_metric(
         MissingPackageError: torchmetrics is not installed.
         RuleError: `metric` is not one name.
     """
-    try:
-        from torchmetrics import Metric
-    except ImportError as error:
-        raise MissingPackageError("torchmetrics is not installed; run pip install torchmetrics") from error
+    torchmetrics = import_package("torchmetrics")
     if not isinstance(metric, str):
         raise RuleError(
             f"metric must be one name of whence.metrics, got {type(metric).__name__}; pass one metric for each name"
@@ -49,7 +47,7 @@ def evaluation_metric(
     resolved = resolve_method(method)
     given: dict[str, Any] = {"target": "label"} | settings
 
-    class MeanMetric(Metric):
+    class MeanMetric(torchmetrics.Metric):
         """The mean of a metric of explanations over all samples."""
 
         full_state_update = False

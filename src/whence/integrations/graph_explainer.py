@@ -1,12 +1,14 @@
 """Methods as explainer algorithms of PyTorch Geometric."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from whence.core.explain import explain
-from whence.errors import InputError, MissingPackageError
+from whence.core.optional_packages import import_package
+from whence.errors import InputError
 from whence.integrations.fixed_arguments import FixedArguments
 from whence.methods.registry import Method, resolve_method
 
@@ -28,15 +30,10 @@ def graph_explainer(method: Method | str | None = None) -> Any:
     Raises:
         MissingPackageError: torch_geometric is not installed.
     """
-    try:
-        from torch_geometric.explain import ExplainerAlgorithm, Explanation
-        from torch_geometric.explain.config import ExplanationType, MaskType, ModelMode, ModelReturnType
-    except ImportError as error:
-        raise MissingPackageError("torch_geometric is not installed; run pip install torch_geometric") from error
+    geometric = import_package("torch_geometric.explain")
+    resolved, masks = resolve_method(method), import_package("torch_geometric.explain.config").MaskType
 
-    resolved = resolve_method(method)
-
-    class RelevanceAlgorithm(ExplainerAlgorithm):
+    class RelevanceAlgorithm(geometric.ExplainerAlgorithm):
         """An algorithm of PyTorch Geometric that computes relevance."""
 
         def forward(
@@ -45,35 +42,33 @@ def graph_explainer(method: Method | str | None = None) -> Any:
             if not isinstance(x, Tensor):
                 raise InputError("relevance of heterogeneous graphs (dicts of node features) is not supported; pass one tensor")
             places = slice(None) if index is None else index
-
-            mode, returned = self.model_config.mode, self.model_config.return_type
-
-            def explained(outputs: Tensor) -> Tensor:
-                chosen, wanted = outputs[places], target[places].reshape(-1)
-                if mode == ModelMode.multiclass_classification:
-                    rows = chosen.reshape(-1, outputs.shape[-1])
-                    return rows.gather(1, wanted.long()[:, None]).sum()[None]
-                if chosen.numel() > wanted.numel() or (mode == ModelMode.regression and outputs.dim() > 1 < outputs.shape[-1]):
-                    raise InputError(
-                        f"the model has outputs of shape {tuple(outputs.shape)}; expected one for each node or graph: pass a "
-                        "model that returns outputs[:, :1]"
-                    )
-                if mode == ModelMode.regression:
-                    return chosen.sum()[None]
-                negative = 1 - chosen.reshape(-1) if returned == ModelReturnType.probs else -chosen.reshape(-1)
-                return torch.where(wanted > 0, chosen.reshape(-1), negative).sum()[None]
-
+            value = partial(_explained_value, self.model_config, target[places].reshape(-1), places)
             wrapped = FixedArguments.of(model, (edge_index,), kwargs)
-            e = explain(wrapped, x, explained, method=resolved, progress=False)
-            relevance = e.relevance.detach()
-            by_node = self.explainer_config.node_mask_type == MaskType.object
-            return Explanation(node_mask=relevance.sum(-1, keepdim=True) if by_node else relevance)
+            relevance = explain(wrapped, x, value, method=resolved, progress=False).relevance.detach()
+            by_node = self.explainer_config.node_mask_type == masks.object
+            return geometric.Explanation(node_mask=relevance.sum(-1, keepdim=True) if by_node else relevance)
 
         def supports(self) -> bool:
             config = self.explainer_config
-            of_model = config.explanation_type == ExplanationType.model
-            return (
-                of_model and config.edge_mask_type is None and config.node_mask_type in (MaskType.attributes, MaskType.object)
-            )
+            of_nodes = config.edge_mask_type is None and config.node_mask_type in (masks.attributes, masks.object)
+            return of_nodes and config.explanation_type.value == "model"
 
     return RelevanceAlgorithm()
+
+
+def _explained_value(config: Any, wanted: Tensor, places: Any, outputs: Tensor) -> Tensor:
+    """Return the sum of the outputs that are explained, `[1]`: of the wanted classes, or the values of a regression."""
+    chosen = outputs[places]
+    if config.mode.value == "multiclass_classification":
+        return chosen.reshape(-1, outputs.shape[-1]).gather(1, wanted.long()[:, None]).sum()[None]
+    is_regression = config.mode.value == "regression"
+    if chosen.numel() > wanted.numel() or (is_regression and outputs.dim() > 1 < outputs.shape[-1]):
+        raise InputError(
+            f"the model has outputs of shape {tuple(outputs.shape)}; expected one for each node or graph: pass a model that "
+            "returns outputs[:, :1]"
+        )
+    if is_regression:
+        return chosen.sum()[None]
+    positive = chosen.reshape(-1)
+    negative = 1 - positive if config.return_type.value == "probs" else -positive
+    return torch.where(wanted > 0, positive, negative).sum()[None]

@@ -1,6 +1,6 @@
 """Methods as attribution methods of inseq."""
 
-from whence.errors import MissingPackageError
+from whence.core.optional_packages import import_package
 from whence.integrations.captum_attribution import Attribution
 from whence.methods.registry import Method, resolve_method
 
@@ -25,15 +25,11 @@ def register_inseq_method(method: Method | str | None = None, name: str | None =
     Raises:
         MissingPackageError: inseq is not installed.
     """
-    try:
-        from inseq.attr.feat.gradient_attribution import GradientAttributionRegistry
-    except ImportError as error:
-        raise MissingPackageError("inseq is not installed; run pip install inseq") from error
-
+    gradient_attribution = import_package("inseq.attr.feat.gradient_attribution")
     resolved = resolve_method(method)
     known = name or f"whence_{resolved.name}"
 
-    class RelevanceAttribution(GradientAttributionRegistry):
+    class RelevanceAttribution(gradient_attribution.GradientAttributionRegistry):
         """An attribution method of inseq that computes relevance."""
 
         method_name = known

@@ -27,9 +27,8 @@ def quantus_explain_func(method: Method | str | None = None) -> Callable[..., np
 
     def explained(model: Any, inputs: Any, targets: Any, **_: Any) -> np.ndarray:
         weight = first_weight(model)
-        x = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, torch.Tensor) else inputs)
+        x, y = torch.as_tensor(inputs), torch.as_tensor(targets).long().reshape(-1)
         x = x.float() if weight is None else x.to(weight)
-        y = torch.as_tensor(np.asarray(targets) if not isinstance(targets, torch.Tensor) else targets)
-        return explain(model, x, y.long().reshape(-1), method=resolved, progress=False).relevance.detach().cpu().numpy()
+        return explain(model, x, y, method=resolved, progress=False).relevance.detach().cpu().numpy()
 
     return explained

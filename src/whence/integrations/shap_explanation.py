@@ -7,8 +7,9 @@ import numpy as np
 from whence.core.explanation import Explanation
 from whence.core.feature_table import FeatureTable, has_features
 from whence.core.input_layouts import as_picture
+from whence.core.optional_packages import import_package
 from whence.core.trees import named_leaves
-from whence.errors import InputError, MissingPackageError
+from whence.errors import InputError
 
 if TYPE_CHECKING:
     import shap
@@ -33,11 +34,7 @@ def to_shap(explanation: Explanation) -> "shap.Explanation":
         InputError: The explanation is of several inputs that are not vectors.
         MissingPackageError: shap is not installed.
     """
-    try:
-        import shap
-    except ImportError as error:
-        raise MissingPackageError("shap is not installed; run pip install shap") from error
-
+    shap = import_package("shap")
     output = explanation.conservation.explained.detach().double().cpu().numpy()
     base = output - explanation.conservation.relevance.detach().double().cpu().numpy()
     names = list(explanation.target_names())

@@ -153,9 +153,10 @@ def load_model(
             raise LoadError(f"{name} is not a torch.nn.Module; weights cannot be loaded into it")
         load_weights(loaded.model, weights)
         loaded = replace(loaded, trained=True)
+    elif isinstance(loaded.model, nn.Module):
+        reject_nan(loaded.model, name)
     if isinstance(loaded.model, nn.Module):
         loaded.model.eval()
-        reject_nan(loaded.model, name)
     if size is not None:
         if name in BUNDLED or loaded.text is not None or loaded.vision_language is not None:
             raise LoadError(f"{name} has a fixed input size, or takes no images; omit size={size}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whence.core.argument_checks import check_arguments
-from whence.errors import MissingPackageError
+from whence.core.optional_packages import import_package
 from whence.monitoring.training_audit import Tracker
 
 if TYPE_CHECKING:
@@ -24,13 +24,12 @@ def tensorboard_tracker(folder: str | Path) -> Tracker:
     Raises:
         MissingPackageError: If tensorboard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingPackageError("tensorboard is not installed; run pip install tensorboard") from error
+    tensorboard = import_package("torch.utils.tensorboard", "tensorboard")
 
     def track(epoch: int, values: Mapping[str, float], figures: Mapping[str, "Figure"]) -> None:
-        with SummaryWriter(str(folder)) as writer:  # an open writer has a thread, which would hold up the end of the process
+        with tensorboard.SummaryWriter(
+            str(folder)
+        ) as writer:  # an open writer has a thread, which would hold up the end of the process
             for name, value in values.items():
                 writer.add_scalar(name, value, epoch)
             for name, figure in figures.items():
@@ -49,10 +48,7 @@ def mlflow_tracker() -> Tracker:
     Raises:
         MissingPackageError: If mlflow is not installed.
     """
-    try:
-        import mlflow
-    except ImportError as error:
-        raise MissingPackageError("mlflow is not installed; run pip install mlflow") from error
+    mlflow = import_package("mlflow")
 
     def track(epoch: int, values: Mapping[str, float], figures: Mapping[str, "Figure"]) -> None:
         mlflow.log_metrics(dict(values), step=epoch)
@@ -77,10 +73,7 @@ def wandb_tracker(run: Any) -> Tracker:
     Raises:
         MissingPackageError: If wandb is not installed.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise MissingPackageError("wandb is not installed; run pip install wandb") from error
+    wandb = import_package("wandb")
 
     def track(epoch: int, values: Mapping[str, float], figures: Mapping[str, "Figure"]) -> None:
         pictures = {name: wandb.Image(figure) for name, figure in figures.items()}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from whence.core.argument_checks import check_arguments
-from whence.errors import MissingPackageError
+from whence.core.optional_packages import import_package
 from whence.monitoring.training_audit import TrainingAudit
 
 
@@ -24,12 +24,9 @@ def lightning_callback(watch: TrainingAudit) -> Any:
     Raises:
         MissingPackageError: If lightning is not installed.
     """
-    try:
-        from lightning.pytorch import Callback
-    except ImportError as error:
-        raise MissingPackageError("lightning is not installed; run pip install lightning") from error
+    lightning = import_package("lightning.pytorch")
 
-    class LightningAudit(Callback):
+    class LightningAudit(lightning.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             if not trainer.is_global_zero:
                 return
@@ -59,12 +56,9 @@ def transformers_callback(watch: TrainingAudit) -> Any:
     Raises:
         MissingPackageError: If transformers is not installed.
     """
-    try:
-        from transformers import TrainerCallback
-    except ImportError as error:
-        raise MissingPackageError("transformers is not installed; run pip install transformers") from error
+    transformers = import_package("transformers")
 
-    class TransformersAudit(TrainerCallback):
+    class TransformersAudit(transformers.TrainerCallback):
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if not state.is_world_process_zero:
                 return

@@ -9,15 +9,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from torch import Tensor
 
+from whence.plotting.bars import colors_by_sign
 from whence.plotting.heatmaps import color_limit, draw_color_bar, draw_map
-from whence.plotting.palettes import current_palette, sign_legend
+from whence.plotting.palettes import GREY, sign_legend
 from whence.plotting.text_escape import escape_mathtext, shorten_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-GREY = "#9a9a9a"
 VALUE_COLORS = "viridis"  # of low and high values; red and blue mean the sign of relevance
 BINS = 60  # along the axis of a beeswarm, within which points are stacked
 
@@ -120,9 +120,9 @@ class ValueScatter:
     height: float = 4.2
 
     def draw(self, part: "SubFigure", width: float) -> None:
-        axis, pair = part.subplots(), current_palette()
+        axis = part.subplots()
         axis.set_title(escape_mathtext(self.title), fontsize=9)
-        colors = [[c / 255 for c in (pair.positive if r > 0 else pair.negative)] for r in self.relevance.tolist()]
+        colors = colors_by_sign(self.relevance.tolist())
         axis.scatter(self.values, self.relevance, s=14, c=colors, alpha=0.7, linewidths=0)
         axis.axhline(0, color="black", linewidth=0.6)
         if self.categories:

@@ -9,6 +9,7 @@ from whence.core.argument_checks import check_arguments
 from whence.errors import RuleError, suggest
 
 Color = tuple[int, int, int]
+GREY = "#9a9a9a"  # of what speaks neither for nor against
 
 
 @dataclass(frozen=True)

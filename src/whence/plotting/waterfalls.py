@@ -7,14 +7,13 @@ from math import floor, log10
 from typing import TYPE_CHECKING
 
 from whence.plotting.bars import colors_by_sign
-from whence.plotting.palettes import sign_legend
+from whence.plotting.palettes import GREY, sign_legend
 from whence.plotting.text_escape import escape_mathtext, shorten_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-GREY = "#9a9a9a"
 MARGIN = 0.16  # of the range of values, for the numbers beside the bars
 
 

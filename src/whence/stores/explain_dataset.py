@@ -100,9 +100,9 @@ def explain_dataset(
         raise RuleError(f"map_size={value_repr(map_size)}; expected a positive int, with reduce='channels'")
     if num_gpus and engine != "ray":
         raise RuleError("num_gpus= is for Ray workers; pass engine='ray' too, or move the model to a GPU")
-    if isinstance(layers, torch.nn.Module) or any(isinstance(layer, torch.nn.Module) for layer in layers):
+    if not isinstance(layers, str):
         layers = [layer_path(model, layer) for layer in ([layers] if isinstance(layers, torch.nn.Module) else layers)]
-    if isinstance(layers, str) and layers != "auto":
+    elif layers != "auto":
         raise RuleError(f"layers={value_repr(layers)}; give a list of module names, or 'auto'")
     rows = DatasetRows.of(inputs, read)
     if not rows.count:

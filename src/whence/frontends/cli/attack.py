@@ -49,7 +49,6 @@ def attack(
     as_json: Json = False,
 ) -> None:
     """Search for an adversarial example, and draw it next to the input, each with its heatmap."""
-
     from whence.core.files import PICTURE_SUFFIXES, check_writable
     from whence.core.pixel_bounds import Box
     from whence.frontends.common.data import is_array_file

@@ -41,7 +41,6 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")] = False,
 ) -> None:
     """Cluster the explanations of a store, and report what decides a class though it should not. Pass --model to test it."""
-
     from whence.auditing.audit import SUFFIXES, audit as run
     from whence.core.files import check_writable
     from whence.frontends.common.data import read_data
@@ -77,7 +76,6 @@ def audit(
 
 def _mask(given: str) -> tuple[str, "Tensor"]:
     """Return the name and the mask of the bright pixels of an image, from NAME=IMAGE."""
-
     import numpy as np
     import torch
 

@@ -29,7 +29,6 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
 ) -> None:
     """Score explanation methods where the right explanation is known. Networks are trained on generated data."""
-
     from whence.benchmarking.bench import bench as run
     from whence.benchmarking.results import BENCH_SUFFIXES
     from whence.benchmarking.standard_methods import BASELINES, STANDARD_METHODS

@@ -27,7 +27,6 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Explain one input by several methods and draw their heatmaps side by side."""
-
     import torch
 
     from whence.core.files import PICTURE_SUFFIXES, check_writable

@@ -45,7 +45,6 @@ def concepts(
     as_json: Json = False,
 ) -> None:
     """Show which channels of a layer an output relies on, where in the image, and what they respond to."""
-
     from whence.core.files import PICTURE_SUFFIXES, check_writable
     from whence.frontends.common.data import read_data, read_images, sample_name
     from whence.mechanistic.concepts import concepts as run

@@ -50,7 +50,6 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, for scripts.")] = False,
 ) -> None:
     """Score explanation methods on data. An interrupted run resumes where it stopped."""
-
     from whence.core.files import check_writable, to_json
     from whence.evaluation.evaluate import evaluate as run
     from whence.evaluation.results import SUFFIXES

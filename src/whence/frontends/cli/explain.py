@@ -65,7 +65,6 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Explain a prediction by a heatmap of relevance."""
-
     from whence.core.explain import explain as run
     from whence.core.targets import Logit
     from whence.evaluation.reliability import reliability
@@ -139,7 +138,6 @@ def _text_target(
     model: Any, x: Any, texts: list[str], target: str | None, rather_than: str | None
 ) -> "Callable[[Any], Tensor]":
     """Return a target function, the score of one text for the image; the text of the highest score if none is named."""
-
     import torch
 
     chosen, other = (_number(text, texts) for text in (target, rather_than))
@@ -165,7 +163,6 @@ def _number(text: str | None, texts: list[str]) -> int | None:
 
 def _check(method: str, rules: str | None, out: Path) -> None:
     """Check the options that can be checked before the model is loaded."""
-
     from whence.core.explanation import SUFFIXES
     from whence.core.files import check_writable
     from whence.frontends.common.methods import method_and_rules
@@ -176,7 +173,6 @@ def _check(method: str, rules: str | None, out: Path) -> None:
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
     """Return the input to explain: an image, an array, a text, or a bundled digit."""
-
     from whence.frontends.common.data import is_array_file, read_array
     from whence.frontends.common.text_files import read_text
     from whence.models.image_files import read_image, to_8bit
@@ -207,7 +203,6 @@ def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: s
 
 def _to_model_dtype(x: "Tensor", model: Any) -> "Tensor":
     """Return floating-point inputs in the dtype of the model."""
-
     from whence.core.devices import first_weight
 
     weight = first_weight(model)
@@ -246,7 +241,6 @@ def _report(explanation: "Explanation", loaded: "LoadedModel", input: str | None
 
 def _text(explanation: "Explanation") -> dict[str, Any]:
     """Return the tokens and relevance of the first text, or of the most relevant of several texts for one image."""
-
     from whence.core.trees import named_leaves
 
     name, rows = next(iter(explanation.tokens.items()))

@@ -51,7 +51,6 @@ def explain_dataset(
     as_json: Json = False,
 ) -> None:
     """Explain a dataset and save the explanations in a store. An interrupted run resumes where it stopped."""
-
     import torch
 
     from whence.frontends.common.data import read_data, sample_name, warn_about_failures

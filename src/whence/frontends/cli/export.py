@@ -35,7 +35,6 @@ def export(
 
     The input is an example; the exported explainer accepts any batch size.
     """
-
     from whence.core.trees import short_repr
     from whence.exporting.program import export as run
     from whence.exporting.program_files import check_writable

@@ -42,7 +42,6 @@ def prototype(
 
     Without arguments: the ten digits under the priors l2, expert and decoder, side by side.
     """
-
     from whence.core.files import PICTURE_SUFFIXES, atomic_write, check_writable
     from whence.frontends.common.prototypes import search_prototypes
     from whence.models.registry import load_model

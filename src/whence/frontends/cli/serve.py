@@ -24,7 +24,6 @@ def serve(
     seconds: Annotated[float, typer.Option(help="Timeout of a request, in seconds.", min=1)] = 60.0,
 ) -> None:
     """Start a web server on this machine to explain models in the browser."""
-
     from whence.stores.store import open_store
 
     try:

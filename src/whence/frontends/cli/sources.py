@@ -36,7 +36,6 @@ def sources(
     as_json: Json = False,
 ) -> None:
     """Show which sources in its context made a language model write its response."""
-
     from whence.contexts.sources import sources as run
     from whence.core.files import PICTURE_SUFFIXES, check_writable
     from whence.models.registry import load_model
@@ -64,7 +63,6 @@ def sources(
 
 def _read(given: list[str]) -> dict[str, str]:
     """Return the texts of files, folders and standard input by name."""
-
     from whence.frontends.common.text_files import STANDARD_INPUT, SUFFIXES as TEXT_SUFFIXES, read_text, read_text_file
 
     found: dict[str, str] = {}
