@@ -1,10 +1,9 @@
-"""Models by name: `digits`, `digits-robust`, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER`, `FILE.py:FACTORY`."""
+"""Models by name: bundled ones such as `digits`, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER`, `FILE.py:FACTORY`."""
 
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,74 +12,21 @@ import torch
 from torch import nn
 
 from whence.core.argument_checks import check_arguments
+from whence.core.estimators import EstimatorFunction
 from whence.errors import (
-    InputError,
     LoadError,
     MissingPackageError,
-    TargetError,
     first_line,
     missing_path,
     suggest,
-    suggest_or_list,
     value_repr,
 )
 from whence.models import hugging_face
-from whence.models.digits import digits, robust_digits
+from whence.models.bundled import BUNDLED
+from whence.models.loaded_model import LoadedModel
 from whence.models.preprocessing import Preprocessing
 from whence.models.python_files import script_imports
-from whence.models.text_tokenizer import TextTokenizer
-from whence.models.vision_language import VisionLanguageProcessor
 from whence.models.weight_files import READERS, load_weights, reject_nan
-
-MAX_NAMES = 20  # classes listed in a message
-BUNDLED = {"digits": digits, "digits-robust": robust_digits}
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its preprocessing and class names, ready to be explained; a function in a Python file may return one for
-    the command line and the browser page.
-
-    >>> whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), ["ape", "bee"])
-
-    `name` is its name in reports. `preprocessing` converts image files to inputs; `class_names` are the names of its outputs
-    in order. `text` and `vision_language` are for models that take texts, or images with texts.
-    """
-
-    name: str
-    model: Callable[..., Any]
-    preprocessing: Preprocessing
-    class_names: Sequence[str] = ()
-    trained: bool | None = None  # nobody says
-    text: TextTokenizer | None = None  # of models that read texts
-    vision_language: VisionLanguageProcessor | None = None  # of models that read pictures and texts together
-
-    def class_index(self, name: int | str | None) -> int | None:
-        """Return the index of a class, or the id of a token, by its name (in any case) or number; None for None."""
-        if name is None or isinstance(name, int):
-            return name
-        if name.removeprefix("-").isdecimal():
-            return int(name)
-        known = [str(one).lower() for one in self.class_names]
-        if name.lower() in known:
-            return known.index(name.lower())
-        if self.text is not None and not known:
-            return self.text.token_id(name)
-        if not known:
-            raise TargetError(f"{self.name} has no class names; give a class index, or wrap it in a LoadedModel")
-        told = suggest_or_list if len(known) <= MAX_NAMES else suggest
-        raise TargetError(f"{self.name} has no class {name!r}{told(name, list(map(str, self.class_names)))}")
-
-    def check_reads_images(self, reason: str) -> None:
-        """Raise `InputError` with the reason if the model takes texts."""
-        if self.text is not None or self.vision_language is not None:
-            raise InputError(f"{self.name} takes texts; {reason}")
-
-    def class_name(self, index: int) -> str:
-        """Return the name of a class, or of a token; its number if it has none."""
-        if 0 <= index < len(self.class_names):
-            return str(self.class_names[index])
-        return self.text.tokenizer.decode([index]) if self.text is not None else str(index)
 
 
 @check_arguments
@@ -110,7 +56,8 @@ def load_model(
     runs. Without `weights`, torchvision and timm models have random ones, and `trained` says so.
 
     Args:
-        name: "digits", "digits-robust", "torchvision:NAME", "timm:NAME", "hf:NAME_OR_FOLDER" or "FILE.py:FACTORY".
+        name: A bundled model ("digits", "digits-robust", "surfaces", "reviews", "wine", "heartbeats"), "torchvision:NAME",
+            "timm:NAME", "hf:NAME_OR_FOLDER" or "FILE.py:FACTORY".
         weights: Weights file (.safetensors, .npz, .pt, .pth, .ckpt), folder of several, or name of published weights such as
             "DEFAULT".
         size: Side of the images that the model takes, if it does not specify one.
@@ -128,9 +75,7 @@ def load_model(
     if offload and source != "hf":
         raise LoadError(f"offload=True is available for models of Hugging Face, hf:NAME_OR_FOLDER, not for {name}")
     if name in BUNDLED:
-        loaded = LoadedModel(
-            name, BUNDLED[name](), Preprocessing((28, 28), channels=1), [str(d) for d in range(10)], trained=True
-        )
+        loaded = BUNDLED[name]()
     elif source in ("torchvision", "timm") and rest:
         loaded = {"torchvision": _torchvision, "timm": _timm}[source](rest, weights)
     elif ".py:" in name:
@@ -158,7 +103,7 @@ def load_model(
     if isinstance(loaded.model, nn.Module):
         loaded.model.eval()
     if size is not None:
-        if name in BUNDLED or loaded.text is not None or loaded.vision_language is not None:
+        if name in BUNDLED or loaded.kind != "picture" or loaded.vision_language is not None:
             raise LoadError(f"{name} has a fixed input size, or takes no images; omit size={size}")
         loaded = replace(loaded, preprocessing=loaded.preprocessing.of_size(size))
     if device is not None and not offload:
@@ -260,7 +205,7 @@ def _factory(file: str, function: str) -> LoadedModel:
             raise LoadError(f"{file}:{function}() failed: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(model, LoadedModel):  # with its own preprocessing and class names
         return model
-    if not callable(model):
+    if EstimatorFunction.of(model) is None and not callable(model):
         raise LoadError(f"{file}:{function} returned {type(model).__name__}, expected a model")
     own = getattr(model, "class_names", getattr(model, "classes", None))
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()

@@ -15,7 +15,7 @@ from whence.frontends.common.terminal import print_table, warn, warn_about_model
 
 if TYPE_CHECKING:
     from whence.core.pixel_bounds import Box
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
     from whence.robustness.attack_methods import Attack
     from whence.robustness.explanation_attacks import AttackExplanation
 

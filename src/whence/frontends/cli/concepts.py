@@ -17,7 +17,7 @@ from whence.frontends.common.terminal import note, print_table, warn, warn_about
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
 
 MAX_SAMPLES = 500
 STEPS = 256
@@ -48,13 +48,14 @@ def concepts(
     from whence.core.files import PICTURE_SUFFIXES, check_writable
     from whence.frontends.common.data import read_data, read_images, sample_name
     from whence.mechanistic.concepts import concepts as run
-    from whence.models.registry import BUNDLED, load_model
+    from whence.models.bundled import DIGIT_MODELS
+    from whence.models.registry import load_model
 
     check_writable(out, PICTURE_SUFFIXES)
     loaded = load_model(model, weights, size=size)
     loaded.check_reads_images("concepts need a model of images. Use whence.channel_relevance in Python")
     x = read_input(input, loaded, sample, "concepts")
-    samples = read_data(data, loaded, "concepts", limit) if data is not None or loaded.name in BUNDLED else None
+    samples = read_data(data, loaded, "concepts", limit) if data is not None or loaded.name in DIGIT_MODELS else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of prototypes, whose notes report them
         found = run(

@@ -14,7 +14,7 @@ from whence.frontends.common.terminal import print_table, warn_about_model
 
 if TYPE_CHECKING:
     from whence.evaluation.results import Evaluation
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
 
 CACHE_NAME = ".{}-unfinished"
 

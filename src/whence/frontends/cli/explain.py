@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 
 from whence.errors import InputError, TargetError
-from whence.frontends.cli.options import Input, Json, Method, Model, Rules, Sample, Size, Weights
+from whence.frontends.cli.options import Input, Json, Model, OptionalMethod, Rules, Sample, Size, Weights
 from whence.frontends.cli.picture_targets import PictureTarget
 from whence.frontends.common.terminal import print_table, warn, warn_about_model
 
@@ -18,9 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from whence.core.explanation import Explanation
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
 
 MOST_NAMED = 20  # classes
+EXAMPLE_INPUTS = {
+    "picture": ("an image", "photo.jpg"),
+    "text": ("a text", "'a sentence'"),
+    "table": ("a table", "rows.csv"),
+    "series": ("a time series", "series.csv"),
+}
 PART_LABELS = {
     "relevance": "relevance",
     "absorbed": "absorbed (the share of biases, ε, shifts, softmaxes and second-order terms)",
@@ -52,7 +57,7 @@ def explain(
         typer.Option(help="The region: a pixel X,Y, of the photo as the model takes it. Default: the predicted part."),
     ] = None,
     box: Annotated[str | None, typer.Option(help="The region: a box LEFT,TOP,RIGHT,BOTTOM in those pixels.")] = None,
-    method: Method = "lrp",
+    method: OptionalMethod = None,
     rules: Rules = None,
     sample: Sample = 0,
     text: Annotated[list[str] | None, typer.Option(help="Text of vision-language models; repeatable for CLIP.")] = None,
@@ -69,10 +74,10 @@ def explain(
     from whence.core.targets import Logit
     from whence.evaluation.reliability import reliability
     from whence.frontends.common.data import is_array_file
-    from whence.frontends.common.methods import make_method
+    from whence.frontends.common.methods import default_method, make_method, row_imputer
     from whence.models.registry import load_model
 
-    _check(method, rules, out)
+    _check(method or "lrp", rules, out)
     place = PictureTarget(detection, score, region, point, box)
     place.check(target, rather_than)
     loaded = load_model(model, weights, size=size)
@@ -83,7 +88,7 @@ def explain(
     )
     if text and loaded.vision_language is None:
         raise InputError(f"--text: {loaded.name} does not take an image and a text")
-    chosen = make_method(method, rules, loaded, x, is_picture=not is_array_file(input))
+    chosen = make_method(method or ("lrp" if rules else default_method(loaded)), rules, loaded, x, not is_array_file(input))
     if loaded.vision_language is not None and loaded.vision_language.compares:
         explained: Any = _text_target(loaded.model, x, text or [], target, rather_than)
     else:
@@ -93,17 +98,20 @@ def explain(
         explained = place.read(loaded) or Logit(loaded.class_index(target), loaded.class_index(rather_than), position)
     if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
         raise TargetError(f"--target and --rather-than are both {target}; expected two different classes")
-    explanation = replace(run(loaded.model, x, explained, method=chosen), class_names=tuple(loaded.class_names))
+    names = {"class_names": loaded.class_names or None, "feature_names": loaded.feature_names}
+    explanation = run(loaded.model, x, explained, method=chosen, **names)
     if loaded.text is not None:
         explanation = explanation.with_tokens(loaded.text.tokenizer)
+    if loaded.series is not None and loaded.series.sampling_rate is not None:
+        explanation = explanation.with_time(sampling_rate=loaded.series.sampling_rate)
     explanation.save(out)
     report = _report(explanation, loaded, input, sample, out)
     if reliable:
-        report["reliability"] = reliability(loaded.model, explanation, x).sentences
+        report["reliability"] = reliability(loaded.model, explanation, x, imputer=row_imputer(loaded)).sentences
     if as_json:
         print(json.dumps(report))
     else:
-        warn_about_model(loaded, not is_array_file(input))
+        warn_about_model(loaded, loaded.kind == "picture" and not is_array_file(input))
         _print(report)
 
 
@@ -172,31 +180,36 @@ def _check(method: str, rules: str | None, out: Path) -> None:
 
 
 def read_input(given: str | None, loaded: "LoadedModel", sample: int, command: str = "explain") -> Any:
-    """Return the input to explain: an image, an array, a text, or a bundled digit."""
+    """Return the input to explain: an image, an array, a text, a row of a table, a series, or a bundled example."""
     from whence.frontends.common.data import is_array_file, read_array
     from whence.frontends.common.text_files import read_text
+    from whence.models.bundled import DIGIT_MODELS
+    from whence.models.csv_inputs import read_csv_file
     from whence.models.image_files import read_image, to_8bit
-    from whence.models.registry import BUNDLED
 
     if given is None:
-        if loaded.name not in BUNDLED:
-            what = "an image" if loaded.text is None else "a text"
-            example = "photo.jpg" if loaded.text is None else "'a sentence'"
+        if loaded.examples is None:
+            what, example = EXAMPLE_INPUTS[loaded.kind]
             raise InputError(f"nothing to {command}: pass {what}, as in `whence {command} {example} --model {loaded.name}`")
-        from whence.models.digits import digit_samples
-
-        images, _ = digit_samples()
-        if not 0 <= sample < len(images):
+        examples = loaded.examples()
+        if not 0 <= sample < len(examples):
             raise InputError(
-                f"--sample {sample} is out of range: there are {len(images)} bundled digits, 0 to {len(images) - 1}"
+                f"--sample {sample} is out of range: there are {len(examples)} bundled inputs, 0 to {len(examples) - 1}"
             )
-        return images[sample : sample + 1]
+        return examples[sample]
     if loaded.text is not None:
         return loaded.text.read(read_text(given))
+    if loaded.series is not None and not is_array_file(given):
+        return loaded.series.read(read_csv_file(given))
+    if loaded.table is not None and not is_array_file(given):
+        rows = loaded.table.read(read_csv_file(given))
+        if not 0 <= sample < len(rows):
+            raise InputError(f"--sample {sample} is out of range: {given} has {len(rows)} rows, 0 to {len(rows) - 1}")
+        return rows[sample : sample + 1]
     if is_array_file(given):
         return _to_model_dtype(read_array(Path(given)), loaded.model)
     image = to_8bit(read_image(given), given)
-    if loaded.name in BUNDLED and image.size != loaded.preprocessing.size:
+    if loaded.name in DIGIT_MODELS and image.size != loaded.preprocessing.size:
         warn(f"{loaded.name} expects digits, white on black, 28 × 28; pass another model for other images: --model")
     return loaded.preprocessing.of_image(image)
 
@@ -221,7 +234,7 @@ def _report(explanation: "Explanation", loaded: "LoadedModel", input: str | None
     return {
         "model": loaded.name,
         "trained": loaded.trained,
-        "input": f"bundled digit {sample}" if input is None else input,
+        "input": _input_name(input, loaded, sample),
         "method": type(explanation.method).__name__,
         "rules": repr(rules) if (rules := getattr(explanation.method, "rules", None)) is not None else None,
         "target": [{"index": i, "name": name} for i, name in zip(numbers, explanation.target_names(), strict=True)],
@@ -237,6 +250,12 @@ def _report(explanation: "Explanation", loaded: "LoadedModel", input: str | None
         "picture": str(out),
         **texts,
     }
+
+
+def _input_name(input: str | None, loaded: "LoadedModel", sample: int) -> str:
+    if input is None:
+        return f"bundled {'digit' if loaded.name.startswith('digits') else 'example'} {sample}"
+    return f"row {sample} of {input}" if loaded.table is not None else input
 
 
 def _text(explanation: "Explanation") -> dict[str, Any]:

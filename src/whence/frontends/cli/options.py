@@ -10,16 +10,28 @@ from whence.frontends.common.choices import METHODS, PRESETS
 Input = Annotated[
     str | None,
     typer.Argument(
-        help="An image, a .npy batch; for hf: models a text, a .txt file or - for standard input. Default: a digit."
+        help="An image, a .npy batch; for models of texts a text, a .txt file or - for standard input; for models of tables or "
+        "series a .csv file. Default: a bundled example."
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="digits, digits-robust, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or FILE.py:FACTORY.")
+    str,
+    typer.Option(
+        help="digits, digits-robust, surfaces, reviews, wine, heartbeats, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
+        "FILE.py:FACTORY."
+    ),
 ]
 Method = Annotated[
     str,
     typer.Option(
         help=f"Explanation method: {', '.join(METHODS)}; or a preset of LRP rules.",
+        autocompletion=lambda: [*METHODS, *PRESETS],
+    ),
+]
+OptionalMethod = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Explanation method: {', '.join(METHODS)}; or a preset of LRP rules. Default: lrp; shapley for tables.",
         autocompletion=lambda: [*METHODS, *PRESETS],
     ),
 ]
@@ -31,7 +43,7 @@ Weights = Annotated[
 ]
 Size = Annotated[int | None, typer.Option(help="Side of the input images, if the model does not state it.")]
 Device = Annotated[str | None, typer.Option(help="Device of the model, such as cuda. Default: where it is loaded.")]
-Sample = Annotated[int, typer.Option(help="Index of the bundled digit, 0 to 49.")]
+Sample = Annotated[int, typer.Option(help="Index of the bundled example, such as a digit from 0 to 49; or of a row of a .csv file.")]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N samples.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Shard = Annotated[str | None, typer.Option(help="Shard of this job in an array of jobs: i/n, or env under torchrun.")]

@@ -8,7 +8,7 @@ from whence.errors import TargetError
 if TYPE_CHECKING:
     from whence.core.detection import Detection
     from whence.core.region import Region
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)

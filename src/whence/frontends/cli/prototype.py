@@ -13,7 +13,7 @@ from whence.frontends.common.choices import PARAMETERIZATIONS
 from whence.frontends.common.terminal import print_table, warn, warn_about_model
 
 if TYPE_CHECKING:
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
     from whence.prototypes.prototypes import Prototypes
 
 

@@ -13,7 +13,7 @@ from whence.errors import InputError, LoadError, missing_path
 from whence.frontends.common.terminal import warn
 
 if TYPE_CHECKING:
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
 
 MOST_NAMED = 10
 
@@ -95,9 +95,9 @@ def read_array(path: Path) -> Tensor:
 
 def _bundled_digits(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:
     from whence.models.digits import digit_samples
-    from whence.models.registry import BUNDLED
+    from whence.models.bundled import DIGIT_MODELS
 
-    if loaded.name not in BUNDLED:
+    if loaded.name not in DIGIT_MODELS:
         raise InputError(f"nothing to {command}: pass data, as in `whence {command} --model {loaded.name} --data FOLDER`")
     return digit_samples()
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.errors import InputError, RuleError, suggest_or_list
-from whence.evaluation.imputers import IMPUTERS
+from whence.evaluation.imputers import IMPUTERS, BackgroundSamples
 from whence.evaluation.metrics.registry import METRICS, removes_regions
 from whence.evaluation.random_baseline import Random
 from whence.frontends.common.choices import BOX_PRESETS, PRESETS
@@ -18,9 +18,19 @@ from whence.methods.lrp import LRP
 from whence.methods.registry import METHODS, method_name
 
 if TYPE_CHECKING:
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
 
 ALL_NAMES = [*METHODS, Random.name, *PRESETS]  # of all methods that can be compared
+
+
+def default_method(loaded: "LoadedModel") -> str:
+    """Return the name of the method for a model that none is named for: Shapley values for tables, otherwise LRP."""
+    return "lrp" if loaded.table is None else "shapley"
+
+
+def row_imputer(loaded: "LoadedModel") -> BackgroundSamples | None:
+    """Return what replaces the columns of a single row of a table: the training rows; None for other models."""
+    return None if loaded.table is None else BackgroundSamples(loaded.table.background)
 
 
 def split_names(names: str) -> list[str]:
@@ -65,6 +75,8 @@ def method_or_preset(name: str, loaded: "LoadedModel", x: Any, is_picture: bool)
 def make_method(name: str, rules: str | None, loaded: "LoadedModel", x: Any, is_picture: bool) -> Any:
     """Return the method of this name, configured for the model and its input."""
     name, rules = method_and_rules(name, rules)
+    if rules is None and name == "lrp" and not isinstance(loaded.model, nn.Module):
+        raise RuleError(f"{loaded.name} is not a torch.nn.Module; choose a method that only evaluates it: --method shapley")
     return LRP(_rules(rules, loaded, is_picture)) if name == "lrp" else _method(name, loaded, x)
 
 
@@ -83,6 +95,8 @@ def _method(name: str, loaded: "LoadedModel", x: Any) -> Any:
     takes = {f.name for f in fields(cast(Any, method))}
     if "feature_mask" in takes and isinstance(x, Tensor) and x.dim() == 4:
         given["feature_mask"] = patches(x, -(-max(x.shape[2:]) // PATCHES_PER_SIDE))
+    if "background" in takes and loaded.table is not None:
+        given["background"] = loaded.table.background
     if "baselines" in takes and loaded.text is not None:
         given["baselines"] = {"input_ids": loaded.text.blank_id}
     return method(**given)

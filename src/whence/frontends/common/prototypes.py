@@ -10,7 +10,7 @@ from whence.prototypes.image_parameterizations import CPPN, MACO, Fourier, Pixel
 from whence.prototypes.priors import L2, CodeSpace
 
 if TYPE_CHECKING:
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
     from whence.prototypes.prototypes import Prototypes
 
 PARAMETERIZATIONS = {"pixels": Pixels, "fourier": Fourier, "maco": MACO, "cppn": CPPN}

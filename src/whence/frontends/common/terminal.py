@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from whence.models.registry import LoadedModel
+    from whence.models.loaded_model import LoadedModel
 
 
 def warn(text: str) -> None:

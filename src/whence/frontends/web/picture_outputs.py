@@ -14,7 +14,7 @@ from whence.core.region import Region
 from whence.errors import TargetError
 from whence.frontends.web.schemas import ExplainRequest
 from whence.lrp.engine.model_outputs import logits_of
-from whence.models.registry import LoadedModel
+from whence.models.loaded_model import LoadedModel
 
 BOXES_SHOWN = CLASSES_SHOWN = 10
 LEAST_SCORE = 0.05

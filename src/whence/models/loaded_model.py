@@ -1,0 +1,82 @@
+"""A model with all that is needed to give it inputs: preprocessing, class names, readers of texts, tables and series."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from whence.errors import InputError, TargetError, suggest, suggest_or_list
+from whence.models.csv_inputs import SeriesReader, TableReader
+from whence.models.preprocessing import Preprocessing
+from whence.models.text_tokenizer import TextTokenizer
+from whence.models.vision_language import VisionLanguageProcessor
+
+MAX_NAMES = 20  # classes listed in a message
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its preprocessing and class names, ready to be explained; a function in a Python file may return one for
+    the command line and the browser page.
+
+    >>> whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), ["ape", "bee"])
+
+    `name` is its name in reports. `preprocessing` converts image files to inputs; `class_names` are the names of its outputs
+    in order. `text` and `vision_language` are for models that take texts, or images with texts; `table` and `series` for models
+    of tables and time series, whose inputs are CSV:
+
+    >>> whence.LoadedModel("forest", pipeline, table=whence.TableReader(frame))   # frame: rows of the training data
+
+    `examples` returns inputs to try, each a batch of one.
+    """
+
+    name: str
+    model: Callable[..., Any]
+    preprocessing: Preprocessing = Preprocessing(None, bounds_known=False)
+    class_names: Sequence[str] = ()
+    trained: bool | None = None  # nobody says
+    text: TextTokenizer | None = None  # of models that read texts
+    vision_language: VisionLanguageProcessor | None = None  # of models that read pictures and texts together
+    table: TableReader | None = None  # of models that read rows of a table
+    series: SeriesReader | None = None  # of models that read time series
+    examples: Callable[[], Sequence[Any]] | None = None
+
+    @property
+    def kind(self) -> Literal["text", "table", "series", "picture"]:
+        """The kind of input that the model reads."""
+        readers = {"text": self.text, "table": self.table, "series": self.series}
+        return next((kind for kind, reader in readers.items() if reader is not None), "picture")  # type: ignore[return-value]
+
+    @property
+    def feature_names(self) -> Sequence[str] | None:
+        """Names of the columns of a table or the channels of a series."""
+        if self.table is not None:
+            return self.table.columns
+        return None if self.series is None else list(self.series.channels)
+
+    def class_index(self, name: int | str | None) -> int | None:
+        """Return the index of a class, or the id of a token, by its name (in any case) or number; None for None."""
+        if name is None or isinstance(name, int):
+            return name
+        if name.removeprefix("-").isdecimal():
+            return int(name)
+        known = [str(one).lower() for one in self.class_names]
+        if name.lower() in known:
+            return known.index(name.lower())
+        if self.text is not None and not known:
+            return self.text.token_id(name)
+        if not known:
+            raise TargetError(f"{self.name} has no class names; give a class index, or wrap it in a LoadedModel")
+        told = suggest_or_list if len(known) <= MAX_NAMES else suggest
+        raise TargetError(f"{self.name} has no class {name!r}{told(name, list(map(str, self.class_names)))}")
+
+    def check_reads_images(self, reason: str) -> None:
+        """Raise `InputError` with the reason if the model takes no images."""
+        if self.kind != "picture" or self.vision_language is not None:
+            takes = {"table": "tables", "series": "time series"}.get(self.kind, "texts")
+            raise InputError(f"{self.name} takes {takes}; {reason}")
+
+    def class_name(self, index: int) -> str:
+        """Return the name of a class, or of a token; its number if it has none."""
+        if 0 <= index < len(self.class_names):
+            return str(self.class_names[index])
+        return self.text.tokenizer.decode([index]) if self.text is not None else str(index)
