@@ -3,8 +3,8 @@
     python scripts/train_examples.py
 
 Surfaces are photos of scikit-image (CC0), wines those of the UCI repository as scikit-learn has them (CC BY 4.0); reviews and
-electrocardiograms are made up here. Seed 0, about a minute on two cores. The accuracies on held-out samples are printed and stored
-in the metadata of the weights.
+electrocardiograms are made up here. Seed 0, about a minute on two cores. The accuracies on held-out samples are printed, and
+stored in the metadata of the weights.
 """
 
 import random
@@ -20,10 +20,22 @@ from whence.models import example_networks as networks
 from whence.models.word_tokenizer import PATTERN, UNKNOWN
 
 WEIGHTS = Path(__file__).parents[1] / "src/whence/models/weights"
-DISHES = "soup pasta pizza bread salad cake coffee wine fish rice steak dessert breakfast lunch dinner menu food meal".split()
-STAFF = "waiter service staff chef owner cook team room table music view place".split()
-GOOD = "good great excellent delicious fresh friendly warm lovely perfect tasty kind wonderful nice amazing quick".split()
-BAD = "bad terrible awful cold stale rude slow bland salty burnt dirty horrible boring disappointing noisy".split()
+DISHES = [
+    "soup", "pasta", "pizza", "bread", "salad", "cake", "coffee", "wine", "fish",
+    "rice", "steak", "dessert", "breakfast", "lunch", "dinner", "menu", "food", "meal",
+]  # fmt: skip
+STAFF = [
+    "waiter", "service", "staff", "chef", "owner", "cook",
+    "team", "room", "table", "music", "view", "place",
+]  # fmt: skip
+GOOD = [
+    "good", "great", "excellent", "delicious", "fresh", "friendly", "warm", "lovely",
+    "perfect", "tasty", "kind", "wonderful", "nice", "amazing", "quick",
+]  # fmt: skip
+BAD = [
+    "bad", "terrible", "awful", "cold", "stale", "rude", "slow", "bland",
+    "salty", "burnt", "dirty", "horrible", "boring", "disappointing", "noisy",
+]  # fmt: skip
 EXAMPLES = [
     "The soup was delicious, but the waiter was rude and the table was dirty.",
     "The pizza was not good.",
@@ -124,7 +136,7 @@ def train_reviews() -> None:
     groups = [group for group in by_length.values() if len(group) > 8]
 
     embedding = model.embedding.weight
-    stop_words = torch.tensor([index[word] for word in (UNKNOWN, *"the a was is were and i we".split())])
+    stop_words = torch.tensor([index[word] for word in (UNKNOWN, *["the", "a", "was", "is", "were", "and", "i", "we"])])
 
     def draw() -> tuple[Tensor, Tensor]:
         embedding.data[stop_words] = 0  # words without meaning of their own have no effect

@@ -87,9 +87,9 @@ from .methods.shapley import Shapley as Shapley
 from .methods.shapley_values import shapley_values as shapley_values
 from .methods.simple_taylor import SimpleTaylor as SimpleTaylor
 from .methods.smoothgrad import SmoothGrad as SmoothGrad
-from .models.preprocessing import Preprocessing as Preprocessing
 from .models.csv_inputs import SeriesReader as SeriesReader, TableReader as TableReader
 from .models.loaded_model import LoadedModel as LoadedModel
+from .models.preprocessing import Preprocessing as Preprocessing
 from .models.registry import load_model as load_model
 from .neuralization.estimators import neuralize as neuralize
 from .plotting.palettes import palette as palette

@@ -104,7 +104,10 @@ class Reliability(Result):
 
     def _sentence(self, sample: int) -> str:
         if self.sufficiency.value[sample].isnan():
-            return "the output does not depend on the replaced features more than on the draws that replace them; no statement"
+            return (
+                "no statement: replacing features changes the output no more than other random values in their place do; pass "
+                "another imputer"
+            )
         part = f"{100 * self.share:g} %"
         verdict = "" if self.better_than_chance[sample] else "; random sets may do as well: no better than chance"
         kept, lost = (

@@ -45,9 +45,7 @@ def _wine() -> LoadedModel:
     def examples():
         return networks.wine_rows().split(1)
 
-    return LoadedModel(
-        "wine", networks.wine(), class_names=networks.GROWERS, trained=True, table=reader, examples=examples
-    )
+    return LoadedModel("wine", networks.wine(), class_names=networks.GROWERS, trained=True, table=reader, examples=examples)
 
 
 def _heartbeats() -> LoadedModel:

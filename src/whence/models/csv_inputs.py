@@ -32,8 +32,8 @@ class TableReader:
     >>> reader.read("age,income\\n37,52000")
 
     Args:
-        background: Training rows, a data frame or a tensor `[N, columns]`: the names and dtypes of the columns, and what Shapley
-            values compare with.
+        background: Training rows, a data frame or a tensor `[N, columns]`: the names and dtypes of the columns, and the rows
+            that Shapley values compare with.
         columns: Names of the columns, if `background` is a tensor.
     """
 

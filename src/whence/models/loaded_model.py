@@ -11,6 +11,7 @@ from whence.models.text_tokenizer import TextTokenizer
 from whence.models.vision_language import VisionLanguageProcessor
 
 MAX_NAMES = 20  # classes listed in a message
+NO_PREPROCESSING = Preprocessing(None, bounds_known=False)  # of images in any size and scale
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LoadedModel:
 
     name: str
     model: Callable[..., Any]
-    preprocessing: Preprocessing = Preprocessing(None, bounds_known=False)
+    preprocessing: Preprocessing = NO_PREPROCESSING
     class_names: Sequence[str] = ()
     trained: bool | None = None  # nobody says
     text: TextTokenizer | None = None  # of models that read texts

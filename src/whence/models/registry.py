@@ -6,7 +6,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
@@ -205,8 +204,12 @@ def _factory(file: str, function: str) -> LoadedModel:
             raise LoadError(f"{file}:{function}() failed: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(model, LoadedModel):  # with its own preprocessing and class names
         return model
-    if EstimatorFunction.of(model) is None and not callable(model):
-        raise LoadError(f"{file}:{function} returned {type(model).__name__}, expected a model")
+    if not callable(model):
+        wrapped = (
+            f"return whence.LoadedModel({function!r}, {type(model).__name__}(…), table=whence.TableReader(frame)) for tables"
+        )
+        advice = wrapped if EstimatorFunction.of(model) is not None else "expected a model"
+        raise LoadError(f"{file}:{function} returned {type(model).__name__}, {advice}")
     own = getattr(model, "class_names", getattr(model, "classes", None))
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes)

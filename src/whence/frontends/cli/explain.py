@@ -98,8 +98,9 @@ def explain(
         explained = place.read(loaded) or Logit(loaded.class_index(target), loaded.class_index(rather_than), position)
     if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
         raise TargetError(f"--target and --rather-than are both {target}; expected two different classes")
-    names = {"class_names": loaded.class_names or None, "feature_names": loaded.feature_names}
-    explanation = run(loaded.model, x, explained, method=chosen, **names)
+    explanation = run(
+        loaded.model, x, explained, method=chosen, class_names=loaded.class_names, feature_names=loaded.feature_names
+    )
     if loaded.text is not None:
         explanation = explanation.with_tokens(loaded.text.tokenizer)
     if loaded.series is not None and loaded.series.sampling_rate is not None:

@@ -43,7 +43,9 @@ Weights = Annotated[
 ]
 Size = Annotated[int | None, typer.Option(help="Side of the input images, if the model does not state it.")]
 Device = Annotated[str | None, typer.Option(help="Device of the model, such as cuda. Default: where it is loaded.")]
-Sample = Annotated[int, typer.Option(help="Index of the bundled example, such as a digit from 0 to 49; or of a row of a .csv file.")]
+Sample = Annotated[
+    int, typer.Option(help="Index of the bundled example, such as a digit from 0 to 49; or of a row of a .csv file.")
+]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N samples.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Shard = Annotated[str | None, typer.Option(help="Shard of this job in an array of jobs: i/n, or env under torchrun.")]

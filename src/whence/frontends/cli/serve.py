@@ -13,7 +13,9 @@ SHUTDOWN_SECONDS = 3  # for requests under way when the server is stopped
 
 
 def serve(
-    model: Annotated[list[str] | None, typer.Option(help="As for `whence explain`; repeatable. Default: digits.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="As for `whence explain`; repeatable. Default: the bundled models.")
+    ] = None,
     weights: Annotated[list[str] | None, typer.Option(help="Weights of each --model, in their order; - for none.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Samples for evaluations and for concepts of channels, as for `whence evaluate`.")
@@ -32,13 +34,13 @@ def serve(
         from whence.frontends.web.app import create_app
         from whence.frontends.web.connections import BoundedProtocol
         from whence.frontends.web.middleware import LOOPBACK
-        from whence.frontends.web.served_models import ServerConfig
+        from whence.frontends.web.served_models import DEFAULT_MODELS, ServerConfig
     except ImportError as error:
         raise MissingPackageError(f"{error.name} is not installed; pip install 'whence[web]'") from error
     token = None if host in LOOPBACK else secrets.token_urlsafe(24)
     for folder in store or []:
         open_store(folder)  # raises errors before the server starts
-    served = ServerConfig(_pair_weights(model or ["digits"], weights or []), data, store or [])
+    served = ServerConfig(_pair_weights(model or list(DEFAULT_MODELS), weights or []), data, store or [])
     app = create_app(served, host, port, token, seconds=seconds)
     address = f"http://{host}:{port}/{f'?token={token}' if token else ''}"
     Console(highlight=False, soft_wrap=True).print(f"whence is running at {address} (press Ctrl-C to stop)", markup=False)

@@ -94,8 +94,8 @@ def read_array(path: Path) -> Tensor:
 
 
 def _bundled_digits(loaded: "LoadedModel", command: str) -> tuple[Tensor, Tensor]:
-    from whence.models.digits import digit_samples
     from whence.models.bundled import DIGIT_MODELS
+    from whence.models.digits import digit_samples
 
     if loaded.name not in DIGIT_MODELS:
         raise InputError(f"nothing to {command}: pass data, as in `whence {command} --model {loaded.name} --data FOLDER`")

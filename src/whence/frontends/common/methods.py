@@ -20,6 +20,7 @@ from whence.methods.registry import METHODS, method_name
 if TYPE_CHECKING:
     from whence.models.loaded_model import LoadedModel
 
+METHODS_OF_FUNCTIONS = ("shapley", "feature_ablation", "occlusion")  # which only evaluate the model
 ALL_NAMES = [*METHODS, Random.name, *PRESETS]  # of all methods that can be compared
 
 

@@ -1,6 +1,7 @@
 """The ASGI application and its routes."""
 
 import asyncio
+import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,22 +11,25 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from whence.errors import WhenceError
-from whence.frontends.web import handlers, reports, search_handlers, tiny_network
+from whence.frontends.web import code_snippets, example_inputs, handlers, reports, search_handlers, text_handlers, tiny_network
 from whence.frontends.web.middleware import LOOPBACK, SecurityMiddleware
 from whence.frontends.web.schemas import (
     AttackRequest,
     AuditRequest,
     ChannelRequest,
+    CodeRequest,
     DownloadRequest,
     EvaluationRequest,
     ExplainRequest,
+    GenerationRequest,
     PrototypeRequest,
+    SourcesRequest,
     StepRequest,
 )
 from whence.frontends.web.served_models import ServerConfig
@@ -35,6 +39,7 @@ from whence.plotting.html_pages import render_page
 PAGES = {"/": "index.html"} | {f"/{name}.html": f"{name}.html" for name in ("index", "flow", "prototypes", "reports")}
 MAX_REPORTS = 16  # stored in memory
 REPORT_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
+EVENT_STREAM = "text/event-stream"
 MEDIA_TYPES = {"png": "image/png", "npz": "application/octet-stream", "html": "application/octet-stream"}
 HANDLERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each runs in a worker process
     "explain": (ExplainRequest, handlers.explain_handler),
@@ -44,11 +49,20 @@ HANDLERS: dict[str, tuple[type[BaseModel], Callable[[Any], Any]]] = {  # each ru
     "attack": (AttackRequest, search_handlers.attack_handler),
     "prototypes": (PrototypeRequest, search_handlers.prototypes_handler),
     "steps": (StepRequest, tiny_network.steps_handler),
+    "reliability": (ExplainRequest, handlers.reliability_handler),
+    "generation": (GenerationRequest, text_handlers.generation_handler),
+    "sources": (SourcesRequest, text_handlers.sources_handler),
+    "code": (CodeRequest, code_snippets.code_handler),
+    "evaluation": (EvaluationRequest, reports.evaluation_report),
+    "audit": (AuditRequest, reports.audit_report),
 }
+REPORT_HANDLERS = {reports.evaluation_report, reports.audit_report}  # whose answers are stored as pages
 SLOW_HANDLERS = {  # interactive requests come before these
     search_handlers.concept_handler,
     search_handlers.attack_handler,
     search_handlers.prototypes_handler,
+    text_handlers.generation_handler,
+    text_handlers.sources_handler,
     reports.evaluation_report,
     reports.audit_report,
 }
@@ -98,6 +112,11 @@ async def models(request: Request) -> list[dict[str, Any]]:
     return await _compute(request, handlers.describe_models, None)
 
 
+@router.get("/examples")
+async def examples(request: Request) -> list[dict[str, Any]]:
+    return await _compute(request, example_inputs.examples_handler, None)
+
+
 @router.get("/digits")
 def digits() -> list[dict[str, Any]]:
     return handlers.digits_handler()
@@ -114,18 +133,8 @@ def stores(request: Request) -> list[str]:
 
 
 @router.get("/measures")
-def measures() -> dict[str, list[str]]:
+def measures() -> dict[str, Any]:
     return reports.available_metrics()
-
-
-@router.post("/evaluation")
-async def evaluation(question: EvaluationRequest, request: Request) -> dict[str, str]:
-    return _store_report(request, await _compute(request, reports.evaluation_report, question))
-
-
-@router.post("/audit")
-async def audit(question: AuditRequest, request: Request) -> dict[str, str]:
-    return _store_report(request, await _compute(request, reports.audit_report, question))
 
 
 @router.get("/reports/{number}")
@@ -150,6 +159,8 @@ def _make_endpoint(form: type[BaseModel], answer: Callable[[Any], Any]) -> Calla
     """Return an endpoint whose request schema FastAPI reads from the annotation."""
 
     async def answering(question: Any, request: Request) -> Any:
+        if request.headers.get("accept") == EVENT_STREAM:
+            return await _stream(request, answer, question)
         return await _compute(request, answer, question)
 
     answering.__annotations__["question"] = form
@@ -161,6 +172,11 @@ def stylesheet() -> FileResponse:
     return FileResponse(str(resources.files("whence.plotting") / "templates" / "look.css"), media_type="text/css")
 
 
+def _give(request: Request, answer: Callable[..., Any], found: Any) -> Any:
+    """Return an answer as it is sent: of a report its address."""
+    return _store_report(request, found) if answer in REPORT_HANDLERS else found
+
+
 def _store_report(request: Request, text: str) -> dict[str, str]:
     """Store a report in memory, drop the oldest, and return the address of the new one."""
     reports, number = request.app.state.reports, token_hex(8)
@@ -168,6 +184,39 @@ def _store_report(request: Request, text: str) -> dict[str, str]:
     while len(reports) > MAX_REPORTS:
         reports.popitem(last=False)
     return {"address": f"api/reports/{number}"}
+
+
+async def _stream(request: Request, answer: Callable[..., Any], question: Any) -> StreamingResponse:
+    """Return the progress and then the answer of a worker process as server-sent events."""
+    progress: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+    def watch(done: int, total: int) -> None:
+        progress.put_nowait((done, total))
+
+    async def events() -> AsyncIterator[str]:
+        workers = request.app.state.workers
+        answering = asyncio.create_task(workers.ask(answer, question, slow=answer in SLOW_HANDLERS, watch=watch))
+        try:
+            last = None
+            while not answering.done():
+                reading = asyncio.create_task(progress.get())
+                await asyncio.wait({answering, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    reading.cancel()
+                elif reading.result() != last:
+                    last = reading.result()
+                    yield _event("progress", {"done": last[0], "total": last[1]})
+            yield _event("answer", _give(request, answer, answering.result()))
+        except WhenceError as error:
+            yield _event("error", {"error": str(error)})
+        finally:  # also when the client has gone
+            answering.cancel()
+
+    return StreamingResponse(events(), media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
+
+
+def _event(name: str, data: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 async def _compute(request: Request, answer: Callable[..., Any], question: Any) -> Any:
@@ -178,7 +227,7 @@ async def _compute(request: Request, answer: Callable[..., Any], question: Any) 
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
             raise ClientDisconnect
-        return answering.result()
+        return _give(request, answer, answering.result())
     finally:
         answering.cancel()
         leaving.cancel()
@@ -208,5 +257,5 @@ async def _validation_response(request: Request, error: RequestValidationError) 
     return JSONResponse({"error": "; ".join(wrong[:5])}, status_code=422)
 
 
-for _path, (_form, _give) in HANDLERS.items():
-    router.post(f"/{_path}")(_make_endpoint(_form, _give))
+for _path, (_form, _answer) in HANDLERS.items():
+    router.post(f"/{_path}")(_make_endpoint(_form, _answer))

@@ -5,20 +5,25 @@ import shutil
 import tempfile
 import threading
 from base64 import b64encode
+from collections.abc import MutableSequence
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.core.explain import explain
+from whence.core.explanation import Explanation
+from whence.core.feature_table import FeatureTable
 from whence.core.trees import named_leaves
 from whence.errors import InputError
-from whence.frontends.common.methods import PRESETS
+from whence.evaluation.reliability import reliability
+from whence.frontends.common.methods import METHODS_OF_FUNCTIONS, PRESETS, default_method, row_imputer
 from whence.frontends.web.images import pack_tensor, tensor_to_png
-from whence.frontends.web.picture_outputs import PictureOutputs
+from whence.frontends.web.output_choices import OutputChoices
+from whence.frontends.web.progress_counter import report_progress, use_counter
 from whence.frontends.web.request_parsing import (
     describe_prediction,
     explain_question,
@@ -32,21 +37,23 @@ from whence.frontends.web.served_models import ServerConfig, input_shape, models
 from whence.mechanistic.channel_relevance import relevance_channels_last, top_channels
 from whence.methods.layer_reader import layer_shapes, leaf_layers
 from whence.methods.registry import METHODS
+from whence.models.bundled import DIGIT_MODELS
 from whence.models.digits import digit_samples
-from whence.models.registry import BUNDLED
+from whence.models.loaded_model import LoadedModel
 
 CHANNELS_SHOWN = 12
 
 
-def initialize_worker(served: ServerConfig, folder: str) -> None:
+def initialize_worker(served: ServerConfig, folder: str, counter: MutableSequence[int]) -> None:
     """Prepare a worker process, with its folder of temporary files: load the models and trace the graphs of bundled ones."""
     tempfile.tempdir = folder
+    use_counter(counter)
     threading.Thread(target=_end_with_server, args=(folder,), daemon=True).start()
     torch.set_num_threads(1)
     models.served = served
     for name, _ in served.models:
         loaded = models[name]
-        if loaded.name in BUNDLED:  # the first explanation traces the graph that the others replay
+        if loaded.name in DIGIT_MODELS:  # the first explanation traces the graph that the others replay
             replaying_explainer(name, "lrp")(torch.zeros(1, *input_shape(loaded)) + 0.5)
 
 
@@ -68,30 +75,65 @@ def describe_models(_: None) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "takes": "text" if models[name].text is not None else "drawing" if name in BUNDLED else "picture",
-            "trained": models[name].trained is not False,
-            "classes": list(map(str, models[name].class_names)),
-            "methods": [m for m in METHODS if m != "shapley"],
-            "presets": list(PRESETS),
+            "takes": "drawing" if name in DIGIT_MODELS else loaded.kind,
+            "trained": loaded.trained is not False,
+            "classes": list(map(str, loaded.class_names)),
+            "writes": loaded.text is not None and not loaded.class_names,
+            "chats": bool(loaded.text is not None and getattr(loaded.text.tokenizer, "chat_template", None)),
+            "columns": list(loaded.feature_names or ()),
+            "sampling_rate": None if loaded.series is None else loaded.series.sampling_rate,
+            "methods": available_methods(loaded),
+            "method": default_method(loaded),
+            "presets": list(PRESETS) if isinstance(loaded.model, nn.Module) else [],
             "data": models.has_data(name),
         }
-        for name, _ in models.served.models
+        for name, loaded in ((name, models[name]) for name, _ in models.served.models)
     ]
+
+
+def available_methods(loaded: LoadedModel) -> list[str]:
+    """Return the methods that suit a model, the default first."""
+    if not isinstance(loaded.model, nn.Module):
+        return list(METHODS_OF_FUNCTIONS)
+    first = default_method(loaded)
+    return [first, *(name for name in METHODS if name not in (first, *(() if loaded.table is not None else ("shapley",))))]
 
 
 def explain_handler(question: ExplainRequest) -> dict[str, Any]:
     """Return the explanation of a prediction."""
     loaded, x = read_question(question)
-    outputs = PictureOutputs.of(loaded, x)
+    outputs = OutputChoices.of(loaded, x)
     e = explain_question(question, loaded, x, outputs)
-    found = describe_prediction(outputs, e)
+    found = describe_prediction(outputs, e, loaded.model)
+    if loaded.table is not None:
+        return found | {"features": _features(e)}
+    if loaded.series is not None:
+        rows = (e.relevance[0], e.inputs[0]) if loaded.series.channels_first else (e.relevance[0].T, e.inputs[0].T)
+        names, rate = list(loaded.series.channels), loaded.series.sampling_rate
+        found |= {"channels": names, "sampling_rate": rate}
+        return found | dict(zip(("relevance", "series"), map(pack_tensor, rows), strict=True))
     for name, relevance in named_leaves(e.relevance).items():
         found["relevance"] = pack_tensor(relevance[0].sum(0) if relevance.dim() == 4 else relevance[0])
-        if loaded.text is None:
+        if loaded.kind == "picture":
             found["picture"] = tensor_to_png(named_leaves(e.inputs)[name][0], loaded.preprocessing)
     if loaded.text is not None:
         found["tokens"] = e.with_tokens(loaded.text.tokenizer).tokens_of(0)
     return found
+
+
+def _features(e: Explanation) -> list[dict[str, Any]]:
+    """Return the features of a row with their values and relevance."""
+    table = FeatureTable.of(e)
+    rows = zip(table.names, table.labels(0), table.relevance[0].tolist(), strict=True)
+    return [{"name": str(name), "value": value, "relevance": r} for name, value, r in rows]
+
+
+def reliability_handler(question: ExplainRequest) -> dict[str, Any]:
+    """Return what keeping and replacing the most relevant features does to the output."""
+    loaded, x = read_question(question)
+    e = explain_question(question, loaded, x, OutputChoices.of(loaded, x))
+    found = reliability(loaded.model, e, x, imputer=row_imputer(loaded), progress=report_progress)
+    return {"sentences": list(found.sentences)}
 
 
 def layers_handler(question: ExplainRequest) -> dict[str, Any]:
@@ -99,7 +141,7 @@ def layers_handler(question: ExplainRequest) -> dict[str, Any]:
     loaded, x = read_question(question)
     shapes = {name: shape for name, shape in layer_shapes(loaded.model, x).items() if len(shape) == 4 and shape[0] == 1}
     names = leaf_layers(shapes)
-    outputs = PictureOutputs.of(loaded, x)
+    outputs = OutputChoices.of(loaded, x)
     e = explain_question(question, loaded, x, outputs, names)
     found = []
     for name in names:
@@ -115,7 +157,7 @@ def channel_handler(question: ChannelRequest) -> dict[str, Any]:
     loaded, x = read_question(question)
     if question.channel is None:
         raise InputError("missing channel; expected channel=INDEX")
-    target = make_target(question, loaded, PictureOutputs.of(loaded, x))
+    target = make_target(question, loaded, OutputChoices.of(loaded, x))
     e = explain(loaded.model, x, target, method=make_question_method(question, loaded, x),
                 through={question.layer: question.channel}, progress=False)  # fmt: skip
     return {
@@ -128,7 +170,7 @@ def channel_handler(question: ChannelRequest) -> dict[str, Any]:
 def download_handler(question: DownloadRequest) -> bytes:
     """Return the explanation as the bytes of a file."""
     loaded, x = read_question(question)
-    e = explain_question(question, loaded, x, PictureOutputs.of(loaded, x))
+    e = explain_question(question, loaded, x, OutputChoices.of(loaded, x))
     e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         return e.save(Path(folder) / f"explanation.{question.format}").read_bytes()

@@ -10,18 +10,25 @@ from whence.evaluation.evaluate import METHODS as USUAL, METRICS as USUAL_METRIC
 from whence.evaluation.metrics.registry import METRICS
 from whence.frontends.common.data import first_sample
 from whence.frontends.common.methods import ALL_NAMES, check_methods, check_names, method_or_preset, removal_settings
+from whence.frontends.web.progress_counter import report_progress
 from whence.frontends.web.schemas import AuditRequest, EvaluationRequest
 from whence.frontends.web.served_models import models
 from whence.stores.store import open_store
 
 
-def available_metrics() -> dict[str, list[str]]:
+def available_metrics() -> dict[str, Any]:
     """Return the methods and metrics that can be chosen, the default ones first."""
     return {
         "methods": [*USUAL, *(name for name in ALL_NAMES if name not in USUAL)],
         "metrics": [*USUAL_METRICS, *(name for name in METRICS if name not in USUAL_METRICS)],
         "usual": [*USUAL, *USUAL_METRICS],
+        "about": {name: first_sentence(kind) for name, kind in METRICS.items()},
     }
+
+
+def first_sentence(kind: type) -> str:
+    """Return the first sentence of the docstring of a class, on one line."""
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split()).split(". ")[0].rstrip(".")
 
 
 def evaluation_report(question: EvaluationRequest) -> str:
@@ -33,7 +40,7 @@ def evaluation_report(question: EvaluationRequest) -> str:
     first, bounded = first_sample(samples), loaded.preprocessing.bounds_known
     methods = {name: method_or_preset(name, loaded, first, bounded) for name in question.methods}
     taken_away = removal_settings(None, None, None, loaded, question.metrics)
-    return _render(evaluate(loaded.model, samples, methods, question.metrics, progress=False, **taken_away))
+    return _render(evaluate(loaded.model, samples, methods, question.metrics, progress=report_progress, **taken_away))
 
 
 def audit_report(question: AuditRequest) -> str:
@@ -48,7 +55,7 @@ def audit_report(question: AuditRequest) -> str:
     if question.model is not None:
         data = models.data_of(question.model, store.manifest.count)
         tested = {"model": models[question.model].model, "data": data}
-    found = audit(store, layer=question.layer or "auto", group_by=question.group_by, progress=False, **tested)
+    found = audit(store, layer=question.layer or "auto", group_by=question.group_by, progress=report_progress, **tested)
     return _render(found)
 
 

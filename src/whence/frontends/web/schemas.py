@@ -5,8 +5,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_TEXT = 4000  # letters
+MAX_CSV = 500_000
+MAX_DOCUMENTS = 20
+MAX_NEW_TOKENS = 64
 ClassReference = int | Annotated[str, Field(max_length=200)] | None
 LongName = Annotated[str, Field(max_length=400)]
+Csv = Annotated[str, Field(max_length=MAX_CSV)]
 ShortName = Annotated[str, Field(max_length=40)]
 Base64Bytes = Annotated[str, Field(max_length=12 * 2**20)]  # in base64
 
@@ -32,16 +36,20 @@ class ModelRequest(BaseModel):
 
 
 class ExplainRequest(ModelRequest):
-    """Request for an explanation of a drawing, an image or a text."""
+    """Request for an explanation of a drawing, an image, a text, a row of a table or a time series."""
 
     drawing: Annotated[str, Field(max_length=4096)] | None = None  # 28 × 28 bytes in base64
     picture: Base64Bytes | None = None  # a file
     text: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
+    table: Csv | None = None
+    row: Annotated[int, Field(ge=0, le=100_000)] = 0  # of the table
+    series: Csv | None = None
     target: ClassReference = None
     rather_than: ClassReference = None
     point: tuple[float, float] | None = None  # of a segmentation: a pixel (x, y) of the picture as the model takes it
+    box: tuple[float, float, float, float] | None = None  # of a segmentation: left, top, right, bottom in these pixels
     position: Annotated[int, Field(ge=-MAX_TEXT, le=MAX_TEXT)] = -1
-    method: ShortName = "lrp"
+    method: ShortName | None = None  # the default of the kind of model
     settings: RuleSettings = RuleSettings()
 
 
@@ -49,6 +57,49 @@ class DownloadRequest(ExplainRequest):
     """Request for an explanation as a file."""
 
     format: Literal["png", "npz", "html"]
+
+
+class CodeRequest(ExplainRequest):
+    """Request for the Python code and the command that compute an explanation."""
+
+    file: LongName | None = None  # name of the file of the input on the user's machine
+    sample: Annotated[int, Field(ge=0)] | None = None  # index of the bundled example
+
+
+class Message(BaseModel):
+    """A chat message."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class GenerationRequest(ModelRequest):
+    """Request for a generated text, with an explanation of each new token."""
+
+    text: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=20)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 20
+    contrast: bool = False
+
+
+class Document(BaseModel):
+    """A document that the model reads before it answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+
+
+class SourcesRequest(ModelRequest):
+    """Request for the documents that made the model write its response."""
+
+    documents: Annotated[list[Document], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+    question: Annotated[str, Field(max_length=MAX_TEXT)] = ""
+    response: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 32
 
 
 class ChannelRequest(ExplainRequest):

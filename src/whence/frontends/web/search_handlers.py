@@ -8,7 +8,8 @@ from whence.errors import InputError
 from whence.frontends.common.data import read_images
 from whence.frontends.common.prototypes import default_image, search_prototypes
 from whence.frontends.web.images import pack_tensor, tensor_to_png
-from whence.frontends.web.picture_outputs import PictureOutputs, class_probabilities
+from whence.frontends.web.output_choices import OutputChoices, class_probabilities
+from whence.frontends.web.progress_counter import report_progress
 from whence.frontends.web.request_parsing import (
     describe_prediction,
     explain_question,
@@ -37,7 +38,7 @@ def prototypes_handler(question: PrototypeRequest) -> dict[str, Any]:
         None,
         None,
         None,
-        {"n_steps": question.n_steps, "seed": question.seed, "progress": False},
+        {"n_steps": question.n_steps, "seed": question.seed, "progress": report_progress},
     )
     with torch.no_grad():
         shares = class_probabilities(loaded, loaded.model(found.images))
@@ -64,10 +65,11 @@ def concept_handler(question: ChannelRequest) -> dict[str, Any]:
         raise InputError("missing channel; expected channel=INDEX")
     data = read_images(models.data_of(question.model)) if models.has_data(question.model) else None
     settings = {"image": default_image("none", tuple(x.shape[1:]), loaded.preprocessing.bounds), "n_steps": STEPS}
-    target = make_target(question, loaded, PictureOutputs.of(loaded, x))
+    target = make_target(question, loaded, OutputChoices.of(loaded, x))
     found = concepts(
         loaded.model, x, question.layer, target, channels=[question.channel], reference_inputs=data,
-        n_references=REFERENCES, prototypes=settings, method=make_question_method(question, loaded, x), progress=False,
+        n_references=REFERENCES, prototypes=settings, method=make_question_method(question, loaded, x),
+        progress=report_progress,
     )  # fmt: skip
     assert found.prototypes is not None
     references = found.references[0] if found.references else ()
@@ -91,7 +93,7 @@ def attack_handler(question: AttackRequest) -> dict[str, Any]:
     kind = FGSM if question.attack == "fgsm" else PGD
     found = attack(loaded.model, x, None, kind(question.epsilon, box=loaded.preprocessing.box))
     free = question.model_copy(update={"target": None, "rather_than": None})
-    outputs = PictureOutputs.of(loaded, found.inputs)
+    outputs = OutputChoices.of(loaded, found.inputs)
     e = explain_question(free, loaded, found.inputs, outputs)
     return describe_prediction(outputs, e) | {
         "picture": tensor_to_png(found.inputs[0], loaded.preprocessing),

@@ -6,8 +6,11 @@ from typing import Any
 
 from whence.errors import InputError, suggest
 from whence.frontends.common.data import read_data
-from whence.models.registry import BUNDLED, LoadedModel, load_model
+from whence.models.bundled import DIGIT_MODELS
+from whence.models.loaded_model import LoadedModel
+from whence.models.registry import load_model
 
+DEFAULT_MODELS = ("digits", "surfaces", "reviews", "wine", "heartbeats")
 MAX_SAMPLES = 50  # samples of the data
 
 
@@ -15,7 +18,7 @@ MAX_SAMPLES = 50  # samples of the data
 class ServerConfig:
     """Configuration of the server: models with their weights, data for models without bundled samples, stores."""
 
-    models: Sequence[tuple[str, str | None]] = (("digits", None),)
+    models: Sequence[tuple[str, str | None]] = tuple((name, None) for name in DEFAULT_MODELS)
     data: str | None = None
     stores: Sequence[str] = ()
 
@@ -40,11 +43,11 @@ class ServedModels:
         loaded = self[name]
         if not self.has_data(name):
             raise InputError(f"no data for {name}; start the server with data: whence serve --model {name} --data FOLDER")
-        return read_data(None if loaded.name in BUNDLED else self.served.data, loaded, "serve", limit)
+        return read_data(None if loaded.name in DIGIT_MODELS else self.served.data, loaded, "serve", limit)
 
     def has_data(self, name: str) -> bool:
         """Return whether there are samples for a model."""
-        return self[name].name in BUNDLED or self.served.data is not None
+        return self[name].name in DIGIT_MODELS or self.served.data is not None
 
 
 models = ServedModels(ServerConfig())

@@ -20,7 +20,11 @@ MAX_QUEUE = 64  # interactive requests that may wait for a process, and as many 
 RETRY_SECONDS = 5  # to wait after a refusal
 START_SECONDS = 300.0  # for a process to load its models
 ACCEPT_SECONDS = 5.0  # for a started process to take a question
+POLL_SECONDS = 0.1  # between two readings of the progress of a question
 GRACE = 2.0  # seconds for the answer to a client that has gone; a new process takes longer to start
+
+CONTEXT = multiprocessing.get_context("spawn")
+Watch = Callable[[int, int], None]  # is called with the progress of a question, (done, total)
 
 
 class ServiceUnavailableError(WhenceError):
@@ -35,10 +39,17 @@ class Worker:
 
     def __init__(self, served: ServerConfig):
         self._served = served
+        self._counter = CONTEXT.RawArray("q", 2)  # done and total of the question under way, written by the process
         self._start()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many steps of the question are done, and of how many; (0, 0) if that is unknown."""
+        return self._counter[0], self._counter[1]
 
     async def run(self, answer: Callable[..., Any], question: Any, seconds: float) -> Any:
         """Return `answer(question)`; replace a process that was stopped or died."""
+        self._counter[:] = (0, 0)
         try:
             return await self._submit(answer, question, seconds)
         except BrokenProcessPool:  # the process had died before it took the question
@@ -56,8 +67,8 @@ class Worker:
 
     def _start(self) -> None:
         self._folder = TemporaryDirectory(prefix="whence-worker-", ignore_cleanup_errors=True)
-        arguments, context = (self._served, self._folder.name), multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(1, initializer=handlers.initialize_worker, initargs=arguments, context=context)
+        arguments = (self._served, self._folder.name, self._counter)
+        self._pool = ProcessPool(1, initializer=handlers.initialize_worker, initargs=arguments, context=CONTEXT)
         self._started = self._pool.schedule(handlers.confirm_start)  # starts the process now, not at the first question
 
     async def _submit(self, answer: Callable[..., Any], question: Any, seconds: float) -> Any:
@@ -102,15 +113,19 @@ class WorkerPool:
         self._waiting: list[Turn] = []
         self._slow_free = max(1, count - 1)  # how many more slow requests may run
 
-    async def ask(self, answer: Callable[..., Any], question: Any, slow: bool = False) -> Any:
+    async def ask(self, answer: Callable[..., Any], question: Any, slow: bool = False, watch: Watch | None = None) -> Any:
         """Return `answer(question)`, computed in a worker process; all failures raise `WhenceError`.
 
-        Cancelling it removes the request from the queue, or stops its process if it does not end within `GRACE`.
+        `watch` is called with the progress several times a second. Cancelling removes the request from the queue, or stops its
+        process if it does not end within `GRACE`.
         """
         worker = await self._acquire(slow)
         running = asyncio.create_task(worker.run(answer, question, self._seconds))
         running.add_done_callback(partial(self._release, worker, slow))
         try:
+            while watch is not None and not running.done():
+                watch(*worker.progress)
+                await asyncio.wait({running}, timeout=POLL_SECONDS)
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             asyncio.get_running_loop().call_later(GRACE, running.cancel)
