@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
+from whence.core.estimators import EstimatorFunction
 from whence.errors import InputError, TargetError, suggest, suggest_or_list
 from whence.models.csv_inputs import SeriesReader, TableReader
 from whence.models.preprocessing import Preprocessing
@@ -49,26 +52,38 @@ class LoadedModel:
 
     @property
     def feature_names(self) -> Sequence[str] | None:
-        """Names of the columns of a table or the channels of a series."""
+        """Names of the columns of a table or the channels of a series; None if the inputs have their own, as data frames do."""
         if self.table is not None:
-            return self.table.columns
+            return self.table.columns if isinstance(self.table.background, Tensor) else None
         return None if self.series is None else list(self.series.channels)
+
+    def __post_init__(self):
+        estimator = EstimatorFunction.of(self.model)
+        if estimator is not None and not len(self.class_names):
+            object.__setattr__(self, "class_names", tuple(estimator.class_names))
 
     def class_index(self, name: int | str | None) -> int | None:
         """Return the index of a class, or the id of a token, by its name (in any case) or number; None for None."""
         if name is None or isinstance(name, int):
             return name
-        if name.removeprefix("-").isdecimal():
-            return int(name)
         known = [str(one).lower() for one in self.class_names]
         if name.lower() in known:
             return known.index(name.lower())
+        if name.removeprefix("-").isdecimal():
+            return int(name)
         if self.text is not None and not known:
             return self.text.token_id(name)
         if not known:
             raise TargetError(f"{self.name} has no class names; give a class index, or wrap it in a LoadedModel")
         told = suggest_or_list if len(known) <= MAX_NAMES else suggest
         raise TargetError(f"{self.name} has no class {name!r}{told(name, list(map(str, self.class_names)))}")
+
+    def target_class(self, name: int | str | None) -> int | str | None:
+        """Return a class for `Logit`: its index, or its name for an estimator, whose labels may be numbers themselves."""
+        index = self.class_index(name)
+        if index is None or EstimatorFunction.of(self.model) is None or not 0 <= index < len(self.class_names):
+            return index
+        return str(self.class_names[index])
 
     def check_reads_images(self, reason: str) -> None:
         """Raise `InputError` with the reason if the model takes no images."""

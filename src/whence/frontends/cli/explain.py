@@ -95,7 +95,7 @@ def explain(
         if detection == "all":
             _explain_boxes(loaded, x, score, chosen, out, as_json)
             return
-        explained = place.read(loaded) or Logit(loaded.class_index(target), loaded.class_index(rather_than), position)
+        explained = place.read(loaded) or Logit(loaded.target_class(target), loaded.target_class(rather_than), position)
     if isinstance(explained, Logit) and explained.index is not None and explained.index == explained.rather_than:
         raise TargetError(f"--target and --rather-than are both {target}; expected two different classes")
     explanation = run(

@@ -110,8 +110,8 @@ def _target_code(target: Any) -> str:
         return f"whence.Region({', '.join(given)})"
     if not isinstance(target, Logit):
         return str(target)
-    given = [str(target.index)]
-    given += [] if target.rather_than is None else [f"rather_than={target.rather_than}"]
+    given = [repr(target.index)]
+    given += [] if target.rather_than is None else [f"rather_than={target.rather_than!r}"]
     given += [] if target.position == -1 else [f"position={target.position}"]
     return given[0] if len(given) == 1 else f"whence.Logit({', '.join(given)})"
 

@@ -80,7 +80,7 @@ def describe_models(_: None) -> list[dict[str, Any]]:
             "classes": list(map(str, loaded.class_names)),
             "writes": loaded.text is not None and not loaded.class_names,
             "chats": bool(loaded.text is not None and getattr(loaded.text.tokenizer, "chat_template", None)),
-            "columns": list(loaded.feature_names or ()),
+            "columns": list(loaded.feature_names or getattr(loaded.table, "columns", ())),
             "sampling_rate": None if loaded.series is None else loaded.series.sampling_rate,
             "methods": available_methods(loaded),
             "method": default_method(loaded),
@@ -117,7 +117,7 @@ def explain_handler(question: ExplainRequest) -> dict[str, Any]:
         if loaded.kind == "picture":
             found["picture"] = tensor_to_png(named_leaves(e.inputs)[name][0], loaded.preprocessing)
     if loaded.text is not None:
-        found["tokens"] = e.with_tokens(loaded.text.tokenizer).tokens_of(0)
+        found["tokens"] = e.tokens_of(0)
     return found
 
 
@@ -171,7 +171,6 @@ def download_handler(question: DownloadRequest) -> bytes:
     """Return the explanation as the bytes of a file."""
     loaded, x = read_question(question)
     e = explain_question(question, loaded, x, OutputChoices.of(loaded, x))
-    e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         return e.save(Path(folder) / f"explanation.{question.format}").read_bytes()
 

@@ -41,8 +41,8 @@ class OutputChoices:
         with torch.no_grad():
             outputs = inputs.run(loaded.model if estimator is None else estimator.function)
         if (value := _single_number(outputs)) is not None:
-            names = estimator.class_names if estimator is not None and not loaded.class_names else loaded.class_names
-            return cls("number", [{"index": 0, "name": str(names[0]) if len(names) else "output", "value": value}])
+            name = str(loaded.class_names[0]) if len(loaded.class_names) else "output"
+            return cls("number", [{"index": 0, "name": name, "value": value}])
         if (shares := class_probabilities(loaded, outputs)) is not None:
             return cls("classes", _likeliest(loaded, shares[0]))
         try:

@@ -1,5 +1,6 @@
 """Evaluations and audits as HTML pages."""
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,8 @@ from whence.frontends.web.schemas import AuditRequest, EvaluationRequest
 from whence.frontends.web.served_models import models
 from whence.stores.store import open_store
 
+REFERENCES = re.compile(r"\s*\([^()]*\b(?:19|20)\d\d[^()]*\)")
+
 
 def available_metrics() -> dict[str, Any]:
     """Return the methods and metrics that can be chosen, the default ones first."""
@@ -27,8 +30,9 @@ def available_metrics() -> dict[str, Any]:
 
 
 def first_sentence(kind: type) -> str:
-    """Return the first sentence of the docstring of a class, on one line."""
-    return " ".join((kind.__doc__ or "").split("\n\n")[0].split()).split(". ")[0].rstrip(".")
+    """Return the first sentence of the docstring of a class, on one line and without references."""
+    paragraph = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+    return REFERENCES.sub("", paragraph).split(". ")[0].rstrip(".")
 
 
 def evaluation_report(question: EvaluationRequest) -> str:

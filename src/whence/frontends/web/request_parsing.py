@@ -54,7 +54,7 @@ def make_target(question: ExplainRequest, loaded: LoadedModel, outputs: OutputCh
     """Return the target of a request."""
     if outputs.kind in ("boxes", "map"):
         return outputs.target(question, loaded)
-    target, other = loaded.class_index(question.target), loaded.class_index(question.rather_than)
+    target, other = loaded.target_class(question.target), loaded.target_class(question.rather_than)
     if target is not None and target == other:
         raise TargetError("the class is the same as the one it is compared with; expected two different classes")
     return Logit(target, other, question.position)
@@ -88,10 +88,11 @@ def explain_question(
     if loaded.name in DIGIT_MODELS and isinstance(method, SINGLE_GRAPH_METHODS) and not sets_rules(question):
         replaying = replaying_explainer(question.model, question.method or default_method(loaded))
         return replaying(x, target, layers=layers)
-    return explain(
+    e = explain(
         loaded.model, x, target, method=method, layers=layers, class_names=loaded.class_names,
         feature_names=loaded.feature_names, progress=report_progress,
     )  # fmt: skip
+    return e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
 
 
 def make_rule(settings: RuleSettings) -> LinearRule:

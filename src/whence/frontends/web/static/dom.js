@@ -1,5 +1,7 @@
 // Small DOM helpers of all pages.
 
+import { drop } from "./api.js";
+
 export const $ = id => document.getElementById(id);
 
 export function made(tag, attributes, ...children) {
@@ -8,23 +10,58 @@ export function made(tag, attributes, ...children) {
   return element;
 }
 
+// an element of an SVG
+export function drawn(tag, attributes) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+// a short name of the library as words: "grad_cam" as "grad CAM"
+export const inWords = name => name.replaceAll("_", " ").replace(/\b(lrp|cam|srg|mprt|aopc|abpc|irof|mif|lif)\b/g, word => word.toUpperCase());
+
 export function options(select, values, chosen = values[0]) {
-  select.replaceChildren(...values.map(value => made("option", { value, selected: value === chosen }, value.replaceAll("_", " "))));
+  select.replaceChildren(...values.map(value => made("option", { value, selected: value === chosen }, inWords(value))));
 }
 
 // show errors on the page, except those of aborted requests
-export async function attempt(work) {
+export async function attempt(work, place = $("error")) {
   try {
-    $("error").hidden = true;
+    place.hidden = true;
     await work();
   } catch (error) {
     if (error.name === "AbortError") return;
-    $("error").textContent = error.message;
-    $("error").hidden = false;
+    place.textContent = error.message;
+    place.hidden = false;
   }
 }
 
+// Run work that takes a while: a progress bar with a button to cancel the requests of a kind, and errors in the same place.
+// `work` is called with the function of (done, total) that moves the bar.
+export async function working(place, kind, label, work, delay = 0) {
+  const bar = made("progress", {}), said = made("span", {}, label);
+  const cancel = made("button", { type: "button", className: "plain" }, "Cancel"), error = made("p", { className: "error", hidden: true });
+  bar.setAttribute("aria-label", label);
+  error.setAttribute("role", "alert");
+  const row = made("div", { className: "working", hidden: delay > 0 }, bar, said, cancel), shown = setTimeout(() => { row.hidden = false; }, delay);
+  cancel.addEventListener("click", () => drop(kind));
+  place.replaceChildren(row, error);
+  place.hidden = false;
+  const progress = (done, total) => {
+    if (!total) return;
+    Object.assign(bar, { max: total, value: done });
+    said.textContent = `${label} ${done} of ${total}`;
+  };
+  await attempt(() => work(progress), error);
+  clearTimeout(shown);
+  row.remove();
+}
+
 export const digits = value => Math.abs(value) < 1e-12 ? "0" : Number(value.toPrecision(3)).toString().replace("-", "−");
+
+export const signed = value => (value > 0 ? "+" : "") + digits(value);
+
+export const percent = (part, whole) => whole ? `${digits(100 * part / whole)} %` : "–";
 
 export function tile(canvasOrImage, ...lines) {
   return made("figure", {}, canvasOrImage, made("figcaption", {}, ...lines.map(line => made("span", {}, line))));

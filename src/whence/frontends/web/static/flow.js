@@ -1,7 +1,7 @@
 // A tiny network step by step: forward, then relevance from the output down, a layer at a time, with all numbers.
 
 import { ask } from "./api.js";
-import { $, attempt, digits, made, options } from "./dom.js";
+import { $, attempt, digits, drawn, made, options } from "./dom.js";
 import * as heat from "./heat.js";
 
 const ACROSS = 320, DOWN = 120, RADIUS = 34, EDGE = 60;
@@ -82,12 +82,6 @@ function table(columns, k, { messages, weight }) {
   const body = made("tbody", {}, ...rows.map(row => made("tr", {}, ...row.map((cell, c) => made("td", {}, c ? digits(cell) : cell)))));
   const totals = below.names.map((name, i) => `${name} receives ${messages.map(row => digits(row[i])).join(" + ")} = ${digits(below.relevance[i])}`);
   return [made("caption", {}, totals.join("; ")), head, body];
-}
-
-function drawn(tag, attributes) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
 }
 
 function words(at, text, kind) {

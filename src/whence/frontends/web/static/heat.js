@@ -5,6 +5,7 @@ const PALETTES = {
   safe: { positive: [[230, 97, 1], [127, 59, 8]], negative: [[94, 60, 153], [45, 0, 75]] },
   grey: { positive: [[90, 90, 90], [0, 0, 0]], negative: [[90, 90, 90], [0, 0, 0]] },
 };
+const LONGEST_NAME = 20; // in the legend
 let palette = "seismic";
 
 // a select of palettes, stored across pages
@@ -53,4 +54,17 @@ export function paint(canvas, { shape, values }, limit = largest(values), under 
     pen.filter = "none";
   }
   pen.drawImage(small, 0, 0, canvas.width, canvas.height);
+}
+
+// a colour bar with its scale, and what each end means
+export function legend(place, limit, name) {
+  const stops = Array.from({ length: 11 }, (_, i) => css(colour(i / 5 - 1))), bar = document.createElement("span");
+  bar.className = "bar";
+  bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+  const text = (words, kind = "") => Object.assign(document.createElement("span"), { textContent: words, className: kind });
+  const ticks = text("", "ticks"), number = value => Number(value.toPrecision(2)).toString().replace("-", "−");
+  ticks.append(text(number(-limit)), text("0"), text(`+${number(limit)}`));
+  const what = name.length > LONGEST_NAME ? "it" : name;
+  place.replaceChildren(text(`against ${what}`), bar, text(`for ${what}`), ticks);
+  place.hidden = false;
 }

@@ -1,7 +1,7 @@
 // Prototypes of classes.
 
 import { ask } from "./api.js";
-import { $, attempt, digits, made, picture, tile } from "./dom.js";
+import { $, attempt, digits, made, picture, tile, working } from "./dom.js";
 
 let models = [];
 const model = () => models.find(({ name }) => name === $("model").value);
@@ -14,24 +14,20 @@ const classes = words => words.split(",").map(word => word.trim()).filter(Boolea
 });
 
 async function search() {
-  await attempt(async () => {
-    $("search").disabled = true;
-    $("note").textContent = "searching…";
-    try {
-      const asked = { model: model().name, classes: classes($("which").value), prior: $("prior").value, n_steps: +$("steps").value };
-      const answer = await ask("prototypes", asked);
-      $("found").replaceChildren(...answer.prototypes.map(({ name, activation, share, picture: png }) =>
-        tile(picture(png, `prototype of ${name}`), name, `output ${digits(activation)}, ${(100 * share).toFixed(1)} %`)));
-      $("note").textContent = answer.note;
-    } finally {
-      $("search").disabled = false;
-      if ($("note").textContent === "searching…") $("note").textContent = "";
-    }
+  $("search").disabled = true;
+  $("note").textContent = "";
+  await working($("busy"), "prototypes", "step", async progress => {
+    const asked = { model: model().name, classes: classes($("which").value), prior: $("prior").value, n_steps: +$("steps").value };
+    const answer = await ask("prototypes", asked, { progress });
+    $("found").replaceChildren(...answer.prototypes.map(({ name, activation, share, picture: png }) =>
+      tile(picture(png, `prototype of ${name}`), name, `output ${digits(activation)}, probability ${(100 * share).toFixed(1)} %`)));
+    $("note").textContent = answer.note;
   });
+  $("search").disabled = false;
 }
 
 function changeModel() {
-  const bundled = model().name === "digits", known = [...$("prior").options];
+  const bundled = model().name.startsWith("digits"), known = [...$("prior").options];
   for (const option of known) option.disabled = !bundled && ["expert", "decoder"].includes(option.value);
   $("prior").value = bundled ? "expert" : "none";
   $("which").value = bundled ? "0-9" : model().classes[0] ?? "0";
@@ -39,11 +35,11 @@ function changeModel() {
 }
 
 await attempt(async () => {
-  models = (await ask("models")).filter(({ takes }) => takes !== "text");
+  models = (await ask("models")).filter(({ takes }) => ["drawing", "picture"].includes(takes));
   if (!models.length) throw new Error("prototypes need a model of images; start the server with one");
   $("model").replaceChildren(...models.map(({ name }) => made("option", { value: name }, name)));
   changeModel();
   $("model").addEventListener("change", changeModel);
   $("steps").addEventListener("input", () => { $("steps-value").textContent = $("steps").value; });
-  $("search").addEventListener("click", search);
+  $("prototypes-form").addEventListener("submit", event => { event.preventDefault(); search(); });
 });

@@ -1,31 +1,28 @@
 // Evaluations and audits as self-contained pages, shown in a frame without scripts.
 
 import { ask } from "./api.js";
-import { $, attempt, made } from "./dom.js";
+import { $, attempt, inWords, made, working } from "./dom.js";
 
 let models = [];
 
-function choices(place, names, usual) {
+function choices(place, names, usual, about = {}) {
   place.replaceChildren(...names.map(value => made("label", {},
-    made("input", { type: "checkbox", value, checked: usual.includes(value) }), ` ${value.replaceAll("_", " ")}`)));
+    made("input", { type: "checkbox", value, checked: usual.includes(value) }), ` ${inWords(value)}`,
+    ...(about[value] ? [made("small", {}, about[value])] : []))));
 }
 
 const chosen = place => [...place.querySelectorAll("input:checked")].map(({ value }) => value);
 
-async function make(path, question, busy) {
-  await attempt(async () => {
-    $("status").textContent = busy;
-    document.querySelectorAll("button").forEach(button => { button.disabled = true; });
-    try {
-      const { address } = await ask(path, question);
-      $("report").src = $("open").href = $("save").href = address;
-      $("report-section").hidden = false;
-      $("report-section").scrollIntoView();
-    } finally {
-      $("status").textContent = "";
-      document.querySelectorAll("button").forEach(button => { button.disabled = false; });
-    }
+async function make(path, question, label) {
+  const buttons = document.querySelectorAll("form button");
+  buttons.forEach(button => { button.disabled = true; });
+  await working($(`${path}-busy`), path, label, async progress => {
+    const { address } = await ask(path, question, { progress });
+    $("report").src = $("open").href = $("save").href = address;
+    $("report-section").hidden = false;
+    $("report-section").scrollIntoView();
   });
+  buttons.forEach(button => { button.disabled = false; });
 }
 
 function changeModel() {
@@ -40,9 +37,9 @@ function changeModel() {
 await attempt(async () => {
   models = await ask("models");
   $("model").replaceChildren(...models.map(({ name }) => made("option", { value: name }, name)));
-  const { methods, metrics, usual } = await ask("measures"), stores = await ask("stores");
+  const { methods, metrics, usual, about } = await ask("measures"), stores = await ask("stores");
   choices($("methods"), methods, usual);
-  choices($("metrics"), metrics, usual);
+  choices($("metrics"), metrics, usual, about);
   $("audit").hidden = !stores.length;
   $("store").replaceChildren(...stores.map(name => made("option", { value: name }, name)));
   $("of-stores").textContent = stores.length ? "Clusters of the explanations of a store, suspicious ones first."
@@ -53,11 +50,11 @@ await attempt(async () => {
   $("evaluation").addEventListener("submit", event => {
     event.preventDefault();
     const asked = { model: $("model").value, methods: chosen($("methods")), metrics: chosen($("metrics")), count: +$("count").value };
-    make("evaluation", asked, "evaluating…");
+    make("evaluation", asked, "evaluating");
   });
   $("audit").addEventListener("submit", event => {
     event.preventDefault();
     const asked = { store: $("store").value, group_by: $("group").value, layer: $("layer").value || null };
-    make("audit", $("tested").checked ? { ...asked, model: $("model").value } : asked, "auditing…");
+    make("audit", $("tested").checked ? { ...asked, model: $("model").value } : asked, "auditing");
   });
 });
