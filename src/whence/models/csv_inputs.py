@@ -13,6 +13,8 @@ from torch import Tensor
 from whence.core.time_axis import TimeAxis
 from whence.errors import InputError, LoadError, first_line, missing_path, suggest, value_repr
 
+SEPARATORS = ",;\t"
+
 
 def read_csv_file(path: str | Path) -> str:
     """Return the text of a CSV file, or raise `LoadError`."""
@@ -112,7 +114,10 @@ class SeriesReader:
         """Return the series of a CSV, with or without a header, as a batch of one."""
         names = list(self.channels)
         first = next(iter(text.strip().splitlines()), "")
-        header, rows = _parse(text if not _is_numeric_row(first) else ",".join(names) + "\n" + text)
+        if (count := _count_numbers(first)) is not None:  # no header
+            header = names if count == len(names) else map(str, range(count))
+            text = f"{_separator(first).join(header)}\n{text}"
+        header, rows = _parse(text)
         if len(header) != len(names):
             raise InputError(f"the series has {len(header)} columns; expected {len(names)}: {', '.join(names)}")
         order = [header.index(name) for name in names] if set(header) == set(names) else range(len(names))
@@ -131,7 +136,7 @@ def _parse(text: str) -> tuple[list[str], list[list[str]]]:
     if not text.strip():
         raise InputError("the table is empty; give a header and at least one row, separated by commas")
     first = text.strip().splitlines()[0]
-    separator = max(",;\t", key=first.count)
+    separator = _separator(first)
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text.strip()), delimiter=separator) if row]
     header, rows = rows[0], rows[1:]
     if not rows:
@@ -144,12 +149,16 @@ def _parse(text: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _is_numeric_row(line: str) -> bool:
-    cells = [cell.strip() for cell in line.replace(";", ",").replace("\t", ",").split(",")]
+def _count_numbers(line: str) -> int | None:
+    """Return the number of cells of a line of numbers; None if others are among them, as in a header."""
     try:
-        return bool([float(cell) for cell in cells])
+        return len([float(cell) for cell in line.split(_separator(line))])
     except ValueError:
-        return False
+        return None
+
+
+def _separator(line: str) -> str:
+    return max(SEPARATORS, key=line.count)
 
 
 def _numbers(row: Sequence[str], columns: Sequence[str], index: int) -> list[float]:

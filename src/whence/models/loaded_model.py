@@ -78,7 +78,7 @@ class LoadedModel:
         told = suggest_or_list if len(known) <= MAX_NAMES else suggest
         raise TargetError(f"{self.name} has no class {name!r}{told(name, list(map(str, self.class_names)))}")
 
-    def target_class(self, name: int | str | None) -> int | str | None:
+    def target_class(self, name: int | str | None) -> Any:
         """Return a class for `Logit`: its index, or its name for an estimator, whose labels may be numbers themselves."""
         index = self.class_index(name)
         if index is None or EstimatorFunction.of(self.model) is None or not 0 <= index < len(self.class_names):

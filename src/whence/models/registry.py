@@ -205,11 +205,10 @@ def _factory(file: str, function: str) -> LoadedModel:
     if isinstance(model, LoadedModel):  # with its own preprocessing and class names
         return model
     if not callable(model):
-        wrapped = (
-            f"return whence.LoadedModel({function!r}, {type(model).__name__}(…), table=whence.TableReader(frame)) for tables"
-        )
+        kind = type(model).__name__
+        wrapped = f"an estimator; return whence.LoadedModel({function!r}, {kind}(…), table=whence.TableReader(frame))"
         advice = wrapped if EstimatorFunction.of(model) is not None else "expected a model"
-        raise LoadError(f"{file}:{function} returned {type(model).__name__}, {advice}")
+        raise LoadError(f"{file}:{function} returned {kind}, {advice}")
     own = getattr(model, "class_names", getattr(model, "classes", None))
     classes = [str(name) for name in own] if isinstance(own, list | tuple | range) else ()
     return LoadedModel(f"{file}:{function}", model, Preprocessing(None, bounds_known=False), classes)

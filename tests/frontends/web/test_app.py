@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 import whence
-from support.server import serving
+from support.server import picture, serving
 from whence.models.digits import digit_samples, digits
 
 httpx = pytest.importorskip("httpx")
@@ -191,3 +192,42 @@ def test_texts_token_by_token(data, monkeypatch):
     )
     later = numbers(earlier["relevance"])[4:]
     assert not later.any()
+
+
+def events(response):
+    """The server-sent events of a response, as (name, data)."""
+    parts = [part.split("\n") for part in response.text.strip().split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in parts]
+
+
+def test_progress_comes_before_the_answer(server):
+    asked = {"model": "digits", "classes": [3], "prior": "l2", "n_steps": 200}
+    found = events(server.post("/api/prototypes", json=asked, headers={"accept": "text/event-stream"}))
+    assert found[-1][0] == "answer"
+    assert found[-1][1]["prototypes"][0]["name"] == "3"
+    counts = [data for name, data in found if name == "progress"]
+    assert any(0 < data["done"] < data["total"] for data in counts)
+    assert [data["done"] for data in counts if data["total"]] == sorted(data["done"] for data in counts if data["total"])
+
+
+def test_errors_are_events_too(server):
+    asked = {"model": "digits", "drawing": drawing(), "target": "unicorn"}
+    (found,) = events(server.post("/api/explain", json=asked, headers={"accept": "text/event-stream"}))[-1:]
+    assert found[0] == "error"
+    assert "no class 'unicorn'" in found[1]["error"]
+    black = {"model": "tiny.py:net", "picture": picture((0, 0, 0))}
+    (found,) = events(server.post("/api/explain", json=black, headers={"accept": "text/event-stream"}))[-1:]
+    assert found == ("error", {"error": "the computation exceeded 8 s and was stopped; choose a faster method"})
+
+
+def test_reliability_of_an_answer(server):
+    found = server.post("/api/reliability", json={"model": "digits", "drawing": drawing(7), "target": 7}).json()
+    assert "keeping the most relevant 10 % of the features keeps" in found["sentences"][0]
+
+
+def test_language_questions_to_other_models_are_refused(server):
+    found = server.post("/api/generation", json={"model": "digits", "text": "Once"})
+    assert found.status_code == 422
+    assert "digits writes no texts" in found.json()["error"]
+    found = server.post("/api/sources", json={"model": "digits", "documents": []})
+    assert "at least 1 item" in found.json()["error"]

@@ -134,4 +134,13 @@ def test_a_click_chooses_a_box_or_a_place(port, tmp_path):
         expect(page.locator("#account")).to_contain_text("at the point (20, 10)")
         page.locator("#classes button").nth(0).click()
         expect(page.locator("#account")).to_contain_text("where it is predicted")
+        edges = heat.bounding_box()
+        corners = [
+            (edges["x"] + edges["width"] * x / 48, edges["y"] + edges["height"] * y / 32) for x, y in ((4.5, 6.5), (20.5, 18.5))
+        ]
+        page.mouse.move(*corners[0])
+        page.mouse.down()
+        page.mouse.move(*corners[1])
+        page.mouse.up()
+        expect(page.locator("#account")).to_contain_text("in the box (4, 6, 21, 19)")
         browser.close()

@@ -81,7 +81,7 @@ def llama():
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "photos.py").write_text(PHOTOS)
-    models = ["digits", "photos.py:net"]
+    models = ["digits", "photos.py:net", "surfaces", "reviews", "wine", "heartbeats"]
     if has_stories():
         (folder / "texts.py").write_text(STORIES.format(tests=str(Path(__file__).parents[2]), data=str(DATA)))
         models.append("texts.py:llama")
@@ -130,6 +130,12 @@ def heat(page, canvas="#heat"):
     return np.asarray(Image.open(BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
 
 
+def opened(page, *sections):
+    """Open sections under "What next?"."""
+    for name in sections:
+        page.click(f"#{name} > summary")
+
+
 def pressed(page):
     return page.locator(CHOSEN).inner_text().split()[0]
 
@@ -159,6 +165,7 @@ def test_classes_methods_rules_and_colours(page):
     expect(page.locator("#account")).to_have_text(re.compile(f"^{second} rather than"))
     page.click("#likeliest")
     page.select_option("#rather", "")
+    page.click("#rules summary")
     page.select_option("#rule", "gamma")
     assert page.locator("#gamma").is_visible()
     page.locator("#gamma").fill("1")
@@ -173,7 +180,7 @@ def test_classes_methods_rules_and_colours(page):
 
 
 def test_layers_and_channels(page):
-    page.click("#show-layers")
+    opened(page, "flow")
     page.wait_for_selector("#layers button")
     assert page.locator("#layers button").count() >= 8
     page.locator("#layers button").nth(3).click()
@@ -188,7 +195,7 @@ def test_pictures_downloads_and_permalinks(page, address, tmp_path):
     (tmp_path / "photo.png").write_bytes(base64.b64decode(picture((90, 120, 60))))
     page.set_input_files("#file", tmp_path / "photo.png")
     expect(page.locator("#account")).to_have_text(re.compile("output"))
-    assert page.locator("#picture").is_visible()
+    expect(page.locator("#picture")).to_be_visible()
     (tmp_path / "none.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "none.png")
     expect(page.locator("#error")).to_have_text(re.compile("not a readable image"))
@@ -198,6 +205,7 @@ def test_pictures_downloads_and_permalinks(page, address, tmp_path):
     with page.expect_download() as arriving:
         page.click("[data-format=npz]")
     assert "relevance" in np.load(arriving.value.path()).files
+    page.click("#rules summary")
     page.select_option("#rule", "z_plus")
     expect(page).to_have_url(re.compile("z_plus"))
     link, said = page.url, page.inner_text("#account")
@@ -209,28 +217,32 @@ def test_pictures_downloads_and_permalinks(page, address, tmp_path):
 
 
 def test_what_a_channel_stands_for(page):
-    page.click("#show-layers")
+    opened(page, "flow")
     page.locator("#layers button").nth(3).click()
     page.locator("#channels button").first.click()
     page.get_by_role("button", name="responds to").click()
     expect(page.locator("#concept figure")).to_have_count(7)
-    assert page.locator("#concept figcaption").first.inner_text() == "prototype"
+    assert page.locator("#concept figcaption span").first.inner_text() == "prototype"
 
 
 def test_methods_side_by_side(page):
     page.select_option("#sample", "7")
-    page.click("#show-beside")
+    opened(page, "beside")
     shown = page.locator("#methods figure")
     expect(shown.last).to_contain_text("occlusion")
     expect(shown.last).not_to_contain_text("…")
     said = [figure.inner_text() for figure in shown.all()]
     assert len(said) == 8
-    assert re.search(r"^lrp\nΣR ([\d.]+) of \1$", said[0])
-    assert "does not add up" in next(words for words in said if words.startswith("grad cam"))
+    assert re.search(r"^LRP\nΣR ([\d.]+) of \1$", said[0])
+    assert "does not add up" in next(words for words in said if words.startswith("grad CAM"))
+    common = heat(page, "#methods figure:nth-child(1) canvas")
+    page.uncheck("#common")
+    assert not np.array_equal(heat(page, "#methods figure:nth-child(1) canvas"), common)  # its largest value is another
 
 
 def test_an_attack_grows_with_epsilon(page):
     page.select_option("#sample", "7")
+    opened(page, "attack")
     page.locator("#distance").fill("0.01")
     expect(page.locator("#twin")).to_contain_text("still 7")
     page.locator("#distance").fill("0.25")
@@ -261,12 +273,12 @@ def test_prototypes_of_all_digits(page, address):
     page.locator("#steps").fill("64")
     page.click("#search")
     expect(page.locator("#found figure")).to_have_count(10)
-    shares = re.findall(r"([\d.]+) %", page.inner_text("#found"))
+    shares = re.findall(r"probability ([\d.]+) %", page.inner_text("#found"))
     assert all(float(share) > 90 for share in shares)
     page.select_option("#model", "photos.py:net")
     page.locator("#which").fill("bee, unicorn")
     page.click("#search")
-    expect(page.locator("#error")).to_contain_text("no class 'unicorn'")
+    expect(page.locator("#busy .error")).to_contain_text("no class 'unicorn'")
 
 
 def test_evaluations_and_audits_are_shown_as_reports(page, address):
@@ -288,7 +300,9 @@ def test_evaluations_and_audits_are_shown_as_reports(page, address):
     assert not report.locator("img.usual").first.is_visible()
     page.locator("#tested").press("Space")
     page.click("#audit button")
-    expect(page.locator("#error")).to_contain_text("the dataset has 50 samples, but the store was computed from 150")
+    expect(page.locator("#audit-busy .error")).to_contain_text(
+        "the dataset has 50 samples, but the store was computed from 150"
+    )
     page.select_option("#model", "photos.py:net")
     expect(page.locator("#of-data")).to_contain_text("--data FOLDER")
     expect(page.locator("#tested-label")).to_be_hidden()
@@ -311,6 +325,110 @@ def test_a_token_is_asked_by_a_click(page):
     assert page.locator("#flow").is_hidden()
 
 
+def test_examples_of_each_kind(page):
+    """Each card explains an input of its kind, which can be read, and as the card says."""
+    cards = page.locator("#examples button")
+    expect(cards).to_have_count(5)
+    cards.filter(has_text="A photo").click()
+    expect(page.locator("#account")).to_contain_text("grass: output")
+    red = (heat(page)[..., 0] - heat(page)[..., 2]) > 60
+    assert red[:, 64:].sum() > 10 * red[:, :60].sum()  # the lawn is on the right
+    cards.filter(has_text="A sentence").click()
+    expect(page.locator("#account")).to_contain_text("negative: output")
+    rude = page.locator("#tokens span", has_text="rude")
+    assert rude.get_attribute("title").startswith("relevance +")
+    assert page.locator("#tokens span", has_text="delicious").get_attribute("title").startswith("relevance −")
+    rude.hover()
+    expect(page.locator("#readout")).to_contain_text("“rude”: relevance +")
+    cards.filter(has_text="A table").click()
+    expect(page.locator("#waterfall tr").first).to_contain_text("base value")
+    expect(page.locator("#waterfall tr").last).to_contain_text("output")
+    cards.filter(has_text="A time series").click()
+    expect(page.locator("#account")).to_contain_text("early beat: output")
+    page.locator("#curves svg").first.hover()
+    expect(page.locator("#readout")).to_contain_text(re.compile(r"lead I at 1\.(49|5) s: value"))
+    expect(cards.filter(has_text="A time series")).to_have_attribute("aria-pressed", "true")
+
+
+def test_values_at_the_pointer_and_the_legend(page):
+    page.select_option("#sample", "7")
+    expect(page.locator("#legend")).to_contain_text("for 7")
+    page.locator("#heat").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#readout")).to_contain_text("x 1, y 0: relevance 0, 0 % of the output")
+    box = page.locator("#heat").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("#readout")).to_contain_text("x 14, y 14")
+
+
+def test_values_of_a_row_are_typed_or_pasted(page):
+    page.select_option("#model", "wine")
+    expect(page.locator("#account")).to_contain_text("grower 1: output 3.03")
+    page.locator("#fields input").last.fill("200")
+    page.locator("#fields input").last.press("Enter")
+    expect(page.locator("#waterfall")).to_contain_text("proline = 200")
+    expect(page.locator("#account")).not_to_contain_text("output 3.03")
+    page.click("#table-input summary")
+    header = page.input_value("#csv").splitlines()[0]
+    page.fill("#csv", header + "\n" + ",".join(["1"] * 13))
+    page.click("#table-input button[type=submit]")
+    expect(page.locator("#row option")).to_have_count(1)
+    expect(page.locator("#waterfall")).to_contain_text("proline = 1")
+    page.fill("#csv", "alcohol,hue\n1,2")
+    page.click("#table-input button[type=submit]")
+    expect(page.locator("#error")).to_contain_text("the table has no column 'malic acid'")
+    page.select_option("#model", "heartbeats")
+    expect(page.locator("#account")).to_contain_text("output")
+    page.set_input_files("#series-file", files=[{"name": "s.csv", "mimeType": "text/csv", "buffer": b"1,2\n3,4"}])
+    expect(page.locator("#error")).to_contain_text("the series has 2 time steps; the model takes 300")
+
+
+def test_a_slow_answer_shows_its_progress_and_is_cancelled(page, address):
+    page.goto(address + "prototypes.html")
+    expect(page.locator("#prior")).to_have_value("expert")
+    page.locator("#steps").fill("512")
+    page.click("#search")
+    expect(page.locator("#busy progress[value]")).to_be_visible()
+    expect(page.locator("#busy")).to_contain_text(re.compile(r"step \d+ of 512"))
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#busy .working")).to_have_count(0)
+    expect(page.locator("#search")).to_be_enabled()
+    assert page.locator("#found figure").count() == 0
+
+
+def test_code_for_what_is_on_the_page(page):
+    page.select_option("#sample", "3")
+    page.locator("#classes button").nth(1).click()
+    opened(page, "reuse")
+    expect(page.locator("#code pre").first).to_contain_text("loaded.examples()[3]")
+    expect(page.locator("#code pre").last).to_contain_text("--sample 3")
+
+
+def test_what_is_written_and_its_sources(page):
+    if not has_stories():
+        pytest.skip("no small Llama in ../shared/data, or no transformers")
+    page.select_option("#model", "texts.py:llama")
+    page.locator("#text").fill("Lily and Tim went to the park. Lily saw")
+    page.click("#text-input button")
+    expect(page.locator("#account")).to_have_text(re.compile("^a: output"))
+    page.fill("#rather-token", "her")
+    page.keyboard.press("Enter")
+    expect(page.locator("#account")).to_have_text(re.compile("^a rather than her: output"))
+    opened(page, "write", "sources")
+    page.locator("#new-tokens").fill("3")
+    page.click("#write-form button[type=submit]")
+    new = page.locator("#written .tokens .new")
+    expect(new).to_have_count(3)
+    new.first.click()
+    expect(page.locator("#written .account")).to_contain_text(f"“{new.first.inner_text().strip()}”: output")
+    for place, text in zip(page.locator("#documents textarea").all(), ("Tom has a red ball.", "The cat is big."), strict=True):
+        place.fill(text)
+    page.fill("#sources-question", "Tom and Lily played with")
+    page.fill("#sources-response", " the ball.")
+    page.click("#sources-form button[type=submit]")
+    expect(page.locator("#found-sources .source").first).to_contain_text("Tom has a red ball.")
+
+
 def reports(folder):
     """The pages that are saved."""
     x, y = digit_samples()
@@ -331,12 +449,18 @@ def test_nothing_serious_for_those_who_see_or_hear_it_otherwise(browser, address
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector("#classes button")
-    page.click("#show-layers")
-    page.click("#show-beside")
+    opened(page, "flow", "beside", "attack", "check", "reuse")
     page.locator("#distance").fill("0.2")
     page.wait_for_selector("#layers button")
     page.wait_for_selector("#twin figure")
+    page.wait_for_selector("#code pre")
+    expect(page.locator("#reliability")).to_contain_text("%")
+    expect(page.locator("#methods figure")).to_have_count(8)
     check_accessible(page)
+    for model in ("reviews", "wine", "heartbeats"):
+        page.select_option("#model", model)
+        expect(page.locator("#account")).to_contain_text("output")
+        check_accessible(page)
     page.goto(address + "flow.html")
     for _ in range(3):
         page.locator("#next:not([disabled])").click()

@@ -18,7 +18,7 @@ export function drawn(tag, attributes) {
 }
 
 // a short name of the library as words: "grad_cam" as "grad CAM"
-export const inWords = name => name.replaceAll("_", " ").replace(/\b(lrp|cam|srg|mprt|aopc|abpc|irof|mif|lif)\b/g, word => word.toUpperCase());
+export const inWords = name => name.replaceAll("_", " ").replace(/\b(lrp|cam|srg|mprt|aopc|abpc|irof|mif|lif)\b/g, word => word.toUpperCase()).replace("shapley", "Shapley values");
 
 export function options(select, values, chosen = values[0]) {
   select.replaceChildren(...values.map(value => made("option", { value, selected: value === chosen }, inWords(value))));
@@ -37,22 +37,23 @@ export async function attempt(work, place = $("error")) {
 }
 
 // Run work that takes a while: a progress bar with a button to cancel the requests of a kind, and errors in the same place.
-// `work` is called with the function of (done, total) that moves the bar.
-export async function working(place, kind, label, work, delay = 0) {
+// `work` is called with the function of (done, total) that moves the bar. The bar appears after `delay` milliseconds; `errors`
+// is another place for errors.
+export async function working(place, kind, label, work, { delay = 0, errors } = {}) {
   const bar = made("progress", {}), said = made("span", {}, label);
   const cancel = made("button", { type: "button", className: "plain" }, "Cancel"), error = made("p", { className: "error", hidden: true });
   bar.setAttribute("aria-label", label);
   error.setAttribute("role", "alert");
   const row = made("div", { className: "working", hidden: delay > 0 }, bar, said, cancel), shown = setTimeout(() => { row.hidden = false; }, delay);
   cancel.addEventListener("click", () => drop(kind));
-  place.replaceChildren(row, error);
+  place.replaceChildren(row, ...(errors ? [] : [error]));
   place.hidden = false;
   const progress = (done, total) => {
     if (!total) return;
     Object.assign(bar, { max: total, value: done });
     said.textContent = `${label} ${done} of ${total}`;
   };
-  await attempt(() => work(progress), error);
+  await attempt(() => work(progress), errors ?? error);
   clearTimeout(shown);
   row.remove();
 }

@@ -39,13 +39,13 @@ async function explain() {
     $("classes").replaceChildren();
     return;
   }
-  await attempt(() => working($("busy"), "explain", "explaining", async progress => {
+  await working($("busy"), "explain", "explaining", async progress => {
     const slow = !["drawing"].includes(page.model.takes);
     page.answer = await ask("explain", page.question(), slow ? { progress } : {});
     await show();
     remember();
     again();
-  }, SLOW));
+  }, { delay: SLOW, errors: $("error") });
 }
 
 async function show() {
@@ -65,7 +65,7 @@ async function show() {
     const button = made("button", { type: "button" }, made("span", {}, name.trim() || "␣"), made("span", {}, value === undefined ? `${(100 * share).toFixed(1)} %` : digits(value)));
     button.setAttribute("aria-pressed", index === answer.target.index);
     button.style.setProperty("--share", value === undefined ? `${100 * share}%` : "0%");
-    button.addEventListener("click", () => { Object.assign(page, { target: index, point: null, box: null }); explain(); });
+    button.addEventListener("click", () => { Object.assign(page, { target: index, point: null }); explain(); }); // in the same box
     return made("li", {}, button);
   }));
 }

@@ -184,7 +184,7 @@ function channels(page, layer, target) {
       const relevance = numbers(found.relevance);
       heat.paint(canvas, relevance, heat.largest(relevance.values), page.over ? await decoded(page.answer.picture) : null);
       concept(page, layer.name, channel, target);
-    }, 300)));
+    }, { delay: 300 })));
     return button;
   }));
 }
