@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project, author, copyright = "whence", "the whence authors", "2026, the whence authors"
 release = version = version_of("whence")
-extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline", "reference"]
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx_design", "sphinx-mathjax-offline", "reference"]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "whence"

@@ -188,6 +188,8 @@ def test_pictures_and_pages_are_written(explanation, tmp_path):
     assert "data:image/png;base64," in page
     assert "<code>0</code>" in page  # the layer that absorbed
     assert explanation._repr_png_().startswith(b"\x89PNG")
+    shown = explanation._repr_mimebundle_()["text/html"]  # in a notebook: the figure, then the account, folded
+    assert shown.index("data:image/png;base64,") < shown.index("<details>") < shown.index("<td>")
 
 
 def test_relevance_is_red_and_counter_relevance_blue():

@@ -160,6 +160,11 @@ class Explanation(ExplanationData, Result):
         file = {suffix: lambda target: write_explanation(self, target) for suffix in (".npz", ".safetensors")}
         return self._save(path, {".html": text_writer(self._page), **file})
 
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from whence.core.explanation_figures import render_in_notebook
+
+        return {"text/html": render_in_notebook(self), "text/plain": repr(self)}
+
     def save_nifti(self, path: str | Path, like: Any = None, sample: int = 0) -> Path:
         """Save the relevance of a volume `[N, C, D, H, W]`, summed over channels, for viewers of medical images.
 

@@ -19,7 +19,7 @@ from whence.core.series_plots import lines_of_series, series_heatmap
 from whence.core.trees import named_leaves, short_repr
 from whence.plotting.bars import Bars
 from whence.plotting.heatmaps import Heatmap, Photo, color_limit, sum_channels
-from whence.plotting.html_pages import embed_in_each_palette, render_page
+from whence.plotting.html_pages import embed_figure, embed_in_each_palette, render_page
 from whence.plotting.interactions import InteractionMatrix
 from whence.plotting.palettes import PALETTES, palette
 from whence.plotting.stacked_panels import Panel, stack_panels
@@ -174,14 +174,13 @@ def _panel_of_row(
     return Heatmap(x, relevance, title, region, caption)
 
 
-def _time_of_video(x: Tensor, names: Sequence[str]) -> int | None:
-    """Return the dimension of the time in a sample of a video; None for others: channels with names are those of a volume."""
-    return None if names else VideoFrames.time_dimension(x)
+def render_in_notebook(e: ExplanationData) -> str:
+    """Return the figure as HTML, with the account in a folded section."""
+    return render_page("notebook.html", picture=embed_figure(figure(e)), **_account(e))
 
 
-def render(e: ExplanationData) -> str:
-    """Return the explanation as a self-contained HTML page."""
-
+def _account(e: ExplanationData) -> dict[str, Any]:
+    """Return what pages say of conservation: the parts of the output by sample, and the share that each layer absorbed."""
     account = e.conservation
     through = {} if account.conditional_output is None else {"through the condition": account.conditional_output}
     amounts = (
@@ -189,15 +188,27 @@ def render(e: ExplanationData) -> str:
     )
     columns = [column.tolist() for column in amounts.values()]
     layers = sorted(account.by_layer.items(), key=lambda item: -float(item[1].abs().sum()))
+    return {
+        "method": short_repr(e.method),
+        "parts": list(account.parts) if account.adds_up else [],
+        "headings": list(amounts),
+        "caution": account.caution,
+        "samples": list(zip(e.target_names(), zip(*columns, strict=True), strict=True)),
+        "layers": [(name, amount.tolist()) for name, amount in layers],
+    }
+
+
+def _time_of_video(x: Tensor, names: Sequence[str]) -> int | None:
+    """Return the dimension of the time in a sample of a video; None for others: channels with names are those of a volume."""
+    return None if names else VideoFrames.time_dimension(x)
+
+
+def render(e: ExplanationData) -> str:
+    """Return the explanation as a self-contained HTML page."""
     pictures = not e.tokens or any(t.is_floating_point() for t in named_leaves(e.inputs).values())
     return render_page(
         "explanation.html",
-        method=short_repr(e.method),
-        parts=list(account.parts) if account.adds_up else [],
-        headings=list(amounts),
-        caution=account.caution,
-        samples=list(zip(e.target_names(), zip(*columns, strict=True), strict=True)),
-        layers=[(name, amount.tolist()) for name, amount in layers],
+        **_account(e),
         texts=_styled_texts(e),
         picture=embed_in_each_palette(lambda: figure(e)) if pictures else None,
         volumes=_volumes(e),
