@@ -33,6 +33,19 @@ PAGES = {
     "adapters": ("Other libraries", ("integrations.",)),
     "production": ("In production", ("exporting.", "plotting.", "core.activation_checkpointing.")),
 }
+MAIN_CALLS = {  # which stand first on their page
+    "explaining": ("explain", "Explanation", "Explainer", "explain_targets", "explain_generation", "explain_detections", "sources"),
+    "lrp": ("LRP",),
+    "methods": ("IntegratedGradients", "Shapley", "GradCAM", "Occlusion"),
+    "inside": ("concepts", "channel_relevance", "attribution_graph", "patching"),
+    "prototypes": ("prototype",),
+    "neuralize": ("neuralize",),
+    "robustness": ("attack", "explain_attack", "attack_explanation"),
+    "evaluation": ("evaluate", "reliability", "compare", "tune", "bench"),
+    "datasets": ("explain_dataset", "audit", "prove", "cure"),
+    "models": ("load_model", "LoadedModel", "Preprocessing", "TableReader", "SeriesReader"),
+    "production": ("export",),
+}
 NAMESPACES = [
     space
     for space in (getattr(whence, name) for name in whence.__all__)
@@ -103,7 +116,16 @@ def _sorted_out() -> dict[str, dict[str, Any]]:
                 known.add(id(value))
                 found[_page(value, space)][f"{space.__name__}.{name}"] = value
     found["explaining"] |= {f"whence.errors.{name}": value for name, value in vars(whence.errors).items() if _is_error(value)}
-    return found
+    return {page: _main_first(page, names) for page, names in found.items()}
+
+
+def _main_first(page: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Return the names of a page, the main calls first, then the functions and classes of the front door, then namespaces."""
+    main = [f"whence.{name}" for name in MAIN_CALLS.get(page, ())]
+    missing = [name for name in main if name not in names]
+    if missing:
+        raise KeyError(f"{missing[0]} is not on the page {page!r} of the reference; mend MAIN_CALLS")
+    return {name: names[name] for name in dict.fromkeys([*main, *names])}
 
 
 def _is_error(value: Any) -> bool:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-PAGES = [*sorted((ROOT / "docs").glob("howto/*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").glob("howto/*.md")), ROOT / "docs" / "index.md", ROOT / "README.md"]
 
 
 WRITTEN = {ROOT / "docs" / "reference" / name for name in ("rules.md", "functions.md")}  # from the code, as the docs are built

@@ -24,24 +24,30 @@ class LoadedModel:
 
     >>> whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), ["ape", "bee"])
 
-    `name` is its name in reports. `preprocessing` converts image files to inputs; `class_names` are the names of its outputs
-    in order. `text` and `vision_language` are for models that take texts, or images with texts; `table` and `series` for models
-    of tables and time series, whose inputs are CSV:
-
     >>> whence.LoadedModel("forest", pipeline, table=whence.TableReader(frame))   # frame: rows of the training data
 
-    `examples` returns inputs to try, each a batch of one.
+    Args:
+        name: Name in reports.
+        model: The network in eval mode, a function, or an estimator of scikit-learn.
+        preprocessing: How image files become inputs.
+        class_names: Names of the outputs in order; of an estimator its own.
+        trained: Whether its weights are trained; None if that is unknown.
+        text: Tokenizer, for a model that reads texts.
+        vision_language: Processor, for a model that reads images and texts together.
+        table: Reader of CSV rows, for a model of tables.
+        series: Reader of CSV series, for a model of time series.
+        examples: A function that returns inputs to try, each a batch of one.
     """
 
     name: str
     model: Callable[..., Any]
     preprocessing: Preprocessing = NO_PREPROCESSING
     class_names: Sequence[str] = ()
-    trained: bool | None = None  # nobody says
-    text: TextTokenizer | None = None  # of models that read texts
-    vision_language: VisionLanguageProcessor | None = None  # of models that read pictures and texts together
-    table: TableReader | None = None  # of models that read rows of a table
-    series: SeriesReader | None = None  # of models that read time series
+    trained: bool | None = None
+    text: TextTokenizer | None = None
+    vision_language: VisionLanguageProcessor | None = None
+    table: TableReader | None = None
+    series: SeriesReader | None = None
     examples: Callable[[], Sequence[Any]] | None = None
 
     @property
