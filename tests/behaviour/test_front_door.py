@@ -41,7 +41,8 @@ attack attack_explanation attribution_graph audit bench channel_relevance check_
 evaluate explain explain_attack explain_dataset explain_detections explain_generation explain_similarity explain_targets
 export flow load load_model neuralize open_store palette patches patching prototype prove relevance_rules reliability
 shapley_values sources subgraph_relevance subspaces superpixels token_passages top_samples tune walks Explainer Explanation
-LoadedModel Preprocessing SeriesReader TableReader Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop
+LoadedModel Preprocessing SeriesReader TableReader
+Deconvnet ExpectedGradients FeatureAblation GradCAM GradientTimesInput GuidedBackprop
 IntegratedGradients LRP LayerCAM GradCAMPlusPlus HiResCAM XGradCAM EigenCAM ScoreCAM AblationCAM FullGrad Occlusion RISE
 Sensitivity Shapley SimpleTaylor SmoothGrad AlphaBeta Constant Epsilon Flat Gamma Gradient Identity RisingGamma WSquare ZBox
 ZPlus Logit Span Region Detection Directions Features Heads Nodes Places adapters attacks callbacks conditions errors

@@ -24,7 +24,7 @@ WITH_BACKGROUND = (
 ABSOLUTE = (
     "the absolute gradient (captum's Saliency) has no name of its own; 'sensitivity' is its square, which ranks features alike"
 )
-LAYERS = "relevance of layers is part of every explanation by a gradient method: pass layers=['name'] to explain()"
+LAYERS = "relevance of layers is part of every explanation by LRP and gradient × input: pass layers=['name'] to explain()"
 TREES = (
     "for trees pass method=whence.Shapley(background=rows), exact for up to 11 features, which are TreeExplainer's "
     "interventional values"
@@ -45,7 +45,7 @@ DIFFERENT = {  # by names in lower case without separators: what to use, in one 
     "deepexplainer": f"SHAP's DeepExplainer averages over baselines as expected gradients do; {WITH_BACKGROUND}",
     "lime": (
         "LIME is not built in, as its weights depend on a kernel and on its samples; pass "
-        "method=whence.Shapley(feature_mask=whence.superpixels(x)), the regression whose weights are Shapley values, or "
+        "method=whence.Shapley(feature_mask=whence.superpixels(x, 50)), the regression whose weights are Shapley values, or "
         "whence.FeatureAblation with the same mask"
     ),
     "noisetunnel": "captum's NoiseTunnel is whence.SmoothGrad(method), around any method",

@@ -72,7 +72,10 @@ class LoadedModel:
         """Return the index of a class, or the id of a token, by its name (in any case) or number; None for None."""
         if name is None or isinstance(name, int):
             return name
-        known = [str(one).lower() for one in self.class_names]
+        exact = list(map(str, self.class_names))
+        if name in exact:
+            return exact.index(name)
+        known = [one.lower() for one in exact]
         if name.lower() in known:
             return known.index(name.lower())
         if name.removeprefix("-").isdecimal():

@@ -28,10 +28,18 @@ class WordTokenizer:
     all_special_ids = (0,)
     all_special_tokens = (UNKNOWN,)
 
-    def __call__(self, text: str, return_tensors: str | None = None, add_special_tokens: bool = True) -> dict[str, Any]:
+    def __call__(self, text: str | Sequence[str], return_tensors: str | None = None, **_: Any) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self._ids(one) for one in texts]
+        if return_tensors is None:
+            return {"input_ids": rows[0] if isinstance(text, str) else rows}
+        if len(set(map(len, rows))) > 1:
+            raise ValueError("the texts have different numbers of words, and there is no padding; pass one at a time")
+        return {"input_ids": torch.tensor(rows, dtype=torch.long)}
+
+    def _ids(self, text: str) -> list[int]:
         known = {word: i for i, word in enumerate(self.vocabulary)}
-        ids = [known.get(word, self.unk_token_id) for word in PATTERN.findall(text.lower())]
-        return {"input_ids": ids if return_tensors is None else torch.tensor([ids], dtype=torch.long)}
+        return [known.get(word, self.unk_token_id) for word in PATTERN.findall(text.lower())]
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the word of each id."""

@@ -73,6 +73,7 @@ def explain(
     from whence.core.explain import explain as run
     from whence.core.targets import Logit
     from whence.evaluation.reliability import reliability
+    from whence.frontends.common.comparisons import check_comparison
     from whence.frontends.common.data import is_array_file
     from whence.frontends.common.methods import default_method, make_method, row_imputer
     from whence.models.registry import load_model
@@ -101,6 +102,7 @@ def explain(
     explanation = run(
         loaded.model, x, explained, method=chosen, class_names=loaded.class_names, feature_names=loaded.feature_names
     )
+    check_comparison(explanation)
     if loaded.text is not None:
         explanation = explanation.with_tokens(loaded.text.tokenizer)
     if loaded.series is not None and loaded.series.sampling_rate is not None:

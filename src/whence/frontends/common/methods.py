@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from whence.core.inputs import Inputs
 from whence.errors import InputError, RuleError, suggest_or_list
 from whence.evaluation.imputers import IMPUTERS, BackgroundSamples
 from whence.evaluation.metrics.registry import METRICS, removes_regions
@@ -31,7 +32,7 @@ def default_method(loaded: "LoadedModel") -> str:
 
 def row_imputer(loaded: "LoadedModel") -> BackgroundSamples | None:
     """Return what replaces the columns of a single row of a table: the training rows; None for other models."""
-    return None if loaded.table is None else BackgroundSamples(loaded.table.background)
+    return None if loaded.table is None else BackgroundSamples(cast(Tensor, Inputs.of(loaded.table.background).nest))
 
 
 def split_names(names: str) -> list[str]:

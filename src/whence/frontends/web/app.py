@@ -196,21 +196,22 @@ async def _stream(request: Request, answer: Callable[..., Any], question: Any) -
     async def events() -> AsyncIterator[str]:
         workers = request.app.state.workers
         answering = asyncio.create_task(workers.ask(answer, question, slow=answer in SLOW_HANDLERS, watch=watch))
+        reading = asyncio.create_task(progress.get())
         try:
             last = None
             while not answering.done():
-                reading = asyncio.create_task(progress.get())
                 await asyncio.wait({answering, reading}, return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done():
-                    reading.cancel()
-                elif reading.result() != last:
-                    last = reading.result()
-                    yield _event("progress", {"done": last[0], "total": last[1]})
+                if reading.done():
+                    if reading.result() != last:
+                        last = reading.result()
+                        yield _event("progress", {"done": last[0], "total": last[1]})
+                    reading = asyncio.create_task(progress.get())
             yield _event("answer", _give(request, answer, answering.result()))
         except WhenceError as error:
             yield _event("error", {"error": str(error)})
         finally:  # also when the client has gone
             answering.cancel()
+            reading.cancel()
 
     return StreamingResponse(events(), media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
 

@@ -12,6 +12,7 @@ from whence.core.targets import Logit
 from whence.core.trees import Tree
 from whence.frontends.common.choices import BOX_PRESETS
 from whence.frontends.common.methods import PRESETS, default_method
+from whence.frontends.common.text_files import STANDARD_INPUT, SUFFIXES
 from whence.frontends.web.output_choices import LEAST_SCORE, OutputChoices
 from whence.frontends.web.request_parsing import make_question_method, make_target, read_question, rules_by_hand, sets_rules
 from whence.frontends.web.schemas import CodeRequest
@@ -44,7 +45,7 @@ def python_code(question: CodeRequest, loaded: LoadedModel, x: Tree, target: Any
     if loaded.text is not None:
         lines.append("e = e.with_tokens(loaded.text.tokenizer)")
     if loaded.series is not None and loaded.series.sampling_rate is not None:
-        lines.append(f"e = e.with_time(sampling_rate={loaded.series.sampling_rate:g})")
+        lines.append(f"e = e.with_time(sampling_rate={loaded.series.sampling_rate!r})")
     lines += ["print(e)", 'e.save("heat.png")']
     body = "\n".join(lines)
     used = [name for name in ("base64", "pathlib", "torch") if f"{name}." in body]
@@ -70,8 +71,15 @@ def command(question: CodeRequest, loaded: LoadedModel, target: Any) -> dict[str
     options |= {"--method": None if name == default_method(loaded) else name}
     row = question.row if question.table is not None and question.sample is None else question.sample
     options |= {"--sample": row or None, "--out": "heat.png"}
-    words = ["whence", "explain", *given, *(str(w) for pair in options.items() if pair[1] is not None for w in pair)]
+    words = ["whence", "explain", *(str(w) for pair in options.items() if pair[1] is not None for w in pair)]
+    if question.text is not None and question.sample is None and _reads_as_file(question.text):
+        return {"command": None, "hint": "the command line would take this text for the name of a file; use the Python code"}
+    words = [*words, "--", *given] if given and given[0].startswith("-") else [*words[:2], *given, *words[2:]]
     return {"command": shlex.join(words), "hint": hint}
+
+
+def _reads_as_file(text: str) -> bool:
+    return text == STANDARD_INPUT or (len(text.split()) == 1 and text.endswith(SUFFIXES))
 
 
 def _command_input(question: CodeRequest, loaded: LoadedModel) -> tuple[list[str], str | None]:

@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from whence.errors import InputError, first_line
@@ -42,6 +42,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 return ImageOps.exif_transpose(image)
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"the file is not an image that can be read; send one of {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise many kinds of errors
         raise InputError(f"not a readable image ({', '.join(FORMATS)}): {first_line(error)}") from error
 

@@ -43,6 +43,10 @@ class OutputChoices:
         if (value := _single_number(outputs)) is not None:
             name = str(loaded.class_names[0]) if len(loaded.class_names) else "output"
             return cls("number", [{"index": 0, "name": name, "value": value}])
+        if estimator is not None and not is_probability_function(loaded.model):  # of numbers without a common scale
+            values = torch.as_tensor(outputs)[0].tolist()
+            numbers = [{"index": i, "name": loaded.class_name(i), "value": value} for i, value in enumerate(values)]
+            return cls("classes", sorted(numbers, key=lambda number: -number["value"])[:CLASSES_SHOWN])
         if (shares := class_probabilities(loaded, outputs)) is not None:
             return cls("classes", _likeliest(loaded, shares[0]))
         try:

@@ -14,6 +14,7 @@ from whence.core.explanation import Explanation
 from whence.core.region import Region
 from whence.core.targets import Logit
 from whence.errors import InputError, RuleError, TargetError, suggest
+from whence.frontends.common.comparisons import check_comparison
 from whence.frontends.common.methods import PRESETS, default_method, make_method
 from whence.frontends.web.images import MAX_PIXELS, MAX_UNRESIZED_PIXELS, decode_base64, drawing_to_tensor, open_image
 from whence.frontends.web.output_choices import OutputChoices
@@ -87,12 +88,16 @@ def explain_question(
     target, method = make_target(question, loaded, outputs), make_question_method(question, loaded, x)
     if loaded.name in DIGIT_MODELS and isinstance(method, SINGLE_GRAPH_METHODS) and not sets_rules(question):
         replaying = replaying_explainer(question.model, question.method or default_method(loaded))
-        return replaying(x, target, layers=layers)
+        e = replaying(x, target, layers=layers)
+        check_comparison(e)
+        return e
     e = explain(
         loaded.model, x, target, method=method, layers=layers, class_names=loaded.class_names,
         feature_names=loaded.feature_names, progress=report_progress,
     )  # fmt: skip
-    return e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
+    e = e if loaded.text is None else e.with_tokens(loaded.text.tokenizer)
+    check_comparison(e)
+    return e
 
 
 def make_rule(settings: RuleSettings) -> LinearRule:
@@ -123,7 +128,7 @@ def replaying_explainer(model: str, method: str) -> Explainer:
 def describe_prediction(outputs: OutputChoices, e: Explanation, model: Any = None) -> dict[str, Any]:
     """Return the prediction, its top classes, boxes or regions, and the conservation of relevance."""
     account = e.conservation
-    (target,) = e.target_names()
+    (target,) = e.target_names() if outputs.kind != "number" else [outputs.choices[0]["name"]]
     index = e.target.index if isinstance(e.target, Logit | Region | Detection) else e.target
     return {
         "target": {"name": target, "index": int(index) if isinstance(index, Tensor | int) else None},

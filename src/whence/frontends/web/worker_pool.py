@@ -43,13 +43,21 @@ class Worker:
         self._start()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the process has loaded its models."""
+        return self._started.done()
+
+    def reset_progress(self) -> None:
+        """Forget the progress of the last question."""
+        self._counter[:] = (0, 0)
+
+    @property
     def progress(self) -> tuple[int, int]:
         """How many steps of the question are done, and of how many; (0, 0) if that is unknown."""
         return self._counter[0], self._counter[1]
 
     async def run(self, answer: Callable[..., Any], question: Any, seconds: float) -> Any:
         """Return `answer(question)`; replace a process that was stopped or died."""
-        self._counter[:] = (0, 0)
         try:
             return await self._submit(answer, question, seconds)
         except BrokenProcessPool:  # the process had died before it took the question
@@ -74,14 +82,14 @@ class Worker:
     async def _submit(self, answer: Callable[..., Any], question: Any, seconds: float) -> Any:
         try:
             async with asyncio.timeout(START_SECONDS):
-                await asyncio.shield(asyncio.wrap_future(self._started))
+                await asyncio.shield(_wrapped(self._started))
         except ProcessExpired as error:
             raise BrokenProcessPool from error
         try:
             future = self._pool.schedule(answer, args=(question,), timeout=seconds)
         except RuntimeError as error:  # the process died while it was idle
             raise BrokenProcessPool from error
-        answered = asyncio.wrap_future(future)
+        answered = _wrapped(future)
         await asyncio.wait({answered}, timeout=ACCEPT_SECONDS)
         if not answered.done() and not future.running():  # the pool broke as the question came, which pebble does not notice
             raise BrokenProcessPool
@@ -90,6 +98,13 @@ class Worker:
     async def _replace(self) -> None:
         await asyncio.to_thread(self.close)
         self._start()
+
+
+def _wrapped(future: Any) -> "asyncio.Future[Any]":
+    """Return a future of the event loop whose error counts as read, also if nobody waits for it any more."""
+    wrapped = asyncio.wrap_future(future)
+    wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return wrapped
 
 
 @dataclass(eq=False)
@@ -120,6 +135,7 @@ class WorkerPool:
         process if it does not end within `GRACE`.
         """
         worker = await self._acquire(slow)
+        worker.reset_progress()
         running = asyncio.create_task(worker.run(answer, question, self._seconds))
         running.add_done_callback(partial(self._release, worker, slow))
         try:
@@ -169,7 +185,9 @@ class WorkerPool:
                 return
             self._waiting.remove(turn)
             self._slow_free -= turn.slow
-            turn.worker.set_result(self._idle.pop())
+            worker = next((worker for worker in self._idle if worker.is_ready), self._idle[-1])
+            self._idle.remove(worker)
+            turn.worker.set_result(worker)
 
     def _release(self, worker: Worker, slow: bool, ended: asyncio.Task[Any] | None = None) -> None:
         if ended is not None and not ended.cancelled():

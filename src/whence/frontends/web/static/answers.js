@@ -7,34 +7,46 @@ import * as heat from "./heat.js";
 const COLUMNS = 14; // of a table, beyond which they are summed up
 const KINDS = ["heat", "tokens", "waterfall", "curves"];
 
-export function clear() {
-  for (const id of [...KINDS, "legend", "account"]) $(id).hidden = true;
+export function clear(words) {
+  for (const id of [...KINDS, "cursor", "legend", "account"]) $(id).hidden = true;
   $("empty").hidden = false;
+  $("empty").textContent = words;
   $("readout").textContent = "";
 }
 
+const READ = {
+  text: "Point at a token, or use the arrow keys, to read its relevance.",
+  series: "Point at a curve, or use the arrow keys, to read its values.",
+  table: "",
+};
+const UNSIGNED = ["sensitivity", "eigen_cam"]; // methods whose relevance says how much, not for or against
+
 // show an answer; `press` is called with the index of a token
 export async function show(answer, takes, { under, press }) {
-  const shown = { text: "tokens", table: "waterfall", series: "curves" }[takes] ?? "heat";
+  const shown = { text: "tokens", table: "waterfall", series: "curves" }[takes] ?? "heat", name = answer.target.name.trim() || "␣";
   for (const id of KINDS) $(id).hidden = id !== shown;
+  $("cursor").hidden = true;
   $("empty").hidden = true;
   $("workspace").classList.toggle("wide-answer", ["table", "series"].includes(takes));
-  if (takes === "table") {
-    showColumns(answer);
-    $("legend").hidden = true;
-    $("readout").textContent = "";
-  } else {
-    const relevance = numbers(answer.relevance), limit = heat.largest(relevance.values);
-    if (takes === "text") showTokens(answer, relevance.values, press);
-    else if (takes === "series") showCurves(answer, relevance, limit);
-    else await showHeat(answer, relevance, limit, under);
-    heat.legend($("legend"), limit, answer.target.name.trim() || "␣");
-    $("readout").textContent = { text: "Point at a token to read its relevance; click it to ask why it was predicted.", series: "Point at a curve to read its values." }[takes]
-      ?? "Point at a pixel to read its relevance (or focus the heatmap and use the arrow keys).";
-    if (takes === "text" && !press) $("readout").textContent = "Point at a token to read its relevance.";
-  }
-  $("account").textContent = account(answer);
+  const relevance = takes === "table" ? { values: answer.features.map(({ relevance: r }) => r) } : numbers(answer.relevance);
+  const limit = heat.largest(relevance.values), nothing = !relevance.values.some(Boolean);
+  if (takes === "table") showColumns(answer);
+  else if (takes === "text") showTokens(answer, relevance.values, press);
+  else if (takes === "series") showCurves(answer, relevance, limit);
+  else await showHeat(answer, relevance, limit, under);
+  heat.legend($("legend"), limit, name, { unsigned: UNSIGNED.includes(answer.method), ticks: takes !== "table" });
+  $("legend").hidden = nothing;
+  $("readout").textContent = nothing ? "Nothing in the input speaks for or against it." : press ? `${READ.text} Click it to ask why it was predicted.`
+    : READ[takes] ?? "Point at a pixel to read its relevance, or use the arrow keys.";
+  $("account").replaceChildren(account(answer), made("small", {}, scale(answer)));
   $("account").hidden = false;
+}
+
+// how the output relates to the probability that is listed
+function scale({ kind, target, classes, output }) {
+  const listed = classes.find(({ index }) => index === target.index);
+  if (kind !== "classes" || listed?.share === undefined || target.name !== listed.name || Math.abs(listed.share - output) < 1e-3) return "";
+  return `The output is the network's score, before softmax makes ${(100 * listed.share).toFixed(1)} % of it.`;
 }
 
 function account({ target, output, adds_up: addsUp, relevance_sum: sum, absorbed, absorbed_by: layers, baseline, caution, note }) {
@@ -70,9 +82,18 @@ export function place(event, canvas, { shape }) {
   return [Math.max(0, Math.min(Math.floor(x), width - 1)), Math.max(0, Math.min(Math.floor(y), height - 1))];
 }
 
-export function readPixel(answer, [x, y]) {
-  const { shape, values } = numbers(answer.relevance), r = values[y * shape.at(-1) + x];
-  $("readout").textContent = `x ${x}, y ${y}: relevance ${signed(r)}, ${percent(r, answer.output)} of the output`;
+// the pixel of the largest relevance
+export function strongest(answer) {
+  const { shape, values } = numbers(answer.relevance), at = values.reduce((best, r, i) => Math.abs(r) > Math.abs(values[best]) ? i : best, 0);
+  return [at % shape.at(-1), Math.floor(at / shape.at(-1))];
+}
+
+// read the relevance of a pixel, and mark it if asked by the keyboard
+export function readPixel(answer, [x, y], marked = false) {
+  const { shape, values } = numbers(answer.relevance), [height, width] = shape.slice(-2), r = values[y * width + x];
+  $("cursor").hidden = !marked;
+  Object.assign($("cursor").style, { left: `${100 * x / width}%`, top: `${100 * y / height}%`, width: `${100 / width}%`, height: `${100 / height}%` });
+  $("readout").textContent = `x ${x}, y ${y}: relevance ${signed(r)}${percent(r, answer.output)}`;
 }
 
 // draw the boxes of a detector, the explained one thick, or the point or box of a segmentation
@@ -114,8 +135,19 @@ export const coloured = (tokens, values, tag, limit = heat.largest(values)) => t
 
 function showTokens(answer, values, press) {
   const tokens = coloured(answer.tokens, values, press ? "button" : "span");
+  let at = -1;
+  $("tokens").tabIndex = press ? -1 : 0;
+  $("tokens").onkeydown = event => {
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    at = Math.max(0, Math.min(tokens.length - 1, at + move));
+    tokens.forEach((element, i) => element.classList.toggle("current", i === at));
+    if (press) tokens[at].focus();
+    tokens[at].dispatchEvent(new Event("pointerenter"));
+  };
   tokens.forEach((element, i) => {
-    const read = () => { $("readout").textContent = `“${answer.tokens[i].trim()}”: relevance ${signed(values[i])}, ${percent(values[i], answer.output)} of the output`; };
+    const read = () => { $("readout").textContent = `“${answer.tokens[i].trim()}”: relevance ${signed(values[i])}${percent(values[i], answer.output)}`; };
     element.addEventListener("pointerenter", read);
     element.addEventListener("focus", read);
     if (!press) return;
@@ -138,6 +170,7 @@ function showColumns({ features, output, baseline, absorbed, adds_up: addsUp, re
   }
   const ends = rows.flatMap(({ from, to }) => [from, to]).concat(addsUp ? [output, baseline ?? 0] : [0]);
   const low = Math.min(...ends), span = Math.max(...ends) - low || 1, at = value => 100 * (value - low) / span;
+  const decimals = Math.max(0, Math.min(6, 2 - Math.floor(Math.log10(span)))), fixed = value => value.toFixed(decimals).replace("-", "−");
   const line = (name, value, amount, ...marks) => made("tr", {}, made("th", { scope: "row" }, made("b", {}, name), value === "" ? "" : ` = ${value}`),
     made("td", {}, made("div", { className: "track" }, ...marks)), made("td", {}, amount));
   const mark = value => {
@@ -148,10 +181,11 @@ function showColumns({ features, output, baseline, absorbed, adds_up: addsUp, re
   const bars = rows.map(({ name, value, amount, from, to, grey }) => {
     const bar = made("i", {});
     Object.assign(bar.style, { left: `${at(Math.min(from, to))}%`, width: `${Math.abs(at(to) - at(from))}%`, background: grey ? "#8a8f98" : heat.css(heat.colour(0.5 * Math.sign(amount))) });
-    return line(name, value, signed(amount), bar);
+    bar.classList.toggle("against", amount < 0);
+    return line(name, value, (amount > 0 ? "+" : "") + fixed(amount), bar);
   });
-  const first = addsUp ? [line("base value", "", digits(baseline ?? 0), mark(baseline ?? 0))] : [];
-  const last = addsUp ? [line("output", "", digits(output), mark(output))] : [line("sum", "", digits(sum))];
+  const first = addsUp ? [line("base value", "", fixed(baseline ?? 0), mark(baseline ?? 0))] : [];
+  const last = addsUp ? [line("output", "", fixed(output), mark(output))] : [line("sum", "", digits(sum))];
   $("waterfall").replaceChildren(made("table", { className: "waterfall" }, made("tbody", {}, ...first, ...bars, ...last)));
 }
 
@@ -167,7 +201,7 @@ function showCurves(answer, relevance, limit) {
     const cursor = drawn("line", { y1: 0, y2: 100, x1: -1, x2: -1 });
     heat.paint(canvas, { shape: [1, steps], values: r }, limit);
     canvas.style.aspectRatio = "auto";
-    svg.append(drawn("polyline", { points }), cursor);
+    svg.append(drawn("polyline", { points, class: "edge" }), drawn("polyline", { points }), cursor);
     const total = r.reduce((sum, value) => sum + value, 0);
     says(svg, `${channel}: relevance ${digits(total)} in all`);
     svg.setAttribute("tabindex", "0");
@@ -175,7 +209,7 @@ function showCurves(answer, relevance, limit) {
     const read = step => {
       at = Math.max(0, Math.min(steps - 1, step));
       for (const side of ["x1", "x2"]) cursor.setAttribute(side, at + 0.5);
-      $("readout").textContent = `${channel} at ${time(at)}: value ${digits(own[at])}, relevance ${signed(r[at])}, ${percent(r[at], answer.output)} of the output`;
+      $("readout").textContent = `${channel} at ${time(at)}: value ${digits(own[at])}, relevance ${signed(r[at])}${percent(r[at], answer.output)}`;
     };
     svg.addEventListener("pointermove", event => {
       const edges = svg.getBoundingClientRect();
@@ -187,7 +221,7 @@ function showCurves(answer, relevance, limit) {
       event.preventDefault();
       read(at + move);
     });
-    return [made("p", { className: "quiet" }, `${channel}: relevance ${digits(total)}, ${percent(total, answer.output)} of the output`), made("div", { className: "curve" }, canvas, svg)];
+    return [made("p", { className: "quiet" }, `${channel}: relevance ${digits(total)}${percent(total, answer.output)}`), made("div", { className: "curve" }, canvas, svg)];
   });
   const axis = made("div", { className: "axis" }, ...[0, steps / 2, steps].map(step => made("span", {}, time(step))));
   $("curves").replaceChildren(...curves.flat(), axis);

@@ -17,35 +17,53 @@ export function drawn(tag, attributes) {
   return element;
 }
 
-// a short name of the library as words: "grad_cam" as "grad CAM"
-export const inWords = name => name.replaceAll("_", " ").replace(/\b(lrp|cam|srg|mprt|aopc|abpc|irof|mif|lif)\b/g, word => word.toUpperCase()).replace("shapley", "Shapley values");
+const NAMES = {
+  lrp: "LRP", shapley: "Shapley values", smooth_grad: "SmoothGrad", rise: "RISE", full_grad: "FullGrad", grad_cam: "Grad-CAM",
+  grad_cam_plus_plus: "Grad-CAM++", layer_cam: "Layer-CAM", hires_cam: "HiRes-CAM", xgrad_cam: "XGrad-CAM", eigen_cam: "Eigen-CAM",
+  score_cam: "Score-CAM", ablation_cam: "Ablation-CAM", gradient_times_input: "gradient × input", cp_lrp: "CP-LRP", mprt: "MPRT",
+};
+const ACRONYMS = /\b(srg|mprt|aopc|abpc|irof|mif|lif)\b/g;
+
+// a short name of the library in the words of the field
+export const inWords = name => NAMES[name] ?? name.replaceAll("_", " ").replace(ACRONYMS, word => word.toUpperCase());
 
 export function options(select, values, chosen = values[0]) {
-  select.replaceChildren(...values.map(value => made("option", { value, selected: value === chosen }, inWords(value))));
+  select.replaceChildren(...values.map(value => option(value, chosen)));
 }
 
-// show errors on the page, except those of aborted requests
+const option = (value, chosen) => made("option", { value, selected: value === chosen }, inWords(value));
+
+// options in groups, { label: values }
+export function groupedOptions(select, groups, chosen) {
+  select.replaceChildren(...Object.entries(groups).filter(([, values]) => values.length)
+    .map(([label, values]) => made("optgroup", { label }, ...values.map(value => option(value, chosen)))));
+}
+
+// Show errors on the page, except those of aborted requests; return whether the work was done, "failed" or "aborted".
 export async function attempt(work, place = $("error")) {
   try {
     place.hidden = true;
     await work();
+    return "done";
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (error.name === "AbortError") return "aborted";
     place.textContent = error.message;
     place.hidden = false;
+    return "failed";
   }
 }
 
 // Run work that takes a while: a progress bar with a button to cancel the requests of a kind, and errors in the same place.
 // `work` is called with the function of (done, total) that moves the bar. The bar appears after `delay` milliseconds; `errors`
-// is another place for errors.
+// is another place for errors. Return "done", "failed", "cancelled" by the user, or "aborted" by a newer request.
 export async function working(place, kind, label, work, { delay = 0, errors } = {}) {
-  const bar = made("progress", {}), said = made("span", {}, label);
+  const bar = made("progress", {}), said = made("span", {}, "preparing…");
+  let cancelled = false;
   const cancel = made("button", { type: "button", className: "plain" }, "Cancel"), error = made("p", { className: "error", hidden: true });
   bar.setAttribute("aria-label", label);
   error.setAttribute("role", "alert");
   const row = made("div", { className: "working", hidden: delay > 0 }, bar, said, cancel), shown = setTimeout(() => { row.hidden = false; }, delay);
-  cancel.addEventListener("click", () => drop(kind));
+  cancel.addEventListener("click", () => { cancelled = true; drop(kind); });
   place.replaceChildren(row, ...(errors ? [] : [error]));
   place.hidden = false;
   const progress = (done, total) => {
@@ -53,16 +71,19 @@ export async function working(place, kind, label, work, { delay = 0, errors } = 
     Object.assign(bar, { max: total, value: done });
     said.textContent = `${label} ${done} of ${total}`;
   };
-  await attempt(() => work(progress), errors ?? error);
+  const end = await attempt(() => work(progress), errors ?? error);
   clearTimeout(shown);
   row.remove();
+  if (cancelled) place.append(made("p", { className: "quiet", role: "status" }, "Cancelled."));
+  return cancelled ? "cancelled" : end;
 }
 
 export const digits = value => Math.abs(value) < 1e-12 ? "0" : Number(value.toPrecision(3)).toString().replace("-", "−");
 
 export const signed = value => (value > 0 ? "+" : "") + digits(value);
 
-export const percent = (part, whole) => whole ? `${digits(100 * part / whole)} %` : "–";
+// a share of a positive output, as the end of a sentence; of others it would turn the sign around
+export const percent = (part, whole) => whole > 0 ? `, ${digits(100 * part / whole)} % of the output` : "";
 
 export function tile(canvasOrImage, ...lines) {
   return made("figure", {}, canvasOrImage, made("figcaption", {}, ...lines.map(line => made("span", {}, line))));

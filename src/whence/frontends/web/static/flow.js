@@ -33,6 +33,7 @@ function show() {
   const through = last - state.step; // index of the current edges, counted from the input
   $("back").disabled = state.step === 0;
   $("next").disabled = state.step === last;
+  if (document.activeElement === document.body) $(state.step ? "back" : "next").focus(); // a disabled button loses it
   const top = columns.length - 1, names = `${columns[top].names[0]} = ${digits(columns[top].activations[0])}`;
   $("step").textContent = state.step === 0 ? `Step 0 of ${last}: the forward pass gives ${names}.`
     : state.step === 1 ? `Step 1 of ${last}: the relevance of ${columns[top].names[0]} is its activation.`

@@ -31,7 +31,13 @@ export function colour(share) {
 export const css = colour => `rgb(${colour.join(" ")})`;
 
 // a text colour that is readable on a background
-export const ink = ([red, green, blue]) => 0.3 * red + 0.6 * green + 0.1 * blue > 140 ? "black" : "white";
+export const ink = colour => {
+  const [red, green, blue] = colour.map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "black" : "white"; // by WCAG's relative luminance
+};
+
+// the names of the two colours; none of a palette that shows magnitudes
+export const names = () => ({ seismic: ["Red", "Blue"], safe: ["Orange", "Purple"], grey: null })[palette];
 
 // draw a map [H, W] onto a canvas, translucent over an image if there is one
 export function paint(canvas, { shape, values }, limit = largest(values), under = null) {
@@ -56,15 +62,17 @@ export function paint(canvas, { shape, values }, limit = largest(values), under 
   pen.drawImage(small, 0, 0, canvas.width, canvas.height);
 }
 
-// a colour bar with its scale, and what each end means
-export function legend(place, limit, name) {
-  const stops = Array.from({ length: 11 }, (_, i) => css(colour(i / 5 - 1))), bar = document.createElement("span");
-  bar.className = "bar";
+// A colour bar with its scale, and what each end means. Where the sign is not shown, by the palette or the method, it has one side.
+export function legend(place, limit, name, { unsigned = false, ticks = true } = {}) {
+  const oneSided = unsigned || !names(), what = name.length > LONGEST_NAME ? "it" : name, bar = element("", "bar");
+  const stops = Array.from({ length: 11 }, (_, i) => css(colour(oneSided ? i / 10 : i / 5 - 1)));
   bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-  const text = (words, kind = "") => Object.assign(document.createElement("span"), { textContent: words, className: kind });
-  const ticks = text("", "ticks"), number = value => Number(value.toPrecision(2)).toString().replace("-", "−");
-  ticks.append(text(number(-limit)), text("0"), text(`+${number(limit)}`));
-  const what = name.length > LONGEST_NAME ? "it" : name;
-  place.replaceChildren(text(`against ${what}`), bar, text(`for ${what}`), ticks);
+  const number = value => Number(value.toPrecision(2)).toString().replace("-", "−");
+  const scale = element("", "ticks");
+  scale.append(...(oneSided ? [element("0"), element(number(limit))] : [element(number(-limit)), element("0"), element(`+${number(limit)}`)]));
+  place.replaceChildren(element(oneSided ? "little" : `against ${what}`), bar, element(oneSided ? "much, for or against" : `for ${what}`), ...(ticks ? [scale] : []));
+  place.title = name;
   place.hidden = false;
 }
+
+const element = (words, kind = "") => Object.assign(document.createElement("span"), { textContent: words, className: kind });

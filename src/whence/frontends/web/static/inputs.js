@@ -1,6 +1,7 @@
 // The input of each kind of model: a drawing, a photo, a text, a row of a table, a time series.
 
 import { base64 } from "./api.js";
+import * as csv from "./csv.js";
 import { $, made } from "./dom.js";
 import { Drawing } from "./drawing.js";
 
@@ -10,17 +11,17 @@ const KINDS = ["drawing", "picture", "text", "table", "series"];
 export class Inputs {
   // `changed` is called after each change by the user, `failed` with errors
   constructor(changed, failed) {
-    Object.assign(this, { changed, failed, picture: null, file: null, sample: null });
-    this.drawing = new Drawing($("drawing"), () => { this.sample = null; $("draw-here").hidden = true; changed(); });
+    Object.assign(this, { changed, failed, picture: null, origin: {} });
+    this.drawing = new Drawing($("drawing"), () => { $("draw-here").hidden = true; $("sample").value = ""; changed(); });
     this.listen();
   }
 
   show(model) {
     this.model = model;
     for (const kind of KINDS) $(`${kind}-input`).hidden = model.takes !== kind;
-    this.sample = null;
-    if (model.takes !== "picture" || !this.file) { // a photo of the user stays for the next model
-      this.picture = this.file = null;
+    if (model.takes !== "picture" || !this.origin.file) { // a photo of the user stays for the next model
+      this.picture = null;
+      this.origin = {};
       $("picture").hidden = true;
       $("file").value = "";
     }
@@ -36,13 +37,24 @@ export class Inputs {
   // put an example or a stored question in
   set(input, sample = null) {
     if (input.drawing) this.drawing.bytes = Uint8Array.from(atob(input.drawing), c => c.charCodeAt(0));
-    if (input.picture) Object.assign(this, { picture: input.picture, file: null });
+    if (input.picture) this.picture = input.picture;
     if (input.text) $("text").value = input.text;
     if (input.table) this.table = input.table;
-    if (input.row) $("row").value = input.row;
+    if (input.row) {
+      $("row").value = input.row;
+      this.showFields();
+    }
     if (input.series) $("series-csv").value = input.series;
-    this.sample = sample;
+    this.origin = { sample, question: this.key };
     $("draw-here").hidden = true;
+  }
+
+  get key() { return JSON.stringify(this.question); }
+
+  // the sample or the file that the input is, unless it was edited since
+  get source() {
+    const { sample = null, file = null, question } = this.origin;
+    return question === this.key ? { sample, file } : { sample: null, file: null };
   }
 
   get question() {
@@ -56,6 +68,7 @@ export class Inputs {
   }
 
   get empty() {
+    if (this.model.takes === "drawing") return !this.drawing.bytes.some(Boolean);
     const [first] = Object.values(this.question), rows = this.model.takes === "table" ? $("row").options.length : 1;
     return !first?.trim() || !rows;
   }
@@ -67,43 +80,33 @@ export class Inputs {
 
   // the rows of the table to choose from, and a field for each value of the chosen one
   readRows() {
-    const count = Math.max(0, $("csv").value.trim().split("\n").length - 1), before = Math.min(+$("row").value, count - 1);
+    this.rows = csv.parse($("csv").value, this.model.columns);
+    const count = Math.max(0, this.rows.length - 1), before = Math.min(+$("row").value, count - 1);
     $("row").replaceChildren(...Array.from({ length: count }, (_, i) => made("option", { value: i }, `row ${i + 1} of ${count}`)));
     $("row").value = Math.max(0, before);
     this.showFields();
   }
 
   showFields() {
-    const lines = $("csv").value.trim().split("\n"), row = +$("row").value + 1, quoted = lines.some(line => line.includes('"'));
-    const separator = [",", ";", "\t"].reduce((a, b) => lines[0].split(b).length > lines[0].split(a).length ? b : a);
-    $("fields").hidden = quoted || lines.length < 2;
-    if ($("fields").hidden) return;
-    const names = lines[0].split(separator), values = lines[row].split(separator);
-    $("fields").replaceChildren(...names.map((name, i) => {
-      const input = made("input", { type: "text", value: values[i] ?? "", inputMode: "decimal" });
+    const [names, ...rows] = this.rows, row = rows[+$("row").value];
+    $("fields").hidden = !row;
+    $("fields").replaceChildren(...(row ?? []).map((value, i) => {
+      const input = made("input", { type: "text", value });
       input.addEventListener("change", () => {
-        values[i] = input.value.replaceAll(separator, "").trim();
-        lines[row] = values.join(separator);
-        $("csv").value = lines.join("\n");
-        this.edited();
+        row[i] = input.value.trim();
+        $("csv").value = csv.write(this.rows);
+        this.changed();
       });
-      return made("label", {}, name.trim(), input);
+      return made("label", {}, (names[i] ?? "").trim(), input);
     }));
-  }
-
-  edited() {
-    this.sample = this.file = null;
-    this.changed();
   }
 
   listen() {
     const submitted = (id, work) => $(id).addEventListener("submit", event => { event.preventDefault(); work(); });
-    $("clear").addEventListener("click", () => { this.drawing.clear(); $("draw-here").hidden = false; this.edited(); });
-    submitted("text-input", () => this.edited());
-    submitted("table-input", () => this.edited());
-    submitted("series-input", () => this.edited());
-    $("row").addEventListener("change", () => { this.showFields(); if (this.sample !== null) this.sample = null; this.changed(); });
-    $("csv").addEventListener("change", () => { this.readRows(); this.edited(); });
+    $("clear").addEventListener("click", () => { this.drawing.clear(); $("draw-here").hidden = false; $("sample").value = ""; this.changed(); });
+    for (const kind of ["text", "table", "series"]) submitted(`${kind}-input`, () => this.changed());
+    $("row").addEventListener("change", () => { this.showFields(); this.changed(); });
+    $("csv").addEventListener("change", () => { this.readRows(); this.changed(); });
     $("file").addEventListener("change", () => this.readImage($("file").files[0]));
     $("csv-file").addEventListener("change", () => this.readCsv($("csv-file").files[0]));
     $("series-file").addEventListener("change", () => this.readCsv($("series-file").files[0]));
@@ -123,8 +126,7 @@ export class Inputs {
     await this.failed(async () => {
       if (file.size > MAX_IMAGE) throw new Error("the image is larger than 8 MiB; choose a smaller one");
       this.picture = base64(new Uint8Array(await file.arrayBuffer()));
-      this.sample = null;
-      this.file = file.name;
+      this.origin = { file: file.name, question: this.key };
       await this.changed();
     });
   }
@@ -136,8 +138,7 @@ export class Inputs {
       const text = await file.text();
       if (this.model.takes === "table") this.table = text;
       else $("series-csv").value = text;
-      this.sample = null;
-      this.file = file.name;
+      this.origin = { file: file.name, question: this.key };
       await this.changed();
     });
   }

@@ -2,7 +2,7 @@
 
 import { ask, drop, numbers } from "./api.js";
 import * as answers from "./answers.js";
-import { $, attempt, digits, made, options, working } from "./dom.js";
+import { $, attempt, digits, groupedOptions, made, working } from "./dom.js";
 import * as heat from "./heat.js";
 import { Inputs } from "./inputs.js";
 import * as language from "./language.js";
@@ -23,10 +23,12 @@ const page = {
     const settings = {
       rule: $("rule").value, gamma: +$("gamma").value, alpha: +$("alpha").value, epsilon: 10 ** +$("epsilon").value, part: $("part").value,
     };
-    const other = (writes ? $("rather-token").value : $("rather").value) || null;
+    const other = writes ? $("rather-token").value || null : $("rather").value === "" ? null : +$("rather").value;
     return { model: name, ...page.inputs.question, target, point, box, position, rather_than: other, method: $("method").value, settings, ...more };
   },
 };
+// the question of the answer on the page, with other parts
+page.again = (more = {}) => ({ ...page.asked, ...more });
 page.inputs = new Inputs(() => { Object.assign(page, NO_TARGET); markExample(); return explain(); }, attempt);
 
 // explain the current input, and clear the results of the previous request
@@ -34,18 +36,45 @@ async function explain() {
   next.clear();
   $("next-section").hidden = page.inputs.empty && !page.model.writes;
   if (page.inputs.empty) {
-    page.answer = null;
-    answers.clear();
-    $("classes").replaceChildren();
+    forget(EMPTY[page.model.takes]);
     return;
   }
-  await working($("busy"), "explain", "explaining", async progress => {
-    const slow = !["drawing"].includes(page.model.takes);
-    page.answer = await ask("explain", page.question(), slow ? { progress } : {});
+  const dimmed = setTimeout(() => $("answer").setAttribute("aria-busy", true), SLOW);
+  const asked = page.question(), source = page.inputs.source;
+  const end = await working($("busy"), "explain", "explaining", async progress => {
+    const answer = await ask("explain", asked, page.model.takes === "drawing" ? {} : { progress });
+    Object.assign(page, { answer, asked, source });
     await show();
     remember();
     again();
   }, { delay: SLOW, errors: $("error") });
+  clearTimeout(dimmed);
+  if (end === "aborted") return; // a newer request shows its own state
+  $("answer").removeAttribute("aria-busy");
+  if (end === "failed") forget("There is no answer: see the message above.");
+  if (end === "cancelled" && page.asked?.method) {
+    $("method").value = page.asked.method;
+    changeRules();
+    $("readout").textContent = "Cancelled. What is shown is the answer before.";
+  }
+}
+
+const EMPTY = {
+  drawing: "Draw a digit on the left, or choose a sample.",
+  picture: "Drop a photo on the left.",
+  text: "Type a text on the left.",
+  table: "Type the values of a row on the left, or open a CSV.",
+  series: "Drop a CSV on the left.",
+};
+
+// show no answer, but what to do
+function forget(words) {
+  drop("explain");
+  Object.assign(page, { answer: null, asked: null });
+  next.clear();
+  answers.clear(words);
+  $("answer").removeAttribute("aria-busy");
+  $("classes").replaceChildren();
 }
 
 async function show() {
@@ -61,6 +90,7 @@ async function show() {
   $("rather-label").hidden = answer.kind !== "classes" || model.writes || !model.classes.length;
   $("rather-form").hidden = !(reads && model.writes);
   $("likeliest").hidden = answer.kind === "number";
+  const focused = $("classes").contains(document.activeElement);
   $("classes").replaceChildren(...answer.classes.map(({ index, name, share, value }) => {
     const button = made("button", { type: "button" }, made("span", {}, name.trim() || "␣"), made("span", {}, value === undefined ? `${(100 * share).toFixed(1)} %` : digits(value)));
     button.setAttribute("aria-pressed", index === answer.target.index);
@@ -68,12 +98,13 @@ async function show() {
     button.addEventListener("click", () => { Object.assign(page, { target: index, point: null }); explain(); }); // in the same box
     return made("li", {}, button);
   }));
+  if (focused) $("classes").querySelector("[aria-pressed=true]")?.focus();
 }
 
 // repeat what is open under "What next?"
 function again() {
   if ($("reuse").open) next.copyCode(page);
-  if ($("attack").open && +$("distance").value) next.attack(page);
+  if ($("attack").open) next.attack(page);
 }
 
 function pressToken(i) {
@@ -105,7 +136,7 @@ function choosePlace(event) {
 }
 
 // read the value at the pointer, or at the pixel that the arrow keys move
-let cursor = [0, 0];
+let cursor = null;
 
 function readHeat(event) {
   if (!page.answer?.relevance) return;
@@ -118,8 +149,8 @@ function moveCursor(event) {
   if (!move || !page.answer?.relevance) return;
   event.preventDefault();
   const [height, width] = numbers(page.answer.relevance).shape.slice(-2);
-  cursor = cursor.map((at, k) => Math.max(0, Math.min(at + move[k], (k ? height : width) - 1)));
-  answers.readPixel(page.answer, cursor);
+  cursor = (cursor ?? answers.strongest(page.answer)).map((at, k) => Math.max(0, Math.min(at + move[k], (k ? height : width) - 1)));
+  answers.readPixel(page.answer, cursor, true);
 }
 
 function changeModel() {
@@ -129,19 +160,23 @@ function changeModel() {
   page.inputs.show(page.model);
   language.show(page.model);
   next.clear();
-  answers.clear();
+  answers.clear(EMPTY[takes]);
+  cursor = null;
   $("flow").hidden = $("attack").hidden = !sees;
   $("over-label").hidden = !sees;
   $("untrained").hidden = trained;
-  options($("method"), [...methods, ...presets.filter(name => name !== "attn_lrp")], method);
-  $("rather").replaceChildren(made("option", { value: "" }, "(nothing)"), ...classes.map(name => made("option", { value: name }, name)));
+  const maps = methods.filter(name => name.endsWith("cam") || name.startsWith("grad_cam"));
+  groupedOptions($("method"), {
+    Methods: methods.filter(name => !maps.includes(name)),
+    "Class activation maps": sees ? maps : [],
+    "Presets of LRP rules": presets.filter(name => name !== "attn_lrp"),
+  }, method);
+  $("rather").replaceChildren(made("option", { value: "" }, "no other class"), ...classes.map((name, value) => made("option", { value }, name)));
   $("rather-token").value = "";
   $("rather-label").hidden = !classes.length;
   $("rather-form").hidden = true;
   $("classes").replaceChildren();
   $("error").hidden = true;
-  $("distance").value = 0;
-  $("distance-value").textContent = "0";
   changeRules();
 }
 
@@ -155,7 +190,7 @@ function changeRules() {
 
 async function download(format) {
   await attempt(async () => {
-    const blob = await ask("download", page.question({ format }));
+    const blob = await ask("download", page.again({ format }));
     const link = made("a", { href: URL.createObjectURL(blob), download: `explanation.${format}` });
     link.click();
     URL.revokeObjectURL(link.href);
@@ -164,7 +199,7 @@ async function download(format) {
 
 // the URL stores the question, but no images and no long tables
 function remember() {
-  const asked = page.question();
+  const asked = page.again();
   delete asked.picture;
   if (["boxes", "map"].includes(page.answer?.kind)) delete asked.target;
   for (const name of ["table", "series"]) if ((asked[name]?.length ?? 0) > 4000) delete asked[name];
@@ -227,9 +262,10 @@ async function begin() {
   models = found;
   examples = shown;
   $("model").replaceChildren(...models.map(({ name }) => made("option", { value: name }, name)));
-  digitSamples.forEach(({ label }, i) => $("sample").append(made("option", { value: i }, `${i}: a ${label}`)));
+  digitSamples.forEach(({ label }, i) => $("sample").append(made("option", { value: i }, `sample ${i} (a ${label})`)));
   $("sample").addEventListener("change", () => {
     const i = +$("sample").value;
+    if ($("sample").value === "") return;
     Object.assign(page, NO_TARGET);
     page.inputs.set({ drawing: digitSamples[i].pixels }, i);
     markExample();
@@ -255,7 +291,14 @@ async function openModel() {
 }
 
 $("model").addEventListener("change", openModel);
-heat.chooser($("palette"), () => { if (page.answer) { show(); next.clear(); } });
+function nameColours() {
+  const [positive, negative] = heat.names() ?? ["Dark", "Dark"];
+  $("for-colour").textContent = positive;
+  $("against-colour").textContent = negative.toLowerCase();
+}
+
+heat.chooser($("palette"), () => { nameColours(); if (page.answer) { show(); next.clear(); } });
+nameColours();
 for (const id of ["method", "rule", "gamma", "alpha", "epsilon", "part", "rather"]) $(id).addEventListener("input", () => { changeRules(); explain(); });
 $("rather-form").addEventListener("submit", event => { event.preventDefault(); explain(); });
 $("rather-token").addEventListener("change", () => explain());
@@ -275,6 +318,7 @@ whenOpened("beside", "methods", next.compare);
 whenOpened("check", "reliability", next.check);
 whenOpened("flow", "layers", next.layers);
 whenOpened("reuse", "code", next.copyCode);
+whenOpened("attack", "twin", next.attack);
 $("distance").addEventListener("input", () => { $("distance-value").textContent = $("distance").value; });
 for (const id of ["distance", "by"]) $(id).addEventListener("change", () => next.attack(page)); // an attack is slow, so not at every step of the slider
 $("link").addEventListener("click", async () => { $("copied").textContent = await next.copied(location.href); });

@@ -24,7 +24,7 @@ export function clear() {
 
 // the same output by other methods, shown as they finish; `page` gives the question, the model and the current answer
 export async function compare(page) {
-  const run = runs += 1, { takes, methods } = page.model, names = BESIDE[takes].filter(name => methods.includes(name)), asked = page.question({ target: page.answer.target.index });
+  const run = runs += 1, { takes, methods } = page.model, names = BESIDE[takes].filter(name => methods.includes(name)), asked = page.again({ target: page.answer.target.index });
   const found = [];
   $("methods").className = takes === "picture" || takes === "drawing" ? "tiles" : "tiles of-texts";
   $("methods").replaceChildren();
@@ -56,9 +56,11 @@ export async function compare(page) {
 }
 
 function sum({ adds_up: addsUp, relevance_sum: relevance, baseline, absorbed, output }) {
-  if (!addsUp) return "does not add up; a scale of its own";
-  const rest = (baseline ?? 0) + (absorbed ?? 0), matters = Math.abs(rest) > 1e-4 * Math.abs(output);
-  return `ΣR ${digits(relevance)} of ${digits(output)}${matters ? ` (${baseline === null ? "absorbed" : "base value"} ${digits(rest)})` : ""}`;
+  if (!addsUp) return "does not add up to the output";
+  const rest = (baseline ?? 0) + (absorbed ?? 0), gap = Math.abs(output - relevance - rest) > 0.01 * Math.abs(output);
+  if (gap) return `sums to ${digits(relevance + rest)} instead of ${digits(output)}`;
+  const matters = Math.abs(rest) > 1e-4 * Math.abs(output);
+  return `adds up: ${digits(relevance)}${matters ? ` + ${digits(rest)} ${baseline === null ? "absorbed" : "base value"}` : ""} of ${digits(output)}`;
 }
 
 async function paintBeside(found, { model: { takes }, over }) {
@@ -98,15 +100,15 @@ function strips(answer, limit) {
 export async function check(page) {
   $("reliability").textContent = "";
   await working($("check-busy"), "reliability", "evaluating", async progress => {
-    const { sentences } = await ask("reliability", page.question({ target: page.answer.target.index }), { progress });
-    $("reliability").textContent = `${page.answer.target.name}: ${sentences.join(" ")}.`;
+    const { sentences } = await ask("reliability", page.again({ target: page.answer.target.index }), { progress });
+    $("reliability").textContent = `${page.answer.target.name}: ${sentences.join(" ")}`;
   });
 }
 
 export async function copyCode(page) {
   await working($("code"), "code", "writing", async () => {
-    const { file, sample } = page.inputs;
-    const { python, command, hint } = await ask("code", page.question({ target: page.answer.target.index, file, sample }));
+    const { file, sample } = page.source;
+    const { python, command, hint } = await ask("code", page.again({ target: page.answer.target.index, file, sample }));
     const block = (name, text) => {
       const copy = made("button", { type: "button", className: "plain" }, `Copy ${name}`), done = made("span", { className: "quiet" });
       done.setAttribute("role", "status");
@@ -137,10 +139,10 @@ export async function attack(page) {
   $("twin").replaceChildren();
   if (!epsilon || !["drawing", "picture"].includes(page.model.takes) || page.inputs.empty) return;
   await working($("attack-busy"), "attack", "attacking", async () => {
-    const answer = await ask("attack", page.question({ epsilon, attack: $("by").value }));
+    const answer = await ask("attack", page.again({ epsilon, attack: $("by").value }));
     const canvas = says(made("canvas", {}), `heatmap of the adversarial example for ${answer.target.name}`);
     heat.paint(canvas, numbers(answer.relevance));
-    const likeliest = answer.classes.slice(0, 3).map(({ name, share }) => `${name} ${(100 * share).toFixed(1)} %`).join(", ");
+    const likeliest = answer.classes.slice(0, 3).map(({ name, share }) => `${name}: ${(100 * share).toFixed(1)} %`).join(", ");
     $("twin").replaceChildren(
       tile(picture(answer.picture, "the adversarial example"), answer.success ? `predicted ${answer.target.name}, was ${answer.before}` : `still ${answer.before}`, likeliest),
       tile(canvas, `relevance for ${answer.target.name}`, `output ${digits(answer.output)}`),
@@ -150,7 +152,7 @@ export async function attack(page) {
 
 export async function layers(page) {
   await working($("flow-busy"), "layers", "computing", async () => {
-    const found = await ask("layers", page.question());
+    const found = await ask("layers", page.again());
     const items = found.layers.map(layer => {
       const canvas = made("canvas", {}), map = numbers(layer.map);
       canvas.setAttribute("aria-hidden", "true");
@@ -173,12 +175,12 @@ function press(button, work) {
 }
 
 function channels(page, layer, target) {
-  $("channels").replaceChildren(made("p", {}, `The most relevant channels of ${layer.name} for ${target.name}. `
+  $("channels").replaceChildren(made("p", {}, `The most relevant channels of layer ${layer.name} (${layer.kind}) for ${target.name}. `
     + "Choose one to see the relevance that flows through it."), ...layer.channels.map(({ channel, share }) => {
     const button = made("button", { type: "button" }, `channel ${channel}`, made("small", {}, `${(100 * share).toFixed(1)} % of the output`));
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => press(button, () => working($("flow-busy"), "through", "computing", async () => {
-      const found = await ask("through", page.question({ target: target.index, layer: layer.name, channel }));
+      const found = await ask("through", page.again({ target: target.index, layer: layer.name, channel }));
       const canvas = button.querySelector("canvas") ?? button.insertBefore(made("canvas", {}), button.firstChild);
       says(canvas, `relevance through channel ${channel}: ${digits(found.amount)} of ${digits(found.output)}`);
       const relevance = numbers(found.relevance);
@@ -197,7 +199,7 @@ function concept(page, layer, channel, target) {
   search.addEventListener("click", async () => {
     search.disabled = true;
     await working(busy, "channel", "searching", async progress => {
-      const answer = await ask("channel", page.question({ target: target.index, layer, channel }), { progress });
+      const answer = await ask("channel", page.again({ target: target.index, layer, channel }), { progress });
       found.replaceChildren(
         tile(picture(answer.prototype, `prototype of channel ${channel}`), "prototype", "what it responds to most"),
         ...answer.references.map(({ index, picture: png }) => tile(picture(png, `a part of sample ${index}`), `sample ${index}`)),

@@ -14,7 +14,6 @@ const classes = words => words.split(",").map(word => word.trim()).filter(Boolea
 });
 
 async function search() {
-  $("search").disabled = true;
   $("note").textContent = "";
   await working($("busy"), "prototypes", "step", async progress => {
     const asked = { model: model().name, classes: classes($("which").value), prior: $("prior").value, n_steps: +$("steps").value };
@@ -23,7 +22,6 @@ async function search() {
       tile(picture(png, `prototype of ${name}`), name, `output ${digits(activation)}, probability ${(100 * share).toFixed(1)} %`)));
     $("note").textContent = answer.note;
   });
-  $("search").disabled = false;
 }
 
 function changeModel() {

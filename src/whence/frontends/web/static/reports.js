@@ -17,6 +17,7 @@ async function make(path, question, label) {
   const buttons = document.querySelectorAll("form button");
   buttons.forEach(button => { button.disabled = true; });
   await working($(`${path}-busy`), path, label, async progress => {
+    if ([question.methods, question.metrics].some(names => names?.length === 0)) throw new Error("choose at least one method and one metric");
     const { address } = await ask(path, question, { progress });
     $("report").src = $("open").href = $("save").href = address;
     $("report-section").hidden = false;
@@ -29,6 +30,7 @@ function changeModel() {
   const { name, data } = models.find(one => one.name === $("model").value);
   $("of-data").textContent = data ? `Scores of methods that explain ${name}, on its data.`
     : `To evaluate explanations of ${name}, start the server with data: whence serve --model ${name} --data FOLDER.`;
+  for (const id of ["evaluation-busy", "audit-busy"]) $(id).replaceChildren();
   $("evaluation").hidden = !data;
   $("tested-label").hidden = !data;
   if (!data) $("tested").checked = false;
