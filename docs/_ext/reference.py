@@ -34,7 +34,15 @@ PAGES = {
     "production": ("In production", ("exporting.", "plotting.", "core.activation_checkpointing.")),
 }
 MAIN_CALLS = {  # which stand first on their page
-    "explaining": ("explain", "Explanation", "Explainer", "explain_targets", "explain_generation", "explain_detections", "sources"),
+    "explaining": (
+        "explain",
+        "Explanation",
+        "Explainer",
+        "explain_targets",
+        "explain_generation",
+        "explain_detections",
+        "sources",
+    ),
     "lrp": ("LRP",),
     "methods": ("IntegratedGradients", "Shapley", "GradCAM", "Occlusion"),
     "inside": ("concepts", "channel_relevance", "attribution_graph", "patching"),

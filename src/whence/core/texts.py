@@ -48,13 +48,14 @@ class TextModel:
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None, class_names: Any = ()) -> "TextModel":
         """Return the parts of a `transformers.pipeline`, a `LoadedModel` or an estimator, and other models as they are."""
-        estimator = EstimatorFunction.of(model)
+        is_loaded = hasattr(model, "class_index") and hasattr(model, "preprocessing")
+        estimator = EstimatorFunction.of(model.model if is_loaded else model)
         if estimator is not None:
             names = class_names if len(class_names) else estimator.class_names
             return cls(estimator.function, class_names=names, ambiguous_labels=estimator.ambiguous_labels)
         if hasattr(model, "preprocess") and hasattr(model, "postprocess") and hasattr(model, "model"):  # a pipeline
             model, tokenizer = model.model, tokenizer or getattr(model, "processor", None) or model.tokenizer
-        elif hasattr(model, "class_index") and hasattr(model, "preprocessing"):  # a LoadedModel
+        elif is_loaded:  # a LoadedModel
             both, text, names = model.vision_language, model.text, model.class_names
             model, tokenizer = model.model, tokenizer or getattr(both, "processor", None) or getattr(text, "tokenizer", None)
             class_names = class_names if len(class_names) else names

@@ -66,7 +66,7 @@ def test_what_is_no_picture_does_no_harm(count, tmp_path, monkeypatch):
 def test_pictures_are_bounded_in_bytes_pixels_and_kinds():
     with pytest.raises(InputError, match="send one of at most 8 MiB"):
         open_image(b"\0" * (9 * 2**20))
-    with pytest.raises(InputError, match=r"not an image that can be read|pixels; send one of at most 24,000,000 pixels"):
+    with pytest.raises(InputError, match=r"not a readable image|not an image that can be|at most 24,000,000 pixels"):
         open_image(bomb())
     with pytest.raises(InputError, match="not an image that can be read"):
         open_image(base64.b64decode(picture("red", kind="TIFF")))

@@ -15,6 +15,4 @@ def check_comparison(explanation: Explanation) -> None:
     index, other = (torch.as_tensor(i) for i in (target.index, target.rather_than))
     if (index == other).all():
         name = explanation.target_names()[0].split(" rather than ")[0]
-        raise TargetError(
-            f"{name} is predicted, and is compared with itself; compare it with another class, or choose a target"
-        )
+        raise TargetError(f"{name} is compared with itself; choose another target, or another class to compare it with")
