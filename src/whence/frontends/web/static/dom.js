@@ -57,23 +57,26 @@ export async function attempt(work, place = $("error")) {
 // `work` is called with the function of (done, total) that moves the bar. The bar appears after `delay` milliseconds; `errors`
 // is another place for errors. Return "done", "failed", "cancelled" by the user, or "aborted" by a newer request.
 export async function working(place, kind, label, work, { delay = 0, errors } = {}) {
-  const bar = made("progress", {}), said = made("span", {}, "preparing…");
-  let cancelled = false;
-  const cancel = made("button", { type: "button", className: "plain" }, "Cancel"), error = made("p", { className: "error", hidden: true });
-  bar.setAttribute("aria-label", label);
-  error.setAttribute("role", "alert");
-  const row = made("div", { className: "working", hidden: delay > 0 }, bar, said, cancel), shown = setTimeout(() => { row.hidden = false; }, delay);
-  cancel.addEventListener("click", () => { cancelled = true; drop(kind); });
-  place.replaceChildren(row, ...(errors ? [] : [error]));
-  place.hidden = false;
+  let cancelled = false, bar, said;
+  const error = errors ?? made("p", { className: "error", hidden: true, role: "alert" });
+  const show = () => {
+    bar = made("progress", { ariaLabel: label });
+    said = made("span", {}, "preparing…");
+    const cancel = made("button", { type: "button", className: "plain" }, "Cancel");
+    cancel.addEventListener("click", () => { cancelled = true; drop(kind); });
+    place.prepend(made("div", { className: "working" }, bar, said, cancel));
+    place.hidden = false;
+  };
+  place.replaceChildren(...(errors ? [] : [error]));
+  const shown = delay ? setTimeout(show, delay) : show();
   const progress = (done, total) => {
-    if (!total) return;
+    if (!total || !bar) return;
     Object.assign(bar, { max: total, value: done });
     said.textContent = `${label} ${done} of ${total}`;
   };
-  const end = await attempt(() => work(progress), errors ?? error);
+  const end = await attempt(() => work(progress), error);
   clearTimeout(shown);
-  row.remove();
+  place.querySelector(".working")?.remove();
   if (cancelled) place.append(made("p", { className: "quiet", role: "status" }, "Cancelled."));
   return cancelled ? "cancelled" : end;
 }

@@ -25,7 +25,7 @@ export class Drawing {
     Object.assign(this.pen, { strokeStyle: "white", lineWidth: 22, lineCap: "round" });
     this.pen.beginPath();
     this.pen.moveTo(...(this.last ?? here));
-    this.pen.lineTo(...here);
+    this.pen.lineTo(here[0] + 0.01, here[1]); // a line of no length, as of a click, would not be drawn
     this.pen.stroke();
     this.last = here;
     this.changed();

@@ -64,6 +64,10 @@ export function paint(canvas, { shape, values }, limit = largest(values), under 
 
 // A colour bar with its scale, and what each end means. Where the sign is not shown, by the palette or the method, it has one side.
 export function legend(place, limit, name, { unsigned = false, ticks = true } = {}) {
+  const key = JSON.stringify([palette, limit.toPrecision(2), name, unsigned, ticks]);
+  place.hidden = false;
+  if (place.dataset.key === key) return;
+  place.dataset.key = key;
   const oneSided = unsigned || !names(), what = name.length > LONGEST_NAME ? "it" : name, bar = element("", "bar");
   const stops = Array.from({ length: 11 }, (_, i) => css(colour(oneSided ? i / 10 : i / 5 - 1)));
   bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
@@ -72,7 +76,6 @@ export function legend(place, limit, name, { unsigned = false, ticks = true } = 
   scale.append(...(oneSided ? [element("0"), element(number(limit))] : [element(number(-limit)), element("0"), element(`+${number(limit)}`)]));
   place.replaceChildren(element(oneSided ? "little" : `against ${what}`), bar, element(oneSided ? "much, for or against" : `for ${what}`), ...(ticks ? [scale] : []));
   place.title = name;
-  place.hidden = false;
 }
 
 const element = (words, kind = "") => Object.assign(document.createElement("span"), { textContent: words, className: kind });

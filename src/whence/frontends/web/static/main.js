@@ -90,15 +90,19 @@ async function show() {
   $("rather-label").hidden = answer.kind !== "classes" || model.writes || !model.classes.length;
   $("rather-form").hidden = !(reads && model.writes);
   $("likeliest").hidden = answer.kind === "number";
-  const focused = $("classes").contains(document.activeElement);
-  $("classes").replaceChildren(...answer.classes.map(({ index, name, share, value }) => {
-    const button = made("button", { type: "button" }, made("span", {}, name.trim() || "␣"), made("span", {}, value === undefined ? `${(100 * share).toFixed(1)} %` : digits(value)));
-    button.setAttribute("aria-pressed", index === answer.target.index);
-    button.style.setProperty("--share", value === undefined ? `${100 * share}%` : "0%");
-    button.addEventListener("click", () => { Object.assign(page, { target: index, point: null }); explain(); }); // in the same box
-    return made("li", {}, button);
-  }));
-  if (focused) $("classes").querySelector("[aria-pressed=true]")?.focus();
+  while ($("classes").children.length > answer.classes.length) $("classes").lastChild.remove();
+  answer.classes.forEach(showClass);
+}
+
+// buttons are kept from answer to answer, so that they keep the focus
+function showClass({ index, name, share, value }, i) {
+  const list = $("classes"), words = [name.trim() || "␣", value === undefined ? `${(100 * share).toFixed(1)} %` : digits(value)];
+  if (!list.children[i]) list.append(made("li", {}, made("button", { type: "button" }, made("span", {}), made("span", {}))));
+  const button = list.children[i].firstChild;
+  words.forEach((word, k) => { if (button.children[k].textContent !== word) button.children[k].textContent = word; });
+  button.setAttribute("aria-pressed", index === page.answer.target.index);
+  button.style.setProperty("--share", value === undefined ? `${100 * share}%` : "0%");
+  button.onclick = () => { Object.assign(page, { target: index, point: null }); explain(); }; // in the same box
 }
 
 // repeat what is open under "What next?"

@@ -17,7 +17,7 @@ let runs = 0; // counts the comparisons, so that an outdated one stops
 
 export function clear() {
   runs += 1;
-  for (const id of ["layers", "channels", "methods", "twin", "code"]) $(id).replaceChildren();
+  for (const id of ["layers", "channels", "methods", "twin", "code"]) if ($(id).firstChild) $(id).replaceChildren();
   $("reliability").textContent = "";
   for (const kind of ["beside", "reliability", "layers", "attack", "channel", "code"]) drop(kind);
 }
