@@ -68,6 +68,15 @@ def make_net():
     return whence.LoadedModel("mine", net, whence.Preprocessing((64, 64)), NAMES)
 
 
+def make_forest():
+    import pandas as pd
+    from sklearn.ensemble import RandomForestClassifier
+
+    frame = pd.DataFrame({"age": range(20, 60), "debt": [5, 1] * 20})
+    forest = RandomForestClassifier(5, random_state=0).fit(frame, frame.age > 40)
+    return whence.LoadedModel("forest", forest, table=whence.TableReader(frame))
+
+
 def threes():
     net = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 1))
     return whence.LoadedModel("threes", net, whence.Preprocessing((28, 28), channels=1))
@@ -112,6 +121,7 @@ def folder(tmp_path):
         (folder / "photos" / kind).mkdir(parents=True)
         for i in range(14):
             Image.effect_noise((80, 70), 40 + 5 * i).convert("RGB").save(folder / "photos" / kind / f"{i}.png")
+    (folder / "rows.csv").write_text("age,debt\n55,5\n")
     (folder / "notes").mkdir()
     (folder / "notes" / "ball.txt").write_text("Tom has a red ball.")
     return folder
