@@ -17,61 +17,56 @@ def examples_handler(_: None) -> list[dict[str, Any]]:
     return [make(name) for name, make in EXAMPLES.items() if name in dict(models.served.models)]
 
 
+def _card(model: str, title: str, text: str, example: dict[str, Any], sample: int = 0) -> dict[str, Any]:
+    return {"model": model, "title": title, "text": text, "sample": sample, "input": example}
+
+
 def _digit(model: str) -> dict[str, Any]:
     pixels = (digit_samples()[0][DIGIT] * 255).round().byte().flatten().tolist()
-    return {
-        "model": model,
-        "title": "A digit",
-        "text": "Why is this a 7? The bar and the bend speak for it.",
-        "sample": DIGIT,
-        "input": {"drawing": b64encode(bytes(pixels)).decode()},
-    }
+    return _card(
+        model,
+        "A digit",
+        "Why is this a 7? The bar and the bend speak for it.",
+        {"drawing": b64encode(bytes(pixels)).decode()},
+        sample=DIGIT,
+    )
 
 
 def _surfaces(model: str) -> dict[str, Any]:
     photo = networks.surface_photos()[0]
     png = tensor_to_png(photo, Preprocessing((128, 128), channels=1))
-    return {
-        "model": model,
-        "title": "A photo",
-        "text": "Half wall, half lawn: only the lawn speaks for “grass”.",
-        "sample": 0,
-        "input": {"picture": png},
-    }
+    return _card(model, "A photo", "Half wall, half lawn: only the lawn speaks for “grass”.", {"picture": png})
 
 
 def _reviews(model: str) -> dict[str, Any]:
-    return {
-        "model": model,
-        "title": "A sentence",
-        "text": "Which words made it negative? “rude” and “dirty”, against “delicious”.",
-        "sample": 0,
-        "input": {"text": networks.review_texts()[0]},
-    }
+    return _card(
+        model,
+        "A sentence",
+        "Which words made it negative? “rude” and “dirty”, against “delicious”.",
+        {"text": networks.review_texts()[0]},
+    )
 
 
 def _wine(model: str) -> dict[str, Any]:
     reader = models[model].table
     assert reader is not None
-    return {
-        "model": model,
-        "title": "A table",
-        "text": "Which columns tell who grew this wine? The bars lead from the mean output to this one.",
-        "sample": 0,
-        "input": {"table": reader.write(networks.wine_rows()[:5])},
-    }
+    return _card(
+        model,
+        "A table",
+        "Which columns tell who grew this wine? The bars lead from the mean output to this one.",
+        {"table": reader.write(networks.wine_rows()[:5])},
+    )
 
 
 def _heartbeats(model: str) -> dict[str, Any]:
     reader = models[model].series
     assert reader is not None
-    return {
-        "model": model,
-        "title": "A time series",
-        "text": "One heartbeat comes too early: the network looks at that one.",
-        "sample": 0,
-        "input": {"series": reader.write(networks.heartbeat_series()[:1])},
-    }
+    return _card(
+        model,
+        "A time series",
+        "One heartbeat comes too early: the network looks at that one.",
+        {"series": reader.write(networks.heartbeat_series()[:1])},
+    )
 
 
 EXAMPLES = {"digits": _digit, "surfaces": _surfaces, "reviews": _reviews, "wine": _wine, "heartbeats": _heartbeats}
